@@ -1,0 +1,110 @@
+//! Holds an answer to JSON or a JSON Schema: which tokens may come next.
+
+use std::sync::Arc;
+
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::token::LlamaToken;
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{ApproximateTokEnv, SimpleVob, TokRxInfo, TokTrie};
+
+use crate::generate::Fault;
+use crate::prompt::{Code, Format, Refusal};
+
+/// Makes constraints for one vocabulary; building it takes some 100 ms, once.
+pub(super) struct Factory(ParserFactory);
+
+/// The rules for one answer.
+pub(super) struct Constraint(Matcher);
+
+impl Factory {
+    pub(super) fn new(model: &LlamaModel) -> Result<Factory, Fault> {
+        let environment = Arc::new(ApproximateTokEnv::new(trie(model)));
+        let mut factory = ParserFactory::new_simple(&(environment as _))
+            .map_err(|e| Fault::Broken(format!("the vocabulary can't be constrained: {e}")))?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Factory(factory))
+    }
+
+    /// The rules that a format asks for; none for text.
+    ///
+    /// # Errors
+    /// [`Fault::Unfit`] if the schema can't be satisfied or is not understood.
+    pub(super) fn constrain(&self, format: &Format) -> Result<Option<Constraint>, Fault> {
+        let schema = match format {
+            Format::Text => return Ok(None),
+            Format::Json => json!({"type": "object"}),
+            Format::Schema(schema) => schema.as_ref().clone(),
+        };
+        let grammar = TopLevelGrammar::from_json_schema(compact(schema));
+        let matcher = Matcher::new(self.0.create_parser(grammar));
+        match matcher.get_error() {
+            None => Ok(Some(Constraint(matcher))),
+            Some(error) => {
+                let message = format!("this schema can't be followed: {}", first_line(&error));
+                Err(Fault::Unfit(Refusal::field(Code::Invalid, "schema", message)))
+            }
+        }
+    }
+}
+
+impl Constraint {
+    /// The tokens that may come next; the end of the answer is among them when it may end.
+    pub(super) fn allowed(&mut self) -> Result<SimpleVob, Fault> {
+        self.0
+            .compute_mask_or_eos()
+            .map_err(|e| Fault::Broken(format!("the schema leads nowhere: {}", first_line(&e.to_string()))))
+    }
+
+    /// Takes note of the token that came.
+    pub(super) fn accept(&mut self, token: LlamaToken) -> Result<(), Fault> {
+        let token = u32::try_from(token.0).unwrap_or(u32::MAX);
+        self.0
+            .consume_token(token)
+            .map_err(|e| Fault::Broken(format!("the schema was left: {}", first_line(&e.to_string()))))
+    }
+
+    /// Whether nothing more can come.
+    pub(super) fn is_done(&self) -> bool {
+        self.0.is_stopped()
+    }
+}
+
+/// A tiny model fills flexible white space for ever: none is allowed unless the schema says so.
+fn compact(mut schema: Value) -> Value {
+    if let Value::Object(map) = &mut schema {
+        map.entry("x-guidance").or_insert_with(|| json!({"whitespace_flexible": false}));
+    }
+    schema
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// The vocabulary as a tree of bytes; control tokens are marked, so that no text matches them.
+fn trie(model: &LlamaModel) -> TokTrie {
+    let vocab = model.vocab();
+    let count = vocab.n_tokens();
+    let id = |token: LlamaToken| u32::try_from(token.0).unwrap_or(0);
+    let end = if vocab.eot().0 >= 0 { vocab.eot() } else { vocab.eos() };
+    let mut ends = vec![id(end)];
+    let mut words = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
+    for token in (0..count).map(LlamaToken) {
+        if vocab.is_eog(token) && token != end {
+            ends.push(id(token));
+        }
+        let text = vocab.token_to_piece(token, false, None);
+        if text.is_empty() {
+            let mut marked = vec![TokTrie::SPECIAL_TOKEN_MARKER];
+            marked.extend(vocab.token_to_piece(token, true, None));
+            words.push(marked);
+        } else {
+            words.push(text);
+        }
+    }
+    let info = TokRxInfo::new(u32::try_from(count).unwrap_or(0), id(end));
+    TokTrie::from(&info, &words).with_eos_tokens(&ends)
+}

@@ -1,0 +1,50 @@
+//! Stores a model's weights another way, once, so that this machine computes faster with them.
+
+use std::ffi::CString;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Weights {
+    /// 8 bits, blocks of 32: no loss was seen against `Q4_1`, and twice as fast to read prompts.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits, blocks of 32: the fastest; made from 4-bit weights it loses accuracy.
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+/// Writes `to` from `from`; `to` is complete or not there.
+///
+/// # Errors
+/// If the model can't be read, or the file not written.
+#[expect(unsafe_code, reason = "the safe API lacks quantization")]
+pub fn quantize(from: &Path, to: &Path, weights: Weights, threads: i32) -> anyhow::Result<()> {
+    let part = to.with_extension("part");
+    let path = |p: &Path| CString::new(p.to_str().unwrap_or_default());
+    let (source, target) = (path(from)?, path(&part)?);
+    if !from.is_file() {
+        bail!("there is no model file {}", from.display());
+    }
+    // SAFETY: it only returns a struct of defaults.
+    let mut params = unsafe { llama_cpp_sys_2::llama_model_quantize_default_params() };
+    params.nthread = threads;
+    params.allow_requantize = true;
+    params.ftype = match weights {
+        Weights::Q8_0 => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q8_0,
+        Weights::Q4_0 => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_0,
+    };
+    // SAFETY: both strings end with a zero byte and live through the call, as does `params`.
+    let code = unsafe {
+        llama_cpp_sys_2::llama_model_quantize(source.as_ptr(), target.as_ptr(), &raw const params)
+    };
+    if code != 0 {
+        let _ = std::fs::remove_file(&part);
+        bail!("llama.cpp could not convert {} (code {code})", from.display());
+    }
+    let written = std::fs::File::open(&part).and_then(|file| file.sync_all());
+    written.with_context(|| format!("{} can't be written", part.display()))?;
+    std::fs::rename(&part, to).with_context(|| format!("{} can't be written", to.display()))
+}

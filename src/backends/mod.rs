@@ -1,0 +1,8 @@
+//! What answers prompts.
+
+#[cfg(feature = "gguf")]
+pub mod gguf;
+pub mod sampler;
+pub mod scripted;
+pub mod text;
+pub mod supervise;

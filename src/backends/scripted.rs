@@ -1,0 +1,168 @@
+//! A model that follows a script instead of weights: for tests, simulations and `serve --dry`.
+//!
+//! It repeats the last message of the prompt word by word. Words in the prompt steer it:
+//! `/tokens=N` makes N pieces, `/delay-us=N` waits before each, `/fail=KIND` breaks before the
+//! first piece, `/fail=KIND@N` after piece N. Kinds are `away`, `crash` (ends the process, if
+//! this is an engine of its own), `hang` and `broken`.
+
+use std::time::Duration;
+
+use crate::generate::{BoxFuture, Fault, Finish, Generate, Out, Usage};
+use crate::limits::OUTPUT_TOKENS_MAX;
+use crate::model::{Capabilities, Identification, ModelContext, Runtime, Tokenizer};
+use crate::prompt::{Code, Format, Job, Refusal};
+
+/// The scripted model.
+pub struct Scripted {
+    context: ModelContext,
+    crash: Crash,
+}
+
+/// What `/fail=crash` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crash {
+    /// It is only reported.
+    Report,
+    /// The process ends at once.
+    Abort,
+}
+
+impl Scripted {
+    /// A scripted model of that name with `slots` answers at once.
+    pub fn new(name: &str, slots: u32, crash: Crash) -> Scripted {
+        let context = ModelContext {
+            identification: Identification {
+                name: name.to_owned(),
+                family: "scripted".to_owned(),
+                version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+                ..Identification::default()
+            },
+            capabilities: Capabilities {
+                context_tokens: 65_536,
+                max_output_tokens: OUTPUT_TOKENS_MAX,
+                modalities: vec!["text".to_owned()],
+                streaming: true,
+                ..Capabilities::default()
+            },
+            tokenizer: Tokenizer { kind: "words".to_owned(), ..Tokenizer::default() },
+            runtime: Runtime {
+                backend: "scripted".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                quantization: "none".to_owned(),
+                location: "device".to_owned(),
+                threads: 1,
+                slots,
+                ..Runtime::default()
+            },
+            ..ModelContext::default()
+        };
+        Scripted { context, crash }
+    }
+
+    async fn run(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+        if job.format != Format::Text {
+            let message = "a scripted model can't be held to JSON";
+            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)));
+        }
+        let prompt = job.messages.last().map_or("", |m| m.content.as_str());
+        let script = Script::read(prompt);
+        let most = job.sampling.max_tokens.unwrap_or(OUTPUT_TOKENS_MAX).min(OUTPUT_TOKENS_MAX);
+        let mut finish = Finish::Stop;
+        for n in 0..script.tokens {
+            if n >= most {
+                finish = Finish::Length;
+                break;
+            }
+            script.fail(n, out, self.crash).await?;
+            if !script.delay.is_zero() {
+                tokio::select! {
+                    () = tokio::time::sleep(script.delay) => {}
+                    () = out.gone() => return Err(Fault::Cancelled),
+                }
+            }
+            out.write(script.piece(n)).await.map_err(|_| Fault::Cancelled)?;
+        }
+        script.fail(script.tokens, out, self.crash).await?;
+        Ok(Usage {
+            finish,
+            prompt_tokens: u32::try_from(prompt.split_whitespace().count()).unwrap_or(u32::MAX),
+            cached_tokens: 0,
+            completion_tokens: out.written(),
+            chunks: out.written(),
+            prefill_ms: 0.0,
+            decode_ms: 0.0,
+            cost_usd: 0.0,
+            model: self.context.identification.name.clone(),
+            decision: None,
+        })
+    }
+}
+
+impl Generate for Scripted {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        Box::pin(self.run(job, out))
+    }
+
+    fn context(&self) -> &ModelContext {
+        &self.context
+    }
+}
+
+struct Script<'p> {
+    words: Vec<&'p str>,
+    tokens: u32,
+    delay: Duration,
+    fail: Option<(&'p str, u32)>,
+}
+
+impl<'p> Script<'p> {
+    fn read(prompt: &'p str) -> Script<'p> {
+        let mut script =
+            Script { words: Vec::new(), tokens: 0, delay: Duration::ZERO, fail: None };
+        let mut tokens = None;
+        for word in prompt.split_whitespace() {
+            if let Some(n) = word.strip_prefix("/tokens=") {
+                tokens = n.parse().ok();
+            } else if let Some(us) = word.strip_prefix("/delay-us=") {
+                script.delay = Duration::from_micros(us.parse().unwrap_or(0));
+            } else if let Some(how) = word.strip_prefix("/fail=") {
+                let (kind, at) = how.split_once('@').unwrap_or((how, "0"));
+                script.fail = Some((kind, at.parse().unwrap_or(0)));
+            } else {
+                script.words.push(word);
+            }
+        }
+        let words = u32::try_from(script.words.len()).unwrap_or(u32::MAX);
+        script.tokens = tokens.unwrap_or(words);
+        script
+    }
+
+    fn piece(&self, n: u32) -> String {
+        match self.words.get(n as usize % self.words.len().max(1)) {
+            Some(word) if n == 0 => (*word).to_owned(),
+            Some(word) => format!(" {word}"),
+            None => format!("{n} "),
+        }
+    }
+
+    async fn fail(&self, n: u32, out: &Out, crash: Crash) -> Result<(), Fault> {
+        let Some((kind, at)) = self.fail else { return Ok(()) };
+        if at != n {
+            return Ok(());
+        }
+        match (kind, crash) {
+            ("away", _) => Err(Fault::Away("as the script says".to_owned())),
+            ("crash", Crash::Report) => Err(Fault::Crashed("as the script says".to_owned())),
+            ("crash", Crash::Abort) => std::process::abort(),
+            ("hang", _) => {
+                out.gone().await;
+                Err(Fault::Cancelled)
+            }
+            (_, _) => Err(Fault::Broken("as the script says".to_owned())),
+        }
+    }
+}

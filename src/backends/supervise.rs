@@ -1,0 +1,213 @@
+//! Keeps one model server reachable: starts it, watches it, starts it again after a rest.
+
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rmcp::transport::async_rw::AsyncRwTransport;
+use tokio::process::{Child, Command};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::{Backend, Link};
+use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::health::Health;
+use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
+use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http};
+use crate::model::ModelContext;
+use crate::prompt::Job;
+use crate::registry::catalog::{Link as Entry, Server};
+
+/// Makes a backend of a catalog entry, and the task that keeps it alive until `stop`.
+pub fn supervise(
+    server: &Server,
+    stop: CancellationToken,
+) -> (Backend, impl Future<Output = ()> + Send + 'static) {
+    let (link, state) = watch::channel(Link::Down(Health::Starting));
+    let backend = Backend { server: server.name.clone(), reach: server.reach, link: state };
+    let keeper = Keeper { server: server.clone(), link };
+    (backend, keeper.run(stop))
+}
+
+struct Keeper {
+    server: Server,
+    link: watch::Sender<Link>,
+}
+
+/// A server that has been reached.
+struct Reached {
+    remote: Remote,
+    closed: Closed,
+    child: Option<Child>,
+}
+
+impl Keeper {
+    async fn run(self, stop: CancellationToken) {
+        let mut rest = REST_MIN;
+        // ends with the service
+        while !stop.is_cancelled() {
+            let started = now();
+            let reason = tokio::select! {
+                reason = self.once(&stop) => reason,
+                () = stop.cancelled() => return,
+            };
+            if stop.is_cancelled() {
+                return;
+            }
+            if started.elapsed() > REST_MAX {
+                rest = REST_MIN;
+            }
+            let server = &self.server.name;
+            tracing::warn!(server, reason, rest_ms = rest.as_millis(), "a model server went away");
+            self.link.send_replace(Link::Down(Health::Resting { reason }));
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = stop.cancelled() => return,
+            }
+            rest = (rest * 2).min(REST_MAX);
+        }
+    }
+
+    /// From start to end of one life of the server; says how it ended.
+    async fn once(&self, stop: &CancellationToken) -> String {
+        let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.reach()).await {
+            Ok(Ok(reached)) => reached,
+            Ok(Err(fault)) => return fault.to_string(),
+            Err(_) => return format!("it did not state its context in {ENGINE_LOAD_MAX:?}"),
+        };
+        let Reached { remote, closed, child } = reached;
+        let context = remote.context();
+        tracing::info!(
+            server = self.server.name,
+            model = context.identification.name,
+            load_ms = context.runtime.load_ms,
+            "a model is ready"
+        );
+        let trouble = Arc::new(Notify::new());
+        let watched = Watched { remote, trouble: Arc::clone(&trouble) };
+        self.link.send_replace(Link::Up(Arc::new(watched)));
+        let Some(mut child) = child else {
+            return tokio::select! {
+                () = closed.wait() => "the line was closed".to_owned(),
+                () = trouble.notified() => "a request failed".to_owned(),
+                () = stop.cancelled() => "stopped".to_owned(),
+            };
+        };
+        tokio::select! {
+            status = child.wait() => how_it_ended(status.ok()),
+            () = closed.wait() => {
+                match tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await {
+                    Ok(status) => how_it_ended(status.ok()),
+                    Err(_) => end(&mut child, "it closed its output").await,
+                }
+            }
+            () = trouble.notified() => end(&mut child, "it was silent for too long").await,
+            () = stop.cancelled() => {
+                // closes its input, which asks it to end by itself
+                self.link.send_replace(Link::Down(Health::Resting { reason: "stopping".to_owned() }));
+                let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
+                end(&mut child, "stopped").await
+            }
+        }
+    }
+
+    async fn reach(&self) -> Result<Reached, Fault> {
+        let patience = Patience {
+            silence: self.server.silence.unwrap_or(Patience::default().silence),
+        };
+        match &self.server.link {
+            Entry::Child { command, args, env } => {
+                let mut child = spawn(command, args, env)?;
+                let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+                    return Err(Fault::Away("the child has no pipes".to_owned()));
+                };
+                let line = AsyncRwTransport::new_client(output, input)
+                    .with_max_line_length(LINE_BYTES_MAX);
+                let reached = connect(line, patience).await;
+                match reached {
+                    Ok((remote, closed)) => Ok(Reached { remote, closed, child: Some(child) }),
+                    Err(fault) => {
+                        let left = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
+                        let ended = left.map(|status| how_it_ended(status.ok()));
+                        let ended = ended.unwrap_or_else(|_| "still runs".to_owned());
+                        Err(Fault::Away(format!("{fault}; {ended}; its own log says more")))
+                    }
+                }
+            }
+            Entry::Http { url, headers } => {
+                let (remote, closed) = connect_http(url, &headers.0, patience).await?;
+                Ok(Reached { remote, closed, child: None })
+            }
+        }
+    }
+}
+
+fn spawn(
+    command: &str,
+    args: &[String],
+    env: &std::collections::BTreeMap<String, String>,
+) -> Result<Child, Fault> {
+    let program = if command == "pilotlight" {
+        std::env::current_exe()
+            .map_err(|e| Fault::Away(format!("this program can't be found: {e}")))?
+    } else {
+        command.into()
+    };
+    Command::new(program)
+        .args(args)
+        .envs(env)
+        // an abort in llama.cpp must not attach a debugger
+        .env("GGML_NO_BACKTRACE", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        // a Ctrl-C at the terminal is ours to hand on
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| Fault::Away(format!("{command} can't be started: {e}")))
+}
+
+fn how_it_ended(status: Option<ExitStatus>) -> String {
+    match status {
+        Some(status) => format!("it ended by itself ({status})"),
+        None => "it ended".to_owned(),
+    }
+}
+
+async fn end(child: &mut Child, why: &str) -> String {
+    let _ = child.kill().await;
+    why.to_owned()
+}
+
+/// Tells the keeper when a request shows that the server must be started anew.
+struct Watched {
+    remote: Remote,
+    trouble: Arc<Notify>,
+}
+
+impl Generate for Watched {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        Box::pin(async move {
+            let result = self.remote.generate(job, out).await;
+            if let Err(Fault::Hung(_) | Fault::Crashed(_) | Fault::Away(_)) = &result {
+                self.trouble.notify_one();
+            }
+            result
+        })
+    }
+
+    fn context(&self) -> &ModelContext {
+        self.remote.context()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "measures how long a server lived")]
+fn now() -> Instant {
+    Instant::now()
+}
+

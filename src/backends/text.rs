@@ -1,0 +1,131 @@
+//! Turns the bytes of tokens into text: no character is split, and a stop string never shows.
+
+/// Collects bytes and gives back what may be shown.
+#[derive(Debug, Default)]
+pub struct TextOut {
+    /// The beginning of a character that is not whole yet: at most 3 bytes.
+    partial: Vec<u8>,
+    /// Text that may turn out to be the beginning of a stop string.
+    held: String,
+    stops: Vec<String>,
+    stopped: bool,
+}
+
+impl TextOut {
+    /// Ends before the first of `stops`.
+    pub fn new(stops: Vec<String>) -> TextOut {
+        TextOut { stops, ..TextOut::default() }
+    }
+
+    /// Whether a stop string has come.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Takes the bytes of one token and gives the text that may be shown by now.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        self.partial.extend_from_slice(bytes);
+        self.take_whole_characters();
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
+            self.held.truncate(at);
+            self.stopped = true;
+            return std::mem::take(&mut self.held);
+        }
+        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// What is left at the end of the answer.
+    pub fn finish(&mut self) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        let partial = std::mem::take(&mut self.partial);
+        self.held.push_str(&String::from_utf8_lossy(&partial));
+        std::mem::take(&mut self.held)
+    }
+
+    /// Moves whole characters from `partial` to `held`; bytes that can't be part of any character
+    /// become U+FFFD.
+    fn take_whole_characters(&mut self) {
+        let mut bytes = std::mem::take(&mut self.partial);
+        // bounded: each turn takes at least one byte off `bytes` or ends
+        loop {
+            match std::str::from_utf8(&bytes) {
+                Ok(text) => {
+                    self.held.push_str(text);
+                    return;
+                }
+                Err(e) => {
+                    let (good, rest) = bytes.split_at(e.valid_up_to());
+                    self.held.push_str(&String::from_utf8_lossy(good));
+                    let Some(bad) = e.error_len() else {
+                        self.partial = rest.to_vec();
+                        return;
+                    };
+                    self.held.push(char::REPLACEMENT_CHARACTER);
+                    bytes = rest[bad..].to_vec();
+                }
+            }
+        }
+    }
+}
+
+/// Length of the longest end of `text` that is a beginning of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let longest = stop.len().saturating_sub(1).min(text.len());
+    (1..=longest)
+        .rev()
+        .filter(|&n| text.is_char_boundary(text.len() - n))
+        .find(|&n| stop.as_bytes().starts_with(&text.as_bytes()[text.len() - n..]))
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(stops: &[&str], tokens: &[&[u8]], shown: &[&str], stopped: bool) {
+        let mut out = TextOut::new(stops.iter().map(|&s| s.to_owned()).collect());
+        let mut pieces: Vec<String> = tokens.iter().map(|token| out.push(token)).collect();
+        pieces.push(out.finish());
+        assert_eq!(pieces, shown, "{stops:?} {tokens:?}");
+        assert_eq!(out.is_stopped(), stopped, "{stops:?} {tokens:?}");
+    }
+
+    #[test]
+    fn characters_are_never_split() {
+        check(&[], &[b"a", "é".as_bytes()], &["a", "é", ""], false);
+        check(&[], &[&[0xC3], &[0xA9]], &["", "é", ""], false);
+        check(&[], &[&[0xF0, 0x9F], &[0x94], &[0xA5, b'!']], &["", "", "🔥!", ""], false);
+        check(&[], &[&[0xF0, 0x9F, 0x94]], &["", "\u{FFFD}"], false);
+        check(&[], &[&[0xFF, b'a', 0xC3]], &["\u{FFFD}a", "\u{FFFD}"], false);
+        check(&[], &[&[0xC3, b'a']], &["\u{FFFD}a", ""], false);
+    }
+
+    #[test]
+    fn stop_strings_never_show() {
+        check(&["\n"], &[b"one", b"\ntwo"], &["one", "", ""], true);
+        check(&["END"], &[b"a E", b"N", b"D b"], &["a ", "", "", ""], true);
+        check(&["END"], &[b"a E", b"N", b"A"], &["a ", "", "ENA", ""], false);
+        check(&["END"], &[b"a EN"], &["a ", "EN"], false);
+        check(&["aab"], &[b"aaa", b"ab!"], &["a", "a", ""], true);
+        check(&["xy", "y"], &[b"axy"], &["a", ""], true);
+        check(&["é"], &[&[0xC3], &[0xA9], b"x"], &["", "", "", ""], true);
+    }
+
+    #[test]
+    fn split_anywhere_the_text_is_the_same() {
+        let text = "naïve 🔥 stop STOP after";
+        for at in 0..text.len() {
+            let mut out = TextOut::new(vec!["STOP".to_owned()]);
+            let (one, two) = text.as_bytes().split_at(at);
+            let shown = out.push(one) + &out.push(two) + &out.finish();
+            assert_eq!(shown, "naïve 🔥 stop ", "split at {at}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! `ask`: a prompt as an application would send it, the answer as it comes, the decision record.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use clap::Args;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::{DONE, NOT_ANSWERED};
+use crate::bus::{self, Line, Outgoing};
+use crate::config::Config;
+use crate::daemon::{Core, line_options};
+use crate::ingress::answers;
+use crate::ingress::mqtt::topics::Topics;
+use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX};
+use crate::prompt::{Class, Mode};
+use crate::wire::{self, AskFormat, Reply, Status};
+
+/// How long the broker may take to be reached.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(super) struct Ask {
+    /// The prompt.
+    prompt: String,
+    /// Answer here, without the service and the broker.
+    #[arg(long)]
+    local: bool,
+    /// Hold the answer to this JSON Schema.
+    #[arg(long, value_name = "JSON")]
+    schema: Option<String>,
+    /// Hold the answer to a JSON object.
+    #[arg(long = "json-answer")]
+    json_answer: bool,
+    /// Most tokens of the answer.
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// 0 is greedy.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Makes sampling repeatable.
+    #[arg(long)]
+    seed: Option<u32>,
+    /// Milliseconds for the answer.
+    #[arg(long, value_name = "MS", default_value_t = 60_000)]
+    deadline_ms: u64,
+    /// The one model that shall answer.
+    #[arg(long)]
+    model: Option<String>,
+    /// Print the reply as JSON and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ask {
+    pub(super) async fn run(self, config: Config) -> anyhow::Result<u8> {
+        let ask = self.wire()?;
+        let reply = if self.local {
+            self.ask_here(ask, config).await?
+        } else {
+            self.ask_service(ask, &config).await?
+        };
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&reply)?);
+        } else {
+            println!();
+            self.print_record(&reply)?;
+        }
+        Ok(if reply.status == Status::Ok { DONE } else { NOT_ANSWERED })
+    }
+
+    fn wire(&self) -> anyhow::Result<wire::Ask> {
+        let schema = self.schema.as_deref().map(serde_json::from_str).transpose();
+        Ok(wire::Ask {
+            id: Some(format!("cli-{}-{:x}", std::process::id(), fastrand::u64(..))),
+            prompt: Some(self.prompt.clone()),
+            schema: schema.context("--schema is no JSON")?,
+            format: self.json_answer.then_some(AskFormat::Json),
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            seed: self.seed,
+            deadline_ms: Some(self.deadline_ms),
+            class: Some(Class::Interactive),
+            mode: Some(Mode::PreferLocal),
+            model: self.model.clone(),
+            stream: Some(true),
+            ..wire::Ask::default()
+        })
+    }
+
+    fn show(&self, piece: &str) -> anyhow::Result<()> {
+        if !self.json {
+            let mut out = std::io::stdout();
+            out.write_all(piece.as_bytes())?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// What the service does, in this process.
+    async fn ask_here(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
+        let id = ask.id.clone();
+        let job = ask.check("cli", &config.catalog)?;
+        let format = job.format.clone();
+        let core = Core::start(&config.catalog);
+        if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
+            bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
+        }
+        let mut answer = core.dispatch.submit(job)?;
+        let mut text = String::new();
+        while let Some(chunk) = answer.next().await {
+            self.show(&chunk.text)?;
+            text.push_str(&chunk.text);
+        }
+        let end = answer.end().await;
+        core.stop().await;
+        Ok(answers::reply(id, &format, text, end))
+    }
+
+    async fn ask_service(&self, ask: wire::Ask, config: &Config) -> anyhow::Result<Reply> {
+        let Some(mqtt) = &config.mqtt else {
+            bail!("the configuration has no broker; use --local, or set pilotlight.mqtt.url");
+        };
+        let app = format!("cli-{}", std::process::id());
+        let topics = Topics::new(&mqtt.prefix, &config.device, Vec::new());
+        let mut options = line_options(mqtt, format!("pilotlight-{app}"))?;
+        options.filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];
+        let stop = CancellationToken::new();
+        let (line, mut inbox, driver) = bus::open(options, stop.clone());
+        let work = async {
+            self.wait_for_line(&line, &mqtt.host, mqtt.port).await?;
+            let id = ask.id.clone();
+            let request = Outgoing {
+                topic: topics.request(&app),
+                payload: serde_json::to_vec(&ask)?.into(),
+                correlation: id.clone().map(Bytes::from),
+                retain: false,
+            };
+            let _sent = line.publish(request).map_err(|_| anyhow::anyhow!("nothing could be sent"))?;
+            let patience = Duration::from_millis(self.deadline_ms) + DEADLINE_GRACE;
+            let read = self.read(&mut inbox, &topics, &app);
+            tokio::time::timeout(patience, read).await.with_context(|| {
+                format!("no answer in {patience:?}; is the service running as device {:?}?", config.device)
+            })?
+        };
+        let reply = tokio::select! {
+            reply = work => reply,
+            () = driver => bail!("the line to the broker ended"),
+        };
+        stop.cancel();
+        reply
+    }
+
+    async fn wait_for_line(&self, line: &bus::Bus, host: &str, port: u16) -> anyhow::Result<()> {
+        let mut state = line.line();
+        let up = tokio::time::timeout(CONNECT_MAX, state.wait_for(|line| *line == Line::Up)).await;
+        if matches!(up, Ok(Ok(_))) {
+            return Ok(());
+        }
+        let why = match &*line.line().borrow() {
+            Line::Down(why) => why.clone(),
+            Line::Up => String::new(),
+        };
+        bail!("no broker answers at {host}:{port} ({why}); is the service running?")
+    }
+
+    async fn read(
+        &self,
+        inbox: &mut tokio::sync::mpsc::Receiver<bus::Message>,
+        topics: &Topics,
+        app: &str,
+    ) -> anyhow::Result<Reply> {
+        while let Some(message) = inbox.recv().await {
+            let payload = message.payload.unwrap_or_default();
+            if message.topic == topics.reply(app) {
+                return serde_json::from_slice(&payload).context("the reply can't be understood");
+            }
+            let value: Value = serde_json::from_slice(&payload).unwrap_or_default();
+            if message.topic == topics.status() && value["state"] == "offline" {
+                bail!("the service is offline; start it with: pilotlight serve");
+            }
+            if message.topic == topics.stream(app) {
+                self.show(value["text"].as_str().unwrap_or_default())?;
+            }
+        }
+        bail!("the line to the broker ended")
+    }
+
+    fn print_record(&self, reply: &Reply) -> anyhow::Result<()> {
+        if let Some(error) = &reply.error {
+            eprintln!("{:?}: {}: {}", reply.status, error.code, error.message);
+        }
+        let record = serde_json::json!({
+            "status": reply.status,
+            "finish": reply.finish,
+            "source": reply.source,
+            "decision": reply.decision,
+            "usage": reply.usage,
+            "timing": reply.timing,
+        });
+        println!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
+        Ok(())
+    }
+}

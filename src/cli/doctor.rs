@@ -1,0 +1,128 @@
+//! `doctor`: looks at this machine and its configuration and says what is missing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{DONE, NOT_READY};
+use crate::config::{self, Config};
+use crate::device::memory;
+use crate::registry::catalog::Link;
+
+/// One thing that was looked at.
+struct Finding {
+    what: &'static str,
+    good: bool,
+    said: String,
+}
+
+pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
+    let mut findings = vec![machine(), memory(), pressure()];
+    let config = config::variables().and_then(|variables| config::load(path, &variables));
+    match config {
+        Ok(config) => {
+            findings.push(configuration(&config));
+            findings.extend(models(&config));
+            findings.push(broker(&config).await);
+        }
+        Err(mistakes) => findings.extend(mistakes.iter().map(|mistake| Finding {
+            what: "configuration",
+            good: false,
+            said: mistake.to_string(),
+        })),
+    }
+    let good = findings.iter().all(|finding| finding.good);
+    if json {
+        let all: Vec<_> = findings
+            .iter()
+            .map(|f| json!({"what": f.what, "good": f.good, "said": f.said}))
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        for Finding { what, good, said } in &findings {
+            println!("{} {what}: {said}", if *good { "ok  " } else { "look" });
+        }
+    }
+    Ok(if good { DONE } else { NOT_READY })
+}
+
+fn machine() -> Finding {
+    let os = sysinfo::System::long_os_version().unwrap_or_else(|_| "unknown system".to_owned());
+    let kernel = sysinfo::System::kernel_version().unwrap_or_default();
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let said = format!("{os}, kernel {kernel}, {}, {processors} processor(s)", std::env::consts::ARCH);
+    Finding { what: "machine", good: true, said }
+}
+
+fn memory() -> Finding {
+    match memory::read() {
+        Some(memory) => Finding {
+            what: "memory",
+            good: memory.available > 256 << 20,
+            said: format!("{} of {} MiB available", memory.available >> 20, memory.total >> 20),
+        },
+        None => Finding { what: "memory", good: false, said: "can't be read".to_owned() },
+    }
+}
+
+/// Pressure stall information is off on Raspberry Pi OS by default.
+fn pressure() -> Finding {
+    let there = Path::new("/proc/pressure/memory").exists();
+    let said = if there {
+        "the kernel reports pressure stalls".to_owned()
+    } else {
+        "the kernel reports no pressure stalls; add psi=1 to its command line".to_owned()
+    };
+    Finding { what: "pressure", good: true, said }
+}
+
+fn configuration(config: &Config) -> Finding {
+    let shown = config.path.display();
+    match config.warnings.first() {
+        Some(warning) => Finding { what: "configuration", good: false, said: format!("{shown}: {warning}") },
+        None => Finding { what: "configuration", good: true, said: format!("{shown} has no mistakes") },
+    }
+}
+
+/// Whether the files that engines are to load are there and could fit.
+fn models(config: &Config) -> Vec<Finding> {
+    let available = memory::read().map_or(u64::MAX, |memory| memory.available);
+    let file_of = |link: &Link| match link {
+        Link::Child { args, .. } => {
+            args.iter().skip_while(|arg| *arg != "--gguf").nth(1).map(std::path::PathBuf::from)
+        }
+        Link::Http { .. } => None,
+    };
+    let look = |path: std::path::PathBuf| match std::fs::metadata(&path) {
+        Ok(meta) if meta.len() < available => {
+            let said = format!("{}, {} MiB", path.display(), meta.len() >> 20);
+            Finding { what: "model", good: true, said }
+        }
+        Ok(meta) => {
+            let said = format!("{} has {} MiB and does not fit into memory", path.display(), meta.len() >> 20);
+            Finding { what: "model", good: false, said }
+        }
+        Err(error) => {
+            let said = format!("{} can't be read: {error}", path.display());
+            Finding { what: "model", good: false, said }
+        }
+    };
+    config.catalog.servers.iter().filter_map(|s| file_of(&s.link)).map(look).collect()
+}
+
+async fn broker(config: &Config) -> Finding {
+    let what = "broker";
+    let Some(mqtt) = &config.mqtt else {
+        return Finding { what, good: true, said: "off".to_owned() };
+    };
+    let place = (mqtt.host.as_str(), mqtt.port);
+    let connect = tokio::net::TcpStream::connect(place);
+    let reached = matches!(tokio::time::timeout(Duration::from_secs(3), connect).await, Ok(Ok(_)));
+    let said = match (reached, config.broker.is_some()) {
+        (true, _) => format!("{}:{} answers", mqtt.host, mqtt.port),
+        (false, true) => "embedded; it answers while the service runs".to_owned(),
+        (false, false) => format!("{}:{} does not answer", mqtt.host, mqtt.port),
+    };
+    Finding { what, good: reached || config.broker.is_some(), said }
+}

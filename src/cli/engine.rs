@@ -1,0 +1,107 @@
+//! `engine`: one model as an MCP server on standard input and output; `mcp`: the whole service so.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use rmcp::transport::async_rw::AsyncRwTransport;
+
+use crate::backends::scripted::{Crash, Scripted};
+use crate::config::Config;
+use crate::daemon::Core;
+use crate::generate::Generate;
+use crate::ingress::mcp::Whole;
+use crate::limits::LINE_BYTES_MAX;
+use crate::mcp::server::{One, Shelf, serve};
+
+#[derive(Debug, Args)]
+pub(super) struct Engine {
+    /// A GGUF file.
+    #[arg(long, value_name = "FILE", required_unless_present = "scripted")]
+    gguf: Option<PathBuf>,
+    /// A scripted model of this name instead of a file.
+    #[arg(long, value_name = "NAME", conflicts_with = "gguf")]
+    scripted: Option<String>,
+    /// The name by which the model is asked for.
+    #[arg(long)]
+    name: Option<String>,
+    /// Most tokens of prompt and answer together.
+    #[arg(long, default_value_t = 2048)]
+    context: u32,
+    /// Threads that read prompts; 0 is all processors.
+    #[arg(long, default_value_t = 0)]
+    threads: u32,
+    /// Threads that write answers.
+    #[arg(long, default_value_t = 1)]
+    decode_threads: u32,
+    /// Layers on the accelerator, if one is built in.
+    #[arg(long, default_value_t = 0)]
+    gpu_layers: u32,
+    /// Prompts that a scripted model answers at once.
+    #[arg(long, default_value_t = 4)]
+    slots: u32,
+}
+
+impl Engine {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        go_with_the_parent()?;
+        be_first_to_be_killed();
+        let generate: Arc<dyn Generate> = match &self.scripted {
+            Some(name) => Arc::new(Scripted::new(name, self.slots, Crash::Abort)),
+            None => self.open().await?,
+        };
+        on_stdio(Arc::new(One(generate))).await
+    }
+
+    #[cfg(feature = "gguf")]
+    async fn open(self) -> anyhow::Result<Arc<dyn Generate>> {
+        let options = crate::backends::gguf::Options {
+            path: self.gguf.context("--gguf is needed")?,
+            name: self.name,
+            context_tokens: self.context,
+            threads: self.threads,
+            decode_threads: self.decode_threads,
+            gpu_layers: self.gpu_layers,
+        };
+        Ok(Arc::new(crate::backends::gguf::Gguf::open(options).await?))
+    }
+
+    #[cfg(not(feature = "gguf"))]
+    #[expect(clippy::unused_async, reason = "its twin loads a model")]
+    async fn open(self) -> anyhow::Result<Arc<dyn Generate>> {
+        let _ = (self.name, self.context, self.threads, self.decode_threads, self.gpu_layers);
+        Err(anyhow::anyhow!("this build has no GGUF engine")).context("engine --gguf")
+    }
+}
+
+/// The whole service on standard input and output.
+pub(super) async fn whole(config: Config) -> anyhow::Result<()> {
+    let core = Core::start(&config.catalog);
+    let whole = Whole::new(core.dispatch.clone(), Arc::new(config.catalog));
+    let served = on_stdio(Arc::new(whole)).await;
+    core.stop().await;
+    served
+}
+
+async fn on_stdio<S: Shelf>(shelf: Arc<S>) -> anyhow::Result<()> {
+    let (input, output) = rmcp::transport::stdio_pipes();
+    let line = AsyncRwTransport::new_server(input, output).with_max_line_length(LINE_BYTES_MAX);
+    let service = serve(shelf, line).await?;
+    service.waiting().await.context("the MCP service ended badly")?;
+    Ok(())
+}
+
+/// An engine without its service would hold memory for nothing.
+fn go_with_the_parent() -> anyhow::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL).context("the parent's death can't be watched")
+}
+
+/// When memory runs out the engine goes, not the service that can start it again.
+fn be_first_to_be_killed() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "700") {
+        tracing::debug!(%error, "the kernel does not take an out-of-memory score");
+    }
+}

@@ -1,0 +1,215 @@
+//! The command line: what can be asked of the one binary, and the commands that are not the
+//! service itself.
+
+mod ask;
+mod doctor;
+mod engine;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{self, Config};
+use crate::daemon;
+use crate::registry::catalog::Mistake;
+
+/// It worked.
+pub const DONE: u8 = 0;
+/// Something broke.
+pub const BROKE: u8 = 1;
+/// The command line or the configuration is wrong.
+pub const WRONG: u8 = 2;
+/// The service is there and not ready, or not there.
+pub const NOT_READY: u8 = 3;
+/// The prompt was not answered.
+pub const NOT_ANSWERED: u8 = 4;
+
+/// A small flame that is always on: a tiny language model on the device, the cloud only when it
+/// must be.
+#[derive(Debug, Parser)]
+#[command(name = "pilotlight", version, after_help = AFTER)]
+pub struct Line {
+    /// Path of mcp.json; else $PILOTLIGHT_CONFIG, else ./mcp.json.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER: &str = "Exit codes: 0 it worked, 1 something broke, 2 the command line or the \
+                     configuration is wrong, 3 the service is not ready, 4 the prompt was not \
+                     answered.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve {
+        /// Answer with a scripted model instead of the configured ones.
+        #[arg(long)]
+        dry: bool,
+    },
+    /// Ask a prompt and print the answer as it comes.
+    Ask(ask::Ask),
+    /// Show how the running service is.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check an mcp.json and name every mistake in it.
+    Check {
+        /// The file; else the one of --config.
+        file: Option<PathBuf>,
+    },
+    /// Look at this machine and say what is missing.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Be an MCP server on standard input and output.
+    Mcp,
+    /// Work with model files.
+    #[command(subcommand)]
+    Model(Model),
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// One model in this process, as an MCP server on standard input and output.
+    #[command(hide = true)]
+    Engine(engine::Engine),
+}
+
+#[derive(Debug, Subcommand)]
+enum Model {
+    /// Store a GGUF model's weights another way, once, so that this machine is faster with it.
+    Quantize(Quantize),
+}
+
+#[derive(Debug, Args)]
+struct Quantize {
+    /// The model.
+    from: PathBuf,
+    /// The file to write; complete or not there.
+    to: PathBuf,
+    /// How the weights are stored.
+    #[cfg(feature = "gguf")]
+    #[arg(long, default_value = "q8_0")]
+    weights: crate::backends::gguf::quantize::Weights,
+}
+
+impl Line {
+    /// Whether this process speaks MCP on its standard output, or is a short command: less is
+    /// logged.
+    pub fn is_quiet(&self) -> bool {
+        match self.command {
+            Command::Serve { .. } | Command::Engine(_) => false,
+            Command::Ask(_)
+            | Command::Status { .. }
+            | Command::Check { .. }
+            | Command::Doctor { .. }
+            | Command::Mcp
+            | Command::Model(_)
+            | Command::Completions { .. } => true,
+        }
+    }
+
+    /// Whether one thread is enough: engines bring their own.
+    pub fn is_small(&self) -> bool {
+        !matches!(self.command, Command::Serve { .. } | Command::Mcp)
+    }
+
+    /// Carries the command out.
+    ///
+    /// # Errors
+    /// What the operator must know.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let path = self.config.as_deref();
+        let code = match self.command {
+            Command::Serve { dry } => {
+                let Some(config) = loaded(path) else { return Ok(ExitCode::from(WRONG)) };
+                let config = if dry { config::dry(config) } else { config };
+                daemon::run(config).await?;
+                DONE
+            }
+            Command::Ask(ask) => {
+                let Some(config) = loaded(path) else { return Ok(ExitCode::from(WRONG)) };
+                ask.run(config).await?
+            }
+            Command::Status { json } => {
+                let Some(config) = loaded(path) else { return Ok(ExitCode::from(WRONG)) };
+                status::run(&config, json).await?
+            }
+            Command::Check { file } => check(file.as_deref().or(path)),
+            Command::Doctor { json } => doctor::run(path, json).await?,
+            Command::Mcp => {
+                let Some(config) = loaded(path) else { return Ok(ExitCode::from(WRONG)) };
+                engine::whole(config).await?;
+                DONE
+            }
+            Command::Model(Model::Quantize(quantize)) => {
+                quantize.run()?;
+                DONE
+            }
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Line::command(), "pilotlight", &mut std::io::stdout());
+                DONE
+            }
+            Command::Engine(engine) => {
+                engine.run().await?;
+                DONE
+            }
+        };
+        Ok(ExitCode::from(code))
+    }
+}
+
+/// The configuration, or every mistake in it on standard error.
+fn loaded(path: Option<&std::path::Path>) -> Option<Config> {
+    let config = config::variables().and_then(|variables| config::load(path, &variables));
+    match config {
+        Ok(config) => {
+            tell("warning", &config.warnings);
+            Some(config)
+        }
+        Err(mistakes) => {
+            tell("error", &mistakes);
+            None
+        }
+    }
+}
+
+fn tell(kind: &str, mistakes: &[Mistake]) {
+    for mistake in mistakes {
+        eprintln!("{kind}: {mistake}");
+    }
+}
+
+fn check(path: Option<&std::path::Path>) -> u8 {
+    let Some(config) = loaded(path) else { return WRONG };
+    let count = config.catalog.servers.len();
+    println!("{}: no mistakes, {count} model server(s)", config.path.display());
+    DONE
+}
+
+impl Quantize {
+    #[cfg(feature = "gguf")]
+    fn run(self) -> anyhow::Result<()> {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = i32::try_from(threads).context("more processors than can be counted")?;
+        crate::backends::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
+        println!("{}", self.to.display());
+        Ok(())
+    }
+
+    #[cfg(not(feature = "gguf"))]
+    fn run(self) -> anyhow::Result<()> {
+        let _ = (self.from, self.to);
+        Err(anyhow::anyhow!("this build has no GGUF engine")).context("model quantize")
+    }
+}

@@ -1,0 +1,60 @@
+//! `status`: how the running service is, from its HTTP door.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use serde_json::Value;
+
+use super::{DONE, NOT_READY};
+use crate::config::Config;
+
+pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
+    let Some(http) = &config.http else {
+        bail!("the HTTP door is off, and status asks there; set PILOTLIGHT_HTTP");
+    };
+    let addr = http.listen;
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
+    let answer = client.get(format!("http://{addr}/readyz")).send().await;
+    let Ok(answer) = answer else {
+        eprintln!("no service answers at {addr}");
+        return Ok(NOT_READY);
+    };
+    let state: Value = answer.json().await?;
+    if json {
+        println!("{state:#}");
+    } else {
+        print(&state, &addr.to_string());
+    }
+    Ok(if state["ready"] == true { DONE } else { NOT_READY })
+}
+
+fn print(state: &Value, addr: &str) {
+    let ready = if state["ready"] == true { "ready" } else { "not ready" };
+    println!("pilotlight {} at {addr}: {ready}", text(&state["version"]));
+    println!("jobs: {} waiting, {} running", state["waiting"], state["running"]);
+    if state["mqtt"].is_object() {
+        println!("broker: {} {}", text(&state["mqtt"]["state"]), text(&state["mqtt"]["reason"]));
+    }
+    for server in state["servers"].as_array().into_iter().flatten() {
+        let health = &server["health"];
+        let (name, place) = (text(&server["server"]), text(&server["where"]));
+        println!("{name} ({place}): {} {}", text(&health["state"]), text(&health["reason"]));
+        let runtime = &server["model"]["runtime"];
+        if runtime.is_object() {
+            println!(
+                "  {} {} on {}, {} MiB, prefill {} and decode {} tokens/s, loaded in {} ms",
+                text(&server["model"]["identification"]["name"]),
+                text(&runtime["quantization"]),
+                text(&runtime["backend"]),
+                runtime["memory_bytes"].as_u64().unwrap_or(0) >> 20,
+                runtime["prefill_tokens_per_s"],
+                runtime["decode_tokens_per_s"],
+                runtime["load_ms"],
+            );
+        }
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

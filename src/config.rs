@@ -1,0 +1,331 @@
+//! The environment, `.env` and `mcp.json` into one checked configuration, or every mistake.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::ingress::http::Guard;
+use crate::limits::CONFIG_BYTES_MAX;
+use crate::registry::catalog::{self, Catalog, Mistake, Secret};
+use crate::registry::expand::Variables;
+use crate::tls;
+use crate::wire::is_name;
+
+/// What the variables of the environment mean; all else that starts with `PILOTLIGHT_` is a
+/// mistake.
+pub const VARIABLES: [(&str, &str); 9] = [
+    ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
+    ("PILOTLIGHT_DEVICE", "name of this device in topics (default: the host's name)"),
+    ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
+    ("PILOTLIGHT_MQTT_USERNAME", "user name at the broker"),
+    ("PILOTLIGHT_MQTT_PASSWORD", "password at the broker"),
+    ("PILOTLIGHT_BROKER", "where the embedded broker listens (default: 127.0.0.1:1883)"),
+    ("PILOTLIGHT_HTTP", "where the HTTP door listens (default: 127.0.0.1:8080), or off"),
+    ("PILOTLIGHT_HTTP_TOKEN", "bearer token that HTTP clients must show"),
+    ("PILOTLIGHT_LOG", "what is logged, such as info or pilotlight=debug"),
+];
+
+/// Everything that the service needs to start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// Models and tasks.
+    pub catalog: Catalog,
+    /// This device's name.
+    pub device: String,
+    /// The broker, if there is to be a line to one.
+    pub mqtt: Option<Mqtt>,
+    /// Where the embedded broker listens, if it is wanted.
+    pub broker: Option<SocketAddr>,
+    /// The HTTP door, if there is to be one.
+    pub http: Option<Http>,
+    /// What looks wrong and is no mistake.
+    pub warnings: Vec<Mistake>,
+}
+
+/// The line to the broker.
+#[derive(Debug, Clone)]
+pub struct Mqtt {
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Encryption.
+    pub tls: Option<tls::Files>,
+    /// First level of every topic.
+    pub prefix: String,
+    /// User name and password.
+    pub credentials: Option<(String, Secret<String>)>,
+    /// Further topics that a response may be sent to.
+    pub response_prefixes: Vec<String>,
+}
+
+/// The HTTP door.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Who may come in.
+    pub guard: Guard,
+}
+
+/// The variables of `.env` in this folder, overridden by those of the environment.
+///
+/// # Errors
+/// If `.env` is there and can't be read.
+pub fn variables() -> Result<Variables, Vec<Mistake>> {
+    let mut variables = Variables::new();
+    match dotenvy::from_path_iter(".env") {
+        Ok(lines) => {
+            for line in lines {
+                let (name, value) = line.map_err(|e| one(".env", e.to_string()))?;
+                variables.insert(name, value);
+            }
+        }
+        Err(error) if error.not_found() => {}
+        Err(error) => return Err(one(".env", error.to_string())),
+    }
+    variables.extend(std::env::vars());
+    Ok(variables)
+}
+
+/// Reads the file that `PILOTLIGHT_CONFIG` names, or `path`.
+///
+/// # Errors
+/// Every mistake that could be found.
+pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mistake>> {
+    let path = path.map(Path::to_owned).unwrap_or_else(|| {
+        variables.get("PILOTLIGHT_CONFIG").map_or_else(|| "mcp.json".into(), PathBuf::from)
+    });
+    let shown = path.display().to_string();
+    let size = std::fs::metadata(&path).map_err(|e| {
+        one(&shown, format!("can't be read: {e}; start from the example mcp.json"))
+    })?;
+    if size.len() > CONFIG_BYTES_MAX {
+        return Err(one(&shown, format!("is larger than {CONFIG_BYTES_MAX} bytes")));
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| one(&shown, format!("can't be read: {e}")))?;
+    let mut mistakes = Vec::new();
+    let catalog = catalog::read(&text, variables).unwrap_or_else(|found| {
+        mistakes.extend(found);
+        Catalog::default()
+    });
+    let warnings = looks_secret(&text);
+    let mut reader = Reader { variables, mistakes };
+    let config = reader.config(path, catalog, warnings);
+    if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
+}
+
+fn one(path: &str, message: String) -> Vec<Mistake> {
+    vec![Mistake { path: path.to_owned(), message }]
+}
+
+struct Reader<'v> {
+    variables: &'v Variables,
+    mistakes: Vec<Mistake>,
+}
+
+impl Reader<'_> {
+    fn config(&mut self, path: PathBuf, catalog: Catalog, warnings: Vec<Mistake>) -> Config {
+        self.check_names();
+        let device = self.device(&catalog);
+        let (mqtt, broker) = self.mqtt(&catalog);
+        let http = self.http(&catalog);
+        Config { path, device, mqtt, broker, http, catalog, warnings }
+    }
+
+    fn get(&self, name: &str) -> Option<String> {
+        self.variables.get(name).filter(|value| !value.is_empty()).cloned()
+    }
+
+    fn mistake(&mut self, path: &str, message: impl Into<String>) {
+        self.mistakes.push(Mistake { path: path.to_owned(), message: message.into() });
+    }
+
+    fn check_names(&mut self) {
+        let known = |name: &str| VARIABLES.iter().any(|(known, _)| *known == name);
+        let unknown: Vec<String> = self
+            .variables
+            .keys()
+            .filter(|name| name.starts_with("PILOTLIGHT_") && !known(name))
+            .cloned()
+            .collect();
+        for name in unknown {
+            let all: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
+            self.mistake(&name, format!("is not known; there are: {}", all.join(", ")));
+        }
+    }
+
+    fn device(&mut self, catalog: &Catalog) -> String {
+        let host = || {
+            let name = sysinfo::System::host_name().ok()?;
+            name.split('.').next().map(str::to_owned)
+        };
+        let name = self.get("PILOTLIGHT_DEVICE").or_else(|| catalog.device.name.clone()).or_else(host);
+        let name = name.unwrap_or_else(|| "device".to_owned());
+        if !is_name(&name) {
+            let message = format!("{name:?} can't stand in a topic; use [A-Za-z0-9_-]{{1,64}}");
+            self.mistake("pilotlight.device.name", message);
+        }
+        name
+    }
+
+    /// A value, or the credential of that name that systemd gives us.
+    fn secret(&mut self, path: &str, value: Option<String>) -> Option<String> {
+        let value = value?;
+        let Some(name) = value.strip_prefix("cred:") else { return Some(value) };
+        let folder = self.get("CREDENTIALS_DIRECTORY").unwrap_or_default();
+        match std::fs::read_to_string(Path::new(&folder).join(name)) {
+            Ok(text) if !name.contains('/') => Some(text.trim_end().to_owned()),
+            Ok(_) | Err(_) => {
+                self.mistake(path, format!("there is no credential {name:?} in $CREDENTIALS_DIRECTORY"));
+                None
+            }
+        }
+    }
+
+    fn mqtt(&mut self, catalog: &Catalog) -> (Option<Mqtt>, Option<SocketAddr>) {
+        let part = &catalog.mqtt;
+        let default = if cfg!(feature = "embedded-broker") { "embedded" } else { "off" };
+        let url = self.get("PILOTLIGHT_MQTT").or_else(|| part.url.clone());
+        let url = url.unwrap_or_else(|| default.to_owned());
+        let broker = if url == "embedded" { self.broker() } else { None };
+        let place = match (url.as_str(), broker) {
+            ("off", _) | ("embedded", None) => None,
+            ("embedded", Some(addr)) => Some((addr.ip().to_string(), addr.port(), false)),
+            (url, _) => self.broker_url(url),
+        };
+        let Some((host, port, encrypted)) = place else { return (None, broker) };
+        let files = tls::Files { ca: part.ca.clone(), cert: part.cert.clone(), key: part.key.clone() };
+        if !encrypted && files != tls::Files::default() {
+            self.mistake("pilotlight.mqtt", "certificates are given and the url is not mqtts://");
+        }
+        let username = self.get("PILOTLIGHT_MQTT_USERNAME").or_else(|| part.username.clone());
+        let password = self.get("PILOTLIGHT_MQTT_PASSWORD").or_else(|| part.password.clone().map(|p| p.0));
+        let password = self.secret("pilotlight.mqtt.password", password);
+        let prefix = part.prefix.clone().unwrap_or_else(|| "pilotlight".to_owned());
+        if prefix.is_empty() || prefix.contains(['+', '#', '\0']) || prefix.starts_with(['$', '/']) || prefix.ends_with('/') {
+            self.mistake("pilotlight.mqtt.prefix", format!("{prefix:?} can't begin a topic"));
+        }
+        let mqtt = Mqtt {
+            host,
+            port,
+            tls: encrypted.then_some(files),
+            prefix,
+            credentials: username.map(|user| (user, Secret(password.unwrap_or_default()))),
+            response_prefixes: part.response_prefixes.clone(),
+        };
+        (Some(mqtt), broker)
+    }
+
+    fn broker(&mut self) -> Option<SocketAddr> {
+        if !cfg!(feature = "embedded-broker") {
+            self.mistake("pilotlight.mqtt.url", "this build has no embedded broker; give the address of one");
+            return None;
+        }
+        let listen = self.get("PILOTLIGHT_BROKER").unwrap_or_else(|| "127.0.0.1:1883".to_owned());
+        match listen.parse() {
+            Ok(addr) => Some(addr),
+            Err(_) => {
+                self.mistake("PILOTLIGHT_BROKER", format!("{listen:?} is no address with a port"));
+                None
+            }
+        }
+    }
+
+    fn broker_url(&mut self, url: &str) -> Option<(String, u16, bool)> {
+        let encrypted = url.starts_with("mqtts://");
+        let rest = url.strip_prefix("mqtts://").or_else(|| url.strip_prefix("mqtt://"));
+        let place = rest.map(|rest| rest.trim_end_matches('/')).filter(|rest| !rest.contains(['/', '@']));
+        let default = if encrypted { 8883 } else { 1883 };
+        let parsed = place.and_then(|place| match place.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() => {
+                Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
+            }
+            Some(_) => None,
+            None => (!place.is_empty()).then(|| (place.to_owned(), default)),
+        });
+        match parsed {
+            Some((host, port)) => Some((host, port, encrypted)),
+            None => {
+                let message = "must be mqtt://host[:port], mqtts://host[:port], embedded or off; \
+                               user and password go into their own fields";
+                self.mistake("pilotlight.mqtt.url", message);
+                None
+            }
+        }
+    }
+
+    fn http(&mut self, catalog: &Catalog) -> Option<Http> {
+        let part = &catalog.http;
+        let listen = self.get("PILOTLIGHT_HTTP").or_else(|| part.listen.clone());
+        let listen = listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
+        if listen == "off" {
+            return None;
+        }
+        let Ok(addr) = listen.parse::<SocketAddr>() else {
+            self.mistake("pilotlight.http.listen", format!("{listen:?} is no address with a port, nor off"));
+            return None;
+        };
+        let token = self.get("PILOTLIGHT_HTTP_TOKEN").or_else(|| part.token.clone().map(|t| t.0));
+        let token = self.secret("pilotlight.http.token", token);
+        if token.is_none() && !addr.ip().is_loopback() {
+            let message = format!("{addr} can be reached from other machines; set PILOTLIGHT_HTTP_TOKEN");
+            self.mistake("pilotlight.http.token", message);
+        }
+        let guard = Guard {
+            token: token.map(Secret),
+            hosts: part.allowed_hosts.clone(),
+            origins: part.allowed_origins.clone(),
+            mcp_sessions: false,
+        };
+        Some(Http { listen: addr, guard })
+    }
+}
+
+/// Places in the file that hold what looks like a secret itself instead of its name.
+fn looks_secret(text: &str) -> Vec<Mistake> {
+    fn walk(value: &serde_json::Value, path: &str, found: &mut Vec<Mistake>) {
+        match value {
+            serde_json::Value::Object(map) => {
+                for (key, value) in map {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    let secret_name = ["token", "password", "secret", "authorization", "api_key", "apikey"]
+                        .iter()
+                        .any(|word| key.to_ascii_lowercase().contains(word));
+                    match value.as_str() {
+                        Some(text) if secret_name && !text.contains("${") && !text.starts_with("cred:") => {
+                            let message = "looks like a secret; write ${NAME} or cred:NAME and keep the value elsewhere";
+                            found.push(Mistake { path, message: message.to_owned() });
+                        }
+                        Some(_) | None => walk(value, &path, found),
+                    }
+                }
+            }
+            serde_json::Value::Array(items) => items.iter().for_each(|item| walk(item, path, found)),
+            serde_json::Value::Null
+            | serde_json::Value::Bool(_)
+            | serde_json::Value::Number(_)
+            | serde_json::Value::String(_) => {}
+        }
+    }
+    let mut found = Vec::new();
+    if let Ok(value) = serde_json::from_str(text) {
+        walk(&value, "", &mut found);
+    }
+    found
+}
+
+/// A catalog with one scripted model, for `serve --dry`.
+pub fn dry(config: Config) -> Config {
+    let args = ["engine", "--scripted", "dry"].map(str::to_owned).to_vec();
+    let link = catalog::Link::Child { command: "pilotlight".to_owned(), args, env: BTreeMap::new() };
+    let server = catalog::Server {
+        name: "dry".to_owned(),
+        link,
+        reach: crate::model::Reach::Device,
+        silence: None,
+    };
+    Config { catalog: Catalog { servers: vec![server], ..config.catalog }, ..config }
+}

@@ -1,0 +1,3 @@
+//! What this board has and how it is doing.
+
+pub mod memory;

@@ -1,0 +1,82 @@
+//! From a job's end to the one reply, the same at every door.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::dispatch::End;
+use crate::generate::{Fault, Finish};
+use crate::prompt::{Code, Format, Refusal};
+use crate::scheduler::Verdict;
+use crate::wire::{Reply, ReplyUsage, Source, Status, Timing, WireError};
+
+/// The reply to a job that has ended.
+pub fn reply(id: Option<String>, format: &Format, text: String, end: End) -> Reply {
+    let timing = Timing {
+        queued_ms: millis(end.queued),
+        first_token_ms: end.first.map(millis),
+        total_ms: millis(end.total),
+    };
+    let bare = match &end.verdict {
+        Verdict::Done => answered(format, text, &end),
+        Verdict::Refused(refusal) => Reply::refused(None, refusal),
+        Verdict::Expired => broken(Status::Expired, "deadline", "its deadline passed before the answer was complete"),
+        Verdict::Cancelled => broken(Status::Failed, "cancelled", "the asker went away"),
+        Verdict::Failed(fault) => failed(fault),
+    };
+    Reply { id, decision: Some(end.decision), timing: Some(timing), ..bare }
+}
+
+fn answered(format: &Format, text: String, end: &End) -> Reply {
+    let usage = end.usage.as_ref();
+    let source = end.server.as_ref().zip(end.reach).map(|(server, reach)| Source {
+        server: server.clone(),
+        model: usage.map(|u| u.model.clone()).unwrap_or_default(),
+        location: reach.name().to_owned(),
+    });
+    let json = match format {
+        Format::Text => None,
+        Format::Json | Format::Schema(_) => serde_json::from_str::<Value>(&text).ok(),
+    };
+    let finish = usage.map(|u| u.finish);
+    let base = Reply {
+        id: None,
+        status: Status::Ok,
+        finish,
+        usage: usage.map(ReplyUsage::from),
+        source,
+        decision: None,
+        timing: None,
+        retry_after_ms: None,
+        error: None,
+        json,
+        text: Some(text),
+    };
+    if *format == Format::Text || base.json.is_some() {
+        return base;
+    }
+    // JSON was asked for and the text is none: an answer that was cut off
+    let (code, message) = match finish {
+        Some(Finish::Length) => {
+            ("cut_off", "max_tokens was reached before the JSON was complete; ask for more")
+        }
+        Some(Finish::Stop) | None => ("not_json", "the model's answer is not valid JSON"),
+    };
+    let error = WireError { code: code.to_owned(), message: message.to_owned(), field: None };
+    Reply { status: Status::Failed, error: Some(error), ..base }
+}
+
+fn failed(fault: &Fault) -> Reply {
+    broken(Status::Failed, fault.name(), &fault.to_string())
+}
+
+fn broken(status: Status, code: &str, message: &str) -> Reply {
+    let mut reply = Reply::refused(None, &Refusal::new(Code::Unavailable, message));
+    reply.status = status;
+    reply.error = Some(WireError { code: code.to_owned(), message: message.to_owned(), field: None });
+    reply
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,125 @@
+//! Who may come in: the host that is asked for, the web page that asks, the token.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+
+use crate::prompt::{Code, Refusal};
+use crate::registry::catalog::Secret;
+
+/// What is let in.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// The token that must be shown, if any.
+    pub token: Option<Secret<String>>,
+    /// Names besides loopback under which the service is asked for.
+    pub hosts: Vec<String>,
+    /// Web origins that may ask; a browser sends its own, programs send none.
+    pub origins: Vec<String>,
+    /// MCP clients of the older revisions get a session of their own; costs memory.
+    pub mcp_sessions: bool,
+}
+
+/// Puts the checks before all routes; `open` ones need no token.
+pub(super) fn protect(routes: Router, open: Router, guard: Guard) -> Router {
+    let guard = Arc::new(guard);
+    routes
+        .layer(from_fn_with_state(Arc::clone(&guard), check_token))
+        .merge(open)
+        .layer(from_fn_with_state(guard, check_place))
+}
+
+async fn check_place(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    // against DNS rebinding: a page of another name must not reach us under it
+    if !host_of(request.headers()).is_some_and(|host| guard.knows_host(host)) {
+        let message = "this Host is not served; add it to pilotlight.http.allowed_hosts";
+        return refuse(StatusCode::FORBIDDEN, message);
+    }
+    if let Some(origin) = request.headers().get(header::ORIGIN) {
+        let known = origin.to_str().is_ok_and(|o| guard.origins.iter().any(|known| known == o));
+        if !known {
+            let message = "this Origin may not ask; add it to pilotlight.http.allowed_origins";
+            return refuse(StatusCode::FORBIDDEN, message);
+        }
+    }
+    next.run(request).await
+}
+
+async fn check_token(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let Some(token) = &guard.token else { return next.run(request).await };
+    let shown = request.headers().get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
+    let shown = shown.and_then(|h| h.strip_prefix("Bearer "));
+    if shown.is_some_and(|shown| same(shown.trim().as_bytes(), token.0.as_bytes())) {
+        return next.run(request).await;
+    }
+    let mut response = refuse(StatusCode::UNAUTHORIZED, "a bearer token is needed");
+    let challenge = http::HeaderValue::from_static("Bearer");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}
+
+fn refuse(status: StatusCode, message: &str) -> Response {
+    let refusal = Refusal::new(Code::Forbidden, message);
+    (status, axum::Json(super::openai::error_body(&refusal))).into_response()
+}
+
+/// Takes the same time wherever the first difference lies.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let differences = a.iter().zip(b).fold(0, |sum, (x, y)| sum | (x ^ y));
+    a.len() == b.len() && std::hint::black_box(differences) == 0
+}
+
+/// The host name of a request, without its port.
+fn host_of(headers: &HeaderMap) -> Option<&str> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split_once(']').map(|(address, _)| address);
+    }
+    Some(host.split_once(':').map_or(host, |(name, _)| name))
+}
+
+impl Guard {
+    fn knows_host(&self, host: &str) -> bool {
+        let loopback = host.eq_ignore_ascii_case("localhost")
+            || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        loopback || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        let guard = Guard { hosts: vec!["pi.lan".to_owned()], ..Guard::default() };
+        let check = |host: &str, expected: bool| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            let known = host_of(&headers).is_some_and(|host| guard.knows_host(host));
+            assert_eq!(known, expected, "{host}");
+        };
+        check("localhost", true);
+        check("localhost:8080", true);
+        check("127.0.0.1:8080", true);
+        check("[::1]:8080", true);
+        check("PI.lan:8080", true);
+        check("evil.example", false);
+        check("localhost.evil.example", false);
+        check("192.168.1.4", false);
+        assert_eq!(host_of(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn tokens() {
+        assert!(same(b"abc", b"abc"));
+        assert!(!same(b"abc", b"abd"));
+        assert!(!same(b"abc", b"ab"));
+        assert!(!same(b"", b"a"));
+    }
+}

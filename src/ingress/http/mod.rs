@@ -1,0 +1,187 @@
+//! The HTTP door: OpenAI's chat API, MCP, health and metrics, on loopback unless told otherwise.
+
+mod guard;
+mod openai;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rmcp::ServerHandler;
+use rmcp::transport::StreamableHttpServerConfig;
+use rmcp::transport::StreamableHttpService;
+use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::guard::Guard;
+use super::mcp::Whole;
+use crate::bus::Line;
+use crate::dispatch::Dispatch;
+use crate::health::Health;
+use crate::limits::{DRAIN_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, REQUEST_BYTES_MAX};
+use crate::mcp::server::Server;
+use crate::metrics::Metrics;
+use crate::registry::catalog::Catalog;
+
+/// What the handlers need.
+#[derive(Clone)]
+pub struct Door {
+    /// Where jobs go.
+    pub dispatch: Dispatch,
+    /// Tasks and defaults.
+    pub catalog: Arc<Catalog>,
+    /// Counts.
+    pub metrics: Metrics,
+    /// The line to the broker, if there is one.
+    pub line: Option<watch::Receiver<Line>>,
+}
+
+/// Listens at `addr`.
+///
+/// # Errors
+/// If the address can't be had.
+pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("the HTTP door can't listen on {addr}; is the port taken? Set PILOTLIGHT_HTTP"))
+}
+
+/// The routes of the service.
+pub fn routes(door: Door, guard: Guard, stop: CancellationToken) -> Router {
+    let whole = Arc::new(Whole::new(door.dispatch.clone(), Arc::clone(&door.catalog)));
+    let routes = Router::new()
+        .route("/v1/chat/completions", post(openai::complete))
+        .route("/v1/models", get(openai::models))
+        .route("/metrics", get(metrics))
+        .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
+        .with_state(door.clone());
+    let open = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(door);
+    let routes = with_mcp(routes, Server(whole), &guard, stop);
+    guard::protect(routes, open, guard)
+}
+
+/// Adds an MCP server at `/mcp`: the service's own, or a fixture for the conformance suite.
+pub fn with_mcp<H>(routes: Router, handler: H, guard: &Guard, stop: CancellationToken) -> Router
+where
+    H: ServerHandler + Clone + Send + Sync + 'static,
+{
+    // hosts and origins are checked for all routes alike, in `guard`
+    let config = StreamableHttpServerConfig::default()
+        .with_legacy_session_mode(guard.mcp_sessions)
+        .with_max_request_body_bytes(REQUEST_BYTES_MAX)
+        .with_cancellation_token(stop)
+        .disable_allowed_hosts();
+    let handler = move || Ok(handler.clone());
+    let mcp = StreamableHttpService::new(handler, Arc::new(LocalSessionManager::default()), config);
+    routes.route_service("/mcp", mcp)
+}
+
+/// Serves until `stop`, then until open requests have ended.
+pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    // ends with the service
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, _)) => {
+                let routes = routes.clone();
+                let stop = stop.clone();
+                connections.spawn(async move {
+                    connection(stream, routes, stop).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection can't be taken");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+    let all = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_MAX, all).await.is_err() {
+        tracing::warn!("stopped before all HTTP requests had ended");
+    }
+}
+
+async fn connection(stream: TcpStream, routes: Router, stop: CancellationToken) {
+    // small pieces must not wait for each other
+    let _ = stream.set_nodelay(true);
+    let service = TowerToHyperService::new(routes);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HTTP_HEAD_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an HTTP connection ended early");
+    }
+}
+
+async fn ready(State(door): State<Door>) -> Response {
+    let servers: Vec<_> = door
+        .dispatch
+        .backends()
+        .into_iter()
+        .map(|seen| {
+            json!({
+                "server": seen.server,
+                "where": seen.reach.name(),
+                "health": seen.health,
+                "model": seen.context,
+            })
+        })
+        .collect();
+    let (waiting, running) = door.dispatch.load();
+    let mqtt = door.line.as_ref().map(|line| match &*line.borrow() {
+        Line::Up => json!({"state": "up"}),
+        Line::Down(reason) => json!({"state": "down", "reason": reason}),
+    });
+    let ready = door.dispatch.is_ready();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({
+        "ready": ready,
+        "version": env!("CARGO_PKG_VERSION"),
+        "servers": servers,
+        "waiting": waiting,
+        "running": running,
+        "mqtt": mqtt,
+    });
+    (status, Json(body)).into_response()
+}
+
+async fn metrics(State(door): State<Door>) -> Result<impl IntoResponse, Infallible> {
+    let servers = door.dispatch.backends().into_iter();
+    let servers: Vec<_> = servers.map(|seen| (seen.server, seen.health == Health::Ready)).collect();
+    let mqtt = door.line.as_ref().is_some_and(|line| *line.borrow() == Line::Up);
+    let text = door.metrics.text(door.dispatch.load(), &servers, mqtt);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(http::header::CONTENT_TYPE, kind)], text))
+}

@@ -1,0 +1,105 @@
+//! The MCP door: this whole service as one model, and the contexts of all models behind it.
+
+use std::sync::Arc;
+
+use crate::dispatch::Dispatch;
+use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::limits::OUTPUT_TOKENS_MAX;
+use crate::mcp::server::Shelf;
+use crate::model::{Capabilities, Identification, ModelContext, Runtime};
+use crate::prompt::Job;
+use crate::registry::catalog::Catalog;
+use crate::scheduler::Verdict;
+
+/// The service as something that can answer a prompt.
+pub struct Whole {
+    dispatch: Dispatch,
+    catalog: Arc<Catalog>,
+    context: ModelContext,
+}
+
+impl Whole {
+    /// The service behind this dispatcher.
+    pub fn new(dispatch: Dispatch, catalog: Arc<Catalog>) -> Whole {
+        let context = ModelContext {
+            identification: Identification {
+                name: "pilotlight".to_owned(),
+                family: "service".to_owned(),
+                version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+                ..Identification::default()
+            },
+            capabilities: Capabilities {
+                context_tokens: u32::MAX,
+                max_output_tokens: OUTPUT_TOKENS_MAX,
+                modalities: vec!["text".to_owned()],
+                json_schema: true,
+                streaming: true,
+                ..Capabilities::default()
+            },
+            runtime: Runtime {
+                backend: "pilotlight".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                location: "device".to_owned(),
+                slots: u32::try_from(crate::limits::RUNNING_JOBS_MAX).unwrap_or(1),
+                ..Runtime::default()
+            },
+            ..ModelContext::default()
+        };
+        Whole { dispatch, catalog, context }
+    }
+
+    async fn run(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+        let mut answer = self.dispatch.submit(job.clone()).map_err(Fault::Unfit)?;
+        loop {
+            let chunk = tokio::select! {
+                chunk = answer.next() => chunk,
+                () = out.gone() => return Err(Fault::Cancelled),
+            };
+            let Some(chunk) = chunk else { break };
+            out.write(chunk.text).await.map_err(|_| Fault::Cancelled)?;
+        }
+        let end = answer.end().await;
+        match (end.verdict, end.usage) {
+            (Verdict::Done, Some(usage)) => Ok(Usage {
+                decision: serde_json::to_value(&end.decision).ok(),
+                chunks: out.written(),
+                ..usage
+            }),
+            (Verdict::Done, None) => Err(Fault::Broken("answered without a count".to_owned())),
+            (Verdict::Refused(refusal), _) => Err(Fault::Unfit(refusal)),
+            (Verdict::Expired, _) => Err(Fault::Hung("the deadline passed".to_owned())),
+            (Verdict::Cancelled, _) => Err(Fault::Cancelled),
+            (Verdict::Failed(fault), _) => Err(fault),
+        }
+    }
+}
+
+impl Generate for Whole {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        Box::pin(self.run(job, out))
+    }
+
+    fn context(&self) -> &ModelContext {
+        &self.context
+    }
+}
+
+impl Shelf for Whole {
+    fn generate(&self) -> &dyn Generate {
+        self
+    }
+
+    /// First the service itself, then every model that is up.
+    fn models(&self) -> Vec<ModelContext> {
+        let behind = self.dispatch.backends().into_iter().filter_map(|seen| seen.context);
+        std::iter::once(self.context.clone()).chain(behind).collect()
+    }
+
+    fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+}

@@ -1,0 +1,289 @@
+//! The MQTT door: a prompt comes on a topic, its one reply goes out on another.
+//!
+//! A request is acknowledged to the broker when its reply has been: if the power fails in
+//! between, the broker hands it out again.
+
+mod seen;
+pub mod topics;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::seen::{Key, Known, Seen};
+use self::topics::{Asked, Topics};
+use super::answers;
+use crate::bus::{Bus, Message, Outgoing, Ticket};
+use crate::dispatch::{Answer, Dispatch};
+use crate::limits::{DRAIN_MAX, REQUEST_BYTES_MAX};
+use crate::metrics::Metrics;
+use crate::prompt::{Code, Job, Refusal};
+use crate::registry::catalog::Catalog;
+use crate::wire::{Ask, Reply, Status, read};
+
+/// The door.
+pub struct Door {
+    /// Where replies go.
+    pub bus: Bus,
+    /// Where jobs go.
+    pub dispatch: Dispatch,
+    /// Tasks and defaults.
+    pub catalog: std::sync::Arc<Catalog>,
+    /// Our topics.
+    pub topics: Topics,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+/// A request that was read: where its answer goes and how it is marked.
+#[derive(Debug, Clone)]
+struct Return {
+    topic: String,
+    stream: Option<String>,
+    correlation: Option<Bytes>,
+}
+
+/// How one request ended.
+struct Finished {
+    key: Option<Key>,
+    keep: Option<Bytes>,
+    ticket: Ticket,
+}
+
+impl Door {
+    /// Serves requests until `stop`, then until all that were taken have been answered.
+    pub async fn run(self, mut inbox: mpsc::Receiver<Message>, stop: CancellationToken) {
+        let mut seen = Seen::default();
+        let mut running: JoinSet<Finished> = JoinSet::new();
+        let mut drain_until = None;
+        // ends after `stop`
+        loop {
+            if drain_until.is_some() && running.is_empty() {
+                return;
+            }
+            tokio::select! {
+                Some(message) = inbox.recv(), if drain_until.is_none() => {
+                    self.received(message, &mut seen, &mut running);
+                }
+                Some(finished) = running.join_next(), if !running.is_empty() => {
+                    if let Ok(Finished { key: Some(key), keep, ticket }) = finished {
+                        drop(seen.ended(&key, keep));
+                        drop(ticket);
+                    }
+                }
+                () = stop.cancelled(), if drain_until.is_none() => {
+                    drain_until = Some(tokio::time::Instant::now() + DRAIN_MAX);
+                }
+                () = sleep_until(drain_until), if drain_until.is_some() => {
+                    tracing::warn!(left = running.len(), "stopped before all replies were out");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn received(&self, message: Message, seen: &mut Seen, running: &mut JoinSet<Finished>) {
+        if message.retained {
+            tracing::debug!(topic = message.topic, "a retained request is ignored");
+            return;
+        }
+        let Some(asked) = self.topics.read(&message.topic) else {
+            tracing::debug!(topic = message.topic, "not a topic of ours");
+            return;
+        };
+        let own = self.topics.reply(&asked.app);
+        let topic = self.topics.answer_to(&asked.app, message.response_topic.as_deref());
+        let mut back = Return {
+            topic: topic.as_ref().unwrap_or(&own).clone(),
+            stream: None,
+            correlation: message.correlation.clone(),
+        };
+        let read = topic.and_then(|_| self.job_of(&asked, &message, &mut back));
+        let (job, content) = match read {
+            Ok(read) => read,
+            Err(refusal) => {
+                let id = id_of(&message);
+                return self.refuse(id, &refusal, back, message.ticket, running);
+            }
+        };
+        let key = key_of(&message, &job, &asked.app, content);
+        let ticket = match &key {
+            None => message.ticket,
+            Some(key) => match seen.look(key, content, message.ticket) {
+                Known::New(ticket) => ticket,
+                Known::Runs => return,
+                Known::Answered(reply, ticket) => return self.replay(reply, back, ticket, running),
+                Known::Conflict(ticket) => {
+                    let message = "this id was used for another request; choose a new one";
+                    let refusal = Refusal::field(Code::Conflict, "id", message);
+                    return self.refuse(job.key.clone(), &refusal, back, ticket, running);
+                }
+            },
+        };
+        self.start(job, key, back, ticket, seen, running);
+    }
+
+    /// Reads the payload; also says what it was, as a number, to tell requests apart.
+    fn job_of(
+        &self,
+        asked: &Asked,
+        message: &Message,
+        back: &mut Return,
+    ) -> Result<(Job, u64), Refusal> {
+        let payload = message.payload.as_ref().map_err(|bytes| {
+            let message = format!("{bytes} bytes, at most {REQUEST_BYTES_MAX}");
+            Refusal::new(Code::TooLarge, message)
+        })?;
+        let text = std::str::from_utf8(payload).map_err(|e| {
+            let at = e.valid_up_to();
+            Refusal::new(Code::Malformed, format!("not valid UTF-8 at byte {at}"))
+        })?;
+        let mut ask: Ask = if text.trim_start().starts_with('{') {
+            read(payload)?
+        } else {
+            Ask { prompt: Some(text.to_owned()), ..Ask::default() }
+        };
+        match (&asked.task, &ask.task) {
+            (Some(topic), Some(field)) if topic != field => {
+                let message = format!("the topic names the task {topic:?}");
+                return Err(Refusal::field(Code::Invalid, "task", message));
+            }
+            (Some(topic), _) => ask.task = Some(topic.clone()),
+            (None, _) => {}
+        }
+        if ask.stream == Some(true) {
+            back.stream = Some(self.topics.stream(&asked.app));
+        }
+        let mut job = ask.check(&asked.app, &self.catalog)?;
+        if let Some(expiry) = message.expiry {
+            job.budget = job.budget.min(expiry.max(Duration::from_millis(1)));
+        }
+        let mut hash = DefaultHasher::new();
+        (payload, &asked.task).hash(&mut hash);
+        Ok((job, hash.finish()))
+    }
+
+    fn start(
+        &self,
+        job: Job,
+        key: Option<Key>,
+        back: Return,
+        ticket: Ticket,
+        seen: &mut Seen,
+        running: &mut JoinSet<Finished>,
+    ) {
+        let id = job.key.clone();
+        let format = job.format.clone();
+        match self.dispatch.submit(job) {
+            Err(refusal) => {
+                if let Some(key) = key {
+                    drop(seen.ended(&key, None));
+                }
+                self.refuse(id, &refusal, back, ticket, running);
+            }
+            Ok(answer) => {
+                let (bus, metrics) = (self.bus.clone(), self.metrics.clone());
+                running.spawn(async move {
+                    let (text, end) = deliver(&bus, answer, back.stream.as_deref(), id.as_ref()).await;
+                    let reply = answers::reply(id, &format, text, end);
+                    metrics.replied("mqtt", &reply);
+                    let payload = encode(&reply);
+                    let keep = (reply.status == Status::Ok).then(|| payload.clone());
+                    publish(&bus, payload, back).await;
+                    Finished { key, keep, ticket }
+                });
+            }
+        }
+    }
+
+    fn refuse(
+        &self,
+        id: Option<String>,
+        refusal: &Refusal,
+        back: Return,
+        ticket: Ticket,
+        running: &mut JoinSet<Finished>,
+    ) {
+        let reply = Reply::refused(id, refusal);
+        self.metrics.replied("mqtt", &reply);
+        self.replay(encode(&reply), back, ticket, running);
+    }
+
+    fn replay(&self, reply: Bytes, back: Return, ticket: Ticket, running: &mut JoinSet<Finished>) {
+        let bus = self.bus.clone();
+        running.spawn(async move {
+            publish(&bus, reply, back).await;
+            Finished { key: None, keep: None, ticket }
+        });
+    }
+}
+
+/// Reads the answer, and hands its pieces out if they are wanted.
+async fn deliver(
+    bus: &Bus,
+    mut answer: Answer,
+    stream: Option<&str>,
+    id: Option<&String>,
+) -> (String, crate::dispatch::End) {
+    let Some(topic) = stream else { return answer.collect().await };
+    let mut text = String::new();
+    let mut count = 0_u32;
+    while let Some(chunk) = answer.next().await {
+        text.push_str(&chunk.text);
+        count += 1;
+        let piece = json!({"id": id, "n": chunk.n, "text": chunk.text});
+        bus.piece(topic, piece.to_string().into_bytes());
+    }
+    let last = json!({"id": id, "n": count, "done": true, "count": count});
+    bus.piece(topic, last.to_string().into_bytes());
+    (text, answer.end().await)
+}
+
+/// Publishes and waits until the broker has it.
+async fn publish(bus: &Bus, payload: Bytes, back: Return) {
+    let message = Outgoing {
+        topic: back.topic,
+        payload,
+        correlation: back.correlation,
+        retain: false,
+    };
+    match bus.publish(message) {
+        Ok(acknowledged) => {
+            let _ = acknowledged.await;
+        }
+        Err(_) => tracing::error!("the outbox is full; a reply was dropped"),
+    }
+}
+
+fn encode(reply: &Reply) -> Bytes {
+    serde_json::to_vec(reply).unwrap_or_default().into()
+}
+
+/// The asker's name for a request that could not be read as a whole.
+fn id_of(message: &Message) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(message.payload.as_ref().ok()?).ok()?;
+    value.get("id")?.as_str().map(str::to_owned)
+}
+
+/// Correlation data or the id; a message without either is only known when it comes again.
+fn key_of(message: &Message, job: &Job, app: &str, content: u64) -> Option<Key> {
+    let name = match (&message.correlation, &job.key) {
+        (Some(data), _) => [b"c:", data.as_ref()].concat(),
+        (None, Some(id)) => [b"i:", id.as_bytes()].concat(),
+        (None, None) => [b"h:".as_slice(), &content.to_be_bytes()].concat(),
+    };
+    let named = message.correlation.is_some() || job.key.is_some();
+    (named || message.again).then(|| (app.to_owned(), name))
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

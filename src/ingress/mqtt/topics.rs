@@ -1,0 +1,127 @@
+//! The topics of one device, and what a topic says of a request.
+
+use crate::limits::NAME_BYTES_MAX;
+use crate::prompt::{Code, Refusal};
+use crate::wire::is_name;
+
+/// The topics of one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topics {
+    base: String,
+    /// Prefixes besides our own that a response may be sent to.
+    allowed: Vec<String>,
+}
+
+/// Who asks for what, as the topic of a request says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The application.
+    pub app: String,
+    /// The task, if the topic names one.
+    pub task: Option<String>,
+}
+
+impl Topics {
+    /// The topics of `device` below `prefix`.
+    pub fn new(prefix: &str, device: &str, allowed: Vec<String>) -> Topics {
+        Topics { base: format!("{prefix}/{device}"), allowed }
+    }
+
+    /// What to subscribe to.
+    pub fn filters(&self) -> Vec<String> {
+        vec![format!("{}/request/+", self.base), format!("{}/request/+/+", self.base)]
+    }
+
+    /// Where an application asks.
+    pub fn request(&self, app: &str) -> String {
+        format!("{}/request/{app}", self.base)
+    }
+
+    /// Where the device says how it is.
+    pub fn status(&self) -> String {
+        format!("{}/status", self.base)
+    }
+
+    /// Where an application gets its answers.
+    pub fn reply(&self, app: &str) -> String {
+        format!("{}/reply/{app}", self.base)
+    }
+
+    /// Where an application gets pieces.
+    pub fn stream(&self, app: &str) -> String {
+        format!("{}/stream/{app}", self.base)
+    }
+
+    /// What the topic of a request says; none if nobody could be told what is wrong with it.
+    pub fn read(&self, topic: &str) -> Option<Asked> {
+        let rest = topic.strip_prefix(&self.base)?.strip_prefix("/request/")?;
+        let (app, task) = match rest.split_once('/') {
+            Some((app, task)) => (app, Some(task.to_owned())),
+            None => (rest, None),
+        };
+        is_name(app).then(|| Asked { app: app.to_owned(), task })
+    }
+
+    /// Where the answer goes: the asker's response topic if it may be written to.
+    ///
+    /// # Errors
+    /// [`Code::Forbidden`] for a topic that is not the application's own.
+    pub fn answer_to(&self, app: &str, wanted: Option<&str>) -> Result<String, Refusal> {
+        let own = self.reply(app);
+        let Some(wanted) = wanted else { return Ok(own) };
+        let below = |prefix: &str| {
+            wanted.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let plain = !wanted.contains(['+', '#', '\0']) && wanted.len() <= 8 * NAME_BYTES_MAX;
+        if plain && (below(&own) || self.allowed.iter().any(|prefix| below(prefix))) {
+            return Ok(wanted.to_owned());
+        }
+        let message = format!("the response topic must lie below {own}; the answer is sent there");
+        Err(Refusal::field(Code::Forbidden, "response_topic", message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topics() -> Topics {
+        Topics::new("pilotlight", "pi-1", vec!["plant/replies".to_owned()])
+    }
+
+    #[test]
+    fn requests_name_an_app_and_maybe_a_task() {
+        let check = |topic: &str, expected: Option<(&str, Option<&str>)>| {
+            let got = topics().read(topic);
+            let got = got.as_ref().map(|a| (a.app.as_str(), a.task.as_deref()));
+            assert_eq!(got, expected, "{topic}");
+        };
+        check("pilotlight/pi-1/request/app", Some(("app", None)));
+        check("pilotlight/pi-1/request/app/classify", Some(("app", Some("classify"))));
+        check("pilotlight/pi-1/request/", None);
+        check("pilotlight/pi-1/request/a b", None);
+        check("pilotlight/pi-2/request/app", None);
+        check("pilotlight/pi-12/request/app", None);
+        check("pilotlight/pi-1/reply/app", None);
+    }
+
+    #[test]
+    fn answers_go_only_where_the_app_may_read() {
+        let own = "pilotlight/pi-1/reply/app";
+        let check = |wanted: Option<&str>, expected: Option<&str>| {
+            let got = topics().answer_to("app", wanted).ok();
+            assert_eq!(got.as_deref(), expected, "{wanted:?}");
+        };
+        check(None, Some(own));
+        check(Some(own), Some(own));
+        check(Some("pilotlight/pi-1/reply/app/7"), Some("pilotlight/pi-1/reply/app/7"));
+        check(Some("plant/replies/x"), Some("plant/replies/x"));
+        check(Some("pilotlight/pi-1/reply/apple"), None);
+        check(Some("pilotlight/pi-1/reply/other"), None);
+        check(Some("pilotlight/pi-1/reply/app/#"), None);
+        check(Some("pilotlight/pi-1/config/desired"), None);
+        check(Some("plant/repliesx"), None);
+        check(Some("$SYS/x"), None);
+        check(Some(""), None);
+    }
+}

@@ -1,0 +1,23 @@
+//! Pilotlight.
+pub mod backends;
+#[cfg(feature = "embedded-broker")]
+pub mod broker;
+pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod device;
+pub mod dispatch;
+pub mod generate;
+pub mod health;
+pub mod ingress;
+pub mod limits;
+pub mod mcp;
+pub mod metrics;
+pub mod model;
+pub mod prompt;
+pub mod registry;
+pub mod scheduler;
+pub mod time;
+pub mod tls;
+pub mod wire;

@@ -1,0 +1,125 @@
+//! Every bound of the service in one place, and how the bounds relate.
+
+use std::time::Duration;
+
+/// Largest request body or payload that any door reads, in bytes.
+///
+/// A 4,096-token prompt is about 20 KB of text; 1 MiB leaves room for long chats.
+pub const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+/// Largest prompt (all messages together) that is admitted, in bytes.
+pub const PROMPT_BYTES_MAX: usize = 512 * 1024;
+/// Most messages in one conversation.
+pub const MESSAGES_MAX: usize = 256;
+/// Largest JSON Schema that a request may carry, in bytes of JSON.
+pub const SCHEMA_BYTES_MAX: usize = 64 * 1024;
+/// Deepest nesting of a JSON Schema.
+pub const SCHEMA_DEPTH_MAX: usize = 32;
+/// Most stop strings of one request.
+pub const STOPS_MAX: usize = 8;
+/// Longest stop string, in bytes.
+pub const STOP_BYTES_MAX: usize = 128;
+/// Longest request id, correlation datum, application, task or device name, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Longest `id` of a request, in bytes.
+pub const KEY_BYTES_MAX: usize = 128;
+
+/// Most tokens that one answer may have, whatever a request or a model asks for.
+pub const OUTPUT_TOKENS_MAX: u32 = 8192;
+/// Chunks that may wait between a backend and a door before the backend is held back.
+pub const CHUNKS_WAITING_MAX: usize = 64;
+/// Chunks that may wait between the MCP line and the caller.
+///
+/// One more than an answer can have: the line never blocks on one slow reader, and a server that
+/// sends more than it may is at fault.
+pub const TAP_CHUNKS_MAX: usize = OUTPUT_TOKENS_MAX as usize + 1;
+/// Longest answer that is kept in memory, in bytes.
+pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// Longest line of JSON between a service and an engine, in bytes: a request or an answer with
+/// every byte escaped, twice in a result, and the frame around it.
+pub const LINE_BYTES_MAX: usize = 12 * ANSWER_BYTES_MAX + 64 * 1024;
+
+/// Most jobs that wait at once, over all classes. A power of two is not needed.
+pub const WAITING_JOBS_MAX: usize = 64;
+/// Most bytes of prompts that wait at once.
+pub const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most jobs that run at once, over all backends.
+pub const RUNNING_JOBS_MAX: usize = 64;
+/// Requests that may stand between the doors and the dispatcher.
+pub const INBOX_MAX: usize = 128;
+/// Most attempts that one job gets, the first one counted.
+pub const ATTEMPTS_MAX: usize = 3;
+/// Most services that a job may pass through before it is refused.
+pub const HOPS_MAX: u8 = 4;
+/// Most models that one catalog may hold.
+pub const SERVERS_MAX: usize = 32;
+/// Most tasks that one catalog may hold.
+pub const TASKS_MAX: usize = 256;
+/// Largest `mcp.json` that is read, in bytes.
+pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Shortest and longest time that a request may give us.
+pub const DEADLINE_MIN: Duration = Duration::from_millis(1);
+/// See [`DEADLINE_MIN`]. An hour covers a batch on the slowest board.
+pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+/// How long after its deadline a request has had its one answer at the latest.
+pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
+/// How long running work may go on after a stop was asked for.
+pub const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// How long a failed backend rests before it is tried again, first and at most.
+pub const REST_MIN: Duration = Duration::from_millis(250);
+/// See [`REST_MIN`].
+pub const REST_MAX: Duration = Duration::from_secs(30);
+/// How long an engine may be silent in the middle of an answer before it counts as hung.
+///
+/// The slowest measured step is 64 prompt tokens on a Raspberry Pi 3 class core, about 10 s.
+pub const ENGINE_SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long a server may take from its start to stating its ModelContext.
+pub const ENGINE_LOAD_MAX: Duration = Duration::from_secs(180);
+/// How long a child may take to end by itself once its input is closed.
+pub const CHILD_EXIT_MAX: Duration = Duration::from_secs(2);
+
+/// Largest packet that the broker may hand us, in bytes.
+///
+/// A broker drops a larger one without a word [MQTT-3.1.2-25], so this is far more than
+/// [`REQUEST_BYTES_MAX`]: what lies between is answered with a refusal.
+pub const MQTT_PACKET_BYTES_MAX: u32 = 16 * 1024 * 1024;
+/// Messages that may stand between the line to the broker and the door.
+pub const MQTT_INBOX_MAX: usize = 128;
+/// Requests that the broker may have handed us without our acknowledgement.
+pub const MQTT_RECEIVE_MAX: u16 = 32;
+/// Our own publishes that may be without the broker's acknowledgement.
+pub const MQTT_INFLIGHT_MAX: u16 = 64;
+/// Answers that wait in memory for the broker, in number and bytes.
+pub const OUTBOX_MAX: usize = 256;
+/// See [`OUTBOX_MAX`].
+pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Answers that are kept to be given again for the same key.
+pub const REPLAY_MAX: usize = 256;
+/// Bytes of answers that are kept to be given again.
+pub const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Wait before the first and at most before any further attempt to reach the broker.
+pub const RECONNECT_MIN: Duration = Duration::from_millis(200);
+/// See [`RECONNECT_MIN`].
+pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
+/// Interval at which an idle line to the broker is proven alive.
+pub const MQTT_KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// How long the broker keeps our session when we are away.
+pub const MQTT_SESSION_EXPIRY: Duration = Duration::from_secs(24 * 3600);
+
+/// Most HTTP connections that are served at once.
+pub const HTTP_CONNECTIONS_MAX: usize = 128;
+/// How long an HTTP client may take to send its request's head.
+pub const HTTP_HEAD_MAX: Duration = Duration::from_secs(10);
+
+const _: () = assert!(PROMPT_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(PROMPT_BYTES_MAX <= WAITING_BYTES_MAX);
+const _: () = assert!(SCHEMA_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(INBOX_MAX >= WAITING_JOBS_MAX);
+const _: () = assert!(OUTBOX_MAX >= WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
+const _: () = assert!(REPLAY_MAX > WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
+const _: () = assert!(ANSWER_BYTES_MAX <= OUTBOX_BYTES_MAX);
+const _: () = assert!(MQTT_RECEIVE_MAX as usize <= WAITING_JOBS_MAX);
+const _: () = assert!(MQTT_INBOX_MAX > MQTT_RECEIVE_MAX as usize);
+const _: () = assert!(MQTT_PACKET_BYTES_MAX as usize > REQUEST_BYTES_MAX);
+const _: () = assert!(TAP_CHUNKS_MAX > OUTPUT_TOKENS_MAX as usize);

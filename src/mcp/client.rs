@@ -1,0 +1,309 @@
+//! Any MCP server with the `generate` tool, as something that can answer a prompt.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rmcp::model::{
+    CallToolRequest, CallToolRequestParams, CallToolResult, ClientConfig, ClientRequest,
+    ErrorCode, JsonObject, ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse,
+    RequestMetaObject, ResourceContents, ServerResult,
+};
+use rmcp::service::{
+    ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions, RequestHandle,
+    RunningService, RunningServiceCancellationToken, ServiceError,
+};
+use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
+use rmcp::transport::{StreamableHttpClientTransport, Transport};
+use rmcp::RoleClient;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::contract::{
+    Generated, META_DEADLINE, META_HOPS, NotGenerated, TOOL, context_uri, model_of_uri,
+};
+use super::tap::{Beat, Sink, Tap};
+use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
+use crate::model::ModelContext;
+use crate::prompt::{Code, Job, Refusal};
+use crate::wire::Ask;
+
+/// A model behind an MCP line.
+pub struct Remote {
+    peer: Peer<RoleClient>,
+    context: ModelContext,
+    silence: Duration,
+    /// Ends the line when the last owner goes.
+    _line: LineGuard,
+}
+
+struct LineGuard(Option<RunningServiceCancellationToken>);
+
+impl Drop for LineGuard {
+    fn drop(&mut self) {
+        if let Some(token) = self.0.take() {
+            token.cancel();
+        }
+    }
+}
+
+/// Ends when the line has been closed, by either side.
+pub struct Closed(RunningService<RoleClient, ClientConfig>);
+
+impl Closed {
+    /// Waits for the end of the line.
+    pub async fn wait(self) {
+        let _ = self.0.waiting().await;
+    }
+}
+
+/// How patient a [`Remote`] is.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Longest silence in the middle of an answer.
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { silence: ENGINE_SILENCE_MAX }
+    }
+}
+
+/// Opens the line over any transport and asks the server for its ModelContext.
+///
+/// # Errors
+/// [`Fault::Away`] if the server does not answer, [`Fault::Broken`] if it is no model.
+pub async fn connect<T>(transport: T, patience: Patience) -> Result<(Remote, Closed), Fault>
+where
+    T: Transport<RoleClient> + Send + 'static,
+{
+    let lifecycle = ClientLifecycleMode::Auto {
+        preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+        legacy_version: Some(ProtocolVersion::V_2025_11_25),
+    };
+    let service = ClientConfig::default()
+        .serve_with_lifecycle(Tap::new(transport), lifecycle)
+        .await
+        .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
+    let peer = service.peer().clone();
+    let guard = LineGuard(Some(service.cancellation_token()));
+    let context = read_context(&peer).await?;
+    let remote = Remote { peer, context, silence: patience.silence, _line: guard };
+    Ok((remote, Closed(service)))
+}
+
+/// Opens a line over streamable HTTP.
+///
+/// # Errors
+/// As [`connect`]; also if a header or the address can't be used.
+pub async fn connect_http(
+    url: &str,
+    headers: &BTreeMap<String, String>,
+    patience: Patience,
+) -> Result<(Remote, Closed), Fault> {
+    let mut custom = std::collections::HashMap::new();
+    for (name, value) in headers {
+        let name: http::HeaderName = name
+            .parse()
+            .map_err(|_| Fault::Away(format!("{name:?} can't be the name of a header")))?;
+        let value = value
+            .parse()
+            .map_err(|_| Fault::Away(format!("the value of header {name} can't be used")))?;
+        custom.insert(name, value);
+    }
+    let config = StreamableHttpClientTransportConfig::with_uri(url)
+        .custom_headers(custom)
+        .max_sse_event_size(4 * ANSWER_BYTES_MAX)
+        .max_json_response_size(4 * ANSWER_BYTES_MAX);
+    let client = reqwest::Client::builder()
+        .tcp_nodelay(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(10))
+        .build()
+        .map_err(|e| Fault::Away(format!("the HTTP client can't be made: {e}")))?;
+    connect(StreamableHttpClientTransport::with_client(client, config), patience).await
+}
+
+/// Puts a model behind a line inside this process.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_here(
+    generate: Arc<dyn Generate>,
+    patience: Patience,
+) -> Result<(Remote, Closed), Fault> {
+    let (ours, theirs) = super::pair::pair();
+    let serve = super::server::serve(Arc::new(super::server::One(generate)), theirs);
+    let connect = connect(ours, patience);
+    let (_, remote) = tokio::join!(serve, connect);
+    remote
+}
+
+async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
+    let away = |e: ServiceError| Fault::Away(format!("its ModelContext can't be read: {e}"));
+    let resources = peer.list_all_resources().await.map_err(away)?;
+    let uri = resources
+        .iter()
+        .map(|resource| resource.uri.as_str())
+        .find(|uri| model_of_uri(uri).is_some())
+        .ok_or_else(|| {
+            let wanted = context_uri("NAME");
+            Fault::Broken(format!("it is no model: it has no resource {wanted}"))
+        })?;
+    let params = ReadResourceRequestParams::new(uri);
+    let ReadResourceResponse::Complete(read) =
+        peer.read_resource_once(params).await.map_err(away)?
+    else {
+        return Err(Fault::Broken("it wants input before it states its context".to_owned()));
+    };
+    let text = read.contents.iter().find_map(|content| match content {
+        ResourceContents::TextResourceContents { text, .. } => Some(text),
+        _ => None,
+    });
+    let text = text.ok_or_else(|| Fault::Broken("its ModelContext is no text".to_owned()))?;
+    serde_json::from_str(text)
+        .map_err(|e| Fault::Broken(format!("its ModelContext can't be understood: {e}")))
+}
+
+impl Generate for Remote {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        Box::pin(self.call(job, out))
+    }
+
+    fn context(&self) -> &ModelContext {
+        &self.context
+    }
+}
+
+impl Remote {
+    async fn call(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+        let (sink, mut beats) = mpsc::channel(TAP_CHUNKS_MAX + 1);
+        let mut request = CallToolRequest::new(params_of(job)?);
+        request.extensions.insert(Sink(sink));
+        let options = PeerRequestOptions::no_options().with_meta(meta_of(job));
+        let handle = self
+            .peer
+            .send_request_with_option(ClientRequest::CallToolRequest(request), options)
+            .await
+            .map_err(fault_of)?;
+        let mut call = Call(Some(handle));
+        loop {
+            let beat = tokio::select! {
+                beat = beats.recv() => beat,
+                () = out.gone() => return Err(Fault::Cancelled),
+                () = tokio::time::sleep(self.silence) => {
+                    let silent = self.silence.as_secs_f32();
+                    return Err(Fault::Hung(format!("no sign of life for {silent} s")));
+                }
+            };
+            match beat {
+                Some(Beat::Piece(text)) => out.write(text).await.map_err(|_| Fault::Cancelled)?,
+                Some(Beat::Alive) => out.alive(),
+                Some(Beat::Overflow) => {
+                    return Err(Fault::Broken("sent more pieces than an answer can have".into()));
+                }
+                // the response has passed, or the line has broken
+                None => break,
+            }
+        }
+        let result = call.result().await?;
+        usage_of(result, out).await
+    }
+}
+
+/// A call on its way; if it is dropped before its end the server is told to stop.
+struct Call(Option<RequestHandle<RoleClient>>);
+
+impl Call {
+    async fn result(&mut self) -> Result<ServerResult, Fault> {
+        let Some(handle) = self.0.as_mut() else { return Err(Fault::Cancelled) };
+        let result = (&mut handle.rx).await;
+        self.0 = None;
+        match result {
+            Ok(result) => result.map_err(fault_of),
+            Err(_) => Err(Fault::Crashed("the line broke in the middle of the work".to_owned())),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let Some(handle) = self.0.take() else { return };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            #[expect(clippy::disallowed_methods, reason = "one bounded message, at a drop")]
+            runtime.spawn(async move {
+                let _ = handle.cancel(Some("the asker has gone".to_owned())).await;
+            });
+        }
+    }
+}
+
+fn params_of(job: &Job) -> Result<CallToolRequestParams, Fault> {
+    match serde_json::to_value(Ask::of(job)) {
+        Ok(Value::Object(arguments)) => {
+            Ok(CallToolRequestParams::new(TOOL).with_arguments(arguments))
+        }
+        Ok(_) | Err(_) => Err(Fault::Broken("the job can't be written as JSON".to_owned())),
+    }
+}
+
+fn meta_of(job: &Job) -> RequestMetaObject {
+    let mut meta = RequestMetaObject::new();
+    let left = u64::try_from(job.budget.as_millis()).unwrap_or(u64::MAX).max(1);
+    meta.insert(META_DEADLINE.to_owned(), Value::from(left));
+    meta.insert(META_HOPS.to_owned(), Value::from(job.hops.saturating_add(1)));
+    meta
+}
+
+fn fault_of(error: ServiceError) -> Fault {
+    match error {
+        ServiceError::McpError(error) if error.code == ErrorCode::INVALID_PARAMS => {
+            Fault::Unfit(Refusal::new(Code::Invalid, error.message.to_string()))
+        }
+        ServiceError::McpError(error) => Fault::Broken(error.message.to_string()),
+        ServiceError::Cancelled { .. } => Fault::Cancelled,
+        ServiceError::Timeout { .. } => Fault::Hung("no answer in time".to_owned()),
+        ServiceError::TransportClosed => {
+            Fault::Crashed("the line broke in the middle of the work".to_owned())
+        }
+        // the enum may grow; whatever it is, the line did not carry the call
+        other => Fault::Away(other.to_string()),
+    }
+}
+
+/// Reads the result and checks that no piece was lost.
+async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
+    let ServerResult::CallToolResult(CallToolResult { structured_content, is_error, content, .. }) =
+        result
+    else {
+        return Err(Fault::Broken("the tool's result has another shape".to_owned()));
+    };
+    let Some(Value::Object(structured)) = structured_content else {
+        let text = content.iter().find_map(|c| c.as_text()).map(|t| t.text.as_str());
+        let text = text.unwrap_or("no structured content");
+        return Err(Fault::Broken(format!("the tool's result can't be used: {text}")));
+    };
+    if is_error == Some(true) {
+        return Err(read::<NotGenerated>(structured)?.fault());
+    }
+    let generated: Generated = read(structured)?;
+    let (sent, had) = (generated.usage.chunks, out.written());
+    if had == 0 && sent > 0 && !generated.text.is_empty() {
+        // a server that gives no progress: the whole answer at once
+        out.write(generated.text).await.map_err(|_| Fault::Cancelled)?;
+    } else if had != sent {
+        return Err(Fault::Broken(format!("{sent} pieces were sent and {had} arrived")));
+    }
+    Ok(Usage { chunks: out.written(), ..generated.usage })
+}
+
+fn read<T: serde::de::DeserializeOwned>(structured: JsonObject) -> Result<T, Fault> {
+    serde_json::from_value(Value::Object(structured))
+        .map_err(|e| Fault::Broken(format!("the tool's result can't be understood: {e}")))
+}

@@ -1,0 +1,162 @@
+//! What client and server agree on: the tool, the resource, the meta keys, the shape of an answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rmcp::model::{JsonObject, RequestMetaObject, Tool, ToolAnnotations};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::generate::{Fault, Usage};
+use crate::limits::{DEADLINE_MAX, DEADLINE_MIN, OUTPUT_TOKENS_MAX};
+use crate::prompt::{Code, Refusal};
+use crate::wire::WireError;
+
+/// The one tool of every model.
+pub const TOOL: &str = "generate";
+/// Meta key: milliseconds left for the answer, a number.
+pub const META_DEADLINE: &str = "io.pilotlight/deadline-ms";
+/// Meta key: services that the request has passed, a number.
+pub const META_HOPS: &str = "io.pilotlight/hops";
+
+/// The resource that holds a model's context.
+pub fn context_uri(model: &str) -> String {
+    format!("model://{model}/context")
+}
+
+/// The model's name in such a resource's name.
+pub fn model_of_uri(uri: &str) -> Option<&str> {
+    uri.strip_prefix("model://")?.strip_suffix("/context")
+}
+
+/// What the tool returns as structured content when it worked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Generated {
+    /// The whole answer.
+    pub text: String,
+    /// What it took.
+    pub usage: Usage,
+}
+
+/// What the tool returns as structured content when it failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotGenerated {
+    /// The fault's word.
+    pub fault: String,
+    /// What was wrong.
+    pub error: WireError,
+}
+
+impl NotGenerated {
+    /// A fault for the wire.
+    pub fn of(fault: &Fault) -> NotGenerated {
+        let error = match fault {
+            Fault::Unfit(refusal) => WireError::from(refusal),
+            Fault::Away(why) | Fault::Crashed(why) | Fault::Hung(why) | Fault::Broken(why) => {
+                WireError { code: fault.name().to_owned(), message: why.clone(), field: None }
+            }
+            Fault::Cancelled => WireError {
+                code: fault.name().to_owned(),
+                message: "stopped before its end".to_owned(),
+                field: None,
+            },
+        };
+        NotGenerated { fault: fault.name().to_owned(), error }
+    }
+
+    /// The fault that it was; a word we don't know is a fault of the protocol.
+    pub fn fault(self) -> Fault {
+        let WireError { code, message, field } = self.error;
+        match self.fault.as_str() {
+            "cancelled" => Fault::Cancelled,
+            "unfit" => {
+                let code = serde_json::from_value(Value::from(code)).unwrap_or(Code::Invalid);
+                Fault::Unfit(Refusal { field, ..Refusal::new(code, message) })
+            }
+            "away" => Fault::Away(message),
+            "crashed" => Fault::Crashed(message),
+            "hung" => Fault::Hung(message),
+            _ => Fault::Broken(message),
+        }
+    }
+}
+
+/// Time left, from a request's meta.
+pub fn deadline_of(meta: &RequestMetaObject) -> Option<Duration> {
+    let left = Duration::from_millis(meta.get(META_DEADLINE)?.as_u64()?);
+    Some(left.clamp(DEADLINE_MIN, DEADLINE_MAX))
+}
+
+/// Services passed, from a request's meta.
+pub fn hops_of(meta: &RequestMetaObject) -> u8 {
+    let hops = meta.get(META_HOPS).and_then(Value::as_u64).unwrap_or(0);
+    u8::try_from(hops).unwrap_or(u8::MAX)
+}
+
+/// The tool as it is listed.
+pub fn tool() -> Tool {
+    let input = object(json!({
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "description": "Your name for the request."},
+            "prompt": {"type": "string", "description": "One user message. Give this, messages, or task."},
+            "messages": {"type": "array", "items": {
+                "type": "object",
+                "properties": {
+                    "role": {"type": "string", "enum": ["system", "user", "assistant"]},
+                    "content": {"type": "string"}
+                },
+                "required": ["role", "content"]
+            }},
+            "task": {"type": "string", "description": "A task of this service's configuration."},
+            "input": {"type": "object", "description": "The values that the task's template needs."},
+            "format": {"type": "string", "enum": ["text", "json"]},
+            "schema": {"type": "object", "description": "A JSON Schema that the answer will fit."},
+            "max_tokens": {"type": "integer", "minimum": 1, "maximum": OUTPUT_TOKENS_MAX},
+            "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+            "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            "top_k": {"type": "integer", "minimum": 0, "maximum": 1000},
+            "min_p": {"type": "number", "minimum": 0, "maximum": 1},
+            "repeat_penalty": {"type": "number", "minimum": 1, "maximum": 2},
+            "seed": {"type": "integer", "minimum": 0, "maximum": u32::MAX},
+            "stop": {"type": "array", "items": {"type": "string"}},
+            "stream": {"type": "boolean", "description": "Pieces come as progress whenever a progress token is given."},
+            "deadline_ms": {"type": "integer", "minimum": 1},
+            "class": {"type": "string", "enum": ["interactive", "normal", "batch"]},
+            "mode": {"type": "string", "enum": ["local-only", "prefer-local", "prefer-cloud", "cloud-only"]},
+            "strategy": {"type": "string", "enum": ["single"]},
+            "model": {"type": "string"}
+        },
+        "additionalProperties": false
+    }));
+    let output = object(json!({
+        "type": "object",
+        "properties": {
+            "text": {"type": "string"},
+            "usage": {"type": "object"},
+            "fault": {"type": "string"},
+            "error": {"type": "object"}
+        }
+    }));
+    let mut tool = Tool::new(
+        TOOL,
+        "Answers a prompt. Pieces of the answer come as progress notifications, in order.",
+        input,
+    )
+    .with_title("Generate text")
+    .with_raw_output_schema(output);
+    let mut hints = ToolAnnotations::new();
+    hints.read_only_hint = Some(true);
+    hints.open_world_hint = Some(false);
+    tool.annotations = Some(hints);
+    tool
+}
+
+fn object(value: Value) -> Arc<JsonObject> {
+    match value {
+        Value::Object(map) => Arc::new(map),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Arc::default()
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! An MCP line inside this process: two bounded channels of typed messages, nothing is serialised.
+
+use rmcp::RoleClient;
+use rmcp::RoleServer;
+use rmcp::service::{RxJsonRpcMessage, ServiceRole, TxJsonRpcMessage};
+use rmcp::transport::Transport;
+use tokio::sync::mpsc;
+
+/// Messages that may stand in one direction before the sender waits.
+const LINE_MESSAGES_MAX: usize = 64;
+
+/// One end of the line.
+pub struct End<R: ServiceRole> {
+    to: Option<mpsc::Sender<TxJsonRpcMessage<R>>>,
+    from: mpsc::Receiver<RxJsonRpcMessage<R>>,
+}
+
+/// The other end has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hangup;
+
+impl std::fmt::Display for Hangup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the other end of the line has gone")
+    }
+}
+
+impl std::error::Error for Hangup {}
+
+/// Both ends of a line.
+pub fn pair() -> (End<RoleClient>, End<RoleServer>) {
+    let (ask, asked) = mpsc::channel(LINE_MESSAGES_MAX);
+    let (tell, told) = mpsc::channel(LINE_MESSAGES_MAX);
+    (End { to: Some(ask), from: told }, End { to: Some(tell), from: asked })
+}
+
+impl<R: ServiceRole> Transport<R> for End<R> {
+    type Error = Hangup;
+
+    fn send(
+        &mut self,
+        item: TxJsonRpcMessage<R>,
+    ) -> impl Future<Output = Result<(), Hangup>> + Send + 'static {
+        let to = self.to.clone();
+        async move { to.ok_or(Hangup)?.send(item).await.map_err(|_| Hangup) }
+    }
+
+    async fn receive(&mut self) -> Option<RxJsonRpcMessage<R>> {
+        self.from.recv().await
+    }
+
+    async fn close(&mut self) -> Result<(), Hangup> {
+        self.to = None;
+        self.from.close();
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! Anything that can answer a prompt, as an MCP server.
+
+use std::sync::Arc;
+
+use rmcp::model::{
+    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData,
+    Implementation, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
+    PaginatedRequestParams, ProgressNotificationParam, ProgressToken, ReadResourceRequestParams,
+    ReadResourceResponse, ReadResourceResult, Resource, ResourceContents, ResourceTemplate,
+    ServerCapabilities, ServerConfig,
+};
+use rmcp::service::{RequestContext, RunningService, ServiceExt};
+use rmcp::transport::Transport;
+use rmcp::{RoleServer, ServerHandler};
+use serde_json::Value;
+
+use super::contract::{
+    Generated, NotGenerated, TOOL, context_uri, deadline_of, hops_of, model_of_uri, tool,
+};
+use crate::generate::{BoxFuture, Fault, Generate, Usage, channel};
+use crate::limits::ANSWER_BYTES_MAX;
+use crate::model::ModelContext;
+use crate::prompt::{Job, Refusal};
+use crate::registry::catalog::Catalog;
+use crate::wire::{Ask, read_value};
+
+/// What a server shows: something to ask, and the models behind it.
+pub trait Shelf: Send + Sync + 'static {
+    /// What answers.
+    fn generate(&self) -> &dyn Generate;
+    /// The models behind it; a single engine is its own only one.
+    fn models(&self) -> Vec<ModelContext>;
+    /// Tasks and defaults for requests.
+    fn catalog(&self) -> &Catalog;
+}
+
+/// A single model.
+pub struct One(pub Arc<dyn Generate>);
+
+impl Shelf for One {
+    fn generate(&self) -> &dyn Generate {
+        self.0.as_ref()
+    }
+
+    fn models(&self) -> Vec<ModelContext> {
+        vec![self.0.context().clone()]
+    }
+
+    fn catalog(&self) -> &Catalog {
+        static NONE: std::sync::LazyLock<Catalog> = std::sync::LazyLock::new(Catalog::default);
+        &NONE
+    }
+}
+
+/// The MCP handler over a shelf.
+pub struct Server<S>(pub Arc<S>);
+
+impl<S> Clone for Server<S> {
+    fn clone(&self) -> Self {
+        Server(Arc::clone(&self.0))
+    }
+}
+
+/// Serves over any transport until the client goes; drop or cancel the result to stop.
+///
+/// # Errors
+/// If the client leaves before the handshake is done.
+pub async fn serve<S: Shelf, T>(
+    shelf: Arc<S>,
+    transport: T,
+) -> Result<RunningService<RoleServer, Server<S>>, Fault>
+where
+    T: Transport<RoleServer> + Send + 'static,
+{
+    Server(shelf)
+        .serve(transport)
+        .await
+        .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))
+}
+
+impl<S: Shelf> ServerHandler for Server<S> {
+    fn get_info(&self) -> ServerConfig {
+        let capabilities = ServerCapabilities::builder().enable_tools().enable_resources().build();
+        ServerConfig::new(capabilities)
+            .with_server_info(Implementation::new("pilotlight", env!("CARGO_PKG_VERSION")))
+            .with_instructions(
+                "Call the tool generate with a prompt. What a model is and can do stands in the \
+                 resource model://NAME/context.",
+            )
+    }
+
+    async fn list_tools(
+        &self,
+        _request: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        Ok(ListToolsResult::with_all_items(vec![tool()]))
+    }
+
+    fn get_tool(&self, name: &str) -> Option<rmcp::model::Tool> {
+        (name == TOOL).then(tool)
+    }
+
+    async fn list_resources(
+        &self,
+        _request: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        let resource = |context: ModelContext| {
+            let name = context.identification.name;
+            Resource::new(context_uri(&name), name)
+                .with_description("What this model is and can do.")
+                .with_mime_type("application/json")
+        };
+        let resources = self.0.models().into_iter().map(resource).collect();
+        Ok(ListResourcesResult::with_all_items(resources))
+    }
+
+    async fn list_resource_templates(
+        &self,
+        _request: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourceTemplatesResult, ErrorData> {
+        let template = ResourceTemplate::new("model://{name}/context", "model context")
+            .with_description("What a model is and can do.")
+            .with_mime_type("application/json");
+        Ok(ListResourceTemplatesResult::with_all_items(vec![template]))
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        let name = model_of_uri(&request.uri);
+        let model = self.0.models().into_iter().find(|m| Some(m.identification.name.as_str()) == name);
+        let Some(model) = model else {
+            let message = format!("there is no resource {}", request.uri);
+            let data = serde_json::json!({"uri": request.uri});
+            return Err(ErrorData::resource_not_found(message, Some(data)));
+        };
+        let text = serde_json::to_string(&model)
+            .map_err(|e| ErrorData::internal_error(e.to_string(), None))?;
+        let contents = ResourceContents::text(text, request.uri).with_mime_type("application/json");
+        Ok(ReadResourceResult::new(vec![contents]).into())
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        if request.name != TOOL {
+            let message = format!("there is no tool {:?}; there is: {TOOL}", request.name);
+            return Err(ErrorData::invalid_params(message, None));
+        }
+        let job = match self.job_of(request, &context) {
+            Ok(job) => job,
+            Err(refusal) => return Ok(not_generated(&Fault::Unfit(refusal))),
+        };
+        let result = match self.run(&job, &context).await {
+            Ok(generated) => done(generated),
+            Err(fault) => not_generated(&fault),
+        };
+        Ok(result)
+    }
+}
+
+impl<S: Shelf> Server<S> {
+    fn job_of(
+        &self,
+        request: CallToolRequestParams,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<Job, Refusal> {
+        let arguments = Value::Object(request.arguments.unwrap_or_default());
+        let ask: Ask = read_value(arguments)?;
+        let mut job = ask.check("mcp", self.0.catalog())?;
+        if let Some(left) = deadline_of(&context.meta) {
+            job.budget = left;
+        }
+        job.hops = hops_of(&context.meta);
+        Ok(job)
+    }
+
+    /// Runs the job and sends each piece as progress before the next is taken.
+    async fn run(
+        &self,
+        job: &Job,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<Generated, Fault> {
+        let (mut out, mut chunks) = channel();
+        let token = context.meta.get_progress_token();
+        let generate: BoxFuture<'_, Result<Usage, Fault>> =
+            Box::pin(async move { self.0.generate().generate(job, &mut out).await });
+        let send = async {
+            let mut text = String::new();
+            let mut told = 0.0;
+            while let Some(chunk) = chunks.recv().await {
+                if text.len() + chunk.text.len() > ANSWER_BYTES_MAX {
+                    return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
+                }
+                text.push_str(&chunk.text);
+                if let Some(token) = &token {
+                    told += 1.0;
+                    tell(context, token, told, chunk.text).await?;
+                }
+            }
+            Ok(text)
+        };
+        let work = async { futures::try_join!(generate, send) };
+        tokio::select! {
+            done = work => {
+                let (usage, text) = done?;
+                Ok(Generated { text, usage })
+            }
+            () = context.ct.cancelled() => Err(Fault::Cancelled),
+        }
+    }
+}
+
+async fn tell(
+    context: &RequestContext<RoleServer>,
+    token: &ProgressToken,
+    told: f64,
+    text: String,
+) -> Result<(), Fault> {
+    let mut progress = ProgressNotificationParam::new(token.clone(), told);
+    progress.message = Some(text).filter(|text| !text.is_empty());
+    context.peer.notify_progress(progress).await.map_err(|_| Fault::Cancelled)
+}
+
+fn done(generated: Generated) -> CallToolResponse {
+    let content = vec![ContentBlock::text(generated.text.clone())];
+    let mut result = CallToolResult::success(content);
+    result.structured_content = serde_json::to_value(generated).ok();
+    result.into()
+}
+
+fn not_generated(fault: &Fault) -> CallToolResponse {
+    let error = NotGenerated::of(fault);
+    let said = match fault {
+        Fault::Unfit(refusal) => refusal.to_string(),
+        Fault::Cancelled
+        | Fault::Away(_)
+        | Fault::Crashed(_)
+        | Fault::Hung(_)
+        | Fault::Broken(_) => fault.to_string(),
+    };
+    let mut result = CallToolResult::error(vec![ContentBlock::text(said)]);
+    result.structured_content = serde_json::to_value(error).ok();
+    result.into()
+}
+

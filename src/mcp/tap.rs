@@ -1,0 +1,146 @@
+//! Takes the tokens off the line in the order in which they come, before they are scattered.
+//!
+//! rmcp handles each incoming notification in a task of its own, so that progress arrives at a
+//! handler in any order, and the result before the last of it. `Transport::receive` is called one
+//! message after the other: here each progress notification goes straight to the reader of its
+//! request, and the reader's line is closed when the response passes.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::future::Future;
+
+use rmcp::RoleClient;
+use rmcp::model::{
+    ClientRequest, GetMeta, JsonRpcMessage, NumberOrString, ProgressToken,
+    RequestId, ServerNotification,
+};
+use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
+use rmcp::transport::Transport;
+use tokio::sync::mpsc;
+
+/// What comes for one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Beat {
+    /// A piece of the answer.
+    Piece(String),
+    /// A sign of life.
+    Alive,
+    /// The reader is too slow, or the server sent more than an answer may have.
+    Overflow,
+}
+
+/// Put into a request's extensions by whoever wants its progress.
+#[derive(Clone)]
+pub(super) struct Sink(pub(super) mpsc::Sender<Beat>);
+
+/// A transport that diverts progress.
+pub(super) struct Tap<T> {
+    inner: T,
+    readers: HashMap<NumberOrString, mpsc::Sender<Beat>>,
+    tokens: HashMap<RequestId, NumberOrString>,
+}
+
+impl<T> Tap<T> {
+    pub(super) fn new(inner: T) -> Tap<T> {
+        Tap { inner, readers: HashMap::new(), tokens: HashMap::new() }
+    }
+
+    /// Remembers who reads the progress of this request.
+    fn note(&mut self, message: &mut TxJsonRpcMessage<RoleClient>) {
+        let JsonRpcMessage::Request(request) = message else { return };
+        let token = request.request.get_meta().get_progress_token();
+        let ClientRequest::CallToolRequest(call) = &mut request.request else { return };
+        let Some(Sink(reader)) = call.extensions.remove::<Sink>() else { return };
+        let Some(ProgressToken(token)) = token else { return };
+        self.tokens.insert(request.id.clone(), token.clone());
+        self.readers.insert(token, reader);
+    }
+
+    /// Gives progress to its reader; everything else comes back.
+    fn divert(
+        &mut self,
+        message: RxJsonRpcMessage<RoleClient>,
+    ) -> Option<RxJsonRpcMessage<RoleClient>> {
+        match &message {
+            JsonRpcMessage::Notification(note) => {
+                let ServerNotification::ProgressNotification(progress) = &note.notification else {
+                    return Some(message);
+                };
+                let ProgressToken(token) = &progress.params.progress_token;
+                let Some(reader) = self.readers.get(token) else { return Some(message) };
+                let beat = match &progress.params.message {
+                    Some(text) => Beat::Piece(text.clone()),
+                    None => Beat::Alive,
+                };
+                self.hand_on(token.clone(), reader.clone(), beat);
+                None
+            }
+            JsonRpcMessage::Response(response) => {
+                self.forget(&response.id);
+                Some(message)
+            }
+            JsonRpcMessage::Error(error) => {
+                if let Some(id) = &error.id {
+                    self.forget(id);
+                }
+                Some(message)
+            }
+            JsonRpcMessage::Request(_) => Some(message),
+        }
+    }
+
+    /// Never waits: one slow reader must not hold up the line for all others.
+    fn hand_on(&mut self, token: NumberOrString, reader: mpsc::Sender<Beat>, beat: Beat) {
+        // one place is kept for the word that there was no room
+        if reader.capacity() > 1 {
+            let _ = reader.try_send(beat);
+        } else {
+            let _ = reader.try_send(Beat::Overflow);
+            self.readers.remove(&token);
+        }
+    }
+
+    fn forget(&mut self, id: &RequestId) {
+        if let Some(token) = self.tokens.remove(id) {
+            self.readers.remove(&token);
+        }
+    }
+
+    /// Forgets requests whose reader has gone; their responses may never come.
+    fn sweep(&mut self) {
+        self.readers.retain(|_, reader| !reader.is_closed());
+        let readers = &self.readers;
+        self.tokens.retain(|_, token| readers.contains_key(token));
+    }
+}
+
+impl<T: Transport<RoleClient>> Transport<RoleClient> for Tap<T> {
+    type Error = T::Error;
+
+    fn name() -> Cow<'static, str> {
+        T::name()
+    }
+
+    fn send(
+        &mut self,
+        mut item: TxJsonRpcMessage<RoleClient>,
+    ) -> impl Future<Output = Result<(), T::Error>> + Send + 'static {
+        self.sweep();
+        self.note(&mut item);
+        self.inner.send(item)
+    }
+
+    async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
+        // bounded by what the other side sends
+        loop {
+            let message = self.inner.receive().await?;
+            if let Some(message) = self.divert(message) {
+                return Some(message);
+            }
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), T::Error> {
+        self.inner.close().await
+    }
+}

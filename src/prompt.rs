@@ -1,0 +1,245 @@
+//! What an asker says: a prompt with its wishes and bounds, and what it is told when it can't be had.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Names one job inside this process; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct JobId(pub u64);
+
+/// Who speaks in a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Rules that hold for the whole conversation.
+    System,
+    /// The asker.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The role's name in chat templates and on every wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// What shape the answer must have.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Format {
+    /// Any text.
+    #[default]
+    Text,
+    /// One JSON value, an object.
+    Json,
+    /// One JSON value that fits this JSON Schema.
+    Schema(Arc<Value>),
+}
+
+/// Where a prompt may be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Never leaves this device.
+    LocalOnly,
+    /// On this device as long as it can; elsewhere with a reason.
+    #[default]
+    PreferLocal,
+    /// Elsewhere if it can be had, else here.
+    PreferCloud,
+    /// Never on this device.
+    CloudOnly,
+}
+
+/// How urgent a prompt is.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Somebody waits for it.
+    Interactive,
+    /// The usual.
+    #[default]
+    Normal,
+    /// Any time before its deadline.
+    Batch,
+}
+
+/// How the next token is chosen; what is absent is the model's own default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sampling {
+    /// Most tokens of the answer.
+    pub max_tokens: Option<u32>,
+    /// 0 is greedy; 0 ..= 2.
+    pub temperature: Option<f32>,
+    /// Nucleus, 0 < p ≤ 1.
+    pub top_p: Option<f32>,
+    /// The k likeliest; 0 is all.
+    pub top_k: Option<u32>,
+    /// Share of the likeliest token's probability below which a token is dropped, 0 ..= 1.
+    pub min_p: Option<f32>,
+    /// Divides the logits of recent tokens, 1 (off) ..= 2.
+    pub repeat_penalty: Option<f32>,
+    /// Makes sampling repeatable.
+    pub seed: Option<u32>,
+    /// The answer ends before the first of these.
+    pub stop: Vec<String>,
+}
+
+/// One prompt on its way: parsed once at a door, checked there, trusted from there on.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Given by the dispatcher.
+    pub id: JobId,
+    /// The application that asks.
+    pub app: String,
+    /// The asker's own name for this request; the same key gives the same answer.
+    pub key: Option<String>,
+    /// The task whose template made the prompt.
+    pub task: Option<String>,
+    /// The conversation, never empty.
+    pub messages: Vec<Message>,
+    /// The shape of the answer.
+    pub format: Format,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Time left for the answer, counted from when this value was made.
+    pub budget: Duration,
+    /// How urgent it is.
+    pub class: Class,
+    /// Where it may be answered.
+    pub mode: Mode,
+    /// The one model that shall answer, by name.
+    pub model: Option<String>,
+    /// Services that it has passed already.
+    pub hops: u8,
+}
+
+impl Job {
+    /// Bytes of all messages together.
+    pub fn prompt_bytes(&self) -> usize {
+        self.messages.iter().map(|m| m.content.len()).sum()
+    }
+
+    /// A plain prompt with nothing else said, for tests and the command line.
+    pub fn plain(prompt: impl Into<String>, budget: Duration) -> Job {
+        Job {
+            id: JobId(0),
+            app: "cli".into(),
+            key: None,
+            task: None,
+            messages: vec![Message { role: Role::User, content: prompt.into() }],
+            format: Format::Text,
+            sampling: Sampling::default(),
+            budget,
+            class: Class::default(),
+            mode: Mode::default(),
+            model: None,
+            hops: 0,
+        }
+    }
+}
+
+/// Why a request is not served, as the asker is told. It has no status code: each door says it
+/// in its own protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What kind of no.
+    pub code: Code,
+    /// What was wrong and what to do about it: lower case, no full stop.
+    pub message: String,
+    /// The field of the request that it is about.
+    pub field: Option<String>,
+    /// When to come back, for [`Code::Busy`] and [`Code::Unavailable`].
+    pub retry_after: Option<Duration>,
+}
+
+/// The closed list of refusals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The request can't be read or breaks a rule of its format.
+    Malformed,
+    /// A field has a value that is not possible.
+    Invalid,
+    /// Larger than a bound allows.
+    TooLarge,
+    /// Names a task, model or tool that is not there.
+    Unknown,
+    /// The asker may not do this.
+    Forbidden,
+    /// No model that may be used can do this.
+    Incapable,
+    /// The same key came before with another request.
+    Conflict,
+    /// There is no room now.
+    Busy,
+    /// The service or every model that could answer is away now.
+    Unavailable,
+}
+
+impl Code {
+    /// The word for it in replies and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::Malformed => "malformed",
+            Code::Invalid => "invalid",
+            Code::TooLarge => "too_large",
+            Code::Unknown => "unknown",
+            Code::Forbidden => "forbidden",
+            Code::Incapable => "incapable",
+            Code::Conflict => "conflict",
+            Code::Busy => "busy",
+            Code::Unavailable => "unavailable",
+        }
+    }
+}
+
+impl Refusal {
+    /// A refusal about the request as a whole.
+    pub fn new(code: Code, message: impl Into<String>) -> Refusal {
+        Refusal { code, message: message.into(), field: None, retry_after: None }
+    }
+
+    /// A refusal about one field.
+    pub fn field(code: Code, field: impl Into<String>, message: impl Into<String>) -> Refusal {
+        Refusal { field: Some(field.into()), ..Refusal::new(code, message) }
+    }
+
+    /// The same refusal, with the time after which another attempt makes sense.
+    pub fn retry_after(self, wait: Duration) -> Refusal {
+        Refusal { retry_after: Some(wait), ..self }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.field {
+            Some(field) => write!(f, "{}: {field}: {}", self.code.name(), self.message),
+            None => write!(f, "{}: {}", self.code.name(), self.message),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}

@@ -1,0 +1,484 @@
+//! `mcp.json` as the service understands it: every server and task, checked, or every mistake.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::expand::{Variables, expand};
+use crate::limits::{DEADLINE_MAX, OUTPUT_TOKENS_MAX, SERVERS_MAX, TASKS_MAX};
+use crate::model::Reach;
+use crate::prompt::{Class, Code, Mode, Refusal};
+
+/// All models and tasks of one `mcp.json`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Catalog {
+    /// Counted up by whoever writes the file.
+    pub version: u64,
+    /// The models, in the order of the file: the earlier is preferred.
+    pub servers: Vec<Server>,
+    /// The tasks by name.
+    pub tasks: BTreeMap<String, Task>,
+    /// Where a prompt may be answered if it does not say.
+    pub default_mode: Mode,
+    /// Time for an answer by class if a request does not say.
+    pub deadlines: BTreeMap<Class, Duration>,
+    /// What the file says of the device.
+    pub device: Device,
+    /// What the file says of the broker.
+    pub mqtt: MqttPart,
+    /// What the file says of the HTTP door.
+    pub http: HttpPart,
+}
+
+/// One model server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Its key under `mcpServers`.
+    pub name: String,
+    /// How it is reached.
+    pub link: Link,
+    /// How far from here it is.
+    pub reach: Reach,
+    /// How long it may be silent in the middle of an answer.
+    pub silence: Option<Duration>,
+}
+
+/// How a server is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// A child process that speaks MCP on its standard input and output.
+    Child {
+        /// The program; `pilotlight` is this very binary.
+        command: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// Its environment besides ours.
+        env: BTreeMap<String, String>,
+    },
+    /// Streamable HTTP.
+    Http {
+        /// Where.
+        url: String,
+        /// Headers of every request. Secret: never printed.
+        headers: Secret<BTreeMap<String, String>>,
+    },
+}
+
+/// Something that never shows in logs, errors or debug prints.
+#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Secret<T>(pub T);
+
+impl<T> std::fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// A named prompt with places to fill in.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// The prompt; `{{name}}` is replaced by the input of that name.
+    pub template: String,
+    /// The shape of the answer.
+    #[serde(default)]
+    pub schema: Option<Value>,
+    /// Most tokens of the answer.
+    #[serde(default)]
+    pub max_tokens: Option<u32>,
+    /// Milliseconds for the answer.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+}
+
+/// The device's names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Device {
+    /// Its own.
+    pub name: Option<String>,
+}
+
+/// The broker.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MqttPart {
+    /// `mqtt://host:port` or `mqtts://host:port`; `embedded` for the broker that is built in.
+    pub url: Option<String>,
+    /// First level of every topic.
+    pub prefix: Option<String>,
+    /// File with the certificates that the broker's may be signed by.
+    pub ca: Option<String>,
+    /// File with our certificate chain.
+    pub cert: Option<String>,
+    /// File with our private key.
+    pub key: Option<String>,
+    /// User name.
+    pub username: Option<String>,
+    /// Password: `${VAR}`.
+    pub password: Option<Secret<String>>,
+    /// Further topics, by prefix, that a response may be sent to.
+    pub response_prefixes: Vec<String>,
+}
+
+/// The HTTP door.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpPart {
+    /// Address and port to listen at; `off` for no door.
+    pub listen: Option<String>,
+    /// Token that clients must show: `${VAR}`.
+    pub token: Option<Secret<String>>,
+    /// Names besides loopback under which it is asked for.
+    pub allowed_hosts: Vec<String>,
+    /// Web origins that may ask.
+    pub allowed_origins: Vec<String>,
+}
+
+/// One mistake in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// Where: `pilotlight.tasks.classify.max_tokens`.
+    pub path: String,
+    /// What, and what to do.
+    pub message: String,
+}
+
+impl std::fmt::Display for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServer {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    command: Option<String>,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    url: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawOurs {
+    version: u64,
+    device: Device,
+    mqtt: MqttPart,
+    http: HttpPart,
+    servers: BTreeMap<String, RawOurServer>,
+    tasks: BTreeMap<String, Task>,
+    policy: RawPolicy,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawOurServer {
+    role: Option<Role>,
+    reach: Option<Reach>,
+    silence_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    Model,
+    Tool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPolicy {
+    default_mode: Mode,
+    classes: BTreeMap<String, RawClass>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawClass {
+    deadline_ms: Option<u64>,
+}
+
+/// Keys that the format knows and this version does not carry out: said, never passed over.
+const NOT_YET: [&str; 6] = ["models", "providers", "device_limits", "budget", "fleet", "group"];
+
+/// Reads a whole `mcp.json`.
+///
+/// # Errors
+/// Every mistake that could be found, each with its path.
+pub fn read(text: &str, variables: &Variables) -> Result<Catalog, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let mistake = |path: &str, message: String| Mistake { path: path.to_owned(), message };
+    let value: Value = serde_json::from_str(text)
+        .map_err(|e| vec![mistake("mcp.json", format!("not valid JSON: {e}"))])?;
+    let Value::Object(mut top) = expand_all(value, "", variables, &mut mistakes) else {
+        return Err(vec![mistake("mcp.json", "must be a JSON object".to_owned())]);
+    };
+    let servers = top.remove("mcpServers").or_else(|| top.remove("servers"));
+    let ours = top.remove("pilotlight").unwrap_or(Value::Object(Map::new()));
+    for key in top.keys() {
+        let message = "is not known; servers go under mcpServers, all else under pilotlight";
+        mistakes.push(mistake(key, message.to_owned()));
+    }
+    refuse_not_yet(&ours, &mut mistakes);
+    let raw_servers = read_servers(servers, &mut mistakes);
+    let ours: RawOurs = match serde_path_to_error::deserialize(ours) {
+        Ok(ours) => ours,
+        Err(e) => {
+            let path = match e.path().to_string().as_str() {
+                "." => "pilotlight".to_owned(),
+                path => format!("pilotlight.{path}"),
+            };
+            mistakes.push(Mistake { path, message: e.into_inner().to_string() });
+            return Err(mistakes);
+        }
+    };
+    let catalog = check(raw_servers, ours, &mut mistakes);
+    if mistakes.is_empty() { Ok(catalog) } else { Err(mistakes) }
+}
+
+/// Expands every string; a mistake leaves the string as it is.
+fn expand_all(value: Value, path: &str, vars: &Variables, mistakes: &mut Vec<Mistake>) -> Value {
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Value::String(text) => match expand(&text, vars) {
+            Ok(text) => Value::String(text),
+            Err(message) => {
+                mistakes.push(Mistake { path: path.to_owned(), message });
+                Value::String(text)
+            }
+        },
+        Value::Array(items) => {
+            let items = items.into_iter().enumerate();
+            items.map(|(i, v)| expand_all(v, &format!("{path}[{i}]"), vars, mistakes)).collect()
+        }
+        Value::Object(map) => map
+            .into_iter()
+            .map(|(key, v)| {
+                let v = expand_all(v, &below(&key), vars, mistakes);
+                (key, v)
+            })
+            .collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value,
+    }
+}
+
+fn refuse_not_yet(ours: &Value, mistakes: &mut Vec<Mistake>) {
+    for key in NOT_YET {
+        for place in ["", ".policy", ".device"] {
+            let part = place.strip_prefix('.').map_or(Some(ours), |part| ours.get(part));
+            if part.is_some_and(|part| part.get(key).is_some()) {
+                let message = "is not carried out by this version; remove it".to_owned();
+                mistakes.push(Mistake { path: format!("pilotlight{place}.{key}"), message });
+            }
+        }
+    }
+}
+
+fn read_servers(servers: Option<Value>, mistakes: &mut Vec<Mistake>) -> Vec<(String, RawServer)> {
+    let map = match servers {
+        Some(Value::Object(map)) => map,
+        Some(_) | None => {
+            let message = "is needed: an object with one entry for each model server".to_owned();
+            mistakes.push(Mistake { path: "mcpServers".to_owned(), message });
+            return Vec::new();
+        }
+    };
+    if map.is_empty() || map.len() > SERVERS_MAX {
+        let message = format!("has {} entries, must have 1 to {SERVERS_MAX}", map.len());
+        mistakes.push(Mistake { path: "mcpServers".to_owned(), message });
+    }
+    let mut servers = Vec::new();
+    for (name, value) in map {
+        match serde_path_to_error::deserialize::<_, RawServer>(value) {
+            Ok(server) => servers.push((name, server)),
+            Err(e) => mistakes.push(Mistake {
+                path: format!("mcpServers.{name}"),
+                message: e.to_string(),
+            }),
+        }
+    }
+    servers
+}
+
+fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mistake>) -> Catalog {
+    let mut servers = Vec::new();
+    for (name, server) in raw {
+        let extra = ours.servers.remove(&name).unwrap_or_default();
+        if extra.role == Some(Role::Tool) {
+            continue;
+        }
+        let path = format!("mcpServers.{name}");
+        let Some(link) = link_of(server, &path, mistakes) else { continue };
+        let reach = extra.reach.unwrap_or(match link {
+            Link::Child { .. } => Reach::Device,
+            Link::Http { .. } => Reach::Cloud,
+        });
+        let silence = extra.silence_ms.map(Duration::from_millis);
+        servers.push(Server { name, link, reach, silence });
+    }
+    for name in ours.servers.keys() {
+        let message = "there is no such entry under mcpServers".to_owned();
+        mistakes.push(Mistake { path: format!("pilotlight.servers.{name}"), message });
+    }
+    check_tasks(&ours.tasks, mistakes);
+    let deadlines = deadlines_of(&ours.policy, mistakes);
+    Catalog {
+        version: ours.version,
+        servers,
+        tasks: ours.tasks,
+        default_mode: ours.policy.default_mode,
+        deadlines,
+        device: ours.device,
+        mqtt: ours.mqtt,
+        http: ours.http,
+    }
+}
+
+fn link_of(raw: RawServer, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Link> {
+    let mut mistake = |message: &str| {
+        mistakes.push(Mistake { path: path.to_owned(), message: message.to_owned() });
+        None
+    };
+    match (raw.kind.as_deref(), raw.command, raw.url) {
+        (Some("sse"), _, _) => {
+            mistake("the sse transport has been replaced; use type \"http\" (streamable HTTP)")
+        }
+        (None | Some("stdio"), Some(command), None) if !command.is_empty() => {
+            Some(Link::Child { command, args: raw.args, env: raw.env })
+        }
+        (None | Some("http" | "streamable-http"), None, Some(url))
+            if url.starts_with("http://") || url.starts_with("https://") =>
+        {
+            Some(Link::Http { url, headers: Secret(raw.headers) })
+        }
+        (None | Some("http" | "streamable-http"), None, Some(_)) => {
+            mistake("url must start with http:// or https://")
+        }
+        (None | Some("stdio" | "http" | "streamable-http"), _, _) => {
+            mistake("needs either command (a child process) or url (streamable HTTP), not both")
+        }
+        (Some(_), _, _) => mistake("type must be stdio, http or streamable-http"),
+    }
+}
+
+fn check_tasks(tasks: &BTreeMap<String, Task>, mistakes: &mut Vec<Mistake>) {
+    let mut mistake = |path: String, message: String| mistakes.push(Mistake { path, message });
+    if tasks.len() > TASKS_MAX {
+        let message = format!("{} tasks, at most {TASKS_MAX}", tasks.len());
+        mistake("pilotlight.tasks".to_owned(), message);
+    }
+    for (name, task) in tasks {
+        let path = format!("pilotlight.tasks.{name}");
+        if !crate::wire::is_name(name) {
+            mistake(path.clone(), "a task's name is [A-Za-z0-9_-]{1,64}".to_owned());
+        }
+        if task.template.trim().is_empty() {
+            mistake(format!("{path}.template"), "is empty".to_owned());
+        }
+        if task.schema.as_ref().is_some_and(|schema| !schema.is_object()) {
+            mistake(format!("{path}.schema"), "must be a JSON Schema object".to_owned());
+        }
+        if task.max_tokens.is_some_and(|n| !(1..=OUTPUT_TOKENS_MAX).contains(&n)) {
+            mistake(format!("{path}.max_tokens"), format!("must be 1 to {OUTPUT_TOKENS_MAX}"));
+        }
+        if task.deadline_ms.is_some_and(|ms| !is_deadline(ms)) {
+            mistake(format!("{path}.deadline_ms"), deadline_range());
+        }
+    }
+}
+
+fn is_deadline(ms: u64) -> bool {
+    ms >= 1 && Duration::from_millis(ms) <= DEADLINE_MAX
+}
+
+fn deadline_range() -> String {
+    format!("must be 1 to {} ms", DEADLINE_MAX.as_millis())
+}
+
+fn deadlines_of(policy: &RawPolicy, mistakes: &mut Vec<Mistake>) -> BTreeMap<Class, Duration> {
+    let mut deadlines = BTreeMap::new();
+    for (name, class) in &policy.classes {
+        let path = format!("pilotlight.policy.classes.{name}");
+        let known = match name.as_str() {
+            "interactive" => Class::Interactive,
+            "normal" => Class::Normal,
+            "batch" => Class::Batch,
+            _ => {
+                let message = "must be interactive, normal or batch".to_owned();
+                mistakes.push(Mistake { path, message });
+                continue;
+            }
+        };
+        match class.deadline_ms {
+            Some(ms) if is_deadline(ms) => {
+                deadlines.insert(known, Duration::from_millis(ms));
+            }
+            Some(_) => mistakes
+                .push(Mistake { path: format!("{path}.deadline_ms"), message: deadline_range() }),
+            None => {}
+        }
+    }
+    deadlines
+}
+
+impl Catalog {
+    /// Time for an answer of this class if the request does not say.
+    pub fn deadline(&self, class: Class) -> Duration {
+        let built_in = match class {
+            Class::Interactive => Duration::from_secs(30),
+            Class::Normal => Duration::from_secs(120),
+            Class::Batch => Duration::from_secs(900),
+        };
+        self.deadlines.get(&class).copied().unwrap_or(built_in)
+    }
+}
+
+impl Task {
+    /// The prompt with the input's values in their places.
+    ///
+    /// Text goes in as it is, everything else as JSON. Values are not expanded again.
+    ///
+    /// # Errors
+    /// A refusal that names the value that is missing or has no place in the template.
+    pub fn render(&self, input: Option<&Map<String, Value>>) -> Result<String, Refusal> {
+        let empty = Map::new();
+        let input = input.unwrap_or(&empty);
+        let mut used = Vec::new();
+        let mut out = String::with_capacity(self.template.len());
+        let mut rest = self.template.as_str();
+        // bounded: each turn takes one place off the template
+        while let Some((before, after)) = rest.split_once("{{") {
+            let Some((name, after)) = after.split_once("}}") else { break };
+            let name = name.trim();
+            out.push_str(before);
+            match input.get(name) {
+                Some(Value::String(text)) => out.push_str(text),
+                Some(value) => out.push_str(&value.to_string()),
+                None => {
+                    let message = "the task's template needs this value";
+                    return Err(Refusal::field(Code::Invalid, format!("input.{name}"), message));
+                }
+            }
+            used.push(name);
+            rest = after;
+        }
+        out.push_str(rest);
+        match input.keys().find(|key| !used.contains(&key.as_str())) {
+            None => Ok(out),
+            Some(extra) => {
+                let message = "the task's template has no place for this value";
+                Err(Refusal::field(Code::Invalid, format!("input.{extra}"), message))
+            }
+        }
+    }
+}

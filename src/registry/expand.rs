@@ -1,0 +1,81 @@
+//! `${VAR}`, `${VAR:-default}` and `${env:VAR}` in the strings of `mcp.json`.
+
+use std::collections::BTreeMap;
+
+/// Variables by name.
+pub type Variables = BTreeMap<String, String>;
+
+/// Puts the variables' values into one string; `$$` is a dollar.
+///
+/// # Errors
+/// A message that names the variable that is not set, or the brace that is not closed.
+pub fn expand(text: &str, variables: &Variables) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    // bounded: each turn takes at least one byte off `rest`
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(after) = rest.strip_prefix("$$") {
+            out.push('$');
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("${") {
+            let Some(end) = after.find('}') else {
+                return Err(format!("{text:?} has a ${{ that is not closed"));
+            };
+            out.push_str(&value_of(&after[..end], variables)?);
+            rest = &after[end + 1..];
+        } else {
+            out.push('$');
+            rest = &rest[1..];
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+fn value_of(inside: &str, variables: &Variables) -> Result<String, String> {
+    let (name, default) = match inside.split_once(":-") {
+        Some((name, default)) => (name, Some(default)),
+        None => (inside, None),
+    };
+    let name = name.strip_prefix("env:").unwrap_or(name);
+    match (variables.get(name).filter(|value| !value.is_empty()), default) {
+        (Some(value), _) => Ok(value.clone()),
+        (None, Some(default)) => Ok(default.to_owned()),
+        (None, None) => Err(format!(
+            "the variable {name} is not set; set it in the environment or in .env, or write \
+             ${{{name}:-default}}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Result<&str, &str>) {
+        let variables = Variables::from([("A".into(), "1".into()), ("EMPTY".into(), String::new())]);
+        match (expand(text, &variables), expected) {
+            (Ok(got), Ok(want)) => assert_eq!(got, want, "{text}"),
+            (Err(got), Err(want)) => assert!(got.contains(want), "{text}: {got}"),
+            (got, want) => panic!("{text}: {got:?}, expected {want:?}"),
+        }
+    }
+
+    #[test]
+    fn variables_defaults_and_mistakes() {
+        check("plain", Ok("plain"));
+        check("${A}", Ok("1"));
+        check("x${A}y${A}", Ok("x1y1"));
+        check("${env:A}", Ok("1"));
+        check("${B:-two}", Ok("two"));
+        check("${EMPTY:-two}", Ok("two"));
+        check("${B:-}", Ok(""));
+        check("$$${A}", Ok("$1"));
+        check("5$ and $", Ok("5$ and $"));
+        check("${B}", Err("B is not set"));
+        check("${EMPTY}", Err("EMPTY is not set"));
+        check("${A", Err("not closed"));
+    }
+}

@@ -1,0 +1,4 @@
+//! Which models and tasks there are.
+
+pub mod catalog;
+pub mod expand;

@@ -1,0 +1,77 @@
+//! Encrypted lines: certificates and keys from files into one client configuration.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use rustls::ClientConfig;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// The files of one TLS client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Files {
+    /// Certificates that the server's may be signed by; the system's if none.
+    pub ca: Option<String>,
+    /// Our certificate chain, for mutual TLS.
+    pub cert: Option<String>,
+    /// Our private key.
+    pub key: Option<String>,
+}
+
+/// Makes ring the one source of cryptography of this process. Safe to call again.
+pub fn install_provider() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// A client that trusts `ca`, or the system's authorities, and shows our certificate if there is
+/// one.
+///
+/// # Errors
+/// Names the file that is missing or can't be used.
+pub fn client(files: &Files) -> anyhow::Result<Arc<ClientConfig>> {
+    install_provider();
+    let builder = ClientConfig::builder();
+    let builder = match &files.ca {
+        Some(ca) => {
+            let mut roots = RootCertStore::empty();
+            for cert in certificates(ca)? {
+                roots.add(cert).with_context(|| format!("{ca} holds a certificate that can't be trusted"))?;
+            }
+            builder.with_root_certificates(roots)
+        }
+        None => {
+            let loaded = rustls_native_certs::load_native_certs();
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(loaded.certs);
+            if roots.is_empty() {
+                bail!("this system has no certificate authorities; install ca-certificates or set mqtt.ca");
+            }
+            builder.with_root_certificates(roots)
+        }
+    };
+    let config = match (&files.cert, &files.key) {
+        (Some(cert), Some(key)) => {
+            let private = PrivateKeyDer::from_pem_file(Path::new(key))
+                .with_context(|| format!("{key} holds no private key"))?;
+            builder
+                .with_client_auth_cert(certificates(cert)?, private)
+                .with_context(|| format!("{cert} and {key} don't belong together"))?
+        }
+        (None, None) => builder.with_no_client_auth(),
+        (Some(_), None) | (None, Some(_)) => bail!("mutual TLS needs both mqtt.cert and mqtt.key"),
+    };
+    Ok(Arc::new(config))
+}
+
+fn certificates(path: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(Path::new(path))
+        .with_context(|| format!("{path} can't be read"))?
+        .collect();
+    let all = all.with_context(|| format!("{path} holds a damaged certificate"))?;
+    if all.is_empty() {
+        bail!("{path} holds no certificate");
+    }
+    Ok(all)
+}

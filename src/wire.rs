@@ -1,0 +1,527 @@
+//! A request and its reply as JSON: the same fields on MQTT, in the `generate` tool and at the
+//! command line. Read and checked here once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::generate::{Finish, Usage};
+use crate::limits::{
+    DEADLINE_MAX, DEADLINE_MIN, KEY_BYTES_MAX, MESSAGES_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX,
+    PROMPT_BYTES_MAX, SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX,
+};
+use crate::prompt::{
+    Class, Code, Format, Job, JobId, Message, Mode, Refusal, Role, Sampling,
+};
+use crate::registry::catalog::{Catalog, Task};
+use crate::scheduler::decision::Decision;
+
+/// A request as it is written, before it is checked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[serde(rename_all = "snake_case")]
+pub struct Ask {
+    /// The asker's name for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// One user message. One of this, `messages` or `task` is needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// A conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Vec<Message>>,
+    /// The name of a task in `mcp.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// What the task's template needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<Map<String, Value>>,
+    /// `text` or `json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<AskFormat>,
+    /// A JSON Schema for the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Value>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f32>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f32>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeat_penalty: Option<f32>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u32>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Vec<String>>,
+    /// Send the pieces as they come, besides the reply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<bool>,
+    /// Milliseconds for the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// How urgent it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// Where it may be answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// How models work together; only `single` is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// The one model that shall answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+/// The shape of an answer in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AskFormat {
+    /// Any text.
+    Text,
+    /// A JSON object.
+    Json,
+}
+
+/// How models work together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// One model answers.
+    Single,
+}
+
+/// Reads JSON into a type and names the place of the first mistake.
+///
+/// # Errors
+/// [`Code::Malformed`] if it is not JSON, [`Code::Invalid`] with the field if a value is wrong.
+pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    let mut text = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut text).map_err(|e| misread(&e))?;
+    text.end().map_err(|e| Refusal::new(Code::Malformed, format!("not valid JSON: {e}")))?;
+    Ok(value)
+}
+
+/// The same for a value that is JSON already.
+///
+/// # Errors
+/// [`Code::Invalid`] with the field if a value is wrong.
+pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
+    serde_path_to_error::deserialize(value).map_err(|e| misread(&e))
+}
+
+fn misread(error: &serde_path_to_error::Error<serde_json::Error>) -> Refusal {
+    let inner = error.inner();
+    match inner.classify() {
+        serde_json::error::Category::Data => {
+            let path = error.path().to_string();
+            let message = inner.to_string();
+            match path.as_str() {
+                "." => Refusal::new(Code::Invalid, message),
+                _ => Refusal::field(Code::Invalid, path, message),
+            }
+        }
+        serde_json::error::Category::Io
+        | serde_json::error::Category::Syntax
+        | serde_json::error::Category::Eof => {
+            Refusal::new(Code::Malformed, format!("not valid JSON: {inner}"))
+        }
+    }
+}
+
+impl Ask {
+    /// Checks every field and makes a job of it, with the catalog's defaults.
+    ///
+    /// # Errors
+    /// A refusal that names the first field that is wrong.
+    pub fn check(self, app: &str, catalog: &Catalog) -> Result<Job, Refusal> {
+        let task = self.task_of(catalog)?;
+        let messages = self.messages_of(task)?;
+        let prompt_bytes: usize = messages.iter().map(|m| m.content.len()).sum();
+        if prompt_bytes > PROMPT_BYTES_MAX {
+            let message = format!("{prompt_bytes} bytes, at most {PROMPT_BYTES_MAX}");
+            return Err(Refusal::field(Code::TooLarge, "prompt", message));
+        }
+        let class = self.class.unwrap_or_default();
+        let deadline = self
+            .deadline_ms
+            .or(task.and_then(|t| t.deadline_ms))
+            .map_or(catalog.deadline(class), Duration::from_millis);
+        if !(DEADLINE_MIN..=DEADLINE_MAX).contains(&deadline) {
+            let most = DEADLINE_MAX.as_millis();
+            let message = format!("{} ms, must be 1 to {most}", deadline.as_millis());
+            return Err(Refusal::field(Code::Invalid, "deadline_ms", message));
+        }
+        if let Some(id) = &self.id {
+            check_length("id", id, KEY_BYTES_MAX)?;
+        }
+        if let Some(model) = &self.model {
+            check_length("model", model, KEY_BYTES_MAX)?;
+        }
+        Ok(Job {
+            id: JobId(0),
+            app: app.to_owned(),
+            format: self.format_of(task)?,
+            sampling: self.sampling_of(task)?,
+            messages,
+            budget: deadline,
+            class,
+            mode: self.mode.unwrap_or(catalog.default_mode),
+            key: self.id,
+            task: self.task,
+            model: self.model,
+            hops: 0,
+        })
+    }
+
+    /// The request that says the same as this job; the deadline travels beside it.
+    pub fn of(job: &Job) -> Ask {
+        let (format, schema) = match &job.format {
+            Format::Text => (None, None),
+            Format::Json => (Some(AskFormat::Json), None),
+            Format::Schema(schema) => (None, Some(schema.as_ref().clone())),
+        };
+        let sampling = job.sampling.clone();
+        Ask {
+            id: job.key.clone(),
+            messages: Some(job.messages.clone()),
+            format,
+            schema,
+            max_tokens: sampling.max_tokens,
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: sampling.top_k,
+            min_p: sampling.min_p,
+            repeat_penalty: sampling.repeat_penalty,
+            seed: sampling.seed,
+            stop: Some(sampling.stop).filter(|stop| !stop.is_empty()),
+            class: Some(job.class),
+            mode: Some(job.mode),
+            ..Ask::default()
+        }
+    }
+
+    fn task_of<'c>(&self, catalog: &'c Catalog) -> Result<Option<&'c Task>, Refusal> {
+        let Some(name) = &self.task else { return Ok(None) };
+        match catalog.tasks.get(name) {
+            Some(task) => Ok(Some(task)),
+            None => {
+                let known: Vec<&str> = catalog.tasks.keys().map(String::as_str).collect();
+                let message = format!("no task is called {name:?}; there are: {}", known.join(", "));
+                Err(Refusal::field(Code::Unknown, "task", message))
+            }
+        }
+    }
+
+    fn messages_of(&self, task: Option<&Task>) -> Result<Vec<Message>, Refusal> {
+        let user = |content| vec![Message { role: Role::User, content }];
+        let messages = match (&self.prompt, &self.messages, task) {
+            (Some(prompt), None, None) => user(prompt.clone()),
+            (None, Some(messages), None) => messages.clone(),
+            (None, None, Some(task)) => user(task.render(self.input.as_ref())?),
+            (Some(prompt), None, Some(task)) if self.input.is_none() => {
+                let input = Map::from_iter([("input".to_owned(), Value::from(prompt.clone()))]);
+                user(task.render(Some(&input))?)
+            }
+            (_, _, _) => {
+                let message = "exactly one of prompt, messages or task (with input) is needed";
+                return Err(Refusal::field(Code::Invalid, "prompt", message));
+            }
+        };
+        if self.input.is_some() && task.is_none() {
+            let message = "input is only for a task; name the task as well";
+            return Err(Refusal::field(Code::Invalid, "input", message));
+        }
+        if messages.len() > MESSAGES_MAX {
+            let message = format!("{} messages, at most {MESSAGES_MAX}", messages.len());
+            return Err(Refusal::field(Code::TooLarge, "messages", message));
+        }
+        if messages.iter().all(|m| m.content.trim().is_empty()) {
+            return Err(Refusal::field(Code::Invalid, "prompt", "the prompt is empty"));
+        }
+        Ok(messages)
+    }
+
+    fn format_of(&self, task: Option<&Task>) -> Result<Format, Refusal> {
+        let schema = self.schema.as_ref().or(task.and_then(|t| t.schema.as_ref()));
+        match (schema, self.format) {
+            (Some(schema), None | Some(AskFormat::Json)) => {
+                check_schema(schema)?;
+                Ok(Format::Schema(Arc::new(schema.clone())))
+            }
+            (Some(_), Some(AskFormat::Text)) => {
+                let message = "a schema makes JSON; leave format out or say json";
+                Err(Refusal::field(Code::Invalid, "format", message))
+            }
+            (None, Some(AskFormat::Json)) => Ok(Format::Json),
+            (None, None | Some(AskFormat::Text)) => Ok(Format::Text),
+        }
+    }
+
+    fn sampling_of(&self, task: Option<&Task>) -> Result<Sampling, Refusal> {
+        let max_tokens = self.max_tokens.or(task.and_then(|t| t.max_tokens));
+        if let Some(n) = max_tokens
+            && !(1..=OUTPUT_TOKENS_MAX).contains(&n)
+        {
+            let message = format!("{n}, must be 1 to {OUTPUT_TOKENS_MAX}");
+            return Err(Refusal::field(Code::Invalid, "max_tokens", message));
+        }
+        check_range("temperature", self.temperature, 0.0, 2.0)?;
+        check_range("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
+        check_range("min_p", self.min_p, 0.0, 1.0)?;
+        check_range("repeat_penalty", self.repeat_penalty, 1.0, 2.0)?;
+        if let Some(k) = self.top_k
+            && k > 1000
+        {
+            return Err(Refusal::field(Code::Invalid, "top_k", format!("{k}, must be 0 to 1000")));
+        }
+        let stop = self.stop.clone().unwrap_or_default();
+        check_stops(&stop)?;
+        Ok(Sampling {
+            max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            seed: self.seed,
+            stop,
+        })
+    }
+}
+
+fn check_stops(stops: &[String]) -> Result<(), Refusal> {
+    if stops.len() > STOPS_MAX {
+        let message = format!("{} stop strings, at most {STOPS_MAX}", stops.len());
+        return Err(Refusal::field(Code::TooLarge, "stop", message));
+    }
+    for (at, stop) in stops.iter().enumerate() {
+        if stop.is_empty() || stop.len() > STOP_BYTES_MAX {
+            let message = format!("{} bytes, must be 1 to {STOP_BYTES_MAX}", stop.len());
+            return Err(Refusal::field(Code::Invalid, format!("stop[{at}]"), message));
+        }
+    }
+    Ok(())
+}
+
+fn check_range(field: &str, value: Option<f32>, min: f32, max: f32) -> Result<(), Refusal> {
+    match value {
+        Some(v) if !(min..=max).contains(&v) => {
+            let min = if min == f32::MIN_POSITIVE { "more than 0".into() } else { min.to_string() };
+            let message = format!("{v}, must be {min} to {max}");
+            Err(Refusal::field(Code::Invalid, field, message))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_length(field: &str, text: &str, max: usize) -> Result<(), Refusal> {
+    if text.is_empty() || text.len() > max {
+        let message = format!("{} bytes, must be 1 to {max}", text.len());
+        return Err(Refusal::field(Code::Invalid, field, message));
+    }
+    Ok(())
+}
+
+fn check_schema(schema: &Value) -> Result<(), Refusal> {
+    if !schema.is_object() {
+        let message = "a JSON Schema is an object here";
+        return Err(Refusal::field(Code::Invalid, "schema", message));
+    }
+    let bytes = schema.to_string().len();
+    if bytes > SCHEMA_BYTES_MAX {
+        let message = format!("{bytes} bytes, at most {SCHEMA_BYTES_MAX}");
+        return Err(Refusal::field(Code::TooLarge, "schema", message));
+    }
+    if depth(schema) > SCHEMA_DEPTH_MAX {
+        let message = format!("nested deeper than {SCHEMA_DEPTH_MAX}");
+        return Err(Refusal::field(Code::TooLarge, "schema", message));
+    }
+    Ok(())
+}
+
+/// How deep objects and arrays are nested; `serde_json` refuses more than 128 when it reads.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+/// Whether a name may stand in a topic: `[A-Za-z0-9_-]{1,64}`.
+pub fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// The one answer to a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The asker's name for the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// How it ended.
+    pub status: Status,
+    /// The answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The answer as a value, if JSON was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub json: Option<Value>,
+    /// Why the answer ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish: Option<Finish>,
+    /// What it took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<ReplyUsage>,
+    /// Who answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// Why it went there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+    /// How long it took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
+    /// When to come back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// What was wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<WireError>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Answered.
+    Ok,
+    /// No room; come back.
+    Busy,
+    /// Its deadline passed.
+    Expired,
+    /// It can't be served.
+    Refused,
+    /// The same key came before with another request.
+    Conflict,
+    /// It broke.
+    Failed,
+}
+
+/// What an answer took, as the asker sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ReplyUsage {
+    /// See [`Usage`].
+    pub prompt_tokens: u32,
+    /// See [`Usage`].
+    pub cached_tokens: u32,
+    /// See [`Usage`].
+    pub completion_tokens: u32,
+    /// See [`Usage`].
+    pub cost_usd: f64,
+}
+
+impl From<&Usage> for ReplyUsage {
+    fn from(usage: &Usage) -> ReplyUsage {
+        ReplyUsage {
+            prompt_tokens: usage.prompt_tokens,
+            cached_tokens: usage.cached_tokens,
+            completion_tokens: usage.completion_tokens,
+            cost_usd: usage.cost_usd,
+        }
+    }
+}
+
+/// Who answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The server's name in `mcp.json`.
+    pub server: String,
+    /// The model's own name.
+    pub model: String,
+    /// `device`, `peer` or `cloud`.
+    #[serde(rename = "where")]
+    pub location: String,
+}
+
+/// How long an answer took, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Before it started.
+    pub queued_ms: u64,
+    /// Until the first piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_token_ms: Option<u64>,
+    /// Until the end.
+    pub total_ms: u64,
+}
+
+/// What was wrong with a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireError {
+    /// A word from a closed list.
+    pub code: String,
+    /// What it was and what to do.
+    pub message: String,
+    /// The field it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+
+impl From<&Refusal> for WireError {
+    fn from(refusal: &Refusal) -> WireError {
+        WireError {
+            code: refusal.code.name().to_owned(),
+            message: refusal.message.clone(),
+            field: refusal.field.clone(),
+        }
+    }
+}
+
+impl Reply {
+    /// The reply to a request that never became a job.
+    pub fn refused(id: Option<String>, refusal: &Refusal) -> Reply {
+        let status = match refusal.code {
+            Code::Busy | Code::Unavailable => Status::Busy,
+            Code::Conflict => Status::Conflict,
+            Code::Malformed
+            | Code::Invalid
+            | Code::TooLarge
+            | Code::Unknown
+            | Code::Forbidden
+            | Code::Incapable => Status::Refused,
+        };
+        let retry = refusal.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        Reply {
+            id,
+            status,
+            text: None,
+            json: None,
+            finish: None,
+            usage: None,
+            source: None,
+            decision: None,
+            timing: None,
+            retry_after_ms: retry,
+            error: Some(refusal.into()),
+        }
+    }
+}
