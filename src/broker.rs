@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use mqtt5::broker::{BrokerConfig, MqttBroker};
 use mqtt5::broker::config::{StorageBackend, StorageConfig};
+use mqtt5::broker::{BrokerConfig, MqttBroker};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::MQTT_PACKET_BYTES_MAX;
@@ -37,9 +37,9 @@ pub async fn open(
             StorageConfig::default().with_backend(StorageBackend::Memory).with_persistence(false),
         );
     config.auth_config.allow_anonymous = true;
-    let mut broker = MqttBroker::with_config(config)
-        .await
-        .with_context(|| format!("the embedded broker can't listen on {addr}; is the port taken?"))?;
+    let mut broker = MqttBroker::with_config(config).await.with_context(|| {
+        format!("the embedded broker can't listen on {addr}; is the port taken?")
+    })?;
     let addr = broker.local_addr().unwrap_or(addr);
     let handle = broker.shutdown_handle();
     let serve = async move {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::ingress::http::Guard;
 use crate::limits::CONFIG_BYTES_MAX;
+use crate::prompt::is_name;
 use crate::registry::catalog::{self, Catalog, Mistake, Secret};
 use crate::registry::expand::Variables;
 use crate::tls;
-use crate::wire::is_name;
 
 /// What the variables of the environment mean; all else that starts with `PILOTLIGHT_` is a
 /// mistake.
@@ -95,17 +95,18 @@ pub fn variables() -> Result<Variables, Vec<Mistake>> {
 /// # Errors
 /// Every mistake that could be found.
 pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mistake>> {
-    let path = path.map(Path::to_owned).unwrap_or_else(|| {
-        variables.get("PILOTLIGHT_CONFIG").map_or_else(|| "mcp.json".into(), PathBuf::from)
-    });
+    let path = path.map_or_else(
+        || variables.get("PILOTLIGHT_CONFIG").map_or_else(|| "mcp.json".into(), PathBuf::from),
+        Path::to_owned,
+    );
     let shown = path.display().to_string();
-    let size = std::fs::metadata(&path).map_err(|e| {
-        one(&shown, format!("can't be read: {e}; start from the example mcp.json"))
-    })?;
+    let size = std::fs::metadata(&path)
+        .map_err(|e| one(&shown, format!("can't be read: {e}; start from the example mcp.json")))?;
     if size.len() > CONFIG_BYTES_MAX {
         return Err(one(&shown, format!("is larger than {CONFIG_BYTES_MAX} bytes")));
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| one(&shown, format!("can't be read: {e}")))?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|e| one(&shown, format!("can't be read: {e}")))?;
     let mut mistakes = Vec::new();
     let catalog = catalog::read(&text, variables).unwrap_or_else(|found| {
         mistakes.extend(found);
@@ -132,7 +133,7 @@ impl Reader<'_> {
         let device = self.device(&catalog);
         let (mqtt, broker) = self.mqtt(&catalog);
         let http = self.http(&catalog);
-        Config { path, device, mqtt, broker, http, catalog, warnings }
+        Config { path, catalog, device, mqtt, broker, http, warnings }
     }
 
     fn get(&self, name: &str) -> Option<String> {
@@ -162,7 +163,8 @@ impl Reader<'_> {
             let name = sysinfo::System::host_name().ok()?;
             name.split('.').next().map(str::to_owned)
         };
-        let name = self.get("PILOTLIGHT_DEVICE").or_else(|| catalog.device.name.clone()).or_else(host);
+        let name =
+            self.get("PILOTLIGHT_DEVICE").or_else(|| catalog.device.name.clone()).or_else(host);
         let name = name.unwrap_or_else(|| "device".to_owned());
         if !is_name(&name) {
             let message = format!("{name:?} can't stand in a topic; use [A-Za-z0-9_-]{{1,64}}");
@@ -174,38 +176,54 @@ impl Reader<'_> {
     /// A value, or the credential of that name that systemd gives us.
     fn secret(&mut self, path: &str, value: Option<String>) -> Option<String> {
         let value = value?;
-        let Some(name) = value.strip_prefix("cred:") else { return Some(value) };
+        let Some(name) = value.strip_prefix("cred:") else {
+            return Some(value);
+        };
         let folder = self.get("CREDENTIALS_DIRECTORY").unwrap_or_default();
         match std::fs::read_to_string(Path::new(&folder).join(name)) {
             Ok(text) if !name.contains('/') => Some(text.trim_end().to_owned()),
             Ok(_) | Err(_) => {
-                self.mistake(path, format!("there is no credential {name:?} in $CREDENTIALS_DIRECTORY"));
+                self.mistake(
+                    path,
+                    format!("there is no credential {name:?} in $CREDENTIALS_DIRECTORY"),
+                );
                 None
             }
         }
     }
 
     fn mqtt(&mut self, catalog: &Catalog) -> (Option<Mqtt>, Option<SocketAddr>) {
-        let part = &catalog.mqtt;
+        let written = &catalog.mqtt;
         let default = if cfg!(feature = "embedded-broker") { "embedded" } else { "off" };
-        let url = self.get("PILOTLIGHT_MQTT").or_else(|| part.url.clone());
+        let url = self.get("PILOTLIGHT_MQTT").or_else(|| written.url.clone());
         let url = url.unwrap_or_else(|| default.to_owned());
         let broker = if url == "embedded" { self.broker() } else { None };
-        let place = match (url.as_str(), broker) {
+        let address = match (url.as_str(), broker) {
             ("off", _) | ("embedded", None) => None,
             ("embedded", Some(addr)) => Some((addr.ip().to_string(), addr.port(), false)),
             (url, _) => self.broker_url(url),
         };
-        let Some((host, port, encrypted)) = place else { return (None, broker) };
-        let files = tls::Files { ca: part.ca.clone(), cert: part.cert.clone(), key: part.key.clone() };
+        let Some((host, port, encrypted)) = address else {
+            return (None, broker);
+        };
+        let files = tls::Files {
+            ca: written.ca.clone(),
+            cert: written.cert.clone(),
+            key: written.key.clone(),
+        };
         if !encrypted && files != tls::Files::default() {
             self.mistake("pilotlight.mqtt", "certificates are given and the url is not mqtts://");
         }
-        let username = self.get("PILOTLIGHT_MQTT_USERNAME").or_else(|| part.username.clone());
-        let password = self.get("PILOTLIGHT_MQTT_PASSWORD").or_else(|| part.password.clone().map(|p| p.0));
+        let username = self.get("PILOTLIGHT_MQTT_USERNAME").or_else(|| written.username.clone());
+        let password =
+            self.get("PILOTLIGHT_MQTT_PASSWORD").or_else(|| written.password.clone().map(|p| p.0));
         let password = self.secret("pilotlight.mqtt.password", password);
-        let prefix = part.prefix.clone().unwrap_or_else(|| "pilotlight".to_owned());
-        if prefix.is_empty() || prefix.contains(['+', '#', '\0']) || prefix.starts_with(['$', '/']) || prefix.ends_with('/') {
+        let prefix = written.prefix.clone().unwrap_or_else(|| "pilotlight".to_owned());
+        if prefix.is_empty()
+            || prefix.contains(['+', '#', '\0'])
+            || prefix.starts_with(['$', '/'])
+            || prefix.ends_with('/')
+        {
             self.mistake("pilotlight.mqtt.prefix", format!("{prefix:?} can't begin a topic"));
         }
         let mqtt = Mqtt {
@@ -214,14 +232,17 @@ impl Reader<'_> {
             tls: encrypted.then_some(files),
             prefix,
             credentials: username.map(|user| (user, Secret(password.unwrap_or_default()))),
-            response_prefixes: part.response_prefixes.clone(),
+            response_prefixes: written.response_prefixes.clone(),
         };
         (Some(mqtt), broker)
     }
 
     fn broker(&mut self) -> Option<SocketAddr> {
         if !cfg!(feature = "embedded-broker") {
-            self.mistake("pilotlight.mqtt.url", "this build has no embedded broker; give the address of one");
+            self.mistake(
+                "pilotlight.mqtt.url",
+                "this build has no embedded broker; give the address of one",
+            );
             return None;
         }
         let listen = self.get("PILOTLIGHT_BROKER").unwrap_or_else(|| "127.0.0.1:1883".to_owned());
@@ -237,7 +258,8 @@ impl Reader<'_> {
     fn broker_url(&mut self, url: &str) -> Option<(String, u16, bool)> {
         let encrypted = url.starts_with("mqtts://");
         let rest = url.strip_prefix("mqtts://").or_else(|| url.strip_prefix("mqtt://"));
-        let place = rest.map(|rest| rest.trim_end_matches('/')).filter(|rest| !rest.contains(['/', '@']));
+        let place =
+            rest.map(|rest| rest.trim_end_matches('/')).filter(|rest| !rest.contains(['/', '@']));
         let default = if encrypted { 8883 } else { 1883 };
         let parsed = place.and_then(|place| match place.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() => {
@@ -265,13 +287,17 @@ impl Reader<'_> {
             return None;
         }
         let Ok(addr) = listen.parse::<SocketAddr>() else {
-            self.mistake("pilotlight.http.listen", format!("{listen:?} is no address with a port, nor off"));
+            self.mistake(
+                "pilotlight.http.listen",
+                format!("{listen:?} is no address with a port, nor off"),
+            );
             return None;
         };
         let token = self.get("PILOTLIGHT_HTTP_TOKEN").or_else(|| part.token.clone().map(|t| t.0));
         let token = self.secret("pilotlight.http.token", token);
         if token.is_none() && !addr.ip().is_loopback() {
-            let message = format!("{addr} can be reached from other machines; set PILOTLIGHT_HTTP_TOKEN");
+            let message =
+                format!("{addr} can be reached from other machines; set PILOTLIGHT_HTTP_TOKEN");
             self.mistake("pilotlight.http.token", message);
         }
         let guard = Guard {
@@ -291,11 +317,16 @@ fn looks_secret(text: &str) -> Vec<Mistake> {
             serde_json::Value::Object(map) => {
                 for (key, value) in map {
                     let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    let secret_name = ["token", "password", "secret", "authorization", "api_key", "apikey"]
-                        .iter()
-                        .any(|word| key.to_ascii_lowercase().contains(word));
+                    let secret_name =
+                        ["token", "password", "secret", "authorization", "api_key", "apikey"]
+                            .iter()
+                            .any(|word| key.to_ascii_lowercase().contains(word));
                     match value.as_str() {
-                        Some(text) if secret_name && !text.contains("${") && !text.starts_with("cred:") => {
+                        Some(text)
+                            if secret_name
+                                && !text.contains("${")
+                                && !text.starts_with("cred:") =>
+                        {
                             let message = "looks like a secret; write ${NAME} or cred:NAME and keep the value elsewhere";
                             found.push(Mistake { path, message: message.to_owned() });
                         }
@@ -303,7 +334,11 @@ fn looks_secret(text: &str) -> Vec<Mistake> {
                     }
                 }
             }
-            serde_json::Value::Array(items) => items.iter().for_each(|item| walk(item, path, found)),
+            serde_json::Value::Array(items) => {
+                for item in items {
+                    walk(item, path, found);
+                }
+            }
             serde_json::Value::Null
             | serde_json::Value::Bool(_)
             | serde_json::Value::Number(_)
@@ -320,7 +355,8 @@ fn looks_secret(text: &str) -> Vec<Mistake> {
 /// A catalog with one scripted model, for `serve --dry`.
 pub fn dry(config: Config) -> Config {
     let args = ["engine", "--scripted", "dry"].map(str::to_owned).to_vec();
-    let link = catalog::Link::Child { command: "pilotlight".to_owned(), args, env: BTreeMap::new() };
+    let link =
+        catalog::Link::Child { command: "pilotlight".to_owned(), args, env: BTreeMap::new() };
     let server = catalog::Server {
         name: "dry".to_owned(),
         link,

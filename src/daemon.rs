@@ -101,7 +101,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (bus, inbox, driver) = bus::open(options, lines.stop.clone());
         lines.add(driver);
         line = Some(bus.line());
-        let (dispatch, catalog, metrics) = (core.dispatch.clone(), Arc::clone(&catalog), metrics.clone());
+        let (dispatch, catalog, metrics) =
+            (core.dispatch.clone(), Arc::clone(&catalog), metrics.clone());
         let door = mqtt::Door { bus, dispatch, catalog, topics, metrics };
         doors.add(door.run(inbox, doors.stop.clone()));
     }
@@ -131,7 +132,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 #[cfg(feature = "embedded-broker")]
 async fn start_broker(config: &Config, floor: &mut Floor) -> anyhow::Result<()> {
-    let Some(listen) = config.broker else { return Ok(()) };
+    let Some(listen) = config.broker else {
+        return Ok(());
+    };
     let (addr, serve) = crate::broker::open(listen, floor.stop.clone()).await?;
     floor.add(serve);
     tracing::info!(%addr, "the embedded broker is open");

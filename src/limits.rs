@@ -74,7 +74,7 @@ pub const REST_MAX: Duration = Duration::from_secs(30);
 ///
 /// The slowest measured step is 64 prompt tokens on a Raspberry Pi 3 class core, about 10 s.
 pub const ENGINE_SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How long a server may take from its start to stating its ModelContext.
+/// How long a server may take from its start to stating its `ModelContext`.
 pub const ENGINE_LOAD_MAX: Duration = Duration::from_secs(180);
 /// How long a child may take to end by itself once its input is closed.
 pub const CHILD_EXIT_MAX: Duration = Duration::from_secs(2);

@@ -31,11 +31,8 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
     } else {
         tokio::runtime::Builder::new_multi_thread()
     };
-    let runtime = builder
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("the runtime can't be started")?;
+    let runtime =
+        builder.worker_threads(2).enable_all().build().context("the runtime can't be started")?;
     runtime.block_on(line.run())
 }
 

@@ -96,7 +96,9 @@ impl Metrics {
         };
         self.replies.get_or_create(&labels).inc();
         if let Some(usage) = &reply.usage {
-            let tokens = |kind: &str| self.tokens.get_or_create_owned(&TokenLabels { kind: kind.to_owned() });
+            let tokens = |kind: &str| {
+                self.tokens.get_or_create_owned(&TokenLabels { kind: kind.to_owned() })
+            };
             tokens("prompt").inc_by(usage.prompt_tokens.into());
             tokens("completion").inc_by(usage.completion_tokens.into());
             self.cost.inc_by(usage.cost_usd);

@@ -1,4 +1,4 @@
-//! What a model states of itself: the ModelContext with its five parts.
+//! What a model states of itself: the `ModelContext` with its five parts.
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,7 @@ pub struct Identification {
 }
 
 /// What a model can do.
+#[expect(clippy::struct_excessive_bools, reason = "each is a capability of its own")]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Capabilities {
     /// Most tokens of prompt and answer together.

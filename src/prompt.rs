@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::limits::NAME_BYTES_MAX;
+
 /// Names one job inside this process; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct JobId(pub u64);
@@ -72,9 +74,7 @@ pub enum Mode {
 }
 
 /// How urgent a prompt is.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
     /// Somebody waits for it.
@@ -228,6 +228,7 @@ impl Refusal {
     }
 
     /// The same refusal, with the time after which another attempt makes sense.
+    #[must_use]
     pub fn retry_after(self, wait: Duration) -> Refusal {
         Refusal { retry_after: Some(wait), ..self }
     }
@@ -243,3 +244,9 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// Whether a name may stand in a topic: `[A-Za-z0-9_-]{1,64}`.
+pub fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}

@@ -37,7 +37,9 @@ pub fn client(files: &Files) -> anyhow::Result<Arc<ClientConfig>> {
         Some(ca) => {
             let mut roots = RootCertStore::empty();
             for cert in certificates(ca)? {
-                roots.add(cert).with_context(|| format!("{ca} holds a certificate that can't be trusted"))?;
+                roots
+                    .add(cert)
+                    .with_context(|| format!("{ca} holds a certificate that can't be trusted"))?;
             }
             builder.with_root_certificates(roots)
         }
@@ -46,7 +48,9 @@ pub fn client(files: &Files) -> anyhow::Result<Arc<ClientConfig>> {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(loaded.certs);
             if roots.is_empty() {
-                bail!("this system has no certificate authorities; install ca-certificates or set mqtt.ca");
+                bail!(
+                    "this system has no certificate authorities; install ca-certificates or set mqtt.ca"
+                );
             }
             builder.with_root_certificates(roots)
         }

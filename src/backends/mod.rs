@@ -4,5 +4,5 @@
 pub mod gguf;
 pub mod sampler;
 pub mod scripted;
-pub mod text;
 pub mod supervise;
+pub mod text;

@@ -86,9 +86,8 @@ impl Sampler {
     fn draw(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
         let all = logits.iter().enumerate().filter(|(_, logit)| logit.is_finite());
         self.candidates.clear();
-        self.candidates.extend(
-            all.map(|(id, &logit)| (index(id), logit)).filter(|&(id, _)| allowed(id)),
-        );
+        self.candidates
+            .extend(all.map(|(id, &logit)| (index(id), logit)).filter(|&(id, _)| allowed(id)));
         let candidates = &mut self.candidates;
         let by_logit = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if self.top_k > 0 && self.top_k < candidates.len() {
@@ -139,22 +138,23 @@ fn index(id: usize) -> u32 {
 mod tests {
     use super::*;
 
-    fn sampler(asked: Sampling) -> Sampler {
-        Sampler::new(&asked, &InferenceSettings::default())
+    fn sampler(asked: &Sampling) -> Sampler {
+        Sampler::new(asked, &InferenceSettings::default())
     }
 
     fn draws(asked: &Sampling, logits: &[f32], allowed: fn(u32) -> bool) -> Vec<u32> {
-        let mut sampler = sampler(asked.clone());
+        let mut sampler = sampler(asked);
         (0..2000).map(|_| sampler.choose(&mut logits.to_vec(), allowed).unwrap()).collect()
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
     fn share(draws: &[u32], token: u32) -> f64 {
         draws.iter().filter(|&&t| t == token).count() as f64 / draws.len() as f64
     }
 
     #[test]
     fn greedy_takes_the_best_allowed() {
-        let mut s = sampler(Sampling::default());
+        let mut s = sampler(&Sampling::default());
         assert_eq!(s.choose(&mut [1.0, 3.0, 2.0], |_| true), Some(1));
         assert_eq!(s.choose(&mut [1.0, 3.0, 2.0], |t| t != 1), Some(2));
         assert_eq!(s.choose(&mut [1.0, 3.0, 2.0], |_| false), None);
@@ -164,8 +164,7 @@ mod tests {
 
     #[test]
     fn a_seed_repeats_itself() {
-        let asked =
-            Sampling { temperature: Some(1.0), seed: Some(7), ..Sampling::default() };
+        let asked = Sampling { temperature: Some(1.0), seed: Some(7), ..Sampling::default() };
         let logits = [0.1, 0.2, 0.3, 0.4];
         assert_eq!(draws(&asked, &logits, |_| true), draws(&asked, &logits, |_| true));
         let other = Sampling { seed: Some(8), ..asked.clone() };
@@ -200,14 +199,13 @@ mod tests {
         only(Sampling { top_p: Some(0.5), ..base.clone() }, &[3]);
         only(Sampling { top_p: Some(0.7), ..base.clone() }, &[2, 3]);
         // what is not allowed goes before the k likeliest are taken
-        let drawn =
-            draws(&Sampling { top_k: Some(1), ..base }, &logits, |t| t < 2);
+        let drawn = draws(&Sampling { top_k: Some(1), ..base }, &logits, |t| t < 2);
         assert!(drawn.iter().all(|&t| t == 1));
     }
 
     #[test]
     fn repeats_become_less_likely() {
-        let mut s = sampler(Sampling { repeat_penalty: Some(2.0), ..Sampling::default() });
+        let mut s = sampler(&Sampling { repeat_penalty: Some(2.0), ..Sampling::default() });
         assert_eq!(s.choose(&mut [2.9, 3.0, -1.0], |_| true), Some(1));
         assert_eq!(s.choose(&mut [2.9, 3.0, -1.0], |_| true), Some(0));
         assert_eq!(s.choose(&mut [2.9, 3.0, -1.0], |t| t != 0), Some(1));

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::text::TextOut;
 use crate::generate::{BoxFuture, Fault, Finish, Generate, Out, Usage};
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::{Capabilities, Identification, ModelContext, Runtime, Tokenizer};
@@ -60,6 +61,11 @@ impl Scripted {
     }
 
     async fn run(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+        let bytes = job.prompt_bytes();
+        if bytes > self.context.capabilities.context_tokens as usize {
+            let message = format!("the prompt has {bytes} bytes, too long for a scripted model");
+            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+        }
         if job.format != Format::Text {
             let message = "a scripted model can't be held to JSON";
             return Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)));
@@ -68,7 +74,11 @@ impl Scripted {
         let script = Script::read(prompt);
         let most = job.sampling.max_tokens.unwrap_or(OUTPUT_TOKENS_MAX).min(OUTPUT_TOKENS_MAX);
         let mut finish = Finish::Stop;
+        let mut text = TextOut::new(job.sampling.stop.clone());
         for n in 0..script.tokens {
+            if text.is_stopped() {
+                break;
+            }
             if n >= most {
                 finish = Finish::Length;
                 break;
@@ -80,8 +90,9 @@ impl Scripted {
                     () = out.gone() => return Err(Fault::Cancelled),
                 }
             }
-            out.write(script.piece(n)).await.map_err(|_| Fault::Cancelled)?;
+            send(out, text.push(script.piece(n).as_bytes())).await?;
         }
+        send(out, text.finish()).await?;
         script.fail(script.tokens, out, self.crash).await?;
         Ok(Usage {
             finish,
@@ -112,6 +123,13 @@ impl Generate for Scripted {
     }
 }
 
+async fn send(out: &mut Out, text: String) -> Result<(), Fault> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    out.write(text).await.map_err(|_| Fault::Cancelled)
+}
+
 struct Script<'p> {
     words: Vec<&'p str>,
     tokens: u32,
@@ -121,8 +139,7 @@ struct Script<'p> {
 
 impl<'p> Script<'p> {
     fn read(prompt: &'p str) -> Script<'p> {
-        let mut script =
-            Script { words: Vec::new(), tokens: 0, delay: Duration::ZERO, fail: None };
+        let mut script = Script { words: Vec::new(), tokens: 0, delay: Duration::ZERO, fail: None };
         let mut tokens = None;
         for word in prompt.split_whitespace() {
             if let Some(n) = word.strip_prefix("/tokens=") {
@@ -150,7 +167,9 @@ impl<'p> Script<'p> {
     }
 
     async fn fail(&self, n: u32, out: &Out, crash: Crash) -> Result<(), Fault> {
-        let Some((kind, at)) = self.fail else { return Ok(()) };
+        let Some((kind, at)) = self.fail else {
+            return Ok(());
+        };
         if at != n {
             return Ok(());
         }

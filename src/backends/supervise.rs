@@ -9,10 +9,10 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::dispatch::{Backend, Link};
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::health::Health;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
+use crate::link::{Backend, Link};
 use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http};
 use crate::model::ModelContext;
 use crate::prompt::Job;
@@ -112,9 +112,8 @@ impl Keeper {
     }
 
     async fn reach(&self) -> Result<Reached, Fault> {
-        let patience = Patience {
-            silence: self.server.silence.unwrap_or(Patience::default().silence),
-        };
+        let patience =
+            Patience { silence: self.server.silence.unwrap_or(Patience::default().silence) };
         match &self.server.link {
             Entry::Child { command, args, env } => {
                 let mut child = spawn(command, args, env)?;
@@ -210,4 +209,3 @@ impl Generate for Watched {
 fn now() -> Instant {
     Instant::now()
 }
-

@@ -67,7 +67,7 @@ impl Ask {
             println!("{}", serde_json::to_string_pretty(&reply)?);
         } else {
             println!();
-            self.print_record(&reply)?;
+            print_record(&reply)?;
         }
         Ok(if reply.status == Status::Ok { DONE } else { NOT_ANSWERED })
     }
@@ -139,11 +139,15 @@ impl Ask {
                 correlation: id.clone().map(Bytes::from),
                 retain: false,
             };
-            let _sent = line.publish(request).map_err(|_| anyhow::anyhow!("nothing could be sent"))?;
+            let _sent =
+                line.publish(request).map_err(|_| anyhow::anyhow!("nothing could be sent"))?;
             let patience = Duration::from_millis(self.deadline_ms) + DEADLINE_GRACE;
             let read = self.read(&mut inbox, &topics, &app);
             tokio::time::timeout(patience, read).await.with_context(|| {
-                format!("no answer in {patience:?}; is the service running as device {:?}?", config.device)
+                format!(
+                    "no answer in {patience:?}; is the service running as device {:?}?",
+                    config.device
+                )
             })?
         };
         let reply = tokio::select! {
@@ -188,20 +192,20 @@ impl Ask {
         }
         bail!("the line to the broker ended")
     }
+}
 
-    fn print_record(&self, reply: &Reply) -> anyhow::Result<()> {
-        if let Some(error) = &reply.error {
-            eprintln!("{:?}: {}: {}", reply.status, error.code, error.message);
-        }
-        let record = serde_json::json!({
-            "status": reply.status,
-            "finish": reply.finish,
-            "source": reply.source,
-            "decision": reply.decision,
-            "usage": reply.usage,
-            "timing": reply.timing,
-        });
-        println!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
-        Ok(())
+fn print_record(reply: &Reply) -> anyhow::Result<()> {
+    if let Some(error) = &reply.error {
+        eprintln!("{:?}: {}: {}", reply.status, error.code, error.message);
     }
+    let record = serde_json::json!({
+        "status": reply.status,
+        "finish": reply.finish,
+        "source": reply.source,
+        "decision": reply.decision,
+        "usage": reply.usage,
+        "timing": reply.timing,
+    });
+    println!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
+    Ok(())
 }

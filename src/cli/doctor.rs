@@ -51,7 +51,8 @@ fn machine() -> Finding {
     let os = sysinfo::System::long_os_version().unwrap_or_else(|_| "unknown system".to_owned());
     let kernel = sysinfo::System::kernel_version().unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let said = format!("{os}, kernel {kernel}, {}, {processors} processor(s)", std::env::consts::ARCH);
+    let said =
+        format!("{os}, kernel {kernel}, {}, {processors} processor(s)", std::env::consts::ARCH);
     Finding { what: "machine", good: true, said }
 }
 
@@ -80,8 +81,12 @@ fn pressure() -> Finding {
 fn configuration(config: &Config) -> Finding {
     let shown = config.path.display();
     match config.warnings.first() {
-        Some(warning) => Finding { what: "configuration", good: false, said: format!("{shown}: {warning}") },
-        None => Finding { what: "configuration", good: true, said: format!("{shown} has no mistakes") },
+        Some(warning) => {
+            Finding { what: "configuration", good: false, said: format!("{shown}: {warning}") }
+        }
+        None => {
+            Finding { what: "configuration", good: true, said: format!("{shown} has no mistakes") }
+        }
     }
 }
 
@@ -100,7 +105,11 @@ fn models(config: &Config) -> Vec<Finding> {
             Finding { what: "model", good: true, said }
         }
         Ok(meta) => {
-            let said = format!("{} has {} MiB and does not fit into memory", path.display(), meta.len() >> 20);
+            let said = format!(
+                "{} has {} MiB and does not fit into memory",
+                path.display(),
+                meta.len() >> 20
+            );
             Finding { what: "model", good: false, said }
         }
         Err(error) => {

@@ -12,8 +12,8 @@ use rmcp::transport::async_rw::AsyncRwTransport;
 use crate::backends::scripted::{Crash, Scripted};
 use crate::config::Config;
 use crate::daemon::Core;
+use crate::dispatch::whole::Whole;
 use crate::generate::Generate;
-use crate::ingress::mcp::Whole;
 use crate::limits::LINE_BYTES_MAX;
 use crate::mcp::server::{One, Shelf, serve};
 

@@ -32,7 +32,7 @@ pub const NOT_ANSWERED: u8 = 4;
 #[derive(Debug, Parser)]
 #[command(name = "pilotlight", version, after_help = AFTER)]
 pub struct Line {
-    /// Path of mcp.json; else $PILOTLIGHT_CONFIG, else ./mcp.json.
+    /// Path of mcp.json; else $`PILOTLIGHT_CONFIG`, else ./mcp.json.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -132,23 +132,31 @@ impl Line {
         let path = self.config.as_deref();
         let code = match self.command {
             Command::Serve { dry } => {
-                let Some(config) = loaded(path) else { return Ok(ExitCode::from(WRONG)) };
+                let Some(config) = loaded(path) else {
+                    return Ok(ExitCode::from(WRONG));
+                };
                 let config = if dry { config::dry(config) } else { config };
                 daemon::run(config).await?;
                 DONE
             }
             Command::Ask(ask) => {
-                let Some(config) = loaded(path) else { return Ok(ExitCode::from(WRONG)) };
+                let Some(config) = loaded(path) else {
+                    return Ok(ExitCode::from(WRONG));
+                };
                 ask.run(config).await?
             }
             Command::Status { json } => {
-                let Some(config) = loaded(path) else { return Ok(ExitCode::from(WRONG)) };
+                let Some(config) = loaded(path) else {
+                    return Ok(ExitCode::from(WRONG));
+                };
                 status::run(&config, json).await?
             }
             Command::Check { file } => check(file.as_deref().or(path)),
             Command::Doctor { json } => doctor::run(path, json).await?,
             Command::Mcp => {
-                let Some(config) = loaded(path) else { return Ok(ExitCode::from(WRONG)) };
+                let Some(config) = loaded(path) else {
+                    return Ok(ExitCode::from(WRONG));
+                };
                 engine::whole(config).await?;
                 DONE
             }
@@ -157,7 +165,12 @@ impl Line {
                 DONE
             }
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Line::command(), "pilotlight", &mut std::io::stdout());
+                clap_complete::generate(
+                    shell,
+                    &mut Line::command(),
+                    "pilotlight",
+                    &mut std::io::stdout(),
+                );
                 DONE
             }
             Command::Engine(engine) => {
@@ -191,7 +204,9 @@ fn tell(kind: &str, mistakes: &[Mistake]) {
 }
 
 fn check(path: Option<&std::path::Path>) -> u8 {
-    let Some(config) = loaded(path) else { return WRONG };
+    let Some(config) = loaded(path) else {
+        return WRONG;
+    };
     let count = config.catalog.servers.len();
     println!("{}: no mistakes, {count} model server(s)", config.path.display());
     DONE

@@ -20,7 +20,11 @@ pub fn reply(id: Option<String>, format: &Format, text: String, end: End) -> Rep
     let bare = match &end.verdict {
         Verdict::Done => answered(format, text, &end),
         Verdict::Refused(refusal) => Reply::refused(None, refusal),
-        Verdict::Expired => broken(Status::Expired, "deadline", "its deadline passed before the answer was complete"),
+        Verdict::Expired => broken(
+            Status::Expired,
+            "deadline",
+            "its deadline passed before the answer was complete",
+        ),
         Verdict::Cancelled => broken(Status::Failed, "cancelled", "the asker went away"),
         Verdict::Failed(fault) => failed(fault),
     };
@@ -73,7 +77,8 @@ fn failed(fault: &Fault) -> Reply {
 fn broken(status: Status, code: &str, message: &str) -> Reply {
     let mut reply = Reply::refused(None, &Refusal::new(Code::Unavailable, message));
     reply.status = status;
-    reply.error = Some(WireError { code: code.to_owned(), message: message.to_owned(), field: None });
+    reply.error =
+        Some(WireError { code: code.to_owned(), message: message.to_owned(), field: None });
     reply
 }
 

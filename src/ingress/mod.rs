@@ -2,5 +2,4 @@
 
 pub mod answers;
 pub mod http;
-pub mod mcp;
 pub mod mqtt;

@@ -5,23 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::model::{
-    CallToolRequest, CallToolRequestParams, CallToolResult, ClientConfig, ClientRequest,
-    ErrorCode, JsonObject, ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse,
+    CallToolRequest, CallToolRequestParams, CallToolResult, ClientConfig, ClientRequest, ErrorCode,
+    JsonObject, ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse,
     RequestMetaObject, ResourceContents, ServerResult,
 };
 use rmcp::service::{
-    ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions, RequestHandle,
-    RunningService, RunningServiceCancellationToken, ServiceError,
+    ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions, RequestHandle, RunningService,
+    RunningServiceCancellationToken, ServiceError,
 };
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use rmcp::transport::{StreamableHttpClientTransport, Transport};
-use rmcp::RoleClient;
+use rmcp::{RoleClient, RoleServer};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::contract::{
     Generated, META_DEADLINE, META_HOPS, NotGenerated, TOOL, context_uri, model_of_uri,
 };
+use super::server::{One, Server, serve};
 use super::tap::{Beat, Sink, Tap};
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
@@ -48,13 +49,18 @@ impl Drop for LineGuard {
     }
 }
 
-/// Ends when the line has been closed, by either side.
-pub struct Closed(RunningService<RoleClient, ClientConfig>);
+/// Ends when the line has been closed, by either side. Dropping it closes the line.
+pub struct Closed {
+    ours: RunningService<RoleClient, ClientConfig>,
+    /// The other end, if it is in this process.
+    theirs: Option<RunningService<RoleServer, Server<One>>>,
+}
 
 impl Closed {
     /// Waits for the end of the line.
     pub async fn wait(self) {
-        let _ = self.0.waiting().await;
+        let _ = self.ours.waiting().await;
+        drop(self.theirs);
     }
 }
 
@@ -71,7 +77,7 @@ impl Default for Patience {
     }
 }
 
-/// Opens the line over any transport and asks the server for its ModelContext.
+/// Opens the line over any transport and asks the server for its `ModelContext`.
 ///
 /// # Errors
 /// [`Fault::Away`] if the server does not answer, [`Fault::Broken`] if it is no model.
@@ -83,15 +89,16 @@ where
         preferred_versions: vec![ProtocolVersion::V_2026_07_28],
         legacy_version: Some(ProtocolVersion::V_2025_11_25),
     };
-    let service = ClientConfig::default()
-        .serve_with_lifecycle(Tap::new(transport), lifecycle)
-        .await
-        .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
+    // boxed: the handshake of all eras makes a large future
+    let service =
+        Box::pin(ClientConfig::default().serve_with_lifecycle(Tap::new(transport), lifecycle))
+            .await
+            .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
     let peer = service.peer().clone();
     let guard = LineGuard(Some(service.cancellation_token()));
     let context = read_context(&peer).await?;
     let remote = Remote { peer, context, silence: patience.silence, _line: guard };
-    Ok((remote, Closed(service)))
+    Ok((remote, Closed { ours: service, theirs: None }))
 }
 
 /// Opens a line over streamable HTTP.
@@ -135,10 +142,10 @@ pub async fn connect_here(
     patience: Patience,
 ) -> Result<(Remote, Closed), Fault> {
     let (ours, theirs) = super::pair::pair();
-    let serve = super::server::serve(Arc::new(super::server::One(generate)), theirs);
-    let connect = connect(ours, patience);
-    let (_, remote) = tokio::join!(serve, connect);
-    remote
+    let serve = Box::pin(serve(Arc::new(One(generate)), theirs));
+    let (served, reached) = tokio::join!(serve, Box::pin(connect(ours, patience)));
+    let (remote, closed) = reached?;
+    Ok((remote, Closed { theirs: Some(served?), ..closed }))
 }
 
 async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
@@ -160,7 +167,8 @@ async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
     };
     let text = read.contents.iter().find_map(|content| match content {
         ResourceContents::TextResourceContents { text, .. } => Some(text),
-        _ => None,
+        // the enum may grow; a context is text
+        ResourceContents::BlobResourceContents { .. } | _ => None,
     });
     let text = text.ok_or_else(|| Fault::Broken("its ModelContext is no text".to_owned()))?;
     serde_json::from_str(text)
@@ -191,7 +199,7 @@ impl Remote {
             .peer
             .send_request_with_option(ClientRequest::CallToolRequest(request), options)
             .await
-            .map_err(fault_of)?;
+            .map_err(|e| fault_of(&e))?;
         let mut call = Call(Some(handle));
         loop {
             let beat = tokio::select! {
@@ -222,11 +230,13 @@ struct Call(Option<RequestHandle<RoleClient>>);
 
 impl Call {
     async fn result(&mut self) -> Result<ServerResult, Fault> {
-        let Some(handle) = self.0.as_mut() else { return Err(Fault::Cancelled) };
+        let Some(handle) = self.0.as_mut() else {
+            return Err(Fault::Cancelled);
+        };
         let result = (&mut handle.rx).await;
         self.0 = None;
         match result {
-            Ok(result) => result.map_err(fault_of),
+            Ok(result) => result.map_err(|e| fault_of(&e)),
             Err(_) => Err(Fault::Crashed("the line broke in the middle of the work".to_owned())),
         }
     }
@@ -236,7 +246,6 @@ impl Drop for Call {
     fn drop(&mut self) {
         let Some(handle) = self.0.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            #[expect(clippy::disallowed_methods, reason = "one bounded message, at a drop")]
             runtime.spawn(async move {
                 let _ = handle.cancel(Some("the asker has gone".to_owned())).await;
             });
@@ -261,7 +270,7 @@ fn meta_of(job: &Job) -> RequestMetaObject {
     meta
 }
 
-fn fault_of(error: ServiceError) -> Fault {
+fn fault_of(error: &ServiceError) -> Fault {
     match error {
         ServiceError::McpError(error) if error.code == ErrorCode::INVALID_PARAMS => {
             Fault::Unfit(Refusal::new(Code::Invalid, error.message.to_string()))
@@ -273,14 +282,17 @@ fn fault_of(error: ServiceError) -> Fault {
             Fault::Crashed("the line broke in the middle of the work".to_owned())
         }
         // the enum may grow; whatever it is, the line did not carry the call
-        other => Fault::Away(other.to_string()),
+        ServiceError::TransportSend(_) | ServiceError::UnexpectedResponse | _ => {
+            Fault::Away(error.to_string())
+        }
     }
 }
 
 /// Reads the result and checks that no piece was lost.
 async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
-    let ServerResult::CallToolResult(CallToolResult { structured_content, is_error, content, .. }) =
-        result
+    let ServerResult::CallToolResult(CallToolResult {
+        structured_content, is_error, content, ..
+    }) = result
     else {
         return Err(Fault::Broken("the tool's result has another shape".to_owned()));
     };

@@ -133,7 +133,8 @@ impl<S: Shelf> ServerHandler for Server<S> {
         _context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
         let name = model_of_uri(&request.uri);
-        let model = self.0.models().into_iter().find(|m| Some(m.identification.name.as_str()) == name);
+        let model =
+            self.0.models().into_iter().find(|m| Some(m.identification.name.as_str()) == name);
         let Some(model) = model else {
             let message = format!("there is no resource {}", request.uri);
             let data = serde_json::json!({"uri": request.uri});
@@ -250,4 +251,3 @@ fn not_generated(fault: &Fault) -> CallToolResponse {
     result.structured_content = serde_json::to_value(error).ok();
     result.into()
 }
-

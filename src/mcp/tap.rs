@@ -11,8 +11,8 @@ use std::future::Future;
 
 use rmcp::RoleClient;
 use rmcp::model::{
-    ClientRequest, GetMeta, JsonRpcMessage, NumberOrString, ProgressToken,
-    RequestId, ServerNotification,
+    ClientRequest, GetMeta, JsonRpcMessage, NumberOrString, ProgressToken, RequestId,
+    ServerNotification,
 };
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
@@ -47,11 +47,19 @@ impl<T> Tap<T> {
 
     /// Remembers who reads the progress of this request.
     fn note(&mut self, message: &mut TxJsonRpcMessage<RoleClient>) {
-        let JsonRpcMessage::Request(request) = message else { return };
+        let JsonRpcMessage::Request(request) = message else {
+            return;
+        };
         let token = request.request.get_meta().get_progress_token();
-        let ClientRequest::CallToolRequest(call) = &mut request.request else { return };
-        let Some(Sink(reader)) = call.extensions.remove::<Sink>() else { return };
-        let Some(ProgressToken(token)) = token else { return };
+        let ClientRequest::CallToolRequest(call) = &mut request.request else {
+            return;
+        };
+        let Some(Sink(reader)) = call.extensions.remove::<Sink>() else {
+            return;
+        };
+        let Some(ProgressToken(token)) = token else {
+            return;
+        };
         self.tokens.insert(request.id.clone(), token.clone());
         self.readers.insert(token, reader);
     }
@@ -67,12 +75,14 @@ impl<T> Tap<T> {
                     return Some(message);
                 };
                 let ProgressToken(token) = &progress.params.progress_token;
-                let Some(reader) = self.readers.get(token) else { return Some(message) };
+                if !self.readers.contains_key(token) {
+                    return Some(message);
+                }
                 let beat = match &progress.params.message {
                     Some(text) => Beat::Piece(text.clone()),
                     None => Beat::Alive,
                 };
-                self.hand_on(token.clone(), reader.clone(), beat);
+                self.hand_on(token, beat);
                 None
             }
             JsonRpcMessage::Response(response) => {
@@ -90,13 +100,16 @@ impl<T> Tap<T> {
     }
 
     /// Never waits: one slow reader must not hold up the line for all others.
-    fn hand_on(&mut self, token: NumberOrString, reader: mpsc::Sender<Beat>, beat: Beat) {
+    fn hand_on(&mut self, token: &NumberOrString, beat: Beat) {
+        let Some(reader) = self.readers.get(token) else {
+            return;
+        };
         // one place is kept for the word that there was no room
         if reader.capacity() > 1 {
             let _ = reader.try_send(beat);
         } else {
             let _ = reader.try_send(Beat::Overflow);
-            self.readers.remove(&token);
+            self.readers.remove(token);
         }
     }
 

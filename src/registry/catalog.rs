@@ -248,7 +248,9 @@ pub fn read(text: &str, variables: &Variables) -> Result<Catalog, Vec<Mistake>> 
 
 /// Expands every string; a mistake leaves the string as it is.
 fn expand_all(value: Value, path: &str, vars: &Variables, mistakes: &mut Vec<Mistake>) -> Value {
-    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    let below = |key: &str| {
+        if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    };
     match value {
         Value::String(text) => match expand(&text, vars) {
             Ok(text) => Value::String(text),
@@ -285,13 +287,10 @@ fn refuse_not_yet(ours: &Value, mistakes: &mut Vec<Mistake>) {
 }
 
 fn read_servers(servers: Option<Value>, mistakes: &mut Vec<Mistake>) -> Vec<(String, RawServer)> {
-    let map = match servers {
-        Some(Value::Object(map)) => map,
-        Some(_) | None => {
-            let message = "is needed: an object with one entry for each model server".to_owned();
-            mistakes.push(Mistake { path: "mcpServers".to_owned(), message });
-            return Vec::new();
-        }
+    let Some(Value::Object(map)) = servers else {
+        let message = "is needed: an object with one entry for each model server".to_owned();
+        mistakes.push(Mistake { path: "mcpServers".to_owned(), message });
+        return Vec::new();
     };
     if map.is_empty() || map.len() > SERVERS_MAX {
         let message = format!("has {} entries, must have 1 to {SERVERS_MAX}", map.len());
@@ -301,10 +300,8 @@ fn read_servers(servers: Option<Value>, mistakes: &mut Vec<Mistake>) -> Vec<(Str
     for (name, value) in map {
         match serde_path_to_error::deserialize::<_, RawServer>(value) {
             Ok(server) => servers.push((name, server)),
-            Err(e) => mistakes.push(Mistake {
-                path: format!("mcpServers.{name}"),
-                message: e.to_string(),
-            }),
+            Err(e) => mistakes
+                .push(Mistake { path: format!("mcpServers.{name}"), message: e.to_string() }),
         }
     }
     servers
@@ -318,7 +315,9 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
             continue;
         }
         let path = format!("mcpServers.{name}");
-        let Some(link) = link_of(server, &path, mistakes) else { continue };
+        let Some(link) = link_of(server, &path, mistakes) else {
+            continue;
+        };
         let reach = extra.reach.unwrap_or(match link {
             Link::Child { .. } => Reach::Device,
             Link::Http { .. } => Reach::Cloud,
@@ -379,7 +378,7 @@ fn check_tasks(tasks: &BTreeMap<String, Task>, mistakes: &mut Vec<Mistake>) {
     }
     for (name, task) in tasks {
         let path = format!("pilotlight.tasks.{name}");
-        if !crate::wire::is_name(name) {
+        if !crate::prompt::is_name(name) {
             mistake(path.clone(), "a task's name is [A-Za-z0-9_-]{1,64}".to_owned());
         }
         if task.template.trim().is_empty() {
@@ -458,7 +457,9 @@ impl Task {
         let mut rest = self.template.as_str();
         // bounded: each turn takes one place off the template
         while let Some((before, after)) = rest.split_once("{{") {
-            let Some((name, after)) = after.split_once("}}") else { break };
+            let Some((name, after)) = after.split_once("}}") else {
+                break;
+            };
             let name = name.trim();
             out.push_str(before);
             match input.get(name) {

@@ -55,7 +55,8 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: Result<&str, &str>) {
-        let variables = Variables::from([("A".into(), "1".into()), ("EMPTY".into(), String::new())]);
+        let variables =
+            Variables::from([("A".into(), "1".into()), ("EMPTY".into(), String::new())]);
         match (expand(text, &variables), expected) {
             (Ok(got), Ok(want)) => assert_eq!(got, want, "{text}"),
             (Err(got), Err(want)) => assert!(got.contains(want), "{text}: {got}"),

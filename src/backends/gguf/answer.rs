@@ -80,7 +80,10 @@ impl StopSignal {
     }
 }
 
-struct Raised<'s>(&'s StopSignal, #[expect(dead_code, reason = "keeps the flag alive")] Arc<AtomicBool>);
+struct Raised<'s>(
+    &'s StopSignal,
+    #[expect(dead_code, reason = "keeps the flag alive")] Arc<AtomicBool>,
+);
 
 impl Drop for Raised<'_> {
     fn drop(&mut self) {
@@ -233,7 +236,9 @@ impl<'m> Engine<'m> {
         if self.constraints.is_none() {
             self.constraints = Some(Factory::new(self.model)?);
         }
-        let Some(factory) = &self.constraints else { return Ok(None) };
+        let Some(factory) = &self.constraints else {
+            return Ok(None);
+        };
         factory.constrain(format)
     }
 

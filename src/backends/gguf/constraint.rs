@@ -53,17 +53,17 @@ impl Factory {
 impl Constraint {
     /// The tokens that may come next; the end of the answer is among them when it may end.
     pub(super) fn allowed(&mut self) -> Result<SimpleVob, Fault> {
-        self.0
-            .compute_mask_or_eos()
-            .map_err(|e| Fault::Broken(format!("the schema leads nowhere: {}", first_line(&e.to_string()))))
+        self.0.compute_mask_or_eos().map_err(|e| {
+            Fault::Broken(format!("the schema leads nowhere: {}", first_line(&e.to_string())))
+        })
     }
 
     /// Takes note of the token that came.
     pub(super) fn accept(&mut self, token: LlamaToken) -> Result<(), Fault> {
         let token = u32::try_from(token.0).unwrap_or(u32::MAX);
-        self.0
-            .consume_token(token)
-            .map_err(|e| Fault::Broken(format!("the schema was left: {}", first_line(&e.to_string()))))
+        self.0.consume_token(token).map_err(|e| {
+            Fault::Broken(format!("the schema was left: {}", first_line(&e.to_string())))
+        })
     }
 
     /// Whether nothing more can come.

@@ -37,7 +37,9 @@ pub(super) fn load(backend: &LlamaBackend, options: &Options) -> Result<LlamaMod
     let away = |message: String| Fault::Away(message);
     if !(1..=CONTEXT_TOKENS_MAX).contains(&options.context_tokens) {
         let asked = options.context_tokens;
-        return Err(away(format!("a context of {asked} tokens is not possible, at most {CONTEXT_TOKENS_MAX}")));
+        return Err(away(format!(
+            "a context of {asked} tokens is not possible, at most {CONTEXT_TOKENS_MAX}"
+        )));
     }
     let bytes = std::fs::metadata(path)
         .map_err(|e| away(format!("the model file {shown} can't be read: {e}")))?
@@ -53,9 +55,8 @@ pub(super) fn load(backend: &LlamaBackend, options: &Options) -> Result<LlamaMod
             free >> 20
         )));
     }
-    let params = LlamaModelParams::default()
-        .with_use_mmap(true)
-        .with_n_gpu_layers(options.gpu_layers);
+    let params =
+        LlamaModelParams::default().with_use_mmap(true).with_n_gpu_layers(options.gpu_layers);
     LlamaModel::load_from_file(backend, path, &params)
         .map_err(|e| away(format!("llama.cpp can't load {shown}: {e}; is it whole?")))
 }
@@ -81,8 +82,8 @@ fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault
     let layers = of("block_count").unwrap_or(0);
     let heads = of("attention.head_count").unwrap_or(1).max(1);
     let kv_heads = of("attention.head_count_kv").unwrap_or(heads);
-    let head = of("attention.key_length")
-        .unwrap_or_else(|| of("embedding_length").unwrap_or(0) / heads);
+    let head =
+        of("attention.key_length").unwrap_or_else(|| of("embedding_length").unwrap_or(0) / heads);
     // keys and values, two bytes each
     let cache = layers * kv_heads * head * 2 * 2 * u64::from(context);
     Ok(file_bytes + cache + WORK_BYTES)

@@ -31,10 +31,17 @@ enum Part<'t> {
 impl Template {
     /// Reads the template of a file; none if it has none.
     pub(super) fn of(model: &LlamaModel) -> Result<Option<Template>, String> {
-        let Ok(source) = model.chat_template(None) else { return Ok(None) };
-        let source = source.to_string().map_err(|e| format!("the chat template is no text: {e}"))?;
+        let Ok(source) = model.chat_template(None) else {
+            return Ok(None);
+        };
+        let source =
+            source.to_string().map_err(|e| format!("the chat template is no text: {e}"))?;
         let text_of = |token: LlamaToken| {
-            let bytes = if token.0 < 0 { Vec::new() } else { model.vocab().token_to_piece(token, true, None) };
+            let bytes = if token.0 < 0 {
+                Vec::new()
+            } else {
+                model.vocab().token_to_piece(token, true, None)
+            };
             String::from_utf8_lossy(&bytes).into_owned()
         };
         Template::new(source, text_of(model.vocab().bos()), text_of(model.vocab().eos())).map(Some)
@@ -43,7 +50,8 @@ impl Template {
     fn new(source: String, bos: String, eos: String) -> Result<Template, String> {
         let mut environment = Environment::new();
         minijinja_contrib::add_to_environment(&mut environment);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         // a template that never ends must not hang the engine
@@ -94,7 +102,9 @@ pub(super) fn tokens(
             let rendered = template.render(messages)?;
             for part in parts(&rendered) {
                 match part {
-                    Part::Control(text) => vocab.tokenize_into(text.as_bytes(), &mut tokens, false, true),
+                    Part::Control(text) => {
+                        vocab.tokenize_into(text.as_bytes(), &mut tokens, false, true)
+                    }
                     Part::Message(n) => {
                         let text = messages.get(n).map_or("", |m| m.content.as_str());
                         vocab.tokenize_into(text.as_bytes(), &mut tokens, false, false);
@@ -119,7 +129,9 @@ fn parts(rendered: &str) -> Vec<Part<'_>> {
     let mut rest = rendered;
     // bounded: each turn takes one mark off the text
     while let Some((before, after)) = rest.split_once(MARK.0) {
-        let Some((n, after)) = after.split_once(MARK.1) else { break };
+        let Some((n, after)) = after.split_once(MARK.1) else {
+            break;
+        };
         if !before.is_empty() {
             parts.push(Part::Control(before));
         }
@@ -174,7 +186,8 @@ mod tests {
         let messages = [says(Role::User, "hello")];
         let refused = template("{{ raise_exception('roles must alternate') }}").render(&messages);
         assert!(refused.unwrap_err().message.contains("roles must alternate"));
-        let endless = "{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}";
+        let endless =
+            "{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}";
         template(endless).render(&messages).unwrap_err();
         Template::new("{% for %}".to_owned(), String::new(), String::new()).err().unwrap();
     }

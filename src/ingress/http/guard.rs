@@ -51,7 +51,9 @@ async fn check_place(State(guard): State<Arc<Guard>>, request: Request, next: Ne
 }
 
 async fn check_token(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    let Some(token) = &guard.token else { return next.run(request).await };
+    let Some(token) = &guard.token else {
+        return next.run(request).await;
+    };
     let shown = request.headers().get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
     let shown = shown.and_then(|h| h.strip_prefix("Bearer "));
     if shown.is_some_and(|shown| same(shown.trim().as_bytes(), token.0.as_bytes())) {

@@ -1,4 +1,4 @@
-//! The HTTP door: OpenAI's chat API, MCP, health and metrics, on loopback unless told otherwise.
+//! The HTTP door: `OpenAI`'s chat API, MCP, health and metrics, on loopback unless told otherwise.
 
 mod guard;
 mod openai;
@@ -26,9 +26,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::guard::Guard;
-use super::mcp::Whole;
 use crate::bus::Line;
 use crate::dispatch::Dispatch;
+use crate::dispatch::whole::Whole;
 use crate::health::Health;
 use crate::limits::{DRAIN_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, REQUEST_BYTES_MAX};
 use crate::mcp::server::Server;
@@ -53,9 +53,9 @@ pub struct Door {
 /// # Errors
 /// If the address can't be had.
 pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(addr)
-        .await
-        .with_context(|| format!("the HTTP door can't listen on {addr}; is the port taken? Set PILOTLIGHT_HTTP"))
+    TcpListener::bind(addr).await.with_context(|| {
+        format!("the HTTP door can't listen on {addr}; is the port taken? Set PILOTLIGHT_HTTP")
+    })
 }
 
 /// The routes of the service.
@@ -97,7 +97,9 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
     let mut connections = JoinSet::new();
     // ends with the service
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            break;
+        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,

@@ -1,4 +1,4 @@
-//! OpenAI's chat completions, plain and streamed, so that its official clients work unchanged.
+//! `OpenAI`'s chat completions, plain and streamed, so that its official clients work unchanged.
 //!
 //! The format is that of the API reference's "Create chat completion" and "List models".
 
@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -146,7 +147,7 @@ impl ChatRequest {
                 OneOrMany::One(one) => vec![one],
                 OneOrMany::Many(many) => many,
             }),
-            deadline_ms: wishes.deadline_ms.map(milliseconds).transpose()?,
+            deadline_ms: wishes.deadline_ms.as_ref().map(milliseconds).transpose()?,
             class: wishes.class.or(Some(Class::Interactive)),
             mode: wishes.mode,
             model: Some(self.model).filter(|name| !ANY_MODEL.contains(&name.as_str())),
@@ -172,7 +173,7 @@ fn message_of(message: ChatMessage) -> Message {
 }
 
 /// The official clients send metadata as strings.
-fn milliseconds(value: Value) -> Result<u64, Refusal> {
+fn milliseconds(value: &Value) -> Result<u64, Refusal> {
     let number = value.as_u64().or_else(|| value.as_str().and_then(|text| text.parse().ok()));
     number.ok_or_else(|| {
         let message = format!("{value} is not a whole number of milliseconds");
@@ -274,7 +275,9 @@ fn streamed(door: Door, started: Started) -> Response {
         let (door, id, format, chunk) = (door.clone(), id.clone(), format.clone(), chunk.clone());
         async move {
             match step {
-                Step::First(answer, first) => Some((event(&first), Step::Pieces(answer, String::new()))),
+                Step::First(answer, first) => {
+                    Some((event(&first), Step::Pieces(answer, String::new())))
+                }
                 Step::Pieces(mut answer, mut text) => match answer.next().await {
                     Some(piece) => {
                         text.push_str(&piece.text);
@@ -290,7 +293,11 @@ fn streamed(door: Door, started: Started) -> Response {
                             error_of(&reply)
                         };
                         let ok = reply.status == Status::Ok;
-                        let next = if include_usage && ok { Step::Usage(Box::new(reply)) } else { Step::Mark };
+                        let next = if include_usage && ok {
+                            Step::Usage(Box::new(reply))
+                        } else {
+                            Step::Mark
+                        };
                         Some((event(&data), next))
                     }
                 },
@@ -300,12 +307,12 @@ fn streamed(door: Door, started: Started) -> Response {
                     data["usage"] = usage(&reply);
                     Some((event(&data), Step::Mark))
                 }
-                Step::Mark => Some((Ok(Event::default().data("[DONE]")), Step::Over)),
+                Step::Mark => Some((Event::default().data("[DONE]"), Step::Over)),
                 Step::Over => None,
             }
         }
     });
-    Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
+    Sse::new(stream.map(Ok::<Event, Infallible>)).keep_alive(KeepAlive::default()).into_response()
 }
 
 enum Step {
@@ -316,8 +323,8 @@ enum Step {
     Over,
 }
 
-fn event(data: &Value) -> Result<Event, Infallible> {
-    Ok(Event::default().data(data.to_string()))
+fn event(data: &Value) -> Event {
+    Event::default().data(data.to_string())
 }
 
 fn finish_reason(reply: &Reply) -> &'static str {
@@ -328,7 +335,9 @@ fn finish_reason(reply: &Reply) -> &'static str {
 }
 
 fn usage(reply: &Reply) -> Value {
-    let Some(usage) = reply.usage else { return Value::Null };
+    let Some(usage) = reply.usage else {
+        return Value::Null;
+    };
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -189,7 +189,8 @@ impl Door {
             Ok(answer) => {
                 let (bus, metrics) = (self.bus.clone(), self.metrics.clone());
                 running.spawn(async move {
-                    let (text, end) = deliver(&bus, answer, back.stream.as_deref(), id.as_ref()).await;
+                    let (text, end) =
+                        deliver(&bus, answer, back.stream.as_deref(), id.as_ref()).await;
                     let reply = answers::reply(id, &format, text, end);
                     metrics.replied("mqtt", &reply);
                     let payload = encode(&reply);
@@ -230,7 +231,9 @@ async fn deliver(
     stream: Option<&str>,
     id: Option<&String>,
 ) -> (String, crate::dispatch::End) {
-    let Some(topic) = stream else { return answer.collect().await };
+    let Some(topic) = stream else {
+        return answer.collect().await;
+    };
     let mut text = String::new();
     let mut count = 0_u32;
     while let Some(chunk) = answer.next().await {
@@ -246,12 +249,8 @@ async fn deliver(
 
 /// Publishes and waits until the broker has it.
 async fn publish(bus: &Bus, payload: Bytes, back: Return) {
-    let message = Outgoing {
-        topic: back.topic,
-        payload,
-        correlation: back.correlation,
-        retain: false,
-    };
+    let message =
+        Outgoing { topic: back.topic, payload, correlation: back.correlation, retain: false };
     match bus.publish(message) {
         Ok(acknowledged) => {
             let _ = acknowledged.await;

@@ -68,8 +68,12 @@ impl Seen {
     /// The request has ended; `keep` is the answer that may be asked for again. Gives back the
     /// tickets of those who asked meanwhile.
     pub(super) fn ended(&mut self, key: &Key, keep: Option<Bytes>) -> Vec<Ticket> {
-        let Some(entry) = self.entries.get_mut(key) else { return Vec::new() };
-        let State::Running(tickets) = &mut entry.state else { return Vec::new() };
+        let Some(entry) = self.entries.get_mut(key) else {
+            return Vec::new();
+        };
+        let State::Running(tickets) = &mut entry.state else {
+            return Vec::new();
+        };
         let tickets = std::mem::take(tickets);
         match keep.filter(|reply| reply.len() <= REPLAY_BYTES_MAX) {
             Some(reply) => {
@@ -88,8 +92,11 @@ impl Seen {
     /// Forgets the oldest answers until the bounds hold.
     fn shrink(&mut self) {
         while self.answered.len() > REPLAY_MAX || self.bytes > REPLAY_BYTES_MAX {
-            let Some(oldest) = self.answered.pop_front() else { return };
-            if let Some(Entry { state: State::Answered(reply), .. }) = self.entries.remove(&oldest) {
+            let Some(oldest) = self.answered.pop_front() else {
+                return;
+            };
+            if let Some(Entry { state: State::Answered(reply), .. }) = self.entries.remove(&oldest)
+            {
                 self.bytes -= reply.len();
             }
         }

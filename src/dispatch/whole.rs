@@ -1,8 +1,8 @@
-//! The MCP door: this whole service as one model, and the contexts of all models behind it.
+//! This whole service as one model, and the contexts of all models behind it.
 
 use std::sync::Arc;
 
-use crate::dispatch::Dispatch;
+use super::Dispatch;
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::mcp::server::Shelf;

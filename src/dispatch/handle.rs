@@ -1,0 +1,232 @@
+//! What the doors hold: the way in, a request that was taken, and how it ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::clock;
+use crate::generate::{Chunk, Out, Usage, channel};
+use crate::health::Health;
+use crate::link::{Backend, Link};
+use crate::model::{ModelContext, Reach};
+use crate::prompt::{Code, Job, JobId, Refusal};
+use crate::scheduler::Verdict;
+use crate::scheduler::decision::{Decision, Pressure, Reason};
+
+/// The doors' way in.
+#[derive(Clone)]
+pub struct Dispatch {
+    orders: mpsc::Sender<Order>,
+    next: Arc<AtomicU64>,
+    backends: Arc<Vec<BackendView>>,
+    load: watch::Receiver<(usize, usize)>,
+}
+
+struct BackendView {
+    server: String,
+    reach: Reach,
+    link: watch::Receiver<Link>,
+}
+
+/// What is known of one backend, for people.
+#[derive(Clone)]
+pub struct Seen {
+    /// Its name in `mcp.json`.
+    pub server: String,
+    /// How far away it is.
+    pub reach: Reach,
+    /// Whether it can be asked.
+    pub health: Health,
+    /// What it states of itself, if it is up.
+    pub context: Option<ModelContext>,
+}
+
+/// A request that was taken: its pieces as they come, then its end.
+pub struct Answer {
+    /// The job's name.
+    pub job: JobId,
+    chunks: mpsc::Receiver<Chunk>,
+    end: oneshot::Receiver<End>,
+    arrived: Instant,
+    first: Option<Duration>,
+    guard: Guard,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// How.
+    pub verdict: Verdict,
+    /// What it took, if it was answered.
+    pub usage: Option<Usage>,
+    /// Where it went and why.
+    pub decision: Decision,
+    /// The server that had it last.
+    pub server: Option<String>,
+    /// How far away that server is.
+    pub reach: Option<Reach>,
+    /// Time before its first attempt.
+    pub queued: Duration,
+    /// Time to the first piece.
+    pub first: Option<Duration>,
+    /// Time from arrival to end.
+    pub total: Duration,
+}
+
+pub(super) struct Order {
+    pub(super) job: Job,
+    pub(super) out: Out,
+    pub(super) end: oneshot::Sender<End>,
+    pub(super) gone: CancellationToken,
+}
+
+/// Tells the dispatcher that the asker has gone, unless the job has ended.
+struct Guard(CancellationToken);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Dispatch {
+    /// The way in to the loop that reads these orders.
+    pub(super) fn new(
+        orders: mpsc::Sender<Order>,
+        backends: &[Backend],
+        load: watch::Receiver<(usize, usize)>,
+    ) -> Dispatch {
+        let view = |b: &Backend| BackendView {
+            server: b.server.clone(),
+            reach: b.reach,
+            link: b.link.clone(),
+        };
+        let backends = Arc::new(backends.iter().map(view).collect());
+        Dispatch { orders, next: Arc::new(AtomicU64::new(1)), backends, load }
+    }
+
+    /// Hands a job in.
+    ///
+    /// # Errors
+    /// [`Code::Busy`] if too many requests stand at the doors, [`Code::Unavailable`] if the
+    /// service has stopped.
+    pub fn submit(&self, mut job: Job) -> Result<Answer, Refusal> {
+        job.id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
+        let id = job.id;
+        let (out, chunks) = channel();
+        let (end, ended) = oneshot::channel();
+        let gone = CancellationToken::new();
+        let guard = Guard(gone.clone());
+        let order = Order { job, out, end, gone };
+        self.orders.try_send(order).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => {
+                Refusal::new(Code::Busy, "too many requests at once; come back later")
+                    .retry_after(Duration::from_millis(500))
+            }
+            mpsc::error::TrySendError::Closed(_) => stopped(),
+        })?;
+        let arrived = clock();
+        Ok(Answer { job: id, chunks, end: ended, arrived, first: None, guard })
+    }
+
+    /// Every backend as it is now.
+    pub fn backends(&self) -> Vec<Seen> {
+        let seen = |view: &BackendView| {
+            let link = view.link.borrow();
+            let context = match &*link {
+                Link::Up(generate) => Some(generate.context().clone()),
+                Link::Down(_) => None,
+            };
+            Seen { server: view.server.clone(), reach: view.reach, health: link.health(), context }
+        };
+        self.backends.iter().map(seen).collect()
+    }
+
+    /// Whether at least one backend can be asked.
+    pub fn is_ready(&self) -> bool {
+        self.backends.iter().any(|view| matches!(&*view.link.borrow(), Link::Up(_)))
+    }
+
+    /// Waits until at least one backend can be asked.
+    pub async fn ready(&self) {
+        let waits = self.backends.iter().map(|view| {
+            let mut link = view.link.clone();
+            Box::pin(async move {
+                if link.wait_for(|l| matches!(l, Link::Up(_))).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            })
+        });
+        if self.backends.is_empty() {
+            return std::future::pending().await;
+        }
+        futures::future::select_all(waits).await;
+    }
+
+    /// Jobs that wait and jobs that run.
+    pub fn load(&self) -> (usize, usize) {
+        *self.load.borrow()
+    }
+}
+
+impl Answer {
+    /// The next piece; none after the last.
+    pub async fn next(&mut self) -> Option<Chunk> {
+        let chunk = loop {
+            let chunk = self.chunks.recv().await?;
+            if !chunk.text.is_empty() {
+                break chunk;
+            }
+        };
+        if self.first.is_none() {
+            self.first = Some(self.arrived.elapsed());
+        }
+        Some(chunk)
+    }
+
+    /// How it ended. Pieces that were not read are lost.
+    pub async fn end(mut self) -> End {
+        self.chunks.close();
+        let end = (&mut self.end).await.unwrap_or_else(|_| End::stopped());
+        drop(self.guard);
+        End { first: self.first, total: self.arrived.elapsed(), ..end }
+    }
+
+    /// Reads all pieces into one text, then the end.
+    pub async fn collect(mut self) -> (String, End) {
+        let mut text = String::new();
+        while let Some(chunk) = self.next().await {
+            text.push_str(&chunk.text);
+        }
+        (text, self.end().await)
+    }
+}
+
+impl End {
+    /// The end of a job that the dispatcher forgot because it was stopped itself.
+    fn stopped() -> End {
+        let decision = Decision {
+            route: "none".to_owned(),
+            reason: Reason::Draining,
+            attempts: Vec::new(),
+            pressure: Pressure::default(),
+        };
+        End {
+            verdict: Verdict::Refused(stopped()),
+            usage: None,
+            decision,
+            server: None,
+            reach: None,
+            queued: Duration::ZERO,
+            first: None,
+            total: Duration::ZERO,
+        }
+    }
+}
+
+fn stopped() -> Refusal {
+    Refusal::new(Code::Unavailable, "the service is stopping")
+}

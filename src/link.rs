@@ -1,0 +1,38 @@
+//! The thread between whoever keeps a model reachable and whoever asks it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::generate::Generate;
+use crate::health::Health;
+use crate::model::Reach;
+
+/// A model as the dispatcher holds it.
+pub struct Backend {
+    /// Its name in `mcp.json`.
+    pub server: String,
+    /// How far away it is.
+    pub reach: Reach,
+    /// What answers, while it is up.
+    pub link: watch::Receiver<Link>,
+}
+
+/// The present state of a backend.
+#[derive(Clone)]
+pub enum Link {
+    /// It can't be asked.
+    Down(Health),
+    /// It can.
+    Up(Arc<dyn Generate>),
+}
+
+impl Link {
+    /// The same as a word and a reason.
+    pub fn health(&self) -> Health {
+        match self {
+            Link::Down(health) => health.clone(),
+            Link::Up(_) => Health::Ready,
+        }
+    }
+}

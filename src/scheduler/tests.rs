@@ -1,0 +1,228 @@
+//! What the judge says to single events.
+
+use std::time::Duration;
+
+use super::*;
+use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
+use crate::prompt::{Class, Mode};
+
+/// A small job with a minute's time.
+pub(super) fn ticket(id: u64) -> Ticket {
+    Ticket {
+        job: JobId(id),
+        due: Time(60_000_000),
+        class: Class::Normal,
+        mode: Mode::PreferLocal,
+        model: None,
+        wants_json: false,
+        bytes: 100,
+        hops: 0,
+        attempts: Vec::new(),
+    }
+}
+
+fn card(server: &str, reach: Reach) -> Card {
+    Card {
+        server: server.to_owned(),
+        model: Some(format!("{server}-model")),
+        reach,
+        slots: 1,
+        context_tokens: 1000,
+        json_schema: true,
+    }
+}
+
+/// A local model that lacks schemas and long contexts, a peer, and a cloud that can all.
+fn house() -> Scheduler {
+    let local = Card { json_schema: false, ..card("local", Reach::Device) };
+    let cloud = Card { context_tokens: 100_000, slots: 8, ..card("cloud", Reach::Cloud) };
+    let cards = vec![local, card("peer", Reach::Peer), cloud];
+    let mut scheduler = Scheduler::new(cards.clone());
+    for (n, card) in cards.into_iter().enumerate() {
+        assert_eq!(scheduler.on(Event::Up(BackendId(n), card), Time(0)), []);
+    }
+    scheduler
+}
+
+fn started(effects: &[Effect]) -> Option<usize> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Start { backend, .. } => Some(backend.0),
+        Effect::Stop { .. } | Effect::Settle { .. } | Effect::Drained => None,
+    })
+}
+
+fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Settle { verdict, decision, .. } => Some((verdict, decision)),
+        Effect::Stop { .. } | Effect::Start { .. } | Effect::Drained => None,
+    })
+}
+
+#[test]
+fn where_a_job_goes() {
+    let check = |name: &str, ticket: Ticket, expected: Option<usize>, reason: Reason| {
+        let mut scheduler = house();
+        let job = ticket.job;
+        let effects = scheduler.on(Event::Arrived(ticket), Time(0));
+        assert_eq!(started(&effects), expected, "{name}: {effects:?}");
+        let effects = match expected {
+            Some(_) => scheduler.on(Event::Ended { job, outcome: Ok(()) }, Time(5)),
+            None => effects,
+        };
+        let (_, decision) = settled(&effects).unwrap();
+        assert_eq!(decision.reason, reason, "{name}");
+    };
+    let plain = ticket(1);
+    let with_mode = |mode| Ticket { mode, ..ticket(1) };
+    check("plain", plain.clone(), Some(0), Reason::Feasible);
+    check("local-only", with_mode(Mode::LocalOnly), Some(0), Reason::Feasible);
+    check("prefer-cloud", with_mode(Mode::PreferCloud), Some(2), Reason::Mode);
+    check("cloud-only", with_mode(Mode::CloudOnly), Some(2), Reason::Mode);
+    let schema = Ticket { wants_json: true, ..plain.clone() };
+    check("schema", schema.clone(), Some(1), Reason::Schema);
+    let schema_here = Ticket { mode: Mode::LocalOnly, ..schema };
+    check("schema, local-only", schema_here, None, Reason::Schema);
+    let long = Ticket { bytes: 100_000, ..plain.clone() };
+    check("long", long.clone(), Some(2), Reason::Context);
+    check("long, local-only", Ticket { mode: Mode::LocalOnly, ..long }, None, Reason::Context);
+    let named = |name: &str| Ticket { model: Some(name.to_owned()), ..ticket(1) };
+    check("by server", named("peer"), Some(1), Reason::Feasible);
+    check("by model", named("cloud-model"), Some(2), Reason::Feasible);
+    check("unknown name", named("nobody"), None, Reason::Model);
+    let private = Ticket { mode: Mode::LocalOnly, ..named("cloud") };
+    check("named and private", private, None, Reason::Mode);
+    check("too many hops", Ticket { hops: HOPS_MAX + 1, ..plain }, None, Reason::Hops);
+}
+
+#[test]
+fn a_busy_local_model_is_waited_for() {
+    let mut scheduler = house();
+    assert_eq!(started(&scheduler.on(Event::Arrived(ticket(1)), Time(0))), Some(0));
+    assert_eq!(scheduler.on(Event::Arrived(ticket(2)), Time(1)), []);
+    assert_eq!(scheduler.load(), (1, 1));
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(2));
+    assert_eq!(started(&effects), Some(0));
+}
+
+#[test]
+fn what_is_down_is_passed_over() {
+    let mut scheduler = house();
+    scheduler.on(Event::Down(BackendId(0)), Time(0));
+    let effects = scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    assert_eq!(started(&effects), Some(1));
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(5));
+    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Resting);
+}
+
+#[test]
+fn a_private_job_waits_for_its_model_to_come_back() {
+    let mut scheduler = house();
+    scheduler.on(Event::Down(BackendId(0)), Time(0));
+    let private = Ticket { mode: Mode::LocalOnly, ..ticket(1) };
+    assert_eq!(scheduler.on(Event::Arrived(private), Time(0)), []);
+    assert_eq!(scheduler.load(), (1, 0));
+    let local = Card { json_schema: false, ..card("local", Reach::Device) };
+    assert_eq!(started(&scheduler.on(Event::Up(BackendId(0), local), Time(9))), Some(0));
+}
+
+#[test]
+fn after_a_crash_another_answers_unless_something_was_sent() {
+    let crash = || Fault::Crashed("gone".to_owned());
+    let mut scheduler = house();
+    scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    let outcome = Err((crash(), Sent::Nothing));
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
+    assert_eq!(started(&effects), Some(1), "{effects:?}");
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(9));
+    let (verdict, decision) = settled(&effects).unwrap();
+    assert_eq!(*verdict, Verdict::Done);
+    let outcomes: Vec<&str> = decision.attempts.iter().map(|a| a.outcome.as_str()).collect();
+    assert_eq!(outcomes, ["crashed", "ok"]);
+
+    let mut scheduler = house();
+    scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    let outcome = Err((crash(), Sent::Some));
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
+    assert_eq!(started(&effects), None);
+    assert_eq!(*settled(&effects).unwrap().0, Verdict::Failed(crash()));
+}
+
+#[test]
+fn the_only_model_is_tried_again_after_a_rest() {
+    let mut scheduler = house();
+    let private = Ticket { mode: Mode::LocalOnly, ..ticket(1) };
+    scheduler.on(Event::Arrived(private), Time(0));
+    let outcome = Err((Fault::Hung("silent".to_owned()), Sent::Nothing));
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
+    assert_eq!(effects, []);
+    let wake = scheduler.wake_at(Time(5)).unwrap();
+    assert_eq!(wake, Time(5) + REST_MIN);
+    assert_eq!(started(&scheduler.on(Event::Tick, wake)), Some(0));
+    assert!(REST_MIN < REST_MAX);
+}
+
+#[test]
+fn a_prompt_that_is_too_long_goes_on_and_a_bad_schema_does_not() {
+    let too_long = Refusal::field(Code::Incapable, "prompt", "2000 tokens");
+    let mut scheduler = house();
+    scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    let outcome = Err((Fault::Unfit(too_long), Sent::Nothing));
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
+    assert_eq!(started(&effects), Some(1));
+
+    let bad = Refusal::field(Code::Invalid, "schema", "leads nowhere");
+    let mut scheduler = house();
+    scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    let outcome = Err((Fault::Unfit(bad.clone()), Sent::Nothing));
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
+    assert_eq!(*settled(&effects).unwrap().0, Verdict::Refused(bad));
+}
+
+#[test]
+fn full_means_busy_with_a_time_to_come_back() {
+    let mut scheduler = house();
+    scheduler.on(Event::Arrived(ticket(0)), Time(0));
+    scheduler.on(Event::Ended { job: JobId(0), outcome: Ok(()) }, Time(2_000_000));
+    let now = Time(2_000_000);
+    for id in 1..=WAITING_JOBS_MAX as u64 + 1 {
+        assert_eq!(settled(&scheduler.on(Event::Arrived(ticket(id)), now)), None);
+    }
+    let effects = scheduler.on(Event::Arrived(ticket(999)), now);
+    let (verdict, decision) = settled(&effects).unwrap();
+    let Verdict::Refused(refusal) = verdict else { panic!("{verdict:?}") };
+    assert_eq!(refusal.code, Code::Busy);
+    assert_eq!(refusal.retry_after, Some(Duration::from_secs(2)));
+    assert_eq!(decision.reason, Reason::Queue);
+    assert!((decision.pressure.queue - 1.0).abs() < 0.01);
+}
+
+#[test]
+fn deadlines_end_waiting_and_running_jobs() {
+    let mut scheduler = house();
+    let due = |id, us| Ticket { due: Time(us), ..ticket(id) };
+    scheduler.on(Event::Arrived(due(1, 500)), Time(0));
+    scheduler.on(Event::Arrived(due(2, 300)), Time(0));
+    assert_eq!(scheduler.wake_at(Time(0)), Some(Time(300)));
+    let effects = scheduler.on(Event::Tick, Time(300));
+    assert_eq!(*settled(&effects).unwrap().0, Verdict::Expired);
+    assert_eq!(scheduler.load(), (0, 1));
+    let effects = scheduler.on(Event::Tick, Time(500));
+    assert_eq!(effects[0], Effect::Stop { job: JobId(1) });
+    assert_eq!(*settled(&effects).unwrap().0, Verdict::Expired);
+    assert_eq!(scheduler.load(), (0, 0));
+    assert_eq!(scheduler.wake_at(Time(500)), None);
+    // the attempt's own end comes too late to matter
+    assert_eq!(scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(501)), []);
+}
+
+#[test]
+fn draining_takes_nothing_and_ends_once() {
+    let mut scheduler = house();
+    scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    assert_eq!(scheduler.on(Event::Drain, Time(1)), []);
+    let effects = scheduler.on(Event::Arrived(ticket(2)), Time(2));
+    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Draining);
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(3));
+    assert_eq!(effects.last(), Some(&Effect::Drained));
+    assert_eq!(scheduler.on(Event::Tick, Time(4)), []);
+}

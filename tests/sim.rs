@@ -1,0 +1,309 @@
+//! Seeded days: a random world drives the judge, and keeps its own books of what was promised.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test ends at the first surprise"
+)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pilotlight::generate::Fault;
+use pilotlight::limits::{ATTEMPTS_MAX, RUNNING_JOBS_MAX, WAITING_BYTES_MAX, WAITING_JOBS_MAX};
+use pilotlight::model::Reach;
+use pilotlight::prompt::{Class, Code, JobId, Mode, Refusal};
+use pilotlight::scheduler::{BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict};
+use pilotlight::time::Time;
+
+const DAYS: u64 = 2_000;
+const EVENTS: usize = 300;
+
+/// What the world knows of a job.
+#[derive(Debug)]
+struct Book {
+    due: Time,
+    mode: Mode,
+    starts: usize,
+    runs_on: Option<usize>,
+    settled: bool,
+    sent: bool,
+}
+
+struct World {
+    random: fastrand::Rng,
+    now: Time,
+    cards: Vec<Card>,
+    up: Vec<bool>,
+    books: BTreeMap<JobId, Book>,
+    next: u64,
+    drained: usize,
+    log: Vec<String>,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let reaches = [Reach::Device, Reach::Peer, Reach::Cloud];
+        let cards: Vec<Card> = (0..random.usize(1..5))
+            .map(|n| Card {
+                server: format!("server-{n}"),
+                model: None,
+                reach: *random.choice(&reaches).unwrap(),
+                slots: random.u32(1..4),
+                context_tokens: random.u32(10..2000),
+                json_schema: random.bool(),
+            })
+            .collect();
+        let up = vec![false; cards.len()];
+        World {
+            random,
+            now: Time(0),
+            cards,
+            up,
+            books: BTreeMap::new(),
+            next: 0,
+            drained: 0,
+            log: Vec::new(),
+        }
+    }
+
+    fn event(&mut self, scheduler: &Scheduler) -> Event {
+        match self.random.u8(0..100) {
+            0..45 => self.arrive(),
+            45..75 => self.end().unwrap_or(Event::Tick),
+            75..80 => self.leave().unwrap_or(Event::Tick),
+            80..90 => self.turn(),
+            _ => {
+                if let Some(wake) = scheduler.wake_at(self.now) {
+                    self.now = self.now.max(wake);
+                }
+                Event::Tick
+            }
+        }
+    }
+
+    fn arrive(&mut self) -> Event {
+        let random = &mut self.random;
+        let job = JobId(self.next);
+        self.next += 1;
+        let modes = [Mode::LocalOnly, Mode::PreferLocal, Mode::PreferCloud, Mode::CloudOnly];
+        let classes = [Class::Interactive, Class::Normal, Class::Batch];
+        let bytes = if random.u8(0..50) == 0 {
+            random.usize(0..WAITING_BYTES_MAX / 3)
+        } else {
+            random.usize(1..9000)
+        };
+        let ticket = Ticket {
+            job,
+            due: self.now + Duration::from_micros(random.u64(1..3_000_000)),
+            class: *random.choice(&classes).unwrap(),
+            mode: *random.choice(&modes).unwrap(),
+            model: (random.u8(0..10) == 0).then(|| format!("server-{}", random.u8(0..6))),
+            wants_json: random.u8(0..4) == 0,
+            bytes,
+            hops: random.u8(0..6),
+            attempts: Vec::new(),
+        };
+        let book = Book {
+            due: ticket.due,
+            mode: ticket.mode,
+            starts: 0,
+            runs_on: None,
+            settled: false,
+            sent: false,
+        };
+        self.books.insert(job, book);
+        Event::Arrived(ticket)
+    }
+
+    fn pick(&mut self, of: impl Fn(&Book) -> bool) -> Option<JobId> {
+        let jobs: Vec<JobId> = self.books.iter().filter(|(_, b)| of(b)).map(|(j, _)| *j).collect();
+        self.random.choice(&jobs).copied()
+    }
+
+    fn end(&mut self) -> Option<Event> {
+        let job = self.pick(|book| book.runs_on.is_some())?;
+        let fault = match self.random.u8(0..12) {
+            0 => Fault::Crashed("x".into()),
+            1 => Fault::Away("x".into()),
+            2 => Fault::Hung("x".into()),
+            3 => Fault::Broken("x".into()),
+            4 => Fault::Unfit(Refusal::new(Code::Incapable, "x")),
+            5 => Fault::Unfit(Refusal::new(Code::Invalid, "x")),
+            6 => Fault::Cancelled,
+            _ => {
+                self.books.get_mut(&job)?.runs_on = None;
+                return Some(Event::Ended { job, outcome: Ok(()) });
+            }
+        };
+        let sent = if self.random.bool() { Sent::Some } else { Sent::Nothing };
+        let book = self.books.get_mut(&job)?;
+        book.runs_on = None;
+        book.sent = sent == Sent::Some;
+        Some(Event::Ended { job, outcome: Err((fault, sent)) })
+    }
+
+    fn leave(&mut self) -> Option<Event> {
+        self.pick(|book| !book.settled).map(Event::Gone)
+    }
+
+    fn turn(&mut self) -> Event {
+        let n = self.random.usize(0..self.cards.len());
+        self.up[n] = !self.up[n];
+        if self.up[n] {
+            Event::Up(BackendId(n), self.cards[n].clone())
+        } else {
+            Event::Down(BackendId(n))
+        }
+    }
+
+    /// Writes the effects into the books and checks every promise.
+    fn take(&mut self, effects: Vec<Effect>, scheduler: &Scheduler) {
+        self.log.extend(effects.iter().map(|e| format!("{:?} {e:?}", self.now)));
+        for effect in effects {
+            match effect {
+                Effect::Start { job, backend, .. } => self.started(job, backend.0),
+                Effect::Stop { job } => {
+                    let book = self.books.get_mut(&job).unwrap();
+                    assert!(book.runs_on.take().is_some(), "{job:?} was stopped and did not run");
+                }
+                Effect::Settle { job, verdict, decision } => {
+                    let book = self.books.get_mut(&job).unwrap();
+                    assert!(!book.settled, "{job:?} was settled twice");
+                    assert!(book.runs_on.is_none(), "{job:?} was settled while it ran");
+                    assert!(decision.attempts.len() <= ATTEMPTS_MAX);
+                    assert_eq!(
+                        decision.attempts.len(),
+                        book.starts,
+                        "the record counts the attempts"
+                    );
+                    let early = verdict == Verdict::Expired && self.now < book.due;
+                    assert!(!early, "{job:?} expired before its deadline");
+                    book.settled = true;
+                }
+                Effect::Drained => self.drained += 1,
+            }
+        }
+        self.check(scheduler);
+    }
+
+    fn started(&mut self, job: JobId, backend: usize) {
+        let card = &self.cards[backend];
+        let up = self.up[backend];
+        let book = self.books.get_mut(&job).unwrap();
+        assert!(!book.settled && book.runs_on.is_none(), "{job:?} started twice");
+        assert!(!book.sent, "{job:?} was moved after a part of it was sent");
+        assert!(up, "{job:?} was given to a backend that is down");
+        assert!(self.now < book.due, "{job:?} started after its deadline");
+        let allowed = match book.mode {
+            Mode::LocalOnly => card.reach == Reach::Device,
+            Mode::CloudOnly => card.reach != Reach::Device,
+            Mode::PreferLocal | Mode::PreferCloud => true,
+        };
+        assert!(allowed, "{job:?} with {:?} went to {:?}", book.mode, card.reach);
+        book.runs_on = Some(backend);
+        book.starts += 1;
+        let running = self.books.values().filter(|b| b.runs_on == Some(backend)).count();
+        assert!(running <= self.cards[backend].slots as usize, "more than its slots");
+    }
+
+    fn check(&self, scheduler: &Scheduler) {
+        let (waiting, running) = scheduler.load();
+        assert!(waiting <= WAITING_JOBS_MAX && running <= RUNNING_JOBS_MAX);
+        assert!(scheduler.waiting_bytes() <= WAITING_BYTES_MAX);
+        let open = self.books.values().filter(|b| !b.settled).count();
+        assert_eq!(waiting + running, open, "a job was lost or kept");
+        let late = self.books.values().any(|b| !b.settled && b.due <= self.now);
+        assert!(!late, "a job was left beyond its deadline");
+    }
+}
+
+fn day(seed: u64) -> (Vec<String>, World) {
+    let mut world = World::new(seed);
+    let mut scheduler = Scheduler::new(world.cards.clone());
+    for _ in 0..EVENTS {
+        let step = world.random.u64(0..20_000);
+        // like the dispatcher, never sleep past the time that was asked for
+        let wake = scheduler.wake_at(world.now).unwrap_or(Time(u64::MAX));
+        world.now = (world.now + Duration::from_micros(step)).min(wake);
+        let event = world.event(&scheduler);
+        let effects = scheduler.on(event, world.now);
+        world.take(effects, &scheduler);
+    }
+    let effects = scheduler.on(Event::Drain, world.now);
+    world.take(effects, &scheduler);
+    while let Some(wake) = scheduler.wake_at(world.now) {
+        world.now = wake;
+        let effects = scheduler.on(Event::Tick, world.now);
+        world.take(effects, &scheduler);
+    }
+    (world.log.clone(), world)
+}
+
+#[test]
+fn every_day_keeps_every_promise() {
+    for seed in 0..DAYS {
+        let (_, world) = day(seed);
+        assert!(world.books.values().all(|b| b.settled), "seed {seed}: a job had no answer");
+        assert_eq!(world.drained, 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn the_same_events_give_the_same_decisions() {
+    for seed in 0..50 {
+        assert_eq!(day(seed).0, day(seed).0, "seed {seed}");
+    }
+}
+
+#[test]
+fn an_idle_model_never_lets_a_job_wait() {
+    let card = Card {
+        server: "only".into(),
+        model: None,
+        reach: Reach::Device,
+        slots: 2,
+        context_tokens: 10_000,
+        json_schema: true,
+    };
+    for seed in 0..200 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut scheduler = Scheduler::new(vec![card.clone()]);
+        scheduler.on(Event::Up(BackendId(0), card.clone()), Time(0));
+        let mut running = Vec::new();
+        for id in 0..100 {
+            let now = Time(id * 10);
+            let event = if random.bool() || running.is_empty() {
+                Event::Arrived(Ticket {
+                    job: JobId(id),
+                    due: Time(u64::MAX / 2),
+                    class: Class::Normal,
+                    mode: Mode::PreferLocal,
+                    model: None,
+                    wants_json: false,
+                    bytes: 10,
+                    hops: 0,
+                    attempts: Vec::new(),
+                })
+            } else {
+                let job = running.swap_remove(random.usize(0..running.len()));
+                Event::Ended { job, outcome: Ok(()) }
+            };
+            for effect in scheduler.on(event, now) {
+                if let Effect::Start { job, .. } = effect {
+                    running.push(job);
+                }
+            }
+            let (waiting, runs) = scheduler.load();
+            assert!(waiting == 0 || runs == 2, "seed {seed}: {waiting} wait and {runs} run");
+        }
+    }
+}

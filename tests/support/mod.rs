@@ -1,0 +1,74 @@
+//! What the tests share: real children, real sockets, a real service in a folder of its own.
+#![allow(dead_code, reason = "each test uses a part")]
+
+pub mod contract;
+pub mod mqtt;
+pub mod service;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use pilotlight::backends::scripted::{Crash, Scripted};
+use pilotlight::generate::Generate;
+use pilotlight::ingress::http;
+use pilotlight::mcp::client::{Closed, Patience, Remote, connect, connect_http};
+use pilotlight::mcp::server::{One, Server};
+use rmcp::transport::async_rw::AsyncRwTransport;
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_pilotlight");
+
+/// Generous: it only bounds how long a broken test hangs.
+pub const SOON: Duration = Duration::from_secs(30);
+
+pub fn scripted() -> Arc<dyn Generate> {
+    Arc::new(Scripted::new("scripted", 8, Crash::Report))
+}
+
+pub fn patience() -> Patience {
+    Patience { silence: Duration::from_secs(20) }
+}
+
+/// A model in a child process, over its standard input and output.
+pub async fn child(args: &[&str]) -> (Remote, Closed, Child) {
+    let mut child = Command::new(PROGRAM)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .env("GGML_NO_BACKTRACE", "1")
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let line = AsyncRwTransport::new_client(output, input);
+    let (remote, closed) = connect(line, patience()).await.unwrap();
+    (remote, closed, child)
+}
+
+/// A model behind the service's HTTP stack; stops when the token is cancelled.
+pub async fn over_http(model: Arc<dyn Generate>) -> (Remote, Closed, CancellationToken) {
+    pilotlight::tls::install_provider();
+    let stop = CancellationToken::new();
+    let guard = http::Guard::default();
+    let handler = Server(Arc::new(One(model)));
+    let routes = http::with_mcp(Router::new(), handler, &guard, stop.clone());
+    let listener = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(http::serve(listener, routes, stop.clone()));
+    let url = format!("http://{addr}/mcp");
+    let (remote, closed) = connect_http(&url, &BTreeMap::new(), patience()).await.unwrap();
+    (remote, closed, stop)
+}
+
+/// The prepared model, if `scripts/test` has fetched it.
+pub fn model_file() -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-q8_0.gguf");
+    assert!(path.is_file(), "{} is missing: run scripts/test, which fetches it", path.display());
+    path
+}

@@ -1,0 +1,147 @@
+//! A real service: the program itself, in a folder and on ports of its own.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+use super::{PROGRAM, SOON};
+
+/// A running service; it is ended when this is dropped.
+pub struct Service {
+    pub child: Child,
+    pub http: u16,
+    pub mqtt: u16,
+    pub folder: tempfile::TempDir,
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A catalog with one engine, started with these arguments.
+pub fn catalog(engine: &[&str]) -> Value {
+    let mut args = vec!["engine"];
+    args.extend(engine);
+    serde_json::json!({
+        "mcpServers": {"local": {"command": "pilotlight", "args": args}},
+        "pilotlight": {
+            "device": {"name": "dev"},
+            "tasks": {
+                "echo": {"template": "say {{word}}"},
+                "label": {
+                    "template": "The reading is {{reading}}.",
+                    "schema": {"type": "object", "properties": {"state": {"enum": ["ok", "hot"]}}, "required": ["state"], "additionalProperties": false}
+                }
+            }
+        }
+    })
+}
+
+impl Service {
+    /// Starts the program with this catalog and its embedded broker, and waits until it is ready.
+    pub async fn start(catalog: &Value) -> Service {
+        let service = Service::launch(catalog, "embedded", &[]);
+        service.ready().await;
+        service
+    }
+
+    /// Starts the program and does not wait.
+    pub fn launch(catalog: &Value, mqtt: &str, more: &[(&str, &str)]) -> Service {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("mcp.json"), catalog.to_string()).unwrap();
+        let (http, broker) = (free_port(), free_port());
+        let child = Command::new(PROGRAM)
+            .arg("serve")
+            .current_dir(folder.path())
+            .env("PILOTLIGHT_HTTP", format!("127.0.0.1:{http}"))
+            .env("PILOTLIGHT_BROKER", format!("127.0.0.1:{broker}"))
+            .env("PILOTLIGHT_MQTT", mqtt)
+            .envs(more.iter().copied())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Service { child, http, mqtt: broker, folder }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.http)
+    }
+
+    /// What `/readyz` says, if it says anything.
+    pub async fn state(&self) -> Option<Value> {
+        let answer = client().get(self.url("/readyz")).send().await.ok()?;
+        answer.json().await.ok()
+    }
+
+    /// Waits until the state is as wanted.
+    pub async fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + SOON;
+        loop {
+            let state = self.state().await;
+            if let Some(state) = state.as_ref().filter(|state| wanted(state)) {
+                return state.clone();
+            }
+            assert!(Instant::now() < end, "not {what}: {state:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn ready(&self) -> Value {
+        self.until("ready", |state| {
+            state["ready"] == true && (state["mqtt"].is_null() || state["mqtt"]["state"] == "up")
+        })
+        .await
+    }
+
+    /// Asks over the chat API.
+    pub async fn chat(&self, body: Value) -> (u16, Value) {
+        let answer =
+            client().post(self.url("/v1/chat/completions")).json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    /// The process of the first engine.
+    pub fn engine(&self) -> i32 {
+        let parent = self.child.id().unwrap();
+        let children = format!("/proc/{parent}/task");
+        let mut found = Vec::new();
+        for task in std::fs::read_dir(children).unwrap() {
+            let path = task.unwrap().path().join("children");
+            let list = std::fs::read_to_string(path).unwrap_or_default();
+            found.extend(list.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
+        }
+        *found.first().expect("the service has no child")
+    }
+
+    /// Asks the program to stop and waits for it; says whether it ended well.
+    pub async fn stop(mut self) -> bool {
+        signal(self.child.id().unwrap() as i32, nix::sys::signal::Signal::SIGTERM);
+        tokio::time::timeout(SOON, self.child.wait()).await.unwrap().unwrap().success()
+    }
+}
+
+pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+pub fn client() -> reqwest::Client {
+    pilotlight::tls::install_provider();
+    reqwest::Client::builder().no_proxy().timeout(SOON).build().unwrap()
+}
+
+/// Runs the program to its end.
+pub async fn program(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    let run =
+        Command::new(PROGRAM).args(args).current_dir(folder).envs(env.iter().copied()).output();
+    let out = tokio::time::timeout(SOON, run).await.unwrap().unwrap();
+    (
+        out.status.code().unwrap_or(-1),
+        String::from_utf8_lossy(&out.stdout).into_owned(),
+        String::from_utf8_lossy(&out.stderr).into_owned(),
+    )
+}
