@@ -1,0 +1,217 @@
+//! The command line: what it prints, what it refuses, and its exit codes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test ends at the first surprise"
+)]
+
+mod support;
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use support::PROGRAM;
+use support::service::{Service, catalog, program};
+
+const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
+
+async fn check(config: &str, env: &[(&str, &str)]) -> (i32, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mcp.json"), config).unwrap();
+    program(folder.path(), &["check"], env).await
+}
+
+#[tokio::test]
+async fn the_example_has_no_mistakes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (code, out, err) = program(root, &["check"], &[]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+}
+
+#[tokio::test]
+async fn every_mistake_is_named_with_its_path() {
+    let config = json!({
+        "mcpServers": {
+            "a": {"command": "x", "url": "http://y"},
+            "b": {"type": "sse", "url": "http://y"},
+            "c": {"url": "ftp://y"},
+            "d": {"command": "x", "args": ["${NOT_SET_ANYWHERE}"]},
+            "e": {"comand": "x"},
+        },
+        "extra": 1,
+        "pilotlight": {
+            "servers": {"nobody": {"reach": "device"}},
+            "providers": {},
+            "device": {"name": "a/b"},
+            "mqtt": {"url": "http://x"},
+            "http": {"listen": "0.0.0.0:8080"},
+            "tasks": {"bad name": {"template": "x"}, "t": {"template": " ", "max_tokens": 0}},
+            "policy": {"classes": {"vip": {}, "batch": {"deadline_ms": 0}}, "budget": {}}
+        }
+    });
+    // two steps: a shape that can't be read hides what lies below it
+    let (code, _, err) = check(&config.to_string(), &[("PILOTLIGHT_HTP", "x")]).await;
+    assert_eq!(code, 2);
+    for path in [
+        "extra:",
+        "mcpServers.e: ",
+        "mcpServers.d.args[0]: the variable NOT_SET_ANYWHERE",
+        "pilotlight.providers:",
+        "pilotlight.policy.budget:",
+        "PILOTLIGHT_HTP:",
+    ] {
+        assert!(err.contains(path), "{path} is not in\n{err}");
+    }
+    let mut config = config;
+    let ours = config["pilotlight"].as_object_mut().unwrap();
+    ours.remove("providers");
+    ours["policy"].as_object_mut().unwrap().remove("budget");
+    let (code, _, err) = check(&config.to_string(), &[]).await;
+    assert_eq!(code, 2);
+    for path in [
+        "mcpServers.a: ",
+        "mcpServers.b: the sse transport",
+        "mcpServers.c: ",
+        "pilotlight.servers.nobody: ",
+        "pilotlight.tasks.bad name: ",
+        "pilotlight.tasks.t.template: ",
+        "pilotlight.tasks.t.max_tokens: ",
+        "classes.vip: ",
+        "classes.batch.deadline_ms: ",
+    ] {
+        assert!(err.contains(path), "{path} is not in\n{err}");
+    }
+    let simple = |ours: Value| {
+        json!({"mcpServers": {"a": {"command": "x"}}, "pilotlight": ours}).to_string()
+    };
+    for (ours, path) in [
+        (json!({"device": {"name": "a/b"}}), "pilotlight.device.name: "),
+        (json!({"mqtt": {"url": "http://x"}}), "pilotlight.mqtt.url: "),
+        (json!({"http": {"listen": "0.0.0.0:8080"}}), "pilotlight.http.token: "),
+        (json!({"tasks": {"t": {}}}), "pilotlight.tasks.t: missing field `template`"),
+        (json!({"versoin": 1}), "unknown field `versoin`"),
+    ] {
+        let (code, _, err) = check(&simple(ours), &[]).await;
+        assert!(code == 2 && err.contains(path), "{path} is not in\n{err}");
+    }
+    for (text, said) in
+        [("{", "not valid JSON"), ("[]", "must be a JSON object"), ("{}", "mcpServers")]
+    {
+        let (code, _, err) = check(text, &[]).await;
+        assert!(code == 2 && err.contains(said), "{text}: {err}");
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_named_and_never_shown() {
+    let canary = "canary-9f3";
+    let config = json!({
+        "mcpServers": {"a": {"url": "https://x", "headers": {"Authorization": "Bearer ${TOKEN}"}}},
+        "pilotlight": {"http": {"token": "${TOKEN}"}, "mqtt": {"url": "ht!p", "username": "u", "password": "${TOKEN}"}}
+    });
+    let (code, out, err) =
+        check(&config.to_string(), &[("TOKEN", canary), ("PILOTLIGHT_LOG", "trace")]).await;
+    assert_eq!(code, 2);
+    assert!(!format!("{out}{err}").contains(canary), "{out}{err}");
+    let config = json!({"mcpServers": {"a": {"url": "https://x", "headers": {"Authorization": format!("Bearer {canary}")}}}});
+    let (code, out, err) = check(&config.to_string(), &[]).await;
+    assert_eq!(code, 0);
+    assert!(err.contains("mcpServers.a.headers.Authorization: looks like a secret"), "{err}");
+    assert!(!format!("{out}{err}").contains(canary));
+}
+
+#[tokio::test]
+async fn variables_come_from_the_file_and_the_environment_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(".env"), "WHICH=file\nPILOTLIGHT_DEVICE=from_file\n")
+        .unwrap();
+    let config = json!({"mcpServers": {"${WHICH}": {"command": "x"}}, "pilotlight": {"device": {"name": "${WHICH}/"}}});
+    std::fs::write(folder.path().join("mcp.json"), config.to_string()).unwrap();
+    assert_eq!(
+        program(folder.path(), &["check"], &[]).await.0,
+        0,
+        "the variable gives a good name"
+    );
+    let (code, _, err) = program(folder.path(), &["check"], &[("PILOTLIGHT_DEVICE", "x/y")]).await;
+    assert!(code == 2 && err.contains("\"x/y\""), "{err}");
+    std::fs::write(folder.path().join(".env"), "not a line").unwrap();
+    let (code, _, err) = program(folder.path(), &["check"], &[]).await;
+    assert!(code == 2 && err.contains(".env"), "{err}");
+}
+
+#[tokio::test]
+async fn exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = async |args: &[&str]| program(folder.path(), args, &[]).await.0;
+    assert_eq!(code(&["--help"]).await, 0);
+    assert_eq!(code(&["nonsense"]).await, 2);
+    assert_eq!(code(&["check"]).await, 2);
+    std::fs::write(folder.path().join("mcp.json"), catalog(&DRY).to_string()).unwrap();
+    let port = support::service::free_port();
+    let http = format!("127.0.0.1:{port}");
+    let off = [("PILOTLIGHT_HTTP", http.as_str()), ("PILOTLIGHT_BROKER", "127.0.0.1:1")];
+    assert_eq!(program(folder.path(), &["status"], &off).await.0, 3);
+    let (code, _, err) = program(folder.path(), &["ask", "x"], &off).await;
+    assert!(code == 1 && err.contains("no broker answers at 127.0.0.1:1"), "{err}");
+    let taken = std::net::TcpListener::bind(&http).unwrap();
+    let (code, _, err) = program(
+        folder.path(),
+        &["serve"],
+        &[("PILOTLIGHT_HTTP", &http), ("PILOTLIGHT_MQTT", "off")],
+    )
+    .await;
+    assert!(code == 1 && err.contains("is the port taken"), "{err}");
+    drop(taken);
+    let (code, out, _) = program(folder.path(), &["completions", "bash"], &[]).await;
+    assert!(code == 0 && out.contains("pilotlight"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ask_and_status_against_a_service() {
+    let service = Service::start(&catalog(&DRY)).await;
+    let (http, broker) =
+        (format!("127.0.0.1:{}", service.http), format!("127.0.0.1:{}", service.mqtt));
+    let env = [("PILOTLIGHT_HTTP", http.as_str()), ("PILOTLIGHT_BROKER", broker.as_str())];
+    let (code, out, err) = program(service.folder.path(), &["ask", "one two three"], &env).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("one two three\n") && out.contains("decision record"), "{out}");
+    let (code, out, _) =
+        program(service.folder.path(), &["ask", "--json", "/fail=broken@1 x y"], &env).await;
+    let reply: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &reply["status"]), (4, &json!("failed")));
+    let (code, out, _) = program(service.folder.path(), &["status"], &env).await;
+    assert!(
+        code == 0 && out.contains("local (device): ready") && out.contains("broker: up"),
+        "{out}"
+    );
+    let (code, out, _) = program(service.folder.path(), &["status", "--json"], &env).await;
+    let state: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &state["ready"]), (0, &json!(true)));
+    let (_, out, _) = program(service.folder.path(), &["doctor", "--json"], &env).await;
+    let findings: Value = serde_json::from_str(&out).unwrap();
+    assert!(findings.as_array().unwrap().iter().any(|f| f["what"] == "memory"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ask_here_and_serve_dry() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mcp.json"), catalog(&DRY).to_string()).unwrap();
+    let (code, out, err) = program(folder.path(), &["ask", "--local", "a b c"], &[]).await;
+    assert!(code == 0 && out.starts_with("a b c\n"), "{out}{err}");
+    // the whole service on standard input and output is one more model
+    std::fs::copy(folder.path().join("mcp.json"), folder.path().join("inner.json")).unwrap();
+    let inner = folder.path().join("inner.json").display().to_string();
+    let outer =
+        json!({"mcpServers": {"inner": {"command": PROGRAM, "args": ["--config", inner, "mcp"]}}});
+    std::fs::write(folder.path().join("mcp.json"), outer.to_string()).unwrap();
+    let (code, out, err) = program(folder.path(), &["ask", "--local", "d e f"], &[]).await;
+    assert!(code == 0 && out.starts_with("d e f\n"), "{out}{err}");
+}
