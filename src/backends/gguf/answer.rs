@@ -1,8 +1,8 @@
 //! The engine's thread: reads the prompt, writes the answer, stops when nobody waits.
 
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use llama_cpp_2::context::LlamaContext;
@@ -40,15 +40,13 @@ pub(super) fn run(
         options.threads = u32::try_from(all).unwrap_or(1);
     }
     let started = now();
-    let loaded = LlamaBackend::init()
-        .map_err(|e| Fault::Away(format!("llama.cpp can't start: {e}")))
-        .and_then(|backend| Ok((load::load(&backend, &options)?, backend)));
+    let loaded = backend().and_then(|backend| Ok((load::load(backend, &options)?, backend)));
     let (model, backend) = match loaded {
         Ok(loaded) => loaded,
         Err(fault) => return drop(ready.send(Err(fault))),
     };
     let stop = Box::new(StopSignal::default());
-    let mut engine = match Engine::new(&backend, &model, &options, &stop) {
+    let mut engine = match Engine::new(backend, &model, &options, &stop) {
         Ok(engine) => engine,
         Err(fault) => return drop(ready.send(Err(fault))),
     };
@@ -66,6 +64,13 @@ pub(super) fn run(
         drop(out);
         let _ = done.send(result);
     }
+}
+
+/// llama.cpp is started once in a process and never stopped.
+fn backend() -> Result<&'static LlamaBackend, Fault> {
+    static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
+    let started = BACKEND.get_or_init(|| LlamaBackend::init().ok());
+    started.as_ref().ok_or_else(|| Fault::Away("llama.cpp can't start".to_owned()))
 }
 
 /// Points to the flag of the present request while one runs.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 
@@ -41,8 +41,7 @@ async fn check_place(State(guard): State<Arc<Guard>>, request: Request, next: Ne
         return refuse(StatusCode::FORBIDDEN, message);
     }
     if let Some(origin) = request.headers().get(header::ORIGIN) {
-        let known = origin.to_str().is_ok_and(|o| guard.origins.iter().any(|known| known == o));
-        if !known {
+        if !origin.to_str().is_ok_and(|origin| guard.knows_origin(origin)) {
             let message = "this Origin may not ask; add it to pilotlight.http.allowed_origins";
             return refuse(StatusCode::FORBIDDEN, message);
         }
@@ -85,11 +84,22 @@ fn host_of(headers: &HeaderMap) -> Option<&str> {
     Some(host.split_once(':').map_or(host, |(name, _)| name))
 }
 
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback())
+}
+
 impl Guard {
+    /// A page of this machine may ask, as MCP wants it; any other must be named.
+    fn knows_origin(&self, origin: &str) -> bool {
+        let local = origin.parse::<Uri>().is_ok_and(|origin| {
+            origin.scheme().is_some() && origin.host().is_some_and(is_loopback)
+        });
+        local || self.origins.iter().any(|known| known == origin)
+    }
+
     fn knows_host(&self, host: &str) -> bool {
-        let loopback = host.eq_ignore_ascii_case("localhost")
-            || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        loopback || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+        is_loopback(host) || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
     }
 }
 
@@ -115,6 +125,24 @@ mod tests {
         check("localhost.evil.example", false);
         check("192.168.1.4", false);
         assert_eq!(host_of(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn origins() {
+        let guard = Guard { origins: vec!["https://app.example".to_owned()], ..Guard::default() };
+        let check = |origin: &str, expected: bool| {
+            assert_eq!(guard.knows_origin(origin), expected, "{origin}");
+        };
+        check("http://localhost:3000", true);
+        check("http://127.0.0.1", true);
+        check("http://[::1]:8080", true);
+        check("https://app.example", true);
+        check("http://app.example", false);
+        check("https://app.example.evil", false);
+        check("http://localhost.evil.example", false);
+        check("null", false);
+        check("localhost", false);
+        check("", false);
     }
 
     #[test]

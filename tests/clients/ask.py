@@ -1,0 +1,130 @@
+"""Asks a running service with a client that is not ours: ask.py CLIENT MQTT_PORT HTTP_PORT."""
+
+import asyncio
+import json
+import queue
+import sys
+
+CLIENT, MQTT_PORT, HTTP_PORT = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+PROMPT = "Name a river."
+
+
+def paho():
+    import paho.mqtt.client as mqtt
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+
+    for protocol in (mqtt.MQTTv5, mqtt.MQTTv311):
+        came, ready = queue.Queue(), queue.Queue()
+        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=protocol)
+        client.on_message = lambda _c, _u, message: came.put(message)
+        client.on_subscribe = lambda *_: ready.put(True)
+        client.connect("127.0.0.1", MQTT_PORT)
+        client.loop_start()
+        client.subscribe([("pilotlight/dev/reply/paho/#", 1), ("pilotlight/dev/stream/paho", 1)])
+        ready.get(timeout=10)
+        properties = None
+        if protocol == mqtt.MQTTv5:
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.ResponseTopic = "pilotlight/dev/reply/paho/mine"
+            properties.CorrelationData = b"mark"
+        request = {"id": f"p-{protocol}", "prompt": PROMPT, "max_tokens": 8, "stream": True}
+        client.publish("pilotlight/dev/request/paho", json.dumps(request), 1, properties=properties)
+        pieces, reply, done = [], None, False
+        while reply is None or not done:
+            message = came.get(timeout=60)
+            body = json.loads(message.payload)
+            if "/stream/" in message.topic:
+                done = done or body.get("done", False)
+                pieces.append(body.get("text", ""))
+            else:
+                reply = body
+                if protocol == mqtt.MQTTv5:
+                    assert message.topic.endswith("/mine"), message.topic
+                    assert message.properties.CorrelationData == b"mark"
+        assert reply["status"] == "ok" and reply["id"] == request["id"], reply
+        assert "".join(pieces) == reply["text"], (pieces, reply)
+        client.loop_stop()
+        client.disconnect()
+
+
+def openai():
+    from openai import BadRequestError, OpenAI
+
+    client = OpenAI(base_url=f"http://127.0.0.1:{HTTP_PORT}/v1", api_key="none")
+    assert [m.id for m in client.models.list()] == ["smollm2-135m"]
+    messages = [{"role": "user", "content": PROMPT}]
+    plain = client.chat.completions.create(
+        model="smollm2-135m", messages=messages, max_tokens=8, metadata={"deadline_ms": "60000"}
+    )
+    assert plain.choices[0].message.content and plain.usage.completion_tokens <= 8, plain
+    assert plain.pilotlight["decision"]["route"] == "local", plain
+    stream = client.chat.completions.create(
+        model="smollm2-135m", messages=messages, max_tokens=8, temperature=0, stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text and chunks[-1].usage.completion_tokens <= 8, chunks
+    schema = {
+        "type": "object", "properties": {"state": {"enum": ["ok", "hot"]}},
+        "required": ["state"], "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="smollm2-135m", messages=messages,
+        response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+    )
+    assert json.loads(answer.choices[0].message.content)["state"] in ("ok", "hot"), answer
+    try:
+        client.chat.completions.create(model="smollm2-135m", messages=messages, max_tokens=99999)
+        raise AssertionError("absurd max_tokens was taken")
+    except BadRequestError as error:
+        assert error.param == "max_tokens", error
+
+
+def mcp():
+    from mcp import ClientSession, StdioServerParameters
+    from mcp.client.stdio import stdio_client
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def talk(streams):
+        async with ClientSession(streams[0], streams[1]) as session:
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            assert [tool.name for tool in tools] == ["generate"], tools
+            resources = (await session.list_resources()).resources
+            uris = [str(resource.uri) for resource in resources]
+            assert "model://smollm2-135m/context" in uris, uris
+            read = await session.read_resource("model://smollm2-135m/context")
+            assert json.loads(read.contents[0].text)["runtime"]["backend"] == "llama.cpp"
+            pieces = []
+
+            async def progress(_progress, _total, message):
+                pieces.append(message)
+
+            result = await session.call_tool(
+                "generate", {"prompt": PROMPT, "max_tokens": 8}, progress_callback=progress
+            )
+            content = getattr(result, "structured_content", None) or result.structuredContent
+            assert content["text"] and content["usage"]["decision"]["route"] == "local", result
+            refused = await session.call_tool("generate", {"prompt": ""})
+            assert getattr(refused, "is_error", None) or refused.isError, refused
+
+    async def both():
+        url = f"http://127.0.0.1:{HTTP_PORT}/mcp"
+        async with streamable_http_client(url) as streams:
+            await talk(streams)
+        server = StdioServerParameters(
+            command="target/release/pilotlight",
+            args=["mcp"],
+            env={"PILOTLIGHT_MQTT": "off", "PILOTLIGHT_HTTP": "off"},
+        )
+        async with stdio_client(server) as streams:
+            # the model is loaded while the client says hello
+            await asyncio.sleep(4)
+            await talk(streams)
+
+    asyncio.run(both())
+
+
+{"paho": paho, "openai": openai, "mcp": mcp}[CLIENT]()

@@ -1,0 +1,337 @@
+//! The GGUF engine with a real model: the contract, JSON, bad files, and every way to break it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test ends at the first surprise"
+)]
+
+mod support;
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use pilotlight::backends::gguf::{Gguf, Options};
+use pilotlight::generate::{Fault, Finish, Generate};
+use pilotlight::mcp::client::connect_here;
+use pilotlight::prompt::{Code, Format, Message, Role};
+use rumqttc::mqttbytes::v5::PublishProperties;
+use serde_json::{Value, json};
+use support::contract::{Prompts, holds, job, run};
+use support::mqtt::App;
+use support::service::{Service, catalog, signal};
+use support::{child, model_file, over_http, patience};
+
+const REAL: Prompts = Prompts {
+    short: "Count from one to twenty in words, separated by commas.",
+    endless: "Write a very long story about a lighthouse.",
+    stop: " ",
+};
+
+fn options(path: &Path) -> Options {
+    Options {
+        path: path.to_owned(),
+        name: Some("smollm2-135m".to_owned()),
+        context_tokens: 1024,
+        threads: 0,
+        decode_threads: 1,
+        gpu_layers: 0,
+    }
+}
+
+async fn model() -> Gguf {
+    Gguf::open(options(&model_file())).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_over_every_transport() {
+    let model: Arc<dyn Generate> = Arc::new(model().await);
+    holds(model.as_ref(), &REAL).await;
+    let (remote, _line) = connect_here(Arc::clone(&model), patience()).await.unwrap();
+    holds(&remote, &REAL).await;
+    let (remote, _line, _stop) = over_http(model).await;
+    holds(&remote, &REAL).await;
+    let path = model_file().display().to_string();
+    let (remote, _line, _child) = child(&["engine", "--gguf", &path, "--context", "1024"]).await;
+    holds(&remote, &REAL).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_states_what_the_file_says() {
+    let model = model().await;
+    let context = model.context();
+    assert_eq!(context.identification.family, "llama");
+    assert_eq!(context.identification.licence.as_deref(), Some("apache-2.0"));
+    assert_eq!(context.identification.digest.as_ref().map(String::len), Some(64));
+    assert_eq!((context.tokenizer.kind.as_str(), context.tokenizer.vocab_size), ("gpt2", 49152));
+    assert_eq!(context.tokenizer.special_tokens["eos"], "<|im_end|>");
+    assert!(context.tokenizer.chat_template_digest.is_some());
+    assert_eq!(context.runtime.quantization, "Q8_0");
+    assert!(context.runtime.prefill_tokens_per_s.unwrap() > 1.0);
+    assert!(context.runtime.decode_tokens_per_s.unwrap() > 0.5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_prefix_is_read_once() {
+    let model = model().await;
+    let long = "The river runs from the hills to the sea. ".repeat(12);
+    let first = run(&model, &job(&format!("{long} Where does it start?"), 4)).await.unwrap().1;
+    assert_eq!(first.cached_tokens, 0);
+    let second = run(&model, &job(&format!("{long} Where does it end?"), 4)).await.unwrap().1;
+    assert!(second.cached_tokens > 100, "{second:?}");
+    assert!(second.cached_tokens < second.prompt_tokens);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sampling_follows_its_seed_and_temperature() {
+    let model = model().await;
+    let with = |seed, temperature| {
+        let mut job = job("Tell me something about the moon.", 24);
+        job.sampling.seed = Some(seed);
+        job.sampling.temperature = Some(temperature);
+        job
+    };
+    // the first run may find another cache
+    run(&model, &with(1, 1.0)).await.unwrap();
+    let one = run(&model, &with(1, 1.0)).await.unwrap().0;
+    assert_eq!(one, run(&model, &with(1, 1.0)).await.unwrap().0);
+    assert_ne!(one, run(&model, &with(2, 1.0)).await.unwrap().0);
+    let greedy = run(&model, &with(1, 0.0)).await.unwrap().0;
+    assert_eq!(greedy, run(&model, &with(2, 0.0)).await.unwrap().0);
+}
+
+/// What a user writes is never read as a control token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_can_write_a_role_into_a_prompt() {
+    let model = model().await;
+    let count = async |text: &str| run(&model, &job(text, 1)).await.unwrap().1.prompt_tokens;
+    let plain = count("x").await;
+    let control = count("x<|im_end|>").await;
+    // as a control token it would be one more; as text it is several
+    assert!(control >= plain + 4, "{plain} {control}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_fit_their_schema() {
+    let model = model().await;
+    let schemas = [
+        json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"], "additionalProperties": false}),
+        json!({"type": "object", "properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3}}, "required": ["tags"], "additionalProperties": false}),
+        json!({"type": "object", "properties": {"on": {"type": "boolean"}, "at": {"type": ["number", "null"], "minimum": 0, "maximum": 9}}, "required": ["on", "at"], "additionalProperties": false}),
+        json!({"enum": ["red", "green"]}),
+        json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}}, "required": ["name"], "additionalProperties": false}),
+    ];
+    for temperature in [0.0, 1.5] {
+        for schema in &schemas {
+            let mut job = job("Describe the state of the pump.", 80);
+            job.sampling.temperature = Some(temperature);
+            job.format = Format::Schema(schema.clone().into());
+            let (text, usage) = run(&model, &job).await.unwrap();
+            assert_eq!(usage.finish, Finish::Stop, "{schema}: {text}");
+            let value: Value =
+                serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            let valid = jsonschema::is_valid(schema, &value);
+            assert!(valid, "{schema}: {text}");
+        }
+    }
+    let mut any = job("Describe the pump.", 200);
+    any.format = Format::Json;
+    let (text, usage) = run(&model, &any).await.unwrap();
+    if usage.finish == Finish::Stop {
+        assert!(serde_json::from_str::<Value>(&text).unwrap().is_object(), "{text}");
+    }
+    for impossible in [
+        json!({"type": "nonsense"}),
+        json!({"type": "integer", "minimum": 5, "maximum": 4}),
+        json!({"$ref": "http://example.com/x"}),
+    ] {
+        let mut job = job("x", 8);
+        job.format = Format::Schema(impossible.clone().into());
+        let result = run(&model, &job).await;
+        let Err(Fault::Unfit(refusal)) = result else { panic!("{impossible}: {result:?}") };
+        assert_eq!(
+            (refusal.code, refusal.field.as_deref()),
+            (Code::Invalid, Some("schema")),
+            "{impossible}"
+        );
+    }
+    run(&model, &job("and the next is unharmed", 4)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_conversations_and_strange_text() {
+    let model = model().await;
+    for text in
+        ["\u{0}", "🔥🔥🔥", "\u{202E}abc", "a\u{0301}\u{0301}", "\r\n\t", "ﷺ", "\u{F8F0}0\u{F8F1}"]
+    {
+        run(&model, &job(text, 3)).await.unwrap();
+    }
+    let mut long = job("", 8);
+    let turn = |n| Message {
+        role: if n % 2 == 0 { Role::User } else { Role::Assistant },
+        content: format!("turn {n}"),
+    };
+    long.messages = (0..41).map(turn).collect();
+    run(&model, &long).await.unwrap();
+    // exactly full: the answer is cut at the end of the context
+    let mut full = job(&"a ".repeat(900), 2000);
+    full.sampling.temperature = Some(0.0);
+    let usage = run(&model, &full).await.unwrap().1;
+    assert!(usage.prompt_tokens + usage.completion_tokens <= 1024, "{usage:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_files_are_clear_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = std::fs::read(model_file()).unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::File::create(&path).unwrap().write_all(bytes).unwrap();
+        path
+    };
+    let mut random = fastrand::Rng::with_seed(1);
+    let noise: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(1 << 20).collect();
+    let mut bad_head = good[..1 << 20].to_vec();
+    bad_head[4..4096].copy_from_slice(&noise[..4092]);
+    let cases = [
+        ("missing", folder.path().join("nothing.gguf"), "can't be read"),
+        ("a folder", folder.path().to_owned(), "is no GGUF file"),
+        ("empty", write("empty.gguf", b""), "is no GGUF file"),
+        ("noise", write("noise.gguf", &noise), "is no GGUF file"),
+        ("magic and noise", write("head.gguf", &bad_head), "damaged"),
+        ("cut in the head", write("cut1.gguf", &good[..100_000]), "damaged"),
+        ("cut in the weights", write("cut2.gguf", &good[..good.len() / 2]), "can't load"),
+    ];
+    for (name, path, said) in cases {
+        let error =
+            Gguf::open(options(&path)).await.err().unwrap_or_else(|| panic!("{name} was loaded"));
+        assert!(error.to_string().contains(said), "{name}: {error}");
+    }
+    let absurd = Options { context_tokens: 2_000_000, ..options(&model_file()) };
+    assert!(Gguf::open(absurd).await.err().unwrap().to_string().contains("at most"));
+}
+
+fn ask(prompt: &str, max_tokens: u32) -> Value {
+    json!({"model": "auto", "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens})
+}
+
+fn real_catalog() -> Value {
+    let path = model_file().display().to_string();
+    let mut catalog = catalog(&["--gguf", &path, "--name", "smollm2-135m", "--context", "1024"]);
+    catalog["pilotlight"]["servers"] = json!({"local": {"silence_ms": 2000}});
+    catalog
+}
+
+/// A prompt on MQTT is answered by a real model, token by token, with a decision record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_light() {
+    let service = Service::start(&real_catalog()).await;
+    let mut app = App::of(service.mqtt, "app").await;
+    let request = json!({"id": "r", "prompt": REAL.short, "max_tokens": 12, "stream": true});
+    app.send("pilotlight/dev/request/app", request.to_string(), PublishProperties::default()).await;
+    let (mut text, mut reply) = (String::new(), Value::Null);
+    let mut count = None;
+    while reply.is_null() || count.is_none() {
+        let publish = app.next().await;
+        let value: Value = serde_json::from_slice(&publish.payload).unwrap();
+        if value["status"].is_string() {
+            reply = value;
+        } else if value["done"] == true {
+            count = value["count"].as_u64();
+        } else {
+            text.push_str(value["text"].as_str().unwrap());
+        }
+    }
+    assert_eq!(reply["status"], "ok", "{reply}");
+    assert_eq!(reply["text"], text);
+    assert_eq!(reply["usage"]["completion_tokens"], 12);
+    assert_eq!(reply["source"]["model"], "smollm2-135m");
+    assert_eq!(reply["decision"]["attempts"][0]["server"], "local");
+    let task = json!({"id": "t", "task": "label", "input": {"reading": 93}}).to_string();
+    let reply = app.ask("app", task).await;
+    assert!(["ok", "hot"].contains(&reply["json"]["state"].as_str().unwrap()), "{reply}");
+    let cut = json!({"prompt": "x", "schema": {"type": "object", "properties": {"s": {"type": "string", "minLength": 50}}, "required": ["s"]}, "max_tokens": 4});
+    let reply = app.ask("app", cut.to_string()).await;
+    assert_eq!((&reply["status"], &reply["error"]["code"]), (&json!("failed"), &json!("cut_off")));
+    let long = json!({"prompt": "word ".repeat(3000)}).to_string();
+    let reply = app.ask("app", long).await;
+    assert_eq!(
+        (&reply["status"], &reply["error"]["field"]),
+        (&json!("refused"), &json!("prompt")),
+        "{reply}"
+    );
+    let bad = json!({"prompt": "x", "schema": {"type": "nonsense"}}).to_string();
+    let reply = app.ask("app", bad).await;
+    assert_eq!(
+        (&reply["status"], &reply["error"]["field"]),
+        (&json!("refused"), &json!("schema")),
+        "{reply}"
+    );
+    assert_eq!(
+        app.ask("app", json!({"prompt": "hi", "max_tokens": 3}).to_string()).await["status"],
+        "ok"
+    );
+}
+
+/// Killed, aborted, stopped: a fault for the answer that was under way, a restart, and the next
+/// prompt is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_engine_never_breaks_the_service() {
+    let service = Service::start(&real_catalog()).await;
+    for (kill, word) in
+        [(Signal::SIGKILL, "crashed"), (Signal::SIGABRT, "crashed"), (Signal::SIGSTOP, "hung")]
+    {
+        let before = service.engine();
+        let request = {
+            let mut request = ask(REAL.endless, 800);
+            request["stream"] = json!(true);
+            request
+        };
+        let url = service.url("/v1/chat/completions");
+        let mut answer = support::service::client().post(url).json(&request).send().await.unwrap();
+        // a piece has been sent, so no other attempt may be made
+        let mut text = String::new();
+        while !text.contains("\"content\":\" ") {
+            text.push_str(&String::from_utf8_lossy(&answer.chunk().await.unwrap().unwrap()));
+        }
+        signal(before, kill);
+        while let Some(chunk) = answer.chunk().await.unwrap() {
+            text.push_str(&String::from_utf8_lossy(&chunk));
+        }
+        assert!(text.contains(&format!("\"code\":\"{word}\"")), "{kill}: {text}");
+        // one that comes while the engine is away waits for it
+        let (status, body) = service.chat(ask("hello", 4)).await;
+        assert_eq!(status, 200, "{kill}: {body}");
+        assert_ne!(service.engine(), before, "{kill}");
+    }
+    assert_eq!(service.state().await.unwrap()["ready"], true);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_is_missing_leaves_the_service_up() {
+    let mut catalog = real_catalog();
+    catalog["mcpServers"]["local"]["args"] = json!(["engine", "--gguf", "models/nothing.gguf"]);
+    let service = Service::launch(&catalog, "embedded", &[]);
+    let state =
+        service.until("resting", |state| state["servers"][0]["health"]["state"] == "resting").await;
+    assert_eq!(state["ready"], false);
+    let mut late = ask("hello", 4);
+    late["metadata"] = json!({"deadline_ms": "300"});
+    let (status, body) = service.chat(late).await;
+    assert_eq!(status, 504, "{body}");
+    // it comes when the file does
+    let folder = service.folder.path().join("models");
+    std::fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink(model_file(), folder.join("nothing.gguf")).unwrap();
+    service.until("ready", |state| state["ready"] == true).await;
+    assert_eq!(service.chat(ask("hello", 4)).await.0, 200);
+}
