@@ -117,6 +117,7 @@ async fn keys(app: &mut App) {
     assert_eq!((&other["status"], &other["error"]["field"]), (&json!("conflict"), &json!("id")));
 }
 
+#[expect(clippy::too_many_lines, reason = "a table, one line a case")]
 async fn bad_input(app: &mut App) {
     let big = "x".repeat(10 * 1024 * 1024);
     let long = json!({"prompt": "y".repeat(600 * 1024)}).to_string();

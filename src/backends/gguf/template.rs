@@ -103,7 +103,7 @@ pub(super) fn tokens(
             for part in parts(&rendered) {
                 match part {
                     Part::Control(text) => {
-                        vocab.tokenize_into(text.as_bytes(), &mut tokens, false, true)
+                        vocab.tokenize_into(text.as_bytes(), &mut tokens, false, true);
                     }
                     Part::Message(n) => {
                         let text = messages.get(n).map_or("", |m| m.content.as_str());

@@ -26,7 +26,7 @@ pub struct Guard {
 }
 
 /// Puts the checks before all routes; `open` ones need no token.
-pub(super) fn protect(routes: Router, open: Router, guard: Guard) -> Router {
+pub fn protect(routes: Router, open: Router, guard: Guard) -> Router {
     let guard = Arc::new(guard);
     routes
         .layer(from_fn_with_state(Arc::clone(&guard), check_token))
@@ -40,11 +40,11 @@ async fn check_place(State(guard): State<Arc<Guard>>, request: Request, next: Ne
         let message = "this Host is not served; add it to pilotlight.http.allowed_hosts";
         return refuse(StatusCode::FORBIDDEN, message);
     }
-    if let Some(origin) = request.headers().get(header::ORIGIN) {
-        if !origin.to_str().is_ok_and(|origin| guard.knows_origin(origin)) {
-            let message = "this Origin may not ask; add it to pilotlight.http.allowed_origins";
-            return refuse(StatusCode::FORBIDDEN, message);
-        }
+    if let Some(origin) = request.headers().get(header::ORIGIN)
+        && !origin.to_str().is_ok_and(|origin| guard.knows_origin(origin))
+    {
+        let message = "this Origin may not ask; add it to pilotlight.http.allowed_origins";
+        return refuse(StatusCode::FORBIDDEN, message);
     }
     next.run(request).await
 }

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::guard::Guard;
+pub use self::guard::{Guard, protect};
 use crate::bus::Line;
 use crate::dispatch::Dispatch;
 use crate::dispatch::whole::Whole;
@@ -72,7 +72,7 @@ pub fn routes(door: Door, guard: Guard, stop: CancellationToken) -> Router {
         .route("/readyz", get(ready))
         .with_state(door);
     let routes = with_mcp(routes, Server(whole), &guard, stop);
-    guard::protect(routes, open, guard)
+    protect(routes, open, guard)
 }
 
 /// Adds an MCP server at `/mcp`: the service's own, or a fixture for the conformance suite.
