@@ -41,6 +41,12 @@ fn wire<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
+/// A whole result, as the newest revision wants it marked; older ones have the mark taken off.
+fn result<T: DeserializeOwned>(mut value: Value) -> T {
+    value["resultType"] = json!("complete");
+    wire(value)
+}
+
 fn text(text: &str) -> Value {
     json!({"type": "text", "text": text})
 }
@@ -180,7 +186,7 @@ impl ServerHandler for Fixture {
     }
 
     async fn list_tools(&self, _: Page, _: Context) -> Result<ListToolsResult, ErrorData> {
-        Ok(wire(json!({"tools": tools()})))
+        Ok(result(json!({"tools": tools()})))
     }
 
     async fn call_tool(
@@ -189,14 +195,14 @@ impl ServerHandler for Fixture {
         context: Context,
     ) -> Result<CallToolResponse, ErrorData> {
         let args = Value::Object(request.arguments.unwrap_or_default());
-        let result = call(&request.name, &args, &context).await;
+        let called = call(&request.name, &args, &context).await;
         let unknown = || ErrorData::invalid_params("no such tool, or the client went away", None);
-        Ok(wire::<CallToolResult>(result.ok_or_else(unknown)?).into())
+        Ok(result::<CallToolResult>(called.ok_or_else(unknown)?).into())
     }
 
     async fn list_prompts(&self, _: Page, _: Context) -> Result<ListPromptsResult, ErrorData> {
         let argument = |name: &str| json!({"name": name, "required": true});
-        Ok(wire(json!({"prompts": [
+        Ok(result(json!({"prompts": [
             {"name": "test_simple_prompt", "description": "simple"},
             {"name": "test_prompt_with_arguments", "description": "arguments", "arguments": [argument("arg1"), argument("arg2")]},
             {"name": "test_prompt_with_embedded_resource", "description": "resource", "arguments": [argument("resourceUri")]},
@@ -212,13 +218,13 @@ impl ServerHandler for Fixture {
         let args = serde_json::to_value(request.arguments).unwrap_or_default();
         let found = prompt(&request.name, &args);
         let unknown = || ErrorData::invalid_params("no such prompt", None);
-        Ok(wire::<GetPromptResult>(found.ok_or_else(unknown)?).into())
+        Ok(result::<GetPromptResult>(found.ok_or_else(unknown)?).into())
     }
 
     async fn list_resources(&self, _: Page, _: Context) -> Result<ListResourcesResult, ErrorData> {
         let names = ["static-text", "static-binary", "watched-resource"];
         let all = names.map(|name| json!({"uri": format!("test://{name}"), "name": name}));
-        Ok(wire(json!({"resources": all})))
+        Ok(result(json!({"resources": all})))
     }
 
     async fn list_resource_templates(
@@ -226,7 +232,7 @@ impl ServerHandler for Fixture {
         _: Page,
         _: Context,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        Ok(wire(
+        Ok(result(
             json!({"resourceTemplates": [{"uriTemplate": "test://template/{id}/data", "name": "template"}]}),
         ))
     }
@@ -238,7 +244,7 @@ impl ServerHandler for Fixture {
     ) -> Result<ReadResourceResponse, ErrorData> {
         let data = Some(json!({"uri": request.uri}));
         let unknown = || ErrorData::resource_not_found("no such resource", data);
-        Ok(wire::<ReadResourceResult>(resource(&request.uri).ok_or_else(unknown)?).into())
+        Ok(result::<ReadResourceResult>(resource(&request.uri).ok_or_else(unknown)?).into())
     }
 
     async fn complete(
@@ -246,7 +252,7 @@ impl ServerHandler for Fixture {
         _: CompleteRequestParams,
         _: Context,
     ) -> Result<CompleteResult, ErrorData> {
-        Ok(wire(
+        Ok(result(
             json!({"completion": {"values": ["testValue1", "testValue2"], "total": 2, "hasMore": false}}),
         ))
     }
