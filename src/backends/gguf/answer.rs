@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
@@ -24,8 +24,16 @@ use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::ModelContext;
 use crate::prompt::{Code, Format, Job, Refusal};
 
-/// Prompt and answer tokens of the measurement at start.
-const PROBE_TOKENS: (usize, usize) = (64, 8);
+/// How many tokens the measurement at start reads and writes.
+struct Probe {
+    warm_up: usize,
+    prefill: usize,
+    decode: usize,
+}
+
+const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8 };
+/// A warm-up that takes longer than this is all that is measured.
+const PROBE_SLOW: Duration = Duration::from_secs(1);
 
 /// Loads, reports, then answers until the inbox is closed.
 pub(super) fn run(
@@ -160,18 +168,18 @@ impl<'m> Engine<'m> {
         })
     }
 
-    /// Reads and writes a few tokens to learn how fast this model is here.
+    /// Reads and writes a few tokens to learn how fast this model is here; the slower it is, the
+    /// fewer.
     fn measure(&mut self) -> Result<(), Fault> {
         let token = LlamaToken(self.model.n_vocab() / 2);
-        let (prefill, decode) = PROBE_TOKENS;
-        let length = self.length();
-        let prompt = vec![token; prefill.min(length / 2)];
         // the first batch also makes work space
-        self.read_prompt(&prompt, None)?;
-        self.forget_from(0)?;
-        let before = now();
-        self.read_prompt(&prompt, None)?;
-        let prefill_s = before.elapsed().as_secs_f64();
+        let warm_up = self.time(&vec![token; PROBE_TOKENS.warm_up])?;
+        let (prefill, prefill_s, decode) = if warm_up > PROBE_SLOW {
+            (PROBE_TOKENS.warm_up, warm_up.as_secs_f64(), 1)
+        } else {
+            let read = PROBE_TOKENS.prefill.min(self.length() / 2);
+            (read, self.time(&vec![token; read])?.as_secs_f64(), PROBE_TOKENS.decode)
+        };
         let before = now();
         for _ in 0..decode {
             self.read_prompt_at(&[token])?;
@@ -179,10 +187,19 @@ impl<'m> Engine<'m> {
         let decode_s = before.elapsed().as_secs_f64();
         self.forget_from(0)?;
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-        let rate = |tokens: usize, seconds: f64| Some((tokens as f64 / seconds).round());
-        self.facts.runtime.prefill_tokens_per_s = rate(prompt.len(), prefill_s);
+        let rate =
+            |tokens: usize, seconds: f64| Some((tokens as f64 / seconds * 10.0).round() / 10.0);
+        self.facts.runtime.prefill_tokens_per_s = rate(prefill, prefill_s);
         self.facts.runtime.decode_tokens_per_s = rate(decode, decode_s);
         Ok(())
+    }
+
+    /// How long it takes to read these tokens with nothing before them.
+    fn time(&mut self, tokens: &[LlamaToken]) -> Result<Duration, Fault> {
+        self.forget_from(0)?;
+        let before = now();
+        self.read_prompt(tokens, None)?;
+        Ok(before.elapsed())
     }
 
     fn length(&self) -> usize {
