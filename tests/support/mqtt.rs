@@ -29,6 +29,10 @@ impl App {
         let mut options = MqttOptions::new(name, ("127.0.0.1", port));
         options.set_max_packet_size(Some(32 * 1024 * 1024));
         options.set_outgoing_inflight_upper_limit(64);
+        // without it a request waits 40 ms for the acknowledgement of the one before
+        let mut network = rumqttc::NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
         let (client, mut events) = AsyncClient::builder(options).capacity(64).build();
         let (to, inbox) = mpsc::channel(4096);
         let (ready, mut is_ready) = mpsc::channel(1);
