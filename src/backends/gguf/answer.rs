@@ -173,7 +173,7 @@ impl<'m> Engine<'m> {
     fn measure(&mut self) -> Result<(), Fault> {
         let token = LlamaToken(self.model.n_vocab() / 2);
         // the first batch also makes work space
-        let warm_up = self.time(&vec![token; PROBE_TOKENS.warm_up])?;
+        let warm_up = self.time(&[token; PROBE_TOKENS.warm_up])?;
         let (prefill, prefill_s, decode) = if warm_up > PROBE_SLOW {
             (PROBE_TOKENS.warm_up, warm_up.as_secs_f64(), 1)
         } else {
