@@ -5,4 +5,5 @@ pub mod gguf;
 pub mod sampler;
 pub mod scripted;
 pub mod supervise;
+pub mod template;
 pub mod text;

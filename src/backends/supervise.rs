@@ -129,7 +129,9 @@ impl Keeper {
                         let left = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
                         let ended = left.map(|status| how_it_ended(status.ok()));
                         let ended = ended.unwrap_or_else(|_| "still runs".to_owned());
-                        Err(Fault::Away(format!("{fault}; {ended}; its own log says more")))
+                        let why =
+                            if let Fault::Away(why) = fault { why } else { fault.to_string() };
+                        Err(Fault::Away(format!("{why}; {ended}; its own log says more")))
                     }
                 }
             }

@@ -7,6 +7,7 @@ pub mod whole;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use futures::future::OptionFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -108,11 +109,12 @@ impl Dispatcher {
         while !self.drained {
             let wake = self.scheduler.wake_at(self.now()).map(|at| self.instant(at));
             let wake = [wake, drain_until].into_iter().flatten().min();
+            let woken = OptionFuture::from(wake.map(|at| tokio::time::sleep_until(at.into())));
             let event = tokio::select! {
                 Some(order) = self.inbox.recv() => Some(self.arrived(order)),
                 Some(done) = self.attempts.join_next(), if !self.attempts.is_empty() => self.ended(done),
                 Some(seen) = self.watches.join_next(), if !self.watches.is_empty() => self.seen(seen),
-                () = sleep_until(wake), if wake.is_some() => Some(Event::Tick),
+                Some(()) = woken => Some(Event::Tick),
                 () = stop.cancelled(), if drain_until.is_none() => {
                     drain_until = Some(clock() + DRAIN_MAX);
                     Some(Event::Drain)
@@ -298,12 +300,5 @@ impl Dispatcher {
         };
         // the asker may have gone
         let _ = held.end.send(end);
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }

@@ -1,6 +1,7 @@
 //! The engine's thread: reads the prompt, writes the answer, stops when nobody waits.
 
 use std::ffi::c_void;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -14,10 +15,11 @@ use llama_cpp_2::token::LlamaToken;
 use tokio::sync::{mpsc, oneshot};
 
 use super::constraint::{Constraint, Factory};
-use super::load::{self, BATCH_TOKENS};
-use super::template::{self, Template};
+use super::load::{self, BATCH_TOKENS, Loaded};
+use super::template;
 use super::{Options, Work};
 use crate::backends::sampler::Sampler;
+use crate::backends::template::Template;
 use crate::backends::text::TextOut;
 use crate::generate::{Fault, Finish, Out, Usage};
 use crate::limits::OUTPUT_TOKENS_MAX;
@@ -49,12 +51,12 @@ pub(super) fn run(
     }
     let started = now();
     let loaded = backend().and_then(|backend| Ok((load::load(backend, &options)?, backend)));
-    let (model, backend) = match loaded {
+    let (loaded, backend) = match loaded {
         Ok(loaded) => loaded,
         Err(fault) => return drop(ready.send(Err(fault))),
     };
     let stop = Box::new(StopSignal::default());
-    let mut engine = match Engine::new(backend, &model, &options, &stop) {
+    let mut engine = match Engine::new(backend, &loaded, &options, &stop) {
         Ok(engine) => engine,
         Err(fault) => return drop(ready.send(Err(fault))),
     };
@@ -131,17 +133,18 @@ struct Engine<'m> {
 impl<'m> Engine<'m> {
     fn new(
         backend: &LlamaBackend,
-        model: &'m LlamaModel,
+        loaded: &'m Loaded,
         options: &Options,
         stop: &'m StopSignal,
     ) -> Result<Engine<'m>, Fault> {
-        let template = Template::of(model).map_err(Fault::Away)?;
+        let model = &loaded.model;
+        let template = template::of(model).map_err(Fault::Away)?;
         let length = options.context_tokens.min(model.n_ctx_train());
         let path = options.path.clone();
         let digest = std::thread::spawn(move || load::digest(&path));
         let threads = |n: u32| i32::try_from(n.max(1)).unwrap_or(1);
         let params = LlamaContextParams::default()
-            .with_n_ctx(load::context_length(length))
+            .with_n_ctx(NonZeroU32::new(length))
             .with_n_batch(BATCH_TOKENS)
             .with_n_ubatch(BATCH_TOKENS)
             .with_n_seq_max(1)
@@ -154,7 +157,7 @@ impl<'m> Engine<'m> {
         let digest = digest.join().unwrap_or_default();
         // llama.cpp rounds up; what it has is what counts
         let length = context.n_ctx().min(length);
-        let facts = load::describe(model, template.as_ref(), options, digest, length);
+        let facts = load::describe(loaded, template.as_ref(), options, digest, length);
         Ok(Engine {
             model,
             context,

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::num::NonZeroU32;
 use std::path::Path;
 
 use llama_cpp_2::gguf::GgufContext;
@@ -12,7 +11,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use sha2::{Digest, Sha256};
 
 use super::Options;
-use super::template::Template;
+use crate::backends::template::Template;
 use crate::device::memory;
 use crate::generate::Fault;
 use crate::limits::OUTPUT_TOKENS_MAX;
@@ -27,11 +26,18 @@ const CONTEXT_TOKENS_MAX: u32 = 131_072;
 /// Work space for one batch beside its logits, measured on models of this size, with head-room.
 const WORK_BYTES: u64 = 48 * 1024 * 1024;
 
+/// A model in memory.
+pub(super) struct Loaded {
+    pub(super) model: LlamaModel,
+    /// Its weights, key-value cache and work space, bytes.
+    pub(super) memory_bytes: u64,
+}
+
 /// Loads the file after it was checked.
 ///
 /// # Errors
 /// [`Fault::Away`] that says what is wrong and what to do.
-pub(super) fn load(backend: &LlamaBackend, options: &Options) -> Result<LlamaModel, Fault> {
+pub(super) fn load(backend: &LlamaBackend, options: &Options) -> Result<Loaded, Fault> {
     let path = &options.path;
     let shown = path.display();
     let away = |message: String| Fault::Away(message);
@@ -44,21 +50,22 @@ pub(super) fn load(backend: &LlamaBackend, options: &Options) -> Result<LlamaMod
     let bytes = std::fs::metadata(path)
         .map_err(|e| away(format!("the model file {shown} can't be read: {e}")))?
         .len();
-    let needed = needed_bytes(path, bytes, options.context_tokens)?;
+    let memory_bytes = needed_bytes(path, bytes, options.context_tokens)?;
     // a machine that does not say is tried
     let free = memory::read().map_or(u64::MAX, |memory| memory.available);
-    if needed > free {
+    if memory_bytes > free {
         return Err(away(format!(
             "the model {shown} needs {} MiB of memory and {} MiB are free; use a smaller model or \
              a shorter --context",
-            needed >> 20,
+            memory_bytes >> 20,
             free >> 20
         )));
     }
     let params =
         LlamaModelParams::default().with_use_mmap(true).with_n_gpu_layers(options.gpu_layers);
-    LlamaModel::load_from_file(backend, path, &params)
-        .map_err(|e| away(format!("llama.cpp can't load {shown}: {e}; is it whole?")))
+    let model = LlamaModel::load_from_file(backend, path, &params)
+        .map_err(|e| away(format!("llama.cpp can't load {shown}: {e}; is it whole?")))?;
+    Ok(Loaded { model, memory_bytes })
 }
 
 /// Weights, key-value cache and work space.
@@ -84,15 +91,11 @@ fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault
     let kv_heads = of("attention.head_count_kv").unwrap_or(heads);
     let head =
         of("attention.key_length").unwrap_or_else(|| of("embedding_length").unwrap_or(0) / heads);
+    // a context longer than the model was trained for is cut to that
+    let context = u64::from(context).min(of("context_length").unwrap_or(u64::MAX));
     // keys and values, two bytes each
-    let cache = layers * kv_heads * head * 2 * 2 * u64::from(context);
+    let cache = layers * kv_heads * head * 2 * 2 * context;
     Ok(file_bytes + cache + WORK_BYTES)
-}
-
-/// Weights, key-value cache and work space of a loaded model, for its ModelContext.
-pub(super) fn memory_bytes(path: &Path, context: u32) -> u64 {
-    let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
-    needed_bytes(path, bytes, context).unwrap_or(bytes)
 }
 
 /// SHA-256 of a file, hexadecimal; none if it can't be read.
@@ -105,7 +108,7 @@ pub(super) fn digest(path: &Path) -> Option<String> {
 
 /// Everything that the file says, as a ModelContext; measured figures come later.
 pub(super) fn describe(
-    model: &LlamaModel,
+    Loaded { model, memory_bytes }: &Loaded,
     template: Option<&Template>,
     options: &Options,
     digest: Option<String>,
@@ -157,7 +160,7 @@ pub(super) fn describe(
             threads: options.threads,
             accelerator: (options.gpu_layers > 0).then(|| "cuda".to_owned()),
             slots: 1,
-            memory_bytes: memory_bytes(&options.path, context_tokens),
+            memory_bytes: *memory_bytes,
             ..Runtime::default()
         },
     }
@@ -180,9 +183,4 @@ fn quantization(file_type: Option<String>) -> String {
     let number = file_type.unwrap_or_else(|| "unknown".to_owned());
     let name = known.iter().find(|(n, _)| *n == number).map(|(_, name)| (*name).to_owned());
     name.unwrap_or(number)
-}
-
-/// The context length in llama.cpp's type.
-pub(super) fn context_length(tokens: u32) -> Option<NonZeroU32> {
-    NonZeroU32::new(tokens)
 }

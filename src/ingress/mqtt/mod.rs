@@ -10,6 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::OptionFuture;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -79,7 +80,7 @@ impl Door {
                 () = stop.cancelled(), if drain_until.is_none() => {
                     drain_until = Some(tokio::time::Instant::now() + DRAIN_MAX);
                 }
-                () = sleep_until(drain_until), if drain_until.is_some() => {
+                Some(()) = OptionFuture::from(drain_until.map(tokio::time::sleep_until)) => {
                     tracing::warn!(left = running.len(), "stopped before all replies were out");
                     return;
                 }
@@ -278,11 +279,4 @@ fn key_of(message: &Message, job: &Job, app: &str, content: u64) -> Option<Key> 
     };
     let named = message.correlation.is_some() || job.key.is_some();
     (named || message.again).then(|| (app.to_owned(), name))
-}
-
-async fn sleep_until(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
