@@ -1,52 +1,7 @@
-//! The program: reads its command line, sets up logging, runs one command.
+//! The program; everything in it is [`pilotlight`]'s.
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-use clap::Parser;
-use pilotlight::cli::{BROKE, Line};
-use tracing_subscriber::EnvFilter;
-
-/// What is logged if nobody says: our own affairs, and only the troubles of the libraries.
-const LOG: &str = "info,rmcp=error,llama-cpp-2=warn,mqtt5=error,rumqttc=warn";
-/// The same for short commands.
-const LOG_QUIET: &str = "error,rmcp=off,llama-cpp-2=error";
-
 fn main() -> ExitCode {
-    let line = Line::parse();
-    start_logging(&line);
-    pilotlight::tls::install_provider();
-    match run(line) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(BROKE)
-        }
-    }
-}
-
-fn run(line: Line) -> anyhow::Result<ExitCode> {
-    let mut builder = if line.is_small() {
-        tokio::runtime::Builder::new_current_thread()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-    };
-    let runtime =
-        builder.worker_threads(2).enable_all().build().context("the runtime can't be started")?;
-    runtime.block_on(line.run())
-}
-
-/// Standard output belongs to answers and to MCP: logs go to standard error.
-fn start_logging(line: &Line) {
-    let default = if line.is_quiet() { LOG_QUIET } else { LOG };
-    let filter = std::env::var("PILOTLIGHT_LOG").unwrap_or_else(|_| default.to_owned());
-    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
-        eprintln!("warning: PILOTLIGHT_LOG can't be understood: {error}");
-        EnvFilter::new(default)
-    });
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    pilotlight::cli::main()
 }

@@ -86,7 +86,7 @@ pub(super) async fn whole(config: Config) -> anyhow::Result<()> {
     served
 }
 
-async fn on_stdio<S: Shelf>(shelf: Arc<S>) -> anyhow::Result<()> {
+async fn on_stdio(shelf: Arc<dyn Shelf>) -> anyhow::Result<()> {
     let (input, output) = rmcp::transport::stdio_pipes();
     let line = AsyncRwTransport::new_server(input, output).with_max_line_length(LINE_BYTES_MAX);
     let service = serve(shelf, line).await?;

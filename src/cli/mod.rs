@@ -4,6 +4,7 @@
 mod ask;
 mod doctor;
 mod engine;
+mod start;
 mod status;
 
 use std::path::PathBuf;
@@ -12,26 +13,27 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+pub use self::start::main;
 use crate::config::{self, Config};
 use crate::daemon;
 use crate::registry::catalog::Mistake;
 
 /// It worked.
-pub const DONE: u8 = 0;
+const DONE: u8 = 0;
 /// Something broke.
-pub const BROKE: u8 = 1;
+const BROKE: u8 = 1;
 /// The command line or the configuration is wrong.
-pub const WRONG: u8 = 2;
+const WRONG: u8 = 2;
 /// The service is there and not ready, or not there.
-pub const NOT_READY: u8 = 3;
+const NOT_READY: u8 = 3;
 /// The prompt was not answered.
-pub const NOT_ANSWERED: u8 = 4;
+const NOT_ANSWERED: u8 = 4;
 
 /// A small flame that is always on: a tiny language model on the device, the cloud only when it
 /// must be.
 #[derive(Debug, Parser)]
 #[command(name = "pilotlight", version, after_help = AFTER)]
-pub struct Line {
+struct Line {
     /// Path of mcp.json; else $`PILOTLIGHT_CONFIG`, else ./mcp.json.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -106,7 +108,7 @@ struct Quantize {
 impl Line {
     /// Whether this process speaks MCP on its standard output, or is a short command: less is
     /// logged.
-    pub fn is_quiet(&self) -> bool {
+    fn is_quiet(&self) -> bool {
         match self.command {
             Command::Serve { .. } | Command::Engine(_) => false,
             Command::Ask(_)
@@ -120,7 +122,7 @@ impl Line {
     }
 
     /// Whether one thread is enough: engines bring their own.
-    pub fn is_small(&self) -> bool {
+    fn is_small(&self) -> bool {
         !matches!(self.command, Command::Serve { .. } | Command::Mcp)
     }
 
@@ -128,7 +130,7 @@ impl Line {
     ///
     /// # Errors
     /// What the operator must know.
-    pub async fn run(self) -> anyhow::Result<ExitCode> {
+    async fn run(self) -> anyhow::Result<ExitCode> {
         let path = self.config.as_deref();
         let code = match self.command {
             Command::Serve { dry } => {

@@ -1,0 +1,58 @@
+//! The program's beginning and end: command line, logging, runtime, exit code.
+//!
+//! It lies in the library and is no generic, so that the whole of the service is compiled once and
+//! not again in the binary.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use super::{BROKE, Line};
+use crate::tls;
+
+/// What is logged if nobody says: our own affairs, and only the troubles of the libraries.
+const LOG: &str = "info,rmcp=error,llama-cpp-2=warn,mqtt5=error,rumqttc=warn";
+/// The same for short commands.
+const LOG_QUIET: &str = "error,rmcp=off,llama-cpp-2=error";
+
+/// Reads the command line of this process, carries it out and says how it went.
+pub fn main() -> ExitCode {
+    let line = Line::parse();
+    start_logging(&line);
+    tls::install_provider();
+    match run(line) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(BROKE)
+        }
+    }
+}
+
+fn run(line: Line) -> anyhow::Result<ExitCode> {
+    let mut builder = if line.is_small() {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime =
+        builder.worker_threads(2).enable_all().build().context("the runtime can't be started")?;
+    runtime.block_on(Box::pin(line.run()))
+}
+
+/// Standard output belongs to answers and to MCP: logs go to standard error.
+fn start_logging(line: &Line) {
+    let default = if line.is_quiet() { LOG_QUIET } else { LOG };
+    let filter = std::env::var("PILOTLIGHT_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
+        eprintln!("warning: PILOTLIGHT_LOG can't be understood: {error}");
+        EnvFilter::new(default)
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
