@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use super::contract::{
     Generated, META_DEADLINE, META_HOPS, NotGenerated, TOOL, context_uri, model_of_uri,
 };
+use super::line::Line;
 use super::server::{One, Server, serve};
 use super::tap::{Beat, Sink, Tap};
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
@@ -53,7 +54,7 @@ impl Drop for LineGuard {
 pub struct Closed {
     ours: RunningService<RoleClient, ClientConfig>,
     /// The other end, if it is in this process.
-    theirs: Option<RunningService<RoleServer, Server<One>>>,
+    theirs: Option<RunningService<RoleServer, Server>>,
 }
 
 impl Closed {
@@ -90,10 +91,11 @@ where
         legacy_version: Some(ProtocolVersion::V_2025_11_25),
     };
     // boxed: the handshake of all eras makes a large future
-    let service =
-        Box::pin(ClientConfig::default().serve_with_lifecycle(Tap::new(transport), lifecycle))
-            .await
-            .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
+    let service = Box::pin(
+        ClientConfig::default().serve_with_lifecycle(Tap::new(Line::new(transport)), lifecycle),
+    )
+    .await
+    .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
     let peer = service.peer().clone();
     let guard = LineGuard(Some(service.cancellation_token()));
     let context = read_context(&peer).await?;

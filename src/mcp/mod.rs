@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod contract;
+mod line;
 pub mod pair;
 pub mod server;
 mod tap;

@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::contract::{
     Generated, NotGenerated, TOOL, context_uri, deadline_of, hops_of, model_of_uri, tool,
 };
+use super::line::Line;
 use crate::generate::{BoxFuture, Fault, Generate, Usage, channel};
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::model::ModelContext;
@@ -53,32 +54,27 @@ impl Shelf for One {
 }
 
 /// The MCP handler over a shelf.
-pub struct Server<S>(pub Arc<S>);
-
-impl<S> Clone for Server<S> {
-    fn clone(&self) -> Self {
-        Server(Arc::clone(&self.0))
-    }
-}
+#[derive(Clone)]
+pub struct Server(pub Arc<dyn Shelf>);
 
 /// Serves over any transport until the client goes; drop or cancel the result to stop.
 ///
 /// # Errors
 /// If the client leaves before the handshake is done.
-pub async fn serve<S: Shelf, T>(
-    shelf: Arc<S>,
+pub async fn serve<T>(
+    shelf: Arc<dyn Shelf>,
     transport: T,
-) -> Result<RunningService<RoleServer, Server<S>>, Fault>
+) -> Result<RunningService<RoleServer, Server>, Fault>
 where
     T: Transport<RoleServer> + Send + 'static,
 {
     Server(shelf)
-        .serve(transport)
+        .serve(Line::new(transport))
         .await
         .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))
 }
 
-impl<S: Shelf> ServerHandler for Server<S> {
+impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
         let capabilities = ServerCapabilities::builder().enable_tools().enable_resources().build();
         ServerConfig::new(capabilities)
@@ -167,7 +163,7 @@ impl<S: Shelf> ServerHandler for Server<S> {
     }
 }
 
-impl<S: Shelf> Server<S> {
+impl Server {
     fn job_of(
         &self,
         request: CallToolRequestParams,

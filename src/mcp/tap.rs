@@ -5,9 +5,9 @@
 //! message after the other: here each progress notification goes straight to the reader of its
 //! request, and the reader's line is closed when the response passes.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
 
 use rmcp::RoleClient;
 use rmcp::model::{
@@ -17,6 +17,8 @@ use rmcp::model::{
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::sync::mpsc;
+
+use super::line::Line;
 
 /// What comes for one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,14 +36,14 @@ pub(super) enum Beat {
 pub(super) struct Sink(pub(super) mpsc::Sender<Beat>);
 
 /// A transport that diverts progress.
-pub(super) struct Tap<T> {
-    inner: T,
+pub(super) struct Tap {
+    inner: Line<RoleClient>,
     readers: HashMap<NumberOrString, mpsc::Sender<Beat>>,
     tokens: HashMap<RequestId, NumberOrString>,
 }
 
-impl<T> Tap<T> {
-    pub(super) fn new(inner: T) -> Tap<T> {
+impl Tap {
+    pub(super) fn new(inner: Line<RoleClient>) -> Tap {
         Tap { inner, readers: HashMap::new(), tokens: HashMap::new() }
     }
 
@@ -127,17 +129,13 @@ impl<T> Tap<T> {
     }
 }
 
-impl<T: Transport<RoleClient>> Transport<RoleClient> for Tap<T> {
-    type Error = T::Error;
-
-    fn name() -> Cow<'static, str> {
-        T::name()
-    }
+impl Transport<RoleClient> for Tap {
+    type Error = io::Error;
 
     fn send(
         &mut self,
         mut item: TxJsonRpcMessage<RoleClient>,
-    ) -> impl Future<Output = Result<(), T::Error>> + Send + 'static {
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         self.sweep();
         self.note(&mut item);
         self.inner.send(item)
@@ -153,7 +151,7 @@ impl<T: Transport<RoleClient>> Transport<RoleClient> for Tap<T> {
         }
     }
 
-    async fn close(&mut self) -> Result<(), T::Error> {
+    async fn close(&mut self) -> io::Result<()> {
         self.inner.close().await
     }
 }

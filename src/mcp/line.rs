@@ -1,0 +1,61 @@
+//! Any transport, as one type.
+//!
+//! rmcp compiles its whole service anew for each kind of transport. One type for all of them costs
+//! an allocation for each message and saves megabytes of program text, which is memory on a board.
+
+use std::future::Future;
+use std::io;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rmcp::service::{RxJsonRpcMessage, ServiceRole, TxJsonRpcMessage};
+use rmcp::transport::Transport;
+
+/// A transport of any kind.
+pub(super) struct Line<R: ServiceRole>(Box<dyn Carry<R>>);
+
+impl<R: ServiceRole> Line<R> {
+    pub(super) fn new<T: Transport<R> + 'static>(transport: T) -> Line<R> {
+        Line(Box::new(transport))
+    }
+}
+
+/// [`Transport`], in a form that can be boxed.
+trait Carry<R: ServiceRole>: Send {
+    fn put(&mut self, item: TxJsonRpcMessage<R>) -> BoxFuture<'static, io::Result<()>>;
+    fn take(&mut self) -> BoxFuture<'_, Option<RxJsonRpcMessage<R>>>;
+    fn end(&mut self) -> BoxFuture<'_, io::Result<()>>;
+}
+
+impl<R: ServiceRole, T: Transport<R>> Carry<R> for T {
+    fn put(&mut self, item: TxJsonRpcMessage<R>) -> BoxFuture<'static, io::Result<()>> {
+        self.send(item).map(|sent| sent.map_err(io::Error::other)).boxed()
+    }
+
+    fn take(&mut self) -> BoxFuture<'_, Option<RxJsonRpcMessage<R>>> {
+        self.receive().boxed()
+    }
+
+    fn end(&mut self) -> BoxFuture<'_, io::Result<()>> {
+        self.close().map(|ended| ended.map_err(io::Error::other)).boxed()
+    }
+}
+
+impl<R: ServiceRole> Transport<R> for Line<R> {
+    type Error = io::Error;
+
+    fn send(
+        &mut self,
+        item: TxJsonRpcMessage<R>,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static {
+        self.0.put(item)
+    }
+
+    fn receive(&mut self) -> impl Future<Output = Option<RxJsonRpcMessage<R>>> + Send {
+        self.0.take()
+    }
+
+    fn close(&mut self) -> impl Future<Output = io::Result<()>> + Send {
+        self.0.end()
+    }
+}
