@@ -227,7 +227,12 @@ fn ask(prompt: &str, max_tokens: u32) -> Value {
 fn real_catalog() -> Value {
     let path = model_file().display().to_string();
     let mut catalog = catalog(&["--gguf", &path, "--name", "smollm2-135m", "--context", "1024"]);
-    catalog["pilotlight"]["servers"] = json!({"local": {"silence_ms": 2000}});
+    // one thread, and patience: beside other engines two that spin stand still for seconds
+    catalog["mcpServers"]["local"]["args"]
+        .as_array_mut()
+        .unwrap()
+        .extend([json!("--threads"), json!("1")]);
+    catalog["pilotlight"]["servers"] = json!({"local": {"silence_ms": 6000}});
     catalog
 }
 
