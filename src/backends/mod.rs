@@ -1,7 +1,11 @@
 //! What answers prompts.
 
+#[cfg(feature = "engine")]
+pub mod engine;
 #[cfg(feature = "gguf")]
 pub mod gguf;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod sampler;
 pub mod scripted;
 pub mod supervise;

@@ -20,10 +20,13 @@ use crate::mcp::server::{One, Shelf, serve};
 #[derive(Debug, Args)]
 pub(super) struct Engine {
     /// A GGUF file.
-    #[arg(long, value_name = "FILE", required_unless_present = "scripted")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["onnx", "scripted"])]
     gguf: Option<PathBuf>,
+    /// An ONNX model folder, as `model convert` or onnxruntime-genai's builder makes it.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "gguf")]
+    onnx: Option<PathBuf>,
     /// A scripted model of this name instead of a file.
-    #[arg(long, value_name = "NAME", conflicts_with = "gguf")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["gguf", "onnx"])]
     scripted: Option<String>,
     /// The name by which the model is asked for.
     #[arg(long)]
@@ -40,6 +43,12 @@ pub(super) struct Engine {
     /// Layers on the accelerator, if one is built in.
     #[arg(long, default_value_t = 0)]
     gpu_layers: u32,
+    /// ONNX Runtime's library, or the folder that holds it; looked for if not given.
+    #[arg(long, value_name = "PATH")]
+    runtime: Option<PathBuf>,
+    /// Prompts whose beginnings an ONNX model keeps ready at once.
+    #[arg(long, default_value_t = 1)]
+    prefixes: u32,
     /// Prompts that a scripted model answers at once.
     #[arg(long, default_value_t = 4)]
     slots: u32,
@@ -49,15 +58,36 @@ impl Engine {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         go_with_the_parent()?;
         be_first_to_be_killed();
-        let generate: Arc<dyn Generate> = match &self.scripted {
-            Some(name) => Arc::new(Scripted::new(name, self.slots, Crash::Abort)),
-            None => self.open().await?,
+        let generate: Arc<dyn Generate> = match (&self.scripted, &self.onnx) {
+            (Some(name), _) => Arc::new(Scripted::new(name, self.slots, Crash::Abort)),
+            (None, Some(_)) => self.open_onnx().await?,
+            (None, None) => self.open_gguf().await?,
         };
         on_stdio(Arc::new(One(generate))).await
     }
 
+    #[cfg(feature = "onnx")]
+    async fn open_onnx(self) -> anyhow::Result<Arc<dyn Generate>> {
+        let options = crate::backends::onnx::Options {
+            path: self.onnx.context("--onnx is needed")?,
+            name: self.name,
+            context_tokens: self.context,
+            threads: self.threads,
+            runtime: self.runtime,
+            prefixes: self.prefixes,
+        };
+        Ok(Arc::new(crate::backends::onnx::open(options).await?))
+    }
+
+    #[cfg(not(feature = "onnx"))]
+    #[expect(clippy::unused_async, reason = "its twin loads a model")]
+    async fn open_onnx(self) -> anyhow::Result<Arc<dyn Generate>> {
+        let _ = (self.runtime, self.prefixes);
+        Err(anyhow::anyhow!("this build has no ONNX engine")).context("engine --onnx")
+    }
+
     #[cfg(feature = "gguf")]
-    async fn open(self) -> anyhow::Result<Arc<dyn Generate>> {
+    async fn open_gguf(self) -> anyhow::Result<Arc<dyn Generate>> {
         let options = crate::backends::gguf::Options {
             path: self.gguf.context("--gguf is needed")?,
             name: self.name,
@@ -66,12 +96,12 @@ impl Engine {
             decode_threads: self.decode_threads,
             gpu_layers: self.gpu_layers,
         };
-        Ok(Arc::new(crate::backends::gguf::Gguf::open(options).await?))
+        Ok(Arc::new(crate::backends::gguf::open(options).await?))
     }
 
     #[cfg(not(feature = "gguf"))]
     #[expect(clippy::unused_async, reason = "its twin loads a model")]
-    async fn open(self) -> anyhow::Result<Arc<dyn Generate>> {
+    async fn open_gguf(self) -> anyhow::Result<Arc<dyn Generate>> {
         let _ = (self.name, self.context, self.threads, self.decode_threads, self.gpu_layers);
         Err(anyhow::anyhow!("this build has no GGUF engine")).context("engine --gguf")
     }

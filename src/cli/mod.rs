@@ -4,14 +4,14 @@
 mod ask;
 mod doctor;
 mod engine;
+mod model;
 mod start;
 mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::start::main;
 use crate::config::{self, Config};
@@ -76,7 +76,7 @@ enum Command {
     Mcp,
     /// Work with model files.
     #[command(subcommand)]
-    Model(Model),
+    Model(model::Model),
     /// Print completions for a shell.
     Completions {
         /// Which shell.
@@ -85,24 +85,6 @@ enum Command {
     /// One model in this process, as an MCP server on standard input and output.
     #[command(hide = true)]
     Engine(engine::Engine),
-}
-
-#[derive(Debug, Subcommand)]
-enum Model {
-    /// Store a GGUF model's weights another way, once, so that this machine is faster with it.
-    Quantize(Quantize),
-}
-
-#[derive(Debug, Args)]
-struct Quantize {
-    /// The model.
-    from: PathBuf,
-    /// The file to write; complete or not there.
-    to: PathBuf,
-    /// How the weights are stored.
-    #[cfg(feature = "gguf")]
-    #[arg(long, default_value = "q8_0")]
-    weights: crate::backends::gguf::quantize::Weights,
 }
 
 impl Line {
@@ -162,8 +144,8 @@ impl Line {
                 engine::whole(config).await?;
                 DONE
             }
-            Command::Model(Model::Quantize(quantize)) => {
-                quantize.run()?;
+            Command::Model(command) => {
+                command.run()?;
                 DONE
             }
             Command::Completions { shell } => {
@@ -212,21 +194,4 @@ fn check(path: Option<&std::path::Path>) -> u8 {
     let count = config.catalog.servers.len();
     println!("{}: no mistakes, {count} model server(s)", config.path.display());
     DONE
-}
-
-impl Quantize {
-    #[cfg(feature = "gguf")]
-    fn run(self) -> anyhow::Result<()> {
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = i32::try_from(threads).context("more processors than can be counted")?;
-        crate::backends::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
-        println!("{}", self.to.display());
-        Ok(())
-    }
-
-    #[cfg(not(feature = "gguf"))]
-    fn run(self) -> anyhow::Result<()> {
-        let _ = (self.from, self.to);
-        Err(anyhow::anyhow!("this build has no GGUF engine")).context("model quantize")
-    }
 }

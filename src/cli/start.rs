@@ -13,9 +13,9 @@ use super::{BROKE, Line};
 use crate::tls;
 
 /// What is logged if nobody says: our own affairs, and only the troubles of the libraries.
-const LOG: &str = "info,rmcp=error,llama-cpp-2=warn,mqtt5=error,rumqttc=warn";
+const LOG: &str = "info,rmcp=error,llama-cpp-2=warn,ort=warn,mqtt5=error,rumqttc=warn";
 /// The same for short commands.
-const LOG_QUIET: &str = "error,rmcp=off,llama-cpp-2=error";
+const LOG_QUIET: &str = "error,rmcp=off,llama-cpp-2=error,ort=error";
 
 /// Reads the command line of this process, carries it out and says how it went.
 pub fn main() -> ExitCode {

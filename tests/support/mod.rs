@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 pub mod contract;
+pub mod engine;
 pub mod mqtt;
 pub mod service;
 
@@ -70,5 +71,12 @@ pub async fn over_http(model: Arc<dyn Generate>) -> (Remote, Closed, Cancellatio
 pub fn model_file() -> PathBuf {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-q8_0.gguf");
     assert!(path.is_file(), "{} is missing: run scripts/test, which fetches it", path.display());
+    path
+}
+
+/// The folder of ONNX Runtime, if `scripts/test` has fetched it.
+pub fn runtime() -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".tools/onnxruntime");
+    assert!(path.is_dir(), "{} is missing: run scripts/test, which fetches it", path.display());
     path
 }

@@ -98,14 +98,6 @@ fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault
     Ok(file_bytes + cache + WORK_BYTES)
 }
 
-/// SHA-256 of a file, hexadecimal; none if it can't be read.
-pub(super) fn digest(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).ok()?;
-    Some(format!("{:x}", hash.finalize()))
-}
-
 /// Everything that the file says, as a ModelContext; measured figures come later.
 pub(super) fn describe(
     Loaded { model, memory_bytes }: &Loaded,

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::token::LlamaToken;
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
@@ -19,8 +17,8 @@ pub(super) struct Factory(ParserFactory);
 pub(super) struct Constraint(Matcher);
 
 impl Factory {
-    pub(super) fn new(model: &LlamaModel) -> Result<Factory, Fault> {
-        let environment = Arc::new(ApproximateTokEnv::new(trie(model)));
+    pub(super) fn new(trie: TokTrie) -> Result<Factory, Fault> {
+        let environment = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&(environment as _))
             .map_err(|e| Fault::Broken(format!("the vocabulary can't be constrained: {e}")))?;
         factory.quiet();
@@ -59,8 +57,7 @@ impl Constraint {
     }
 
     /// Takes note of the token that came.
-    pub(super) fn accept(&mut self, token: LlamaToken) -> Result<(), Fault> {
-        let token = u32::try_from(token.0).unwrap_or(u32::MAX);
+    pub(super) fn accept(&mut self, token: u32) -> Result<(), Fault> {
         self.0.consume_token(token).map_err(|e| {
             Fault::Broken(format!("the schema was left: {}", first_line(&e.to_string())))
         })
@@ -84,27 +81,24 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// The vocabulary as a tree of bytes; control tokens are marked, so that no text matches them.
-fn trie(model: &LlamaModel) -> TokTrie {
-    let vocab = model.vocab();
-    let count = vocab.n_tokens();
-    let id = |token: LlamaToken| u32::try_from(token.0).unwrap_or(0);
-    let end = if vocab.eot().0 >= 0 { vocab.eot() } else { vocab.eos() };
-    let mut ends = vec![id(end)];
-    let mut words = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
-    for token in (0..count).map(LlamaToken) {
-        if vocab.is_eog(token) && token != end {
-            ends.push(id(token));
-        }
-        let text = vocab.token_to_piece(token, false, None);
-        if text.is_empty() {
-            let mut marked = vec![TokTrie::SPECIAL_TOKEN_MARKER];
-            marked.extend(vocab.token_to_piece(token, true, None));
-            words.push(marked);
-        } else {
-            words.push(text);
-        }
-    }
-    let info = TokRxInfo::new(u32::try_from(count).unwrap_or(0), id(end));
-    TokTrie::from(&info, &words).with_eos_tokens(&ends)
+/// One token of a vocabulary.
+pub enum Word {
+    /// What it adds to a text.
+    Text(Vec<u8>),
+    /// A control token, by its name: no text matches it.
+    Control(Vec<u8>),
+}
+
+/// A vocabulary, in the order of its ids, as a tree of bytes. `ends` are the tokens that end an
+/// answer, the usual one first.
+pub fn trie(words: impl Iterator<Item = Word>, ends: &[u32]) -> TokTrie {
+    let words: Vec<Vec<u8>> = words
+        .map(|word| match word {
+            Word::Text(bytes) => bytes,
+            Word::Control(name) => [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_slice()].concat(),
+        })
+        .collect();
+    let count = u32::try_from(words.len()).unwrap_or(u32::MAX);
+    let info = TokRxInfo::new(count, ends.first().copied().unwrap_or_default());
+    TokTrie::from(&info, &words).with_eos_tokens(ends)
 }

@@ -1,0 +1,240 @@
+//! From a prompt to its answer: read in steps, then one token after the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::constraint::{Constraint, Factory};
+use super::{Decoder, Reading, now};
+use crate::backends::sampler::Sampler;
+use crate::backends::text::TextOut;
+use crate::generate::{Fault, Finish, Out, Usage};
+use crate::limits::OUTPUT_TOKENS_MAX;
+use crate::model::ModelContext;
+use crate::prompt::{Code, Format, Job, Refusal};
+
+/// How many tokens the measurement at start reads and writes.
+struct Probe {
+    warm_up: usize,
+    prefill: usize,
+    decode: usize,
+}
+
+const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8 };
+/// A warm-up that takes longer than this is all that is measured.
+const PROBE_SLOW: Duration = Duration::from_secs(1);
+
+/// A decoder, and what it needs to answer.
+pub(super) struct Engine<D> {
+    decoder: D,
+    pub(super) facts: ModelContext,
+    /// Made when the first request asks for JSON.
+    constraints: Option<Factory>,
+}
+
+impl<D: Decoder> Engine<D> {
+    pub(super) fn new(decoder: D, facts: ModelContext) -> Engine<D> {
+        Engine { decoder, facts, constraints: None }
+    }
+
+    /// Reads and writes a few tokens to learn how fast this model is here; the slower it is, the
+    /// fewer.
+    pub(super) fn measure(&mut self) -> Result<(), Fault> {
+        let token = self.facts.tokenizer.vocab_size / 2;
+        // the first step also makes work space
+        let warm_up = self.time(&[token; PROBE_TOKENS.warm_up])?;
+        let (prefill, prefill_s, decode) = if warm_up > PROBE_SLOW {
+            (PROBE_TOKENS.warm_up, warm_up.as_secs_f64(), 1)
+        } else {
+            let read = PROBE_TOKENS.prefill.min(self.length() / 2);
+            (read, self.time(&vec![token; read])?.as_secs_f64(), PROBE_TOKENS.decode)
+        };
+        let before = now();
+        for _ in 0..decode {
+            self.decoder.read(&[token])?;
+        }
+        let decode_s = before.elapsed().as_secs_f64();
+        self.decoder.reuse(&[])?;
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let rate =
+            |tokens: usize, seconds: f64| Some((tokens as f64 / seconds * 10.0).round() / 10.0);
+        self.facts.runtime.prefill_tokens_per_s = rate(prefill, prefill_s);
+        self.facts.runtime.decode_tokens_per_s = rate(decode, decode_s);
+        Ok(())
+    }
+
+    /// How long it takes to read these tokens with nothing before them.
+    fn time(&mut self, tokens: &[u32]) -> Result<Duration, Fault> {
+        self.decoder.reuse(&[])?;
+        let before = now();
+        self.read_prompt(tokens, None)?;
+        Ok(before.elapsed())
+    }
+
+    fn length(&self) -> usize {
+        self.facts.capabilities.context_tokens as usize
+    }
+
+    pub(super) fn answer(
+        &mut self,
+        job: &Job,
+        out: &mut Out,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Usage, Fault> {
+        self.decoder.begin(stop);
+        let result = self.answer_until_stopped(job, out, stop);
+        self.decoder.end();
+        if stop.load(Ordering::Relaxed) || out.is_gone() { Err(Fault::Cancelled) } else { result }
+    }
+
+    fn answer_until_stopped(
+        &mut self,
+        job: &Job,
+        out: &mut Out,
+        stop: &AtomicBool,
+    ) -> Result<Usage, Fault> {
+        let constraint = self.constrain(&job.format)?;
+        let prompt = self.decoder.tokens(&job.messages).map_err(Fault::Unfit)?;
+        if prompt.is_empty() || prompt.len() >= self.length() {
+            let (n, most) = (prompt.len(), self.length());
+            let message = format!(
+                "the prompt has {n} tokens and this model reads at most {most}, the answer included"
+            );
+            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+        }
+        let started = now();
+        let cached = self.decoder.reuse(&prompt)?;
+        self.read_prompt(&prompt[cached..], Some((out, stop)))?;
+        let prefill_ms = started.elapsed().as_secs_f64() * 1e3;
+        let room = u32::try_from(self.length() - prompt.len()).unwrap_or(OUTPUT_TOKENS_MAX);
+        let asked = job.sampling.max_tokens.unwrap_or(self.facts.inference_settings.max_tokens);
+        let started = now();
+        let (finish, tokens) = self.write(job, constraint, asked.min(room), out, stop)?;
+        Ok(Usage {
+            finish,
+            prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+            cached_tokens: u32::try_from(cached).unwrap_or(u32::MAX),
+            completion_tokens: tokens,
+            chunks: out.written(),
+            prefill_ms,
+            decode_ms: started.elapsed().as_secs_f64() * 1e3,
+            cost_usd: 0.0,
+            model: self.facts.identification.name.clone(),
+            decision: None,
+        })
+    }
+
+    /// Reads a text token by token.
+    pub(super) fn read_text(&mut self, text: &str) -> Result<Reading, Fault> {
+        let tokens = self.decoder.encode(text).map_err(Fault::Unfit)?;
+        if tokens.is_empty() || tokens.len() >= self.length() {
+            let message = format!("a text of {} tokens can't be read", tokens.len());
+            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+        }
+        self.decoder.reuse(&[])?;
+        let mut expected = Vec::with_capacity(tokens.len());
+        for token in &tokens {
+            self.decoder.read(&[*token])?;
+            expected.push(log_probabilities(self.decoder.logits()));
+        }
+        Ok(Reading { tokens, expected })
+    }
+
+    fn constrain(&mut self, format: &Format) -> Result<Option<Constraint>, Fault> {
+        if *format == Format::Text {
+            return Ok(None);
+        }
+        let factory = match &mut self.constraints {
+            Some(factory) => factory,
+            none => none.insert(Factory::new(self.decoder.trie())?),
+        };
+        factory.constrain(format)
+    }
+
+    fn read_prompt(
+        &mut self,
+        tokens: &[u32],
+        asker: Option<(&Out, &AtomicBool)>,
+    ) -> Result<(), Fault> {
+        for step in tokens.chunks(self.decoder.step()) {
+            self.decoder.read(step)?;
+            if let Some((out, stop)) = asker {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(Fault::Cancelled);
+                }
+                out.alive();
+            }
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        job: &Job,
+        mut constraint: Option<Constraint>,
+        most: u32,
+        out: &mut Out,
+        stop: &AtomicBool,
+    ) -> Result<(Finish, u32), Fault> {
+        let mut sampler = Sampler::new(&job.sampling, &self.facts.inference_settings);
+        let mut text = TextOut::new(job.sampling.stop.clone());
+        let mut finish = Finish::Length;
+        let mut written = 0;
+        while written < most {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Fault::Cancelled);
+            }
+            let token = self.next(&mut sampler, constraint.as_mut())?;
+            if self.decoder.is_end(token) {
+                finish = Finish::Stop;
+                break;
+            }
+            written += 1;
+            send(out, text.push(&self.decoder.piece(token)))?;
+            if let Some(constraint) = &mut constraint {
+                constraint.accept(token)?;
+            }
+            if text.is_stopped() || constraint.as_ref().is_some_and(Constraint::is_done) {
+                finish = Finish::Stop;
+                break;
+            }
+            if written < most {
+                self.decoder.read(&[token])?;
+            }
+        }
+        send(out, text.finish())?;
+        Ok((finish, written))
+    }
+
+    fn next(
+        &mut self,
+        sampler: &mut Sampler,
+        constraint: Option<&mut Constraint>,
+    ) -> Result<u32, Fault> {
+        let logits = self.decoder.logits();
+        let token = match constraint {
+            None => sampler.choose(logits, |_| true),
+            Some(constraint) => {
+                let allowed = constraint.allowed()?;
+                sampler.choose(logits, |token| allowed.is_allowed(token))
+            }
+        };
+        token.ok_or_else(|| Fault::Broken("no token can come next".to_owned()))
+    }
+}
+
+/// Log-softmax, with the greatest logit taken off first so that nothing overflows.
+fn log_probabilities(logits: &[f32]) -> Vec<f32> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+    #[expect(clippy::cast_possible_truncation, reason = "of the size of a logit")]
+    let norm = sum.ln() as f32;
+    logits.iter().map(|logit| logit - most - norm).collect()
+}
+
+fn send(out: &mut Out, text: String) -> Result<(), Fault> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    out.write_blocking(text).map_err(|_| Fault::Cancelled)
+}

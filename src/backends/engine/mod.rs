@@ -1,0 +1,273 @@
+//! What the engines in this program share: one thread that owns a model, one bounded line to it,
+//! and the way from a prompt to its answer.
+//!
+//! A library that computes for seconds must not hold a runtime's thread, and most of them want to
+//! be called from one thread only.
+
+mod answer;
+pub mod constraint;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use toktrie::TokTrie;
+
+use self::answer::Engine;
+use crate::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
+use crate::model::ModelContext;
+use crate::prompt::{Job, Message, Refusal};
+
+/// One prompt may wait at the engine while another runs, so that it never idles between two.
+const WORK_WAITING_MAX: usize = 1;
+
+/// A model that writes one token after the other, as a library offers it.
+pub(super) trait Decoder {
+    /// A conversation as the model wants to read it.
+    ///
+    /// # Errors
+    /// The chat template's own complaint.
+    fn tokens(&mut self, messages: &[Message]) -> Result<Vec<u32>, Refusal>;
+
+    /// A plain text as tokens.
+    ///
+    /// # Errors
+    /// If it can't be tokenized.
+    fn encode(&mut self, text: &str) -> Result<Vec<u32>, Refusal>;
+
+    /// Makes the key-value cache hold as much of the beginning of `prompt` as it can ([`common`]),
+    /// and nothing else; says how much that is.
+    ///
+    /// # Errors
+    /// [`Fault::Broken`] if the cache can't be cut.
+    fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault>;
+
+    /// Reads tokens behind those that are cached, at most [`Decoder::step`] of them; afterwards
+    /// the logits are those that follow the last one.
+    ///
+    /// # Errors
+    /// [`Fault::Broken`] if the library fails; the cache is then as it was.
+    fn read(&mut self, tokens: &[u32]) -> Result<(), Fault>;
+
+    /// Most tokens that are read at once; between two steps a request can be stopped.
+    fn step(&self) -> usize;
+
+    /// One number for each token of the vocabulary; the sampler may change them.
+    fn logits(&mut self) -> &mut [f32];
+
+    /// Whether this token ends an answer.
+    fn is_end(&self, token: u32) -> bool;
+
+    /// The bytes that a token adds to an answer; none for a control token.
+    fn piece(&self, token: u32) -> Vec<u8>;
+
+    /// The vocabulary as a tree of bytes; control tokens are marked, so that no text matches them.
+    fn trie(&self) -> TokTrie;
+
+    /// A request begins; reading stops early when the flag is set, if the library can do that.
+    fn begin(&mut self, _stop: &Arc<AtomicBool>) {}
+
+    /// The request has ended; the flag is not looked at any more.
+    fn end(&mut self) {}
+}
+
+/// Something for the thread to do.
+enum Work {
+    Answer(Box<Prompt>),
+    Read { text: String, done: oneshot::Sender<Result<Reading, Fault>> },
+}
+
+/// One prompt.
+struct Prompt {
+    job: Job,
+    out: Out,
+    /// Set when nobody waits for the answer any more.
+    stop: Arc<AtomicBool>,
+    done: oneshot::Sender<Result<Usage, Fault>>,
+}
+
+/// How a model reads a text: what it expects at each place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// The text's tokens.
+    pub tokens: Vec<u32>,
+    /// For each token of the text, the natural logarithm of the probability of every token of the
+    /// vocabulary to follow it.
+    pub expected: Vec<Vec<f32>>,
+}
+
+/// A model on a thread of its own.
+pub struct OnThread {
+    context: ModelContext,
+    work: mpsc::Sender<Work>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The thread's end of the line.
+pub(super) struct Line {
+    ready: oneshot::Sender<Result<ModelContext, Fault>>,
+    inbox: mpsc::Receiver<Work>,
+}
+
+impl Line {
+    /// The model can't be loaded.
+    pub(super) fn fail(self, fault: Fault) {
+        let _ = self.ready.send(Err(fault));
+    }
+
+    /// Measures the model, says that it is ready, then answers until the line is closed.
+    pub(super) fn serve<D: Decoder>(mut self, decoder: D, facts: ModelContext, started: Instant) {
+        let mut engine = Engine::new(decoder, facts);
+        engine.facts.runtime.load_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0);
+        if let Err(fault) = engine.measure() {
+            return self.fail(fault);
+        }
+        if self.ready.send(Ok(engine.facts.clone())).is_err() {
+            return;
+        }
+        while let Some(work) = self.inbox.blocking_recv() {
+            match work {
+                Work::Answer(prompt) => {
+                    let Prompt { job, mut out, stop, done } = *prompt;
+                    let result = engine.answer(&job, &mut out, &stop);
+                    // the reader waits for the end of the pieces before it asks how it ended
+                    drop(out);
+                    let _ = done.send(result);
+                }
+                Work::Read { text, done } => drop(done.send(engine.read_text(&text))),
+            }
+        }
+    }
+}
+
+impl OnThread {
+    /// Starts the thread, which loads the model and serves the line.
+    ///
+    /// # Errors
+    /// Whatever the loader says.
+    pub(super) async fn open(run: impl FnOnce(Line) + Send + 'static) -> Result<OnThread, Fault> {
+        let (ready, is_ready) = oneshot::channel();
+        let (work, inbox) = mpsc::channel(WORK_WAITING_MAX);
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || run(Line { ready, inbox }))
+            .map_err(|e| Fault::Away(format!("no thread for the engine: {e}")))?;
+        let context = is_ready
+            .await
+            .map_err(|_| Fault::Away("the engine ended while it loaded".to_owned()))??;
+        Ok(OnThread { context, work, thread: Some(thread) })
+    }
+
+    /// Reads a text and says what the model expected at each place: how two engines with the same
+    /// weights are compared.
+    ///
+    /// # Errors
+    /// [`Fault::Unfit`] if the text is empty or longer than the context.
+    pub async fn read(&self, text: &str) -> Result<Reading, Fault> {
+        let (done, ended) = oneshot::channel();
+        let work = Work::Read { text: text.to_owned(), done };
+        self.work.send(work).await.map_err(|_| ended_early())?;
+        ended.await.map_err(|_| ended_early())?
+    }
+
+    async fn ask(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+        let (inner, mut chunks) = channel();
+        let (done, ended) = oneshot::channel();
+        let stop = Stop(Arc::new(AtomicBool::new(false)));
+        let stop_flag = Arc::clone(&stop.0);
+        let prompt = Prompt { job: job.clone(), out: inner, stop: stop_flag, done };
+        let work = Work::Answer(Box::new(prompt));
+        tokio::select! {
+            sent = self.work.send(work) => sent.map_err(|_| ended_early())?,
+            () = out.gone() => return Err(Fault::Cancelled),
+        }
+        loop {
+            let chunk = tokio::select! {
+                chunk = chunks.recv() => chunk,
+                () = out.gone() => return Err(Fault::Cancelled),
+            };
+            match chunk {
+                Some(chunk) if chunk.text.is_empty() => out.alive(),
+                Some(chunk) => out.write(chunk.text).await.map_err(|_| Fault::Cancelled)?,
+                None => break,
+            }
+        }
+        ended.await.map_err(|_| ended_early())?
+    }
+}
+
+fn ended_early() -> Fault {
+    Fault::Crashed("the engine's thread has ended".to_owned())
+}
+
+/// Tells the thread to stop when the asker goes.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Generate for OnThread {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        Box::pin(self.ask(job, out))
+    }
+
+    fn context(&self) -> &ModelContext {
+        &self.context
+    }
+}
+
+impl Drop for OnThread {
+    fn drop(&mut self) {
+        // the thread ends when its inbox is closed
+        let (closed, _) = mpsc::channel(1);
+        self.work = closed;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread's clock: it measures itself and decides nothing by it.
+#[expect(clippy::disallowed_methods, reason = "measures itself; decides nothing by it")]
+pub(super) fn now() -> Instant {
+    Instant::now()
+}
+
+/// How much of the beginning of `prompt` is in a cache. It is less than the whole: the last token
+/// is always read again, because its logits are needed.
+pub(super) fn common(cached: &[u32], prompt: &[u32]) -> usize {
+    let same = prompt.iter().zip(cached).take_while(|(a, b)| a == b).count();
+    same.min(prompt.len().saturating_sub(1))
+}
+
+/// SHA-256 of a file, hexadecimal.
+///
+/// # Errors
+/// If it can't be read.
+pub(super) fn sha256(path: &Path) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+/// How many threads read a prompt: all processors if nobody says.
+pub(super) fn threads_or_all(asked: u32) -> u32 {
+    if asked > 0 {
+        return asked;
+    }
+    let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(all).unwrap_or(1)
+}

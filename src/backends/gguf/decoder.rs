@@ -1,0 +1,236 @@
+//! llama.cpp behind the port of the engine's thread: one context, one sequence.
+
+use std::ffi::c_void;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::token::LlamaToken;
+use toktrie::TokTrie;
+
+use super::load::{self, BATCH_TOKENS, Loaded};
+use super::{Options, template};
+use crate::backends::engine::constraint::{Word, trie};
+use crate::backends::engine::{Decoder, Line, common, now, sha256, threads_or_all};
+use crate::backends::template::Template;
+use crate::generate::Fault;
+use crate::model::ModelContext;
+use crate::prompt::{Message, Refusal};
+
+/// Loads the model and serves the line.
+pub(super) fn run(mut options: Options, line: Line) {
+    llama_cpp_2::send_logs_to_tracing(llama_cpp_2::LogOptions::default());
+    options.threads = threads_or_all(options.threads);
+    let started = now();
+    let loaded = backend().and_then(|backend| Ok((load::load(backend, &options)?, backend)));
+    let (loaded, backend) = match loaded {
+        Ok(loaded) => loaded,
+        Err(fault) => return line.fail(fault),
+    };
+    let stop = Box::new(StopSignal::default());
+    match Llama::new(backend, &loaded, &options, &stop) {
+        Ok((decoder, facts)) => line.serve(decoder, facts, started),
+        Err(fault) => line.fail(fault),
+    }
+}
+
+/// llama.cpp is started once in a process and never stopped.
+fn backend() -> Result<&'static LlamaBackend, Fault> {
+    static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
+    let started = BACKEND.get_or_init(|| LlamaBackend::init().ok());
+    started.as_ref().ok_or_else(|| Fault::Away("llama.cpp can't start".to_owned()))
+}
+
+/// Points to the flag of the present request while one runs.
+#[derive(Default)]
+struct StopSignal(AtomicPtr<AtomicBool>);
+
+/// llama.cpp asks this between the steps of a batch.
+#[expect(unsafe_code, reason = "called from C")]
+extern "C" fn must_stop(data: *mut c_void) -> bool {
+    // SAFETY: `data` is the `StopSignal` that `run` keeps in a box for longer than the context.
+    let signal = unsafe { &*data.cast_const().cast::<StopSignal>() };
+    let flag = signal.0.load(Ordering::Acquire);
+    // SAFETY: the pointer is null or to a flag that `Llama::raised` keeps alive; the pointer is
+    // taken down before that, and only the thread that asks does either.
+    unsafe { flag.as_ref() }.is_some_and(|flag| flag.load(Ordering::Relaxed))
+}
+
+struct Llama<'m> {
+    model: &'m LlamaModel,
+    context: LlamaContext<'m>,
+    template: Option<Template>,
+    batch: LlamaBatch<'static>,
+    /// What the key-value cache holds.
+    cached: Vec<u32>,
+    logits: Vec<f32>,
+    stop: &'m StopSignal,
+    /// The flag that `stop` points to.
+    raised: Option<Arc<AtomicBool>>,
+}
+
+impl<'m> Llama<'m> {
+    fn new(
+        backend: &LlamaBackend,
+        loaded: &'m Loaded,
+        options: &Options,
+        stop: &'m StopSignal,
+    ) -> Result<(Llama<'m>, ModelContext), Fault> {
+        let model = &loaded.model;
+        let template = template::of(model).map_err(Fault::Away)?;
+        let length = options.context_tokens.min(model.n_ctx_train());
+        let path = options.path.clone();
+        let digest = std::thread::spawn(move || sha256(&path).ok());
+        let threads = |n: u32| i32::try_from(n.max(1)).unwrap_or(1);
+        let params = LlamaContextParams::default()
+            .with_n_ctx(NonZeroU32::new(length))
+            .with_n_batch(BATCH_TOKENS)
+            .with_n_ubatch(BATCH_TOKENS)
+            .with_n_seq_max(1)
+            .with_n_threads(threads(options.decode_threads))
+            .with_n_threads_batch(threads(options.threads));
+        let params = with_stop_signal(params, stop);
+        let context = model.new_context(backend, params).map_err(|e| {
+            Fault::Away(format!("llama.cpp has no room for a context of {length} tokens: {e}"))
+        })?;
+        let digest = digest.join().unwrap_or_default();
+        // llama.cpp rounds up; what it has is what counts
+        let length = context.n_ctx().min(length);
+        let facts = load::describe(loaded, template.as_ref(), options, digest, length);
+        let decoder = Llama {
+            model,
+            context,
+            template,
+            batch: LlamaBatch::new(BATCH_TOKENS as usize, 1),
+            cached: Vec::new(),
+            logits: Vec::new(),
+            stop,
+            raised: None,
+        };
+        Ok((decoder, facts))
+    }
+
+    fn forget_from(&mut self, kept: usize) -> Result<(), Fault> {
+        let from = u32::try_from(kept).unwrap_or(u32::MAX);
+        if self.context.clear_kv_cache_seq(Some(0), Some(from), None).is_ok_and(|cleared| cleared) {
+            self.cached.truncate(kept);
+            return Ok(());
+        }
+        // some models can't forget a part
+        self.context.clear_kv_cache();
+        self.cached.clear();
+        if kept == 0 { Ok(()) } else { Err(Fault::Broken("the cache can't be cut".to_owned())) }
+    }
+}
+
+impl Decoder for Llama<'_> {
+    fn tokens(&mut self, messages: &[Message]) -> Result<Vec<u32>, Refusal> {
+        let tokens = template::tokens(self.model, self.template.as_ref(), messages)?;
+        Ok(tokens.into_iter().map(id).collect())
+    }
+
+    fn encode(&mut self, text: &str) -> Result<Vec<u32>, Refusal> {
+        let mut tokens = Vec::new();
+        self.model.vocab().tokenize_into(text.as_bytes(), &mut tokens, false, false);
+        Ok(tokens.into_iter().map(id).collect())
+    }
+
+    fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault> {
+        let kept = common(&self.cached, prompt);
+        self.forget_from(kept)?;
+        Ok(kept)
+    }
+
+    fn read(&mut self, tokens: &[u32]) -> Result<(), Fault> {
+        self.batch.clear();
+        let first = self.cached.len();
+        for (n, &read) in tokens.iter().enumerate() {
+            let at = i32::try_from(first + n).unwrap_or(i32::MAX);
+            let last = n + 1 == tokens.len();
+            self.batch
+                .add(token(read), at, &[0], last)
+                .map_err(|e| Fault::Broken(format!("too much in one step: {e}")))?;
+        }
+        if let Err(error) = self.context.decode(&mut self.batch) {
+            // an aborted step may have left a part of itself
+            self.forget_from(first)?;
+            return Err(Fault::Broken(format!("llama.cpp could not go on: {error}")));
+        }
+        self.cached.extend_from_slice(tokens);
+        let row = self.batch.n_tokens() - 1;
+        self.logits.clear();
+        self.logits.extend_from_slice(self.context.get_logits_ith(row));
+        Ok(())
+    }
+
+    fn step(&self) -> usize {
+        BATCH_TOKENS as usize
+    }
+
+    fn logits(&mut self) -> &mut [f32] {
+        &mut self.logits
+    }
+
+    fn is_end(&self, ended: u32) -> bool {
+        self.model.vocab().is_eog(token(ended))
+    }
+
+    fn piece(&self, written: u32) -> Vec<u8> {
+        self.model.vocab().token_to_piece(token(written), false, None)
+    }
+
+    fn trie(&self) -> TokTrie {
+        let vocab = self.model.vocab();
+        let all = || (0..vocab.n_tokens()).map(LlamaToken);
+        let usual = if vocab.eot().0 >= 0 { vocab.eot() } else { vocab.eos() };
+        let others = all().filter(|&token| vocab.is_eog(token) && token != usual);
+        let ends: Vec<u32> = std::iter::once(usual).chain(others).map(id).collect();
+        let words = all().map(|token| {
+            let text = vocab.token_to_piece(token, false, None);
+            if text.is_empty() {
+                Word::Control(vocab.token_to_piece(token, true, None))
+            } else {
+                Word::Text(text)
+            }
+        });
+        trie(words, &ends)
+    }
+
+    fn begin(&mut self, stop: &Arc<AtomicBool>) {
+        self.end();
+        self.stop.0.store(Arc::as_ptr(stop).cast_mut(), Ordering::Release);
+        self.raised = Some(Arc::clone(stop));
+    }
+
+    fn end(&mut self) {
+        self.stop.0.store(std::ptr::null_mut(), Ordering::Release);
+        self.raised = None;
+    }
+}
+
+fn token(id: u32) -> LlamaToken {
+    LlamaToken(i32::try_from(id).unwrap_or(i32::MAX))
+}
+
+fn id(token: LlamaToken) -> u32 {
+    u32::try_from(token.0).unwrap_or(0)
+}
+
+/// Sets llama.cpp's abort callback, for which the safe API has no setter.
+#[expect(unsafe_code, reason = "the safe API lacks the abort callback")]
+fn with_stop_signal(mut params: LlamaContextParams, stop: &StopSignal) -> LlamaContextParams {
+    type Raw = llama_cpp_sys_2::llama_context_params;
+    const _: () = assert!(size_of::<LlamaContextParams>() == size_of::<Raw>());
+    const _: () = assert!(align_of::<LlamaContextParams>() == align_of::<Raw>());
+    // SAFETY: at this pinned version `LlamaContextParams` has exactly one field, of type `Raw`;
+    // a struct with one field of its own size and alignment holds it at offset 0.
+    let raw = unsafe { &mut *(&raw mut params).cast::<Raw>() };
+    raw.abort_callback = Some(must_stop);
+    raw.abort_callback_data = std::ptr::from_ref(stop).cast_mut().cast();
+    params
+}

@@ -1,0 +1,133 @@
+//! Makes an ONNX model folder from a GGUF file, so that one model feeds both engines.
+
+mod gguf;
+mod graph;
+mod proto;
+mod tokenizer;
+mod weights;
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use prost::Message;
+use serde_json::{Value as Json, json};
+
+use self::gguf::Gguf;
+use self::graph::Sizes;
+pub use self::weights::Weights;
+use super::folder::{CONFIG, MODEL, ORIGIN, Origin, TOKENIZER, TOKENIZER_CONFIG};
+use crate::backends::engine::sha256;
+
+/// Writes the folder `to` from the file `from`; `to` is complete or not there. `progress` is told
+/// the layers that are done, and how many there are.
+///
+/// # Errors
+/// If the model is of a kind that is not supported (the error names what is), is damaged, or the
+/// folder can't be written.
+pub fn convert(
+    from: &Path,
+    to: &Path,
+    weights: Weights,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<()> {
+    if to.exists() {
+        bail!("{} is already there; remove it first, or choose another name", to.display());
+    }
+    let model = Gguf::open(from)?;
+    let sizes =
+        Sizes::of(&model).with_context(|| format!("{} can't be converted", from.display()))?;
+    let tokenizer = tokenizer::tokenizer(&model)
+        .with_context(|| format!("{} can't be converted", from.display()))?;
+    let part = to.with_extension("part");
+    if part.exists() {
+        fs::remove_dir_all(&part)?;
+    }
+    fs::create_dir_all(&part).with_context(|| format!("{} can't be made", part.display()))?;
+    let data = File::create(part.join(graph::DATA))?;
+    let graph = graph::build(&model, &sizes, weights, data, |done| progress(done, sizes.layers))?;
+    write(&part.join(MODEL), &graph.encode_to_vec())?;
+    write_json(&part.join(TOKENIZER), &tokenizer)?;
+    write_json(&part.join(TOKENIZER_CONFIG), &tokenizer_config(&model))?;
+    write_json(&part.join(CONFIG), &config(&model, &sizes))?;
+    let text = |key: &str| model.text(key).filter(|text| !text.is_empty()).map(str::to_owned);
+    let files = [MODEL, graph::DATA, TOKENIZER];
+    let digests = files.iter().map(|&name| Ok((name.to_owned(), sha256(&part.join(name))?)));
+    let origin = Origin {
+        name: text("general.basename").or_else(|| text("general.name")),
+        version: text("general.version"),
+        provider: text("general.organization"),
+        licence: text("general.license"),
+        quantization: weights.name().to_owned(),
+        sha256: digests.collect::<Result<_>>()?,
+    };
+    write_json(&part.join(ORIGIN), &serde_json::to_value(origin)?)?;
+    fs::rename(&part, to).with_context(|| format!("{} can't be written", to.display()))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes)
+        .and_then(|()| File::open(path)?.sync_all())
+        .with_context(|| format!("{} can't be written", path.display()))
+}
+
+fn write_json(path: &Path, value: &Json) -> Result<()> {
+    write(path, serde_json::to_string_pretty(value)?.as_bytes())
+}
+
+/// A special token of the model, by the key of its id: its id and its text.
+fn special(model: &Gguf, key: &str) -> Option<(usize, String)> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an id")]
+    let id = model.number(&format!("tokenizer.ggml.{key}_token_id"))? as usize;
+    Some((id, model.texts("tokenizer.ggml.tokens").ok()?.get(id)?.clone()))
+}
+
+fn tokenizer_config(model: &Gguf) -> Json {
+    let text = |key: &str| special(model, key).map(|(_, text)| text);
+    let add_bos = matches!(
+        model.value("tokenizer.ggml.add_bos_token"),
+        Some(gguf::Value::Real(yes)) if *yes > 0.0
+    );
+    json!({
+        "bos_token": text("bos"),
+        "eos_token": text("eos"),
+        "add_bos_token": add_bos,
+        "chat_template": model.text("tokenizer.chat_template"),
+    })
+}
+
+/// The configuration as onnxruntime-genai writes and reads it.
+fn config(model: &Gguf, sizes: &Sizes) -> Json {
+    let id = |key: &str| special(model, key).map(|(id, _)| id);
+    json!({
+        "model": {
+            "type": "llama",
+            "bos_token_id": id("bos"),
+            "eos_token_id": id("eos"),
+            "pad_token_id": id("padding").or_else(|| id("eos")),
+            "context_length": sizes.context,
+            "vocab_size": sizes.vocabulary,
+            "decoder": {
+                "filename": MODEL,
+                "head_size": sizes.head,
+                "hidden_size": sizes.hidden,
+                "num_attention_heads": sizes.heads,
+                "num_hidden_layers": sizes.layers,
+                "num_key_value_heads": sizes.kv_heads,
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value"
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value"
+                }
+            }
+        },
+        "search": {"max_length": sizes.context, "past_present_share_buffer": true}
+    })
+}

@@ -1,0 +1,42 @@
+//! ONNX models through ONNX Runtime: a folder with a graph and its tokenizer.
+//!
+//! The runtime reads files from anywhere and may end the process, so this runs in a child process
+//! (`pilotlight engine`); see `docs/decisions/0002-child-engines.md`.
+
+pub mod convert;
+mod decoder;
+mod folder;
+mod runtime;
+mod vocabulary;
+
+use std::path::PathBuf;
+
+use crate::backends::engine::OnThread;
+use crate::generate::Fault;
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The folder.
+    pub path: PathBuf,
+    /// The name by which it is asked for; the folder's name if none.
+    pub name: Option<String>,
+    /// Most tokens of prompt and answer together.
+    pub context_tokens: u32,
+    /// Threads that compute; all processors if 0.
+    pub threads: u32,
+    /// The runtime's library, or the folder that holds it; looked for if none.
+    pub runtime: Option<PathBuf>,
+    /// Prompts whose beginnings are kept ready at once, at least 1. Each takes memory for a whole
+    /// context as it fills.
+    pub prefixes: u32,
+}
+
+/// Loads a model and measures it; takes from tenths of a second to seconds.
+///
+/// # Errors
+/// [`Fault::Away`] says what is wrong with the runtime, the folder, the machine's memory or the
+/// options.
+pub async fn open(options: Options) -> Result<OnThread, Fault> {
+    OnThread::open(move |line| decoder::run(options, line)).await
+}

@@ -1,0 +1,85 @@
+//! `model`: work with model files.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Model {
+    /// Store a GGUF model's weights another way, once, so that this machine is faster with it.
+    Quantize(Quantize),
+    /// Make an ONNX model folder from a GGUF file.
+    Convert(Convert),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Quantize {
+    /// The model.
+    from: PathBuf,
+    /// The file to write; complete or not there.
+    to: PathBuf,
+    /// How the weights are stored.
+    #[cfg(feature = "gguf")]
+    #[arg(long, default_value = "q8_0")]
+    weights: crate::backends::gguf::quantize::Weights,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Convert {
+    /// The GGUF file: a Llama-family model with a byte-level BPE tokenizer.
+    from: PathBuf,
+    /// The folder to write; complete or not there.
+    to: PathBuf,
+    /// How the weights are stored.
+    #[cfg(feature = "onnx")]
+    #[arg(long, default_value = "int8")]
+    weights: crate::backends::onnx::convert::Weights,
+}
+
+impl Model {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Model::Quantize(quantize) => quantize.run(),
+            Model::Convert(convert) => convert.run(),
+        }
+    }
+}
+
+impl Quantize {
+    #[cfg(feature = "gguf")]
+    fn run(self) -> anyhow::Result<()> {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = i32::try_from(threads).context("more processors than can be counted")?;
+        crate::backends::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
+        println!("{}", self.to.display());
+        Ok(())
+    }
+
+    #[cfg(not(feature = "gguf"))]
+    fn run(self) -> anyhow::Result<()> {
+        let _ = (self.from, self.to);
+        Err(anyhow::anyhow!("this build has no GGUF engine")).context("model quantize")
+    }
+}
+
+impl Convert {
+    #[cfg(feature = "onnx")]
+    fn run(self) -> anyhow::Result<()> {
+        let seen = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let progress = |done, all| {
+            if seen {
+                eprint!("\rlayer {done} of {all}{}", if done == all { "\n" } else { "" });
+            }
+        };
+        crate::backends::onnx::convert::convert(&self.from, &self.to, self.weights, progress)?;
+        println!("{}", self.to.display());
+        Ok(())
+    }
+
+    #[cfg(not(feature = "onnx"))]
+    fn run(self) -> anyhow::Result<()> {
+        let _ = (self.from, self.to);
+        Err(anyhow::anyhow!("this build has no ONNX engine")).context("model convert")
+    }
+}

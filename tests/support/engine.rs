@@ -1,0 +1,122 @@
+//! What every engine must do with a real model, beyond the contract of all that answers.
+
+use pilotlight::generate::{Fault, Finish, Generate};
+use pilotlight::prompt::{Code, Format, Message, Role};
+use serde_json::{Value, json};
+
+use super::contract::{Prompts, job, run};
+
+/// For a real model.
+pub const REAL: Prompts = Prompts {
+    short: "Count from one to twenty in words, separated by commas.",
+    endless: "Write a very long story about a lighthouse.",
+    stop: " ",
+};
+
+/// The whole suite; the model has a context of 1,024 tokens.
+pub async fn works(model: &dyn Generate) {
+    a_shared_prefix_is_read_once(model).await;
+    sampling_follows_its_seed_and_temperature(model).await;
+    nobody_can_write_a_role_into_a_prompt(model).await;
+    answers_fit_their_schema(model).await;
+    long_conversations_and_strange_text(model).await;
+}
+
+async fn a_shared_prefix_is_read_once(model: &dyn Generate) {
+    let long = "The river runs from the hills to the sea. ".repeat(12);
+    let first = run(model, &job(&format!("{long} Where does it start?"), 4)).await.unwrap().1;
+    assert_eq!(first.cached_tokens, 0);
+    let second = run(model, &job(&format!("{long} Where does it end?"), 4)).await.unwrap().1;
+    assert!(second.cached_tokens > 100, "{second:?}");
+    assert!(second.cached_tokens < second.prompt_tokens);
+}
+
+async fn sampling_follows_its_seed_and_temperature(model: &dyn Generate) {
+    let with = |seed, temperature| {
+        let mut job = job("Tell me something about the moon.", 24);
+        job.sampling.seed = Some(seed);
+        job.sampling.temperature = Some(temperature);
+        job
+    };
+    // the first run may find another cache
+    run(model, &with(1, 1.0)).await.unwrap();
+    let one = run(model, &with(1, 1.0)).await.unwrap().0;
+    assert_eq!(one, run(model, &with(1, 1.0)).await.unwrap().0);
+    assert_ne!(one, run(model, &with(2, 1.0)).await.unwrap().0);
+    let greedy = run(model, &with(1, 0.0)).await.unwrap().0;
+    assert_eq!(greedy, run(model, &with(2, 0.0)).await.unwrap().0);
+}
+
+/// What a user writes is never read as a control token.
+async fn nobody_can_write_a_role_into_a_prompt(model: &dyn Generate) {
+    let count = async |text: &str| run(model, &job(text, 1)).await.unwrap().1.prompt_tokens;
+    let plain = count("x").await;
+    let control = count("x<|im_end|>").await;
+    // as a control token it would be one more; as text it is several
+    assert!(control >= plain + 4, "{plain} {control}");
+}
+
+async fn answers_fit_their_schema(model: &dyn Generate) {
+    let schemas = [
+        json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"], "additionalProperties": false}),
+        json!({"type": "object", "properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3}}, "required": ["tags"], "additionalProperties": false}),
+        json!({"type": "object", "properties": {"on": {"type": "boolean"}, "at": {"type": ["number", "null"], "minimum": 0, "maximum": 9}}, "required": ["on", "at"], "additionalProperties": false}),
+        json!({"enum": ["red", "green"]}),
+        json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}}, "required": ["name"], "additionalProperties": false}),
+    ];
+    for temperature in [0.0, 1.5] {
+        for schema in &schemas {
+            let mut job = job("Describe the state of the pump.", 80);
+            job.sampling.temperature = Some(temperature);
+            job.format = Format::Schema(schema.clone().into());
+            let (text, usage) = run(model, &job).await.unwrap();
+            assert_eq!(usage.finish, Finish::Stop, "{schema}: {text}");
+            let value: Value =
+                serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            let valid = jsonschema::is_valid(schema, &value);
+            assert!(valid, "{schema}: {text}");
+        }
+    }
+    let mut any = job("Describe the pump.", 200);
+    any.format = Format::Json;
+    let (text, usage) = run(model, &any).await.unwrap();
+    if usage.finish == Finish::Stop {
+        assert!(serde_json::from_str::<Value>(&text).unwrap().is_object(), "{text}");
+    }
+    for impossible in [
+        json!({"type": "nonsense"}),
+        json!({"type": "integer", "minimum": 5, "maximum": 4}),
+        json!({"$ref": "http://example.com/x"}),
+    ] {
+        let mut job = job("x", 8);
+        job.format = Format::Schema(impossible.clone().into());
+        let result = run(model, &job).await;
+        let Err(Fault::Unfit(refusal)) = result else { panic!("{impossible}: {result:?}") };
+        assert_eq!(
+            (refusal.code, refusal.field.as_deref()),
+            (Code::Invalid, Some("schema")),
+            "{impossible}"
+        );
+    }
+    run(model, &job("and the next is unharmed", 4)).await.unwrap();
+}
+
+async fn long_conversations_and_strange_text(model: &dyn Generate) {
+    for text in
+        ["\u{0}", "🔥🔥🔥", "\u{202E}abc", "a\u{0301}\u{0301}", "\r\n\t", "ﷺ", "\u{F8F0}0\u{F8F1}"]
+    {
+        run(model, &job(text, 3)).await.unwrap();
+    }
+    let mut long = job("", 8);
+    let turn = |n| Message {
+        role: if n % 2 == 0 { Role::User } else { Role::Assistant },
+        content: format!("turn {n}"),
+    };
+    long.messages = (0..41).map(turn).collect();
+    run(model, &long).await.unwrap();
+    // exactly full: the answer is cut at the end of the context
+    let mut full = job(&"a ".repeat(900), 2000);
+    full.sampling.temperature = Some(0.0);
+    let usage = run(model, &full).await.unwrap().1;
+    assert!(usage.prompt_tokens + usage.completion_tokens <= 1024, "{usage:?}");
+}
