@@ -19,7 +19,7 @@
 //! ```text
 //! 6 roof       main, cli, daemon, config                    know everyone, known by no one
 //! 5 ingress    ingress/{mqtt, http}                         one client's protocol each
-//! 4 rooms      dispatch, backends/{gguf, scripted, supervise}
+//! 4 rooms      dispatch, backends/{engine, gguf, onnx, scripted, supervise}
 //! 3 hands      mcp (port and line), bus (the one MQTT line), tls, broker, metrics, device
 //! 2 shapes     wire (requests and replies as JSON), link (the state of a backend)
 //! 1 judgement  scheduler, registry                          PURE

@@ -204,6 +204,44 @@ async fn several_prefixes_are_kept() {
     assert_eq!(answers[..2], answers[2..]);
 }
 
+/// Weights in the processor's own order are made once, used again, and made anew when damaged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prepared_weights_are_made_once() {
+    let work = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.is_file() {
+            fs::hard_link(&file, work.path().join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    let answer = async || {
+        let model = onnx::open(options(work.path())).await.unwrap();
+        run(&model, &job("hello", 8)).await.unwrap().0
+    };
+    let prepared = || {
+        let entries = fs::read_dir(work.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut found = entries.filter(|path| path.is_dir() && path.extension().is_none());
+        let home = found.next().unwrap();
+        assert!(found.next().is_none(), "{home:?}");
+        home.join("model.onnx.data")
+    };
+    let made = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    let first = answer().await;
+    let (data, when) = (prepared(), made(&prepared()));
+    // left behind by a process that did not come to its end
+    fs::create_dir(data.parent().unwrap().with_extension("999999999-0.part")).unwrap();
+    assert_eq!(answer().await, first);
+    assert_eq!((&prepared(), made(&data)), (&data, when), "it was made twice");
+    let mut bytes = fs::read(&data).unwrap();
+    let at = bytes.len() / 3;
+    bytes[at] ^= 1;
+    fs::write(&data, bytes).unwrap();
+    assert_eq!(answer().await, first);
+    assert_ne!(made(&prepared()), when, "a damaged one was used");
+    let folders =
+        fs::read_dir(work.path()).unwrap().filter(|e| e.as_ref().unwrap().path().is_dir());
+    assert_eq!(folders.count(), 1, "something was left behind");
+}
+
 async fn said(options: Options) -> String {
     onnx::open(options).await.err().expect("it was opened").to_string()
 }
@@ -211,8 +249,11 @@ async fn said(options: Options) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_folders_are_clear_errors() {
     let work = tempfile::tempdir().unwrap();
-    let files: Vec<PathBuf> =
-        fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let files: Vec<PathBuf> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .collect();
     // a copy of the folder in which one file is another; only ours has digests
     let with = |name: &str, digests: bool, change: &dyn Fn(Vec<u8>) -> Option<Vec<u8>>| {
         let copy = work.path().join(format!("copy-{name}-{}", fastrand::u32(..)));

@@ -1,6 +1,7 @@
 //! ONNX Runtime behind the port of the engine's thread: one session, key-value buffers that past
 //! and present share.
 
+use std::path::Path;
 use std::time::Instant;
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -12,6 +13,7 @@ use toktrie::TokTrie;
 
 use super::Options;
 use super::folder::{Folder, TOKENIZER};
+use super::prepared;
 use super::runtime::{self, Runtime};
 use super::vocabulary::Vocabulary;
 use crate::backends::engine::{Decoder, Line, common, now, threads_or_all};
@@ -54,21 +56,24 @@ fn load(options: &Options) -> Result<(Onnx, ModelContext), Fault> {
     let length = options.context_tokens.min(folder.context);
     let memory_bytes = enough_memory(&folder, length, options.prefixes)?;
     let runtime = runtime::start(options.runtime.as_deref())?;
-    let (verified, session, vocabulary) = std::thread::scope(|threads| {
-        let verified = threads.spawn(|| folder.verify());
+    let (session, vocabulary) = std::thread::scope(|threads| {
         let vocabulary = threads.spawn(|| {
             let bos = folder.bos.as_deref().filter(|_| folder.add_bos);
             Vocabulary::read(&folder.path.join(TOKENIZER), bos, &folder.ends)
         });
-        let session = session(runtime, &folder, options.threads);
-        (verified.join(), session, vocabulary.join())
+        let session = folder.verify().and_then(|digest| {
+            let prepared = prepared::graph(&folder, &digest, runtime);
+            let session = session(runtime, &folder, prepared.as_deref(), options.threads);
+            let shown = folder.graph.display();
+            let session = session
+                .map_err(|e| Fault::Away(format!("ONNX Runtime can't load {shown}: {e}")))?;
+            Ok((session, digest))
+        });
+        (session, vocabulary.join())
     });
-    let broken = || Fault::Broken("a thread of the loader has ended".to_owned());
-    let digest = verified.map_err(|_| broken())??;
-    let mut vocabulary = vocabulary.map_err(|_| broken())??;
-    let shown = folder.graph.display();
-    let session =
-        session.map_err(|e| Fault::Away(format!("ONNX Runtime can't load {shown}: {e}")))?;
+    let broken = |_| Fault::Broken("a thread of the loader has ended".to_owned());
+    let (session, digest) = session?;
+    let mut vocabulary = vocabulary.map_err(broken)??;
     if vocabulary.ends.is_empty() {
         let eos = folder.eos.as_deref().and_then(|eos| vocabulary.id(eos));
         vocabulary.ends.extend(eos);
@@ -96,16 +101,26 @@ fn enough_memory(folder: &Folder, length: u32, prefixes: u32) -> Result<u64, Fau
     Ok(needed)
 }
 
-fn session(runtime: &Runtime, folder: &Folder, threads: u32) -> ort::Result<Session> {
+fn session(
+    runtime: &Runtime,
+    folder: &Folder,
+    prepared: Option<&Path>,
+    threads: u32,
+) -> ort::Result<Session> {
+    // what was prepared is optimized already
+    let (graph, level) = match prepared {
+        Some(path) => (path, GraphOptimizationLevel::Disable),
+        None => (folder.graph.as_path(), GraphOptimizationLevel::Level3),
+    };
     let mut builder = Session::builder(&runtime.environment)?
         .with_intra_threads(threads as usize)?
         // a spinning thread halves the rate beside a busy neighbour
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
         .with_memory_pattern(false)?
-        .with_optimization_level(GraphOptimizationLevel::Level3)?
+        .with_optimization_level(level)?
         .with_auto_device(AutoDevicePolicy::PreferCPU)?;
-    builder.commit_from_file(&folder.graph)
+    builder.commit_from_file(graph)
 }
 
 /// Whether the graph is one that can be driven here.
@@ -150,7 +165,7 @@ fn describe(
     vocabulary: &Vocabulary,
     options: &Options,
     runtime: &Runtime,
-    digest: Option<String>,
+    digest: String,
     context_tokens: u32,
     memory_bytes: u64,
 ) -> ModelContext {
@@ -166,7 +181,7 @@ fn describe(
             family: folder.family.clone(),
             version: origin.version.clone(),
             provider: origin.provider.clone(),
-            digest,
+            digest: Some(digest),
             licence: origin.licence.clone(),
         },
         capabilities: Capabilities {

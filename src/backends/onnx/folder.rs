@@ -137,7 +137,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`Fault::Away`] that names the file that has changed.
-    pub(super) fn verify(&self) -> Result<Option<String>, Fault> {
+    pub(super) fn verify(&self) -> Result<String, Fault> {
         for (name, expected) in &self.origin.sha256 {
             let found = sha256(&self.path.join(name));
             let found = found.map_err(|e| damaged(&self.path.join(name), &e))?;
@@ -151,7 +151,10 @@ impl Folder {
         }
         // the graph's own digest says nothing of its weights, but their file is known to it
         let weights = self.origin.sha256.iter().find(|(name, _)| name.contains(".data"));
-        Ok(weights.map(|(_, digest)| digest.clone()).or_else(|| sha256(&self.graph).ok()))
+        if let Some((_, digest)) = weights {
+            return Ok(digest.clone());
+        }
+        sha256(&self.graph).map_err(|e| damaged(&self.graph, &e))
     }
 
     /// Bytes of all files of the graph.

@@ -6,6 +6,7 @@
 pub mod convert;
 mod decoder;
 mod folder;
+mod prepared;
 mod runtime;
 mod vocabulary;
 
