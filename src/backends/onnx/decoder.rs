@@ -24,7 +24,7 @@ use crate::model::{self, Capabilities, Identification, InferenceSettings, ModelC
 use crate::prompt::{Message, Refusal};
 
 /// Prompt tokens that are read in one step: room to stop in between, and a lower peak of memory.
-const STEP_TOKENS: usize = 128;
+const STEP_TOKENS: usize = 256;
 /// The longest context that may be asked for.
 const CONTEXT_TOKENS_MAX: u32 = 131_072;
 /// Most prefixes that may be kept.
@@ -61,8 +61,8 @@ fn load(options: &Options) -> Result<(Onnx, ModelContext), Fault> {
             let bos = folder.bos.as_deref().filter(|_| folder.add_bos);
             Vocabulary::read(&folder.path.join(TOKENIZER), bos, &folder.ends)
         });
-        let session = folder.verify().and_then(|digest| {
-            let prepared = prepared::graph(&folder, &digest, runtime);
+        let session = folder.verify().and_then(|()| folder.digest()).and_then(|digest| {
+            let prepared = prepared::graph(&folder, &digest, runtime)?;
             let session = session(runtime, &folder, prepared.as_deref(), options.threads);
             let shown = folder.graph.display();
             let session = session

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::backends::engine::sha256;
 use crate::backends::template::Template;
@@ -132,37 +133,72 @@ impl Folder {
         })
     }
 
-    /// Looks whether the weights are those that were written; a flipped byte would be read as if
-    /// nothing were wrong. Gives the digest of the whole.
+    /// What names the weights: their SHA-256 as it was written down, else one over all files of the
+    /// graph as they are.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] that names the file that can't be read.
+    pub(super) fn digest(&self) -> Result<String, Fault> {
+        let recorded = self.origin.sha256.iter().find(|(name, _)| is_weights(name));
+        if let Some((_, digest)) = recorded {
+            return Ok(digest.clone());
+        }
+        let mut all = Sha256::new();
+        for path in self.graph_files() {
+            all.update(sha256(&path).map_err(|e| damaged(&path, &e))?);
+        }
+        Ok(format!("{:x}", all.finalize()))
+    }
+
+    /// Looks whether everything but the weights is what was written.
     ///
     /// # Errors
     /// [`Fault::Away`] that names the file that has changed.
-    pub(super) fn verify(&self) -> Result<String, Fault> {
-        for (name, expected) in &self.origin.sha256 {
-            let found = sha256(&self.path.join(name));
-            let found = found.map_err(|e| damaged(&self.path.join(name), &e))?;
+    pub(super) fn verify(&self) -> Result<(), Fault> {
+        self.verify_files(|name| !is_weights(name))
+    }
+
+    /// Looks whether the weights are those that were written; a flipped byte would be read as if
+    /// nothing were wrong.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] that names the file that has changed.
+    pub(super) fn verify_weights(&self) -> Result<(), Fault> {
+        self.verify_files(is_weights)
+    }
+
+    fn verify_files(&self, wanted: impl Fn(&str) -> bool) -> Result<(), Fault> {
+        for (name, expected) in self.origin.sha256.iter().filter(|(name, _)| wanted(name)) {
+            let path = self.path.join(name);
+            let found = sha256(&path).map_err(|e| damaged(&path, &e))?;
             if found != *expected {
-                let shown = self.path.join(name);
                 return Err(Fault::Away(format!(
                     "{} is not what was written: its SHA-256 has changed; convert the model again",
-                    shown.display()
+                    path.display()
                 )));
             }
         }
-        // the graph's own digest says nothing of its weights, but their file is known to it
-        let weights = self.origin.sha256.iter().find(|(name, _)| name.contains(".data"));
-        if let Some((_, digest)) = weights {
-            return Ok(digest.clone());
-        }
-        sha256(&self.graph).map_err(|e| damaged(&self.graph, &e))
+        Ok(())
     }
 
     /// Bytes of all files of the graph.
     pub(super) fn bytes(&self) -> u64 {
+        let lengths = self.graph_files().into_iter().map(fs::metadata);
+        lengths.filter_map(Result::ok).map(|meta| meta.len()).sum()
+    }
+
+    fn graph_files(&self) -> Vec<PathBuf> {
         let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
         let files = files.filter(|file| file.file_name().to_string_lossy().contains(".onnx"));
-        files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
+        let mut paths: Vec<PathBuf> = files.map(|file| file.path()).collect();
+        paths.sort();
+        paths
     }
+}
+
+/// Whether a file of this name holds weights, beside the graph.
+fn is_weights(name: &str) -> bool {
+    name.contains(".onnx") && name.contains("data")
 }
 
 /// A JSON file; none if it is not there.

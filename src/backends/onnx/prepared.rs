@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::folder::{Folder, MODEL};
 use super::runtime::Runtime;
 use crate::backends::engine::sha256;
+use crate::generate::Fault;
 
 /// The file of the packed weights.
 const DATA: &str = "model.onnx.data";
@@ -38,23 +39,31 @@ struct Seal {
 
 /// The prepared graph, made now if it is not there; none if it can't be made (a folder that can't
 /// be written, a disk that is full): the graph itself is then loaded.
-pub(super) fn graph(folder: &Folder, digest: &str, runtime: &Runtime) -> Option<PathBuf> {
+///
+/// # Errors
+/// If the weights that would have to be read are not those that were written.
+pub(super) fn graph(
+    folder: &Folder,
+    digest: &str,
+    runtime: &Runtime,
+) -> Result<Option<PathBuf>, Fault> {
     let home = folder.path.join(format!("{PREFIX}{}", key(digest, &runtime.version)));
     match check(&home) {
-        Ok(true) => return Some(home.join(MODEL)),
+        Ok(true) => return Ok(Some(home.join(MODEL))),
         Ok(false) => {}
         Err(why) => {
             tracing::warn!(folder = %home.display(), why, "prepared weights are made anew");
             let _ = fs::remove_dir_all(&home);
         }
     }
-    match make(folder, &home, runtime) {
+    folder.verify_weights()?;
+    Ok(match make(folder, &home, runtime) {
         Ok(()) => Some(home.join(MODEL)),
         Err(why) => {
             tracing::warn!(folder = %home.display(), why, "weights are not prepared: more memory is used");
             None
         }
-    }
+    })
 }
 
 fn make(folder: &Folder, home: &Path, runtime: &Runtime) -> Result<(), String> {
