@@ -303,7 +303,7 @@ async fn bad_folders_are_clear_errors() {
             "not shared",
         ),
         (Options { context_tokens: 2_000_000, ..options(folder()) }, "not possible"),
-        (Options { prefixes: 0, ..options(folder()) }, "not possible"),
+        (Options { prefixes: 0, ..options(folder()) }, "at least 1"),
     ];
     for (options, expected) in cases {
         let path = options.path.clone();

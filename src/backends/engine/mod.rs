@@ -6,6 +6,7 @@
 
 mod answer;
 pub mod constraint;
+pub(super) mod room;
 
 use std::fs::File;
 use std::io;

@@ -11,8 +11,8 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use sha2::{Digest, Sha256};
 
 use super::Options;
+use crate::backends::engine::room::{self, WORK_BYTES};
 use crate::backends::template::Template;
-use crate::device::memory;
 use crate::generate::Fault;
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::{
@@ -21,10 +21,6 @@ use crate::model::{
 
 /// Prompt tokens that are read in one step. A larger step takes more work space and gains little.
 pub(super) const BATCH_TOKENS: u32 = 256;
-/// The longest context that may be asked for; llama.cpp itself accepts a million and is killed.
-const CONTEXT_TOKENS_MAX: u32 = 131_072;
-/// Work space for one batch beside its logits, measured on models of this size, with head-room.
-const WORK_BYTES: u64 = 48 * 1024 * 1024;
 
 /// A model in memory.
 pub(super) struct Loaded {
@@ -41,26 +37,12 @@ pub(super) fn load(backend: &LlamaBackend, options: &Options) -> Result<Loaded, 
     let path = &options.path;
     let shown = path.display();
     let away = |message: String| Fault::Away(message);
-    if !(1..=CONTEXT_TOKENS_MAX).contains(&options.context_tokens) {
-        let asked = options.context_tokens;
-        return Err(away(format!(
-            "a context of {asked} tokens is not possible, at most {CONTEXT_TOKENS_MAX}"
-        )));
-    }
+    room::for_context(options.context_tokens)?;
     let bytes = std::fs::metadata(path)
         .map_err(|e| away(format!("the model file {shown} can't be read: {e}")))?
         .len();
     let memory_bytes = needed_bytes(path, bytes, options.context_tokens)?;
-    // a machine that does not say is tried
-    let free = memory::read().map_or(u64::MAX, |memory| memory.available);
-    if memory_bytes > free {
-        return Err(away(format!(
-            "the model {shown} needs {} MiB of memory and {} MiB are free; use a smaller model or \
-             a shorter --context",
-            memory_bytes >> 20,
-            free >> 20
-        )));
-    }
+    room::for_model(path, memory_bytes)?;
     let params =
         LlamaModelParams::default().with_use_mmap(true).with_n_gpu_layers(options.gpu_layers);
     let model = LlamaModel::load_from_file(backend, path, &params)

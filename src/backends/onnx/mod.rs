@@ -6,6 +6,7 @@
 pub mod convert;
 mod decoder;
 mod folder;
+mod load;
 mod prepared;
 mod runtime;
 mod vocabulary;
@@ -39,5 +40,5 @@ pub struct Options {
 /// [`Fault::Away`] says what is wrong with the runtime, the folder, the machine's memory or the
 /// options.
 pub async fn open(options: Options) -> Result<OnThread, Fault> {
-    OnThread::open(move |line| decoder::run(options, line)).await
+    OnThread::open(move |line| load::run(options, line)).await
 }
