@@ -42,10 +42,11 @@ fn print(state: &Value, addr: &str) {
         let runtime = &server["model"]["runtime"];
         if runtime.is_object() {
             println!(
-                "  {} {} on {}, {} MiB, prefill {} and decode {} tokens/s, loaded in {} ms",
+                "  {} {} on {} {}, {} MiB, prefill {} and decode {} tokens/s, loaded in {} ms",
                 text(&server["model"]["identification"]["name"]),
                 text(&runtime["quantization"]),
                 text(&runtime["backend"]),
+                text(&runtime["version"]),
                 runtime["memory_bytes"].as_u64().unwrap_or(0) >> 20,
                 runtime["prefill_tokens_per_s"],
                 runtime["decode_tokens_per_s"],

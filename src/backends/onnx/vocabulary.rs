@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 use toktrie::TokTrie;
 
 use crate::backends::engine::constraint::{Word, trie};
@@ -57,7 +57,8 @@ impl Vocabulary {
         };
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
-        let size = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
+        let own = u32::try_from(tokenizer.get_vocab_size(false)).unwrap_or(u32::MAX);
+        let size = added.keys().map(|last| last + 1).fold(own, u32::max);
         let bos = bos.and_then(|bos| tokenizer.token_to_id(bos));
         Ok(Vocabulary { tokenizer, size, special, bytes, bos, ends: ends.to_vec() })
     }
@@ -68,8 +69,13 @@ impl Vocabulary {
 
     /// The kind of tokenizer, by the name of its model.
     pub(super) fn kind(&self) -> String {
-        let model = serde_json::to_value(self.tokenizer.get_model()).unwrap_or_default();
-        model["type"].as_str().unwrap_or("BPE").to_owned()
+        let kind = match self.tokenizer.get_model() {
+            ModelWrapper::BPE(_) => "BPE",
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "WordLevel",
+            ModelWrapper::Unigram(_) => "Unigram",
+        };
+        kind.to_owned()
     }
 
     /// The id of a token by its text.
