@@ -113,6 +113,12 @@ async fn keys(app: &mut App) {
     let first = app.ask("app", ask("same")).await;
     let again = app.ask("app", ask("same")).await;
     assert_eq!(first, again, "the same key gives the same stored answer");
+    // asked again at the very moment at which the answer came
+    for n in 0..40 {
+        let ask = json!({"id": format!("k-{n}-again"), "prompt": "same"}).to_string();
+        let first = app.ask("app", ask.clone()).await;
+        assert_eq!(first, app.ask("app", ask).await);
+    }
     let other = app.ask("app", ask("other")).await;
     assert_eq!((&other["status"], &other["error"]["field"]), (&json!("conflict"), &json!("id")));
 }

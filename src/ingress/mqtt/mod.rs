@@ -49,18 +49,20 @@ struct Return {
     correlation: Option<Bytes>,
 }
 
-/// How one request ended.
-struct Finished {
-    key: Option<Key>,
-    keep: Option<Bytes>,
-    ticket: Ticket,
+/// What a request's task comes to, one after the other.
+enum Step {
+    /// The reply is known and not yet out. Who asks under the same key from now on must get it
+    /// anew: the one that goes out may be with its asker before the next request is looked at.
+    Answered { key: Option<Key>, keep: Option<Bytes>, reply: Bytes, back: Return, ticket: Ticket },
+    /// The reply is out: the requests may be acknowledged.
+    Out(#[expect(dead_code, reason = "acknowledged when they are dropped")] Vec<Ticket>),
 }
 
 impl Door {
     /// Serves requests until `stop`, then until all that were taken have been answered.
     pub async fn run(self, mut inbox: mpsc::Receiver<Message>, stop: CancellationToken) {
         let mut seen = Seen::default();
-        let mut running: JoinSet<Finished> = JoinSet::new();
+        let mut running: JoinSet<Step> = JoinSet::new();
         let mut drain_until = None;
         // ends after `stop`
         loop {
@@ -71,10 +73,13 @@ impl Door {
                 Some(message) = inbox.recv(), if drain_until.is_none() => {
                     self.received(message, &mut seen, &mut running);
                 }
-                Some(finished) = running.join_next(), if !running.is_empty() => {
-                    if let Ok(Finished { key: Some(key), keep, ticket }) = finished {
-                        drop(seen.ended(&key, keep));
-                        drop(ticket);
+                Some(done) = running.join_next(), if !running.is_empty() => {
+                    if let Ok(Step::Answered { key, keep, reply, back, ticket }) = done {
+                        let mut tickets = vec![ticket];
+                        if let Some(key) = key {
+                            tickets.extend(seen.ended(&key, keep));
+                        }
+                        self.send(reply, back, tickets, &mut running);
                     }
                 }
                 () = stop.cancelled(), if drain_until.is_none() => {
@@ -88,7 +93,7 @@ impl Door {
         }
     }
 
-    fn received(&self, message: Message, seen: &mut Seen, running: &mut JoinSet<Finished>) {
+    fn received(&self, message: Message, seen: &mut Seen, running: &mut JoinSet<Step>) {
         if message.retained {
             tracing::debug!(topic = message.topic, "a retained request is ignored");
             return;
@@ -118,7 +123,9 @@ impl Door {
             Some(key) => match seen.look(key, content, message.ticket) {
                 Known::New(ticket) => ticket,
                 Known::Runs => return,
-                Known::Answered(reply, ticket) => return self.replay(reply, back, ticket, running),
+                Known::Answered(reply, ticket) => {
+                    return self.send(reply, back, vec![ticket], running);
+                }
                 Known::Conflict(ticket) => {
                     let message = "this id was used for another request; choose a new one";
                     let refusal = Refusal::field(Code::Conflict, "id", message);
@@ -176,7 +183,7 @@ impl Door {
         back: Return,
         ticket: Ticket,
         seen: &mut Seen,
-        running: &mut JoinSet<Finished>,
+        running: &mut JoinSet<Step>,
     ) {
         let id = job.key.clone();
         let format = job.format.clone();
@@ -196,8 +203,7 @@ impl Door {
                     metrics.replied("mqtt", &reply);
                     let payload = encode(&reply);
                     let keep = (reply.status == Status::Ok).then(|| payload.clone());
-                    publish(&bus, payload, back).await;
-                    Finished { key, keep, ticket }
+                    Step::Answered { key, keep, reply: payload, back, ticket }
                 });
             }
         }
@@ -209,18 +215,18 @@ impl Door {
         refusal: &Refusal,
         back: Return,
         ticket: Ticket,
-        running: &mut JoinSet<Finished>,
+        running: &mut JoinSet<Step>,
     ) {
         let reply = Reply::refused(id, refusal);
         self.metrics.replied("mqtt", &reply);
-        self.replay(encode(&reply), back, ticket, running);
+        self.send(encode(&reply), back, vec![ticket], running);
     }
 
-    fn replay(&self, reply: Bytes, back: Return, ticket: Ticket, running: &mut JoinSet<Finished>) {
+    fn send(&self, reply: Bytes, back: Return, tickets: Vec<Ticket>, running: &mut JoinSet<Step>) {
         let bus = self.bus.clone();
         running.spawn(async move {
             publish(&bus, reply, back).await;
-            Finished { key: None, keep: None, ticket }
+            Step::Out(tickets)
         });
     }
 }
