@@ -1,7 +1,8 @@
 //! Any transport, as one type.
 //!
 //! rmcp compiles its whole service anew for each kind of transport. One type for all of them costs
-//! an allocation for each message and saves megabytes of program text, which is memory on a board.
+//! an allocation for each message, and saves a seventh of the time to compile this crate and half
+//! a megabyte of program.
 
 use std::future::Future;
 use std::io;
