@@ -91,14 +91,6 @@ impl Ask {
         })
     }
 
-    fn show(&self, piece: &str) -> anyhow::Result<()> {
-        if !self.json {
-            let mut out = std::io::stdout();
-            out.write_all(piece.as_bytes())?;
-            out.flush()?;
-        }
-        Ok(())
-    }
 
     /// What the service does, in this process.
     async fn ask_here(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
@@ -112,7 +104,9 @@ impl Ask {
         let mut answer = core.dispatch.submit(job)?;
         let mut text = String::new();
         while let Some(chunk) = answer.next().await {
-            self.show(&chunk.text)?;
+            if !self.json {
+                print(&chunk.text)?;
+            }
             text.push_str(&chunk.text);
         }
         let end = answer.end().await;
@@ -177,21 +171,67 @@ impl Ask {
         topics: &Topics,
         app: &str,
     ) -> anyhow::Result<Reply> {
+        let mut shown = Shown::default();
         while let Some(message) = inbox.recv().await {
             let payload = message.payload.unwrap_or_default();
             if message.topic == topics.reply(app) {
-                return serde_json::from_slice(&payload).context("the reply can't be understood");
+                let reply: Reply =
+                    serde_json::from_slice(&payload).context("the reply can't be understood")?;
+                if !self.json {
+                    print(&shown.rest(reply.text.as_deref().unwrap_or_default()))?;
+                }
+                return Ok(reply);
             }
             let value: Value = serde_json::from_slice(&payload).unwrap_or_default();
             if message.topic == topics.status() && value["state"] == "offline" {
                 bail!("the service is offline; start it with: pilotlight serve");
             }
-            if message.topic == topics.stream(app) {
-                self.show(value["text"].as_str().unwrap_or_default())?;
+            if message.topic == topics.stream(app) && !self.json {
+                print(shown.add(&value))?;
             }
         }
         bail!("the line to the broker ended")
     }
+}
+
+/// What was printed of an answer. Its pieces go out once and unacknowledged, on a topic of their
+/// own: some may be lost, and MQTT keeps no order between two topics, so that the reply may even
+/// overtake them all. The reply has the whole text.
+#[derive(Debug, Default)]
+struct Shown {
+    text: String,
+    pieces: u64,
+    /// A piece was missing; the pieces after it wait for the reply.
+    gap: bool,
+}
+
+impl Shown {
+    /// What of this piece can be printed.
+    fn add<'v>(&mut self, piece: &'v Value) -> &'v str {
+        self.gap |= piece["n"] != self.pieces;
+        self.pieces += 1;
+        if self.gap {
+            return "";
+        }
+        let text = piece["text"].as_str().unwrap_or_default();
+        self.text.push_str(text);
+        text
+    }
+
+    /// What is left to print of the whole answer.
+    fn rest(&self, whole: &str) -> String {
+        match whole.strip_prefix(&self.text) {
+            Some(rest) => rest.to_owned(),
+            None if whole.is_empty() => String::new(),
+            None => format!("\n{whole}"),
+        }
+    }
+}
+
+fn print(piece: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    out.write_all(piece.as_bytes())?;
+    out.flush()
 }
 
 fn print_record(reply: &Reply) -> anyhow::Result<()> {
@@ -208,4 +248,36 @@ fn print_record(reply: &Reply) -> anyhow::Result<()> {
     });
     println!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_the_whole_answer_whatever_was_lost() {
+        let pieces = [
+            json!({"n": 0, "text": "one "}),
+            json!({"n": 1, "text": "two "}),
+            json!({"n": 2, "text": "three"}),
+            json!({"n": 3, "done": true, "count": 3}),
+        ];
+        // each set of pieces that may come, as the bits of a number
+        for come in 0..1_u8 << pieces.len() {
+            let mut shown = Shown::default();
+            let mut printed = String::new();
+            for (at, piece) in pieces.iter().enumerate() {
+                if come & (1 << at) != 0 {
+                    printed.push_str(shown.add(piece));
+                }
+            }
+            printed.push_str(&shown.rest("one two three"));
+            assert_eq!(printed, "one two three", "{come:b}");
+        }
+        let mut other = Shown::default();
+        other.add(&json!({"n": 0, "text": "half an"}));
+        assert_eq!(other.rest("whole"), "\nwhole", "another model answered after all");
+    }
 }
