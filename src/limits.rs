@@ -111,6 +111,11 @@ pub const MQTT_SESSION_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 pub const HTTP_CONNECTIONS_MAX: usize = 128;
 /// How long an HTTP client may take to send its request's head.
 pub const HTTP_HEAD_MAX: Duration = Duration::from_secs(10);
+/// How much of a body that was refused is still read before its connection is closed; without it
+/// the kernel resets the connection and the client may never see why.
+pub const HTTP_LINGER_BYTES_MAX: usize = 16 * REQUEST_BYTES_MAX;
+/// How long that may take.
+pub const HTTP_LINGER_MAX: Duration = Duration::from_secs(2);
 
 const _: () = assert!(PROMPT_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(PROMPT_BYTES_MAX <= WAITING_BYTES_MAX);

@@ -20,6 +20,7 @@ use rmcp::transport::StreamableHttpServerConfig;
 use rmcp::transport::StreamableHttpService;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -30,7 +31,10 @@ use crate::bus::Line;
 use crate::dispatch::Dispatch;
 use crate::dispatch::whole::Whole;
 use crate::health::Health;
-use crate::limits::{DRAIN_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, REQUEST_BYTES_MAX};
+use crate::limits::{
+    DRAIN_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_LINGER_BYTES_MAX, HTTP_LINGER_MAX,
+    REQUEST_BYTES_MAX,
+};
 use crate::mcp::server::Server;
 use crate::metrics::Metrics;
 use crate::registry::catalog::Catalog;
@@ -126,24 +130,45 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
     }
 }
 
-async fn connection(stream: TcpStream, routes: Router, stop: CancellationToken) {
+async fn connection(mut stream: TcpStream, routes: Router, stop: CancellationToken) {
     // small pieces must not wait for each other
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(routes);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HTTP_HEAD_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
+        .serve_connection(TokioIo::new(&mut stream), service);
+    let mut connection = Box::pin(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            connection.as_mut().await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "an HTTP connection ended early");
+    }
+    drop(connection);
+    tokio::select! {
+        _ = tokio::time::timeout(HTTP_LINGER_MAX, linger(stream)) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Reads on, within a bound, after our side has said its last word: a socket that is closed with
+/// unread data in it is reset, and the answer to a body that was refused would be lost.
+async fn linger(mut stream: TcpStream) {
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let mut passed_over = vec![0; 16 * 1024];
+    let mut left = HTTP_LINGER_BYTES_MAX;
+    while left > 0 {
+        match stream.read(&mut passed_over).await {
+            Ok(0) | Err(_) => return,
+            Ok(read) => left = left.saturating_sub(read),
+        }
     }
 }
 
