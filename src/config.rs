@@ -362,6 +362,7 @@ pub fn dry(config: Config) -> Config {
         link,
         reach: crate::model::Reach::Device,
         silence: None,
+        talents: Vec::new(),
     };
     Config { catalog: Catalog { servers: vec![server], ..config.catalog }, ..config }
 }

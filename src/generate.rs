@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use crate::labels::Classification;
 use crate::limits::CHUNKS_WAITING_MAX;
 use crate::model::ModelContext;
 use crate::prompt::{Job, Refusal};
@@ -79,6 +80,16 @@ impl Out {
         Ok(())
     }
 
+    /// Writes a piece without waiting, where it is the only one.
+    ///
+    /// # Errors
+    /// [`Gone`] if the reader has gone or is that far behind.
+    pub fn write_now(&mut self, text: String) -> Result<(), Gone> {
+        self.to.try_send(Chunk { n: self.written, text }).map_err(|_| Gone)?;
+        self.written += 1;
+        Ok(())
+    }
+
     /// Shows that work goes on; never waits, and is dropped if the reader is behind.
     pub fn alive(&self) {
         let _ = self.to.try_send(Chunk { n: self.written, text: String::new() });
@@ -130,6 +141,9 @@ pub struct Usage {
     /// Milliseconds spent writing the answer.
     #[serde(default)]
     pub decode_ms: f64,
+    /// What it says of a text that was to be classified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
     /// What it cost.
     #[serde(default)]
     pub cost_usd: f64,
@@ -139,6 +153,25 @@ pub struct Usage {
     /// The decision record of a whole service that answered, as it was made there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Value>,
+}
+
+impl Usage {
+    /// The usage of an answer of one piece for which nothing was computed yet.
+    pub fn one_piece(model: impl Into<String>) -> Usage {
+        Usage {
+            finish: Finish::Stop,
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            completion_tokens: 0,
+            chunks: 1,
+            prefill_ms: 0.0,
+            decode_ms: 0.0,
+            classification: None,
+            cost_usd: 0.0,
+            model: model.into(),
+            decision: None,
+        }
+    }
 }
 
 /// What went wrong at a backend. The scheduler may try another.

@@ -23,7 +23,7 @@
 //! 3 hands      mcp (port and line), bus (the one MQTT line), tls, broker, metrics, device
 //! 2 shapes     wire (requests and replies as JSON), link (the state of a backend)
 //! 1 judgement  scheduler, registry                          PURE
-//! 0 words      limits, prompt, model, health, generate, time  PURE
+//! 0 words      limits, prompt, labels, model, health, generate, time  PURE
 //! ```
 //!
 //! # One request
@@ -78,6 +78,7 @@ pub mod scheduler;
 // 0 words
 pub mod generate;
 pub mod health;
+pub mod labels;
 pub mod limits;
 pub mod model;
 pub mod prompt;

@@ -23,6 +23,19 @@ pub const NAME_BYTES_MAX: usize = 64;
 /// Longest `id` of a request, in bytes.
 pub const KEY_BYTES_MAX: usize = 128;
 
+/// Most labels of one classification.
+pub const LABELS_MAX: usize = 64;
+/// Longest example of a label, in bytes.
+pub const EXAMPLE_BYTES_MAX: usize = 1024;
+/// All examples of one classification together, in bytes.
+pub const EXAMPLES_BYTES_MAX: usize = 64 * 1024;
+/// Sets of labels that an engine keeps what it has learned of.
+pub const LABEL_SETS_MAX: usize = 16;
+/// Most texts that are embedded at once.
+pub const EMBED_TEXTS_MAX: usize = 64;
+/// Most rules of one task.
+pub const RULES_MAX: usize = 32;
+
 /// Most tokens that one answer may have, whatever a request or a model asks for.
 pub const OUTPUT_TOKENS_MAX: u32 = 8192;
 /// Chunks that may wait between a backend and a door before the backend is held back.
@@ -118,6 +131,8 @@ pub const HTTP_LINGER_BYTES_MAX: usize = 16 * REQUEST_BYTES_MAX;
 pub const HTTP_LINGER_MAX: Duration = Duration::from_secs(2);
 
 const _: () = assert!(PROMPT_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(EXAMPLES_BYTES_MAX <= REQUEST_BYTES_MAX / 2);
+const _: () = assert!(EMBED_TEXTS_MAX <= MESSAGES_MAX);
 const _: () = assert!(PROMPT_BYTES_MAX <= WAITING_BYTES_MAX);
 const _: () = assert!(SCHEMA_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(INBOX_MAX >= WAITING_JOBS_MAX);

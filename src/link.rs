@@ -14,6 +14,8 @@ pub struct Backend {
     pub server: String,
     /// How far away it is.
     pub reach: Reach,
+    /// Talents that the configuration says it has, besides those that it states.
+    pub talents: Vec<String>,
     /// What answers, while it is up.
     pub link: watch::Receiver<Link>,
 }

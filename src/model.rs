@@ -2,6 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The talent of writing text.
+pub const GENERATE: &str = "generate";
+/// The talent of choosing one of some labels and saying how sure it is.
+pub const CLASSIFY: &str = "classify";
+/// The talent of saying what a text means as a vector.
+pub const EMBED: &str = "embed";
+
 /// All that the rest of the service, and anybody who asks, knows of a model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ModelContext {
@@ -69,9 +76,19 @@ pub struct Capabilities {
     /// It gives log-probabilities.
     #[serde(default)]
     pub logprobs: bool,
-    /// What it was measured to be good at.
+    /// What it is good at: `generate`, `classify`, `embed`, and words of whoever runs it.
     #[serde(default)]
     pub talents: Vec<String>,
+}
+
+impl Capabilities {
+    /// Whether it states this talent. A model that can write tokens generates, and one that gives
+    /// embeddings embeds, whether it says so among its talents or not.
+    pub fn has(&self, talent: &str) -> bool {
+        self.talents.iter().any(|stated| stated == talent)
+            || (talent == GENERATE && self.max_output_tokens > 0)
+            || (talent == EMBED && self.embeddings)
+    }
 }
 
 /// How a model is asked: defaults, and the range that is accepted.
@@ -159,6 +176,9 @@ pub struct Runtime {
     /// The accelerator it uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<String>,
+    /// Why an accelerator that was asked for is not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
     /// Prompts it answers at once.
     pub slots: u32,
     /// Memory it takes, in bytes: weights, cache and work space.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::labels::{Classification, Labels};
 use crate::limits::NAME_BYTES_MAX;
+use crate::model;
 
 /// Names one job inside this process; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,6 +58,21 @@ pub enum Format {
     Json,
     /// One JSON value that fits this JSON Schema.
     Schema(Arc<Value>),
+    /// One of these labels.
+    Label(Arc<Labels>),
+    /// No text but the meaning of each message, as a JSON array of vectors of length 1.
+    Embedding,
+}
+
+impl Format {
+    /// The talent that a model needs for it, by its name in a `ModelContext`.
+    pub fn talent(&self) -> &'static str {
+        match self {
+            Format::Text | Format::Json | Format::Schema(_) => model::GENERATE,
+            Format::Label(_) => model::CLASSIFY,
+            Format::Embedding => model::EMBED,
+        }
+    }
 }
 
 /// Where a prompt may be answered.
@@ -132,6 +149,10 @@ pub struct Job {
     pub mode: Mode,
     /// The one model that shall answer, by name.
     pub model: Option<String>,
+    /// A talent that the model must state, besides what the format needs.
+    pub talent: Option<String>,
+    /// The answer, if a rule of the task gave it: no model is asked.
+    pub ruled: Option<Classification>,
     /// Services that it has passed already.
     pub hops: u8,
 }
@@ -156,6 +177,8 @@ impl Job {
             class: Class::default(),
             mode: Mode::default(),
             model: None,
+            talent: None,
+            ruled: None,
             hops: 0,
         }
     }

@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floor of each room; a room may name only lower floors, and itself.
-const FLOORS: [(&str, u8); 24] = [
+const FLOORS: [(&str, u8); 25] = [
     ("cli", 6),
     ("config", 6),
     ("daemon", 6),
@@ -38,6 +38,7 @@ const FLOORS: [(&str, u8); 24] = [
     ("scheduler", 1),
     ("generate", 0),
     ("health", 0),
+    ("labels", 0),
     ("limits", 0),
     ("model", 0),
     ("prompt", 0),

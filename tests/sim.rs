@@ -18,9 +18,11 @@ use std::time::Duration;
 
 use pilotlight::generate::Fault;
 use pilotlight::limits::{ATTEMPTS_MAX, RUNNING_JOBS_MAX, WAITING_BYTES_MAX, WAITING_JOBS_MAX};
-use pilotlight::model::Reach;
+use pilotlight::model::{CLASSIFY, GENERATE, Reach};
 use pilotlight::prompt::{Class, Code, JobId, Mode, Refusal};
-use pilotlight::scheduler::{BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict};
+use pilotlight::scheduler::{
+    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict,
+};
 use pilotlight::time::Time;
 
 const DAYS: u64 = 2_000;
@@ -35,6 +37,28 @@ struct Book {
     runs_on: Option<usize>,
     settled: bool,
     sent: bool,
+    talent: &'static str,
+    margin: f32,
+    /// What was said with too little confidence, by whom.
+    unsure: Vec<(usize, f32)>,
+    /// Who gave an answer that is taken.
+    answered: Option<usize>,
+}
+
+impl Book {
+    /// An answer is whose it is said to be, and who has any word is not left without one.
+    fn check_word(&self, job: JobId, verdict: &Verdict, backend: Option<BackendId>) {
+        let surest = self.unsure.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(who, _)| *who);
+        match verdict {
+            Verdict::Done => assert_eq!(
+                backend.map(|b| b.0),
+                self.answered.or(surest),
+                "{job:?} was answered by another"
+            ),
+            Verdict::Cancelled => {}
+            _ => assert!(self.unsure.is_empty(), "{job:?} had a word and was told none"),
+        }
+    }
 }
 
 struct World {
@@ -60,6 +84,13 @@ impl World {
                 slots: random.u32(1..4),
                 context_tokens: random.u32(10..2000),
                 json_schema: random.bool(),
+                talents: Some(
+                    [GENERATE, CLASSIFY]
+                        .into_iter()
+                        .filter(|_| random.u8(0..5) > 0)
+                        .map(str::to_owned)
+                        .collect(),
+                ),
             })
             .collect();
         let up = vec![false; cards.len()];
@@ -101,8 +132,14 @@ impl World {
         } else {
             random.usize(1..9000)
         };
+        let talent = if random.u8(0..3) == 0 { CLASSIFY } else { GENERATE };
+        let margin = if talent == CLASSIFY { random.f32() } else { 0.0 };
         let ticket = Ticket {
             job,
+            talents: vec![talent.to_owned()],
+            margin,
+            best: None,
+            ruled: false,
             due: self.now + Duration::from_micros(random.u64(1..3_000_000)),
             class: *random.choice(&classes).unwrap(),
             mode: *random.choice(&modes).unwrap(),
@@ -119,6 +156,10 @@ impl World {
             runs_on: None,
             settled: false,
             sent: false,
+            talent,
+            margin,
+            unsure: Vec::new(),
+            answered: None,
         };
         self.books.insert(job, book);
         Event::Arrived(ticket)
@@ -140,11 +181,20 @@ impl World {
             5 => Fault::Unfit(Refusal::new(Code::Invalid, "x")),
             6 => Fault::Cancelled,
             _ => {
-                self.books.get_mut(&job)?.runs_on = None;
-                return Some(Event::Ended { job, outcome: Ok(()) });
+                let sure = self.random.f32();
+                let book = self.books.get_mut(&job)?;
+                let backend = book.runs_on.take()?;
+                let confidence = (book.talent == CLASSIFY).then_some(sure);
+                match confidence {
+                    Some(sure) if sure < book.margin => book.unsure.push((backend, sure)),
+                    _ => book.answered = Some(backend),
+                }
+                return Some(Event::Ended { job, outcome: Ok(Answered { confidence }) });
             }
         };
-        let sent = if self.random.bool() { Sent::Some } else { Sent::Nothing };
+        // a label is handed out at the end only
+        let whole = self.books[&job].talent == CLASSIFY;
+        let sent = if self.random.bool() && !whole { Sent::Some } else { Sent::Nothing };
         let book = self.books.get_mut(&job)?;
         book.runs_on = None;
         book.sent = sent == Sent::Some;
@@ -175,7 +225,7 @@ impl World {
                     let book = self.books.get_mut(&job).unwrap();
                     assert!(book.runs_on.take().is_some(), "{job:?} was stopped and did not run");
                 }
-                Effect::Settle { job, verdict, decision } => {
+                Effect::Settle { job, verdict, backend, decision } => {
                     let book = self.books.get_mut(&job).unwrap();
                     assert!(!book.settled, "{job:?} was settled twice");
                     assert!(book.runs_on.is_none(), "{job:?} was settled while it ran");
@@ -188,6 +238,7 @@ impl World {
                     let early = verdict == Verdict::Expired && self.now < book.due;
                     assert!(!early, "{job:?} expired before its deadline");
                     book.settled = true;
+                    book.check_word(job, &verdict, backend);
                 }
                 Effect::Drained => self.drained += 1,
             }
@@ -208,6 +259,10 @@ impl World {
             Mode::CloudOnly => card.reach != Reach::Device,
             Mode::PreferLocal | Mode::PreferCloud => true,
         };
+        let asked_again = book.unsure.iter().any(|(unsure, _)| *unsure == backend);
+        assert!(!asked_again, "{job:?} was given to who was not sure of it");
+        let can = card.talents.as_ref().unwrap().iter().any(|talent| talent == book.talent);
+        assert!(can, "{job:?} went to a model without the talent");
         assert!(allowed, "{job:?} with {:?} went to {:?}", book.mode, card.reach);
         book.runs_on = Some(backend);
         book.starts += 1;
@@ -273,6 +328,7 @@ fn an_idle_model_never_lets_a_job_wait() {
         slots: 2,
         context_tokens: 10_000,
         json_schema: true,
+        talents: None,
     };
     for seed in 0..200 {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -289,13 +345,17 @@ fn an_idle_model_never_lets_a_job_wait() {
                     mode: Mode::PreferLocal,
                     model: None,
                     wants_json: false,
+                    talents: vec![GENERATE.to_owned()],
+                    margin: 0.0,
+                    best: None,
+                    ruled: false,
                     bytes: 10,
                     hops: 0,
                     attempts: Vec::new(),
                 })
             } else {
                 let job = running.swap_remove(random.usize(0..running.len()));
-                Event::Ended { job, outcome: Ok(()) }
+                Event::Ended { job, outcome: Ok(Answered::default()) }
             };
             for effect in scheduler.on(event, now) {
                 if let Effect::Start { job, .. } = effect {

@@ -3,14 +3,19 @@
 //! It repeats the last message of the prompt word by word. Words in the prompt steer it:
 //! `/tokens=N` makes N pieces, `/delay-us=N` waits before each, `/fail=KIND` breaks before the
 //! first piece, `/fail=KIND@N` after piece N. Kinds are `away`, `crash` (ends the process, if
-//! this is an engine of its own), `hang` and `broken`.
+//! this is an engine of its own), `hang` and `broken`. Asked for a label it takes the one that is
+//! a word of the prompt, else the first, with the confidence of `/sure=0.7`; `/sure-NAME=0.7` is
+//! for the scripted model of that name alone.
 
 use std::time::Duration;
 
 use super::text::TextOut;
 use crate::generate::{BoxFuture, Fault, Finish, Generate, Out, Usage};
+use crate::labels::{Classification, Labels};
 use crate::limits::OUTPUT_TOKENS_MAX;
-use crate::model::{Capabilities, Identification, ModelContext, Runtime, Tokenizer};
+use crate::model::{
+    CLASSIFY, Capabilities, GENERATE, Identification, ModelContext, Runtime, Tokenizer,
+};
 use crate::prompt::{Code, Format, Job, Refusal};
 
 /// The scripted model.
@@ -43,6 +48,7 @@ impl Scripted {
                 max_output_tokens: OUTPUT_TOKENS_MAX,
                 modalities: vec!["text".to_owned()],
                 streaming: true,
+                talents: vec![GENERATE.to_owned(), CLASSIFY.to_owned()],
                 ..Capabilities::default()
             },
             tokenizer: Tokenizer { kind: "words".to_owned(), ..Tokenizer::default() },
@@ -66,12 +72,15 @@ impl Scripted {
             let message = format!("the prompt has {bytes} bytes, too long for a scripted model");
             return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
         }
+        let prompt = job.messages.last().map_or("", |m| m.content.as_str());
+        let script = Script::read(prompt, &self.context.identification.name);
+        if let Format::Label(labels) = &job.format {
+            return self.choose(&script, labels, out).await;
+        }
         if job.format != Format::Text {
             let message = "a scripted model can't be held to JSON";
             return Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)));
         }
-        let prompt = job.messages.last().map_or("", |m| m.content.as_str());
-        let script = Script::read(prompt);
         let most = job.sampling.max_tokens.unwrap_or(OUTPUT_TOKENS_MAX).min(OUTPUT_TOKENS_MAX);
         let mut finish = Finish::Stop;
         let mut text = TextOut::new(job.sampling.stop.clone());
@@ -97,15 +106,30 @@ impl Scripted {
         Ok(Usage {
             finish,
             prompt_tokens: u32::try_from(prompt.split_whitespace().count()).unwrap_or(u32::MAX),
-            cached_tokens: 0,
             completion_tokens: out.written(),
             chunks: out.written(),
-            prefill_ms: 0.0,
-            decode_ms: 0.0,
-            cost_usd: 0.0,
-            model: self.context.identification.name.clone(),
-            decision: None,
+            ..Usage::one_piece(&self.context.identification.name)
         })
+    }
+
+    async fn choose(
+        &self,
+        script: &Script<'_>,
+        labels: &Labels,
+        out: &mut Out,
+    ) -> Result<Usage, Fault> {
+        script.fail(0, out, self.crash).await?;
+        let names: Vec<&str> = labels.names().collect();
+        let chosen = names.iter().position(|name| script.words.contains(name)).unwrap_or(0);
+        #[expect(clippy::cast_precision_loss, reason = "a small number")]
+        let others = (1.0 - script.sure) / (names.len() - 1).max(1) as f32;
+        let mut probabilities = vec![others; names.len()];
+        probabilities[chosen] = script.sure;
+        let scores = names.iter().map(|name| (*name).to_owned()).zip(probabilities).collect();
+        let label = names[chosen].to_owned();
+        send(out, label.clone()).await?;
+        let classification = Some(Classification { label, confidence: script.sure, scores });
+        Ok(Usage { classification, ..Usage::one_piece(&self.context.identification.name) })
     }
 }
 
@@ -135,11 +159,13 @@ struct Script<'p> {
     tokens: u32,
     delay: Duration,
     fail: Option<(&'p str, u32)>,
+    sure: f32,
 }
 
 impl<'p> Script<'p> {
-    fn read(prompt: &'p str) -> Script<'p> {
-        let mut script = Script { words: Vec::new(), tokens: 0, delay: Duration::ZERO, fail: None };
+    fn read(prompt: &'p str, name: &str) -> Script<'p> {
+        let mut script =
+            Script { words: Vec::new(), tokens: 0, delay: Duration::ZERO, fail: None, sure: 1.0 };
         let mut tokens = None;
         for word in prompt.split_whitespace() {
             if let Some(n) = word.strip_prefix("/tokens=") {
@@ -149,6 +175,12 @@ impl<'p> Script<'p> {
             } else if let Some(how) = word.strip_prefix("/fail=") {
                 let (kind, at) = how.split_once('@').unwrap_or((how, "0"));
                 script.fail = Some((kind, at.parse().unwrap_or(0)));
+            } else if let Some((who, sure)) =
+                word.strip_prefix("/sure").and_then(|rest| rest.split_once('='))
+            {
+                if who.is_empty() || who.strip_prefix('-') == Some(name) {
+                    script.sure = sure.parse().unwrap_or(1.0);
+                }
             } else {
                 script.words.push(word);
             }

@@ -24,7 +24,12 @@ pub fn supervise(
     stop: CancellationToken,
 ) -> (Backend, impl Future<Output = ()> + Send + 'static) {
     let (link, state) = watch::channel(Link::Down(Health::Starting));
-    let backend = Backend { server: server.name.clone(), reach: server.reach, link: state };
+    let backend = Backend {
+        server: server.name.clone(),
+        reach: server.reach,
+        talents: server.talents.clone(),
+        link: state,
+    };
     let keeper = Keeper { server: server.clone(), link };
     (backend, keeper.run(stop))
 }

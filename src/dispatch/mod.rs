@@ -14,13 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use self::handle::Order;
 pub use self::handle::{Answer, Dispatch, End, Seen};
-use crate::generate::{Fault, Out, Usage};
+use crate::generate::{Fault, Generate, Out, Usage, channel};
 use crate::limits::{DRAIN_MAX, INBOX_MAX};
 use crate::link::{Backend, Link};
-use crate::prompt::{Job, JobId};
+use crate::model::{CLASSIFY, EMBED, GENERATE, ModelContext};
+use crate::prompt::{Format, Job, JobId};
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
-    BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict, may_reach,
+    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict, may_reach,
 };
 use crate::time::Time;
 
@@ -56,7 +57,17 @@ fn card_of_unknown(backend: &Backend) -> Card {
         slots: 1,
         context_tokens: u32::MAX,
         json_schema: true,
+        talents: None,
     }
+}
+
+/// What a model is good at: what it states, what follows from that, and what the configuration
+/// says.
+fn talents(context: &ModelContext, configured: &[String]) -> Vec<String> {
+    let can = &context.capabilities;
+    let known = [GENERATE, CLASSIFY, EMBED].into_iter().filter(|talent| can.has(talent));
+    let known = known.map(str::to_owned);
+    known.chain(can.talents.iter().cloned()).chain(configured.iter().cloned()).collect()
 }
 
 /// The loop's state.
@@ -79,15 +90,23 @@ struct Held {
     end: oneshot::Sender<End>,
     arrived: Time,
     started: Option<Time>,
-    backend: Option<usize>,
     stop: CancellationToken,
-    usage: Option<Usage>,
+    /// What was answered, by whom.
+    said: Vec<(BackendId, Said)>,
+}
+
+/// An attempt that worked.
+struct Said {
+    usage: Usage,
+    /// The answer, if the asker gets it only when it is clear that it counts.
+    kept: Option<String>,
 }
 
 struct Attempted {
     job: Job,
     out: Out,
-    result: Result<Usage, Fault>,
+    backend: BackendId,
+    result: Result<Said, Fault>,
 }
 
 /// What a watcher has seen.
@@ -159,9 +178,8 @@ impl Dispatcher {
             end,
             arrived: now,
             started: None,
-            backend: None,
             stop: stop.clone(),
-            usage: None,
+            said: Vec::new(),
         };
         self.jobs.insert(id, held);
         self.watches.spawn(async move {
@@ -174,20 +192,21 @@ impl Dispatcher {
     }
 
     fn ended(&mut self, done: Result<Attempted, tokio::task::JoinError>) -> Option<Event> {
-        let Attempted { job, out, result } = done
+        let Attempted { job, out, backend, result } = done
             .inspect_err(|error| tracing::error!(%error, "an attempt ended without saying how"))
             .ok()?;
         let id = job.id;
         let sent = if out.written() == 0 { Sent::Nothing } else { Sent::Some };
         let held = self.jobs.get_mut(&id)?;
+        held.waiting = Some((job, out));
         let outcome = match result {
-            Ok(usage) => {
-                held.usage = Some(usage);
-                Ok(())
+            Ok(said) => {
+                let confidence = said.usage.classification.as_ref().map(|said| said.confidence);
+                held.said.push((backend, said));
+                Ok(Answered { confidence })
             }
             Err(fault) => {
                 tracing::debug!(job = id.0, %fault, "an attempt failed");
-                held.waiting = Some((job, out));
                 Err((fault, sent))
             }
         };
@@ -219,7 +238,7 @@ impl Dispatcher {
 
     /// What is so now; the watcher made after this sees what comes later.
     fn state_of(&mut self, backend: usize) -> Event {
-        let Backend { server, reach, link } = &mut self.backends[backend];
+        let Backend { server, reach, talents: configured, link } = &mut self.backends[backend];
         match &*link.borrow_and_update() {
             Link::Down(_) => Event::Down(BackendId(backend)),
             Link::Up(generate) => {
@@ -231,6 +250,7 @@ impl Dispatcher {
                     slots: context.runtime.slots,
                     context_tokens: context.capabilities.context_tokens,
                     json_schema: context.capabilities.json_schema,
+                    talents: Some(talents(context, configured)),
                 };
                 Event::Up(BackendId(backend), card)
             }
@@ -245,7 +265,9 @@ impl Dispatcher {
                     held.stop.cancel();
                 }
             }
-            Effect::Settle { job, verdict, decision } => self.settle(job, verdict, decision),
+            Effect::Settle { job, verdict, backend, decision } => {
+                self.settle(job, verdict, backend, decision);
+            }
             Effect::Drained => self.drained = true,
         }
     }
@@ -259,7 +281,6 @@ impl Dispatcher {
             return;
         };
         held.started.get_or_insert(now);
-        held.backend = Some(backend.0);
         job.budget = budget;
         let to = &self.backends[backend.0];
         let link = to.link.borrow().clone();
@@ -271,26 +292,33 @@ impl Dispatcher {
                     "a private prompt was routed too far; it was not sent".into(),
                 )),
                 Link::Up(generate) => tokio::select! {
-                    result = generate.generate(&job, &mut out) => result,
+                    said = attempt(generate.as_ref(), &job, &mut out) => said,
                     () = stop.cancelled() => Err(Fault::Cancelled),
                 },
                 Link::Down(_) => Err(Fault::Away("it went away just now".into())),
             };
-            Attempted { job, out, result }
+            Attempted { job, out, backend, result }
         });
     }
 
-    fn settle(&mut self, job: JobId, verdict: Verdict, decision: Decision) {
+    fn settle(
+        &mut self,
+        job: JobId,
+        verdict: Verdict,
+        backend: Option<BackendId>,
+        decision: Decision,
+    ) {
         let now = self.now();
-        let Some(held) = self.jobs.remove(&job) else {
+        let Some(mut held) = self.jobs.remove(&job) else {
             return;
         };
         held.stop.cancel();
-        let backend = held.backend.map(|b| &self.backends[b]);
+        let usage = if verdict == Verdict::Done { held.answer_of(backend) } else { None };
+        let backend = backend.map(|b| &self.backends[b.0]);
         tracing::debug!(job = job.0, route = decision.route, reason = ?decision.reason, "settled");
         let end = End {
             verdict,
-            usage: held.usage,
+            usage,
             decision,
             server: backend.map(|b| b.server.clone()),
             reach: backend.map(|b| b.reach),
@@ -301,4 +329,53 @@ impl Dispatcher {
         // the asker may have gone
         let _ = held.end.send(end);
     }
+}
+
+impl Held {
+    /// What the answer that counts took: that of this backend, or of a rule. If it was kept back,
+    /// the asker gets it now.
+    fn answer_of(&mut self, backend: Option<BackendId>) -> Option<Usage> {
+        let said = self.said.drain(..).rev().find(|(who, _)| Some(*who) == backend);
+        let (job, out) = match &mut self.waiting {
+            Some((job, out)) => (Some(job), Some(out)),
+            None => (None, None),
+        };
+        let (text, mut usage) = match (said, job.and_then(|job| job.ruled.take())) {
+            (Some((_, Said { usage, kept: None })), _) => return Some(usage),
+            (Some((_, Said { usage, kept: Some(text) })), _) => (text, usage),
+            (None, Some(said)) => {
+                let usage = Usage { classification: Some(said.clone()), ..Usage::one_piece("") };
+                (said.label, usage)
+            }
+            (None, None) => return None,
+        };
+        // nothing was written yet, so there is room for one piece; the asker may have gone
+        if let Some(out) = out {
+            let _ = out.write_now(text);
+            usage.chunks = out.written();
+        }
+        Some(usage)
+    }
+}
+
+/// One attempt. The word of a classifier is kept back: the judge may want another's.
+async fn attempt(generate: &dyn Generate, job: &Job, out: &mut Out) -> Result<Said, Fault> {
+    if !matches!(job.format, Format::Label(_)) {
+        return generate.generate(job, out).await.map(|usage| Said { usage, kept: None });
+    }
+    let (mut inner, mut chunks) = channel();
+    let read = async {
+        let mut text = String::new();
+        while let Some(chunk) = chunks.recv().await {
+            text.push_str(&chunk.text);
+        }
+        text
+    };
+    let work = async {
+        let result = generate.generate(job, &mut inner).await;
+        drop(inner);
+        result
+    };
+    let (result, text) = tokio::join!(work, read);
+    result.map(|usage| Said { usage, kept: Some(text) })
 }

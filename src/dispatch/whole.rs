@@ -96,7 +96,17 @@ impl Shelf for Whole {
     /// First the service itself, then every model that is up.
     fn models(&self) -> Vec<ModelContext> {
         let behind = self.dispatch.backends().into_iter().filter_map(|seen| seen.context);
-        std::iter::once(self.context.clone()).chain(behind).collect()
+        let behind: Vec<ModelContext> = behind.collect();
+        let mut whole = self.context.clone();
+        // it can what any of them can
+        for model in &behind {
+            let can = &model.capabilities;
+            whole.capabilities.embeddings |= can.embeddings;
+            whole.capabilities.talents.extend(can.talents.iter().cloned());
+        }
+        whole.capabilities.talents.sort();
+        whole.capabilities.talents.dedup();
+        std::iter::once(whole).chain(behind).collect()
     }
 
     fn catalog(&self) -> &Catalog {

@@ -39,9 +39,12 @@ fn answered(format: &Format, text: String, end: &End) -> Reply {
         location: reach.name().to_owned(),
     });
     let json = match format {
-        Format::Text => None,
-        Format::Json | Format::Schema(_) => serde_json::from_str::<Value>(&text).ok(),
+        Format::Text | Format::Label(_) => None,
+        Format::Json | Format::Schema(_) | Format::Embedding => {
+            serde_json::from_str::<Value>(&text).ok()
+        }
     };
+    let said = usage.and_then(|u| u.classification.clone());
     let finish = usage.map(|u| u.finish);
     let base = Reply {
         id: None,
@@ -53,10 +56,13 @@ fn answered(format: &Format, text: String, end: &End) -> Reply {
         timing: None,
         retry_after_ms: None,
         error: None,
+        confidence: said.as_ref().map(|said| said.confidence),
+        scores: said.map(|said| said.scores).filter(|scores| !scores.is_empty()),
         json,
-        text: Some(text),
+        // numbers are no text
+        text: Some(text).filter(|_| *format != Format::Embedding),
     };
-    if *format == Format::Text || base.json.is_some() {
+    if matches!(format, Format::Text | Format::Label(_)) || base.json.is_some() {
         return base;
     }
     // JSON was asked for and the text is none: an answer that was cut off

@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::expand::{Variables, expand};
-use crate::limits::{DEADLINE_MAX, OUTPUT_TOKENS_MAX, SERVERS_MAX, TASKS_MAX};
+use super::task::{self, Task};
+use crate::limits::{DEADLINE_MAX, SERVERS_MAX};
 use crate::model::Reach;
-use crate::prompt::{Class, Code, Mode, Refusal};
+use crate::prompt::{Class, Mode};
 
 /// All models and tasks of one `mcp.json`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -43,6 +44,8 @@ pub struct Server {
     pub reach: Reach,
     /// How long it may be silent in the middle of an answer.
     pub silence: Option<Duration>,
+    /// Talents that it has besides those that it states.
+    pub talents: Vec<String>,
 }
 
 /// How a server is reached.
@@ -75,23 +78,6 @@ impl<T> std::fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("(secret)")
     }
-}
-
-/// A named prompt with places to fill in.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Task {
-    /// The prompt; `{{name}}` is replaced by the input of that name.
-    pub template: String,
-    /// The shape of the answer.
-    #[serde(default)]
-    pub schema: Option<Value>,
-    /// Most tokens of the answer.
-    #[serde(default)]
-    pub max_tokens: Option<u32>,
-    /// Milliseconds for the answer.
-    #[serde(default)]
-    pub deadline_ms: Option<u64>,
 }
 
 /// The device's names.
@@ -186,6 +172,8 @@ struct RawOurServer {
     role: Option<Role>,
     reach: Option<Reach>,
     silence_ms: Option<u64>,
+    #[serde(default)]
+    talents: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -323,13 +311,13 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
             Link::Http { .. } => Reach::Cloud,
         });
         let silence = extra.silence_ms.map(Duration::from_millis);
-        servers.push(Server { name, link, reach, silence });
+        servers.push(Server { name, link, reach, silence, talents: extra.talents });
     }
     for name in ours.servers.keys() {
         let message = "there is no such entry under mcpServers".to_owned();
         mistakes.push(Mistake { path: format!("pilotlight.servers.{name}"), message });
     }
-    check_tasks(&ours.tasks, mistakes);
+    task::check(&ours.tasks, mistakes);
     let deadlines = deadlines_of(&ours.policy, mistakes);
     Catalog {
         version: ours.version,
@@ -370,37 +358,11 @@ fn link_of(raw: RawServer, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Li
     }
 }
 
-fn check_tasks(tasks: &BTreeMap<String, Task>, mistakes: &mut Vec<Mistake>) {
-    let mut mistake = |path: String, message: String| mistakes.push(Mistake { path, message });
-    if tasks.len() > TASKS_MAX {
-        let message = format!("{} tasks, at most {TASKS_MAX}", tasks.len());
-        mistake("pilotlight.tasks".to_owned(), message);
-    }
-    for (name, task) in tasks {
-        let path = format!("pilotlight.tasks.{name}");
-        if !crate::prompt::is_name(name) {
-            mistake(path.clone(), "a task's name is [A-Za-z0-9_-]{1,64}".to_owned());
-        }
-        if task.template.trim().is_empty() {
-            mistake(format!("{path}.template"), "is empty".to_owned());
-        }
-        if task.schema.as_ref().is_some_and(|schema| !schema.is_object()) {
-            mistake(format!("{path}.schema"), "must be a JSON Schema object".to_owned());
-        }
-        if task.max_tokens.is_some_and(|n| !(1..=OUTPUT_TOKENS_MAX).contains(&n)) {
-            mistake(format!("{path}.max_tokens"), format!("must be 1 to {OUTPUT_TOKENS_MAX}"));
-        }
-        if task.deadline_ms.is_some_and(|ms| !is_deadline(ms)) {
-            mistake(format!("{path}.deadline_ms"), deadline_range());
-        }
-    }
-}
-
-fn is_deadline(ms: u64) -> bool {
+pub(super) fn is_deadline(ms: u64) -> bool {
     ms >= 1 && Duration::from_millis(ms) <= DEADLINE_MAX
 }
 
-fn deadline_range() -> String {
+pub(super) fn deadline_range() -> String {
     format!("must be 1 to {} ms", DEADLINE_MAX.as_millis())
 }
 
@@ -439,47 +401,5 @@ impl Catalog {
             Class::Batch => Duration::from_secs(900),
         };
         self.deadlines.get(&class).copied().unwrap_or(built_in)
-    }
-}
-
-impl Task {
-    /// The prompt with the input's values in their places.
-    ///
-    /// Text goes in as it is, everything else as JSON. Values are not expanded again.
-    ///
-    /// # Errors
-    /// A refusal that names the value that is missing or has no place in the template.
-    pub fn render(&self, input: Option<&Map<String, Value>>) -> Result<String, Refusal> {
-        let empty = Map::new();
-        let input = input.unwrap_or(&empty);
-        let mut used = Vec::new();
-        let mut out = String::with_capacity(self.template.len());
-        let mut rest = self.template.as_str();
-        // bounded: each turn takes one place off the template
-        while let Some((before, after)) = rest.split_once("{{") {
-            let Some((name, after)) = after.split_once("}}") else {
-                break;
-            };
-            let name = name.trim();
-            out.push_str(before);
-            match input.get(name) {
-                Some(Value::String(text)) => out.push_str(text),
-                Some(value) => out.push_str(&value.to_string()),
-                None => {
-                    let message = "the task's template needs this value";
-                    return Err(Refusal::field(Code::Invalid, format!("input.{name}"), message));
-                }
-            }
-            used.push(name);
-            rest = after;
-        }
-        out.push_str(rest);
-        match input.keys().find(|key| !used.contains(&key.as_str())) {
-            None => Ok(out),
-            Some(extra) => {
-                let message = "the task's template has no place for this value";
-                Err(Refusal::field(Code::Invalid, format!("input.{extra}"), message))
-            }
-        }
     }
 }

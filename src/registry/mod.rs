@@ -2,3 +2,5 @@
 
 pub mod catalog;
 pub mod expand;
+pub mod rule;
+pub mod task;

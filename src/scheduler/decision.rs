@@ -20,6 +20,15 @@ pub enum Reason {
     /// The preferred model can't be held to a schema.
     #[serde(rename = "capability:schema")]
     Schema,
+    /// The preferred model lacks the talent.
+    #[serde(rename = "capability:talent")]
+    Talent,
+    /// The preferred model was not sure enough.
+    #[serde(rename = "quality:confidence")]
+    Confidence,
+    /// A rule of the task answered it.
+    #[serde(rename = "rule")]
+    Rule,
     /// No model of that name.
     #[serde(rename = "capability:model")]
     Model,
@@ -45,8 +54,11 @@ pub enum Reason {
 pub struct Attempt {
     /// The server's name in `mcp.json`.
     pub server: String,
-    /// `ok` or the fault's word.
+    /// `ok`, `unsure` or the fault's word.
     pub outcome: String,
+    /// How sure it was, 0 ..= 1, if labels were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f32>,
     /// Milliseconds from start to end.
     pub ms: u64,
 }

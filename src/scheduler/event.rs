@@ -23,6 +23,14 @@ pub struct Ticket {
     pub model: Option<String>,
     /// It asks for JSON or a schema.
     pub wants_json: bool,
+    /// The talents that it needs.
+    pub talents: Vec<String>,
+    /// The confidence from which on a model's word is taken; 0 takes any.
+    pub margin: f32,
+    /// The surest word so far, if none was sure enough.
+    pub best: Option<Word>,
+    /// A rule has answered it.
+    pub ruled: bool,
     /// Size of its prompt.
     pub bytes: usize,
     /// Services it has passed.
@@ -40,12 +48,30 @@ impl Ticket {
             class: job.class,
             mode: job.mode,
             model: job.model.clone(),
-            wants_json: job.format != Format::Text,
+            wants_json: matches!(job.format, Format::Json | Format::Schema(_)),
+            talents: std::iter::once(job.format.talent().to_owned())
+                .chain(job.talent.clone())
+                .collect(),
+            margin: match &job.format {
+                Format::Label(labels) => labels.margin,
+                Format::Text | Format::Json | Format::Schema(_) | Format::Embedding => 0.0,
+            },
+            best: None,
+            ruled: job.ruled.is_some(),
             bytes: job.prompt_bytes(),
             hops: job.hops,
             attempts: Vec::new(),
         }
     }
+}
+
+/// A backend's word that was not sure enough.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Word {
+    /// Whose.
+    pub backend: BackendId,
+    /// How sure it is, 0 ..= 1.
+    pub confidence: f32,
 }
 
 /// What the judge knows of a backend.
@@ -63,11 +89,18 @@ pub struct Card {
     pub context_tokens: u32,
     /// It can be held to JSON.
     pub json_schema: bool,
+    /// What it is good at; none before it has stated it.
+    pub talents: Option<Vec<String>>,
 }
 
 impl Card {
     pub(super) fn answers_to(&self, name: &str) -> bool {
         self.server == name || self.model.as_deref() == Some(name)
+    }
+
+    pub(super) fn has(&self, talents: &[String]) -> bool {
+        let stated = self.talents.as_ref();
+        stated.is_none_or(|stated| talents.iter().all(|needed| stated.contains(needed)))
     }
 }
 
@@ -85,7 +118,7 @@ pub enum Event {
         /// Which job.
         job: JobId,
         /// How.
-        outcome: Result<(), (Fault, Sent)>,
+        outcome: Result<Answered, (Fault, Sent)>,
     },
     /// The asker went away.
     Gone(JobId),
@@ -97,6 +130,13 @@ pub enum Event {
     Tick,
     /// No more jobs are taken.
     Drain,
+}
+
+/// An attempt that worked.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Answered {
+    /// How sure the backend is, 0 ..= 1, if it says so.
+    pub confidence: Option<f32>,
 }
 
 /// Whether a part of the answer has reached the asker.
@@ -131,6 +171,8 @@ pub enum Effect {
         job: JobId,
         /// How it ended.
         verdict: Verdict,
+        /// Whose answer it is, or who had it last.
+        backend: Option<BackendId>,
         /// Where it went and why.
         decision: Decision,
     },

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use self::breaker::Breaker;
 use self::decision::{Attempt, Decision, Pressure, Reason};
-pub use self::event::{BackendId, Card, Effect, Event, Sent, Ticket, Verdict};
+pub use self::event::{Answered, BackendId, Card, Effect, Event, Sent, Ticket, Verdict, Word};
 use self::queue::Queue;
 use self::route::Route;
 pub use self::route::may_reach;
@@ -30,6 +30,9 @@ use crate::limits::{ATTEMPTS_MAX, HOPS_MAX, RUNNING_JOBS_MAX};
 use crate::model::Reach;
 use crate::prompt::{Code, JobId, Refusal};
 use crate::time::Time;
+
+/// The outcome of an attempt whose confidence is below the margin.
+const UNSURE: &str = "unsure";
 
 #[derive(Debug)]
 struct Backend {
@@ -41,8 +44,8 @@ struct Backend {
     mean: Option<Duration>,
     /// Jobs that failed here and may be tried elsewhere.
     failed: BTreeSet<JobId>,
-    /// Jobs that this backend can't do.
-    unfit: BTreeSet<JobId>,
+    /// Jobs that this backend can't do, or not well enough, and what it lacks.
+    unfit: BTreeMap<JobId, Reason>,
 }
 
 impl Backend {
@@ -89,7 +92,7 @@ impl Scheduler {
             running: 0,
             mean: None,
             failed: BTreeSet::new(),
-            unfit: BTreeSet::new(),
+            unfit: BTreeMap::new(),
         };
         Scheduler {
             backends: cards.into_iter().map(backend).collect(),
@@ -149,6 +152,9 @@ impl Scheduler {
             let refusal = Refusal::field(Code::Forbidden, "hops", message);
             return self.settle(&ticket, Verdict::Refused(refusal), None, Reason::Hops);
         }
+        if ticket.ruled {
+            return self.settle(&ticket, Verdict::Done, None, Reason::Rule);
+        }
         match route::route(&ticket, &self.backends, now) {
             Err((refusal, Reason::Resting)) => self.wait_for_rest(ticket, refusal, now),
             Err((refusal, reason)) => {
@@ -178,29 +184,58 @@ impl Scheduler {
         }
     }
 
-    fn ended(&mut self, job: JobId, outcome: Result<(), (Fault, Sent)>, now: Time) {
+    fn ended(&mut self, job: JobId, outcome: Result<Answered, (Fault, Sent)>, now: Time) {
         let Some(mut run) = self.running.remove(&job) else {
             return;
         };
         let took = now.since(run.started);
         let backend = &mut self.backends[run.backend];
         backend.running -= 1;
-        let outcome_name = match &outcome {
-            Ok(()) => "ok",
-            Err((fault, _)) => fault.name(),
+        let (outcome_name, confidence) = match &outcome {
+            Ok(Answered { confidence: Some(sure) }) if *sure < run.ticket.margin => {
+                (UNSURE, Some(*sure))
+            }
+            Ok(Answered { confidence }) => ("ok", *confidence),
+            Err((fault, _)) => (fault.name(), None),
         };
         run.ticket.attempts.push(Attempt {
             server: backend.card.server.clone(),
             outcome: outcome_name.to_owned(),
+            confidence,
             ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         });
         match outcome {
-            Ok(()) => {
+            Ok(_) => {
                 backend.breaker.worked();
                 backend.mean = Some(backend.mean.map_or(took, |mean| (mean * 7 + took) / 8));
-                self.settle(&run.ticket, Verdict::Done, Some(run.backend), run.reason);
+                match confidence {
+                    Some(sure) if outcome_name == UNSURE => self.unsure(run, sure, now),
+                    Some(_) | None => {
+                        self.settle(&run.ticket, Verdict::Done, Some(run.backend), run.reason);
+                    }
+                }
             }
             Err((fault, sent)) => self.failed(run, fault, sent, now),
+        }
+    }
+
+    /// Keeps the surest word, and asks the next model that has the talent; if there is none, the
+    /// surest word is the answer.
+    fn unsure(&mut self, run: Running, confidence: f32, now: Time) {
+        let Running { mut ticket, backend, .. } = run;
+        if ticket.best.is_none_or(|best| best.confidence < confidence) {
+            ticket.best = Some(Word { backend: BackendId(backend), confidence });
+        }
+        self.backends[backend].unfit.insert(ticket.job, Reason::Confidence);
+        let may_go_on = ticket.attempts.len() < ATTEMPTS_MAX && ticket.due > now;
+        let next = may_go_on.then(|| route::route(&ticket, &self.backends, now));
+        let left = match next {
+            Some(Ok(_)) => self.queue.offer(ticket).err(),
+            Some(Err(_)) | None => Some(ticket),
+        };
+        if let Some(ticket) = left {
+            let best = ticket.best.map(|best| best.backend.0);
+            self.settle(&ticket, Verdict::Done, best, Reason::Confidence);
         }
     }
 
@@ -225,13 +260,17 @@ impl Scheduler {
             return self.settle(&ticket, verdict_of(fault), Some(backend), reason);
         }
         match &fault {
-            Fault::Unfit(_) => self.backends[backend].unfit.insert(ticket.job),
+            Fault::Unfit(_) => {
+                self.backends[backend].unfit.insert(ticket.job, Reason::Context);
+            }
             Fault::Away(_)
             | Fault::Crashed(_)
             | Fault::Hung(_)
             | Fault::Broken(_)
-            | Fault::Cancelled => self.backends[backend].failed.insert(ticket.job),
-        };
+            | Fault::Cancelled => {
+                self.backends[backend].failed.insert(ticket.job);
+            }
+        }
         match route::route(&ticket, &self.backends, now) {
             Ok(_) | Err((_, Reason::Resting)) => {
                 if let Err(back) = self.queue.offer(ticket) {
@@ -284,6 +323,7 @@ impl Scheduler {
         run.ticket.attempts.push(Attempt {
             server: backend.card.server.clone(),
             outcome: Fault::Cancelled.name().to_owned(),
+            confidence: None,
             ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
         });
         self.effects.push(Effect::Stop { job: run.ticket.job });
@@ -325,6 +365,7 @@ impl Scheduler {
         }
     }
 
+    /// Says how a job ended. A word that was not sure enough is better than none.
     fn settle(
         &mut self,
         ticket: &Ticket,
@@ -332,10 +373,17 @@ impl Scheduler {
         backend: Option<usize>,
         reason: Reason,
     ) {
+        let (verdict, backend, reason) = match (verdict, ticket.best) {
+            (Verdict::Expired | Verdict::Failed(_) | Verdict::Refused(_), Some(best)) => {
+                (Verdict::Done, Some(best.backend.0), Reason::Confidence)
+            }
+            (verdict, _) => (verdict, backend, reason),
+        };
         for known in &mut self.backends {
             known.forget(ticket.job);
         }
         let route = match backend.map(|b| self.backends[b].card.reach) {
+            None if reason == Reason::Rule => "local",
             None => "none",
             Some(Reach::Device) => "local",
             Some(Reach::Peer) => "peer",
@@ -347,7 +395,12 @@ impl Scheduler {
             attempts: ticket.attempts.clone(),
             pressure: Pressure { queue: self.queue.fullness() },
         };
-        self.effects.push(Effect::Settle { job: ticket.job, verdict, decision });
+        self.effects.push(Effect::Settle {
+            job: ticket.job,
+            verdict,
+            backend: backend.map(BackendId),
+            decision,
+        });
     }
 
     /// How long until there may be room again, from the measured time of an answer.

@@ -3,7 +3,8 @@
 //! The decision, in order; the code below has the same numbers:
 //! 1. *Asked for by name*: only the model of that name.
 //! 2. *Privacy*: nothing beyond the reach that the job's mode allows.
-//! 3. *Capability*: context length, JSON and schema.
+//! 3. *Capability*: the talents, context length, JSON and schema; and a model that was not sure
+//!    enough of this job is not asked again.
 //! 4. *Health*: only models that are up and do not rest.
 //! 5. *Preference*: the side that the mode prefers first, then by the order of the catalog.
 //!
@@ -84,7 +85,7 @@ pub(super) fn route(
         }
     });
     if left.is_empty() {
-        return Err(incapable(lacking.unwrap_or(Reason::Context)));
+        return Err(incapable(ticket, lacking.unwrap_or(Reason::Context)));
     }
 
     // 4. health
@@ -140,9 +141,13 @@ fn distance(mode: Mode, reach: Reach) -> u8 {
 
 fn lacks(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
     let can = &backend.card;
-    if ticket.bytes / BYTES_PER_TOKEN_MAX > can.context_tokens as usize
-        || backend.unfit.contains(&ticket.job)
-    {
+    if let Some(lack) = backend.unfit.get(&ticket.job) {
+        return Some(*lack);
+    }
+    if !can.has(&ticket.talents) {
+        return Some(Reason::Talent);
+    }
+    if ticket.bytes / BYTES_PER_TOKEN_MAX > can.context_tokens as usize {
         return Some(Reason::Context);
     }
     if ticket.wants_json && !can.json_schema {
@@ -151,10 +156,15 @@ fn lacks(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
     None
 }
 
-fn incapable(lack: Reason) -> (Refusal, Reason) {
+fn incapable(ticket: &Ticket, lack: Reason) -> (Refusal, Reason) {
+    let talents = ticket.talents.join(" and ");
+    let no_talent = format!("no model that may be used has the talent: {talents}");
     let (field, message) = match lack {
         Reason::Schema => ("schema", "no model that may be used can be held to JSON or a schema"),
+        Reason::Talent => ("talent", no_talent.as_str()),
         Reason::Context
+        | Reason::Confidence
+        | Reason::Rule
         | Reason::Feasible
         | Reason::Mode
         | Reason::Deadline

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
+use crate::model::{CLASSIFY, EMBED, GENERATE};
 use crate::prompt::{Class, Mode};
 
 /// A small job with a minute's time.
@@ -15,6 +16,10 @@ pub(super) fn ticket(id: u64) -> Ticket {
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
+        talents: vec![GENERATE.to_owned()],
+        margin: 0.0,
+        best: None,
+        ruled: false,
         bytes: 100,
         hops: 0,
         attempts: Vec::new(),
@@ -29,6 +34,7 @@ fn card(server: &str, reach: Reach) -> Card {
         slots: 1,
         context_tokens: 1000,
         json_schema: true,
+        talents: None,
     }
 }
 
@@ -66,7 +72,9 @@ fn where_a_job_goes() {
         let effects = scheduler.on(Event::Arrived(ticket), Time(0));
         assert_eq!(started(&effects), expected, "{name}: {effects:?}");
         let effects = match expected {
-            Some(_) => scheduler.on(Event::Ended { job, outcome: Ok(()) }, Time(5)),
+            Some(_) => {
+                scheduler.on(Event::Ended { job, outcome: Ok(Answered::default()) }, Time(5))
+            }
             None => effects,
         };
         let (_, decision) = settled(&effects).unwrap();
@@ -100,7 +108,8 @@ fn a_busy_local_model_is_waited_for() {
     assert_eq!(started(&scheduler.on(Event::Arrived(ticket(1)), Time(0))), Some(0));
     assert_eq!(scheduler.on(Event::Arrived(ticket(2)), Time(1)), []);
     assert_eq!(scheduler.load(), (1, 1));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(2));
+    let effects =
+        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(2));
     assert_eq!(started(&effects), Some(0));
 }
 
@@ -110,7 +119,8 @@ fn what_is_down_is_passed_over() {
     scheduler.on(Event::Down(BackendId(0)), Time(0));
     let effects = scheduler.on(Event::Arrived(ticket(1)), Time(0));
     assert_eq!(started(&effects), Some(1));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(5));
+    let effects =
+        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(5));
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Resting);
 }
 
@@ -133,7 +143,8 @@ fn after_a_crash_another_answers_unless_something_was_sent() {
     let outcome = Err((crash(), Sent::Nothing));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(started(&effects), Some(1), "{effects:?}");
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(9));
+    let effects =
+        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(9));
     let (verdict, decision) = settled(&effects).unwrap();
     assert_eq!(*verdict, Verdict::Done);
     let outcomes: Vec<&str> = decision.attempts.iter().map(|a| a.outcome.as_str()).collect();
@@ -182,7 +193,7 @@ fn a_prompt_that_is_too_long_goes_on_and_a_bad_schema_does_not() {
 fn full_means_busy_with_a_time_to_come_back() {
     let mut scheduler = house();
     scheduler.on(Event::Arrived(ticket(0)), Time(0));
-    scheduler.on(Event::Ended { job: JobId(0), outcome: Ok(()) }, Time(2_000_000));
+    scheduler.on(Event::Ended { job: JobId(0), outcome: Ok(Answered::default()) }, Time(2_000_000));
     let now = Time(2_000_000);
     for id in 1..=WAITING_JOBS_MAX as u64 + 1 {
         assert_eq!(settled(&scheduler.on(Event::Arrived(ticket(id)), now)), None);
@@ -212,7 +223,10 @@ fn deadlines_end_waiting_and_running_jobs() {
     assert_eq!(scheduler.load(), (0, 0));
     assert_eq!(scheduler.wake_at(Time(500)), None);
     // the attempt's own end comes too late to matter
-    assert_eq!(scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(501)), []);
+    assert_eq!(
+        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(501)),
+        []
+    );
 }
 
 #[test]
@@ -222,7 +236,125 @@ fn draining_takes_nothing_and_ends_once() {
     assert_eq!(scheduler.on(Event::Drain, Time(1)), []);
     let effects = scheduler.on(Event::Arrived(ticket(2)), Time(2));
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Draining);
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(()) }, Time(3));
+    let effects =
+        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(3));
     assert_eq!(effects.last(), Some(&Effect::Drained));
     assert_eq!(scheduler.on(Event::Tick, Time(4)), []);
+}
+
+/// An encoder, a language model and a cloud, all of which can classify; only the encoder embeds.
+fn classifiers() -> Scheduler {
+    let with = |card: Card, talents: &[&str]| Card {
+        talents: Some(talents.iter().map(|talent| (*talent).to_owned()).collect()),
+        ..card
+    };
+    let cards = vec![
+        with(card("encoder", Reach::Device), &[CLASSIFY, EMBED]),
+        with(card("local", Reach::Device), &[GENERATE, CLASSIFY]),
+        with(card("cloud", Reach::Cloud), &[GENERATE, CLASSIFY, "french"]),
+    ];
+    let mut scheduler = Scheduler::new(cards.clone());
+    for (n, card) in cards.into_iter().enumerate() {
+        scheduler.on(Event::Up(BackendId(n), card), Time(0));
+    }
+    scheduler
+}
+
+fn label_job(id: u64, margin: f32) -> Ticket {
+    Ticket { talents: vec![CLASSIFY.to_owned()], margin, ..ticket(id) }
+}
+
+fn says(scheduler: &mut Scheduler, job: u64, confidence: f32, at: u64) -> Vec<Effect> {
+    let outcome = Ok(Answered { confidence: Some(confidence) });
+    scheduler.on(Event::Ended { job: JobId(job), outcome }, Time(at))
+}
+
+fn answered_by(effects: &[Effect]) -> Option<(usize, Reason)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Settle { verdict: Verdict::Done, backend, decision, .. } => {
+            Some((backend.map_or(usize::MAX, |b| b.0), decision.reason))
+        }
+        Effect::Settle { .. } | Effect::Stop { .. } | Effect::Start { .. } | Effect::Drained => {
+            None
+        }
+    })
+}
+
+#[test]
+fn a_job_goes_to_a_model_that_has_its_talents() {
+    let mut scheduler = classifiers();
+    let effects = scheduler.on(Event::Arrived(ticket(1)), Time(1));
+    assert_eq!(started(&effects), Some(1), "an encoder does not write");
+    let embed = Ticket { talents: vec![EMBED.to_owned()], ..ticket(2) };
+    assert_eq!(started(&scheduler.on(Event::Arrived(embed), Time(1))), Some(0));
+    let french = vec![GENERATE.to_owned(), "french".to_owned()];
+    let effects = scheduler.on(Event::Arrived(Ticket { talents: french, ..ticket(3) }), Time(1));
+    assert_eq!(started(&effects), Some(2));
+    let effects =
+        scheduler.on(Event::Ended { job: JobId(3), outcome: Ok(Answered::default()) }, Time(2));
+    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Talent);
+    let paint = Ticket { talents: vec!["paint".to_owned()], ..ticket(4) };
+    let effects = scheduler.on(Event::Arrived(paint), Time(3));
+    let (verdict, decision) = settled(&effects).unwrap();
+    assert!(matches!(verdict, Verdict::Refused(r) if r.message.contains("paint")));
+    assert_eq!(decision.reason, Reason::Talent);
+}
+
+#[test]
+fn who_is_not_sure_enough_hands_on_and_the_surest_word_counts() {
+    let mut scheduler = classifiers();
+    // sure at once
+    scheduler.on(Event::Arrived(label_job(1, 0.6)), Time(1));
+    assert_eq!(answered_by(&says(&mut scheduler, 1, 0.6, 2)), Some((0, Reason::Feasible)));
+    // the second is sure
+    scheduler.on(Event::Arrived(label_job(2, 0.6)), Time(3));
+    assert_eq!(started(&says(&mut scheduler, 2, 0.59, 4)), Some(1));
+    assert_eq!(answered_by(&says(&mut scheduler, 2, 0.9, 5)), Some((1, Reason::Confidence)));
+    // nobody is: the surest word is the answer
+    scheduler.on(Event::Arrived(label_job(3, 0.6)), Time(6));
+    assert_eq!(started(&says(&mut scheduler, 3, 0.4, 7)), Some(1));
+    assert_eq!(started(&says(&mut scheduler, 3, 0.5, 8)), Some(2));
+    let effects = says(&mut scheduler, 3, 0.3, 9);
+    assert_eq!(answered_by(&effects), Some((1, Reason::Confidence)));
+    let (_, decision) = settled(&effects).unwrap();
+    let said: Vec<_> =
+        decision.attempts.iter().map(|a| (a.outcome.as_str(), a.confidence)).collect();
+    assert_eq!(said, [("unsure", Some(0.4)), ("unsure", Some(0.5)), ("unsure", Some(0.3))]);
+}
+
+#[test]
+fn an_unsure_word_is_better_than_none() {
+    // the next one breaks
+    let mut scheduler = classifiers();
+    scheduler.on(Event::Arrived(Ticket { mode: Mode::LocalOnly, ..label_job(1, 0.6) }), Time(1));
+    assert_eq!(started(&says(&mut scheduler, 1, 0.4, 2)), Some(1));
+    let outcome = Err((Fault::Unfit(Refusal::new(Code::Invalid, "x")), Sent::Nothing));
+    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(3));
+    assert_eq!(answered_by(&effects), Some((0, Reason::Confidence)));
+    // time runs out at the next one
+    scheduler.on(Event::Arrived(Ticket { due: Time(100), ..label_job(2, 0.6) }), Time(4));
+    assert_eq!(started(&says(&mut scheduler, 2, 0.4, 5)), Some(1));
+    let effects = scheduler.on(Event::Tick, Time(100));
+    assert_eq!(answered_by(&effects), Some((0, Reason::Confidence)));
+    // the next one is away
+    scheduler.on(Event::Down(BackendId(1)), Time(101));
+    scheduler.on(Event::Down(BackendId(2)), Time(101));
+    scheduler.on(Event::Arrived(label_job(3, 0.6)), Time(102));
+    assert_eq!(answered_by(&says(&mut scheduler, 3, 0.4, 103)), Some((0, Reason::Confidence)));
+    // the asker has gone: nobody waits for a word
+    scheduler.on(Event::Up(BackendId(1), scheduler.backends[1].card.clone()), Time(104));
+    scheduler.on(Event::Arrived(label_job(4, 0.6)), Time(104));
+    assert_eq!(started(&says(&mut scheduler, 4, 0.4, 105)), Some(1));
+    let effects = scheduler.on(Event::Gone(JobId(4)), Time(106));
+    assert_eq!(settled(&effects).unwrap().0, &Verdict::Cancelled);
+}
+
+#[test]
+fn a_rule_needs_no_model() {
+    let mut scheduler = Scheduler::new(vec![card("down", Reach::Device)]);
+    let effects =
+        scheduler.on(Event::Arrived(Ticket { ruled: true, ..label_job(1, 0.6) }), Time(1));
+    let (verdict, decision) = settled(&effects).unwrap();
+    assert_eq!((verdict, decision.reason), (&Verdict::Done, Reason::Rule));
+    assert_eq!(decision.route, "local");
 }

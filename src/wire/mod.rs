@@ -3,6 +3,8 @@
 
 mod reply;
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +13,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::labels::Labels;
 use crate::limits::{
-    DEADLINE_MAX, DEADLINE_MIN, KEY_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX, PROMPT_BYTES_MAX,
-    SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX,
+    DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, KEY_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX,
+    PROMPT_BYTES_MAX, SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX,
 };
 use crate::prompt::{Class, Code, Format, Job, JobId, Message, Mode, Refusal, Role, Sampling};
-use crate::registry::catalog::{Catalog, Task};
+use crate::registry::catalog::Catalog;
+use crate::registry::task::Task;
 
 /// A request as it is written, before it is checked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -38,12 +42,21 @@ pub struct Ask {
     /// What the task's template needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<Map<String, Value>>,
-    /// `text` or `json`.
+    /// `text`, `json` or `embedding`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<AskFormat>,
     /// A JSON Schema for the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
+    /// The labels to choose from, each with examples; the answer is one of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, Vec<String>>>,
+    /// See [`Labels::margin`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f32>,
+    /// A talent that the model must state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub talent: Option<String>,
     /// See [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
@@ -96,6 +109,8 @@ pub enum AskFormat {
     Text,
     /// A JSON object.
     Json,
+    /// No text but a vector for each message.
+    Embedding,
 }
 
 /// How models work together.
@@ -151,7 +166,13 @@ impl Ask {
     /// A refusal that names the first field that is wrong.
     pub fn check(self, app: &str, catalog: &Catalog) -> Result<Job, Refusal> {
         let task = self.task_of(catalog)?;
-        let messages = self.messages_of(task)?;
+        let input = self.input_of(task)?;
+        let messages = self.messages_of(task, input.as_deref())?;
+        let ruled = match (task, &input) {
+            (Some(task), Some(input)) => task.ruled(input)?,
+            (_, _) => None,
+        };
+        drop(input);
         let prompt_bytes: usize = messages.iter().map(|m| m.content.len()).sum();
         if prompt_bytes > PROMPT_BYTES_MAX {
             let message = format!("{prompt_bytes} bytes, at most {PROMPT_BYTES_MAX}");
@@ -173,12 +194,17 @@ impl Ask {
         if let Some(model) = &self.model {
             check_length("model", model, KEY_BYTES_MAX)?;
         }
+        if let Some(talent) = &self.talent {
+            check_length("talent", talent, KEY_BYTES_MAX)?;
+        }
         Ok(Job {
             id: JobId(0),
             app: app.to_owned(),
-            format: self.format_of(task)?,
+            format: self.format_of(task, &messages)?,
             sampling: self.sampling_of(task)?,
             messages,
+            ruled,
+            talent: self.talent.or_else(|| task.and_then(|t| t.talent.clone())),
             budget: deadline,
             class,
             mode: self.mode.unwrap_or(catalog.default_mode),
@@ -191,17 +217,22 @@ impl Ask {
 
     /// The request that says the same as this job; the deadline travels beside it.
     pub fn of(job: &Job) -> Ask {
-        let (format, schema) = match &job.format {
-            Format::Text => (None, None),
-            Format::Json => (Some(AskFormat::Json), None),
-            Format::Schema(schema) => (None, Some(schema.as_ref().clone())),
-        };
+        let (mut format, mut schema, mut labels) = (None, None, None);
+        match &job.format {
+            Format::Text => {}
+            Format::Json => format = Some(AskFormat::Json),
+            Format::Schema(asked) => schema = Some(asked.as_ref().clone()),
+            Format::Label(asked) => labels = Some(asked.as_ref().clone()),
+            Format::Embedding => format = Some(AskFormat::Embedding),
+        }
         let sampling = job.sampling.clone();
         Ask {
             id: job.key.clone(),
             messages: Some(job.messages.clone()),
             format,
             schema,
+            margin: labels.as_ref().map(|labels| labels.margin),
+            labels: labels.map(|labels| labels.examples),
             max_tokens: sampling.max_tokens,
             temperature: sampling.temperature,
             top_p: sampling.top_p,
@@ -231,25 +262,44 @@ impl Ask {
         }
     }
 
-    fn messages_of(&self, task: Option<&Task>) -> Result<Vec<Message>, Refusal> {
+    /// The values for the task's template; a prompt beside a task is its value `input`.
+    fn input_of(
+        &self,
+        task: Option<&Task>,
+    ) -> Result<Option<Cow<'_, Map<String, Value>>>, Refusal> {
+        match (&self.input, task, &self.prompt) {
+            (Some(_), None, _) => {
+                let message = "input is only for a task; name the task as well";
+                Err(Refusal::field(Code::Invalid, "input", message))
+            }
+            (None, None, _) => Ok(None),
+            (Some(input), Some(_), _) => Ok(Some(Cow::Borrowed(input))),
+            (None, Some(_), Some(prompt)) => {
+                let input = Map::from_iter([("input".to_owned(), Value::from(prompt.clone()))]);
+                Ok(Some(Cow::Owned(input)))
+            }
+            (None, Some(_), None) => Ok(Some(Cow::Owned(Map::new()))),
+        }
+    }
+
+    fn messages_of(
+        &self,
+        task: Option<&Task>,
+        input: Option<&Map<String, Value>>,
+    ) -> Result<Vec<Message>, Refusal> {
         let user = |content| vec![Message { role: Role::User, content }];
-        let messages = match (&self.prompt, &self.messages, task) {
+        let messages = match (&self.prompt, &self.messages, task.zip(input)) {
             (Some(prompt), None, None) => user(prompt.clone()),
             (None, Some(messages), None) => messages.clone(),
-            (None, None, Some(task)) => user(task.render(self.input.as_ref())?),
-            (Some(prompt), None, Some(task)) if self.input.is_none() => {
-                let input = Map::from_iter([("input".to_owned(), Value::from(prompt.clone()))]);
-                user(task.render(Some(&input))?)
+            (None, None, Some((task, input))) => user(task.render(input)?),
+            (Some(_), None, Some((task, input))) if self.input.is_none() => {
+                user(task.render(input)?)
             }
             (_, _, _) => {
                 let message = "exactly one of prompt, messages or task (with input) is needed";
                 return Err(Refusal::field(Code::Invalid, "prompt", message));
             }
         };
-        if self.input.is_some() && task.is_none() {
-            let message = "input is only for a task; name the task as well";
-            return Err(Refusal::field(Code::Invalid, "input", message));
-        }
         if messages.len() > MESSAGES_MAX {
             let message = format!("{} messages, at most {MESSAGES_MAX}", messages.len());
             return Err(Refusal::field(Code::TooLarge, "messages", message));
@@ -260,20 +310,50 @@ impl Ask {
         Ok(messages)
     }
 
-    fn format_of(&self, task: Option<&Task>) -> Result<Format, Refusal> {
+    fn format_of(&self, task: Option<&Task>, messages: &[Message]) -> Result<Format, Refusal> {
+        if let Some(labels) = self.labels_of(task)? {
+            return Ok(Format::Label(Arc::new(labels)));
+        }
         let schema = self.schema.as_ref().or(task.and_then(|t| t.schema.as_ref()));
         match (schema, self.format) {
             (Some(schema), None | Some(AskFormat::Json)) => {
                 check_schema(schema)?;
                 Ok(Format::Schema(Arc::new(schema.clone())))
             }
-            (Some(_), Some(AskFormat::Text)) => {
+            (Some(_), Some(AskFormat::Text | AskFormat::Embedding)) => {
                 let message = "a schema makes JSON; leave format out or say json";
                 Err(Refusal::field(Code::Invalid, "format", message))
             }
             (None, Some(AskFormat::Json)) => Ok(Format::Json),
+            (None, Some(AskFormat::Embedding)) if messages.len() > EMBED_TEXTS_MAX => {
+                let message = format!("{} texts, at most {EMBED_TEXTS_MAX}", messages.len());
+                Err(Refusal::field(Code::TooLarge, "messages", message))
+            }
+            (None, Some(AskFormat::Embedding)) => Ok(Format::Embedding),
             (None, None | Some(AskFormat::Text)) => Ok(Format::Text),
         }
+    }
+
+    fn labels_of(&self, task: Option<&Task>) -> Result<Option<Labels>, Refusal> {
+        let own = self.labels.clone().map(|examples| Labels { examples, margin: 0.0 });
+        let Some(labels) = own.or_else(|| task.and_then(Task::labels)) else {
+            let message = "margin is only for labels; name the labels as well";
+            return match self.margin {
+                Some(_) => Err(Refusal::field(Code::Invalid, "margin", message)),
+                None => Ok(None),
+            };
+        };
+        if self.schema.is_some() || self.format.is_some() {
+            let field = if self.schema.is_some() { "schema" } else { "format" };
+            let message = "labels are answered with a label; leave this out";
+            return Err(Refusal::field(Code::Invalid, field, message));
+        }
+        check_range("margin", self.margin, 0.0, 1.0)?;
+        let labels = Labels { margin: self.margin.unwrap_or(labels.margin), ..labels };
+        labels.check().map_err(|(place, message)| {
+            Refusal::field(Code::Invalid, format!("labels{place}"), message)
+        })?;
+        Ok(Some(labels))
     }
 
     fn sampling_of(&self, task: Option<&Task>) -> Result<Sampling, Refusal> {

@@ -1,5 +1,7 @@
 //! The one answer to a request, as it is written.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,6 +23,12 @@ pub struct Reply {
     /// The answer as a value, if JSON was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub json: Option<Value>,
+    /// How sure the model is of the label, 0 ..= 1, if labels were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f32>,
+    /// The probability of each label, if labels were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scores: Option<BTreeMap<String, f32>>,
     /// Why the answer ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish: Option<Finish>,
@@ -152,6 +160,8 @@ impl Reply {
             status,
             text: None,
             json: None,
+            confidence: None,
+            scores: None,
             finish: None,
             usage: None,
             source: None,
