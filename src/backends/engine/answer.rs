@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::constraint::{Constraint, Factory};
-use super::{Decoder, Reading, now};
+use super::labels::{Calibration, Chosen, Learned};
+use super::{Decoder, Model, Reading, Sets, log_probabilities, now};
 use crate::backends::sampler::Sampler;
 use crate::backends::text::TextOut;
 use crate::generate::{Fault, Finish, Out, Usage};
+use crate::labels::Labels;
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::ModelContext;
 use crate::prompt::{Code, Format, Job, Refusal};
@@ -25,21 +27,23 @@ const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8 };
 const PROBE_SLOW: Duration = Duration::from_secs(1);
 
 /// A decoder, and what it needs to answer.
-pub(super) struct Engine<D> {
-    decoder: D,
-    pub(super) facts: ModelContext,
+pub(in crate::backends) struct Engine<D> {
+    pub(super) decoder: D,
+    facts: ModelContext,
     /// Made when the first request asks for JSON.
     constraints: Option<Factory>,
+    pub(super) calibration: Calibration,
+    pub(super) sets: Sets<Learned>,
 }
 
-impl<D: Decoder> Engine<D> {
-    pub(super) fn new(decoder: D, facts: ModelContext) -> Engine<D> {
-        Engine { decoder, facts, constraints: None }
+impl<D: Decoder> Model for Engine<D> {
+    fn facts(&mut self) -> &mut ModelContext {
+        &mut self.facts
     }
 
     /// Reads and writes a few tokens to learn how fast this model is here; the slower it is, the
     /// fewer.
-    pub(super) fn measure(&mut self) -> Result<(), Fault> {
+    fn measure(&mut self) -> Result<(), Fault> {
         let token = self.facts.tokenizer.vocab_size / 2;
         // the first step also makes work space
         let warm_up = self.time(&[token; PROBE_TOKENS.warm_up])?;
@@ -63,6 +67,47 @@ impl<D: Decoder> Engine<D> {
         Ok(())
     }
 
+    fn answer(&mut self, job: &Job, out: &mut Out, stop: &Arc<AtomicBool>) -> Result<Usage, Fault> {
+        self.decoder.begin(stop);
+        let result = match &job.format {
+            Format::Label(labels) => self.choose(job, labels, out, stop),
+            Format::Text | Format::Json | Format::Schema(_) => {
+                self.answer_until_stopped(job, out, stop)
+            }
+            Format::Embedding => {
+                let message = "this model gives no embeddings";
+                Err(Fault::Unfit(Refusal::field(Code::Incapable, "format", message)))
+            }
+        };
+        self.decoder.end();
+        result
+    }
+
+    fn read_text(&mut self, text: &str) -> Result<Reading, Fault> {
+        let tokens = self.decoder.encode(text, false).map_err(Fault::Unfit)?;
+        if tokens.is_empty() || tokens.len() >= self.length() {
+            let message = format!("a text of {} tokens can't be read", tokens.len());
+            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+        }
+        self.decoder.reuse(&[])?;
+        let mut expected = Vec::with_capacity(tokens.len());
+        for token in &tokens {
+            self.decoder.read(&[*token])?;
+            expected.push(log_probabilities(self.decoder.logits()));
+        }
+        Ok(Reading { tokens, expected })
+    }
+}
+
+impl<D: Decoder> Engine<D> {
+    pub(in crate::backends) fn new(
+        decoder: D,
+        facts: ModelContext,
+        calibration: Calibration,
+    ) -> Engine<D> {
+        Engine { decoder, facts, constraints: None, calibration, sets: Sets::default() }
+    }
+
     /// How long it takes to read these tokens with nothing before them.
     fn time(&mut self, tokens: &[u32]) -> Result<Duration, Fault> {
         self.decoder.reuse(&[])?;
@@ -75,18 +120,6 @@ impl<D: Decoder> Engine<D> {
         self.facts.capabilities.context_tokens as usize
     }
 
-    pub(super) fn answer(
-        &mut self,
-        job: &Job,
-        out: &mut Out,
-        stop: &Arc<AtomicBool>,
-    ) -> Result<Usage, Fault> {
-        self.decoder.begin(stop);
-        let result = self.answer_until_stopped(job, out, stop);
-        self.decoder.end();
-        if stop.load(Ordering::Relaxed) || out.is_gone() { Err(Fault::Cancelled) } else { result }
-    }
-
     fn answer_until_stopped(
         &mut self,
         job: &Job,
@@ -95,13 +128,7 @@ impl<D: Decoder> Engine<D> {
     ) -> Result<Usage, Fault> {
         let constraint = self.constrain(&job.format)?;
         let prompt = self.decoder.tokens(&job.messages).map_err(Fault::Unfit)?;
-        if prompt.is_empty() || prompt.len() >= self.length() {
-            let (n, most) = (prompt.len(), self.length());
-            let message = format!(
-                "the prompt has {n} tokens and this model reads at most {most}, the answer included"
-            );
-            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
-        }
+        self.check_length(prompt.len())?;
         let started = now();
         let cached = self.decoder.reuse(&prompt)?;
         self.read_prompt(&prompt[cached..], Some((out, stop)))?;
@@ -118,30 +145,44 @@ impl<D: Decoder> Engine<D> {
             chunks: out.written(),
             prefill_ms,
             decode_ms: started.elapsed().as_secs_f64() * 1e3,
-            cost_usd: 0.0,
-            model: self.facts.identification.name.clone(),
-            decision: None,
+            ..Usage::one_piece(&self.facts.identification.name)
         })
     }
 
-    /// Reads a text token by token.
-    pub(super) fn read_text(&mut self, text: &str) -> Result<Reading, Fault> {
-        let tokens = self.decoder.encode(text).map_err(Fault::Unfit)?;
-        if tokens.is_empty() || tokens.len() >= self.length() {
-            let message = format!("a text of {} tokens can't be read", tokens.len());
-            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+    /// Whether a prompt of `n` tokens has room.
+    pub(super) fn check_length(&self, n: usize) -> Result<(), Fault> {
+        let most = self.length();
+        if (1..most).contains(&n) {
+            return Ok(());
         }
-        self.decoder.reuse(&[])?;
-        let mut expected = Vec::with_capacity(tokens.len());
-        for token in &tokens {
-            self.decoder.read(&[*token])?;
-            expected.push(log_probabilities(self.decoder.logits()));
-        }
-        Ok(Reading { tokens, expected })
+        let message = format!(
+            "the prompt has {n} tokens and this model reads at most {most}, the answer included"
+        );
+        Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)))
+    }
+
+    fn choose(
+        &mut self,
+        job: &Job,
+        labels: &Arc<Labels>,
+        out: &mut Out,
+        stop: &AtomicBool,
+    ) -> Result<Usage, Fault> {
+        let started = now();
+        let text: Vec<&str> = job.messages.iter().map(|m| m.content.as_str()).collect();
+        let Chosen { said, prompt } = self.classify(&text.join("\n"), labels, (out, stop))?;
+        send(out, said.label.clone())?;
+        Ok(Usage {
+            prompt_tokens: u32::try_from(prompt.0).unwrap_or(u32::MAX),
+            cached_tokens: u32::try_from(prompt.1).unwrap_or(u32::MAX),
+            prefill_ms: started.elapsed().as_secs_f64() * 1e3,
+            classification: Some(said),
+            ..Usage::one_piece(&self.facts.identification.name)
+        })
     }
 
     fn constrain(&mut self, format: &Format) -> Result<Option<Constraint>, Fault> {
-        if *format == Format::Text {
+        if !matches!(format, Format::Json | Format::Schema(_)) {
             return Ok(None);
         }
         let factory = match &mut self.constraints {
@@ -151,7 +192,7 @@ impl<D: Decoder> Engine<D> {
         factory.constrain(format)
     }
 
-    fn read_prompt(
+    pub(super) fn read_prompt(
         &mut self,
         tokens: &[u32],
         asker: Option<(&Out, &AtomicBool)>,
@@ -221,15 +262,6 @@ impl<D: Decoder> Engine<D> {
         };
         token.ok_or_else(|| Fault::Broken("no token can come next".to_owned()))
     }
-}
-
-/// Log-softmax, with the greatest logit taken off first so that nothing overflows.
-fn log_probabilities(logits: &[f32]) -> Vec<f32> {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
-    #[expect(clippy::cast_possible_truncation, reason = "of the size of a logit")]
-    let norm = sum.ln() as f32;
-    logits.iter().map(|logit| logit - most - norm).collect()
 }
 
 fn send(out: &mut Out, text: String) -> Result<(), Fault> {

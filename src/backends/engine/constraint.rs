@@ -32,7 +32,7 @@ impl Factory {
     /// [`Fault::Unfit`] if the schema can't be satisfied or is not understood.
     pub(super) fn constrain(&self, format: &Format) -> Result<Option<Constraint>, Fault> {
         let schema = match format {
-            Format::Text => return Ok(None),
+            Format::Text | Format::Label(_) | Format::Embedding => return Ok(None),
             Format::Json => json!({"type": "object"}),
             Format::Schema(schema) => schema.as_ref().clone(),
         };

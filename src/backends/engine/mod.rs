@@ -6,7 +6,9 @@
 
 mod answer;
 pub mod constraint;
+mod labels;
 pub(super) mod room;
+mod sets;
 
 use std::fs::File;
 use std::io;
@@ -20,13 +22,40 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use toktrie::TokTrie;
 
-use self::answer::Engine;
+pub(super) use self::answer::Engine;
+pub use self::labels::Calibration;
+pub(super) use self::sets::Sets;
+use crate::backends::template::Template;
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
 use crate::model::ModelContext;
 use crate::prompt::{Job, Message, Refusal};
 
 /// One prompt may wait at the engine while another runs, so that it never idles between two.
 const WORK_WAITING_MAX: usize = 1;
+
+/// What the thread runs.
+pub(super) trait Model {
+    /// What it states of itself.
+    fn facts(&mut self) -> &mut ModelContext;
+
+    /// Learns how fast it is here.
+    ///
+    /// # Errors
+    /// If the library fails.
+    fn measure(&mut self) -> Result<(), Fault>;
+
+    /// Answers; looks at the flag often and ends soon after it is set, whatever it then returns.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    fn answer(&mut self, job: &Job, out: &mut Out, stop: &Arc<AtomicBool>) -> Result<Usage, Fault>;
+
+    /// See [`OnThread::read`].
+    ///
+    /// # Errors
+    /// See [`OnThread::read`].
+    fn read_text(&mut self, text: &str) -> Result<Reading, Fault>;
+}
 
 /// A model that writes one token after the other, as a library offers it.
 pub(super) trait Decoder {
@@ -36,11 +65,12 @@ pub(super) trait Decoder {
     /// The chat template's own complaint.
     fn tokens(&mut self, messages: &[Message]) -> Result<Vec<u32>, Refusal>;
 
-    /// A plain text as tokens.
+    /// A plain text as tokens; `begins` says whether the token that begins a text, if the model
+    /// wants one, stands before it.
     ///
     /// # Errors
     /// If it can't be tokenized.
-    fn encode(&mut self, text: &str) -> Result<Vec<u32>, Refusal>;
+    fn encode(&mut self, text: &str, begins: bool) -> Result<Vec<u32>, Refusal>;
 
     /// Makes the key-value cache hold as much of the beginning of `prompt` as it can ([`common`]),
     /// and nothing else; says how much that is.
@@ -55,6 +85,31 @@ pub(super) trait Decoder {
     /// # Errors
     /// [`Fault::Broken`] if the library fails; the cache is then as it was.
     fn read(&mut self, tokens: &[u32]) -> Result<(), Fault>;
+
+    /// Forgets the last tokens that were read; what the logits are then is undefined.
+    ///
+    /// # Errors
+    /// [`Fault::Broken`] if the cache can't be cut.
+    fn forget(&mut self, last: usize) -> Result<(), Fault>;
+
+    /// The natural logarithm of the probability that each of these texts comes next, given their
+    /// tokens (at least one each); the cache is as before. The logits must be those that follow
+    /// the last token read.
+    ///
+    /// # Errors
+    /// [`Fault::Broken`] if the library fails.
+    fn continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
+        let first = log_probabilities(self.logits());
+        let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
+        for (sum, tokens) in sums.iter_mut().zip(all) {
+            for pair in tokens.windows(2) {
+                self.read(&pair[..1])?;
+                *sum += log_probabilities(self.logits())[pair[1] as usize];
+            }
+            self.forget(tokens.len() - 1)?;
+        }
+        Ok(sums)
+    }
 
     /// Most tokens that are read at once; between two steps a request can be stopped.
     fn step(&self) -> usize;
@@ -123,25 +178,26 @@ impl Line {
     }
 
     /// Measures the model, says that it is ready, then answers until the line is closed.
-    pub(super) fn serve<D: Decoder>(mut self, decoder: D, facts: ModelContext, started: Instant) {
-        let mut engine = Engine::new(decoder, facts);
-        engine.facts.runtime.load_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0);
-        if let Err(fault) = engine.measure() {
+    pub(super) fn serve(mut self, mut model: impl Model, started: Instant) {
+        model.facts().runtime.load_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0);
+        if let Err(fault) = model.measure() {
             return self.fail(fault);
         }
-        if self.ready.send(Ok(engine.facts.clone())).is_err() {
+        if self.ready.send(Ok(model.facts().clone())).is_err() {
             return;
         }
         while let Some(work) = self.inbox.blocking_recv() {
             match work {
                 Work::Answer(prompt) => {
                     let Prompt { job, mut out, stop, done } = *prompt;
-                    let result = engine.answer(&job, &mut out, &stop);
+                    let result = model.answer(&job, &mut out, &stop);
+                    let gone = stop.load(Ordering::Relaxed) || out.is_gone();
+                    let result = if gone { Err(Fault::Cancelled) } else { result };
                     // the reader waits for the end of the pieces before it asks how it ended
                     drop(out);
                     let _ = done.send(result);
                 }
-                Work::Read { text, done } => drop(done.send(engine.read_text(&text))),
+                Work::Read { text, done } => drop(done.send(model.read_text(&text))),
             }
         }
     }
@@ -254,6 +310,15 @@ pub(super) fn common(cached: &[u32], prompt: &[u32]) -> usize {
     same.min(prompt.len().saturating_sub(1))
 }
 
+/// Log-softmax, with the greatest logit taken off first so that nothing overflows.
+pub(super) fn log_probabilities(logits: &[f32]) -> Vec<f32> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+    #[expect(clippy::cast_possible_truncation, reason = "of the size of a logit")]
+    let norm = sum.ln() as f32;
+    logits.iter().map(|logit| logit - most - norm).collect()
+}
+
 /// SHA-256 of a file, hexadecimal.
 ///
 /// # Errors
@@ -271,4 +336,9 @@ pub(super) fn threads_or_all(asked: u32) -> u32 {
     }
     let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     u32::try_from(all).unwrap_or(1)
+}
+
+/// SHA-256 of a chat template, hexadecimal.
+pub(super) fn template_digest(template: &Template) -> String {
+    format!("{:x}", Sha256::digest(template.source().as_bytes()))
 }

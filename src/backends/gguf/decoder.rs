@@ -1,4 +1,5 @@
-//! llama.cpp behind the port of the engine's thread: one context, one sequence.
+//! llama.cpp behind the port of the engine's thread: one context with one sequence, and others that
+//! branch off it for as long as labels are scored.
 
 use std::ffi::c_void;
 use std::num::NonZeroU32;
@@ -16,11 +17,17 @@ use toktrie::TokTrie;
 use super::load::{self, BATCH_TOKENS, Loaded};
 use super::{Options, template};
 use crate::backends::engine::constraint::{Word, trie};
-use crate::backends::engine::{Decoder, Line, common, now, sha256, threads_or_all};
+use crate::backends::engine::{
+    Decoder, Engine, Line, common, log_probabilities, now, sha256, threads_or_all,
+};
 use crate::backends::template::Template;
 use crate::generate::Fault;
 use crate::model::ModelContext;
 use crate::prompt::{Message, Refusal};
+
+/// Sequences of the context: the conversation, and the branches that are tried at once.
+const SEQUENCES: u32 = 1 + BRANCHES;
+const BRANCHES: u32 = 15;
 
 /// Loads the model and serves the line.
 pub(super) fn run(mut options: Options, line: Line) {
@@ -34,7 +41,9 @@ pub(super) fn run(mut options: Options, line: Line) {
     };
     let stop = Box::new(StopSignal::default());
     match Llama::new(backend, &loaded, &options, &stop) {
-        Ok((decoder, facts)) => line.serve(decoder, facts, started),
+        Ok((decoder, facts)) => {
+            line.serve(Engine::new(decoder, facts, options.calibration), started);
+        }
         Err(fault) => line.fail(fault),
     }
 }
@@ -91,7 +100,9 @@ impl<'m> Llama<'m> {
             .with_n_ctx(NonZeroU32::new(length))
             .with_n_batch(BATCH_TOKENS)
             .with_n_ubatch(BATCH_TOKENS)
-            .with_n_seq_max(1)
+            .with_n_seq_max(SEQUENCES)
+            // all sequences share the one context
+            .with_kv_unified(true)
             .with_n_threads(threads(options.decode_threads))
             .with_n_threads_batch(threads(options.threads));
         let params = with_stop_signal(params, stop);
@@ -128,15 +139,48 @@ impl<'m> Llama<'m> {
     }
 }
 
+impl Llama<'_> {
+    /// Reads all but the last token of some continuations in one step, each on a branch of its own,
+    /// and adds what the model expected.
+    fn branches(
+        &mut self,
+        some: &[usize],
+        all: &[Vec<u32>],
+        sums: &mut [f32],
+    ) -> Result<(), Fault> {
+        let broken = |e: &dyn std::fmt::Display| {
+            Fault::Broken(format!("llama.cpp could not score labels: {e}"))
+        };
+        self.batch.clear();
+        let mut rows = Vec::new();
+        for (branch, &n) in (1..).zip(some) {
+            self.context.copy_kv_cache_seq(0, branch, None, None).map_err(|e| broken(&e))?;
+            for (pair, at) in all[n].windows(2).zip(self.cached.len()..) {
+                let at = i32::try_from(at).unwrap_or(i32::MAX);
+                self.batch.add(token(pair[0]), at, &[branch], true).map_err(|e| broken(&e))?;
+                rows.push((n, pair[1]));
+            }
+        }
+        self.context.decode(&mut self.batch).map_err(|e| broken(&e))?;
+        for ((n, next), row) in rows.into_iter().zip(0..) {
+            sums[n] += log_probabilities(self.context.get_logits_ith(row))[next as usize];
+        }
+        Ok(())
+    }
+}
+
 impl Decoder for Llama<'_> {
     fn tokens(&mut self, messages: &[Message]) -> Result<Vec<u32>, Refusal> {
         let tokens = template::tokens(self.model, self.template.as_ref(), messages)?;
         Ok(tokens.into_iter().map(id).collect())
     }
 
-    fn encode(&mut self, text: &str) -> Result<Vec<u32>, Refusal> {
+    fn encode(&mut self, text: &str, begins: bool) -> Result<Vec<u32>, Refusal> {
         let mut tokens = Vec::new();
         self.model.vocab().tokenize_into(text.as_bytes(), &mut tokens, false, false);
+        if begins {
+            template::begin(self.model, &mut tokens);
+        }
         Ok(tokens.into_iter().map(id).collect())
     }
 
@@ -166,6 +210,26 @@ impl Decoder for Llama<'_> {
         self.logits.clear();
         self.logits.extend_from_slice(self.context.get_logits_ith(row));
         Ok(())
+    }
+
+    fn forget(&mut self, last: usize) -> Result<(), Fault> {
+        self.forget_from(self.cached.len().saturating_sub(last))
+    }
+
+    fn continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
+        let first = log_probabilities(&self.logits);
+        let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
+        // what consists of one token is known already
+        let longer: Vec<usize> = (0..all.len()).filter(|&n| all[n].len() > 1).collect();
+        for some in longer.chunks(BRANCHES as usize) {
+            let read = self.branches(some, all, &mut sums);
+            for branch in 1..SEQUENCES {
+                let cleared = self.context.clear_kv_cache_seq(Some(branch), None, None);
+                cleared.map_err(|e| Fault::Broken(format!("a branch can't be cut: {e}")))?;
+            }
+            read?;
+        }
+        Ok(sums)
     }
 
     fn step(&self) -> usize {

@@ -8,15 +8,15 @@ use llama_cpp_2::gguf::GgufContext;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
-use sha2::{Digest, Sha256};
 
 use super::Options;
 use crate::backends::engine::room::{self, WORK_BYTES};
+use crate::backends::engine::template_digest;
 use crate::backends::template::Template;
 use crate::generate::Fault;
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::{
-    Capabilities, Identification, InferenceSettings, ModelContext, Runtime, Tokenizer,
+    self, Capabilities, Identification, InferenceSettings, ModelContext, Runtime, Tokenizer,
 };
 
 /// Prompt tokens that are read in one step. A larger step takes more work space and gains little.
@@ -114,6 +114,7 @@ pub(super) fn describe(
             languages: meta("general.languages").into_iter().collect(),
             json_schema: true,
             streaming: true,
+            talents: vec![model::GENERATE.to_owned(), model::CLASSIFY.to_owned()],
             ..Capabilities::default()
         },
         inference_settings: InferenceSettings::default(),
@@ -123,8 +124,7 @@ pub(super) fn describe(
             special_tokens: special
                 .filter_map(|(name, token)| Some((name.to_owned(), text_of(token)?)))
                 .collect(),
-            chat_template_digest: template
-                .map(|t| format!("{:x}", Sha256::digest(t.source().as_bytes()))),
+            chat_template_digest: template.map(template_digest),
         },
         runtime: Runtime {
             backend: "llama.cpp".to_owned(),

@@ -11,7 +11,7 @@ pub mod quantize;
 
 use std::path::PathBuf;
 
-use crate::backends::engine::OnThread;
+use crate::backends::engine::{Calibration, OnThread};
 use crate::generate::Fault;
 
 /// How a model is loaded.
@@ -30,6 +30,8 @@ pub struct Options {
     pub decode_threads: u32,
     /// Layers that an accelerator takes, if one is built in.
     pub gpu_layers: u32,
+    /// How the bias towards some labels is taken off when labels are scored.
+    pub calibration: Calibration,
 }
 
 /// Loads a model and measures it; takes from tens of milliseconds to seconds.

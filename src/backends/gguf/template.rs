@@ -43,9 +43,15 @@ pub(super) fn tokens(
             vocab.tokenize_into(text.join("\n").as_bytes(), &mut tokens, false, false);
         }
     }
+    begin(model, &mut tokens);
+    Ok(tokens)
+}
+
+/// Puts the token that begins a text before it, if the model wants one and it is not there.
+pub(super) fn begin(model: &LlamaModel, tokens: &mut Vec<LlamaToken>) {
+    let vocab = model.vocab();
     let bos = vocab.bos();
     if vocab.should_add_bos() && bos.0 >= 0 && tokens.first() != Some(&bos) {
         tokens.insert(0, bos);
     }
-    Ok(tokens)
 }
