@@ -1,5 +1,6 @@
 //! What answers prompts.
 
+pub mod classifier;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "gguf")]

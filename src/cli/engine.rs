@@ -46,9 +46,20 @@ pub(super) struct Engine {
     /// ONNX Runtime's library, or the folder that holds it; looked for if not given.
     #[arg(long, value_name = "PATH")]
     runtime: Option<PathBuf>,
+    /// What computes an ONNX model, the first that can; the processor if not given.
+    #[cfg(feature = "onnx")]
+    #[arg(long = "provider", value_name = "NAME", value_delimiter = ',')]
+    providers: Vec<crate::backends::onnx::Provider>,
+    /// Try another provider, and the processor at last, if one can't.
+    #[arg(long)]
+    fallback: bool,
     /// Prompts whose beginnings an ONNX model keeps ready at once.
     #[arg(long, default_value_t = 1)]
     prefixes: u32,
+    /// How the bias towards some labels is taken off when labels are scored.
+    #[cfg(feature = "engine")]
+    #[arg(long, default_value = "running")]
+    calibration: crate::backends::engine::Calibration,
     /// Prompts that a scripted model answers at once.
     #[arg(long, default_value_t = 4)]
     slots: u32,
@@ -75,6 +86,9 @@ impl Engine {
             threads: self.threads,
             runtime: self.runtime,
             prefixes: self.prefixes,
+            providers: self.providers,
+            fallback: self.fallback,
+            calibration: self.calibration,
         };
         Ok(Arc::new(crate::backends::onnx::open(options).await?))
     }
@@ -82,7 +96,7 @@ impl Engine {
     #[cfg(not(feature = "onnx"))]
     #[expect(clippy::unused_async, reason = "its twin loads a model")]
     async fn open_onnx(self) -> anyhow::Result<Arc<dyn Generate>> {
-        let _ = (self.runtime, self.prefixes);
+        let _ = (self.runtime, self.prefixes, self.fallback);
         Err(anyhow::anyhow!("this build has no ONNX engine")).context("engine --onnx")
     }
 
@@ -95,6 +109,7 @@ impl Engine {
             threads: self.threads,
             decode_threads: self.decode_threads,
             gpu_layers: self.gpu_layers,
+            calibration: self.calibration,
         };
         Ok(Arc::new(crate::backends::gguf::open(options).await?))
     }

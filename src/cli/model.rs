@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 pub(super) enum Model {
     /// Store a GGUF model's weights another way, once, so that this machine is faster with it.
     Quantize(Quantize),
-    /// Make an ONNX model folder from a GGUF file.
+    /// Make an ONNX model folder from a GGUF file, or from the folder of a sentence encoder.
     Convert(Convert),
 }
 
@@ -27,7 +27,8 @@ pub(super) struct Quantize {
 
 #[derive(Debug, Args)]
 pub(super) struct Convert {
-    /// The GGUF file: a Llama-family model with a byte-level BPE tokenizer.
+    /// The GGUF file (a Llama-family model with a byte-level BPE tokenizer), or the folder of a
+    /// BERT-family sentence encoder as sentence-transformers writes it.
     from: PathBuf,
     /// The folder to write; complete or not there.
     to: PathBuf,

@@ -150,8 +150,9 @@ impl Decoder for Onnx {
         self.vocabulary.conversation(self.folder.template.as_ref(), messages)
     }
 
-    fn encode(&mut self, text: &str) -> Result<Vec<u32>, Refusal> {
-        self.vocabulary.encode(text, false)
+    fn encode(&mut self, text: &str, begins: bool) -> Result<Vec<u32>, Refusal> {
+        let tokens = self.vocabulary.encode(text, false)?;
+        Ok(if begins { self.vocabulary.begin(tokens) } else { tokens })
     }
 
     fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault> {
@@ -181,6 +182,13 @@ impl Decoder for Onnx {
         Ok(())
     }
 
+    fn forget(&mut self, last: usize) -> Result<(), Fault> {
+        // what lies in the buffers behind these is written over
+        let tokens = &mut self.prefixes[self.current].tokens;
+        tokens.truncate(tokens.len().saturating_sub(last));
+        Ok(())
+    }
+
     fn step(&self) -> usize {
         STEP_TOKENS
     }
@@ -190,7 +198,7 @@ impl Decoder for Onnx {
     }
 
     fn is_end(&self, token: u32) -> bool {
-        self.vocabulary.ends.contains(&token)
+        self.vocabulary.is_end(token)
     }
 
     fn piece(&self, token: u32) -> Vec<u8> {

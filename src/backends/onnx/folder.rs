@@ -3,45 +3,19 @@
 //! Read are folders made by `pilotlight model convert`, by onnxruntime-genai's builder
 //! (`genai_config.json`) and by optimum (`config.json`).
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use crate::backends::engine::sha256;
+use super::files::{CONFIG, Files, MODEL, MODEL_CONFIG, json};
 use crate::backends::template::Template;
 use crate::generate::Fault;
 
-/// The graph, unless the configuration names another.
-pub(super) const MODEL: &str = "model.onnx";
-/// The tokenizer, as the tokenizers library writes it.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// Special tokens and chat template.
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// onnxruntime-genai's description of the graph.
-pub(super) const CONFIG: &str = "genai_config.json";
-/// The model's own description, of which optimum's folders have a copy.
-const MODEL_CONFIG: &str = "config.json";
 /// A chat template in a file of its own, as newer folders have it.
 const TEMPLATE: &str = "chat_template.jinja";
-/// Where the weights come from.
-pub(super) const ORIGIN: &str = "pilotlight.json";
-
-/// Where a converted model comes from.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Origin {
-    pub(super) name: Option<String>,
-    pub(super) version: Option<String>,
-    pub(super) provider: Option<String>,
-    pub(super) licence: Option<String>,
-    pub(super) quantization: String,
-    /// SHA-256 of each file, hexadecimal.
-    pub(super) sha256: BTreeMap<String, String>,
-}
 
 /// The names of the graph's inputs and outputs; `%d` stands for the layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,8 +30,7 @@ pub(super) struct Names {
 
 /// What a folder says.
 pub(super) struct Folder {
-    pub(super) path: PathBuf,
-    pub(super) graph: PathBuf,
+    pub(super) files: Files,
     pub(super) family: String,
     pub(super) layers: usize,
     pub(super) kv_heads: usize,
@@ -72,7 +45,6 @@ pub(super) struct Folder {
     pub(super) eos: Option<String>,
     pub(super) add_bos: bool,
     pub(super) template: Option<Template>,
-    pub(super) origin: Origin,
 }
 
 impl Folder {
@@ -81,9 +53,6 @@ impl Folder {
     /// # Errors
     /// [`Fault::Away`] that names the file and what is wrong with it.
     pub(super) fn read(path: &Path) -> Result<Folder, Fault> {
-        if !path.is_dir() {
-            return Err(Fault::Away(format!("there is no model folder {}", path.display())));
-        }
         let told = json(&path.join(CONFIG))?;
         let (model, decoder) = match &told {
             Some(told) => (told["model"].clone(), told["model"]["decoder"].clone()),
@@ -108,10 +77,8 @@ impl Folder {
         let tokenizer = json(&path.join(TOKENIZER_CONFIG))?.unwrap_or_default();
         let (bos, eos) = (token(&tokenizer["bos_token"]), token(&tokenizer["eos_token"]));
         let template = template(path, &tokenizer, bos.as_deref(), eos.as_deref())?;
-        let origin = json(&path.join(ORIGIN))?.map(serde_json::from_value::<Origin>).transpose();
-        let origin = origin.map_err(|e| damaged(&path.join(ORIGIN), &e))?.unwrap_or_default();
         Ok(Folder {
-            graph: path.join(decoder["filename"].as_str().unwrap_or(MODEL)),
+            files: Files::read(path, decoder["filename"].as_str().unwrap_or(MODEL))?,
             family: model["type"]
                 .as_str()
                 .or(model["model_type"].as_str())
@@ -128,90 +95,8 @@ impl Folder {
             eos,
             add_bos: tokenizer["add_bos_token"] == true,
             template,
-            origin,
-            path: path.to_owned(),
         })
     }
-
-    /// What names the weights: their SHA-256 as it was written down, else one over all files of the
-    /// graph as they are.
-    ///
-    /// # Errors
-    /// [`Fault::Away`] that names the file that can't be read.
-    pub(super) fn digest(&self) -> Result<String, Fault> {
-        let recorded = self.origin.sha256.iter().find(|(name, _)| is_weights(name));
-        if let Some((_, digest)) = recorded {
-            return Ok(digest.clone());
-        }
-        let mut all = Sha256::new();
-        for path in self.graph_files() {
-            all.update(sha256(&path).map_err(|e| damaged(&path, &e))?);
-        }
-        Ok(format!("{:x}", all.finalize()))
-    }
-
-    /// Looks whether everything but the weights is what was written.
-    ///
-    /// # Errors
-    /// [`Fault::Away`] that names the file that has changed.
-    pub(super) fn verify(&self) -> Result<(), Fault> {
-        self.verify_files(|name| !is_weights(name))
-    }
-
-    /// Looks whether the weights are those that were written; a flipped byte would be read as if
-    /// nothing were wrong.
-    ///
-    /// # Errors
-    /// [`Fault::Away`] that names the file that has changed.
-    pub(super) fn verify_weights(&self) -> Result<(), Fault> {
-        self.verify_files(is_weights)
-    }
-
-    fn verify_files(&self, wanted: impl Fn(&str) -> bool) -> Result<(), Fault> {
-        for (name, expected) in self.origin.sha256.iter().filter(|(name, _)| wanted(name)) {
-            let path = self.path.join(name);
-            let found = sha256(&path).map_err(|e| damaged(&path, &e))?;
-            if found != *expected {
-                return Err(Fault::Away(format!(
-                    "{} is not what was written: its SHA-256 has changed; convert the model again",
-                    path.display()
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes of all files of the graph.
-    pub(super) fn bytes(&self) -> u64 {
-        let lengths = self.graph_files().into_iter().map(fs::metadata);
-        lengths.filter_map(Result::ok).map(|meta| meta.len()).sum()
-    }
-
-    fn graph_files(&self) -> Vec<PathBuf> {
-        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let files = files.filter(|file| file.file_name().to_string_lossy().contains(".onnx"));
-        let mut paths: Vec<PathBuf> = files.map(|file| file.path()).collect();
-        paths.sort();
-        paths
-    }
-}
-
-/// Whether a file of this name holds weights, beside the graph.
-fn is_weights(name: &str) -> bool {
-    name.contains(".onnx") && name.contains("data")
-}
-
-/// A JSON file; none if it is not there.
-fn json(path: &Path) -> Result<Option<Value>, Fault> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e))?)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(damaged(path, &error)),
-    }
-}
-
-fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Fault {
-    Fault::Away(format!("{} can't be read: {error}", path.display()))
 }
 
 /// One id, or several.

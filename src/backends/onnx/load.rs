@@ -1,20 +1,18 @@
 //! Opens a model folder: runtime, weights, tokenizer, and whether they fit together.
 
-use std::path::Path;
-
 use ort::session::Session;
-use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel};
 use ort::value::{TensorElementType, ValueType};
-use sha2::{Digest, Sha256};
 
 use super::Options;
 use super::decoder::Onnx;
-use super::folder::{Folder, TOKENIZER};
-use super::prepared;
+use super::files::{Files, TOKENIZER};
+use super::folder::Folder;
 use super::runtime::{self, Runtime};
+use super::session::{self, Opened};
 use super::vocabulary::Vocabulary;
+use super::{encoder, prepared};
 use crate::backends::engine::room::{self, WORK_BYTES};
-use crate::backends::engine::{Line, now, threads_or_all};
+use crate::backends::engine::{Engine, Line, now, template_digest, threads_or_all};
 use crate::generate::Fault;
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::{self, Capabilities, Identification, InferenceSettings, ModelContext};
@@ -26,8 +24,16 @@ const PREFIXES_MAX: u32 = 64;
 pub(super) fn run(mut options: Options, line: Line) {
     options.threads = threads_or_all(options.threads);
     let started = now();
+    if encoder::is_one(&options.path) {
+        return match encoder::Encoder::load(&options) {
+            Ok(encoder) => line.serve(encoder, started),
+            Err(fault) => line.fail(fault),
+        };
+    }
     match load(&options) {
-        Ok((decoder, facts)) => line.serve(decoder, facts, started),
+        Ok((decoder, facts)) => {
+            line.serve(Engine::new(decoder, facts, options.calibration), started);
+        }
         Err(fault) => line.fail(fault),
     }
 }
@@ -47,69 +53,54 @@ fn load(options: &Options) -> Result<(Onnx, ModelContext), Fault> {
     let folder = Folder::read(&options.path)?;
     let length = options.context_tokens.min(folder.context);
     let memory_bytes = needed_bytes(&folder, length, options.prefixes);
-    room::for_model(&folder.path, memory_bytes)?;
+    room::for_model(&folder.files.path, memory_bytes)?;
     let runtime = runtime::start(options.runtime.as_deref())?;
-    let (session, vocabulary) = std::thread::scope(|threads| {
+    let (opened, vocabulary) = std::thread::scope(|threads| {
         let vocabulary = threads.spawn(|| {
             let bos = folder.bos.as_deref().filter(|_| folder.add_bos);
-            Vocabulary::read(&folder.path.join(TOKENIZER), bos, &folder.ends)
+            let path = folder.files.path.join(TOKENIZER);
+            Vocabulary::read(&path, bos, &folder.ends, folder.eos.as_deref())
         });
-        let session = folder.verify().and_then(|()| folder.digest()).and_then(|digest| {
-            let prepared = prepared::graph(&folder, &digest, runtime)?;
-            let session = session(runtime, &folder, prepared.as_deref(), options.threads);
-            let shown = folder.graph.display();
-            let session = session
-                .map_err(|e| Fault::Away(format!("ONNX Runtime can't load {shown}: {e}")))?;
-            Ok((session, digest))
-        });
-        (session, vocabulary.join())
+        (open(&folder.files, runtime, options), vocabulary.join())
     });
     let broken = |_| Fault::Broken("a thread of the loader has ended".to_owned());
-    let (session, digest) = session?;
-    let mut vocabulary = vocabulary.map_err(broken)??;
-    if vocabulary.ends.is_empty() {
-        let eos = folder.eos.as_deref().and_then(|eos| vocabulary.id(eos));
-        vocabulary.ends.extend(eos);
-    }
-    check_graph(&session, &folder)?;
-    let facts = describe(&folder, &vocabulary, options, runtime, digest, length, memory_bytes);
+    let (opened, digest) = opened?;
+    let vocabulary = vocabulary.map_err(broken)??;
+    check_graph(&opened.session, &folder)?;
+    let mut facts = describe(&folder, &vocabulary, options, digest, length);
+    facts.runtime = runtime_facts(&folder.files, options, runtime, &opened, memory_bytes);
+    let session = opened.session;
     let decoder = Onnx::new(session, folder, vocabulary, length as usize, options.prefixes)?;
     Ok((decoder, facts))
+}
+
+/// Checks the files and opens the graph; gives what names the weights as well.
+///
+/// # Errors
+/// [`Fault::Away`] that says what is wrong.
+pub(super) fn open(
+    files: &Files,
+    runtime: &Runtime,
+    options: &Options,
+) -> Result<(Opened, String), Fault> {
+    files.verify()?;
+    let digest = files.digest()?;
+    let prepared = || prepared::graph(files, &digest, runtime);
+    let opened = session::open(runtime, &files.graph, prepared, options)?;
+    Ok((opened, digest))
 }
 
 /// Weights, key-value buffers and work space.
 fn needed_bytes(folder: &Folder, length: u32, prefixes: u32) -> u64 {
     // keys and values, four bytes each
     let token = (folder.layers * folder.kv_heads * folder.head * 2 * 4) as u64;
-    folder.bytes() + token * u64::from(length) * u64::from(prefixes) + WORK_BYTES
-}
-
-fn session(
-    runtime: &Runtime,
-    folder: &Folder,
-    prepared: Option<&Path>,
-    threads: u32,
-) -> ort::Result<Session> {
-    // what was prepared is optimized already
-    let (graph, level) = match prepared {
-        Some(path) => (path, GraphOptimizationLevel::Disable),
-        None => (folder.graph.as_path(), GraphOptimizationLevel::Level3),
-    };
-    let mut builder = Session::builder(&runtime.environment)?
-        .with_intra_threads(threads as usize)?
-        // a spinning thread halves the rate beside a busy neighbour
-        .with_intra_op_spinning(false)?
-        .with_inter_op_spinning(false)?
-        .with_memory_pattern(false)?
-        .with_optimization_level(level)?
-        .with_auto_device(AutoDevicePolicy::PreferCPU)?;
-    builder.commit_from_file(graph)
+    folder.files.bytes() + token * u64::from(length) * u64::from(prefixes) + WORK_BYTES
 }
 
 /// Whether the graph is one that can be driven here.
 fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
     let refuse = |why: String| {
-        Err(Fault::Away(format!("the graph {} can't be used: {why}", folder.graph.display())))
+        Err(Fault::Away(format!("the graph {} can't be used: {why}", folder.files.graph.display())))
     };
     if !folder.shared {
         return refuse(
@@ -143,36 +134,62 @@ fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
     }
 }
 
+/// Where and how it runs.
+pub(super) fn runtime_facts(
+    files: &Files,
+    options: &Options,
+    runtime: &Runtime,
+    opened: &Opened,
+    memory_bytes: u64,
+) -> model::Runtime {
+    model::Runtime {
+        backend: "onnxruntime".to_owned(),
+        version: runtime.version.clone(),
+        quantization: files.origin.quantization.clone(),
+        location: "device".to_owned(),
+        threads: options.threads,
+        accelerator: opened.accelerator.clone(),
+        fallback: opened.fallback.clone(),
+        slots: 1,
+        memory_bytes,
+        ..model::Runtime::default()
+    }
+}
+
+/// Who it is.
+pub(super) fn identity(
+    files: &Files,
+    options: &Options,
+    family: &str,
+    digest: String,
+) -> Identification {
+    Identification {
+        name: options.name.clone().unwrap_or_else(|| files.name()),
+        family: family.to_owned(),
+        version: files.origin.version.clone(),
+        provider: files.origin.provider.clone(),
+        digest: Some(digest),
+        licence: files.origin.licence.clone(),
+    }
+}
+
 fn describe(
     folder: &Folder,
     vocabulary: &Vocabulary,
     options: &Options,
-    runtime: &Runtime,
     digest: String,
     context_tokens: u32,
-    memory_bytes: u64,
 ) -> ModelContext {
-    let origin = &folder.origin;
-    let own_name = || {
-        let name = options.path.file_name().map(|name| name.to_string_lossy().into_owned());
-        name.unwrap_or_else(|| "onnx".to_owned())
-    };
     let special = [("bos", &folder.bos), ("eos", &folder.eos)];
     ModelContext {
-        identification: Identification {
-            name: options.name.clone().unwrap_or_else(own_name),
-            family: folder.family.clone(),
-            version: origin.version.clone(),
-            provider: origin.provider.clone(),
-            digest: Some(digest),
-            licence: origin.licence.clone(),
-        },
+        identification: identity(&folder.files, options, &folder.family, digest),
         capabilities: Capabilities {
             context_tokens,
             max_output_tokens: OUTPUT_TOKENS_MAX.min(context_tokens),
             modalities: vec!["text".to_owned()],
             json_schema: true,
             streaming: true,
+            talents: vec![model::GENERATE.to_owned(), model::CLASSIFY.to_owned()],
             ..Capabilities::default()
         },
         inference_settings: InferenceSettings::default(),
@@ -183,20 +200,8 @@ fn describe(
                 .into_iter()
                 .filter_map(|(name, text)| Some((name.to_owned(), text.clone()?)))
                 .collect(),
-            chat_template_digest: folder
-                .template
-                .as_ref()
-                .map(|t| format!("{:x}", Sha256::digest(t.source().as_bytes()))),
+            chat_template_digest: folder.template.as_ref().map(template_digest),
         },
-        runtime: model::Runtime {
-            backend: "onnxruntime".to_owned(),
-            version: runtime.version.clone(),
-            quantization: origin.quantization.clone(),
-            location: "device".to_owned(),
-            threads: options.threads,
-            slots: 1,
-            memory_bytes,
-            ..model::Runtime::default()
-        },
+        ..ModelContext::default()
     }
 }

@@ -1,19 +1,25 @@
-//! ONNX models through ONNX Runtime: a folder with a graph and its tokenizer.
+//! ONNX models through ONNX Runtime: a folder with a graph and its tokenizer, which writes text or
+//! says what a text means.
 //!
 //! The runtime reads files from anywhere and may end the process, so this runs in a child process
 //! (`pilotlight engine`); see `docs/decisions/0002-child-engines.md`.
 
 pub mod convert;
 mod decoder;
+mod encoder;
+mod files;
 mod folder;
 mod load;
 mod prepared;
 mod runtime;
+mod session;
 mod vocabulary;
 
 use std::path::PathBuf;
 
-use crate::backends::engine::OnThread;
+pub use self::session::Provider;
+
+use crate::backends::engine::{Calibration, OnThread};
 use crate::generate::Fault;
 
 /// How a model is loaded.
@@ -32,6 +38,12 @@ pub struct Options {
     /// Prompts whose beginnings are kept ready at once, at least 1. Each takes memory for a whole
     /// context as it fills.
     pub prefixes: u32,
+    /// How the bias towards some labels is taken off when labels are scored.
+    pub calibration: Calibration,
+    /// What computes, the first that can; the processor if empty.
+    pub providers: Vec<Provider>,
+    /// Whether another provider, and the processor at last, may be tried if one fails.
+    pub fallback: bool,
 }
 
 /// Loads a model and measures it; takes from tenths of a second to seconds.

@@ -20,7 +20,7 @@ pub(super) struct Vocabulary {
     bytes: Bytes,
     bos: Option<u32>,
     /// The tokens that end an answer, the usual one first.
-    pub(super) ends: Vec<u32>,
+    ends: Vec<u32>,
 }
 
 /// How the texts of tokens stand for bytes.
@@ -34,11 +34,16 @@ enum Bytes {
 
 impl Vocabulary {
     /// Reads `tokenizer.json`. `bos` is put before each prompt if it is given; `ends` end an
-    /// answer.
+    /// answer, or `eos` if there are none.
     ///
     /// # Errors
     /// [`Fault::Away`] if it can't be read or is of a kind that is not supported.
-    pub(super) fn read(path: &Path, bos: Option<&str>, ends: &[u32]) -> Result<Vocabulary, Fault> {
+    pub(super) fn read(
+        path: &Path,
+        bos: Option<&str>,
+        ends: &[u32],
+        eos: Option<&str>,
+    ) -> Result<Vocabulary, Fault> {
         let shown = path.display();
         let away = |message: String| Fault::Away(message);
         let mut tokenizer = Tokenizer::from_file(path)
@@ -60,7 +65,12 @@ impl Vocabulary {
         let own = u32::try_from(tokenizer.get_vocab_size(false)).unwrap_or(u32::MAX);
         let size = added.keys().map(|last| last + 1).fold(own, u32::max);
         let bos = bos.and_then(|bos| tokenizer.token_to_id(bos));
-        Ok(Vocabulary { tokenizer, size, special, bytes, bos, ends: ends.to_vec() })
+        let ends = if ends.is_empty() {
+            eos.and_then(|eos| tokenizer.token_to_id(eos)).into_iter().collect()
+        } else {
+            ends.to_vec()
+        };
+        Ok(Vocabulary { tokenizer, size, special, bytes, bos, ends })
     }
 
     pub(super) fn size(&self) -> u32 {
@@ -78,9 +88,9 @@ impl Vocabulary {
         kind.to_owned()
     }
 
-    /// The id of a token by its text.
-    pub(super) fn id(&self, text: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(text)
+    /// Whether this token ends an answer.
+    pub(super) fn is_end(&self, token: u32) -> bool {
+        self.ends.contains(&token)
     }
 
     /// The tokens of a conversation; only what the template wrote is read for control tokens.
@@ -104,12 +114,17 @@ impl Vocabulary {
             };
             tokens.extend(self.encode(text, control)?);
         }
+        Ok(self.begin(tokens))
+    }
+
+    /// Puts the token that begins a text before it, if there is one and it is not there.
+    pub(super) fn begin(&self, mut tokens: Vec<u32>) -> Vec<u32> {
         if let Some(bos) = self.bos
             && tokens.first() != Some(&bos)
         {
             tokens.insert(0, bos);
         }
-        Ok(tokens)
+        tokens
     }
 
     /// The tokens of a text; `control` says whether control tokens may be among them.

@@ -1,7 +1,10 @@
-//! Makes an ONNX model folder from a GGUF file, so that one model feeds both engines.
+//! Makes an ONNX model folder: from a GGUF file, so that one model feeds both engines, or from the
+//! folder of a sentence encoder.
 
+mod bert;
+mod builder;
 mod gguf;
-mod graph;
+mod llama;
 mod proto;
 mod tokenizer;
 mod weights;
@@ -13,13 +16,16 @@ use anyhow::{Context, Result, bail};
 use prost::Message;
 use serde_json::{Value as Json, json};
 
+use self::builder::DATA;
 use self::gguf::Gguf;
-use self::graph::Sizes;
+use self::llama::Sizes;
 pub use self::weights::Weights;
-use super::folder::{CONFIG, MODEL, ORIGIN, Origin, TOKENIZER, TOKENIZER_CONFIG};
+use super::encoder::{LENGTH_CONFIG, POOLING_CONFIG};
+use super::files::{CONFIG, MODEL, MODEL_CONFIG, ORIGIN, Origin, TOKENIZER};
+use super::folder::TOKENIZER_CONFIG;
 use crate::backends::engine::sha256;
 
-/// Writes the folder `to` from the file `from`; `to` is complete or not there. `progress` is told
+/// Writes the folder `to` from `from`, a GGUF file or the folder of a sentence encoder; `to` is complete or not there. `progress` is told
 /// the layers that are done, and how many there are.
 ///
 /// # Errors
@@ -34,35 +40,86 @@ pub fn convert(
     if to.exists() {
         bail!("{} is already there; remove it first, or choose another name", to.display());
     }
-    let model = Gguf::open(from)?;
-    let sizes =
-        Sizes::of(&model).with_context(|| format!("{} can't be converted", from.display()))?;
-    let tokenizer = tokenizer::tokenizer(&model)
-        .with_context(|| format!("{} can't be converted", from.display()))?;
     let part = to.with_extension("part");
     if part.exists() {
         fs::remove_dir_all(&part)?;
     }
     fs::create_dir_all(&part).with_context(|| format!("{} can't be made", part.display()))?;
-    let data = File::create(part.join(graph::DATA))?;
-    let graph = graph::build(&model, &sizes, weights, data, |done| progress(done, sizes.layers))?;
+    let written = if from.is_dir() {
+        encoder(from, &part, weights, &mut progress)
+    } else {
+        llama(from, &part, weights, &mut progress)
+    };
+    let origin = match written.with_context(|| format!("{} can't be converted", from.display())) {
+        Ok(origin) => origin,
+        Err(error) => {
+            fs::remove_dir_all(&part)?;
+            return Err(error);
+        }
+    };
+    let files = [MODEL, DATA, TOKENIZER];
+    let digests = files.iter().map(|&name| Ok((name.to_owned(), sha256(&part.join(name))?)));
+    let quantization = weights.name().to_owned();
+    let origin = Origin { quantization, sha256: digests.collect::<Result<_>>()?, ..origin };
+    write_json(&part.join(ORIGIN), &serde_json::to_value(origin)?)?;
+    fs::rename(&part, to).with_context(|| format!("{} can't be written", to.display()))
+}
+
+/// A Llama-family model that writes; says where it comes from.
+fn llama(
+    from: &Path,
+    part: &Path,
+    weights: Weights,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Origin> {
+    let model = Gguf::open(from)?;
+    let sizes = Sizes::of(&model)?;
+    let tokenizer = tokenizer::tokenizer(&model)?;
+    let data = File::create(part.join(DATA))?;
+    let graph = llama::build(&model, &sizes, weights, data, |done| progress(done, sizes.layers))?;
     write(&part.join(MODEL), &graph.encode_to_vec())?;
     write_json(&part.join(TOKENIZER), &tokenizer)?;
     write_json(&part.join(TOKENIZER_CONFIG), &tokenizer_config(&model))?;
     write_json(&part.join(CONFIG), &config(&model, &sizes))?;
     let text = |key: &str| model.text(key).filter(|text| !text.is_empty()).map(str::to_owned);
-    let files = [MODEL, graph::DATA, TOKENIZER];
-    let digests = files.iter().map(|&name| Ok((name.to_owned(), sha256(&part.join(name))?)));
-    let origin = Origin {
+    Ok(Origin {
         name: text("general.basename").or_else(|| text("general.name")),
         version: text("general.version"),
         provider: text("general.organization"),
         licence: text("general.license"),
-        quantization: weights.name().to_owned(),
-        sha256: digests.collect::<Result<_>>()?,
-    };
-    write_json(&part.join(ORIGIN), &serde_json::to_value(origin)?)?;
-    fs::rename(&part, to).with_context(|| format!("{} can't be written", to.display()))
+        ..Origin::default()
+    })
+}
+
+/// A BERT-family sentence encoder; says where it comes from.
+fn encoder(
+    from: &Path,
+    part: &Path,
+    weights: Weights,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Origin> {
+    let config: Json = serde_json::from_slice(&read(&from.join(MODEL_CONFIG))?)
+        .with_context(|| format!("{MODEL_CONFIG} is no JSON"))?;
+    let sizes = bert::Sizes::of(&config)?;
+    let data = File::create(part.join(DATA))?;
+    let graph = bert::build(from, &sizes, weights, data, |done| progress(done, sizes.layers))?;
+    write(&part.join(MODEL), &graph.encode_to_vec())?;
+    for name in [MODEL_CONFIG, TOKENIZER] {
+        write(&part.join(name), &read(&from.join(name))?)?;
+    }
+    for name in [LENGTH_CONFIG, POOLING_CONFIG] {
+        let (from, to) = (from.join(name), part.join(name));
+        if from.exists() {
+            to.parent().map_or(Ok(()), fs::create_dir_all)?;
+            write(&to, &read(&from)?)?;
+        }
+    }
+    let name = config["_name_or_path"].as_str().map(str::to_owned);
+    Ok(Origin { name, ..Origin::default() })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("{} can't be read", path.display()))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -126,6 +126,14 @@ impl Packed {
     pub(super) fn blocks(&self) -> usize {
         self.columns / BLOCK
     }
+
+    /// Bytes of a row's zero points.
+    pub(super) fn zero_bytes(&self) -> usize {
+        match self.weights {
+            Weights::Int8 => self.blocks(),
+            Weights::Int4 => self.blocks().div_ceil(2),
+        }
+    }
 }
 
 /// Two 4-bit numbers in a byte, the first in its lower half.
