@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::{DONE, NOT_ANSWERED};
@@ -29,6 +29,12 @@ pub(super) struct Ask {
     /// Answer here, without the service and the broker.
     #[arg(long)]
     local: bool,
+    /// The task of `mcp.json` whose template the prompt is put into, as its value `input`.
+    #[arg(long, value_name = "NAME")]
+    task: Option<String>,
+    /// A value for the task's template or rules besides the prompt, as JSON or text.
+    #[arg(long = "input", value_name = "NAME=VALUE", value_parser = input, requires = "task")]
+    inputs: Vec<(String, Value)>,
     /// Hold the answer to this JSON Schema.
     #[arg(long, value_name = "JSON")]
     schema: Option<String>,
@@ -74,9 +80,16 @@ impl Ask {
 
     fn wire(&self) -> anyhow::Result<wire::Ask> {
         let schema = self.schema.as_deref().map(serde_json::from_str).transpose();
+        let mut input: Map<String, Value> = self.inputs.iter().cloned().collect();
+        if !input.is_empty() && !self.prompt.is_empty() {
+            input.insert("input".to_owned(), Value::from(self.prompt.clone()));
+        }
+        let prompt = input.is_empty().then(|| self.prompt.clone());
         Ok(wire::Ask {
             id: Some(format!("cli-{}-{:x}", std::process::id(), fastrand::u64(..))),
-            prompt: Some(self.prompt.clone()),
+            prompt,
+            task: self.task.clone(),
+            input: Some(input).filter(|input| !input.is_empty()),
             schema: schema.context("--schema is no JSON")?,
             format: self.json_answer.then_some(AskFormat::Json),
             max_tokens: self.max_tokens,
@@ -90,7 +103,6 @@ impl Ask {
             ..wire::Ask::default()
         })
     }
-
 
     /// What the service does, in this process.
     async fn ask_here(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
@@ -234,11 +246,18 @@ fn print(piece: &str) -> std::io::Result<()> {
     out.flush()
 }
 
+/// `NAME=VALUE`; what is no JSON is text.
+fn input(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    Ok((name.to_owned(), value))
+}
+
 fn print_record(reply: &Reply) -> anyhow::Result<()> {
     if let Some(error) = &reply.error {
         eprintln!("{:?}: {}: {}", reply.status, error.code, error.message);
     }
-    let record = serde_json::json!({
+    let mut record = serde_json::json!({
         "status": reply.status,
         "finish": reply.finish,
         "source": reply.source,
@@ -246,6 +265,10 @@ fn print_record(reply: &Reply) -> anyhow::Result<()> {
         "usage": reply.usage,
         "timing": reply.timing,
     });
+    if let Some(confidence) = reply.confidence {
+        record["confidence"] = serde_json::json!(confidence);
+        record["scores"] = serde_json::json!(reply.scores);
+    }
     println!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What client and server agree on: the tool, the resource, the meta keys, the shape of an answer.
+//! What client and server agree on: the tools, the resource, the meta keys, the shape of an answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::generate::{Fault, Usage};
-use crate::limits::{DEADLINE_MAX, DEADLINE_MIN, OUTPUT_TOKENS_MAX};
-use crate::prompt::{Code, Refusal};
-use crate::wire::WireError;
+use crate::limits::{DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, OUTPUT_TOKENS_MAX};
+use crate::prompt::{Code, Message, Refusal, Role};
+use crate::wire::{Ask, AskFormat, WireError};
 
-/// The one tool of every model.
+/// The tool of every model.
 pub const TOOL: &str = "generate";
+/// The tool of models that give embeddings, besides.
+pub const EMBED_TOOL: &str = "embed";
 /// Meta key: milliseconds left for the answer, a number.
 pub const META_DEADLINE: &str = "io.pilotlight/deadline-ms";
 /// Meta key: services that the request has passed, a number.
@@ -110,8 +112,15 @@ pub fn tool() -> Tool {
             }},
             "task": {"type": "string", "description": "A task of this service's configuration."},
             "input": {"type": "object", "description": "The values that the task's template needs."},
-            "format": {"type": "string", "enum": ["text", "json"]},
+            "format": {"type": "string", "enum": ["text", "json", "embedding"]},
             "schema": {"type": "object", "description": "A JSON Schema that the answer will fit."},
+            "labels": {
+                "type": "object",
+                "description": "The labels to choose from, each with examples; the answer is one of them.",
+                "additionalProperties": {"type": "array", "items": {"type": "string"}}
+            },
+            "margin": {"type": "number", "minimum": 0, "maximum": 1, "description": "Least confidence for a label; below it the next model is asked."},
+            "talent": {"type": "string", "description": "A talent that the model must state."},
             "max_tokens": {"type": "integer", "minimum": 1, "maximum": OUTPUT_TOKENS_MAX},
             "temperature": {"type": "number", "minimum": 0, "maximum": 2},
             "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
@@ -145,11 +154,72 @@ pub fn tool() -> Tool {
     )
     .with_title("Generate text")
     .with_raw_output_schema(output);
+    tool.annotations = Some(reads_only());
+    tool
+}
+
+/// What [`EMBED_TOOL`] is asked.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embed {
+    /// The texts.
+    pub input: Vec<String>,
+    /// The one model that shall answer.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Milliseconds for the answer.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+}
+
+impl Embed {
+    /// The request that asks the same of [`TOOL`].
+    pub fn ask(self) -> Ask {
+        let message = |content| Message { role: Role::User, content };
+        Ask {
+            messages: Some(self.input.into_iter().map(message).collect()),
+            format: Some(AskFormat::Embedding),
+            model: self.model,
+            deadline_ms: self.deadline_ms,
+            ..Ask::default()
+        }
+    }
+}
+
+/// The tool for embeddings as it is listed.
+pub fn embed_tool() -> Tool {
+    let input = object(json!({
+        "type": "object",
+        "properties": {
+            "input": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": EMBED_TEXTS_MAX},
+            "model": {"type": "string"},
+            "deadline_ms": {"type": "integer", "minimum": 1}
+        },
+        "required": ["input"],
+        "additionalProperties": false
+    }));
+    let output = object(json!({
+        "type": "object",
+        "properties": {
+            "embeddings": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+            "usage": {"type": "object"},
+            "fault": {"type": "string"},
+            "error": {"type": "object"}
+        }
+    }));
+    let says = "Says what each text means as a vector of length 1: texts that mean alike have a \
+                product near 1.";
+    let mut tool =
+        Tool::new(EMBED_TOOL, says, input).with_title("Embed texts").with_raw_output_schema(output);
+    tool.annotations = Some(reads_only());
+    tool
+}
+
+fn reads_only() -> ToolAnnotations {
     let mut hints = ToolAnnotations::new();
     hints.read_only_hint = Some(true);
     hints.open_world_hint = Some(false);
-    tool.annotations = Some(hints);
-    tool
+    hints
 }
 
 fn object(value: Value) -> Arc<JsonObject> {

@@ -15,13 +15,14 @@ use rmcp::{RoleServer, ServerHandler};
 use serde_json::Value;
 
 use super::contract::{
-    Generated, NotGenerated, TOOL, context_uri, deadline_of, hops_of, model_of_uri, tool,
+    EMBED_TOOL, Embed, Generated, NotGenerated, context_uri, deadline_of, embed_tool, hops_of,
+    model_of_uri, tool,
 };
 use super::line::Line;
 use crate::generate::{BoxFuture, Fault, Generate, Usage, channel};
 use crate::limits::ANSWER_BYTES_MAX;
-use crate::model::ModelContext;
-use crate::prompt::{Job, Refusal};
+use crate::model::{EMBED, ModelContext};
+use crate::prompt::{Format, Job, Refusal};
 use crate::registry::catalog::Catalog;
 use crate::wire::{Ask, read_value};
 
@@ -90,11 +91,11 @@ impl ServerHandler for Server {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(vec![tool()]))
+        Ok(ListToolsResult::with_all_items(self.tools()))
     }
 
     fn get_tool(&self, name: &str) -> Option<rmcp::model::Tool> {
-        (name == TOOL).then(tool)
+        self.tools().into_iter().find(|tool| tool.name == name)
     }
 
     async fn list_resources(
@@ -147,8 +148,10 @@ impl ServerHandler for Server {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        if request.name != TOOL {
-            let message = format!("there is no tool {:?}; there is: {TOOL}", request.name);
+        if self.get_tool(&request.name).is_none() {
+            let tools: Vec<String> = self.tools().into_iter().map(|t| t.name.into()).collect();
+            let known = tools.join(", ");
+            let message = format!("there is no tool {:?}; there are: {known}", request.name);
             return Err(ErrorData::invalid_params(message, None));
         }
         let job = match self.job_of(request, &context) {
@@ -156,6 +159,7 @@ impl ServerHandler for Server {
             Err(refusal) => return Ok(not_generated(&Fault::Unfit(refusal))),
         };
         let result = match self.run(&job, &context).await {
+            Ok(generated) if job.format == Format::Embedding => embedded(generated),
             Ok(generated) => done(generated),
             Err(fault) => not_generated(&fault),
         };
@@ -164,13 +168,23 @@ impl ServerHandler for Server {
 }
 
 impl Server {
+    /// What can be called: embeddings only where a model gives them.
+    fn tools(&self) -> Vec<rmcp::model::Tool> {
+        let embeds = self.0.models().iter().any(|model| model.capabilities.has(EMBED));
+        if embeds { vec![tool(), embed_tool()] } else { vec![tool()] }
+    }
+
     fn job_of(
         &self,
         request: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<Job, Refusal> {
         let arguments = Value::Object(request.arguments.unwrap_or_default());
-        let ask: Ask = read_value(arguments)?;
+        let ask: Ask = if request.name == EMBED_TOOL {
+            read_value::<Embed>(arguments)?.ask()
+        } else {
+            read_value(arguments)?
+        };
         let mut job = ask.check("mcp", self.0.catalog())?;
         if let Some(left) = deadline_of(&context.meta) {
             job.budget = left;
@@ -230,6 +244,15 @@ fn done(generated: Generated) -> CallToolResponse {
     let content = vec![ContentBlock::text(generated.text.clone())];
     let mut result = CallToolResult::success(content);
     result.structured_content = serde_json::to_value(generated).ok();
+    result.into()
+}
+
+/// Embeddings as numbers beside their text.
+fn embedded(generated: Generated) -> CallToolResponse {
+    let mut value = serde_json::to_value(&generated).unwrap_or_default();
+    value["embeddings"] = serde_json::from_str(&generated.text).unwrap_or_default();
+    let mut result = CallToolResult::success(vec![ContentBlock::text(generated.text)]);
+    result.structured_content = Some(value);
     result.into()
 }
 

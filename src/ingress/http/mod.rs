@@ -1,5 +1,6 @@
 //! The HTTP door: `OpenAI`'s chat API, MCP, health and metrics, on loopback unless told otherwise.
 
+mod embeddings;
 mod guard;
 mod openai;
 
@@ -67,6 +68,7 @@ pub fn routes(door: Door, guard: Guard, stop: CancellationToken) -> Router {
     let whole = Arc::new(Whole::new(door.dispatch.clone(), Arc::clone(&door.catalog)));
     let routes = Router::new()
         .route("/v1/chat/completions", post(openai::complete))
+        .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/models", get(openai::models))
         .route("/metrics", get(metrics))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))

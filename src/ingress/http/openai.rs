@@ -23,7 +23,7 @@ use crate::prompt::{Class, Code, Format, Message, Mode, Refusal, Role};
 use crate::wire::{Ask, AskFormat, Reply, Status, read, read_value};
 
 /// Names that stand for "whichever model fits".
-const ANY_MODEL: [&str; 2] = ["auto", "pilotlight"];
+pub(super) const ANY_MODEL: [&str; 2] = ["auto", "pilotlight"];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,11 +109,34 @@ struct JsonSchema {
 /// Our own wishes, in `metadata`; other keys there are the caller's own.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Wishes {
+pub(super) struct Wishes {
     id: Option<String>,
     deadline_ms: Option<Value>,
     class: Option<Class>,
     mode: Option<Mode>,
+    task: Option<String>,
+}
+
+impl Wishes {
+    pub(super) fn read(metadata: Option<Map<String, Value>>) -> Result<Wishes, Refusal> {
+        let metadata = Value::Object(metadata.unwrap_or_default());
+        read_value(metadata).map_err(|refusal| Refusal {
+            field: Some(format!("metadata.{}", refusal.field.unwrap_or_default())),
+            ..refusal
+        })
+    }
+
+    /// A request with these wishes and nothing else.
+    pub(super) fn ask(self) -> Result<Ask, Refusal> {
+        Ok(Ask {
+            id: self.id,
+            deadline_ms: self.deadline_ms.as_ref().map(milliseconds).transpose()?,
+            class: self.class.or(Some(Class::Interactive)),
+            mode: self.mode,
+            task: self.task,
+            ..Ask::default()
+        })
+    }
 }
 
 impl ChatRequest {
@@ -122,12 +145,12 @@ impl ChatRequest {
             let message = "only one choice can be asked for";
             return Err(Refusal::field(Code::Invalid, "n", message));
         }
-        let wishes: Wishes = match self.metadata {
-            Some(metadata) => read_value(Value::Object(metadata)).map_err(|refusal| Refusal {
-                field: Some(format!("metadata.{}", refusal.field.unwrap_or_default())),
-                ..refusal
-            })?,
-            None => Wishes::default(),
+        let wishes = Wishes::read(self.metadata)?;
+        let messages = self.messages.into_iter().map(message_of).collect();
+        let (prompt, messages) = match &wishes.task {
+            // a task has its own template: the text to put there is what the user said last
+            Some(_) => (Some(said_last(messages)?), None),
+            None => (None, Some(messages)),
         };
         let (format, schema) = match self.response_format {
             None | Some(ResponseFormat::Text) => (None, None),
@@ -135,8 +158,8 @@ impl ChatRequest {
             Some(ResponseFormat::JsonSchema { json_schema }) => (None, Some(json_schema.schema)),
         };
         Ok(Ask {
-            id: wishes.id,
-            messages: Some(self.messages.into_iter().map(message_of).collect()),
+            prompt,
+            messages,
             format,
             schema,
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
@@ -147,13 +170,18 @@ impl ChatRequest {
                 OneOrMany::One(one) => vec![one],
                 OneOrMany::Many(many) => many,
             }),
-            deadline_ms: wishes.deadline_ms.as_ref().map(milliseconds).transpose()?,
-            class: wishes.class.or(Some(Class::Interactive)),
-            mode: wishes.mode,
             model: Some(self.model).filter(|name| !ANY_MODEL.contains(&name.as_str())),
-            ..Ask::default()
+            ..wishes.ask()?
         })
     }
+}
+
+fn said_last(messages: Vec<Message>) -> Result<String, Refusal> {
+    let last = messages.into_iter().rfind(|message| message.role == Role::User);
+    last.map(|message| message.content).ok_or_else(|| {
+        let message = "a task needs a message of the user";
+        Refusal::field(Code::Invalid, "messages", message)
+    })
 }
 
 fn message_of(message: ChatMessage) -> Message {
@@ -181,20 +209,23 @@ fn milliseconds(value: &Value) -> Result<u64, Refusal> {
     })
 }
 
+/// A body as axum has read it.
+pub(super) type Body = Result<Bytes, axum::extract::rejection::BytesRejection>;
+
+/// The body, or why it could not be read.
+pub(super) fn taken(body: Body) -> Result<Bytes, Refusal> {
+    body.map_err(|e| match e.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let most = crate::limits::REQUEST_BYTES_MAX;
+            Refusal::new(Code::TooLarge, format!("the body is larger than {most} bytes"))
+        }
+        _ => Refusal::new(Code::Malformed, e.body_text()),
+    })
+}
+
 /// `POST /v1/chat/completions`
-pub(super) async fn complete(
-    State(door): State<Door>,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Response {
-    let started = body
-        .map_err(|e| match e.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let most = crate::limits::REQUEST_BYTES_MAX;
-                Refusal::new(Code::TooLarge, format!("the body is larger than {most} bytes"))
-            }
-            _ => Refusal::new(Code::Malformed, e.body_text()),
-        })
-        .and_then(|body| start(&door, &body));
+pub(super) async fn complete(State(door): State<Door>, body: Body) -> Response {
+    let started = taken(body).and_then(|body| start(&door, &body));
     match started {
         Err(refusal) => {
             let reply = Reply::refused(None, &refusal);
@@ -346,8 +377,14 @@ fn usage(reply: &Reply) -> Value {
     })
 }
 
-fn ours(reply: &Reply) -> Value {
-    json!({"source": reply.source, "decision": reply.decision, "timing": reply.timing})
+pub(super) fn ours(reply: &Reply) -> Value {
+    let mut ours =
+        json!({"source": reply.source, "decision": reply.decision, "timing": reply.timing});
+    if let Some(confidence) = reply.confidence {
+        ours["confidence"] = json!(confidence);
+        ours["scores"] = json!(reply.scores);
+    }
+    ours
 }
 
 /// A refusal in the API's words.
@@ -371,7 +408,7 @@ pub(super) fn error_body(refusal: &Refusal) -> Value {
     }})
 }
 
-fn refused(refusal: &Refusal) -> Response {
+pub(super) fn refused(refusal: &Refusal) -> Response {
     let status = match refusal.code {
         Code::Malformed | Code::Invalid | Code::Incapable => StatusCode::BAD_REQUEST,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -405,7 +442,7 @@ fn error_of(reply: &Reply) -> Value {
 }
 
 /// A job that ended without an answer.
-fn not_ok(reply: &Reply) -> Response {
+pub(super) fn not_ok(reply: &Reply) -> Response {
     let code = reply.error.as_ref().map_or("", |error| error.code.as_str());
     if let Ok(code) = serde_json::from_value::<Code>(Value::from(code)) {
         let error = reply.error.as_ref();

@@ -1,0 +1,113 @@
+//! `OpenAI`'s embeddings, so that its official clients work unchanged.
+//!
+//! The format is that of the API reference's "Create embeddings".
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Door;
+use super::openai::{ANY_MODEL, Body, Wishes, not_ok, ours, refused, taken};
+use crate::ingress::answers;
+use crate::prompt::{Code, Format, Message, Refusal, Role};
+use crate::wire::{Ask, AskFormat, Reply, Status, read};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EmbeddingsRequest {
+    model: String,
+    input: Input,
+    #[serde(default)]
+    encoding_format: Encoding,
+    metadata: Option<serde_json::Map<String, Value>>,
+    dimensions: Option<u32>,
+    // taken without effect: it says nothing about the answer
+    #[serde(rename = "user")]
+    _user: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Input {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Encoding {
+    #[default]
+    Float,
+    Base64,
+}
+
+impl EmbeddingsRequest {
+    fn ask(self) -> Result<Ask, Refusal> {
+        if self.dimensions.is_some() {
+            let message = "a model's vectors have the width that they have; leave it out";
+            return Err(Refusal::field(Code::Invalid, "dimensions", message));
+        }
+        let wishes = Wishes::read(self.metadata)?;
+        let texts = match self.input {
+            Input::One(text) => vec![text],
+            Input::Many(texts) => texts,
+        };
+        let message = |content| Message { role: Role::User, content };
+        let model = Some(self.model).filter(|name| !ANY_MODEL.contains(&name.as_str()));
+        Ok(Ask {
+            messages: Some(texts.into_iter().map(message).collect()),
+            format: Some(AskFormat::Embedding),
+            model,
+            ..wishes.ask()?
+        })
+    }
+}
+
+/// `POST /v1/embeddings`
+pub(super) async fn embed(State(door): State<Door>, body: Body) -> Response {
+    let started = taken(body).and_then(|body| {
+        let request: EmbeddingsRequest = read(&body)?;
+        let encoding = request.encoding_format;
+        let job = request.ask()?.check("http", &door.catalog)?;
+        let id = job.key.clone();
+        Ok((door.dispatch.submit(job)?, id, encoding))
+    });
+    let (answer, id, encoding) = match started {
+        Ok(started) => started,
+        Err(refusal) => {
+            door.metrics.replied("http", &Reply::refused(None, &refusal));
+            return refused(&refusal);
+        }
+    };
+    let (text, end) = answer.collect().await;
+    let reply = answers::reply(id, &Format::Embedding, text, end);
+    door.metrics.replied("http", &reply);
+    if reply.status != Status::Ok {
+        return not_ok(&reply);
+    }
+    let vectors: Vec<Vec<f32>> =
+        reply.json.clone().and_then(|v| serde_json::from_value(v).ok()).unwrap_or_default();
+    let data = vectors.iter().enumerate().map(|(index, vector)| {
+        let embedding = match encoding {
+            Encoding::Float => json!(vector),
+            Encoding::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+                Value::from(BASE64_STANDARD.encode(bytes))
+            }
+        };
+        json!({"object": "embedding", "index": index, "embedding": embedding})
+    });
+    let tokens = reply.usage.map_or(0, |usage| usage.prompt_tokens);
+    Json(json!({
+        "object": "list",
+        "data": data.collect::<Vec<_>>(),
+        "model": reply.source.as_ref().map_or("", |source| source.model.as_str()),
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "pilotlight": ours(&reply),
+    }))
+    .into_response()
+}
