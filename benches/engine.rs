@@ -30,6 +30,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 use pilotlight::generate::{Generate, Usage};
 use support::contract::{job, run};
+use support::figures::{median, memory};
 use support::{child, model_file};
 
 const ROUNDS: usize = 7;
@@ -56,11 +57,6 @@ impl Rates {
         println!("{name:28} {prefill:8.0} {decode:8.1} {first:10.1}{ratio}");
         (prefill, decode)
     }
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// What llama.cpp's bench tool does: read `n` tokens in steps, then write one after the other.
@@ -142,13 +138,6 @@ async fn main() {
     println!("{:28} {:>8} {:>8} {:>10}", "", "prefill", "decode", "prompt ms");
     let base = raw.print("llama.cpp, bare loop", None);
     ours_rates.print("our engine, child over MCP", Some(base));
-    let status =
-        std::fs::read_to_string(format!("/proc/{}/status", process.id().unwrap())).unwrap();
-    let memory: Vec<&str> = status
-        .lines()
-        .filter(|line| {
-            line.starts_with("VmRSS") || line.starts_with("RssAnon") || line.starts_with("RssFile")
-        })
-        .collect();
-    println!("engine process: {}", memory.join(", "));
+    let used = memory(process.id().unwrap());
+    println!("engine process: {:.0} MiB resident, {:.0} anonymous", used.resident, used.anonymous);
 }

@@ -27,6 +27,7 @@ use pilotlight::backends::onnx::convert::{Weights, convert};
 use pilotlight::mcp::client::{Closed, Remote};
 use serde_json::Value;
 use support::contract::{job, run};
+use support::figures::{median, memory};
 use support::{child, model_file, runtime};
 
 const ROUNDS: usize = 5;
@@ -60,11 +61,6 @@ impl Figures {
             self.memory
         );
     }
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// An engine of ours in a child process.
@@ -104,14 +100,9 @@ impl Ours {
     }
 
     fn print(mut self) {
-        let path = format!("/proc/{}/status", self.process.id().unwrap());
-        let status = std::fs::read_to_string(path).unwrap();
-        let mib = |key: &str| {
-            let line = status.lines().find(|line| line.starts_with(key)).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
-        };
-        let all = mib("VmRSS:");
-        self.figures.memory = format!("{all} MiB resident, {} anonymous", mib("RssAnon:"));
+        let used = memory(self.process.id().unwrap());
+        self.figures.memory =
+            format!("{:.0} MiB resident, {:.0} anonymous", used.resident, used.anonymous);
         self.figures.print();
     }
 }

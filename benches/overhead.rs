@@ -21,6 +21,7 @@ use pilotlight::generate::Generate;
 use pilotlight::mcp::client::connect_here;
 use serde_json::json;
 use support::contract::{job, run};
+use support::figures::memory;
 use support::mqtt::{App, Mosquitto};
 use support::service::{Service, catalog};
 use support::{child, over_http, patience, scripted};
@@ -72,17 +73,6 @@ async fn round_trips(name: &str, port: u16) {
     println!("{name:24} {p50:10.0} {p99:12.0}");
 }
 
-/// Resident memory of a process in MiB: all, and what is its own (anonymous).
-fn memory(pid: u32) -> (f64, f64) {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-        let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-        kib / 1024.0
-    };
-    (field("VmRSS"), field("RssAnon"))
-}
-
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     println!("A model that answers at once, {CALLS} calls a row, medians in microseconds");
@@ -113,10 +103,10 @@ async fn main() {
     round_trips("mosquitto", broker.port).await;
     let used = memory(service.child.id().unwrap());
     println!("\nMemory of the service without a model, MiB resident (of it anonymous)");
-    println!("after start              {:10.1} ({:.1})", fresh.0, fresh.1);
-    println!("after {ROUNDS} requests      {:10.1} ({:.1})", used.0, used.1);
+    println!("after start              {:10.1} ({:.1})", fresh.resident, fresh.anonymous);
+    println!("after {ROUNDS} requests      {:10.1} ({:.1})", used.resident, used.anonymous);
     if let Ok(engine) = u32::try_from(service.engine()) {
-        let (all, own) = memory(engine);
-        println!("scripted engine          {all:10.1} ({own:.1})");
+        let used = memory(engine);
+        println!("scripted engine          {:10.1} ({:.1})", used.resident, used.anonymous);
     }
 }

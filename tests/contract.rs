@@ -18,10 +18,14 @@ mod support;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use pilotlight::generate::Generate;
+use pilotlight::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
 use pilotlight::mcp::client::connect_here;
+use pilotlight::model::ModelContext;
+use pilotlight::prompt::Job;
 use support::contract::{SCRIPTED, holds, job, run};
-use support::{child, over_http, patience, scripted};
+use support::{SOON, child, over_http, patience, scripted};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 /// Calls over each transport, and how many at once.
 const CALLS: usize = 10_000;
@@ -72,4 +76,71 @@ async fn over_three_lines_in_a_row() {
     let (middle, _two, _stop) = over_http(Arc::new(inner)).await;
     let (outer, _three) = connect_here(Arc::new(middle), patience()).await.unwrap();
     holds(&outer, &SCRIPTED).await;
+}
+
+/// A model that says when it has been left alone.
+struct Watched {
+    model: Arc<dyn Generate>,
+    begun: Notify,
+    ended: Arc<Notify>,
+}
+
+/// Tells it however the answer ends, dropped in the middle too.
+struct Ending(Arc<Notify>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+impl Generate for Watched {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        let ending = Ending(Arc::clone(&self.ended));
+        self.begun.notify_one();
+        Box::pin(async move {
+            let _ending = ending;
+            self.model.generate(job, out).await
+        })
+    }
+
+    fn context(&self) -> &ModelContext {
+        self.model.context()
+    }
+}
+
+/// Nobody computes for who has gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_told_when_the_asker_goes() {
+    let watched = || {
+        let (begun, ended) = (Notify::new(), Arc::new(Notify::new()));
+        Arc::new(Watched { model: scripted(), begun, ended })
+    };
+    let here = watched();
+    let (remote, _line) = connect_here(here.clone(), patience()).await.unwrap();
+    leaves_in_the_middle(&remote, &here).await;
+    let there = watched();
+    let (remote, _line, _stop) = over_http(there.clone()).await;
+    leaves_in_the_middle(&remote, &there).await;
+}
+
+async fn leaves_in_the_middle(remote: &dyn Generate, watched: &Watched) {
+    // far longer than the test waits
+    let job = job("on and on /tokens=8000 /delay-us=100000", 8000);
+    let (mut out, mut chunks) = channel();
+    let mut call = remote.generate(&job, &mut out);
+    let begun = async {
+        watched.begun.notified().await;
+        chunks.recv().await
+    };
+    tokio::select! {
+        result = &mut call => panic!("{result:?}"),
+        piece = begun => assert!(piece.is_some()),
+    }
+    drop(call);
+    timeout(SOON, watched.ended.notified()).await.expect("it goes on for nobody");
 }

@@ -20,17 +20,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
+use pilotlight::backends::engine::Calibration;
 use pilotlight::backends::engine::OnThread;
 use pilotlight::backends::gguf::{self, Options};
 use pilotlight::generate::Generate;
-use pilotlight::mcp::client::connect_here;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use support::contract::holds;
+use support::contract::holds_over_every_transport;
 use support::engine::{REAL, works};
+use support::model_file;
 use support::mqtt::App;
 use support::service::{Service, catalog, signal};
-use support::{child, model_file, over_http, patience};
 
 fn options(path: &Path) -> Options {
     Options {
@@ -40,6 +40,7 @@ fn options(path: &Path) -> Options {
         threads: 0,
         decode_threads: 1,
         gpu_layers: 0,
+        calibration: Calibration::default(),
     }
 }
 
@@ -49,15 +50,9 @@ async fn model() -> OnThread {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_contract_over_every_transport() {
-    let model: Arc<dyn Generate> = Arc::new(model().await);
-    holds(model.as_ref(), &REAL).await;
-    let (remote, _line) = connect_here(Arc::clone(&model), patience()).await.unwrap();
-    holds(&remote, &REAL).await;
-    let (remote, _line, _stop) = over_http(model).await;
-    holds(&remote, &REAL).await;
     let path = model_file().display().to_string();
-    let (remote, _line, _child) = child(&["engine", "--gguf", &path, "--context", "1024"]).await;
-    holds(&remote, &REAL).await;
+    let arguments = ["--gguf", &path, "--context", "1024"];
+    holds_over_every_transport(Arc::new(model().await), &arguments, &REAL).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

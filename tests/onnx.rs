@@ -20,18 +20,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use pilotlight::backends::engine::Calibration;
 use pilotlight::backends::engine::{OnThread, Reading};
 use pilotlight::backends::gguf;
 use pilotlight::backends::onnx::convert::{Weights, convert};
 use pilotlight::backends::onnx::{self, Options};
 use pilotlight::generate::Generate;
-use pilotlight::mcp::client::connect_here;
 use serde_json::{Value, json};
-use support::contract::{holds, job, run};
+use support::contract::{holds_over_every_transport, job, run};
 use support::engine::{REAL, works};
 use support::mqtt::App;
 use support::service::{Service, catalog, program};
-use support::{child, model_file, over_http, patience, runtime};
+use support::{model_file, runtime};
 
 /// The model of the GGUF tests, converted once in a run of this program.
 fn folder() -> &'static Path {
@@ -54,6 +54,9 @@ fn options(path: &Path) -> Options {
         threads: 1,
         runtime: Some(runtime()),
         prefixes: 1,
+        calibration: Calibration::default(),
+        providers: Vec::new(),
+        fallback: false,
     }
 }
 
@@ -69,6 +72,7 @@ async fn gguf() -> OnThread {
         threads: 1,
         decode_threads: 1,
         gpu_layers: 0,
+        calibration: Calibration::default(),
     };
     gguf::open(options).await.unwrap()
 }
@@ -84,17 +88,9 @@ fn arguments() -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_contract_over_every_transport() {
-    let model: Arc<dyn Generate> = Arc::new(model().await);
-    holds(model.as_ref(), &REAL).await;
-    let (remote, _line) = connect_here(Arc::clone(&model), patience()).await.unwrap();
-    holds(&remote, &REAL).await;
-    let (remote, _line, _stop) = over_http(model).await;
-    holds(&remote, &REAL).await;
     let arguments = arguments();
-    let mut all = vec!["engine"];
-    all.extend(arguments.iter().map(String::as_str));
-    let (remote, _line, _child) = child(&all).await;
-    holds(&remote, &REAL).await;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    holds_over_every_transport(Arc::new(model().await), &arguments, &REAL).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

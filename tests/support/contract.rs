@@ -1,12 +1,17 @@
 //! What everything that answers prompts must keep, whatever it is and however it is reached.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pilotlight::generate::{Fault, Finish, Generate, Usage, channel};
-use pilotlight::prompt::{Code, Format, Job, Sampling};
+use pilotlight::labels::Labels;
+use pilotlight::mcp::client::connect_here;
+use pilotlight::model::{CLASSIFY, EMBED, GENERATE};
+use pilotlight::prompt::{Code, Format, Job, Message, Role, Sampling};
 use tokio::time::timeout;
 
-use super::SOON;
+use super::{SOON, child, over_http, patience};
 
 /// Prompts that make the model do what the suite needs.
 pub struct Prompts {
@@ -52,9 +57,31 @@ pub async fn run(model: &dyn Generate, job: &Job) -> Result<(String, Usage), Fau
     Ok((text, usage))
 }
 
+/// The whole suite on a real model in this process, through the typed channels, over HTTP and in a
+/// child process with these arguments.
+pub async fn holds_over_every_transport(
+    model: Arc<dyn Generate>,
+    arguments: &[&str],
+    prompts: &Prompts,
+) {
+    holds(model.as_ref(), prompts).await;
+    let (remote, _line) = connect_here(Arc::clone(&model), patience()).await.unwrap();
+    holds(&remote, prompts).await;
+    let (remote, _line, _stop) = over_http(model).await;
+    holds(&remote, prompts).await;
+    let all = [&["engine"], arguments].concat();
+    let (remote, _line, _child) = child(&all).await;
+    holds(&remote, prompts).await;
+}
+
 /// The whole suite.
 pub async fn holds(model: &dyn Generate, prompts: &Prompts) {
     states_itself(model);
+    classifies_or_says_no(model).await;
+    embeds_or_says_no(model).await;
+    if !model.context().capabilities.has(GENERATE) {
+        return says_no(model, &job(prompts.short, 4)).await;
+    }
     answers_and_counts(model, prompts).await;
     repeats_itself(model, prompts).await;
     stops_at_its_bound(model, prompts).await;
@@ -146,6 +173,57 @@ async fn keeps_schemas_or_says_no(model: &dyn Generate, prompts: &Prompts) {
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert!(["ok", "hot"].contains(&value["state"].as_str().unwrap()), "{text}");
     assert!((0..=9).contains(&value["level"].as_i64().unwrap()), "{text}");
+}
+
+async fn says_no(model: &dyn Generate, job: &Job) {
+    let result = run(model, job).await;
+    let Err(Fault::Unfit(refusal)) = result else { panic!("{result:?}") };
+    assert_eq!(refusal.code, Code::Incapable);
+}
+
+async fn classifies_or_says_no(model: &dyn Generate) {
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    let examples = BTreeMap::from([
+        ("fire".to_owned(), texts(&["There is smoke in the kitchen", "Flames in hall two"])),
+        ("money".to_owned(), texts(&["Pay the electricity bill", "How much was the invoice"])),
+        ("water".to_owned(), texts(&["The tap drips", "The basement is flooded"])),
+    ]);
+    let labels = Labels { examples, margin: 0.0 };
+    let mut job = job("The stove is burning", 4);
+    job.format = Format::Label(Arc::new(labels.clone()));
+    if !model.context().capabilities.has(CLASSIFY) {
+        return says_no(model, &job).await;
+    }
+    let (text, usage) = run(model, &job).await.unwrap();
+    let said = usage.classification.expect("a label and how sure it is");
+    assert_eq!(said.label, text);
+    assert!(labels.names().eq(said.scores.keys().map(String::as_str)), "{said:?}");
+    assert!((said.scores.values().sum::<f32>() - 1.0).abs() < 1e-3, "{said:?}");
+    let most = said.scores.values().copied().fold(0.0, f32::max);
+    assert!(said.scores[&text] == most && said.confidence == most, "{said:?}");
+}
+
+async fn embeds_or_says_no(model: &dyn Generate) {
+    let texts = ["The stove is burning", "There is a fire on the cooker", "Pay the invoice"];
+    let mut job = job(texts[0], 4);
+    job.messages = texts
+        .iter()
+        .map(|text| Message { role: Role::User, content: (*text).to_owned() })
+        .collect();
+    job.format = Format::Embedding;
+    if !model.context().capabilities.has(EMBED) {
+        return says_no(model, &job).await;
+    }
+    let (text, usage) = run(model, &job).await.unwrap();
+    assert!(usage.prompt_tokens > 10, "{usage:?}");
+    let vectors: Vec<Vec<f32>> = serde_json::from_str(&text).unwrap();
+    assert_eq!(vectors.len(), texts.len());
+    let product =
+        |a: usize, b: usize| vectors[a].iter().zip(&vectors[b]).map(|(x, y)| x * y).sum::<f32>();
+    for n in 0..texts.len() {
+        assert!((product(n, n) - 1.0).abs() < 1e-3, "a vector of another length than 1");
+    }
+    assert!(product(0, 1) > product(0, 2) + 0.2, "{} {}", product(0, 1), product(0, 2));
 }
 
 async fn answers_many_at_once(model: &dyn Generate, prompts: &Prompts) {

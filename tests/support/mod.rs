@@ -3,6 +3,8 @@
 
 pub mod contract;
 pub mod engine;
+pub mod figures;
+pub mod labelled;
 pub mod mqtt;
 pub mod service;
 

@@ -100,9 +100,20 @@ impl Service {
 
     /// Asks over the chat API.
     pub async fn chat(&self, body: Value) -> (u16, Value) {
-        let answer =
-            client().post(self.url("/v1/chat/completions")).json(&body).send().await.unwrap();
+        self.post("/v1/chat/completions", &body).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let answer = client().post(self.url(path)).json(body).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    /// Waits until every model can be asked.
+    pub async fn ready_all(&self) {
+        let up = |state: &Value| {
+            state["servers"].as_array().unwrap().iter().all(|server| !server["model"].is_null())
+        };
+        self.until("all models are ready", up).await;
     }
 
     /// The process of the first engine.
