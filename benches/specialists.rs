@@ -29,6 +29,8 @@ use std::time::Instant;
 use pilotlight::backends::engine::{Calibration, OnThread};
 use pilotlight::backends::{gguf, onnx};
 use pilotlight::generate::Generate;
+use pilotlight::prompt::Format;
+use serde_json::json;
 use support::contract::{job, run};
 use support::figures::median;
 use support::labelled::{TASKS, encoder, label_job, labels, prompts};
@@ -97,22 +99,31 @@ async fn classify(model: &dyn Generate, stream: impl Fn(&str) -> Vec<(String, St
     all
 }
 
-/// Lets the model write the label, after one example of each.
-async fn write(model: &dyn Generate) -> PerTask {
+/// Lets the model write the label, after one example of each; freely, or as JSON that can't be
+/// anything but a label.
+async fn written(model: &dyn Generate, held: bool) -> PerTask {
     let mut all = Vec::new();
     for task in TASKS {
         let labels = labels(task);
-        let shown = labels.examples.iter().map(|(label, texts)| (label, &texts[0]));
-        let head: String = shown.map(|(l, t)| format!("Text: {t}\nLabel: {l}\n\n")).collect();
+        let mut shown = String::new();
+        for (label, texts) in &labels.examples {
+            write!(shown, "Text: {}\nLabel: {label}\n\n", texts[0]).unwrap();
+        }
         let mut said = Vec::new();
         for (label, text) in mixed(task) {
-            let mut job = job(&format!("{head}Text: {text}\nLabel:"), 8);
-            job.sampling.stop = vec!["\n".to_owned()];
+            let mut job = job(&format!("{shown}Text: {text}\nLabel:"), 8);
+            if held {
+                let names: Vec<&str> = labels.names().collect();
+                job.format = Format::Schema(json!({"enum": names}).into());
+            } else {
+                job.sampling.stop = vec!["\n".to_owned()];
+            }
             job.sampling.temperature = Some(0.0);
             let started = Instant::now();
             let (answer, _) = run(model, &job).await.unwrap();
             let ms = started.elapsed().as_secs_f64() * 1e3;
-            let right = answer.trim().to_lowercase().starts_with(&label);
+            let answer = answer.trim().trim_matches('"').to_lowercase();
+            let right = answer.starts_with(&label);
             said.push(Said { right, sure: 1.0, ms });
         }
         all.push(said);
@@ -247,6 +258,8 @@ async fn main() {
         ("scored, contextual", Calibration::Contextual),
         ("scored, running", Calibration::Running),
     ];
+    // `cargo bench --bench specialists -- written`: these rows alone
+    let only_written = std::env::args().any(|argument| argument == "written");
     print_head("Balanced");
     let encoder = sentence_encoder().await;
     let first = classify(&encoder, mixed).await;
@@ -254,8 +267,12 @@ async fn main() {
     let mut second = None;
     for (name, path) in &models {
         let writer = language_model(path, Calibration::Plain).await;
-        print_row(&format!("{name}, written"), &write(&writer).await);
+        print_row(&format!("{name}, written"), &written(&writer, false).await);
+        print_row(&format!("{name}, written, held to the labels"), &written(&writer, true).await);
         drop(writer);
+        if only_written {
+            continue;
+        }
         for (way, calibration) in calibrations {
             let model = language_model(path, calibration).await;
             let said = classify(&model, mixed).await;
@@ -264,6 +281,9 @@ async fn main() {
                 second.get_or_insert(said);
             }
         }
+    }
+    if only_written {
+        return;
     }
     print_head("Skewed: four of five prompts have one label");
     print_row("encoder, MiniLM-L6 int8", &classify(&encoder, skewed).await);

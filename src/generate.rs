@@ -141,6 +141,9 @@ pub struct Usage {
     /// Milliseconds spent writing the answer.
     #[serde(default)]
     pub decode_ms: f64,
+    /// How likely each token was, if that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprob>,
     /// What it says of a text that was to be classified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classification: Option<Classification>,
@@ -155,6 +158,27 @@ pub struct Usage {
     pub decision: Option<Value>,
 }
 
+/// How likely a token of an answer was, in the words of `OpenAI`'s chat completions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprob {
+    /// The token and its probability.
+    #[serde(flatten)]
+    pub token: Logprob,
+    /// The likeliest tokens at its place, the first first.
+    pub top_logprobs: Vec<Logprob>,
+}
+
+/// A token and its probability as the model gives it, before any sampling setting or constraint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Logprob {
+    /// Its text; what is no whole character is shown as U+FFFD.
+    pub token: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+}
+
 impl Usage {
     /// The usage of an answer of one piece for which nothing was computed yet.
     pub fn one_piece(model: impl Into<String>) -> Usage {
@@ -166,6 +190,7 @@ impl Usage {
             chunks: 1,
             prefill_ms: 0.0,
             decode_ms: 0.0,
+            logprobs: Vec::new(),
             classification: None,
             cost_usd: 0.0,
             model: model.into(),

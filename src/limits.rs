@@ -33,6 +33,8 @@ pub const EXAMPLES_BYTES_MAX: usize = 64 * 1024;
 pub const LABEL_SETS_MAX: usize = 16;
 /// Most texts that are embedded at once.
 pub const EMBED_TEXTS_MAX: usize = 64;
+/// Most other tokens that are told at the place of each token of an answer.
+pub const TOP_LOGPROBS_MAX: u8 = 5;
 /// Most rules of one task.
 pub const RULES_MAX: usize = 32;
 

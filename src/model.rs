@@ -8,6 +8,8 @@ pub const GENERATE: &str = "generate";
 pub const CLASSIFY: &str = "classify";
 /// The talent of saying what a text means as a vector.
 pub const EMBED: &str = "embed";
+/// The talent of saying how likely each token was.
+pub const LOGPROBS: &str = "logprobs";
 
 /// All that the rest of the service, and anybody who asks, knows of a model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -83,11 +85,12 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// Whether it states this talent. A model that can write tokens generates, and one that gives
-    /// embeddings embeds, whether it says so among its talents or not.
+    /// embeddings embeds, and so on, whether it says so among its talents or not.
     pub fn has(&self, talent: &str) -> bool {
         self.talents.iter().any(|stated| stated == talent)
             || (talent == GENERATE && self.max_output_tokens > 0)
             || (talent == EMBED && self.embeddings)
+            || (talent == LOGPROBS && self.logprobs)
     }
 }
 

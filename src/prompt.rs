@@ -122,6 +122,8 @@ pub struct Sampling {
     pub seed: Option<u32>,
     /// The answer ends before the first of these.
     pub stop: Vec<String>,
+    /// Say how likely each token was, and this many others at its place; none says nothing.
+    pub logprobs: Option<u8>,
 }
 
 /// One prompt on its way: parsed once at a door, checked there, trusted from there on.

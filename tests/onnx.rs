@@ -28,7 +28,7 @@ use pilotlight::backends::onnx::{self, Options};
 use pilotlight::generate::Generate;
 use serde_json::{Value, json};
 use support::contract::{holds_over_every_transport, job, run};
-use support::engine::{REAL, works};
+use support::engine::{REAL, a_shared_prefix_is_read_once, says_how_likely_its_tokens_were, works};
 use support::mqtt::App;
 use support::service::{Service, catalog, program};
 use support::{model_file, runtime};
@@ -184,6 +184,38 @@ async fn both_engines_split_texts_alike() {
     }
 }
 
+/// A folder as optimum writes it: the model's own description, and a cache that grows with each
+/// step instead of lying in shared buffers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_optimum_is_read() {
+    let work = tempfile::tempdir().unwrap();
+    for name in ["model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json"] {
+        fs::hard_link(folder().join(name), work.path().join(name)).unwrap();
+    }
+    let ours: Value =
+        serde_json::from_slice(&fs::read(folder().join("genai_config.json")).unwrap()).unwrap();
+    let decoder = &ours["model"]["decoder"];
+    let config = json!({
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "eos_token_id": ours["model"]["eos_token_id"],
+        "max_position_embeddings": ours["model"]["context_length"],
+        "hidden_size": decoder["hidden_size"],
+        "num_attention_heads": decoder["num_attention_heads"],
+        "num_hidden_layers": decoder["num_hidden_layers"],
+        "num_key_value_heads": decoder["num_key_value_heads"],
+    });
+    fs::write(work.path().join("config.json"), config.to_string()).unwrap();
+    let growing = onnx::open(options(work.path())).await.unwrap();
+    a_shared_prefix_is_read_once(&growing).await;
+    says_how_likely_its_tokens_were(&growing).await;
+    let text: String = TEXT.chars().take(400).collect();
+    let (one, other) =
+        (model().await.read(&text).await.unwrap(), growing.read(&text).await.unwrap());
+    let near = nearness(&one, &other);
+    assert!(near.same_first >= 0.99 && near.divergence < 1e-4, "{near:?}");
+}
+
 /// Each of several conversations is kept ready.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_prefixes_are_kept() {
@@ -293,10 +325,6 @@ async fn bad_folders_are_clear_errors() {
         (
             edit("genai_config.json", &|c| c["model"]["decoder"]["num_hidden_layers"] = json!(31)),
             "no input past_key_values.30.key",
-        ),
-        (
-            edit("genai_config.json", &|c| c["search"]["past_present_share_buffer"] = json!(false)),
-            "not shared",
         ),
         (Options { context_tokens: 2_000_000, ..options(folder()) }, "not possible"),
         (Options { prefixes: 0, ..options(folder()) }, "at least 1"),

@@ -65,7 +65,7 @@ fn product(a: &[f32], b: &[f32]) -> f32 {
 /// How many of the prompts get their label.
 async fn accuracy(model: &dyn Generate, task: &str, step: usize) -> f64 {
     let labels = labels(task);
-    let (mut right, mut all) = (0, 0);
+    let (mut right, mut all) = (0, 0_usize);
     for (label, text) in prompts(task, "test").into_iter().step_by(step) {
         let (said, _) = run(model, &label_job(&text, &labels)).await.unwrap();
         right += usize::from(said == label);

@@ -42,18 +42,29 @@ fn print(state: &Value, addr: &str) {
         let runtime = &server["model"]["runtime"];
         if runtime.is_object() {
             println!(
-                "  {} {} on {} {}, {} MiB, prefill {} and decode {} tokens/s, loaded in {} ms",
+                "  {} {} on {} {}, {} MiB, {}loaded in {} ms",
                 text(&server["model"]["identification"]["name"]),
                 text(&runtime["quantization"]),
                 text(&runtime["backend"]),
                 text(&runtime["version"]),
                 runtime["memory_bytes"].as_u64().unwrap_or(0) >> 20,
-                runtime["prefill_tokens_per_s"],
-                runtime["decode_tokens_per_s"],
+                rates(runtime),
                 runtime["load_ms"],
             );
+            if let Some(why) = runtime["fallback"].as_str() {
+                println!("  not on the accelerator that was asked for: {why}");
+            }
         }
     }
+}
+
+/// What was measured; an encoder has nothing to write.
+fn rates(runtime: &Value) -> String {
+    let rate = |name: &str, key: &str| {
+        let rate = runtime[key].as_f64();
+        rate.map_or(String::new(), |rate| format!("{name} {rate} tokens/s, "))
+    };
+    rate("prefill", "prefill_tokens_per_s") + &rate("decode", "decode_tokens_per_s")
 }
 
 fn text(value: &Value) -> &str {

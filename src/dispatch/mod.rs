@@ -17,7 +17,7 @@ pub use self::handle::{Answer, Dispatch, End, Seen};
 use crate::generate::{Fault, Generate, Out, Usage, channel};
 use crate::limits::{DRAIN_MAX, INBOX_MAX};
 use crate::link::{Backend, Link};
-use crate::model::{CLASSIFY, EMBED, GENERATE, ModelContext};
+use crate::model::{CLASSIFY, EMBED, GENERATE, LOGPROBS, ModelContext};
 use crate::prompt::{Format, Job, JobId};
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
@@ -65,7 +65,7 @@ fn card_of_unknown(backend: &Backend) -> Card {
 /// says.
 fn talents(context: &ModelContext, configured: &[String]) -> Vec<String> {
     let can = &context.capabilities;
-    let known = [GENERATE, CLASSIFY, EMBED].into_iter().filter(|talent| can.has(talent));
+    let known = [GENERATE, CLASSIFY, EMBED, LOGPROBS].into_iter().filter(|talent| can.has(talent));
     let known = known.map(str::to_owned);
     known.chain(can.talents.iter().cloned()).chain(configured.iter().cloned()).collect()
 }

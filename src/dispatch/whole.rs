@@ -102,6 +102,7 @@ impl Shelf for Whole {
         for model in &behind {
             let can = &model.capabilities;
             whole.capabilities.embeddings |= can.embeddings;
+            whole.capabilities.logprobs |= can.logprobs;
             whole.capabilities.talents.extend(can.talents.iter().cloned());
         }
         whole.capabilities.talents.sort();

@@ -58,6 +58,7 @@ fn answered(format: &Format, text: String, end: &End) -> Reply {
         error: None,
         confidence: said.as_ref().map(|said| said.confidence),
         scores: said.map(|said| said.scores).filter(|scores| !scores.is_empty()),
+        logprobs: usage.map(|u| u.logprobs.clone()).unwrap_or_default(),
         json,
         // numbers are no text
         text: Some(text).filter(|_| *format != Format::Embedding),

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::generate::{Fault, Usage};
-use crate::limits::{DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, OUTPUT_TOKENS_MAX};
+use crate::limits::{
+    DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, OUTPUT_TOKENS_MAX, TOP_LOGPROBS_MAX,
+};
 use crate::prompt::{Code, Message, Refusal, Role};
 use crate::wire::{Ask, AskFormat, WireError};
 
@@ -129,6 +131,8 @@ pub fn tool() -> Tool {
             "repeat_penalty": {"type": "number", "minimum": 1, "maximum": 2},
             "seed": {"type": "integer", "minimum": 0, "maximum": u32::MAX},
             "stop": {"type": "array", "items": {"type": "string"}},
+            "logprobs": {"type": "boolean", "description": "Say how likely each token was."},
+            "top_logprobs": {"type": "integer", "minimum": 0, "maximum": TOP_LOGPROBS_MAX},
             "stream": {"type": "boolean", "description": "Pieces come as progress whenever a progress token is given."},
             "deadline_ms": {"type": "integer", "minimum": 1},
             "class": {"type": "string", "enum": ["interactive", "normal", "batch"]},

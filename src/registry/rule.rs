@@ -132,7 +132,7 @@ impl Comparison {
         let found = OPERATORS.iter().find_map(|(sign, op)| Some((op, rest.strip_prefix(sign)?)));
         let (operator, value) = found.ok_or_else(wrong)?;
         let value: Value = serde_json::from_str(value.trim()).map_err(|_| wrong())?;
-        let test = match (value, operator) {
+        let compared = match (value, operator) {
             (Value::Number(number), operator) => {
                 Test::Number(*operator, number.as_f64().ok_or_else(wrong)?)
             }
@@ -143,7 +143,7 @@ impl Comparison {
         if !is_name(name) {
             return Err(wrong());
         }
-        Ok(Comparison { name: name.to_owned(), test })
+        Ok(Comparison { name: name.to_owned(), test: compared })
     }
 
     fn holds(&self, value: &Value) -> Result<bool, Refusal> {

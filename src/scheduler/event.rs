@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::decision::{Attempt, Decision};
 use crate::generate::Fault;
-use crate::model::Reach;
+use crate::model::{LOGPROBS, Reach};
 use crate::prompt::{Class, Format, Job, JobId, Mode, Refusal};
 use crate::time::Time;
 
@@ -50,6 +50,7 @@ impl Ticket {
             model: job.model.clone(),
             wants_json: matches!(job.format, Format::Json | Format::Schema(_)),
             talents: std::iter::once(job.format.talent().to_owned())
+                .chain(job.sampling.logprobs.map(|_| LOGPROBS.to_owned()))
                 .chain(job.talent.clone())
                 .collect(),
             margin: match &job.format {

@@ -230,7 +230,7 @@ impl Scheduler {
         let may_go_on = ticket.attempts.len() < ATTEMPTS_MAX && ticket.due > now;
         let next = may_go_on.then(|| route::route(&ticket, &self.backends, now));
         let left = match next {
-            Some(Ok(_)) => self.queue.offer(ticket).err(),
+            Some(Ok(_)) => self.queue.offer(ticket).err().map(|back| *back),
             Some(Err(_)) | None => Some(ticket),
         };
         if let Some(ticket) = left {

@@ -16,13 +16,13 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Gives the job back if there is no room for it.
-    pub(super) fn offer(&mut self, ticket: Ticket) -> Result<(), Ticket> {
+    pub(super) fn offer(&mut self, ticket: Ticket) -> Result<(), Box<Ticket>> {
         if ticket.bytes > WAITING_BYTES_MAX.saturating_sub(self.bytes) {
-            return Err(ticket);
+            return Err(Box::new(ticket));
         }
         let bytes = ticket.bytes;
         let at = self.waiting.partition_point(|other| order(other) <= order(&ticket));
-        self.waiting.insert(at, ticket)?;
+        self.waiting.insert(at, ticket).map_err(Box::new)?;
         self.bytes += bytes;
         Ok(())
     }

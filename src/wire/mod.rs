@@ -17,6 +17,7 @@ use crate::labels::Labels;
 use crate::limits::{
     DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, KEY_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX,
     PROMPT_BYTES_MAX, SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX,
+    TOP_LOGPROBS_MAX,
 };
 use crate::prompt::{Class, Code, Format, Job, JobId, Message, Mode, Refusal, Role, Sampling};
 use crate::registry::catalog::Catalog;
@@ -81,6 +82,12 @@ pub struct Ask {
     /// See [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Vec<String>>,
+    /// Say how likely each token was; see [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<bool>,
+    /// And how likely this many others at its place; see [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_logprobs: Option<u8>,
     /// Send the pieces as they come, besides the reply.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
@@ -241,6 +248,8 @@ impl Ask {
             repeat_penalty: sampling.repeat_penalty,
             seed: sampling.seed,
             stop: Some(sampling.stop).filter(|stop| !stop.is_empty()),
+            logprobs: sampling.logprobs.map(|_| true),
+            top_logprobs: sampling.logprobs.filter(|top| *top > 0),
             class: Some(job.class),
             mode: Some(job.mode),
             ..Ask::default()
@@ -384,7 +393,25 @@ impl Ask {
             repeat_penalty: self.repeat_penalty,
             seed: self.seed,
             stop,
+            logprobs: self.logprobs_of()?,
         })
+    }
+}
+
+impl Ask {
+    fn logprobs_of(&self) -> Result<Option<u8>, Refusal> {
+        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (false, None) => Ok(None),
+            (false, Some(_)) => {
+                let message = "is only for a request with logprobs";
+                Err(Refusal::field(Code::Invalid, "top_logprobs", message))
+            }
+            (true, Some(top)) if top > TOP_LOGPROBS_MAX => {
+                let message = format!("{top}, must be 0 to {TOP_LOGPROBS_MAX}");
+                Err(Refusal::field(Code::Invalid, "top_logprobs", message))
+            }
+            (true, top) => Ok(Some(top.unwrap_or(0))),
+        }
     }
 }
 

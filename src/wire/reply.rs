@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::generate::{Finish, Usage};
+use crate::generate::{Finish, TokenLogprob, Usage};
 use crate::prompt::{Code, Refusal};
 use crate::scheduler::decision::Decision;
 
@@ -29,6 +29,9 @@ pub struct Reply {
     /// The probability of each label, if labels were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scores: Option<BTreeMap<String, f32>>,
+    /// How likely each token was, if that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprob>,
     /// Why the answer ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish: Option<Finish>,
@@ -162,6 +165,7 @@ impl Reply {
             json: None,
             confidence: None,
             scores: None,
+            logprobs: Vec::new(),
             finish: None,
             usage: None,
             source: None,

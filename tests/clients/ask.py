@@ -52,7 +52,7 @@ def openai():
     from openai import BadRequestError, OpenAI
 
     client = OpenAI(base_url=f"http://127.0.0.1:{HTTP_PORT}/v1", api_key="none")
-    assert [m.id for m in client.models.list()] == ["smollm2-135m"]
+    assert sorted(m.id for m in client.models.list()) == ["minilm", "smollm2-135m"]
     messages = [{"role": "user", "content": PROMPT}]
     plain = client.chat.completions.create(
         model="smollm2-135m", messages=messages, max_tokens=8, metadata={"deadline_ms": "60000"}
@@ -75,6 +75,22 @@ def openai():
         response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
     )
     assert json.loads(answer.choices[0].message.content)["state"] in ("ok", "hot"), answer
+    likely = client.chat.completions.create(
+        model="smollm2-135m", messages=messages, max_tokens=8, logprobs=True, top_logprobs=2
+    ).choices[0]
+    tokens = likely.logprobs.content
+    assert "".join(t.token for t in tokens) == likely.message.content, likely
+    assert all(t.logprob <= 0 and len(t.top_logprobs) == 2 for t in tokens), likely
+    label = client.chat.completions.create(
+        model="auto", metadata={"task": "topic"},
+        messages=[{"role": "user", "content": "The radiator in room 3 stays cold"}],
+    )
+    assert label.choices[0].message.content in ("climate", "energy", "network", "security"), label
+    assert 0.25 < label.pilotlight["confidence"] <= 1, label
+    texts = ["a fire", "a flame", "an invoice"]
+    fire, flame, invoice = [d.embedding for d in client.embeddings.create(model="minilm", input=texts).data]
+    product = lambda a, b: sum(x * y for x, y in zip(a, b))
+    assert len(fire) == 384 and product(fire, flame) > product(fire, invoice)
     try:
         client.chat.completions.create(model="smollm2-135m", messages=messages, max_tokens=99999)
         raise AssertionError("absurd max_tokens was taken")
@@ -87,11 +103,15 @@ def mcp():
     from mcp.client.stdio import stdio_client
     from mcp.client.streamable_http import streamable_http_client
 
-    async def talk(streams):
+    async def talk(streams, names):
         async with ClientSession(streams[0], streams[1]) as session:
             await session.initialize()
             tools = (await session.list_tools()).tools
-            assert [tool.name for tool in tools] == ["generate"], tools
+            assert [tool.name for tool in tools] == names, tools
+            if "embed" in names:
+                result = await session.call_tool("embed", {"input": ["a fire", "an invoice"]})
+                content = getattr(result, "structured_content", None) or result.structuredContent
+                assert [len(vector) for vector in content["embeddings"]] == [384, 384], result
             resources = (await session.list_resources()).resources
             uris = [str(resource.uri) for resource in resources]
             assert "model://smollm2-135m/context" in uris, uris
@@ -113,7 +133,7 @@ def mcp():
     async def both():
         url = f"http://127.0.0.1:{HTTP_PORT}/mcp"
         async with streamable_http_client(url) as streams:
-            await talk(streams)
+            await talk(streams, ["generate", "embed"])
         server = StdioServerParameters(
             command="target/release/pilotlight",
             args=["mcp"],
@@ -122,7 +142,7 @@ def mcp():
         async with stdio_client(server) as streams:
             # the model is loaded while the client says hello
             await asyncio.sleep(4)
-            await talk(streams)
+            await talk(streams, ["generate"])
 
     asyncio.run(both())
 

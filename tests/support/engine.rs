@@ -20,9 +20,10 @@ pub async fn works(model: &dyn Generate) {
     nobody_can_write_a_role_into_a_prompt(model).await;
     answers_fit_their_schema(model).await;
     long_conversations_and_strange_text(model).await;
+    says_how_likely_its_tokens_were(model).await;
 }
 
-async fn a_shared_prefix_is_read_once(model: &dyn Generate) {
+pub async fn a_shared_prefix_is_read_once(model: &dyn Generate) {
     let long = "The river runs from the hills to the sea. ".repeat(12);
     let first = run(model, &job(&format!("{long} Where does it start?"), 4)).await.unwrap().1;
     assert_eq!(first.cached_tokens, 0);
@@ -119,4 +120,28 @@ async fn long_conversations_and_strange_text(model: &dyn Generate) {
     full.sampling.temperature = Some(0.0);
     let usage = run(model, &full).await.unwrap().1;
     assert!(usage.prompt_tokens + usage.completion_tokens <= 1024, "{usage:?}");
+}
+
+pub async fn says_how_likely_its_tokens_were(model: &dyn Generate) {
+    let mut asked = job("Name a river.", 8);
+    asked.sampling.temperature = Some(0.0);
+    let (silent, usage) = run(model, &asked).await.unwrap();
+    assert!(usage.logprobs.is_empty());
+    asked.sampling.logprobs = Some(3);
+    let (text, usage) = run(model, &asked).await.unwrap();
+    assert_eq!(text, silent);
+    assert_eq!(usage.logprobs.len(), usage.completion_tokens as usize);
+    let bytes: Vec<u8> = usage.logprobs.iter().flat_map(|at| at.token.bytes.clone()).collect();
+    assert_eq!(String::from_utf8_lossy(&bytes), text);
+    for at in &usage.logprobs {
+        assert_eq!(at.top_logprobs.len(), 3);
+        assert!(at.token.logprob <= 0.0 && at.token.logprob.is_finite());
+        // greedy: what was taken was the likeliest
+        assert_eq!(at.token, at.top_logprobs[0]);
+        assert!(at.top_logprobs.is_sorted_by(|a, b| a.logprob >= b.logprob), "{at:?}");
+    }
+    // what a schema forbids stays as likely as the model thought it
+    asked.format = Format::Schema(json!({"enum": ["q"]}).into());
+    let (_, usage) = run(model, &asked).await.unwrap();
+    assert!(usage.logprobs.iter().any(|at| at.token != at.top_logprobs[0]), "{usage:?}");
 }

@@ -9,7 +9,7 @@ use super::labels::{Calibration, Chosen, Learned};
 use super::{Decoder, Model, Reading, Sets, log_probabilities, now};
 use crate::backends::sampler::Sampler;
 use crate::backends::text::TextOut;
-use crate::generate::{Fault, Finish, Out, Usage};
+use crate::generate::{Fault, Finish, Logprob, Out, TokenLogprob, Usage};
 use crate::labels::Labels;
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::ModelContext;
@@ -136,12 +136,13 @@ impl<D: Decoder> Engine<D> {
         let room = u32::try_from(self.length() - prompt.len()).unwrap_or(OUTPUT_TOKENS_MAX);
         let asked = job.sampling.max_tokens.unwrap_or(self.facts.inference_settings.max_tokens);
         let started = now();
-        let (finish, tokens) = self.write(job, constraint, asked.min(room), out, stop)?;
+        let written = self.write(job, constraint, asked.min(room), out, stop)?;
         Ok(Usage {
-            finish,
+            finish: written.finish,
+            logprobs: written.logprobs,
             prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
             cached_tokens: u32::try_from(cached).unwrap_or(u32::MAX),
-            completion_tokens: tokens,
+            completion_tokens: written.tokens,
             chunks: out.written(),
             prefill_ms,
             decode_ms: started.elapsed().as_secs_f64() * 1e3,
@@ -216,35 +217,57 @@ impl<D: Decoder> Engine<D> {
         most: u32,
         out: &mut Out,
         stop: &AtomicBool,
-    ) -> Result<(Finish, u32), Fault> {
+    ) -> Result<Written, Fault> {
         let mut sampler = Sampler::new(&job.sampling, &self.facts.inference_settings);
         let mut text = TextOut::new(job.sampling.stop.clone());
-        let mut finish = Finish::Length;
-        let mut written = 0;
-        while written < most {
+        let mut written = Written { finish: Finish::Length, tokens: 0, logprobs: Vec::new() };
+        while written.tokens < most {
             if stop.load(Ordering::Relaxed) {
                 return Err(Fault::Cancelled);
             }
+            // the sampler changes the logits
+            let expected =
+                job.sampling.logprobs.map(|top| (top, log_probabilities(self.decoder.logits())));
             let token = self.next(&mut sampler, constraint.as_mut())?;
             if self.decoder.is_end(token) {
-                finish = Finish::Stop;
+                written.finish = Finish::Stop;
                 break;
             }
-            written += 1;
+            written.tokens += 1;
+            written.logprobs.extend(expected.map(|(top, all)| self.logprob(token, top, &all)));
             send(out, text.push(&self.decoder.piece(token)))?;
             if let Some(constraint) = &mut constraint {
                 constraint.accept(token)?;
             }
             if text.is_stopped() || constraint.as_ref().is_some_and(Constraint::is_done) {
-                finish = Finish::Stop;
+                written.finish = Finish::Stop;
                 break;
             }
-            if written < most {
+            if written.tokens < most {
                 self.decoder.read(&[token])?;
             }
         }
         send(out, text.finish())?;
-        Ok((finish, written))
+        Ok(written)
+    }
+
+    /// How likely a token was, and the likeliest ones at its place.
+    fn logprob(&self, token: u32, top: u8, all: &[f32]) -> TokenLogprob {
+        let of = |token: u32| {
+            let bytes = self.decoder.piece(token);
+            let logprob = all.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+            Logprob { token: String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob }
+        };
+        let mut best: Vec<u32> = Vec::new();
+        for (n, logprob) in (0_u32..).zip(all) {
+            let behind = |other: &u32| all[*other as usize] >= *logprob;
+            let place = best.iter().take_while(|other| behind(other)).count();
+            if place < usize::from(top) {
+                best.insert(place, n);
+                best.truncate(usize::from(top));
+            }
+        }
+        TokenLogprob { token: of(token), top_logprobs: best.into_iter().map(of).collect() }
     }
 
     fn next(
@@ -262,6 +285,13 @@ impl<D: Decoder> Engine<D> {
         };
         token.ok_or_else(|| Fault::Broken("no token can come next".to_owned()))
     }
+}
+
+/// What was written.
+struct Written {
+    finish: Finish,
+    tokens: u32,
+    logprobs: Vec<TokenLogprob>,
 }
 
 fn send(out: &mut Out, text: String) -> Result<(), Fault> {

@@ -114,6 +114,7 @@ pub(super) fn describe(
             languages: meta("general.languages").into_iter().collect(),
             json_schema: true,
             streaming: true,
+            logprobs: true,
             talents: vec![model::GENERATE.to_owned(), model::CLASSIFY.to_owned()],
             ..Capabilities::default()
         },

@@ -1,9 +1,10 @@
-//! ONNX Runtime behind the port of the engine's thread: one session, key-value buffers that past
-//! and present share.
+//! ONNX Runtime behind the port of the engine's thread: one session, and the keys and values of the
+//! tokens read so far. Where the graph can, past and present share their buffers; else each step gives
+//! new ones, which takes a copy of all of them for each token.
 
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::{IoBinding, Session};
-use ort::value::Tensor;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{IoBinding, Session, SessionInputValue};
+use ort::value::{Shape, Tensor, TensorValueType};
 use toktrie::TokTrie;
 
 use super::folder::Folder;
@@ -19,9 +20,39 @@ const STEP_TOKENS: usize = 256;
 struct Prefix {
     /// The tokens whose keys and values the buffers hold.
     tokens: Vec<u32>,
-    /// Keys and values of each layer, for a whole context.
+    /// Keys and values of each layer: room for a whole context if they are shared, else as many as
+    /// there are tokens.
     buffers: Vec<[Tensor<f32>; 2]>,
     used: u64,
+}
+
+impl Prefix {
+    /// Keeps the first tokens. What lies behind them in shared buffers is written over.
+    fn cut(&mut self, kept: usize, shared: bool) -> ort::Result<()> {
+        if kept >= self.tokens.len() {
+            return Ok(());
+        }
+        self.tokens.truncate(kept);
+        if !shared {
+            for buffer in self.buffers.iter_mut().flatten() {
+                *buffer = first(buffer, kept)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The keys or values of the first tokens: [batch, heads, tokens, numbers].
+fn first(buffer: &Tensor<f32>, kept: usize) -> ort::Result<Tensor<f32>> {
+    let (shape, numbers) = buffer.try_extract_tensor::<f32>()?;
+    let size = |n: usize| shape.get(n).and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
+    let (heads, tokens, head) = (size(1), size(2), size(3));
+    let rows = numbers.chunks((tokens * head).max(1)).take(heads);
+    let kept_numbers: Vec<f32> =
+        rows.flat_map(|row| row.iter().take(kept * head).copied()).collect();
+    let mut cut = Tensor::<f32>::new(&Allocator::default(), [1, heads, kept, head])?;
+    cut.try_extract_tensor_mut::<f32>()?.1.copy_from_slice(&kept_numbers);
+    Ok(cut)
 }
 
 pub(super) struct Onnx {
@@ -49,7 +80,8 @@ impl Onnx {
         let positions = session.inputs().iter().any(|i| i.name() == folder.names.position_ids);
         let mut made = Vec::new();
         for _ in 0..prefixes {
-            let buffers = (0..folder.layers).map(|_| buffers(&session, &folder, capacity));
+            let room = if folder.shared { capacity } else { 0 };
+            let buffers = (0..folder.layers).map(|_| buffers(&session, &folder, room));
             let buffers = buffers.collect::<ort::Result<_>>().map_err(|e| {
                 Fault::Away(format!("there is no room for a context of {capacity} tokens: {e}"))
             })?;
@@ -75,6 +107,9 @@ impl Onnx {
     /// Makes the session read from and write to the buffers of one prefix.
     fn bind(&mut self, prefix: usize) -> ort::Result<()> {
         self.current = prefix;
+        if !self.folder.shared {
+            return Ok(());
+        }
         let names = &self.folder.names;
         for (layer, pair) in self.prefixes[prefix].buffers.iter_mut().enumerate() {
             let layer = layer.to_string();
@@ -112,26 +147,68 @@ impl Onnx {
         let past = self.prefixes[self.current].tokens.len();
         let total = past + tokens.len();
         let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
-        let ids = Tensor::from_array(([1, tokens.len()], ids))?;
-        self.binding.bind_input(names.input_ids.clone(), &ids)?;
-        let mask = Tensor::from_array(([1, total], vec![1_i64; total]))?;
-        self.binding.bind_input(names.attention_mask.clone(), &mask)?;
+        let mut inputs = vec![
+            (names.input_ids.clone(), Tensor::from_array(([1, tokens.len()], ids))?),
+            (names.attention_mask.clone(), Tensor::from_array(([1, total], vec![1_i64; total]))?),
+        ];
         if self.positions {
             let positions: Vec<i64> = (past..total).filter_map(|n| i64::try_from(n).ok()).collect();
             let positions = Tensor::from_array(([1, tokens.len()], positions))?;
-            self.binding.bind_input(names.position_ids.clone(), &positions)?;
+            inputs.push((names.position_ids.clone(), positions));
         }
+        if self.folder.shared { self.run_shared(&inputs) } else { self.run_growing(&inputs) }
+    }
+
+    fn run_shared(&mut self, inputs: &[(String, Tensor<i64>)]) -> ort::Result<()> {
+        for (name, value) in inputs {
+            self.binding.bind_input(name.clone(), value)?;
+        }
+        let known = self.vocabulary.size() as usize;
         let outputs = self.session.run_binding(&self.binding)?;
-        let logits = outputs.get(&names.logits).ok_or_else(|| ort::Error::new("no logits"))?;
-        let (shape, numbers) = logits.try_extract_tensor::<f32>()?;
-        let width = shape.last().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
-        let last = numbers.len().saturating_sub(width);
-        // a graph may have room for more tokens than the tokenizer knows
-        let known = width.min(self.vocabulary.size() as usize);
-        self.logits.clear();
-        self.logits.extend_from_slice(&numbers[last..last + known]);
+        let logits = outputs.get(&self.folder.names.logits);
+        let logits = logits.ok_or_else(|| ort::Error::new("no logits"))?;
+        last_row(logits.try_extract_tensor::<f32>()?, known, &mut self.logits);
         Ok(())
     }
+
+    fn run_growing(&mut self, inputs: &[(String, Tensor<i64>)]) -> ort::Result<()> {
+        let names = &self.folder.names;
+        let prefix = &mut self.prefixes[self.current];
+        let mut all: Vec<(String, SessionInputValue<'_>)> =
+            inputs.iter().map(|(name, value)| (name.clone(), value.into())).collect();
+        for (layer, pair) in prefix.buffers.iter().enumerate() {
+            for (name, buffer) in names.past.iter().zip(pair) {
+                all.push((name.replace("%d", &layer.to_string()), buffer.into()));
+            }
+        }
+        let mut outputs = self.session.run(all)?;
+        let mut taken = |name: &str| {
+            let value = outputs.remove(name);
+            value.ok_or_else(|| ort::Error::new(format!("the graph gives no {name}")))
+        };
+        let known = self.vocabulary.size() as usize;
+        let logits = taken(&names.logits)?;
+        last_row(logits.try_extract_tensor::<f32>()?, known, &mut self.logits);
+        let mut grown = Vec::with_capacity(prefix.buffers.len());
+        for layer in 0..prefix.buffers.len() {
+            let mut part = |n: usize| {
+                let value = taken(&names.present[n].replace("%d", &layer.to_string()))?;
+                value.downcast::<TensorValueType<f32>>()
+            };
+            grown.push([part(0)?, part(1)?]);
+        }
+        prefix.buffers = grown;
+        Ok(())
+    }
+}
+
+/// The logits of the last token; a graph may give those of all, and may have room for more tokens
+/// than the tokenizer knows.
+fn last_row((shape, numbers): (&Shape, &[f32]), known: usize, into: &mut Vec<f32>) {
+    let width = shape.last().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
+    let last = numbers.len().saturating_sub(width);
+    into.clear();
+    into.extend_from_slice(&numbers[last..last + known.min(width)]);
 }
 
 fn buffers(session: &Session, folder: &Folder, capacity: usize) -> ort::Result<[Tensor<f32>; 2]> {
@@ -164,7 +241,7 @@ impl Decoder for Onnx {
         let requests = self.requests;
         let prefix = &mut self.prefixes[best];
         let kept = common(&prefix.tokens, prompt);
-        prefix.tokens.truncate(kept);
+        prefix.cut(kept, self.folder.shared).map_err(broken)?;
         prefix.used = requests;
         Ok(kept)
     }
@@ -183,10 +260,9 @@ impl Decoder for Onnx {
     }
 
     fn forget(&mut self, last: usize) -> Result<(), Fault> {
-        // what lies in the buffers behind these is written over
-        let tokens = &mut self.prefixes[self.current].tokens;
-        tokens.truncate(tokens.len().saturating_sub(last));
-        Ok(())
+        let shared = self.folder.shared;
+        let prefix = &mut self.prefixes[self.current];
+        prefix.cut(prefix.tokens.len().saturating_sub(last), shared).map_err(broken)
     }
 
     fn step(&self) -> usize {
@@ -207,5 +283,71 @@ impl Decoder for Onnx {
 
     fn trie(&self) -> TokTrie {
         self.vocabulary.trie()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::backends::engine::Calibration;
+    use crate::backends::onnx::{Options, load};
+
+    /// The model that `scripts/test` makes, with room for 16 tokens.
+    fn small() -> Onnx {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let path = here.join("models/smollm2-135m-onnx-int8");
+        assert!(path.is_dir(), "{} is missing: run scripts/test", path.display());
+        let options = Options {
+            path,
+            name: None,
+            context_tokens: 16,
+            threads: 1,
+            runtime: Some(here.join(".tools/onnxruntime")),
+            prefixes: 1,
+            calibration: Calibration::default(),
+            providers: Vec::new(),
+            fallback: false,
+        };
+        load::load(&options).unwrap().0
+    }
+
+    /// What would end the process, or be read from somewhere else in memory, does not reach the
+    /// runtime, and the next step is unharmed.
+    #[test]
+    fn ids_and_lengths_are_checked_before_the_runtime_sees_them() {
+        let mut model = small();
+        let size = model.vocabulary.size();
+        model.reuse(&[]).unwrap();
+        model.read(&[1, 2]).unwrap();
+        model.read(&[3]).unwrap();
+        let expected = model.logits().to_vec();
+        for wrong in [&[size][..], &[1, u32::MAX], &[], &[1; 14], &[1; 100]] {
+            assert!(matches!(model.read(wrong), Err(Fault::Broken(_))), "{} tokens", wrong.len());
+        }
+        model.read(&[4; 13]).unwrap();
+        assert!(matches!(model.read(&[4]), Err(Fault::Broken(_))), "beyond its room");
+        model.forget(14).unwrap();
+        model.read(&[3]).unwrap();
+        let apart = model.logits().iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        assert!(apart.fold(0.0, f32::max) < 1e-3, "the cache was harmed");
+    }
+
+    #[test]
+    fn what_continues_is_scored_and_the_cache_is_as_before() {
+        let mut model = small();
+        model.reuse(&[]).unwrap();
+        model.read(&[1, 2]).unwrap();
+        model.read(&[3]).unwrap();
+        let all = vec![vec![7], vec![7, 8, 9], vec![11, 12]];
+        let scores = model.continuations(&all).unwrap();
+        assert!(scores[1] < scores[0] && scores.iter().all(|s| s.is_finite() && *s < 0.0));
+        model.forget(1).unwrap();
+        model.read(&[3]).unwrap();
+        let again = model.continuations(&all).unwrap();
+        for (a, b) in scores.iter().zip(&again) {
+            assert!((a - b).abs() < 1e-3, "{scores:?} {again:?}");
+        }
     }
 }

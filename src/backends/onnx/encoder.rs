@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ort::session::{Session, SessionInputValue};
-use ort::value::Tensor;
+use ort::value::{Outlet, Tensor};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -179,7 +179,7 @@ impl Encoder {
             });
             Tensor::from_array((shape, rows.collect::<Vec<i64>>()))
         };
-        let ids = padded(|token| i64::from(token))?;
+        let ids = padded(i64::from)?;
         let mut inputs: Vec<(&str, SessionInputValue<'_>)> =
             vec![("input_ids", ids.into()), ("attention_mask", padded(|_| 1)?.into())];
         if self.types {
@@ -351,7 +351,7 @@ fn check_graph(files: &Files, session: &Session) -> Result<(bool, String), Fault
             other => return refuse(format!("its input {other} is not known")),
         }
     }
-    let names: Vec<&str> = session.outputs().iter().map(|output| output.name()).collect();
+    let names: Vec<&str> = session.outputs().iter().map(Outlet::name).collect();
     let known = OUTPUTS.iter().copied().find(|name| names.contains(name));
     match known.or_else(|| names.first().copied()) {
         Some(name) => Ok((types, name.to_owned())),

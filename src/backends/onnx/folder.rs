@@ -53,6 +53,7 @@ impl Folder {
     /// # Errors
     /// [`Fault::Away`] that names the file and what is wrong with it.
     pub(super) fn read(path: &Path) -> Result<Folder, Fault> {
+        let files = Files::read(path, MODEL)?;
         let told = json(&path.join(CONFIG))?;
         let (model, decoder) = match &told {
             Some(told) => (told["model"].clone(), told["model"]["decoder"].clone()),
@@ -77,8 +78,9 @@ impl Folder {
         let tokenizer = json(&path.join(TOKENIZER_CONFIG))?.unwrap_or_default();
         let (bos, eos) = (token(&tokenizer["bos_token"]), token(&tokenizer["eos_token"]));
         let template = template(path, &tokenizer, bos.as_deref(), eos.as_deref())?;
+        let graph = path.join(decoder["filename"].as_str().unwrap_or(MODEL));
         Ok(Folder {
-            files: Files::read(path, decoder["filename"].as_str().unwrap_or(MODEL))?,
+            files: Files { graph, ..files },
             family: model["type"]
                 .as_str()
                 .or(model["model_type"].as_str())

@@ -42,7 +42,7 @@ pub(super) fn run(mut options: Options, line: Line) {
 ///
 /// # Errors
 /// [`Fault::Away`] that says what is wrong and what to do.
-fn load(options: &Options) -> Result<(Onnx, ModelContext), Fault> {
+pub(super) fn load(options: &Options) -> Result<(Onnx, ModelContext), Fault> {
     room::for_context(options.context_tokens)?;
     if !(1..=PREFIXES_MAX).contains(&options.prefixes) {
         let asked = options.prefixes;
@@ -102,13 +102,6 @@ fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
     let refuse = |why: String| {
         Err(Fault::Away(format!("the graph {} can't be used: {why}", folder.files.graph.display())))
     };
-    if !folder.shared {
-        return refuse(
-            "its key-value buffers are not shared (past_present_share_buffer); convert the model \
-             with `pilotlight model convert` or onnxruntime-genai's builder"
-                .to_owned(),
-        );
-    }
     let names = &folder.names;
     let mut wanted = vec![names.input_ids.clone(), names.attention_mask.clone()];
     for layer in 0..folder.layers {
@@ -189,6 +182,7 @@ fn describe(
             modalities: vec!["text".to_owned()],
             json_schema: true,
             streaming: true,
+            logprobs: true,
             talents: vec![model::GENERATE.to_owned(), model::CLASSIFY.to_owned()],
             ..Capabilities::default()
         },

@@ -18,7 +18,7 @@ pub enum Provider {
     Cpu,
     /// An NVIDIA accelerator through CUDA.
     Cuda,
-    /// An NVIDIA accelerator through TensorRT.
+    /// An NVIDIA accelerator through `TensorRT`.
     Tensorrt,
 }
 

@@ -36,6 +36,8 @@ struct ChatRequest {
     top_p: Option<f32>,
     seed: Option<u32>,
     stop: Option<OneOrMany>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u8>,
     #[serde(default)]
     stream: bool,
     stream_options: Option<StreamOptions>,
@@ -145,6 +147,10 @@ impl ChatRequest {
             let message = "only one choice can be asked for";
             return Err(Refusal::field(Code::Invalid, "n", message));
         }
+        if self.stream && self.logprobs == Some(true) {
+            let message = "come with a whole answer only; leave stream out";
+            return Err(Refusal::field(Code::Invalid, "logprobs", message));
+        }
         let wishes = Wishes::read(self.metadata)?;
         let messages = self.messages.into_iter().map(message_of).collect();
         let (prompt, messages) = match &wishes.task {
@@ -166,6 +172,8 @@ impl ChatRequest {
             temperature: self.temperature,
             top_p: self.top_p,
             seed: self.seed,
+            logprobs: self.logprobs,
+            top_logprobs: self.top_logprobs,
             stop: self.stop.map(|stop| match stop {
                 OneOrMany::One(one) => vec![one],
                 OneOrMany::Many(many) => many,
@@ -274,7 +282,7 @@ async fn whole(door: Door, started: Started) -> Response {
         "choices": [{
             "index": 0,
             "message": {"role": "assistant", "content": reply.text, "refusal": null},
-            "logprobs": null,
+            "logprobs": logprobs(&reply),
             "finish_reason": finish_reason(&reply),
         }],
         "usage": usage(&reply),
@@ -356,6 +364,10 @@ enum Step {
 
 fn event(data: &Value) -> Event {
     Event::default().data(data.to_string())
+}
+
+fn logprobs(reply: &Reply) -> Value {
+    if reply.logprobs.is_empty() { Value::Null } else { json!({"content": reply.logprobs}) }
 }
 
 fn finish_reason(reply: &Reply) -> &'static str {

@@ -68,11 +68,11 @@ impl Tensors<'_> {
         // some exports put the model's kind before each name
         let view = self.all.tensor(name).or_else(|_| self.all.tensor(&format!("bert.{name}")));
         let view = view.with_context(|| format!("there is no tensor {name}"))?;
-        let kind = match view.dtype() {
-            Dtype::F32 => Kind::F32,
-            Dtype::F16 => Kind::F16,
-            other => bail!("{name} is stored as {other:?}; F32 and F16 are supported"),
-        };
+        let known = [(Dtype::F32, Kind::F32), (Dtype::F16, Kind::F16)];
+        let found = view.dtype();
+        let kind = known.into_iter().find(|(dtype, _)| *dtype == found).map(|(_, kind)| kind);
+        let kind = kind
+            .with_context(|| format!("{name} is stored as {found:?}; F32 and F16 are supported"))?;
         let (rows, found) = match view.shape() {
             [columns] => (1, *columns),
             [rows, columns] => (*rows, *columns),
