@@ -80,16 +80,6 @@ impl Out {
         Ok(())
     }
 
-    /// Writes a piece without waiting, where it is the only one.
-    ///
-    /// # Errors
-    /// [`Gone`] if the reader has gone or is that far behind.
-    pub fn write_now(&mut self, text: String) -> Result<(), Gone> {
-        self.to.try_send(Chunk { n: self.written, text }).map_err(|_| Gone)?;
-        self.written += 1;
-        Ok(())
-    }
-
     /// Shows that work goes on; never waits, and is dropped if the reader is behind.
     pub fn alive(&self) {
         let _ = self.to.try_send(Chunk { n: self.written, text: String::new() });

@@ -24,9 +24,11 @@ use pilotlight::backends::engine::Calibration;
 use pilotlight::backends::engine::OnThread;
 use pilotlight::backends::gguf::{self, Options};
 use pilotlight::generate::Generate;
+use pilotlight::labels::Labels;
+use pilotlight::prompt::Format;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use support::contract::holds_over_every_transport;
+use support::contract::{holds_over_every_transport, job, run};
 use support::engine::{REAL, works};
 use support::model_file;
 use support::mqtt::App;
@@ -225,4 +227,23 @@ async fn a_model_that_is_missing_leaves_the_service_up() {
     std::os::unix::fs::symlink(model_file(), folder.join("nothing.gguf")).unwrap();
     service.until("ready", |state| state["ready"] == true).await;
     assert_eq!(service.chat(ask("hello", 4)).await.0, 200);
+}
+
+/// More tokens than are read at once, on more branches than there are at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_may_be_many_and_long() {
+    // two threads that wait for each other stall beside the other tests' engines
+    let model = gguf::open(Options { threads: 1, ..options(&model_file()) }).await.unwrap();
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut name = |n: usize| {
+        let letters: String = (0..22).map(|_| random.alphanumeric()).collect();
+        (format!("{n} {letters}"), Vec::new())
+    };
+    let examples = (10..27).map(&mut name).collect();
+    let labels = Labels { examples, margin: 0.0 };
+    let mut asked = job("Which of these?", 4);
+    asked.format = Format::Label(Arc::new(labels.clone()));
+    let (text, usage) = run(&model, &asked).await.unwrap();
+    assert!(labels.examples.contains_key(&text), "{text}");
+    assert_eq!(usage.classification.unwrap().scores.len(), labels.examples.len());
 }

@@ -274,6 +274,17 @@ async fn a_chain_of_models_that_are_not_sure() {
     let sum: f64 = reply["scores"].as_object().unwrap().values().filter_map(Value::as_f64).sum();
     assert!((sum - 1.0).abs() < 1e-6);
 
+    // the next one says nothing until the time is over: an unsure word is better than none
+    let hangs = "it is hot /sure-a=0.5 /fail-b=hang";
+    let reply =
+        ask(json!({"id": "8", "prompt": hangs, "mode": "local-only", "deadline_ms": 700})).await;
+    assert_eq!(
+        (reply["status"].as_str(), reply["text"].as_str(), who(&reply).as_deref()),
+        (Some("ok"), Some("hot"), Some("a")),
+        "{reply}"
+    );
+    assert_eq!(reply["decision"]["attempts"][1]["outcome"], "cancelled");
+
     // a rule needs no model
     let reply = ask(json!({"id": "5", "input": {"input": "x", "reading": 95}})).await;
     assert_eq!(

@@ -4,8 +4,8 @@
 //! `/tokens=N` makes N pieces, `/delay-us=N` waits before each, `/fail=KIND` breaks before the
 //! first piece, `/fail=KIND@N` after piece N. Kinds are `away`, `crash` (ends the process, if
 //! this is an engine of its own), `hang` and `broken`. Asked for a label it takes the one that is
-//! a word of the prompt, else the first, with the confidence of `/sure=0.7`; `/sure-NAME=0.7` is
-//! for the scripted model of that name alone.
+//! a word of the prompt, else the first, with the confidence of `/sure=0.7`. `/sure-NAME=0.7`
+//! and `/fail-NAME=KIND` are for the scripted model of that name alone.
 
 use std::time::Duration;
 
@@ -172,15 +172,13 @@ impl<'p> Script<'p> {
                 tokens = n.parse().ok();
             } else if let Some(us) = word.strip_prefix("/delay-us=") {
                 script.delay = Duration::from_micros(us.parse().unwrap_or(0));
-            } else if let Some(how) = word.strip_prefix("/fail=") {
+            } else if let Some(how) = mine(word, "/fail", name) {
                 let (kind, at) = how.split_once('@').unwrap_or((how, "0"));
                 script.fail = Some((kind, at.parse().unwrap_or(0)));
-            } else if let Some((who, sure)) =
-                word.strip_prefix("/sure").and_then(|rest| rest.split_once('='))
-            {
-                if who.is_empty() || who.strip_prefix('-') == Some(name) {
-                    script.sure = sure.parse().unwrap_or(1.0);
-                }
+            } else if let Some(sure) = mine(word, "/sure", name) {
+                script.sure = sure.parse().unwrap_or(1.0);
+            } else if word.starts_with("/fail-") || word.starts_with("/sure-") {
+                // for another
             } else {
                 script.words.push(word);
             }
@@ -216,4 +214,10 @@ impl<'p> Script<'p> {
             (_, _) => Err(Fault::Broken("as the script says".to_owned())),
         }
     }
+}
+
+/// The value of a word `/KEY=VALUE` for all models, or `/KEY-NAME=VALUE` for this one.
+fn mine<'p>(word: &'p str, key: &str, name: &str) -> Option<&'p str> {
+    let (who, value) = word.strip_prefix(key)?.split_once('=')?;
+    (who.is_empty() || who.strip_prefix('-') == Some(name)).then_some(value)
 }

@@ -52,6 +52,8 @@ pub struct Answer {
     end: oneshot::Receiver<End>,
     arrived: Instant,
     first: Option<Duration>,
+    /// Known once the pieces are over.
+    ended: Option<End>,
     guard: Guard,
 }
 
@@ -62,6 +64,9 @@ pub struct End {
     pub verdict: Verdict,
     /// What it took, if it was answered.
     pub usage: Option<Usage>,
+    /// The answer, if it was kept back until it was clear that it counts: [`Answer::next`] hands it
+    /// out as the only piece.
+    pub(super) kept: Option<String>,
     /// Where it went and why.
     pub decision: Decision,
     /// The server that had it last.
@@ -129,7 +134,7 @@ impl Dispatch {
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
         let arrived = clock();
-        Ok(Answer { job: id, chunks, end: ended, arrived, first: None, guard })
+        Ok(Answer { job: id, chunks, end: ended, arrived, first: None, ended: None, guard })
     }
 
     /// Every backend as it is now.
@@ -176,9 +181,10 @@ impl Answer {
     /// The next piece; none after the last.
     pub async fn next(&mut self) -> Option<Chunk> {
         let chunk = loop {
-            let chunk = self.chunks.recv().await?;
-            if !chunk.text.is_empty() {
-                break chunk;
+            match self.chunks.recv().await {
+                Some(chunk) if chunk.text.is_empty() => {}
+                Some(chunk) => break chunk,
+                None => break self.kept().await?,
             }
         };
         if self.first.is_none() {
@@ -187,10 +193,23 @@ impl Answer {
         Some(chunk)
     }
 
+    /// The answer that was kept back, once.
+    async fn kept(&mut self) -> Option<Chunk> {
+        if self.ended.is_none() {
+            let end = (&mut self.end).await.unwrap_or_else(|_| End::stopped());
+            self.ended = Some(end);
+        }
+        let text = self.ended.as_mut()?.kept.take()?;
+        Some(Chunk { n: 0, text })
+    }
+
     /// How it ended. Pieces that were not read are lost.
     pub async fn end(mut self) -> End {
         self.chunks.close();
-        let end = (&mut self.end).await.unwrap_or_else(|_| End::stopped());
+        let end = match self.ended.take() {
+            Some(end) => end,
+            None => (&mut self.end).await.unwrap_or_else(|_| End::stopped()),
+        };
         drop(self.guard);
         End { first: self.first, total: self.arrived.elapsed(), ..end }
     }
@@ -217,6 +236,7 @@ impl End {
         End {
             verdict: Verdict::Refused(stopped()),
             usage: None,
+            kept: None,
             decision,
             server: None,
             reach: None,

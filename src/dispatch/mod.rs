@@ -313,12 +313,18 @@ impl Dispatcher {
             return;
         };
         held.stop.cancel();
-        let usage = if verdict == Verdict::Done { held.answer_of(backend) } else { None };
+        let (usage, kept) = match verdict {
+            Verdict::Done => held.answer_of(backend),
+            Verdict::Refused(_) | Verdict::Expired | Verdict::Cancelled | Verdict::Failed(_) => {
+                (None, None)
+            }
+        };
         let backend = backend.map(|b| &self.backends[b.0]);
         tracing::debug!(job = job.0, route = decision.route, reason = ?decision.reason, "settled");
         let end = End {
             verdict,
             usage,
+            kept,
             decision,
             server: backend.map(|b| b.server.clone()),
             reach: backend.map(|b| b.reach),
@@ -332,29 +338,18 @@ impl Dispatcher {
 }
 
 impl Held {
-    /// What the answer that counts took: that of this backend, or of a rule. If it was kept back,
-    /// the asker gets it now.
-    fn answer_of(&mut self, backend: Option<BackendId>) -> Option<Usage> {
+    /// What the answer that counts took, that of this backend or of a rule, and the answer itself if
+    /// it was kept back.
+    fn answer_of(&mut self, backend: Option<BackendId>) -> (Option<Usage>, Option<String>) {
         let said = self.said.drain(..).rev().find(|(who, _)| Some(*who) == backend);
-        let (job, out) = match &mut self.waiting {
-            Some((job, out)) => (Some(job), Some(out)),
-            None => (None, None),
-        };
-        let (text, mut usage) = match (said, job.and_then(|job| job.ruled.take())) {
-            (Some((_, Said { usage, kept: None })), _) => return Some(usage),
-            (Some((_, Said { usage, kept: Some(text) })), _) => (text, usage),
-            (None, Some(said)) => {
-                let usage = Usage { classification: Some(said.clone()), ..Usage::one_piece("") };
-                (said.label, usage)
-            }
-            (None, None) => return None,
-        };
-        // nothing was written yet, so there is room for one piece; the asker may have gone
-        if let Some(out) = out {
-            let _ = out.write_now(text);
-            usage.chunks = out.written();
+        if let Some((_, Said { usage, kept })) = said {
+            let chunks = if kept.is_some() { 1 } else { usage.chunks };
+            return (Some(Usage { chunks, ..usage }), kept);
         }
-        Some(usage)
+        let ruled = self.waiting.as_mut().and_then(|(job, _)| job.ruled.take());
+        let usage =
+            ruled.clone().map(|said| Usage { classification: Some(said), ..Usage::one_piece("") });
+        (usage, ruled.map(|said| said.label))
     }
 }
 

@@ -221,7 +221,11 @@ impl Decoder for Llama<'_> {
         let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
         // what consists of one token is known already
         let longer: Vec<usize> = (0..all.len()).filter(|&n| all[n].len() > 1).collect();
-        for some in longer.chunks(BRANCHES as usize) {
+        let mut left = longer.as_slice();
+        // bounded: each turn takes at least one, since no label has more tokens than a step
+        while !left.is_empty() {
+            let (some, others) = left.split_at(fitting(left.iter().map(|&n| all[n].len())));
+            left = others;
             let read = self.branches(some, all, &mut sums);
             for branch in 1..SEQUENCES {
                 let cleared = self.context.clear_kv_cache_seq(Some(branch), None, None);
@@ -275,6 +279,17 @@ impl Decoder for Llama<'_> {
         self.stop.0.store(std::ptr::null_mut(), Ordering::Release);
         self.raised = None;
     }
+}
+
+/// How many of the first of these lengths fit into one step together; at least one.
+fn fitting(lengths: impl Iterator<Item = usize>) -> usize {
+    let mut read = 0;
+    let fits = |length: &usize| {
+        // the last token of each is not read
+        read += length - 1;
+        read <= BATCH_TOKENS as usize
+    };
+    lengths.take(BRANCHES as usize).take_while(fits).count().max(1)
 }
 
 fn token(id: u32) -> LlamaToken {
