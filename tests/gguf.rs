@@ -236,7 +236,7 @@ async fn labels_may_be_many_and_long() {
     let model = gguf::open(Options { threads: 1, ..options(&model_file()) }).await.unwrap();
     let mut random = fastrand::Rng::with_seed(5);
     let mut name = |n: usize| {
-        let letters: String = (0..22).map(|_| random.alphanumeric()).collect();
+        let letters: String = (0..17).map(|_| random.alphanumeric()).collect();
         (format!("{n} {letters}"), Vec::new())
     };
     let examples = (10..27).map(&mut name).collect();
