@@ -24,6 +24,7 @@ use pilotlight::backends::gguf;
 use pilotlight::backends::onnx::convert::{Weights, convert};
 use pilotlight::backends::onnx::{self, Options, Provider};
 use pilotlight::generate::{Fault, Generate};
+use pilotlight::labels::Labels;
 use pilotlight::prompt::{Code, Format, Job, Message, Role};
 use serde_json::{Value, json};
 use support::contract::{holds_over_every_transport, job, run};
@@ -167,11 +168,11 @@ async fn both_engines_score_alike() {
         calibration: plain,
     };
     let other = gguf::open(other).await.unwrap();
-    // labels of one token and of several
-    let mut labels = labels("topic").as_ref().clone();
-    labels.examples.retain(|label, _| label != "network");
-    labels.examples.insert("unidentified flying object".to_owned(), Vec::new());
-    let labels = Arc::new(labels);
+    // labels of several tokens, of which only the last tells them apart
+    let names = ["access", "heat", "power", "radio"].map(|what| format!("a problem with {what}"));
+    let examples = names.map(|name| (name, Vec::new())).into_iter().collect();
+    let labels = Arc::new(Labels { examples, margin: 0.0 });
+    let mut seen: Vec<Vec<f32>> = Vec::new();
     for (_, text) in prompts("topic", "test").into_iter().step_by(20) {
         let job = label_job(&text, &labels);
         let said = async |model: &dyn Generate| {
@@ -181,7 +182,11 @@ async fn both_engines_score_alike() {
         for (label, score) in &a {
             assert!((score - b[label]).abs() < 0.05, "{text}: {a:?} {b:?}");
         }
+        seen.push(b.into_values().collect());
     }
+    // and what comes before them counts
+    let moved = seen.iter().flat_map(|row| row.iter().zip(&seen[0]).map(|(x, y)| (x - y).abs()));
+    assert!(moved.fold(0.0, f32::max) > 0.1, "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
