@@ -1,6 +1,6 @@
 //! What client and server agree on: the tools, the resource, the meta keys, the shape of an answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use rmcp::model::{JsonObject, RequestMetaObject, Tool, ToolAnnotations};
@@ -99,6 +99,12 @@ pub fn hops_of(meta: &RequestMetaObject) -> u8 {
 
 /// The tool as it is listed.
 pub fn tool() -> Tool {
+    // made once: it is looked up at each call
+    static MADE: LazyLock<Tool> = LazyLock::new(make_tool);
+    MADE.clone()
+}
+
+fn make_tool() -> Tool {
     let input = object(json!({
         "type": "object",
         "properties": {
@@ -192,6 +198,11 @@ impl Embed {
 
 /// The tool for embeddings as it is listed.
 pub fn embed_tool() -> Tool {
+    static MADE: LazyLock<Tool> = LazyLock::new(make_embed_tool);
+    MADE.clone()
+}
+
+fn make_embed_tool() -> Tool {
     let input = object(json!({
         "type": "object",
         "properties": {

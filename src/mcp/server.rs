@@ -15,8 +15,8 @@ use rmcp::{RoleServer, ServerHandler};
 use serde_json::Value;
 
 use super::contract::{
-    EMBED_TOOL, Embed, Generated, NotGenerated, context_uri, deadline_of, embed_tool, hops_of,
-    model_of_uri, tool,
+    EMBED_TOOL, Embed, Generated, NotGenerated, TOOL, context_uri, deadline_of, embed_tool,
+    hops_of, model_of_uri, tool,
 };
 use super::line::Line;
 use crate::generate::{BoxFuture, Fault, Generate, Usage, channel};
@@ -95,7 +95,11 @@ impl ServerHandler for Server {
     }
 
     fn get_tool(&self, name: &str) -> Option<rmcp::model::Tool> {
-        self.tools().into_iter().find(|tool| tool.name == name)
+        match name {
+            TOOL => Some(tool()),
+            EMBED_TOOL if self.embeds() => Some(embed_tool()),
+            _ => None,
+        }
     }
 
     async fn list_resources(
@@ -170,8 +174,11 @@ impl ServerHandler for Server {
 impl Server {
     /// What can be called: embeddings only where a model gives them.
     fn tools(&self) -> Vec<rmcp::model::Tool> {
-        let embeds = self.0.models().iter().any(|model| model.capabilities.has(EMBED));
-        if embeds { vec![tool(), embed_tool()] } else { vec![tool()] }
+        if self.embeds() { vec![tool(), embed_tool()] } else { vec![tool()] }
+    }
+
+    fn embeds(&self) -> bool {
+        self.0.models().iter().any(|model| model.capabilities.has(EMBED))
     }
 
     fn job_of(
