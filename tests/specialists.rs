@@ -202,6 +202,18 @@ async fn an_accelerator_that_is_not_there_is_an_error_unless_others_may_be_tried
     let why = runtime.fallback.as_deref().unwrap();
     assert!(why.contains("tensorrt") && why.contains("cuda"), "{why}");
     assert_eq!(vectors(&model, &["it works"]).await.len(), 1);
+
+    // weights that have changed are no more taken for an accelerator than for the processor
+    let work = tempfile::tempdir().unwrap();
+    for name in ["model.onnx", "tokenizer.json", "config.json", "pilotlight.json"] {
+        std::fs::copy(encoder().join(name), work.path().join(name)).unwrap();
+    }
+    let mut weights = std::fs::read(encoder().join("model.onnx.data")).unwrap();
+    weights[1 << 20] ^= 1;
+    std::fs::write(work.path().join("model.onnx.data"), weights).unwrap();
+    let changed = Options { providers: vec![Provider::Cuda], ..options(work.path()) };
+    let error = onnx::open(changed).await.err().unwrap().to_string();
+    assert!(error.contains("SHA-256 has changed"), "{error}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::decoder::Onnx;
 use super::files::{Files, TOKENIZER};
 use super::folder::Folder;
 use super::runtime::{self, Runtime};
-use super::session::{self, Opened};
+use super::session::{self, Opened, Provider};
 use super::vocabulary::Vocabulary;
 use super::{encoder, prepared};
 use crate::backends::engine::room::{self, WORK_BYTES};
@@ -85,6 +85,10 @@ pub(super) fn open(
 ) -> Result<(Opened, String), Fault> {
     files.verify()?;
     let digest = files.digest()?;
+    if options.providers.iter().any(|provider| *provider != Provider::Cpu) {
+        // only what is prepared for the processor is looked at there
+        files.verify_weights()?;
+    }
     let prepared = || prepared::graph(files, &digest, runtime);
     let opened = session::open(runtime, &files.graph, prepared, options)?;
     Ok((opened, digest))
