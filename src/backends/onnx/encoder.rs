@@ -208,7 +208,7 @@ impl Encoder {
         labels: &Labels,
         learned: &mut Learned,
         stop: &AtomicBool,
-    ) -> Result<Classifier, Fault> {
+    ) -> Result<(), Fault> {
         while !learned.ahead.is_empty() {
             let from = learned.ahead.len().saturating_sub(BATCH);
             let texts: Vec<&str> = learned.ahead[from..].iter().map(|(_, t)| t.as_str()).collect();
@@ -216,12 +216,9 @@ impl Encoder {
             let places = learned.ahead.drain(from..).map(|(n, _)| n);
             learned.read.extend(places.zip(vectors));
         }
-        let classifier = match learned.classifier.take() {
-            Some(classifier) => classifier,
-            None => Classifier::fit(&learned.read, labels.examples.len()),
-        };
-        learned.classifier = Some(classifier.clone());
-        Ok(classifier)
+        let fit = || Classifier::fit(&learned.read, labels.examples.len());
+        learned.classifier.get_or_insert_with(fit);
+        Ok(())
     }
 
     fn classify(
@@ -231,14 +228,15 @@ impl Encoder {
         stop: &AtomicBool,
     ) -> Result<(Classification, usize), Fault> {
         let mut learned = self.sets.take(labels).unwrap_or_else(|| Learned::of(labels));
-        let classifier = self.learn(labels, &mut learned, stop);
+        let result = self.learn(labels, &mut learned, stop).and_then(|()| {
+            let (vectors, tokens) = self.embed(&[text], stop)?;
+            let said = learned.classifier.as_ref().zip(vectors.first());
+            let said = said.map(|(classifier, vector)| classifier.probabilities(vector));
+            let said = said.and_then(|said| Classification::of(labels, &said));
+            Ok((said.ok_or_else(|| Fault::Broken("there are no labels".to_owned()))?, tokens))
+        });
         self.sets.keep(labels, learned);
-        let classifier = classifier?;
-        let (vectors, tokens) = self.embed(&[text], stop)?;
-        let said = vectors.first().map(|vector| classifier.probabilities(vector));
-        let said = said.and_then(|said| Classification::of(labels, &said));
-        let said = said.ok_or_else(|| Fault::Broken("there are no labels".to_owned()))?;
-        Ok((said, tokens))
+        result
     }
 }
 
