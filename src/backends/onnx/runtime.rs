@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ort::environment::Environment;
 
@@ -38,6 +38,9 @@ pub(super) struct Runtime {
 /// [`Fault::Away`] that says where was looked, and what is wrong with what was found.
 pub(super) fn start(asked: Option<&Path>) -> Result<&'static Runtime, Fault> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    // the runtime refuses a second environment, so who comes at the same time waits for the first
+    static STARTING: Mutex<()> = Mutex::new(());
+    let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
