@@ -29,6 +29,10 @@ pub trait Generate: Send + Sync {
 
     /// What it is and can do.
     fn context(&self) -> &ModelContext;
+
+    /// From now on it may compute for this share of the time only, 0 ..= 1. What can't be slowed
+    /// down takes no notice.
+    fn pace(&self, _duty: f32) {}
 }
 
 /// A piece of an answer: whole characters, and its place in the answer from 0 on.

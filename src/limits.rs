@@ -61,6 +61,26 @@ pub const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const RUNNING_JOBS_MAX: usize = 64;
 /// Requests that may stand between the doors and the dispatcher.
 pub const INBOX_MAX: usize = 128;
+/// Applications whose use of the engines is remembered.
+pub const APPS_MAX: usize = 2 * (WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
+/// Time between two readings of all sensors.
+pub const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// How long a reading may take before its sensors count as silent.
+pub const SAMPLE_MAX: Duration = Duration::from_secs(5);
+/// How often the device says how it is, at least.
+pub const HEALTH_EVERY: Duration = Duration::from_secs(10);
+/// Thermal zones that are looked at.
+pub const ZONES_MAX: usize = 32;
+/// Share of an engine's time that batch jobs get at least while they wait.
+pub const BATCH_SHARE: f64 = 0.1;
+/// Measurements of an engine's rates that are kept.
+pub const RATES_KEPT: usize = 32;
+/// Lengths of a template's answers that are kept.
+pub const LENGTHS_KEPT: usize = 200;
+/// Times of another machine's answers that are kept.
+pub const CLOUD_TIMES_KEPT: usize = 64;
+/// Templates of which lengths are kept.
+pub const TEMPLATES_MAX: usize = 128;
 /// Most attempts that one job gets, the first one counted.
 pub const ATTEMPTS_MAX: usize = 3;
 /// Most services that a job may pass through before it is refused.
@@ -137,6 +157,8 @@ const _: () = assert!(EXAMPLES_BYTES_MAX <= REQUEST_BYTES_MAX / 2);
 const _: () = assert!(EMBED_TEXTS_MAX <= MESSAGES_MAX);
 const _: () = assert!(PROMPT_BYTES_MAX <= WAITING_BYTES_MAX);
 const _: () = assert!(SCHEMA_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(APPS_MAX > WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
+const _: () = assert!(SERVERS_MAX <= 32);
 const _: () = assert!(INBOX_MAX >= WAITING_JOBS_MAX);
 const _: () = assert!(OUTBOX_MAX >= WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
 const _: () = assert!(REPLAY_MAX > WAITING_JOBS_MAX + RUNNING_JOBS_MAX);

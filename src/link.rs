@@ -18,6 +18,8 @@ pub struct Backend {
     pub talents: Vec<String>,
     /// What answers, while it is up.
     pub link: watch::Receiver<Link>,
+    /// Whether it shall be up: one that is not wanted gives its memory back.
+    pub wanted: watch::Sender<bool>,
 }
 
 /// The present state of a backend.

@@ -184,6 +184,10 @@ pub struct Runtime {
     pub fallback: Option<String>,
     /// Prompts it answers at once.
     pub slots: u32,
+    /// Of the prompts that it has, it works on the most urgent only, and goes back to the others
+    /// when that is done.
+    #[serde(default)]
+    pub urgent_first: bool,
     /// Memory it takes, in bytes: weights, cache and work space.
     #[serde(default)]
     pub memory_bytes: u64,

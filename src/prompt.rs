@@ -157,12 +157,25 @@ pub struct Job {
     pub ruled: Option<Classification>,
     /// Services that it has passed already.
     pub hops: u8,
+    /// The asker reads the answer piece by piece while it is written.
+    pub streamed: bool,
 }
 
 impl Job {
     /// Bytes of all messages together.
     pub fn prompt_bytes(&self) -> usize {
         self.messages.iter().map(|m| m.content.len()).sum()
+    }
+
+    /// Whether nothing of the answer is handed out before its end.
+    pub fn is_whole(&self) -> bool {
+        !self.streamed || matches!(self.format, Format::Label(_) | Format::Embedding)
+    }
+
+    /// All messages as one text.
+    pub fn text(&self) -> String {
+        let texts: Vec<&str> = self.messages.iter().map(|m| m.content.as_str()).collect();
+        texts.join("\n")
     }
 
     /// A plain prompt with nothing else said, for tests and the command line.
@@ -182,6 +195,7 @@ impl Job {
             talent: None,
             ruled: None,
             hops: 0,
+            streamed: false,
         }
     }
 }

@@ -38,11 +38,15 @@ struct Book {
     settled: bool,
     sent: bool,
     talent: &'static str,
+    /// Nothing of it is handed out before its end.
+    whole: bool,
     margin: f32,
     /// What was said with too little confidence, by whom.
     unsure: Vec<(usize, f32)>,
     /// Who gave an answer that is taken.
     answered: Option<usize>,
+    /// Its attempt was told to stop, and will say so.
+    recalled: bool,
 }
 
 impl Book {
@@ -80,6 +84,10 @@ impl World {
             .map(|n| Card {
                 server: format!("server-{n}"),
                 model: None,
+                urgent_first: false,
+                read_ms: None,
+                write_ms: None,
+                max_tokens: 64,
                 reach: *random.choice(&reaches).unwrap(),
                 slots: random.u32(1..4),
                 context_tokens: random.u32(10..2000),
@@ -136,9 +144,13 @@ impl World {
         let margin = if talent == CLASSIFY { random.f32() } else { 0.0 };
         let ticket = Ticket {
             job,
+            app: format!("app-{}", random.u8(0..3)),
+            template: format!("app-{}", random.u8(0..3)),
+            is_word: talent == CLASSIFY,
+            is_whole: random.bool() || talent == CLASSIFY,
+            max_tokens: None,
             talents: vec![talent.to_owned()],
             margin,
-            best: None,
             ruled: false,
             due: self.now + Duration::from_micros(random.u64(1..3_000_000)),
             class: *random.choice(&classes).unwrap(),
@@ -147,7 +159,6 @@ impl World {
             wants_json: random.u8(0..4) == 0,
             bytes,
             hops: random.u8(0..6),
-            attempts: Vec::new(),
         };
         let book = Book {
             due: ticket.due,
@@ -157,9 +168,11 @@ impl World {
             settled: false,
             sent: false,
             talent,
+            whole: ticket.is_whole,
             margin,
             unsure: Vec::new(),
             answered: None,
+            recalled: false,
         };
         self.books.insert(job, book);
         Event::Arrived(ticket)
@@ -172,6 +185,11 @@ impl World {
 
     fn end(&mut self) -> Option<Event> {
         let job = self.pick(|book| book.runs_on.is_some())?;
+        if self.books[&job].recalled && self.random.u8(0..4) > 0 {
+            let book = self.books.get_mut(&job)?;
+            (book.runs_on, book.recalled) = (None, false);
+            return Some(Event::Ended { job, outcome: Err((Fault::Cancelled, Sent::Nothing)) });
+        }
         let fault = match self.random.u8(0..12) {
             0 => Fault::Crashed("x".into()),
             1 => Fault::Away("x".into()),
@@ -183,20 +201,24 @@ impl World {
             _ => {
                 let sure = self.random.f32();
                 let book = self.books.get_mut(&job)?;
+                book.recalled = false;
                 let backend = book.runs_on.take()?;
                 let confidence = (book.talent == CLASSIFY).then_some(sure);
                 match confidence {
                     Some(sure) if sure < book.margin => book.unsure.push((backend, sure)),
                     _ => book.answered = Some(backend),
                 }
-                return Some(Event::Ended { job, outcome: Ok(Answered { confidence }) });
+                return Some(Event::Ended {
+                    job,
+                    outcome: Ok(Answered { confidence, spent: None }),
+                });
             }
         };
-        // a label is handed out at the end only
-        let whole = self.books[&job].talent == CLASSIFY;
+        // nothing of these is handed out before the end
+        let whole = self.books[&job].whole;
         let sent = if self.random.bool() && !whole { Sent::Some } else { Sent::Nothing };
         let book = self.books.get_mut(&job)?;
-        book.runs_on = None;
+        (book.runs_on, book.recalled) = (None, false);
         book.sent = sent == Sent::Some;
         Some(Event::Ended { job, outcome: Err((fault, sent)) })
     }
@@ -224,6 +246,7 @@ impl World {
                 Effect::Stop { job } => {
                     let book = self.books.get_mut(&job).unwrap();
                     assert!(book.runs_on.take().is_some(), "{job:?} was stopped and did not run");
+                    book.recalled = false;
                 }
                 Effect::Settle { job, verdict, backend, decision } => {
                     let book = self.books.get_mut(&job).unwrap();
@@ -240,6 +263,13 @@ impl World {
                     book.settled = true;
                     book.check_word(job, &verdict, backend);
                 }
+                Effect::Recall { job } => {
+                    let book = self.books.get_mut(&job).unwrap();
+                    assert!(book.runs_on.is_some() && book.whole, "{job:?} can't be called back");
+                    assert!(!book.recalled, "{job:?} was called back twice");
+                    book.recalled = true;
+                }
+                Effect::Unload(_) | Effect::Load(_) => {}
                 Effect::Drained => self.drained += 1,
             }
         }
@@ -326,6 +356,10 @@ fn an_idle_model_never_lets_a_job_wait() {
         model: None,
         reach: Reach::Device,
         slots: 2,
+        urgent_first: false,
+        read_ms: None,
+        write_ms: None,
+        max_tokens: 64,
         context_tokens: 10_000,
         json_schema: true,
         talents: None,
@@ -345,13 +379,16 @@ fn an_idle_model_never_lets_a_job_wait() {
                     mode: Mode::PreferLocal,
                     model: None,
                     wants_json: false,
+                    app: "app".into(),
+                    template: "app".into(),
+                    is_word: false,
+                    is_whole: true,
+                    max_tokens: None,
                     talents: vec![GENERATE.to_owned()],
                     margin: 0.0,
-                    best: None,
                     ruled: false,
                     bytes: 10,
                     hops: 0,
-                    attempts: Vec::new(),
                 })
             } else {
                 let job = running.swap_remove(random.usize(0..running.len()));

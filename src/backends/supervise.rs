@@ -24,19 +24,23 @@ pub fn supervise(
     stop: CancellationToken,
 ) -> (Backend, impl Future<Output = ()> + Send + 'static) {
     let (link, state) = watch::channel(Link::Down(Health::Starting));
+    let (wanted, is_wanted) = watch::channel(true);
     let backend = Backend {
         server: server.name.clone(),
         reach: server.reach,
         talents: server.talents.clone(),
         link: state,
+        wanted,
     };
-    let keeper = Keeper { server: server.clone(), link };
+    let keeper = Keeper { server: server.clone(), link, wanted: is_wanted };
     (backend, keeper.run(stop))
 }
 
 struct Keeper {
     server: Server,
     link: watch::Sender<Link>,
+    /// Whether it shall be up.
+    wanted: watch::Receiver<bool>,
 }
 
 /// A server that has been reached.
@@ -51,6 +55,9 @@ impl Keeper {
         let mut rest = REST_MIN;
         // ends with the service
         while !stop.is_cancelled() {
+            if !self.is_wanted(&stop).await {
+                return;
+            }
             let started = now();
             let reason = tokio::select! {
                 reason = self.once(&stop) => reason,
@@ -63,6 +70,10 @@ impl Keeper {
                 rest = REST_MIN;
             }
             let server = &self.server.name;
+            if !*self.wanted.borrow() {
+                tracing::info!(server, "a model was unloaded to give its memory back");
+                continue;
+            }
             tracing::warn!(server, reason, rest_ms = rest.as_millis(), "a model server went away");
             self.link.send_replace(Link::Down(Health::Resting { reason }));
             tokio::select! {
@@ -70,6 +81,28 @@ impl Keeper {
                 () = stop.cancelled() => return,
             }
             rest = (rest * 2).min(REST_MAX);
+        }
+    }
+
+    /// Waits until it shall be up; whether that came before `stop`.
+    async fn is_wanted(&self, stop: &CancellationToken) -> bool {
+        let mut wanted = self.wanted.clone();
+        if !*wanted.borrow() {
+            let reason = "unloaded: memory is short".to_owned();
+            self.link.send_replace(Link::Down(Health::Resting { reason }));
+        }
+        tokio::select! {
+            came = wanted.wait_for(|wanted| *wanted) => came.is_ok(),
+            () = stop.cancelled() => false,
+        }
+    }
+
+    /// Ends when it shall not be up any more.
+    async fn unwanted(&self) {
+        let mut wanted = self.wanted.clone();
+        if wanted.wait_for(|wanted| !*wanted).await.is_err() {
+            // the dispatcher has ended; `stop` follows
+            std::future::pending::<()>().await;
         }
     }
 
@@ -95,6 +128,7 @@ impl Keeper {
             return tokio::select! {
                 () = closed.wait() => "the line was closed".to_owned(),
                 () = trouble.notified() => "a request failed".to_owned(),
+                () = self.unwanted() => "unloaded".to_owned(),
                 () = stop.cancelled() => "stopped".to_owned(),
             };
         };
@@ -107,6 +141,11 @@ impl Keeper {
                 }
             }
             () = trouble.notified() => end(&mut child, "it was silent for too long").await,
+            () = self.unwanted() => {
+                self.link.send_replace(Link::Down(Health::Resting { reason: "unloading".to_owned() }));
+                let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
+                end(&mut child, "unloaded").await
+            }
             () = stop.cancelled() => {
                 // closes its input, which asks it to end by itself
                 self.link.send_replace(Link::Down(Health::Resting { reason: "stopping".to_owned() }));
@@ -209,6 +248,10 @@ impl Generate for Watched {
 
     fn context(&self) -> &ModelContext {
         self.remote.context()
+    }
+
+    fn pace(&self, duty: f32) {
+        self.remote.pace(duty);
     }
 }
 

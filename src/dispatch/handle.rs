@@ -23,6 +23,7 @@ pub struct Dispatch {
     next: Arc<AtomicU64>,
     backends: Arc<Vec<BackendView>>,
     load: watch::Receiver<(usize, usize)>,
+    rate: watch::Receiver<Option<f64>>,
 }
 
 struct BackendView {
@@ -103,6 +104,7 @@ impl Dispatch {
         orders: mpsc::Sender<Order>,
         backends: &[Backend],
         load: watch::Receiver<(usize, usize)>,
+        rate: watch::Receiver<Option<f64>>,
     ) -> Dispatch {
         let view = |b: &Backend| BackendView {
             server: b.server.clone(),
@@ -110,7 +112,7 @@ impl Dispatch {
             link: b.link.clone(),
         };
         let backends = Arc::new(backends.iter().map(view).collect());
-        Dispatch { orders, next: Arc::new(AtomicU64::new(1)), backends, load }
+        Dispatch { orders, next: Arc::new(AtomicU64::new(1)), backends, load, rate }
     }
 
     /// Hands a job in.
@@ -171,6 +173,11 @@ impl Dispatch {
         futures::future::select_all(waits).await;
     }
 
+    /// The rate at which an engine here wrote last against what is usual for it.
+    pub fn rate(&self) -> watch::Receiver<Option<f64>> {
+        self.rate.clone()
+    }
+
     /// Jobs that wait and jobs that run.
     pub fn load(&self) -> (usize, usize) {
         *self.load.borrow()
@@ -199,7 +206,7 @@ impl Answer {
             let end = (&mut self.end).await.unwrap_or_else(|_| End::stopped());
             self.ended = Some(end);
         }
-        let text = self.ended.as_mut()?.kept.take()?;
+        let text = self.ended.as_mut()?.kept.take().filter(|text| !text.is_empty())?;
         Some(Chunk { n: 0, text })
     }
 
@@ -211,7 +218,7 @@ impl Answer {
             None => (&mut self.end).await.unwrap_or_else(|_| End::stopped()),
         };
         drop(self.guard);
-        End { first: self.first, total: self.arrived.elapsed(), ..end }
+        End { first: end.first.or(self.first), total: self.arrived.elapsed(), ..end }
     }
 
     /// Reads all pieces into one text, then the end.
@@ -231,7 +238,9 @@ impl End {
             route: "none".to_owned(),
             reason: Reason::Draining,
             attempts: Vec::new(),
+            predicted_ms: None,
             pressure: Pressure::default(),
+            figures: None,
         };
         End {
             verdict: Verdict::Refused(stopped()),

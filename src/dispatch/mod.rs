@@ -2,6 +2,7 @@
 //! what it says. It reads the clock and starts the attempts; it decides nothing.
 
 mod handle;
+mod pulse;
 pub mod whole;
 
 use std::collections::BTreeMap;
@@ -14,15 +15,17 @@ use tokio_util::sync::CancellationToken;
 
 use self::handle::Order;
 pub use self::handle::{Answer, Dispatch, End, Seen};
+use self::pulse::Pulse;
 use crate::generate::{Fault, Generate, Out, Usage, channel};
-use crate::limits::{DRAIN_MAX, INBOX_MAX};
+use crate::limits::{ANSWER_BYTES_MAX, DRAIN_MAX, INBOX_MAX};
 use crate::link::{Backend, Link};
-use crate::model::{CLASSIFY, EMBED, GENERATE, LOGPROBS, ModelContext};
-use crate::prompt::{Format, Job, JobId};
+use crate::model::{CLASSIFY, EMBED, GENERATE, InferenceSettings, LOGPROBS, ModelContext, Reach};
+use crate::prompt::{Job, JobId};
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
-    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict, may_reach,
+    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict, may_reach,
 };
+use crate::strain::Strain;
 use crate::time::Time;
 
 #[expect(clippy::disallowed_methods, reason = "the dispatcher is the one that reads the clock")]
@@ -30,20 +33,26 @@ fn clock() -> Instant {
     Instant::now()
 }
 
-/// Makes the way in and the loop; the loop must be run.
-pub fn new(backends: Vec<Backend>) -> (Dispatch, Dispatcher) {
+/// Makes the way in and the loop over these backends, on a device under this strain; the loop must
+/// be run.
+pub fn new(backends: Vec<Backend>, strain: watch::Receiver<Strain>) -> (Dispatch, Dispatcher) {
     let (orders, inbox) = mpsc::channel(INBOX_MAX);
     let (load_out, load) = watch::channel((0, 0));
-    let dispatch = Dispatch::new(orders, &backends, load);
+    let (rate_out, rate) = watch::channel(None);
+    let dispatch = Dispatch::new(orders, &backends, load, rate);
+    let backends_count = backends.len();
     let dispatcher = Dispatcher {
         scheduler: Scheduler::new(backends.iter().map(card_of_unknown).collect()),
         origin: clock(),
         backends,
+        strain,
         inbox,
         jobs: BTreeMap::new(),
         attempts: JoinSet::new(),
         watches: JoinSet::new(),
         load: load_out,
+        pulses: vec![Pulse::default(); backends_count],
+        rate: rate_out,
         drained: false,
     };
     (dispatch, dispatcher)
@@ -55,10 +64,18 @@ fn card_of_unknown(backend: &Backend) -> Card {
         model: None,
         reach: backend.reach,
         slots: 1,
+        urgent_first: false,
+        read_ms: None,
+        write_ms: None,
+        max_tokens: InferenceSettings::default().max_tokens,
         context_tokens: u32::MAX,
         json_schema: true,
         talents: None,
     }
+}
+
+fn ms_a_token(tokens_per_s: f64) -> Option<f64> {
+    (tokens_per_s.is_finite() && tokens_per_s > 0.0).then(|| 1e3 / tokens_per_s)
 }
 
 /// What a model is good at: what it states, what follows from that, and what the configuration
@@ -75,11 +92,15 @@ pub struct Dispatcher {
     scheduler: Scheduler,
     origin: Instant,
     backends: Vec<Backend>,
+    strain: watch::Receiver<Strain>,
     inbox: mpsc::Receiver<Order>,
     jobs: BTreeMap<JobId, Held>,
     attempts: JoinSet<Attempted>,
     watches: JoinSet<Seized>,
     load: watch::Sender<(usize, usize)>,
+    pulses: Vec<Pulse>,
+    /// See [`Dispatch::rate`].
+    rate: watch::Sender<Option<f64>>,
     drained: bool,
 }
 
@@ -91,6 +112,8 @@ struct Held {
     arrived: Time,
     started: Option<Time>,
     stop: CancellationToken,
+    /// Stops the present attempt alone.
+    recall: CancellationToken,
     /// What was answered, by whom.
     said: Vec<(BackendId, Said)>,
 }
@@ -100,6 +123,8 @@ struct Said {
     usage: Usage,
     /// The answer, if the asker gets it only when it is clear that it counts.
     kept: Option<String>,
+    /// When its first piece was there, if so.
+    first: Option<Instant>,
 }
 
 struct Attempted {
@@ -126,6 +151,8 @@ impl Dispatcher {
         }
         let mut drain_until: Option<Instant> = None;
         while !self.drained {
+            // nobody watches the device, or not any more
+            let blind = self.strain.has_changed().is_err();
             let wake = self.scheduler.wake_at(self.now()).map(|at| self.instant(at));
             let wake = [wake, drain_until].into_iter().flatten().min();
             let woken = OptionFuture::from(wake.map(|at| tokio::time::sleep_until(at.into())));
@@ -133,6 +160,7 @@ impl Dispatcher {
                 Some(order) = self.inbox.recv() => Some(self.arrived(order)),
                 Some(done) = self.attempts.join_next(), if !self.attempts.is_empty() => self.ended(done),
                 Some(seen) = self.watches.join_next(), if !self.watches.is_empty() => self.seen(seen),
+                Ok(()) = self.strain.changed(), if !blind => Some(self.strained()),
                 Some(()) = woken => Some(Event::Tick),
                 () = stop.cancelled(), if drain_until.is_none() => {
                     drain_until = Some(clock() + DRAIN_MAX);
@@ -163,6 +191,10 @@ impl Dispatcher {
         Time::default() + self.origin.elapsed()
     }
 
+    fn time(&self, at: Instant) -> Time {
+        Time::default() + at.saturating_duration_since(self.origin)
+    }
+
     fn instant(&self, at: Time) -> Instant {
         self.origin + Duration::from_micros(at.0)
     }
@@ -179,6 +211,7 @@ impl Dispatcher {
             arrived: now,
             started: None,
             stop: stop.clone(),
+            recall: stop.child_token(),
             said: Vec::new(),
         };
         self.jobs.insert(id, held);
@@ -202,8 +235,14 @@ impl Dispatcher {
         let outcome = match result {
             Ok(said) => {
                 let confidence = said.usage.classification.as_ref().map(|said| said.confidence);
+                let spent = Some(Spent::from(&said.usage));
+                if self.backends[backend.0].reach == Reach::Device
+                    && let Some(rate) = self.pulses[backend.0].beat(&said.usage)
+                {
+                    self.rate.send_replace(Some(rate));
+                }
                 held.said.push((backend, said));
-                Ok(Answered { confidence })
+                Ok(Answered { confidence, spent })
             }
             Err(fault) => {
                 tracing::debug!(job = id.0, %fault, "an attempt failed");
@@ -238,16 +277,23 @@ impl Dispatcher {
 
     /// What is so now; the watcher made after this sees what comes later.
     fn state_of(&mut self, backend: usize) -> Event {
-        let Backend { server, reach, talents: configured, link } = &mut self.backends[backend];
+        let Backend { server, reach, talents: configured, link, .. } = &mut self.backends[backend];
         match &*link.borrow_and_update() {
             Link::Down(_) => Event::Down(BackendId(backend)),
             Link::Up(generate) => {
+                if *reach == Reach::Device {
+                    generate.pace(self.strain.borrow().duty);
+                }
                 let context = generate.context();
                 let card = Card {
                     server: server.clone(),
                     model: Some(context.identification.name.clone()),
                     reach: *reach,
                     slots: context.runtime.slots,
+                    urgent_first: context.runtime.urgent_first,
+                    read_ms: context.runtime.prefill_tokens_per_s.and_then(ms_a_token),
+                    write_ms: context.runtime.decode_tokens_per_s.and_then(ms_a_token),
+                    max_tokens: context.inference_settings.max_tokens,
                     context_tokens: context.capabilities.context_tokens,
                     json_schema: context.capabilities.json_schema,
                     talents: Some(talents(context, configured)),
@@ -257,6 +303,17 @@ impl Dispatcher {
         }
     }
 
+    /// Tells the engines of this device how much they may compute, and the judge.
+    fn strained(&mut self) -> Event {
+        let strain = *self.strain.borrow_and_update();
+        for backend in self.backends.iter().filter(|b| b.reach == Reach::Device) {
+            if let Link::Up(generate) = &*backend.link.borrow() {
+                generate.pace(strain.duty);
+            }
+        }
+        Event::Strained(strain)
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Start { job, backend, budget } => self.start(job, backend, budget),
@@ -264,6 +321,17 @@ impl Dispatcher {
                 if let Some(held) = self.jobs.get(&job) {
                     held.stop.cancel();
                 }
+            }
+            Effect::Recall { job } => {
+                if let Some(held) = self.jobs.get(&job) {
+                    held.recall.cancel();
+                }
+            }
+            Effect::Unload(backend) => {
+                self.backends[backend.0].wanted.send_replace(false);
+            }
+            Effect::Load(backend) => {
+                self.backends[backend.0].wanted.send_replace(true);
             }
             Effect::Settle { job, verdict, backend, decision } => {
                 self.settle(job, verdict, backend, decision);
@@ -285,7 +353,8 @@ impl Dispatcher {
         let to = &self.backends[backend.0];
         let link = to.link.borrow().clone();
         let may = may_reach(job.mode, to.reach);
-        let stop = held.stop.clone();
+        held.recall = held.stop.child_token();
+        let stop = held.recall.clone();
         self.attempts.spawn(async move {
             let result = match link {
                 Link::Up(_) if !may => Err(Fault::Broken(
@@ -313,14 +382,17 @@ impl Dispatcher {
             return;
         };
         held.stop.cancel();
-        let (usage, kept) = match verdict {
+        let (usage, kept, first) = match verdict {
             Verdict::Done => held.answer_of(backend),
             Verdict::Refused(_) | Verdict::Expired | Verdict::Cancelled | Verdict::Failed(_) => {
-                (None, None)
+                (None, None, None)
             }
         };
         let backend = backend.map(|b| &self.backends[b.0]);
-        tracing::debug!(job = job.0, route = decision.route, reason = ?decision.reason, "settled");
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let record = serde_json::to_string(&decision).unwrap_or_default();
+            tracing::debug!(job = job.0, record, "settled");
+        }
         let end = End {
             verdict,
             usage,
@@ -329,7 +401,7 @@ impl Dispatcher {
             server: backend.map(|b| b.server.clone()),
             reach: backend.map(|b| b.reach),
             queued: held.started.unwrap_or(now).since(held.arrived),
-            first: None,
+            first: first.map(|first| self.time(first).since(held.arrived)),
             total: now.since(held.arrived),
         };
         // the asker may have gone
@@ -338,39 +410,56 @@ impl Dispatcher {
 }
 
 impl Held {
-    /// What the answer that counts took, that of this backend or of a rule, and the answer itself if
-    /// it was kept back.
-    fn answer_of(&mut self, backend: Option<BackendId>) -> (Option<Usage>, Option<String>) {
+    /// What the answer that counts took, that of this backend or of a rule, the answer itself if
+    /// it was kept back, and when its first piece was there.
+    fn answer_of(
+        &mut self,
+        backend: Option<BackendId>,
+    ) -> (Option<Usage>, Option<String>, Option<Instant>) {
         let said = self.said.drain(..).rev().find(|(who, _)| Some(*who) == backend);
-        if let Some((_, Said { usage, kept })) = said {
-            let chunks = if kept.is_some() { 1 } else { usage.chunks };
-            return (Some(Usage { chunks, ..usage }), kept);
+        if let Some((_, Said { usage, kept, first })) = said {
+            let chunks = match &kept {
+                Some(text) => u32::from(!text.is_empty()),
+                None => usage.chunks,
+            };
+            return (Some(Usage { chunks, ..usage }), kept, first);
         }
         let ruled = self.waiting.as_mut().and_then(|(job, _)| job.ruled.take());
         let usage =
             ruled.clone().map(|said| Usage { classification: Some(said), ..Usage::one_piece("") });
-        (usage, ruled.map(|said| said.label))
+        (usage, ruled.map(|said| said.label), None)
     }
 }
 
-/// One attempt. The word of a classifier is kept back: the judge may want another's.
+/// One attempt. An answer that nobody reads piece by piece is kept back: another may still be
+/// wanted instead.
 async fn attempt(generate: &dyn Generate, job: &Job, out: &mut Out) -> Result<Said, Fault> {
-    if !matches!(job.format, Format::Label(_)) {
-        return generate.generate(job, out).await.map(|usage| Said { usage, kept: None });
+    if !job.is_whole() {
+        let usage = generate.generate(job, out).await?;
+        return Ok(Said { usage, kept: None, first: None });
     }
     let (mut inner, mut chunks) = channel();
     let read = async {
         let mut text = String::new();
+        let mut first = None;
         while let Some(chunk) = chunks.recv().await {
+            if chunk.text.is_empty() {
+                out.alive();
+                continue;
+            }
+            first.get_or_insert_with(clock);
+            if text.len() + chunk.text.len() > ANSWER_BYTES_MAX {
+                return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
+            }
             text.push_str(&chunk.text);
         }
-        text
+        Ok((text, first))
     };
     let work = async {
         let result = generate.generate(job, &mut inner).await;
         drop(inner);
         result
     };
-    let (result, text) = tokio::join!(work, read);
-    result.map(|usage| Said { usage, kept: Some(text) })
+    let (usage, (text, first)) = futures::try_join!(work, read)?;
+    Ok(Said { usage, kept: Some(text), first })
 }

@@ -192,7 +192,9 @@ impl Server {
         } else {
             read_value(arguments)?
         };
+        let stream = ask.stream;
         let mut job = ask.check("mcp", self.0.catalog())?;
+        job.streamed = stream.unwrap_or(context.meta.get_progress_token().is_some());
         if let Some(left) = deadline_of(&context.meta) {
             job.budget = left;
         }

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::predict::Spread;
+use crate::model::Reach;
+use crate::prompt::Mode;
+use crate::strain::{Cause, Stage};
+
 /// Why a job went where it went, or nowhere. The list is closed and documented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
@@ -32,6 +37,15 @@ pub enum Reason {
     /// No model of that name.
     #[serde(rename = "capability:model")]
     Model,
+    /// It would have been in time here, were the device not hot.
+    #[serde(rename = "hot")]
+    Hot,
+    /// It would have been in time here, had the device the memory.
+    #[serde(rename = "memory")]
+    Memory,
+    /// It would have been in time here, had the device room on its disk.
+    #[serde(rename = "disk")]
+    Disk,
     /// The preferred model failed or is away.
     #[serde(rename = "resting")]
     Resting,
@@ -65,9 +79,25 @@ pub struct Attempt {
 
 /// How full the device is, each from 0 (empty) to 1 (full).
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pressure {
+    /// How near to its heat limit.
+    pub heat: f32,
+    /// How near to its memory limit.
+    pub memory: f32,
+    /// How near to its disk's limit.
+    pub disk: f32,
     /// Waiting jobs or bytes against their bound, whichever is fuller.
     pub queue: f32,
+}
+
+/// When the answer was expected, in milliseconds from the decision on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// By then in one of two cases.
+    pub p50: f64,
+    /// By then in 19 of 20 cases.
+    pub p95: f64,
 }
 
 /// What the asker is told about how the decision came about.
@@ -79,6 +109,62 @@ pub struct Decision {
     pub reason: Reason,
     /// Every try, in order.
     pub attempts: Vec<Attempt>,
+    /// When the answer was expected, if an engine of this device was in question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_ms: Option<Predicted>,
     /// How full the device was when it was decided.
     pub pressure: Pressure,
+    /// The figures behind it, from which `pilotlight explain` decides again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<Figures>,
+}
+
+/// What was known when it was decided where the job goes. All times are milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Where it was allowed to go.
+    pub mode: Mode,
+    /// Share of the time that the engines here could compute.
+    pub duty: f64,
+    /// What was given up on this device.
+    pub stage: Stage,
+    /// What pressed.
+    pub cause: Cause,
+    /// Work of other groups that goes before.
+    pub ahead: Spread,
+    /// The jobs of its group in order of service, up to the one that would have been late.
+    pub line: Vec<Case>,
+    /// Which of them it is.
+    pub own: usize,
+    /// How long an answer from elsewhere takes; none if nobody else may be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away: Option<Spread>,
+    /// Jobs that the engine serves at once.
+    pub parallel: u32,
+    /// What each model lacked for it; none has nothing to be said.
+    pub servers: Vec<State>,
+}
+
+/// One job of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Case {
+    /// What was left of it.
+    pub work: Spread,
+    /// Time to its deadline.
+    pub left: f64,
+    /// Whether it could leave.
+    pub may_leave: bool,
+}
+
+/// What stood between a job and a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// The server's name in `mcp.json`.
+    pub server: String,
+    /// How far away it is.
+    #[serde(rename = "where")]
+    pub reach: Reach,
+    /// Why it could not be asked, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<Reason>,
 }

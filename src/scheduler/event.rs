@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::decision::{Attempt, Decision};
-use crate::generate::Fault;
+use super::decision::Decision;
+use crate::generate::{Fault, Usage};
 use crate::model::{LOGPROBS, Reach};
 use crate::prompt::{Class, Format, Job, JobId, Mode, Refusal};
+use crate::strain::Strain;
 use crate::time::Time;
 
 /// What the judge knows of a job.
@@ -13,6 +14,10 @@ use crate::time::Time;
 pub struct Ticket {
     /// Which job.
     pub job: JobId,
+    /// Who asks.
+    pub app: String,
+    /// What its answer is likely to resemble: its task, or its application's other prompts.
+    pub template: String,
     /// When its answer is owed.
     pub due: Time,
     /// How urgent it is.
@@ -23,33 +28,46 @@ pub struct Ticket {
     pub model: Option<String>,
     /// It asks for JSON or a schema.
     pub wants_json: bool,
+    /// It asks for a label or a vector, not for text.
+    pub is_word: bool,
+    /// The asker wants it whole: until its end nothing of it is handed out, so that it can still
+    /// be moved.
+    pub is_whole: bool,
+    /// Most tokens of its answer.
+    pub max_tokens: Option<u32>,
     /// The talents that it needs.
     pub talents: Vec<String>,
     /// The confidence from which on a model's word is taken; 0 takes any.
     pub margin: f32,
-    /// The surest word so far, if none was sure enough.
-    pub best: Option<Word>,
     /// A rule has answered it.
     pub ruled: bool,
     /// Size of its prompt.
     pub bytes: usize,
     /// Services it has passed.
     pub hops: u8,
-    /// Tries so far.
-    pub attempts: Vec<Attempt>,
 }
 
 impl Ticket {
     /// What the judge needs of a job that arrived at `now`.
     pub fn of(job: &Job, now: Time) -> Ticket {
+        let talent = job.format.talent();
+        let from = match &job.task {
+            Some(task) => format!("task {task}"),
+            None => format!("app {}", job.app),
+        };
         Ticket {
             job: job.id,
+            app: job.app.clone(),
+            template: format!("{talent} for {from}"),
             due: now + job.budget,
             class: job.class,
             mode: job.mode,
             model: job.model.clone(),
             wants_json: matches!(job.format, Format::Json | Format::Schema(_)),
-            talents: std::iter::once(job.format.talent().to_owned())
+            is_word: matches!(job.format, Format::Label(_) | Format::Embedding),
+            is_whole: job.is_whole(),
+            max_tokens: job.sampling.max_tokens,
+            talents: std::iter::once(talent.to_owned())
                 .chain(job.sampling.logprobs.map(|_| LOGPROBS.to_owned()))
                 .chain(job.talent.clone())
                 .collect(),
@@ -57,11 +75,9 @@ impl Ticket {
                 Format::Label(labels) => labels.margin,
                 Format::Text | Format::Json | Format::Schema(_) | Format::Embedding => 0.0,
             },
-            best: None,
             ruled: job.ruled.is_some(),
             bytes: job.prompt_bytes(),
             hops: job.hops,
-            attempts: Vec::new(),
         }
     }
 }
@@ -76,7 +92,7 @@ pub struct Word {
 }
 
 /// What the judge knows of a backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Card {
     /// Its name in `mcp.json`.
     pub server: String,
@@ -86,6 +102,15 @@ pub struct Card {
     pub reach: Reach,
     /// Jobs at once.
     pub slots: u32,
+    /// Of the jobs that it has, it works on the most urgent only, and goes back to the others when
+    /// that is done.
+    pub urgent_first: bool,
+    /// Milliseconds a token of a prompt, as it measured itself at its start.
+    pub read_ms: Option<f64>,
+    /// Milliseconds a token of an answer, as it measured itself at its start.
+    pub write_ms: Option<f64>,
+    /// Most tokens of an answer if a job does not say.
+    pub max_tokens: u32,
     /// Context length.
     pub context_tokens: u32,
     /// It can be held to JSON.
@@ -127,6 +152,8 @@ pub enum Event {
     Up(BackendId, Card),
     /// A backend can't be asked.
     Down(BackendId),
+    /// How hard pressed the device is.
+    Strained(Strain),
     /// The time of [`Scheduler::wake_at`] has come.
     Tick,
     /// No more jobs are taken.
@@ -138,6 +165,35 @@ pub enum Event {
 pub struct Answered {
     /// How sure the backend is, 0 ..= 1, if it says so.
     pub confidence: Option<f32>,
+    /// What it took, if it says so.
+    pub spent: Option<Spent>,
+}
+
+/// What an answer took where it was made. Times are of computing only: pauses are not in them.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Spent {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Of these, those that were still in memory.
+    pub cached_tokens: u32,
+    /// Tokens of the answer.
+    pub completion_tokens: u32,
+    /// Milliseconds of reading.
+    pub prefill_ms: f64,
+    /// Milliseconds of writing.
+    pub decode_ms: f64,
+}
+
+impl From<&Usage> for Spent {
+    fn from(usage: &Usage) -> Spent {
+        Spent {
+            prompt_tokens: usage.prompt_tokens,
+            cached_tokens: usage.cached_tokens,
+            completion_tokens: usage.completion_tokens,
+            prefill_ms: usage.prefill_ms,
+            decode_ms: usage.decode_ms,
+        }
+    }
 }
 
 /// Whether a part of the answer has reached the asker.
@@ -166,6 +222,15 @@ pub enum Effect {
         /// Which job.
         job: JobId,
     },
+    /// Stop the job's attempt; its end is reported, and it goes elsewhere.
+    Recall {
+        /// Which job.
+        job: JobId,
+    },
+    /// End the backend, to give its memory back.
+    Unload(BackendId),
+    /// Start a backend again that was ended.
+    Load(BackendId),
     /// Tell the asker how it ended. The job is forgotten.
     Settle {
         /// Which job.

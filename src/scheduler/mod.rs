@@ -1,8 +1,9 @@
 //! The one judge: takes an event and the time, returns what shall be done. It does nothing itself.
 //!
 //! Words used here: a *ticket* is what the judge needs to know of a job; a *backend* is a model
-//! with free or taken slots; *up* means that it can be asked; an *attempt* is one job at one
-//! backend; *settled* means that the job has had its one answer and is forgotten.
+//! with free or taken slots, an *engine* one on this device; *up* means that it can be asked; an
+//! *attempt* is one job at one backend; *settled* means that the job has had its one answer and is
+//! forgotten; a job *leaves* when it is decided that another than this device answers it.
 //!
 //! After every event the same invariants hold: each accepted job is either waiting or running, no
 //! backend runs more than its slots, the queue is within its bounds, and a job that could start
@@ -10,29 +11,41 @@
 
 mod breaker;
 pub mod decision;
+mod entry;
 mod event;
+mod explain;
+mod judge;
+mod life;
+mod plan;
+mod predict;
 mod queue;
 mod route;
+mod share;
+mod start;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use self::breaker::Breaker;
-use self::decision::{Attempt, Decision, Pressure, Reason};
-pub use self::event::{Answered, BackendId, Card, Effect, Event, Sent, Ticket, Verdict, Word};
+use self::decision::{Decision, Pressure, Reason};
+use self::entry::{Entry, Running, Set};
+pub use self::event::{
+    Answered, BackendId, Card, Effect, Event, Sent, Spent, Ticket, Verdict, Word,
+};
+pub use self::explain::explain;
+pub use self::predict::Spread;
+use self::predict::{Load, Predictor, Rates};
 use self::queue::Queue;
-use self::route::Route;
+use self::route::Sides;
 pub use self::route::may_reach;
-use crate::generate::Fault;
-use crate::limits::{ATTEMPTS_MAX, HOPS_MAX, RUNNING_JOBS_MAX};
+use self::share::Shares;
+use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
 use crate::model::Reach;
-use crate::prompt::{Code, JobId, Refusal};
+use crate::prompt::{Class, Code, JobId, Refusal};
+use crate::strain::{Cause, Stage, Strain};
 use crate::time::Time;
-
-/// The outcome of an attempt whose confidence is below the margin.
-const UNSURE: &str = "unsure";
 
 #[derive(Debug)]
 struct Backend {
@@ -40,43 +53,40 @@ struct Backend {
     up: bool,
     breaker: Breaker,
     running: u32,
-    /// Running mean of the time an answer takes; none before the first.
-    mean: Option<Duration>,
-    /// Jobs that failed here and may be tried elsewhere.
-    failed: BTreeSet<JobId>,
-    /// Jobs that this backend can't do, or not well enough, and what it lacks.
-    unfit: BTreeMap<JobId, Reason>,
+    rates: Rates,
+    /// It was ended to give its memory back.
+    unloaded: bool,
+    /// Engine time that batch jobs are owed, in milliseconds; below zero they had it in advance.
+    owed: f64,
 }
 
 impl Backend {
-    fn may_be_asked(&self, now: Time) -> bool {
-        self.up && !self.breaker.is_resting(now)
-    }
-
     fn has_room(&self) -> bool {
         self.running < self.card.slots.max(1)
     }
 
-    fn forget(&mut self, job: JobId) {
-        self.failed.remove(&job);
-        self.unfit.remove(&job);
+    /// How many jobs it advances at once.
+    fn parallel(&self) -> f64 {
+        if self.card.urgent_first { 1.0 } else { f64::from(self.card.slots.max(1)) }
     }
-}
-
-#[derive(Debug)]
-struct Running {
-    ticket: Ticket,
-    backend: usize,
-    started: Time,
-    reason: Reason,
 }
 
 /// All state that decides.
 #[derive(Debug)]
 pub struct Scheduler {
     backends: Vec<Backend>,
+    sides: Sides,
+    /// Backends that are up and do not rest.
+    healthy: Set,
     queue: Queue,
     running: BTreeMap<JobId, Running>,
+    predictor: Predictor,
+    shares: Shares,
+    strain: Strain,
+    /// The time of the last event.
+    seen: Time,
+    /// When it must be decided at the latest whether a job leaves.
+    look_at: Option<Time>,
     draining: bool,
     drained: bool,
     effects: Vec<Effect>,
@@ -85,37 +95,52 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler over these backends, all down at first.
     pub fn new(cards: Vec<Card>) -> Scheduler {
-        let backend = |card| Backend {
+        let backend = |card: Card| Backend {
+            rates: Rates::stated(&card),
             card,
             up: false,
             breaker: Breaker::default(),
             running: 0,
-            mean: None,
-            failed: BTreeSet::new(),
-            unfit: BTreeMap::new(),
+            unloaded: false,
+            owed: 0.0,
         };
+        let backends: Vec<Backend> = cards.into_iter().map(backend).collect();
         Scheduler {
-            backends: cards.into_iter().map(backend).collect(),
+            sides: Sides::of(&backends),
+            backends,
+            healthy: Set::default(),
             queue: Queue::default(),
             running: BTreeMap::new(),
+            predictor: Predictor::default(),
+            shares: Shares::default(),
+            strain: Strain::default(),
+            seen: Time::default(),
+            look_at: None,
             draining: false,
             drained: false,
             effects: Vec::new(),
         }
     }
 
-    /// Takes one event and says what shall be done, in this order.
+    /// Takes one event and says what shall be done, in this order. A time before that of the last
+    /// event counts as that.
     pub fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
+        let now = now.max(self.seen);
+        self.account(now);
+        self.take_health(now);
         match event {
             Event::Arrived(ticket) => self.arrived(ticket, now),
             Event::Ended { job, outcome } => self.ended(job, outcome, now),
             Event::Gone(job) => self.gone(job, now),
             Event::Up(backend, card) => self.up(backend, card),
             Event::Down(backend) => self.down(backend),
+            Event::Strained(strain) => self.strained(strain),
             Event::Tick => {}
             Event::Drain => self.draining = true,
         }
+        self.take_health(now);
         self.expire(now);
+        self.decide(now);
         self.start(now);
         self.watch_drain();
         std::mem::take(&mut self.effects)
@@ -123,13 +148,13 @@ impl Scheduler {
 
     /// When to send [`Event::Tick`] at the latest; none if nothing waits or runs.
     pub fn wake_at(&self, now: Time) -> Option<Time> {
-        let running = self.running.values().map(|r| r.ticket.due).min();
+        let running = self.running.values().map(|r| r.entry.ticket.due).min();
         let rested = if self.queue.len() == 0 {
             None
         } else {
             self.backends.iter().filter_map(|b| b.breaker.wakes_at(now)).min()
         };
-        [self.queue.next_due(), running, rested].into_iter().flatten().min()
+        [self.queue.next_due(), running, rested, self.look_at].into_iter().flatten().min()
     }
 
     /// Jobs that wait and jobs that run.
@@ -142,159 +167,197 @@ impl Scheduler {
         self.queue.bytes()
     }
 
+    /// How full the device is.
+    pub fn pressure(&self) -> Pressure {
+        let Strain { heat, memory, disk, .. } = self.strain;
+        Pressure { heat, memory, disk, queue: self.queue.fullness() }
+    }
+
+    /// Gives the time since the last event to those who had the engines.
+    fn account(&mut self, now: Time) {
+        let ms = now.since(self.seen).as_secs_f64() * 1e3 * f64::from(self.strain.duty);
+        self.seen = now;
+        self.shares.fade(now);
+        if ms <= 0.0 {
+            return;
+        }
+        for engine in self.sides.device.iter() {
+            let top = self.top_of(engine);
+            let urgent_first = self.backends[engine].card.urgent_first;
+            let count = f64::from(self.backends[engine].running.max(1));
+            let mut had = None;
+            for (job, run) in self.running.iter_mut().filter(|(_, r)| r.backend == engine) {
+                if !urgent_first || top == Some(*job) {
+                    run.served += ms;
+                    self.shares.used(run.entry.app, if urgent_first { ms } else { ms / count });
+                    had = Some(run.entry.ticket.class);
+                }
+            }
+            self.owe(engine, had, ms);
+        }
+    }
+
+    /// Batch jobs that wait are owed a share of what the others had.
+    fn owe(&mut self, engine: usize, had: Option<Class>, ms: f64) {
+        let is_batch = |e: &Entry| e.home == Some(engine) && e.ticket.class == Class::Batch;
+        let waits =
+            had.is_some_and(|class| class != Class::Batch) && self.queue.iter().any(is_batch);
+        let backend = &mut self.backends[engine];
+        match had {
+            Some(Class::Batch) => backend.owed -= ms,
+            Some(_) if waits => backend.owed += ms * BATCH_SHARE,
+            Some(_) | None => backend.owed = backend.owed.min(0.0),
+        }
+        let most = start::BATCH_TURN_MS / BATCH_SHARE;
+        backend.owed = backend.owed.clamp(-most * 10.0, most);
+    }
+
+    /// The job that an engine works on.
+    fn top_of(&self, engine: usize) -> Option<JobId> {
+        let here = self.running.values().filter(|run| run.backend == engine);
+        here.min_by_key(|run| run.order()).map(|run| run.entry.job())
+    }
+
+    fn take_health(&mut self, now: Time) {
+        let well = |b: &Backend| b.up && !b.unloaded && !b.breaker.is_resting(now);
+        let all = self.backends.iter().enumerate();
+        self.healthy = all.filter(|(_, b)| well(b)).map(|(at, _)| at).collect();
+    }
+
+    /// Why a backend that is not healthy is not.
+    fn resting(&self, backend: usize) -> Reason {
+        match self.strain.cause {
+            Cause::Memory if self.backends[backend].unloaded => Reason::Memory,
+            Cause::Load | Cause::Heat | Cause::Memory | Cause::Disk => Reason::Resting,
+        }
+    }
+
     fn arrived(&mut self, ticket: Ticket, now: Time) {
+        let mut entry = self.entry(ticket);
         if self.draining {
             let refusal = Refusal::new(Code::Unavailable, "the service is stopping");
-            return self.settle(&ticket, Verdict::Refused(refusal), None, Reason::Draining);
+            let refusal = refusal.retry_after(DRAIN_MAX);
+            return self.settle(entry, Verdict::Refused(refusal), None, Reason::Draining);
         }
-        if ticket.hops > HOPS_MAX {
-            let message = format!("passed {} services, at most {HOPS_MAX}", ticket.hops);
+        let hops = entry.ticket.hops;
+        if hops > HOPS_MAX {
+            let message = format!("passed {hops} services, at most {HOPS_MAX}");
             let refusal = Refusal::field(Code::Forbidden, "hops", message);
-            return self.settle(&ticket, Verdict::Refused(refusal), None, Reason::Hops);
+            return self.settle(entry, Verdict::Refused(refusal), None, Reason::Hops);
         }
-        if ticket.ruled {
-            return self.settle(&ticket, Verdict::Done, None, Reason::Rule);
+        if entry.ticket.ruled {
+            return self.settle(entry, Verdict::Done, None, Reason::Rule);
         }
-        match route::route(&ticket, &self.backends, now) {
-            Err((refusal, Reason::Resting)) => self.wait_for_rest(ticket, refusal, now),
+        match route::able(&entry.ticket, &self.backends) {
             Err((refusal, reason)) => {
-                self.settle(&ticket, Verdict::Refused(refusal), None, reason);
+                entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
+                return self.settle(entry, Verdict::Refused(refusal), None, reason);
             }
-            Ok(route) => self.admit(ticket, &route),
+            Ok(able) => entry.able = able,
+        }
+        if entry.ticket.due <= now {
+            return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
+        }
+        self.house(&mut entry);
+        entry.predicted = self.predict(&entry, now);
+        self.admit(entry, now);
+    }
+
+    fn entry(&mut self, ticket: Ticket) -> Entry {
+        Entry {
+            app: self.shares.enter(&ticket.app),
+            ticket: Box::new(ticket),
+            able: Set::default(),
+            failed: Set::default(),
+            unfit: heapless::Vec::new(),
+            best: None,
+            attempts: Vec::new(),
+            home: None,
+            load: Load::default(),
+            predicted: None,
+            leaves: None,
+            figures: None,
         }
     }
 
-    fn admit(&mut self, ticket: Ticket, route: &Route) {
-        let Err(back) = self.queue.offer(ticket) else {
-            return;
+    /// Finds the engine that would answer it here, and what it asks of that.
+    fn house(&self, entry: &mut Entry) {
+        use crate::prompt::Mode;
+        let here = entry.candidates().and(self.sides.device);
+        let up = here.and(self.healthy);
+        entry.home = match entry.ticket.mode {
+            Mode::LocalOnly | Mode::PreferLocal => up.first().or(here.first()),
+            Mode::PreferCloud | Mode::CloudOnly => None,
         };
-        let wait = self.wait_estimate(route);
-        let message = "too many prompts wait already; come back later";
-        let refusal = Refusal::new(Code::Busy, message).retry_after(wait);
-        self.settle(&back, Verdict::Refused(refusal), None, Reason::Queue);
-    }
-
-    /// A job whose only models rest waits for them as long as its deadline allows.
-    fn wait_for_rest(&mut self, ticket: Ticket, refusal: Refusal, now: Time) {
-        if ticket.due <= now {
-            return self.settle(&ticket, Verdict::Expired, None, Reason::Deadline);
-        }
-        if let Err(back) = self.queue.offer(ticket) {
-            self.settle(&back, Verdict::Refused(refusal), None, Reason::Resting);
+        if let Some(home) = entry.home {
+            let backend = &self.backends[home];
+            entry.load = self.predictor.load(&entry.ticket, &backend.card, &backend.rates);
         }
     }
 
-    fn ended(&mut self, job: JobId, outcome: Result<Answered, (Fault, Sent)>, now: Time) {
-        let Some(mut run) = self.running.remove(&job) else {
-            return;
-        };
-        let took = now.since(run.started);
-        let backend = &mut self.backends[run.backend];
-        backend.running -= 1;
-        let (outcome_name, confidence) = match &outcome {
-            Ok(Answered { confidence: Some(sure) }) if *sure < run.ticket.margin => {
-                (UNSURE, Some(*sure))
-            }
-            Ok(Answered { confidence }) => ("ok", *confidence),
-            Err((fault, _)) => (fault.name(), None),
-        };
-        run.ticket.attempts.push(Attempt {
-            server: backend.card.server.clone(),
-            outcome: outcome_name.to_owned(),
-            confidence,
-            ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        });
-        match outcome {
-            Ok(_) => {
-                backend.breaker.worked();
-                backend.mean = Some(backend.mean.map_or(took, |mean| (mean * 7 + took) / 8));
-                match confidence {
-                    Some(sure) if outcome_name == UNSURE => self.unsure(run, sure, now),
-                    Some(_) | None => {
-                        self.settle(&run.ticket, Verdict::Done, Some(run.backend), run.reason);
+    /// Takes a job in. If there is no room, it goes elsewhere at once if it may, or takes the place
+    /// of a job of the application that has the most.
+    fn admit(&mut self, entry: Entry, now: Time) {
+        let Err(back) = self.queue.offer(entry) else { return };
+        let Some(mut back) = self.start_elsewhere(*back, now) else { return };
+        if let Some(other) = self.queue.evict(back.app) {
+            match self.queue.offer(back) {
+                Ok(()) => {
+                    if let Some(other) = self.start_elsewhere(other, now) {
+                        self.refuse_busy(other);
+                    }
+                    return;
+                }
+                Err(again) => {
+                    // it has more bytes than the other had: that one keeps its place
+                    back = *again;
+                    if let Err(other) = self.queue.offer(other) {
+                        self.refuse_busy(*other);
                     }
                 }
             }
-            Err((fault, sent)) => self.failed(run, fault, sent, now),
         }
+        self.refuse_busy(back);
     }
 
-    /// Keeps the surest word, and asks the next model that has the talent; if there is none, the
-    /// surest word is the answer.
-    fn unsure(&mut self, run: Running, confidence: f32, now: Time) {
-        let Running { mut ticket, backend, .. } = run;
-        if ticket.best.is_none_or(|best| best.confidence < confidence) {
-            ticket.best = Some(Word { backend: BackendId(backend), confidence });
-        }
-        self.backends[backend].unfit.insert(ticket.job, Reason::Confidence);
-        let may_go_on = ticket.attempts.len() < ATTEMPTS_MAX && ticket.due > now;
-        let next = may_go_on.then(|| route::route(&ticket, &self.backends, now));
-        let left = match next {
-            Some(Ok(_)) => self.queue.offer(ticket).err().map(|back| *back),
-            Some(Err(_)) | None => Some(ticket),
-        };
-        if let Some(ticket) = left {
-            let best = ticket.best.map(|best| best.backend.0);
-            self.settle(&ticket, Verdict::Done, best, Reason::Confidence);
-        }
+    fn refuse_busy(&mut self, entry: Entry) {
+        let wait = self.wait_estimate(&entry);
+        let message = "too many prompts wait already; come back later";
+        let refusal = Refusal::new(Code::Busy, message).retry_after(wait);
+        self.settle(entry, Verdict::Refused(refusal), None, Reason::Queue);
     }
 
-    /// Another attempt where that can help, else the end of the job.
-    fn failed(&mut self, run: Running, fault: Fault, sent: Sent, now: Time) {
-        let Running { ticket, backend, reason, .. } = run;
-        match &fault {
-            Fault::Unfit(_) | Fault::Cancelled => {}
-            Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
-                self.backends[backend].breaker.failed(now);
-            }
-        }
-        let may_retry = sent == Sent::Nothing
-            && ticket.attempts.len() < ATTEMPTS_MAX
-            && ticket.due > now
-            && match &fault {
-                Fault::Unfit(refusal) => refusal.code == Code::Incapable,
-                Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => true,
-                Fault::Cancelled => false,
-            };
-        if !may_retry {
-            return self.settle(&ticket, verdict_of(fault), Some(backend), reason);
-        }
-        match &fault {
-            Fault::Unfit(_) => {
-                self.backends[backend].unfit.insert(ticket.job, Reason::Context);
-            }
-            Fault::Away(_)
-            | Fault::Crashed(_)
-            | Fault::Hung(_)
-            | Fault::Broken(_)
-            | Fault::Cancelled => {
-                self.backends[backend].failed.insert(ticket.job);
-            }
-        }
-        match route::route(&ticket, &self.backends, now) {
-            Ok(_) | Err((_, Reason::Resting)) => {
-                if let Err(back) = self.queue.offer(ticket) {
-                    self.settle(&back, verdict_of(fault), Some(backend), reason);
-                }
-            }
-            Err((_, lack)) => self.settle(&ticket, verdict_of(fault), Some(backend), lack),
-        }
-    }
-
-    fn gone(&mut self, job: JobId, now: Time) {
-        if let Some(ticket) = self.queue.remove(job) {
-            return self.settle(&ticket, Verdict::Cancelled, None, Reason::Cancelled);
-        }
-        if let Some(run) = self.running.remove(&job) {
-            self.stop(run, Verdict::Cancelled, Reason::Cancelled, now);
-        }
+    /// How long until there may be room again, from the measured time of an answer.
+    fn wait_estimate(&self, entry: &Entry) -> Duration {
+        let first = self.sides.best(entry, self.healthy).first().or(entry.able.first());
+        let ms = first.and_then(|at| {
+            let backend = &self.backends[at];
+            backend.rates.usual_ms().map(|ms| ms / backend.parallel())
+        });
+        Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3)
     }
 
     fn up(&mut self, backend: BackendId, card: Card) {
-        if let Some(known) = self.backends.get_mut(backend.0) {
-            known.card = card;
-            known.up = true;
-            known.breaker.worked();
+        let Some(known) = self.backends.get_mut(backend.0) else { return };
+        known.rates.restate(&card);
+        known.card = card;
+        known.up = true;
+        known.breaker.worked();
+        self.sides = Sides::of(&self.backends);
+        let mut queue = std::mem::take(&mut self.queue);
+        let mut lost = Vec::new();
+        for entry in queue.iter_mut() {
+            match route::able(&entry.ticket, &self.backends) {
+                Ok(able) => entry.able = able,
+                Err(why) => lost.push((entry.job(), why)),
+            }
+            self.house(entry);
+        }
+        self.queue = queue;
+        for (job, (refusal, reason)) in lost {
+            if let Some(entry) = self.queue.remove(job) {
+                self.settle(entry, Verdict::Refused(refusal), None, reason);
+            }
         }
     }
 
@@ -304,57 +367,19 @@ impl Scheduler {
         }
     }
 
-    fn expire(&mut self, now: Time) {
-        while let Some(ticket) = self.queue.expired(now) {
-            self.settle(&ticket, Verdict::Expired, None, Reason::Deadline);
-        }
-        let late: Vec<JobId> =
-            self.running.iter().filter(|(_, run)| run.ticket.due <= now).map(|(j, _)| *j).collect();
-        for job in late {
-            if let Some(run) = self.running.remove(&job) {
-                self.stop(run, Verdict::Expired, Reason::Deadline, now);
+    /// Ends engines that have nothing to do when memory is short, and starts them again when it is
+    /// not.
+    fn strained(&mut self, strain: Strain) {
+        self.strain = strain;
+        for at in self.sides.device.iter() {
+            let backend = &mut self.backends[at];
+            if strain.stage == Stage::Unload && backend.running == 0 && !backend.unloaded {
+                backend.unloaded = true;
+                self.effects.push(Effect::Unload(BackendId(at)));
+            } else if strain.stage < Stage::Closed && backend.unloaded {
+                backend.unloaded = false;
+                self.effects.push(Effect::Load(BackendId(at)));
             }
-        }
-    }
-
-    fn stop(&mut self, mut run: Running, verdict: Verdict, reason: Reason, now: Time) {
-        let backend = &mut self.backends[run.backend];
-        backend.running -= 1;
-        run.ticket.attempts.push(Attempt {
-            server: backend.card.server.clone(),
-            outcome: Fault::Cancelled.name().to_owned(),
-            confidence: None,
-            ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
-        });
-        self.effects.push(Effect::Stop { job: run.ticket.job });
-        self.settle(&run.ticket, verdict, Some(run.backend), reason);
-    }
-
-    /// Starts whatever can start, in the order of the queue.
-    fn start(&mut self, now: Time) {
-        // bounded: each turn takes one job out of a bounded queue
-        while self.running.len() < RUNNING_JOBS_MAX {
-            let backends = &self.backends;
-            let mut chosen = None;
-            let ticket = self.queue.take(|ticket| {
-                let Ok(route) = route::route(ticket, backends, now) else {
-                    return false;
-                };
-                let free = route.best().iter().find(|&&b| backends[b].has_room());
-                chosen = free.map(|&b| (b, route.reason));
-                chosen.is_some()
-            });
-            let (Some(ticket), Some((backend, reason))) = (ticket, chosen) else {
-                return;
-            };
-            self.backends[backend].running += 1;
-            self.effects.push(Effect::Start {
-                job: ticket.job,
-                backend: BackendId(backend),
-                budget: now.until(ticket.due),
-            });
-            let run = Running { backend, started: now, reason, ticket };
-            self.running.insert(run.ticket.job, run);
         }
     }
 
@@ -366,22 +391,14 @@ impl Scheduler {
     }
 
     /// Says how a job ended. A word that was not sure enough is better than none.
-    fn settle(
-        &mut self,
-        ticket: &Ticket,
-        verdict: Verdict,
-        backend: Option<usize>,
-        reason: Reason,
-    ) {
-        let (verdict, backend, reason) = match (verdict, ticket.best) {
+    fn settle(&mut self, entry: Entry, verdict: Verdict, backend: Option<usize>, reason: Reason) {
+        let (verdict, backend, reason) = match (verdict, entry.best) {
             (Verdict::Expired | Verdict::Failed(_) | Verdict::Refused(_), Some(best)) => {
                 (Verdict::Done, Some(best.backend.0), Reason::Confidence)
             }
             (verdict, _) => (verdict, backend, reason),
         };
-        for known in &mut self.backends {
-            known.forget(ticket.job);
-        }
+        self.shares.leave(entry.app);
         let route = match backend.map(|b| self.backends[b].card.reach) {
             None if reason == Reason::Rule => "local",
             None => "none",
@@ -392,32 +409,16 @@ impl Scheduler {
         let decision = Decision {
             route: route.to_owned(),
             reason,
-            attempts: ticket.attempts.clone(),
-            pressure: Pressure { queue: self.queue.fullness() },
+            attempts: entry.attempts,
+            predicted_ms: entry.predicted,
+            pressure: self.pressure(),
+            figures: entry.figures.map(|figures| *figures),
         };
         self.effects.push(Effect::Settle {
-            job: ticket.job,
+            job: entry.ticket.job,
             verdict,
             backend: backend.map(BackendId),
             decision,
         });
-    }
-
-    /// How long until there may be room again, from the measured time of an answer.
-    fn wait_estimate(&self, route: &Route) -> Duration {
-        let unknown = Duration::from_secs(1);
-        let first = route.order.first().map(|&b| &self.backends[b]);
-        let Some(backend) = first else { return unknown };
-        backend.mean.unwrap_or(unknown) / backend.card.slots.max(1)
-    }
-}
-
-fn verdict_of(fault: Fault) -> Verdict {
-    match fault {
-        Fault::Unfit(refusal) => Verdict::Refused(refusal),
-        Fault::Cancelled => Verdict::Cancelled,
-        Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
-            Verdict::Failed(fault)
-        }
     }
 }

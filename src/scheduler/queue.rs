@@ -2,52 +2,76 @@
 
 use heapless::Vec as Bounded;
 
-use super::Ticket;
+use super::entry::Entry;
+use super::share::AppId;
 use crate::limits::{WAITING_BYTES_MAX, WAITING_JOBS_MAX};
-use crate::prompt::{Class, JobId};
+use crate::prompt::JobId;
 use crate::time::Time;
 
-/// The waiting jobs, in the order in which they should start.
+/// The waiting jobs, in the order of class and deadline.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: Bounded<Ticket, WAITING_JOBS_MAX>,
+    waiting: Bounded<Entry, WAITING_JOBS_MAX>,
     bytes: usize,
 }
 
 impl Queue {
     /// Gives the job back if there is no room for it.
-    pub(super) fn offer(&mut self, ticket: Ticket) -> Result<(), Box<Ticket>> {
-        if ticket.bytes > WAITING_BYTES_MAX.saturating_sub(self.bytes) {
-            return Err(Box::new(ticket));
+    pub(super) fn offer(&mut self, entry: Entry) -> Result<(), Box<Entry>> {
+        let bytes = entry.ticket.bytes;
+        if bytes > WAITING_BYTES_MAX.saturating_sub(self.bytes) {
+            return Err(Box::new(entry));
         }
-        let bytes = ticket.bytes;
-        let at = self.waiting.partition_point(|other| order(other) <= order(&ticket));
-        self.waiting.insert(at, ticket).map_err(Box::new)?;
+        let at = self.waiting.partition_point(|other| other.order() <= entry.order());
+        self.waiting.insert(at, entry).map_err(Box::new)?;
         self.bytes += bytes;
         Ok(())
     }
 
-    /// The first job, in order, that `fits`, taken out.
-    pub(super) fn take(&mut self, mut fits: impl FnMut(&Ticket) -> bool) -> Option<Ticket> {
-        let at = self.waiting.iter().position(&mut fits)?;
-        let ticket = self.waiting.remove(at);
-        self.bytes -= ticket.bytes;
-        Some(ticket)
+    /// All that wait, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.waiting.iter()
+    }
+
+    /// All that wait, in order, to be changed in all but their place.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.waiting.iter_mut()
+    }
+
+    /// The job at a place of the order, taken out.
+    pub(super) fn take(&mut self, at: usize) -> Entry {
+        let entry = self.waiting.remove(at);
+        self.bytes -= entry.ticket.bytes;
+        entry
     }
 
     /// Takes one job out by name.
-    pub(super) fn remove(&mut self, job: JobId) -> Option<Ticket> {
-        self.take(|ticket| ticket.job == job)
+    pub(super) fn remove(&mut self, job: JobId) -> Option<Entry> {
+        let at = self.waiting.iter().position(|entry| entry.job() == job)?;
+        Some(self.take(at))
     }
 
     /// A job whose deadline has passed, taken out.
-    pub(super) fn expired(&mut self, now: Time) -> Option<Ticket> {
-        self.take(|ticket| ticket.due <= now)
+    pub(super) fn expired(&mut self, now: Time) -> Option<Entry> {
+        let at = self.waiting.iter().position(|entry| entry.ticket.due <= now)?;
+        Some(self.take(at))
+    }
+
+    /// The least urgent job of the application that has the most jobs here, taken out, if that
+    /// application has at least two more than `than`.
+    pub(super) fn evict(&mut self, than: AppId) -> Option<Entry> {
+        let count = |app: AppId| self.waiting.iter().filter(|entry| entry.app == app).count();
+        let most = self.waiting.iter().map(|entry| entry.app).max_by_key(|app| count(*app))?;
+        if count(most) < count(than) + 2 {
+            return None;
+        }
+        let at = self.waiting.iter().rposition(|entry| entry.app == most)?;
+        Some(self.take(at))
     }
 
     /// The earliest deadline of all waiting jobs.
     pub(super) fn next_due(&self) -> Option<Time> {
-        self.waiting.iter().map(|ticket| ticket.due).min()
+        self.waiting.iter().map(|entry| entry.ticket.due).min()
     }
 
     /// How many wait.
@@ -69,17 +93,16 @@ impl Queue {
     }
 }
 
-fn order(ticket: &Ticket) -> (Class, Time, JobId) {
-    (ticket.class, ticket.due, ticket.job)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::tests::ticket;
+    use crate::prompt::Class;
+    use crate::scheduler::Ticket;
+    use crate::scheduler::share::Shares;
+    use crate::scheduler::tests::{entry, ticket};
 
-    fn order_of(queue: &mut Queue) -> Vec<u64> {
-        std::iter::from_fn(|| queue.take(|_| true)).map(|t| t.job.0).collect()
+    fn order_of(queue: &Queue) -> Vec<u64> {
+        queue.iter().map(|entry| entry.job().0).collect()
     }
 
     #[test]
@@ -93,30 +116,47 @@ mod tests {
             (5, Class::Normal, 20),
         ];
         for (id, class, due) in jobs {
-            queue.offer(Ticket { class, due: Time(due), ..ticket(id) }).unwrap();
+            queue.offer(entry(Ticket { class, due: Time(due), ..ticket(id) })).unwrap();
         }
         assert_eq!(queue.next_due(), Some(Time(10)));
-        assert_eq!(order_of(&mut queue), [4, 3, 5, 2, 1]);
-        assert_eq!(queue.bytes(), 0);
+        assert_eq!(order_of(&queue), [4, 3, 5, 2, 1]);
+        assert_eq!(queue.take(1).job(), JobId(3));
+        assert_eq!(queue.remove(JobId(1)).unwrap().job(), JobId(1));
+        assert_eq!(queue.bytes(), 300);
     }
 
     #[test]
     fn full_in_number_gives_the_job_back() {
         let mut queue = Queue::default();
         for id in 0..WAITING_JOBS_MAX as u64 {
-            queue.offer(ticket(id)).unwrap();
+            queue.offer(entry(ticket(id))).unwrap();
         }
-        assert_eq!(queue.offer(ticket(999)).unwrap_err().job, JobId(999));
+        assert_eq!(queue.offer(entry(ticket(999))).unwrap_err().job(), JobId(999));
         assert_eq!(queue.len(), WAITING_JOBS_MAX);
     }
 
     #[test]
     fn full_in_bytes_gives_the_job_back() {
         let mut queue = Queue::default();
-        queue.offer(Ticket { bytes: WAITING_BYTES_MAX - 1, ..ticket(1) }).unwrap();
-        queue.offer(Ticket { bytes: 2, ..ticket(2) }).unwrap_err();
-        queue.offer(Ticket { bytes: 1, ..ticket(3) }).unwrap();
+        queue.offer(entry(Ticket { bytes: WAITING_BYTES_MAX - 1, ..ticket(1) })).unwrap();
+        queue.offer(entry(Ticket { bytes: 2, ..ticket(2) })).unwrap_err();
+        queue.offer(entry(Ticket { bytes: 1, ..ticket(3) })).unwrap();
         assert_eq!(queue.bytes(), WAITING_BYTES_MAX);
         assert!((queue.fullness() - 1.0).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn the_application_with_the_most_jobs_makes_room() {
+        let mut shares = Shares::default();
+        let (flood, quiet) = (shares.enter("flood"), shares.enter("quiet"));
+        let mut queue = Queue::default();
+        for id in 0..5 {
+            let app = if id == 1 { quiet } else { flood };
+            queue.offer(Entry { app, ..entry(ticket(id)) }).unwrap();
+        }
+        assert!(queue.evict(flood).is_none());
+        assert_eq!(queue.evict(quiet).unwrap().job(), JobId(4));
+        assert!(queue.evict(quiet).is_some_and(|entry| entry.job() == JobId(3)));
+        assert!(queue.evict(quiet).is_none(), "two are not two more than one");
     }
 }

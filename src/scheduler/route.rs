@@ -6,15 +6,17 @@
 //! 3. *Capability*: the talents, context length, JSON and schema; and a model that was not sure
 //!    enough of this job is not asked again.
 //! 4. *Health*: only models that are up and do not rest.
-//! 5. *Preference*: the side that the mode prefers first, then by the order of the catalog.
+//! 5. *Preference*: the side that the mode prefers first, unless the job has to leave the device;
+//!    then by the order of the catalog.
 //!
-//! If nothing is left, the first rule that emptied the list is the reason.
+//! If nothing is left, the first rule that emptied the set is the reason.
 
+use super::Backend;
 use super::decision::Reason;
-use super::{Backend, Ticket};
+use super::entry::{Entry, Set};
+use super::event::Ticket;
 use crate::model::Reach;
 use crate::prompt::{Code, Mode, Refusal};
-use crate::time::Time;
 
 /// Fewest bytes of text that one token is taken for when a context length is checked before the
 /// tokenizer has seen the text. A tokenizer never makes more than one token of a byte, and
@@ -22,48 +24,84 @@ use crate::time::Time;
 /// who would have fitted; the engine counts exactly.
 const BYTES_PER_TOKEN_MAX: usize = 8;
 
-/// The models that may answer, best first.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Route {
-    /// Indexes of backends.
-    pub(super) order: Vec<usize>,
-    /// How many at the head of `order` are equally good: the job waits for one of these.
-    alike: usize,
-    /// Why the first of them is the first.
-    pub(super) reason: Reason,
+/// The backends of each reach.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sides {
+    pub(super) device: Set,
+    pub(super) peer: Set,
+    pub(super) cloud: Set,
 }
 
-impl Route {
-    /// The models that are equally good and better than all others.
-    pub(super) fn best(&self) -> &[usize] {
-        &self.order[..self.alike]
-    }
-}
-
-/// Finds the models for a job.
-///
-/// # Errors
-/// A refusal and its reason if no model may or can answer.
-pub(super) fn route(
-    ticket: &Ticket,
-    backends: &[Backend],
-    now: Time,
-) -> Result<Route, (Refusal, Reason)> {
-    let mut left: Vec<usize> = (0..backends.len()).collect();
-
-    // 1. asked for by name
-    if let Some(name) = &ticket.model {
-        left.retain(|&b| backends[b].card.answers_to(name));
-        if left.is_empty() {
-            let known: Vec<&str> = backends.iter().map(|b| b.card.server.as_str()).collect();
-            let message = format!("no model is called {name:?}; there are: {}", known.join(", "));
-            return Err((Refusal::field(Code::Unknown, "model", message), Reason::Model));
+impl Sides {
+    pub(super) fn of(backends: &[Backend]) -> Sides {
+        let reaching = |reach| {
+            let all = backends.iter().enumerate();
+            all.filter(|(_, b)| b.card.reach == reach).map(|(at, _)| at).collect()
+        };
+        Sides {
+            device: reaching(Reach::Device),
+            peer: reaching(Reach::Peer),
+            cloud: reaching(Reach::Cloud),
         }
     }
 
+    pub(super) fn away(&self) -> Set {
+        self.peer.or(self.cloud)
+    }
+
+    /// The side that is wanted most first.
+    fn in_order(&self, entry: &Entry) -> [Set; 3] {
+        match (entry.ticket.mode, entry.leaves) {
+            (Mode::PreferLocal, Some(_)) => [self.peer, self.cloud, self.device],
+            (Mode::PreferLocal | Mode::LocalOnly, _) => [self.device, self.peer, self.cloud],
+            (Mode::PreferCloud | Mode::CloudOnly, _) => [self.cloud, self.peer, self.device],
+        }
+    }
+
+    /// Step 5: of those that may be asked, the models that are equally good and better than all
+    /// others; the job waits for one of these.
+    pub(super) fn best(&self, entry: &Entry, healthy: Set) -> Set {
+        let left = entry.candidates().and(healthy);
+        let sides = self.in_order(entry);
+        let untried = left.without(entry.failed);
+        let from = if untried.is_empty() { left } else { untried };
+        sides.into_iter().map(|side| side.and(from)).find(|set| !set.is_empty()).unwrap_or_default()
+    }
+}
+
+/// Steps 1 to 3: the models that may be asked and can do it, whether they are up or not.
+///
+/// # Errors
+/// A refusal and its reason if there is none.
+pub(super) fn able(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusal, Reason)> {
+    let may = allowed(ticket, backends)?;
+    let can: Set = may.iter().filter(|&b| lacks(ticket, &backends[b]).is_none()).collect();
+    if can.is_empty() {
+        let lack = nearest(may, ticket.mode, backends).and_then(|b| lacks(ticket, &backends[b]));
+        return Err(incapable(ticket, lack.unwrap_or(Reason::Context)));
+    }
+    Ok(can)
+}
+
+/// Steps 1 and 2.
+fn allowed(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusal, Reason)> {
+    let all = 0..backends.len();
+
+    // 1. asked for by name
+    let named: Set = match &ticket.model {
+        Some(name) => all.filter(|&b| backends[b].card.answers_to(name)).collect(),
+        None => all.collect(),
+    };
+    if let (Some(name), true) = (&ticket.model, named.is_empty()) {
+        let known: Vec<&str> = backends.iter().map(|b| b.card.server.as_str()).collect();
+        let message = format!("no model is called {name:?}; there are: {}", known.join(", "));
+        return Err((Refusal::field(Code::Unknown, "model", message), Reason::Model));
+    }
+
     // 2. privacy
-    left.retain(|&b| may_reach(ticket.mode, backends[b].card.reach));
-    if left.is_empty() {
+    let may: Set =
+        named.iter().filter(|&b| may_reach(ticket.mode, backends[b].card.reach)).collect();
+    if may.is_empty() {
         let message = match ticket.mode {
             Mode::LocalOnly => "the mode is local-only and no local model may be used",
             Mode::CloudOnly => "the mode is cloud-only and no other model is configured",
@@ -71,46 +109,47 @@ pub(super) fn route(
         };
         return Err((Refusal::field(Code::Incapable, "mode", message), Reason::Mode));
     }
+    Ok(may)
+}
 
-    // 3. capability
-    let preferred = preferred(&left, ticket.mode, backends);
-    let mut lacking = None;
-    left.retain(|&b| match lacks(ticket, &backends[b]) {
-        None => true,
-        Some(lack) => {
-            if Some(b) == preferred || lacking.is_none() {
-                lacking = Some(lack);
-            }
-            false
-        }
-    });
-    if left.is_empty() {
-        return Err(incapable(ticket, lacking.unwrap_or(Reason::Context)));
+/// What an asker is told if every model that can do it is away, or none is left that can.
+pub(super) fn refusal(entry: &Entry) -> (Refusal, Reason) {
+    if entry.candidates().is_empty() {
+        let lack = entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack);
+        return incapable(&entry.ticket, lack);
     }
+    let message = "every model that could answer is away; try again later";
+    (Refusal::new(Code::Unavailable, message), Reason::Resting)
+}
 
-    // 4. health
-    left.retain(|&b| backends[b].may_be_asked(now));
-    if left.is_empty() {
-        let message = "every model that could answer is away; try again later";
-        return Err((Refusal::new(Code::Unavailable, message), Reason::Resting));
+/// Why this backend is the one, once it is.
+pub(super) fn why(entry: &Entry, chosen: usize, backends: &[Backend], resting: Reason) -> Reason {
+    let wanted = match entry.ticket.mode {
+        Mode::PreferLocal | Mode::LocalOnly => Reason::Feasible,
+        Mode::PreferCloud | Mode::CloudOnly => Reason::Mode,
+    };
+    let distance = |b: usize| distance(entry.ticket.mode, backends[b].card.reach);
+    let is_away = backends[chosen].card.reach != Reach::Device;
+    if let (Some(reason), true) = (entry.leaves, is_away) {
+        return reason;
     }
-
-    // 5. preference
-    let rank = |b: usize| {
-        let backend = &backends[b];
-        (backend.failed.contains(&ticket.job), distance(ticket.mode, backend.card.reach))
-    };
-    left.sort_by_key(|&b| (rank(b), b));
-    let alike = left.iter().take_while(|&&b| rank(b) == rank(left[0])).count();
-    let reason = if left.first().copied() == preferred {
-        match ticket.mode {
-            Mode::PreferLocal | Mode::LocalOnly => Reason::Feasible,
-            Mode::PreferCloud | Mode::CloudOnly => Reason::Mode,
-        }
-    } else {
-        lacking.unwrap_or(Reason::Resting)
-    };
-    Ok(Route { order: left, alike, reason })
+    let Ok(may) = allowed(&entry.ticket, backends) else { return wanted };
+    let Some(preferred) = nearest(may, entry.ticket.mode, backends) else { return wanted };
+    if chosen == preferred {
+        return wanted;
+    }
+    if let Some(lack) = entry.lacks(preferred) {
+        return lack;
+    }
+    // one that could have done it stood nearer and could not be asked
+    let nearer = entry.candidates().iter().any(|b| distance(b) < distance(chosen));
+    if nearer || entry.failed.has(preferred) {
+        return resting;
+    }
+    if distance(preferred) == distance(chosen) {
+        return wanted;
+    }
+    lacks(&entry.ticket, &backends[preferred]).unwrap_or(Reason::Resting)
 }
 
 /// Whether text of a job with this mode may go that far.
@@ -122,8 +161,8 @@ pub fn may_reach(mode: Mode, reach: Reach) -> bool {
     }
 }
 
-fn preferred(left: &[usize], mode: Mode, backends: &[Backend]) -> Option<usize> {
-    left.iter().copied().min_by_key(|&b| (distance(mode, backends[b].card.reach), b))
+fn nearest(among: Set, mode: Mode, backends: &[Backend]) -> Option<usize> {
+    among.iter().min_by_key(|&b| (distance(mode, backends[b].card.reach), b))
 }
 
 /// 0 is what the mode wants most.
@@ -139,11 +178,9 @@ fn distance(mode: Mode, reach: Reach) -> u8 {
     }
 }
 
-fn lacks(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
+/// What a model lacks for a job, if anything.
+pub(super) fn lacks(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
     let can = &backend.card;
-    if let Some(lack) = backend.unfit.get(&ticket.job) {
-        return Some(*lack);
-    }
     if !can.has(&ticket.talents) {
         return Some(Reason::Talent);
     }
@@ -168,6 +205,9 @@ fn incapable(ticket: &Ticket, lack: Reason) -> (Refusal, Reason) {
         | Reason::Feasible
         | Reason::Mode
         | Reason::Deadline
+        | Reason::Hot
+        | Reason::Memory
+        | Reason::Disk
         | Reason::Model
         | Reason::Resting
         | Reason::Queue

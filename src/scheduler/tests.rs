@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::generate::Fault;
 use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
 use crate::model::{CLASSIFY, EMBED, GENERATE};
 use crate::prompt::{Class, Mode};
@@ -11,27 +12,39 @@ use crate::prompt::{Class, Mode};
 pub(super) fn ticket(id: u64) -> Ticket {
     Ticket {
         job: JobId(id),
+        app: "app".to_owned(),
+        template: "app".to_owned(),
         due: Time(60_000_000),
         class: Class::Normal,
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
+        is_word: false,
+        is_whole: true,
+        max_tokens: Some(16),
         talents: vec![GENERATE.to_owned()],
         margin: 0.0,
-        best: None,
         ruled: false,
         bytes: 100,
         hops: 0,
-        attempts: Vec::new(),
     }
 }
 
-fn card(server: &str, reach: Reach) -> Card {
+/// The same as the judge keeps it.
+pub(super) fn entry(ticket: Ticket) -> Entry {
+    Scheduler::new(Vec::new()).entry(ticket)
+}
+
+pub(super) fn card(server: &str, reach: Reach) -> Card {
     Card {
         server: server.to_owned(),
         model: Some(format!("{server}-model")),
         reach,
         slots: 1,
+        urgent_first: false,
+        read_ms: Some(1.0),
+        write_ms: Some(10.0),
+        max_tokens: 64,
         context_tokens: 1000,
         json_schema: true,
         talents: None,
@@ -53,14 +66,14 @@ fn house() -> Scheduler {
 fn started(effects: &[Effect]) -> Option<usize> {
     effects.iter().find_map(|effect| match effect {
         Effect::Start { backend, .. } => Some(backend.0),
-        Effect::Stop { .. } | Effect::Settle { .. } | Effect::Drained => None,
+        _ => None,
     })
 }
 
 fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
     effects.iter().find_map(|effect| match effect {
         Effect::Settle { verdict, decision, .. } => Some((verdict, decision)),
-        Effect::Stop { .. } | Effect::Start { .. } | Effect::Drained => None,
+        _ => None,
     })
 }
 
@@ -191,20 +204,33 @@ fn a_prompt_that_is_too_long_goes_on_and_a_bad_schema_does_not() {
 
 #[test]
 fn full_means_busy_with_a_time_to_come_back() {
+    let private = |id| Ticket { mode: Mode::LocalOnly, ..ticket(id) };
     let mut scheduler = house();
     scheduler.on(Event::Arrived(ticket(0)), Time(0));
     scheduler.on(Event::Ended { job: JobId(0), outcome: Ok(Answered::default()) }, Time(2_000_000));
     let now = Time(2_000_000);
     for id in 1..=WAITING_JOBS_MAX as u64 + 1 {
-        assert_eq!(settled(&scheduler.on(Event::Arrived(ticket(id)), now)), None);
+        assert_eq!(settled(&scheduler.on(Event::Arrived(private(id)), now)), None);
     }
-    let effects = scheduler.on(Event::Arrived(ticket(999)), now);
+    let effects = scheduler.on(Event::Arrived(private(999)), now);
     let (verdict, decision) = settled(&effects).unwrap();
     let Verdict::Refused(refusal) = verdict else { panic!("{verdict:?}") };
     assert_eq!(refusal.code, Code::Busy);
     assert_eq!(refusal.retry_after, Some(Duration::from_secs(2)));
     assert_eq!(decision.reason, Reason::Queue);
     assert!((decision.pressure.queue - 1.0).abs() < 0.01);
+    // who may go elsewhere does
+    let effects = scheduler.on(Event::Arrived(ticket(1000)), now);
+    assert_eq!(started(&effects), Some(1));
+    let outcome = Ok(Answered::default());
+    let effects = scheduler.on(Event::Ended { job: JobId(1000), outcome }, now);
+    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Queue);
+    // and another application is not kept out
+    let other = Ticket { app: "other".to_owned(), ..private(1001) };
+    let effects = scheduler.on(Event::Arrived(other), now);
+    let (verdict, _) = settled(&effects).unwrap();
+    assert!(matches!(verdict, Verdict::Refused(_)), "{effects:?}");
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Settle { job: JobId(1001), .. })));
 }
 
 #[test]
@@ -265,7 +291,7 @@ fn label_job(id: u64, margin: f32) -> Ticket {
 }
 
 fn says(scheduler: &mut Scheduler, job: u64, confidence: f32, at: u64) -> Vec<Effect> {
-    let outcome = Ok(Answered { confidence: Some(confidence) });
+    let outcome = Ok(Answered { confidence: Some(confidence), spent: None });
     scheduler.on(Event::Ended { job: JobId(job), outcome }, Time(at))
 }
 
@@ -274,9 +300,7 @@ fn answered_by(effects: &[Effect]) -> Option<(usize, Reason)> {
         Effect::Settle { verdict: Verdict::Done, backend, decision, .. } => {
             Some((backend.map_or(usize::MAX, |b| b.0), decision.reason))
         }
-        Effect::Settle { .. } | Effect::Stop { .. } | Effect::Start { .. } | Effect::Drained => {
-            None
-        }
+        _ => None,
     })
 }
 

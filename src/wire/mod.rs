@@ -219,6 +219,7 @@ impl Ask {
             task: self.task,
             model: self.model,
             hops: 0,
+            streamed: self.stream == Some(true),
         })
     }
 
@@ -250,6 +251,7 @@ impl Ask {
             stop: Some(sampling.stop).filter(|stop| !stop.is_empty()),
             logprobs: sampling.logprobs.map(|_| true),
             top_logprobs: sampling.logprobs.filter(|top| *top > 0),
+            stream: Some(job.streamed),
             class: Some(job.class),
             mode: Some(job.mode),
             ..Ask::default()

@@ -178,6 +178,7 @@ impl ChatRequest {
                 OneOrMany::One(one) => vec![one],
                 OneOrMany::Many(many) => many,
             }),
+            stream: Some(self.stream),
             model: Some(self.model).filter(|name| !ANY_MODEL.contains(&name.as_str())),
             ..wishes.ask()?
         })

@@ -1,0 +1,383 @@
+//! Who has to leave the device so that all can be in time, and when that has to be decided.
+//!
+//! The decision for each engine of this device, in order; the code below has the same numbers:
+//! 1. *The certificate*: while every job of the engine is in time by the worst figures, nobody
+//!    leaves for load.
+//! 2. *Hopeless*: who is late even by the hopeful figures, or makes another late, leaves at once.
+//! 3. *No better choice*: who makes a job late by the likely figures that can't leave itself, leaves
+//!    at once; and so does who is late by them when its last moment has passed already: an answer
+//!    from elsewhere will just be there in time more often than one from here.
+//! 4. *The last moment*: who is late by the careful figures, or makes another late, leaves when
+//!    there is just time left for an answer from elsewhere. Until then it stays: the careful
+//!    figures are mostly too careful, and another job may end early or be cancelled. Who stays
+//!    then is left alone, but for 3.
+//!
+//! Heat, memory and disk never send a job away by themselves: they change how fast the engines are.
+
+use heapless::Vec as Bounded;
+
+use super::decision::{Case, Figures, Predicted, Reason, State};
+use super::entry::{Entry, Running, Set};
+use super::plan::{self, Item, LINE_MAX, Line};
+use super::predict::{Level, Spread};
+use super::{Effect, Scheduler, route};
+use crate::prompt::{Class, JobId, Mode};
+use crate::strain::Cause;
+use crate::time::Time;
+
+/// How long the last moment lasts, in milliseconds: the judge may be woken a little late.
+const MOMENT_MS: f64 = 250.0;
+/// The least speed that is reckoned with, so that no time is without bound.
+const USABLE_MIN: f64 = 1e-6;
+
+/// Whose place in the line it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Waiting(usize),
+    Running(JobId),
+}
+
+/// The order of service: who goes before all, class, who has had its share, deadline.
+type Order = (bool, Class, bool, Time, JobId);
+
+impl Scheduler {
+    /// Finds who leaves; says when to look again.
+    pub(super) fn decide(&mut self, now: Time) {
+        self.look_at = None;
+        let away = self.healthy.and(self.sides.away());
+        if away.is_empty() || (self.queue.len() == 0 && self.running.is_empty()) {
+            return;
+        }
+        for engine in self.healthy.and(self.sides.device).iter() {
+            self.decide_at(engine, away, now);
+        }
+    }
+
+    fn decide_at(&mut self, engine: usize, away: Set, now: Time) {
+        let mut room = self.room_in(away);
+        let (line, places) = self.line(engine, away, now);
+        if room == 0 || line.iter().all(|item| item.leave_by.is_none()) {
+            return;
+        }
+        let parallel = self.backends[engine].parallel();
+
+        // 1. the certificate
+        if plan::holds(&line, Level::Worst, parallel) {
+            return;
+        }
+        let mut gone: Bounded<usize, LINE_MAX> = Bounded::new();
+        let mut leaving: Bounded<(plan::Victim, Level), LINE_MAX> = Bounded::new();
+
+        // 2. hopeless
+        for victim in plan::victims(&line, Level::Hopeful, parallel, &[]) {
+            let _ = gone.push(victim.item);
+            let _ = leaving.push((victim, Level::Hopeful));
+        }
+
+        let last = |item: usize| line[item].leave_by;
+        let wait = |victim: &plan::Victim| {
+            let late = last(victim.late).unwrap_or(f64::INFINITY);
+            last(victim.item).unwrap_or(f64::INFINITY).min(late)
+        };
+
+        // 3. no better choice
+        for victim in plan::victims(&line, Level::Likely, parallel, &gone) {
+            let is_fixed = last(victim.late).is_none();
+            if is_fixed || wait(&victim) <= -MOMENT_MS {
+                let _ = gone.push(victim.item);
+                let _ = leaving.push((victim, Level::Likely));
+            }
+        }
+
+        // 4. the last moment
+        for victim in plan::victims(&line, Level::Careful, parallel, &gone) {
+            let wait = wait(&victim);
+            if wait <= -MOMENT_MS {
+                continue;
+            }
+            // a thousandth of a second is no reason to wake up again
+            if wait <= 1.0 {
+                let _ = leaving.push((victim, Level::Careful));
+            } else {
+                let at = now + std::time::Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
+                self.look_at = Some(self.look_at.map_or(at, |other| other.min(at)));
+            }
+        }
+        let mut left: Bounded<usize, LINE_MAX> = Bounded::new();
+        for (victim, level) in leaving {
+            if room == 0 {
+                return;
+            }
+            let figures = self.figures(engine, &line, &places, (victim, &left), away);
+            let reason = self.reason(&line, victim.late, level, &left, parallel);
+            if self.leave(places[victim.item], reason, figures) {
+                room -= 1;
+            }
+            let _ = left.push(victim.item);
+        }
+    }
+
+    /// Every job of an engine in the order of service.
+    fn line(&self, engine: usize, away: Set, now: Time) -> (Line, Bounded<Place, LINE_MAX>) {
+        let backend = &self.backends[engine];
+        let share = self.shares.equal_share();
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let mut order: Bounded<(Order, Place), LINE_MAX> = Bounded::new();
+        for (at, entry) in self.queue.iter().enumerate() {
+            if entry.home == Some(engine) && entry.leaves.is_none() {
+                let (class, due, job) = entry.order();
+                let above = self.shares.is_above(entry.app, share);
+                let _ = order.push(((true, class, above, due, job), Place::Waiting(at)));
+            }
+        }
+        let holds_all = !backend.card.urgent_first || !backend.has_room();
+        let top = self.top_of(engine);
+        for run in self.running.values().filter(|run| run.backend == engine) {
+            let (class, due, job) = run.entry.order();
+            let first =
+                run.promoted || (holds_all && (!backend.card.urgent_first || top == Some(job)));
+            let above = self.shares.is_above(run.entry.app, share);
+            let _ = order.push(((!first, class, above, due, job), Place::Running(job)));
+        }
+        // nearly in order already
+        order.sort_by_key(|(order, _)| *order);
+        let mut line = Line::new();
+        let mut places = Bounded::new();
+        for ((after, class, above, ..), place) in order {
+            let (entry, own, served) = match place {
+                Place::Waiting(at) => {
+                    let Some(entry) = self.queue.iter().nth(at) else { continue };
+                    (entry, backend.rates.time(&entry.load), 0.0)
+                }
+                Place::Running(job) => {
+                    let Some(run) = self.running.get(&job) else { continue };
+                    if run.recalled.is_some() {
+                        continue;
+                    }
+                    (&run.entry, run.remaining(&backend.rates, &self.predictor), run.served)
+                }
+            };
+            let left = ms_until(now, entry.ticket.due);
+            let may_leave = match place {
+                Place::Waiting(_) => true,
+                Place::Running(job) => self.running.get(&job).is_some_and(Running::may_move),
+            };
+            let group = if after { 1 + 2 * class as u8 + u8::from(above) } else { 0 };
+            let item = Item {
+                own: own.map(|ms| ms / speed),
+                left,
+                group,
+                leave_by: self.leave_by(entry, served, away, left).filter(|_| may_leave),
+            };
+            let _ = line.push(item);
+            let _ = places.push(place);
+        }
+        (line, places)
+    }
+
+    /// When the job must leave at the latest, from now, in milliseconds; none if it may not, or if
+    /// an answer from elsewhere would most likely come too late.
+    fn leave_by(&self, entry: &Entry, served: f64, away: Set, left: f64) -> Option<f64> {
+        let time = self.away_ms(entry, served, away)?;
+        (entry.ticket.mode == Mode::PreferLocal && left >= time.p50).then_some(left - time.p95)
+    }
+
+    /// How long the best of the others that may be asked takes for a job that has had an engine here
+    /// for so many milliseconds.
+    fn away_ms(&self, entry: &Entry, served: f64, away: Set) -> Option<Spread> {
+        let may = entry.candidates().and(away);
+        let others = [self.sides.peer.and(may), self.sides.cloud.and(may)];
+        let best = others.into_iter().find(|set| !set.is_empty())?;
+        let length = entry.home.and_then(|home| {
+            let rates = &self.backends[home].rates;
+            rates.length(&self.predictor, &entry.ticket, &entry.load, served)
+        });
+        best.first().map(|b| self.backends[b].rates.whole_ms(length.as_ref()))
+    }
+
+    /// How many more jobs the others can take.
+    fn room_in(&self, away: Set) -> usize {
+        let free = |b: usize| {
+            let backend = &self.backends[b];
+            backend.card.slots.max(1).saturating_sub(backend.running) as usize
+        };
+        let taken = self.queue.iter().filter(|entry| entry.leaves.is_some()).count();
+        away.iter().map(free).sum::<usize>().saturating_sub(taken)
+    }
+
+    /// Whether a job that can't be moved any more once it has started had better not start here.
+    pub(super) fn leaves_at_start(&self, entry: &Entry, engine: usize, now: Time) -> bool {
+        let away = self.healthy.and(self.sides.away());
+        let left = ms_until(now, entry.ticket.due);
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let own = self.backends[engine].rates.time(&entry.load);
+        !entry.ticket.is_whole
+            && entry.leaves.is_none()
+            && own.worst / speed > left
+            && own.p95 / speed > left
+            && self.leave_by(entry, 0.0, away, left).is_some()
+            && self.room_in(away) > 0
+    }
+
+    /// Marks the job; whether it still could be.
+    fn leave(&mut self, place: Place, reason: Reason, figures: Figures) -> bool {
+        let figures = Some(Box::new(figures));
+        match place {
+            Place::Waiting(at) => {
+                let Some(entry) = self.queue.iter_mut().nth(at) else { return false };
+                entry.leaves = Some(reason);
+                entry.figures = figures;
+            }
+            Place::Running(job) => {
+                let Some(run) = self.running.get_mut(&job) else { return false };
+                run.recalled = Some(reason);
+                run.entry.figures = figures;
+                self.effects.push(Effect::Recall { job });
+            }
+        }
+        true
+    }
+
+    /// Heat, memory or disk, if the job that is late would be in time without them.
+    fn reason(
+        &self,
+        line: &[Item],
+        late: usize,
+        level: Level,
+        gone: &[usize],
+        parallel: f64,
+    ) -> Reason {
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let before = plan::ahead(line, late, gone).at(level) / parallel;
+        let would_end = (before + line[late].own.at(level)) * speed;
+        if would_end > line[late].left {
+            return Reason::Deadline;
+        }
+        match self.strain.cause {
+            Cause::Load => Reason::Deadline,
+            Cause::Heat => Reason::Hot,
+            Cause::Memory => Reason::Memory,
+            Cause::Disk => Reason::Disk,
+        }
+    }
+
+    /// What was known when it was decided that a job leaves.
+    fn figures(
+        &self,
+        engine: usize,
+        line: &[Item],
+        places: &[Place],
+        (victim, left): (plan::Victim, &[usize]),
+        away: Set,
+    ) -> Figures {
+        let group = line[victim.late].group;
+        let first = line.iter().position(|item| item.group == group).unwrap_or(0);
+        let stays = (first..=victim.late).filter(|at| !left.contains(at));
+        let stays: Vec<usize> = stays.collect();
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let case = |&at: &usize| Case {
+            work: line[at].own.map(|ms| ms * speed),
+            left: line[at].left,
+            may_leave: line[at].leave_by.is_some(),
+        };
+        let (entry, served) = match places[victim.item] {
+            Place::Waiting(at) => (self.queue.iter().nth(at), 0.0),
+            Place::Running(job) => {
+                let run = self.running.get(&job);
+                (run.map(|run| &run.entry), run.map_or(0.0, |run| run.served))
+            }
+        };
+        Figures {
+            mode: Mode::PreferLocal,
+            duty: f64::from(self.strain.duty),
+            stage: self.strain.stage,
+            cause: self.strain.cause,
+            ahead: plan::ahead(line, first, left).map(|ms| ms * speed),
+            line: stays.iter().map(case).collect(),
+            own: stays.iter().position(|at| *at == victim.item).unwrap_or(0),
+            away: entry.and_then(|entry| self.away_ms(entry, served, away)),
+            parallel: if self.backends[engine].parallel() > 1.0 {
+                self.backends[engine].card.slots
+            } else {
+                1
+            },
+            servers: entry.map(|entry| self.states(entry)).unwrap_or_default(),
+        }
+    }
+
+    /// What was known when a job was started at a backend, or refused.
+    pub(super) fn figures_at(&self, entry: &Entry, backend: Option<usize>, now: Time) -> Figures {
+        let away = self.healthy.and(self.sides.away());
+        let left = ms_until(now, entry.ticket.due);
+        let case = |backend: usize| Case {
+            work: self.backends[backend].rates.time(&entry.load),
+            left,
+            may_leave: self.leave_by(entry, 0.0, away, left).is_some(),
+        };
+        Figures {
+            mode: entry.ticket.mode,
+            duty: f64::from(self.strain.duty),
+            stage: self.strain.stage,
+            cause: self.strain.cause,
+            ahead: Spread::default(),
+            line: backend.map(case).into_iter().collect(),
+            own: 0,
+            away: self.away_ms(entry, 0.0, away),
+            parallel: 1,
+            servers: self.states(entry),
+        }
+    }
+
+    fn states(&self, entry: &Entry) -> Vec<State> {
+        let ticket = &entry.ticket;
+        let lacks = |at: usize, backend: &super::Backend| {
+            let card = &backend.card;
+            if ticket.model.as_ref().is_some_and(|name| !card.answers_to(name)) {
+                return Some(Reason::Model);
+            }
+            if !route::may_reach(ticket.mode, card.reach) {
+                return Some(Reason::Mode);
+            }
+            let well = self.healthy.has(at) && !entry.failed.has(at);
+            let lack = entry.lacks(at).or_else(|| route::lacks(ticket, backend));
+            lack.or_else(|| (!well).then(|| self.resting(at)))
+        };
+        let state = |(at, backend): (usize, &super::Backend)| State {
+            server: backend.card.server.clone(),
+            reach: backend.card.reach,
+            lacks: lacks(at, backend),
+        };
+        self.backends.iter().enumerate().map(state).collect()
+    }
+
+    /// When a job that comes is expected to be answered here.
+    pub(super) fn predict(&self, entry: &Entry, now: Time) -> Option<Predicted> {
+        let engine = entry.home?;
+        let backend = &self.backends[engine];
+        let mut before = Spread::default();
+        for other in self.queue.iter().filter(|other| other.home == Some(engine)) {
+            if other.leaves.is_none() && other.order() < entry.order() {
+                before = before.with(&backend.rates.time(&other.load), |a, b| a + b);
+            }
+        }
+        for run in self.running.values().filter(|run| run.backend == engine) {
+            let goes_first = !backend.card.urgent_first
+                || !backend.has_room()
+                || run.entry.order() < entry.order();
+            if goes_first {
+                before = before.with(&run.remaining(&backend.rates, &self.predictor), |a, b| a + b);
+            }
+        }
+        let own = backend.rates.time(&entry.load);
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let end = |level| {
+            let ms = (before.at(level) / backend.parallel() + own.at(level)) / speed;
+            (ms.min(ms_until(now, Time(u64::MAX))) * 10.0).round() / 10.0
+        };
+        Some(Predicted { p50: end(Level::Likely), p95: end(Level::Careful) })
+    }
+}
+
+fn ms_until(now: Time, due: Time) -> f64 {
+    now.until(due).as_secs_f64() * 1e3
+}

@@ -1,0 +1,189 @@
+//! What becomes of a job after it was started: its attempts, its end.
+
+use super::breaker::Breaker;
+use super::decision::{Attempt, Reason};
+use super::entry::Running;
+use super::event::{Answered, BackendId, Effect, Sent, Verdict, Word};
+use super::{Scheduler, route};
+use crate::generate::Fault;
+use crate::limits::ATTEMPTS_MAX;
+use crate::prompt::{Code, JobId};
+use crate::time::Time;
+
+/// The outcome of an attempt whose confidence is below the margin.
+const UNSURE: &str = "unsure";
+/// The outcome of an attempt that was stopped so that another could answer.
+const RECALLED: &str = "recalled";
+
+impl Scheduler {
+    pub(super) fn ended(
+        &mut self,
+        job: JobId,
+        outcome: Result<Answered, (Fault, Sent)>,
+        now: Time,
+    ) {
+        let Some(mut run) = self.running.remove(&job) else { return };
+        self.backends[run.backend].running -= 1;
+        match outcome {
+            Ok(answered) => self.answered(run, &answered, now),
+            Err((Fault::Cancelled, Sent::Nothing)) if run.recalled.is_some() => {
+                self.note(&mut run, RECALLED, None, now);
+                run.entry.leaves = run.recalled;
+                self.again(run, Fault::Cancelled, now);
+            }
+            Err((fault, sent)) => {
+                self.note(&mut run, fault.name(), None, now);
+                self.failed(run, fault, sent, now);
+            }
+        }
+    }
+
+    fn note(&self, run: &mut Running, outcome: &str, confidence: Option<f32>, now: Time) {
+        run.entry.attempts.push(Attempt {
+            server: self.backends[run.backend].card.server.clone(),
+            outcome: outcome.to_owned(),
+            confidence,
+            ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
+        });
+    }
+
+    fn answered(&mut self, mut run: Running, answered: &Answered, now: Time) {
+        let ticket = &run.entry.ticket;
+        let backend = &mut self.backends[run.backend];
+        backend.breaker.worked();
+        let ms = now.since(run.started).as_secs_f64() * 1e3;
+        backend.rates.learn(ticket, answered.spent.as_ref(), ms, &backend.card);
+        if let Some(spent) = &answered.spent {
+            self.predictor.learn(ticket, spent, self.sides.device.has(run.backend));
+        }
+        let unsure = answered.confidence.filter(|sure| *sure < ticket.margin);
+        let outcome = if unsure.is_some() { UNSURE } else { "ok" };
+        self.note(&mut run, outcome, answered.confidence, now);
+        match unsure {
+            Some(sure) => self.unsure(run, sure, now),
+            None => self.settle(run.entry, Verdict::Done, Some(run.backend), run.reason),
+        }
+    }
+
+    /// Keeps the surest word, and asks the next model that has the talent; if there is none, the
+    /// surest word is the answer.
+    fn unsure(&mut self, run: Running, confidence: f32, now: Time) {
+        let Running { mut entry, backend, .. } = run;
+        if entry.best.is_none_or(|best| best.confidence < confidence) {
+            entry.best = Some(Word { backend: BackendId(backend), confidence });
+        }
+        let _ = entry.unfit.push((backend, Reason::Confidence));
+        let may_go_on = entry.attempts.len() < ATTEMPTS_MAX && entry.ticket.due > now;
+        let left = if may_go_on && !self.sides.best(&entry, self.healthy).is_empty() {
+            self.house(&mut entry);
+            self.queue.offer(entry).err().map(|back| *back)
+        } else {
+            Some(entry)
+        };
+        if let Some(entry) = left {
+            let best = entry.best.map(|best| best.backend.0);
+            self.settle(entry, Verdict::Done, best, Reason::Confidence);
+        }
+    }
+
+    /// Another attempt where that can help, else the end of the job.
+    fn failed(&mut self, mut run: Running, fault: Fault, sent: Sent, now: Time) {
+        match &fault {
+            Fault::Unfit(_) | Fault::Cancelled => {}
+            Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
+                let breaker: &mut Breaker = &mut self.backends[run.backend].breaker;
+                breaker.failed(now);
+                self.take_health(now);
+            }
+        }
+        let may_retry = sent == Sent::Nothing
+            && run.entry.attempts.len() < ATTEMPTS_MAX
+            && run.entry.ticket.due > now
+            && match &fault {
+                Fault::Unfit(refusal) => refusal.code == Code::Incapable,
+                Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => true,
+                Fault::Cancelled => false,
+            };
+        if !may_retry {
+            return self.settle(run.entry, verdict_of(fault), Some(run.backend), run.reason);
+        }
+        match &fault {
+            Fault::Unfit(_) => {
+                let _ = run.entry.unfit.push((run.backend, Reason::Context));
+            }
+            Fault::Away(_)
+            | Fault::Crashed(_)
+            | Fault::Hung(_)
+            | Fault::Broken(_)
+            | Fault::Cancelled => run.entry.failed.add(run.backend),
+        }
+        self.again(run, fault, now);
+    }
+
+    /// Lets a job wait for its next attempt, unless nobody is left who could do it.
+    fn again(&mut self, run: Running, fault: Fault, now: Time) {
+        let Running { mut entry, backend, reason, .. } = run;
+        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.ticket.due <= now;
+        if is_over || entry.candidates().is_empty() {
+            let (_, lack) = route::refusal(&entry);
+            let reason = if is_over { reason } else { lack };
+            return self.settle(entry, verdict_of(fault), Some(backend), reason);
+        }
+        self.house(&mut entry);
+        if let Err(back) = self.queue.offer(entry) {
+            self.settle(*back, verdict_of(fault), Some(backend), reason);
+        }
+    }
+
+    pub(super) fn gone(&mut self, job: JobId, now: Time) {
+        if let Some(entry) = self.queue.remove(job) {
+            return self.settle(entry, Verdict::Cancelled, None, Reason::Cancelled);
+        }
+        if let Some(run) = self.running.remove(&job) {
+            self.stop(run, Verdict::Cancelled, Reason::Cancelled, now);
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Time) {
+        // bounded: each turn takes one job out of a bounded queue
+        while let Some(entry) = self.queue.expired(now) {
+            self.settle(entry, Verdict::Expired, None, Reason::Deadline);
+        }
+        let is_late = |run: &Running| run.entry.ticket.due <= now;
+        let late: Vec<JobId> =
+            self.running.iter().filter(|(_, run)| is_late(run)).map(|(j, _)| *j).collect();
+        for job in late {
+            if let Some(run) = self.running.remove(&job) {
+                self.stop(run, Verdict::Expired, Reason::Deadline, now);
+            }
+        }
+    }
+
+    fn stop(&mut self, mut run: Running, verdict: Verdict, reason: Reason, now: Time) {
+        self.backends[run.backend].running -= 1;
+        self.note(&mut run, Fault::Cancelled.name(), None, now);
+        let Running { entry, backend, .. } = run;
+        self.effects.push(Effect::Stop { job: entry.job() });
+        self.settle(entry, verdict, Some(backend), reason);
+    }
+}
+
+fn verdict_of(fault: Fault) -> Verdict {
+    match fault {
+        Fault::Unfit(refusal) => Verdict::Refused(refusal),
+        Fault::Cancelled => Verdict::Cancelled,
+        Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
+            Verdict::Failed(fault)
+        }
+    }
+}
+
+impl Running {
+    /// Whether another backend may still answer it instead.
+    pub(super) fn may_move(&self) -> bool {
+        self.entry.ticket.is_whole
+            && self.recalled.is_none()
+            && self.entry.leaves.is_none()
+            && self.entry.attempts.len() + 1 < ATTEMPTS_MAX
+    }
+}

@@ -1,0 +1,230 @@
+//! When each job of one engine would end, and which must leave so that the others can be met.
+//!
+//! A *line* is every job of one engine in the order in which it serves them. A *group* is a run of
+//! the line that is served by earliest deadline: jobs of one class whose applications have used
+//! as much as they are due, or more. Who has to leave is found for each group by itself, with all
+//! that goes before it as given, by the method of Moore and Hodgson (J. M. Moore, "An n job, one
+//! machine sequencing algorithm for minimizing the number of late jobs", Management Science 15,
+//! 1968): where a job would be late, the longest so far goes. A job that can't leave and would be
+//! late is helped by others, also of groups before its own, if that is enough.
+
+use std::cmp::Ordering;
+
+use heapless::Vec as Bounded;
+use heapless::binary_heap::{BinaryHeap, Max};
+
+use super::predict::{Level, Spread};
+use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
+
+/// Most jobs of one line.
+pub(super) const LINE_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
+
+/// One job of a line.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Item {
+    /// What is left of it, in milliseconds.
+    pub(super) own: Spread,
+    /// Until its deadline, in milliseconds.
+    pub(super) left: f64,
+    /// Which group it belongs to.
+    pub(super) group: u8,
+    /// When it must have left at the latest to be in time elsewhere, from here, in milliseconds;
+    /// none if it can't leave.
+    pub(super) leave_by: Option<f64>,
+}
+
+/// The jobs of one engine in the order of service.
+pub(super) type Line = Bounded<Item, LINE_MAX>;
+
+/// A job that should leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Victim {
+    /// Its place in the line.
+    pub(super) item: usize,
+    /// The place of the job that would be late because of it; it may be its own.
+    pub(super) late: usize,
+}
+
+/// Whether every job of the line is in time at this level, when `parallel` of them are served at
+/// once.
+pub(super) fn holds(line: &[Item], level: Level, parallel: f64) -> bool {
+    let mut before = 0.0;
+    line.iter().all(|item| {
+        let own = item.own.at(level);
+        let end = before / parallel + own;
+        before += own;
+        end <= item.left
+    })
+}
+
+/// Who should leave at this level, in the order in which that was found. Jobs that can't leave stay
+/// even if they are late.
+pub(super) fn victims(
+    line: &[Item],
+    level: Level,
+    parallel: f64,
+    gone: &[usize],
+) -> Bounded<Victim, LINE_MAX> {
+    let mut out = Bounded::new();
+    let mut before = 0.0;
+    let mut group = None;
+    let mut longest = Candidates::new();
+    let mut earlier = Candidates::new();
+    for (at, item) in line.iter().enumerate() {
+        if gone.contains(&at) {
+            continue;
+        }
+        if group != Some(item.group) {
+            group = Some(item.group);
+            for candidate in &std::mem::take(&mut longest) {
+                let _ = earlier.push(*candidate);
+            }
+        }
+        let own = item.own.at(level);
+        if item.leave_by.is_some() {
+            let _ = longest.push(Candidate { own, item: at });
+        }
+        let late = before / parallel + own - item.left;
+        before += own;
+        if late <= 0.0 {
+            continue;
+        }
+        if item.leave_by.is_some() {
+            if let Some(chosen) = longest.pop() {
+                before -= chosen.own;
+                let _ = out.push(Victim { item: chosen.item, late: at });
+            }
+            continue;
+        }
+        let could: f64 = longest.iter().chain(&earlier).map(|candidate| candidate.own).sum();
+        let mut late = late * parallel;
+        if own > item.left || could < late {
+            continue;
+        }
+        // bounded: each turn takes one candidate out
+        while late > 0.0
+            && let Some(chosen) = longest.pop().or_else(|| earlier.pop())
+        {
+            before -= chosen.own;
+            late -= chosen.own;
+            let _ = out.push(Victim { item: chosen.item, late: at });
+        }
+    }
+    out
+}
+
+type Candidates = BinaryHeap<Candidate, Max, LINE_MAX>;
+
+/// What is served before an item, those left out that are gone.
+pub(super) fn ahead(line: &[Item], item: usize, gone: &[usize]) -> Spread {
+    let before = line.iter().enumerate().take(item).filter(|(at, _)| !gone.contains(at));
+    before.fold(Spread::default(), |sum, (_, item)| sum.with(&item.own, |a, b| a + b))
+}
+
+/// The longest comes first, among equals the later.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    own: f64,
+    item: usize,
+}
+
+impl Eq for Candidate {}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Candidate) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Candidate) -> Ordering {
+        self.own.total_cmp(&other.own).then(self.item.cmp(&other.item))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(own: u32, left: u32) -> Item {
+        Item {
+            own: Spread::all(f64::from(own)),
+            left: f64::from(left),
+            group: 0,
+            leave_by: Some(0.0),
+        }
+    }
+
+    fn late(line: &[Item], gone: &[usize]) -> usize {
+        let mut before = 0.0;
+        let stays = line.iter().enumerate().filter(|(at, _)| !gone.contains(at));
+        stays
+            .filter(|(_, item)| {
+                before += item.own.p50;
+                before > item.left
+            })
+            .count()
+    }
+
+    /// The fewest that must leave so that all others are in time, by trying every choice.
+    fn fewest(line: &[Item]) -> u32 {
+        let all = 0_u32..1 << line.len();
+        let works = all.filter(|set| {
+            let gone: Vec<usize> = (0..line.len()).filter(|at| set >> at & 1 == 1).collect();
+            late(line, &gone) == 0
+        });
+        works.map(u32::count_ones).min().unwrap()
+    }
+
+    #[test]
+    fn as_few_leave_as_any_choice_could_manage() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for round in 0..3_000 {
+            let mut line: Vec<Item> = (0..random.usize(0..=10))
+                .map(|_| item(random.u32(1..20), random.u32(1..80)))
+                .collect();
+            line.sort_by(|a, b| a.left.total_cmp(&b.left));
+            let victims = victims(&line, Level::Likely, 1.0, &[]);
+            let gone: Vec<usize> = victims.iter().map(|v| v.item).collect();
+            assert_eq!(late(&line, &gone), 0, "round {round}: {line:?} without {gone:?}");
+            assert_eq!(gone.len(), fewest(&line) as usize, "round {round}: {line:?}");
+            assert_eq!(holds(&line, Level::Likely, 1.0), gone.is_empty());
+        }
+    }
+
+    #[test]
+    fn who_can_not_leave_stays_and_another_group_does_not_pay() {
+        let fixed = |own, left| Item { leave_by: None, ..item(own, left) };
+        let found = |line: &[Item]| -> Vec<(usize, usize)> {
+            let victims = victims(line, Level::Likely, 1.0, &[]);
+            victims.iter().map(|v| (v.item, v.late)).collect()
+        };
+        assert_eq!(found(&[fixed(9, 10), item(5, 12)]), [(1, 1)]);
+        assert_eq!(found(&[item(5, 10), fixed(9, 12)]), [(0, 1)]);
+        assert_eq!(found(&[fixed(5, 10), fixed(9, 12)]), []);
+        // it is helped by whoever can, if that is enough
+        let behind = |own, left| Item { group: 1, ..fixed(own, left) };
+        assert_eq!(found(&[item(2, 10), item(5, 10), behind(4, 8)]), [(1, 2)]);
+        assert_eq!(found(&[item(2, 10), item(5, 10), behind(4, 5)]), [(1, 2), (0, 2)]);
+        assert_eq!(found(&[fixed(5, 10), item(2, 10), behind(4, 6)]), [], "in vain");
+        assert_eq!(found(&[item(5, 10), behind(9, 8)]), [], "it is lost by itself");
+        // a job of a later group does not push out one of an earlier group
+        let later = Item { group: 1, ..item(2, 10) };
+        assert_eq!(found(&[item(9, 10), later]), [(1, 1)]);
+    }
+
+    #[test]
+    fn who_serves_several_at_once_is_faster() {
+        let line = [item(10, 10), item(10, 10), item(10, 20)];
+        assert!(!holds(&line, Level::Worst, 1.0));
+        assert!(holds(&line[..2], Level::Worst, 2.0) == (10.0 / 2.0 + 10.0 <= 10.0));
+        assert!(holds(&[item(10, 10), item(10, 15), item(10, 20)], Level::Worst, 2.0));
+    }
+
+    #[test]
+    fn what_goes_before_counts_only_who_stays() {
+        let line = [item(3, 99), item(4, 99), item(5, 99)];
+        assert_eq!(ahead(&line, 2, &[]), Spread::all(7.0));
+        assert_eq!(ahead(&line, 2, &[0]), Spread::all(4.0));
+    }
+}

@@ -1,0 +1,504 @@
+//! How long a job will take, from what was measured: rates, lengths of answers, cached beginnings.
+//!
+//! Each figure comes at four levels. With `n` tokens of prompt, of which `c` are cached, an answer
+//! of `out` tokens, and the rates `Rp` (reading) and `Rd` (writing), a job takes
+//! `(n − c) / Rp + out / Rd`; at each level all parts are taken at that level.
+
+use std::collections::BTreeMap;
+
+use heapless::{Deque, Vec as Bounded};
+use serde::{Deserialize, Serialize};
+
+use super::event::{Card, Spent, Ticket};
+use crate::limits::{CLOUD_TIMES_KEPT, LENGTHS_KEPT, RATES_KEPT, TEMPLATES_MAX};
+
+/// Answers of a template that must have been seen before their lengths are believed.
+const LENGTHS_ENOUGH: usize = 8;
+/// What a chat template adds to a text, in bytes, before any was measured.
+const TEMPLATE_BYTES: f64 = 64.0;
+/// How much worse than the worst that was measured the worst may be.
+const WORST_MARGIN: f64 = 1.2;
+/// How much worse than the probe at start the worst may be, before anything else was measured.
+const PROBE_MARGIN: f64 = 2.0;
+/// Rates of a model that states none, in milliseconds a token: a slow board.
+const READ_MS: f64 = 12.0;
+const WRITE_MS: f64 = 80.0;
+/// Tokens a byte before any was measured: usual, careful, and what no tokenizer exceeds.
+const TOKENS_PER_BYTE: Spread = Spread { p20: 0.2, p50: 0.25, p95: 0.4, worst: 1.0 };
+/// Time of a word from a fixed set before any was measured, in milliseconds.
+const WORD_MS: Spread = Spread { p20: 5.0, p50: 50.0, p95: 500.0, worst: 2000.0 };
+/// Tokens that could be written in the time to the first one, elsewhere: half a second and more at
+/// some 80 tokens a second.
+const FIRST_TOKENS: f64 = 48.0;
+/// Time of an answer from elsewhere before any was measured, in milliseconds.
+const AWAY_MS: Spread = Spread { p20: 500.0, p50: 1000.0, p95: 3000.0, worst: 10_000.0 };
+
+/// How sure a figure is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    /// One in five is at least as good.
+    Hopeful,
+    /// One in two.
+    Likely,
+    /// Nineteen in twenty.
+    Careful,
+    /// All that can be known of.
+    Worst,
+}
+
+/// One figure at each level, from the hopeful to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Spread {
+    /// One in five is at least as good.
+    pub p20: f64,
+    /// One in two.
+    pub p50: f64,
+    /// Nineteen in twenty.
+    pub p95: f64,
+    /// All that can be known of.
+    pub worst: f64,
+}
+
+impl Spread {
+    pub(super) const fn all(value: f64) -> Spread {
+        Spread { p20: value, p50: value, p95: value, worst: value }
+    }
+
+    pub(super) fn at(&self, level: Level) -> f64 {
+        match level {
+            Level::Hopeful => self.p20,
+            Level::Likely => self.p50,
+            Level::Careful => self.p95,
+            Level::Worst => self.worst,
+        }
+    }
+
+    pub(super) fn map(&self, change: impl Fn(f64) -> f64) -> Spread {
+        Spread {
+            p20: change(self.p20),
+            p50: change(self.p50),
+            p95: change(self.p95),
+            worst: change(self.worst),
+        }
+    }
+
+    pub(super) fn with(&self, other: &Spread, join: impl Fn(f64, f64) -> f64) -> Spread {
+        Spread {
+            p20: join(self.p20, other.p20),
+            p50: join(self.p50, other.p50),
+            p95: join(self.p95, other.p95),
+            worst: join(self.worst, other.worst),
+        }
+    }
+
+    fn capped(&self, most: f64) -> Spread {
+        self.map(|value| value.min(most))
+    }
+}
+
+/// The last `N` measurements, in order of time and of size.
+#[derive(Debug, Default)]
+pub(super) struct Window<const N: usize> {
+    ring: Deque<f64, N>,
+    sorted: Bounded<f64, N>,
+}
+
+impl<const N: usize> Window<N> {
+    /// Takes one in; the oldest falls out. What is no number is not taken.
+    pub(super) fn push(&mut self, value: f64) {
+        if !value.is_finite() || value < 0.0 {
+            return;
+        }
+        if self.ring.is_full()
+            && let Some(oldest) = self.ring.pop_front()
+        {
+            let at = self.sorted.partition_point(|v| *v < oldest);
+            self.sorted.remove(at);
+        }
+        let at = self.sorted.partition_point(|v| *v < value);
+        // there is room for one
+        let _ = self.ring.push_back(value);
+        let _ = self.sorted.insert(at, value);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.sorted.len()
+    }
+
+    /// The value that this share of the measurements does not exceed.
+    pub(super) fn quantile(&self, share: f64) -> Option<f64> {
+        nearest_rank(&self.sorted, share)
+    }
+
+    /// The measurements above a value, in order of size.
+    fn above(&self, value: f64) -> &[f64] {
+        &self.sorted[self.sorted.partition_point(|v| *v <= value)..]
+    }
+
+    /// All levels; the more is the worse.
+    fn spread(&self, first: Spread) -> Spread {
+        let at = |share: f64| self.quantile(share);
+        match (at(0.2), at(0.5), at(0.95), self.sorted.last()) {
+            (Some(p20), Some(p50), Some(p95), Some(worst)) => {
+                Spread { p20, p50, p95, worst: worst * WORST_MARGIN }
+            }
+            _ => first,
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a rank among few"
+)]
+fn nearest_rank(sorted: &[f64], share: f64) -> Option<f64> {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
+/// How fast one backend is.
+#[derive(Debug)]
+pub(super) struct Rates {
+    /// Milliseconds a token that is read.
+    read: Window<RATES_KEPT>,
+    /// Milliseconds a token that is written.
+    write: Window<RATES_KEPT>,
+    /// Tokens a byte of prompt, the template counted as [`TEMPLATE_BYTES`].
+    density: Window<RATES_KEPT>,
+    /// Milliseconds of whole answers.
+    whole: Window<CLOUD_TIMES_KEPT>,
+    /// The same for each token, the time to the first one counted as [`FIRST_TOKENS`].
+    each: Window<CLOUD_TIMES_KEPT>,
+    /// What the windows say.
+    read_ms: Spread,
+    write_ms: Spread,
+    whole_ms: Spread,
+}
+
+/// What a job asks of an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Load {
+    /// Tokens to be read.
+    read: Spread,
+    /// Tokens to be written.
+    write: Spread,
+    /// Milliseconds besides.
+    fixed: Spread,
+}
+
+impl Load {
+    /// Tokens of the answer.
+    pub(super) fn length(&self) -> Option<&Spread> {
+        (self.write.worst > 0.0).then_some(&self.write)
+    }
+
+    /// One that takes this long, whatever the rates.
+    pub(super) fn fixed(fixed: Spread) -> Load {
+        Load { fixed, ..Load::default() }
+    }
+}
+
+impl Rates {
+    /// The rates of a model as it states them, before anything was measured from here.
+    pub(super) fn stated(card: &Card) -> Rates {
+        let mut rates = Rates {
+            read: Window::default(),
+            write: Window::default(),
+            density: Window::default(),
+            whole: Window::default(),
+            each: Window::default(),
+            read_ms: Spread::default(),
+            write_ms: Spread::default(),
+            whole_ms: AWAY_MS,
+        };
+        rates.restate(card);
+        rates
+    }
+
+    /// One whose answers take this long.
+    pub(super) fn answering_in(card: &Card, whole_ms: Spread) -> Rates {
+        Rates { whole_ms, ..Rates::stated(card) }
+    }
+
+    /// It was started anew and has measured itself; what was measured from here is believed more.
+    pub(super) fn restate(&mut self, card: &Card) {
+        self.read_ms = self.read.spread(probed(card.read_ms, READ_MS));
+        self.write_ms = self.write.spread(probed(card.write_ms, WRITE_MS));
+    }
+
+    /// How long this takes at full speed, in milliseconds.
+    pub(super) fn time(&self, load: &Load) -> Spread {
+        let reading = load.read.with(&self.read_ms, |n, ms| n * ms);
+        let writing = load.write.with(&self.write_ms, |n, ms| n * ms);
+        reading.with(&writing, |a, b| a + b).with(&load.fixed, |a, b| a + b)
+    }
+
+    /// Tokens that a job has written that has had the engine for so many milliseconds at full speed.
+    fn written(&self, load: &Load, served: f64) -> f64 {
+        let reading = load.read.p50 * self.read_ms.p50 + load.fixed.p50;
+        ((served - reading) / self.write_ms.p50.max(1e-6)).max(0.0)
+    }
+
+    /// How long its answer will be in the end.
+    pub(super) fn length(
+        &self,
+        predictor: &Predictor,
+        ticket: &Ticket,
+        load: &Load,
+        served: f64,
+    ) -> Option<Spread> {
+        let written = self.written(load, served);
+        let length = load.length()?;
+        Some(if written > 0.0 {
+            predictor.rest(ticket, load, written).map(|rest| rest + written)
+        } else {
+            *length
+        })
+    }
+
+    /// What is left of a job that has had the engine for so many milliseconds at full speed.
+    pub(super) fn rest(
+        &self,
+        predictor: &Predictor,
+        ticket: &Ticket,
+        load: &Load,
+        served: f64,
+    ) -> Spread {
+        let reading = load.read.with(&self.read_ms, |n, ms| n * ms).with(&load.fixed, |a, b| a + b);
+        let unread = reading.map(|ms| (ms - served).max(0.0));
+        if load.write.worst <= 0.0 {
+            return unread;
+        }
+        let written = self.written(load, served);
+        let writing =
+            if written > 0.0 { predictor.rest(ticket, load, written) } else { load.write };
+        unread.with(&writing.with(&self.write_ms, |n, ms| n * ms), |a, b| a + b)
+    }
+
+    /// Time of a whole answer of that length, in milliseconds, as it was seen from here.
+    pub(super) fn whole_ms(&self, tokens: Option<&Spread>) -> Spread {
+        match tokens {
+            Some(tokens) if self.each.len() >= LENGTHS_ENOUGH => {
+                let each = self.each.spread(AWAY_MS);
+                each.with(tokens, |ms, tokens| ms * (tokens + FIRST_TOKENS))
+            }
+            Some(_) | None => self.whole_ms,
+        }
+    }
+
+    /// The usual time of an answer, if any was seen.
+    pub(super) fn usual_ms(&self) -> Option<f64> {
+        self.whole.quantile(0.5)
+    }
+
+    /// Learns from an answer that took `ms` from start to end.
+    pub(super) fn learn(&mut self, ticket: &Ticket, spent: Option<&Spent>, ms: f64, card: &Card) {
+        self.whole.push(ms);
+        self.whole_ms = self.whole.spread(AWAY_MS);
+        let Some(spent) = spent else { return };
+        if spent.completion_tokens > 0 {
+            self.each.push(ms / (f64::from(spent.completion_tokens) + FIRST_TOKENS));
+        }
+        let read = spent.prompt_tokens.saturating_sub(spent.cached_tokens);
+        if read > 0 && spent.prefill_ms > 0.0 && !ticket.is_word {
+            self.read.push(spent.prefill_ms / f64::from(read));
+        }
+        if spent.completion_tokens > 0 && spent.decode_ms > 0.0 {
+            self.write.push(spent.decode_ms / f64::from(spent.completion_tokens));
+        }
+        if spent.prompt_tokens > 0 && !ticket.is_word {
+            self.density.push(f64::from(spent.prompt_tokens) / bytes_of(ticket));
+        }
+        self.restate(card);
+    }
+}
+
+fn probed(stated: Option<f64>, unknown: f64) -> Spread {
+    let ms = stated.unwrap_or(unknown);
+    Spread { p20: ms, p50: ms, p95: ms * WORST_MARGIN, worst: ms * PROBE_MARGIN }
+}
+
+/// Tokens of an answer of which nothing is known but the most that it may have. The hopeful figure
+/// is low: who is sent away for a guess teaches nothing.
+fn unknown_length(most: f64) -> Spread {
+    Spread { p20: (most / 8.0).max(1.0), p50: (most / 2.0).max(1.0), p95: most, worst: most }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "bounded by the largest prompt")]
+fn bytes_of(ticket: &Ticket) -> f64 {
+    ticket.bytes as f64 + TEMPLATE_BYTES
+}
+
+/// What is known of the answers of one task, or of one application's free prompts.
+#[derive(Debug, Default)]
+struct Template {
+    lengths: Window<LENGTHS_KEPT>,
+    cached: Window<RATES_KEPT>,
+    words: Window<RATES_KEPT>,
+    used: u64,
+}
+
+/// What is known of all answers.
+#[derive(Debug, Default)]
+pub(super) struct Predictor {
+    templates: BTreeMap<String, Template>,
+    clock: u64,
+}
+
+impl Predictor {
+    /// What the job asks of the backend.
+    pub(super) fn load(&self, ticket: &Ticket, card: &Card, rates: &Rates) -> Load {
+        let template = self.templates.get(&ticket.template);
+        if ticket.is_word {
+            let known = template.map_or(WORD_MS, |template| template.words.spread(WORD_MS));
+            return Load::fixed(known);
+        }
+        let context = f64::from(card.context_tokens);
+        let tokens = rates.density.spread(TOKENS_PER_BYTE).map(|d| d * bytes_of(ticket));
+        let tokens = tokens.capped(context);
+        let most = f64::from(ticket.max_tokens.unwrap_or(card.max_tokens)).clamp(1.0, context);
+        let write = match template {
+            Some(t) if t.lengths.len() >= LENGTHS_ENOUGH => {
+                let seen = t.lengths.spread(Spread::all(most));
+                Spread { worst: most, ..seen.map(|n| n.clamp(1.0, most)) }
+            }
+            Some(_) | None => unknown_length(most),
+        };
+        let shared = |share: f64| {
+            template.and_then(|t| t.cached.quantile(share)).unwrap_or(0.0).clamp(0.0, 1.0)
+        };
+        // the more is cached, the better: the levels run the other way
+        let read = Spread {
+            p20: tokens.p20 * (1.0 - shared(0.8)),
+            p50: tokens.p50 * (1.0 - shared(0.5)),
+            p95: tokens.p95 * (1.0 - shared(0.05)),
+            worst: tokens.worst,
+        };
+        Load { read, write, fixed: Spread::default() }
+    }
+
+    /// What is left to be written of an answer that has had this many tokens: of the answers that
+    /// were longer than that. One that is longer than all that were seen is taken to go on for as
+    /// long as it may by the careful figure, and for a quarter of its length by the likely one.
+    pub(super) fn rest(&self, ticket: &Ticket, load: &Load, written: f64) -> Spread {
+        let most = (load.write.worst - written).max(1.0);
+        let template = self.templates.get(&ticket.template);
+        let Some(known) = template.filter(|t| t.lengths.len() >= LENGTHS_ENOUGH) else {
+            return unknown_length(most);
+        };
+        let longer = known.lengths.above(written);
+        let left = |share: f64, beyond: f64| {
+            let length = nearest_rank(longer, share).map(|length| length - written);
+            length.unwrap_or(beyond).clamp(1.0, most)
+        };
+        let quarter = written / 4.0;
+        Spread {
+            p20: left(0.2, quarter / 4.0),
+            p50: left(0.5, quarter),
+            p95: left(0.95, most),
+            worst: most,
+        }
+    }
+
+    /// Learns from an answer. One from elsewhere is better than no notion of its length.
+    pub(super) fn learn(&mut self, ticket: &Ticket, spent: &Spent, is_here: bool) {
+        let template = self.template(ticket);
+        if ticket.is_word {
+            if !is_here {
+                return;
+            }
+            template.words.push(spent.prefill_ms + spent.decode_ms);
+            return;
+        }
+        if spent.completion_tokens > 0 {
+            template.lengths.push(f64::from(spent.completion_tokens));
+        }
+        if is_here && spent.prompt_tokens > 0 {
+            let share = f64::from(spent.cached_tokens) / f64::from(spent.prompt_tokens);
+            template.cached.push(share);
+        }
+    }
+
+    /// What is known of such answers; the template that was used least lately makes room.
+    fn template(&mut self, ticket: &Ticket) -> &mut Template {
+        self.clock += 1;
+        if !self.templates.contains_key(&ticket.template) && self.templates.len() >= TEMPLATES_MAX {
+            let oldest = self.templates.iter().min_by_key(|(_, t)| t.used);
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                self.templates.remove(&oldest);
+            }
+        }
+        let template = self.templates.entry(ticket.template.clone()).or_default();
+        template.used = self.clock;
+        template
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Reach;
+    use crate::scheduler::tests::{card, ticket};
+
+    fn close(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-6 * b.abs().max(1.0), "{a} is not {b}");
+    }
+
+    #[test]
+    fn a_window_forgets_the_oldest_and_ranks_the_rest() {
+        let mut window: Window<4> = Window::default();
+        assert_eq!(window.quantile(0.5), None);
+        for value in [9.0, 1.0, f64::NAN, -1.0, f64::INFINITY, 3.0, 2.0, 4.0] {
+            window.push(value);
+        }
+        // 9 fell out
+        assert_eq!(window.len(), 4);
+        assert_eq!(window.quantile(0.0), Some(1.0));
+        assert_eq!(window.quantile(0.5), Some(2.0));
+        assert_eq!(window.quantile(0.51), Some(3.0));
+        assert_eq!(window.quantile(1.0), Some(4.0));
+    }
+
+    #[test]
+    fn a_job_takes_its_reading_and_its_writing() {
+        let card = Card { read_ms: Some(10.0), write_ms: Some(100.0), ..card("a", Reach::Device) };
+        let job = Ticket { bytes: 936, max_tokens: Some(20), ..ticket(1) };
+        let mut predictor = Predictor::default();
+        let mut rates = Rates::stated(&card);
+        let time =
+            |predictor: &Predictor, rates: &Rates| rates.time(&predictor.load(&job, &card, rates));
+        // 1,000 bytes with the template, a quarter of a token each; half of what the answer may have
+        close(time(&predictor, &rates).p50, 250.0 * 10.0 + 10.0 * 100.0);
+        close(time(&predictor, &rates).worst, 1000.0 * 20.0 + 20.0 * 200.0);
+        let spent = Spent {
+            prompt_tokens: 200,
+            cached_tokens: 100,
+            completion_tokens: 10,
+            prefill_ms: 500.0,
+            decode_ms: 500.0,
+        };
+        for _ in 0..LENGTHS_ENOUGH {
+            predictor.learn(&job, &spent, true);
+            rates.learn(&job, Some(&spent), 1000.0, &card);
+        }
+        // half of 200 tokens at 5 ms, 10 tokens at 50 ms
+        close(time(&predictor, &rates).p50, 500.0 + 500.0);
+        // nothing cached, the longest answer
+        close(time(&predictor, &rates).worst, 240.0 * 6.0 + 20.0 * 60.0);
+        close(rates.whole_ms(None).p95, 1000.0);
+    }
+
+    #[test]
+    fn the_template_that_was_used_least_lately_is_forgotten() {
+        let mut predictor = Predictor::default();
+        let spent = Spent { completion_tokens: 5, ..Spent::default() };
+        for n in 0..=TEMPLATES_MAX {
+            let job = Ticket { template: format!("t{n}"), ..ticket(1) };
+            predictor.learn(&job, &spent, true);
+        }
+        assert_eq!(predictor.templates.len(), TEMPLATES_MAX);
+        assert!(!predictor.templates.contains_key("t0"));
+    }
+}

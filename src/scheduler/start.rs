@@ -1,0 +1,150 @@
+//! Who starts where: in the order of service, wherever there is room.
+
+use std::time::Duration;
+
+use heapless::Vec as Bounded;
+
+use super::decision::Reason;
+use super::entry::{Entry, Running, Set};
+use super::event::{BackendId, Effect};
+use super::{Scheduler, route};
+use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
+use crate::prompt::Class;
+use crate::strain::Stage;
+use crate::time::Time;
+
+/// Engine time that batch jobs are owed when one of them is served before all others, in
+/// milliseconds.
+pub(super) const BATCH_TURN_MS: f64 = 1_000.0;
+
+impl Scheduler {
+    /// Starts whatever can start, in the order of service.
+    pub(super) fn start(&mut self, now: Time) {
+        if self.queue.len() == 0 {
+            return;
+        }
+        self.give_batch_its_turn(now);
+        // bounded: each turn takes one job out of a bounded queue
+        while self.running.len() < RUNNING_JOBS_MAX {
+            let open = self.open();
+            if open.is_empty() {
+                return;
+            }
+            let share = self.shares.equal_share();
+            let mut order: Bounded<(Class, bool, usize), WAITING_JOBS_MAX> = Bounded::new();
+            for (at, entry) in self.queue.iter().enumerate() {
+                let above = self.shares.is_above(entry.app, share);
+                let _ = order.push((entry.ticket.class, above, at));
+            }
+            // in order already, unless an application is above its share
+            order.sort();
+            let chosen = order.iter().find_map(|(_, _, at)| {
+                let entry = self.queue.iter().nth(*at)?;
+                self.place_for(entry, open).map(|backend| (*at, backend))
+            });
+            let Some((at, backend)) = chosen else { return };
+            let mut entry = self.queue.take(at);
+            if self.sides.device.has(backend) && self.leaves_at_start(&entry, backend, now) {
+                entry.leaves = Some(Reason::Deadline);
+                // there is room: it was taken out just before
+                let _ = self.queue.offer(entry);
+                continue;
+            }
+            self.run(entry, backend, false, now);
+        }
+    }
+
+    /// Batch jobs that have waited while others were served get a turn.
+    fn give_batch_its_turn(&mut self, now: Time) {
+        for engine in self.open().and(self.sides.device).iter() {
+            if self.backends[engine].owed < BATCH_TURN_MS || self.strain.stage >= Stage::Shed {
+                continue;
+            }
+            let waits = |e: &Entry| {
+                e.ticket.class == Class::Batch && e.home == Some(engine) && e.leaves.is_none()
+            };
+            let has_turn = |run: &Running| run.backend == engine && run.promoted;
+            if self.running.values().any(has_turn) {
+                continue;
+            }
+            let Some(at) = self.queue.iter().position(waits) else { continue };
+            let entry = self.queue.take(at);
+            self.run(entry, engine, true, now);
+        }
+    }
+
+    /// Backends that can be asked and have room.
+    fn open(&self) -> Set {
+        self.healthy.iter().filter(|b| self.backends[*b].has_room()).collect()
+    }
+
+    /// Where the job can start at this moment. One that should leave may stay after all if nobody
+    /// else has room and an engine here has nothing to do.
+    fn place_for(&self, entry: &Entry, open: Set) -> Option<usize> {
+        let best = self.sides.best(entry, self.healthy).and(open);
+        let fits = |b: &usize| self.may_start(entry, *b);
+        best.iter().find(fits).or_else(|| {
+            let here = entry.candidates().and(self.sides.device).and(open);
+            let idle = |b: &usize| self.backends[*b].running == 0 && self.may_start(entry, *b);
+            entry.leaves.and_then(|_| here.iter().find(idle))
+        })
+    }
+
+    fn may_start(&self, entry: &Entry, backend: usize) -> bool {
+        if !self.sides.device.has(backend) {
+            return true;
+        }
+        let elsewhere = self.healthy.and(self.sides.away()).and(entry.candidates());
+        if self.strain.stage >= Stage::Closed && !elsewhere.is_empty() {
+            return false;
+        }
+        if self.strain.stage >= Stage::Shed && entry.ticket.class == Class::Batch {
+            return false;
+        }
+        // a second job is of use to an engine that works on the most urgent only if it is that
+        let known = &self.backends[backend];
+        known.running == 0 || !known.card.urgent_first || {
+            let here = self.running.values().filter(|run| run.backend == backend);
+            let order = entry.order();
+            let most = here.map(|run| (run.order().0, run.entry.order())).min();
+            most.is_none_or(|most| (true, order) < most)
+        }
+    }
+
+    /// Starts a job for which there is no room to wait elsewhere, if it may go there.
+    pub(super) fn start_elsewhere(&mut self, mut entry: Entry, now: Time) -> Option<Entry> {
+        let may = entry.candidates().and(self.open()).and(self.sides.away());
+        if may.is_empty() || self.running.len() >= RUNNING_JOBS_MAX {
+            return Some(entry);
+        }
+        entry.leaves = Some(entry.leaves.unwrap_or(Reason::Queue));
+        let to = [self.sides.peer, self.sides.cloud].into_iter();
+        let Some(backend) = to.filter_map(|side| side.and(may).first()).next() else {
+            return Some(entry);
+        };
+        self.run(entry, backend, false, now);
+        None
+    }
+
+    fn run(&mut self, mut entry: Entry, backend: usize, promoted: bool, now: Time) {
+        let reason = route::why(&entry, backend, &self.backends, self.resting_near(&entry));
+        if self.sides.device.has(backend) && entry.home != Some(backend) {
+            let known = &self.backends[backend];
+            entry.load = self.predictor.load(&entry.ticket, &known.card, &known.rates);
+        }
+        let left = entry.leaves.is_some() && !self.sides.device.has(backend);
+        if !left || entry.figures.is_none() {
+            entry.figures = Some(Box::new(self.figures_at(&entry, Some(backend), now)));
+        }
+        self.backends[backend].running += 1;
+        let budget: Duration = now.until(entry.ticket.due);
+        self.effects.push(Effect::Start { job: entry.job(), backend: BackendId(backend), budget });
+        let run =
+            Running { backend, started: now, reason, served: 0.0, recalled: None, promoted, entry };
+        self.running.insert(run.entry.job(), run);
+    }
+
+    fn resting_near(&self, entry: &Entry) -> Reason {
+        entry.home.map_or(Reason::Resting, |home| self.resting(home))
+    }
+}
