@@ -13,7 +13,7 @@ use crate::tls;
 
 /// What the variables of the environment mean; all else that starts with `PILOTLIGHT_` is a
 /// mistake.
-pub const VARIABLES: [(&str, &str); 9] = [
+pub const VARIABLES: [(&str, &str); 10] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     ("PILOTLIGHT_DEVICE", "name of this device in topics (default: the host's name)"),
     ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
@@ -22,6 +22,7 @@ pub const VARIABLES: [(&str, &str); 9] = [
     ("PILOTLIGHT_BROKER", "where the embedded broker listens (default: 127.0.0.1:1883)"),
     ("PILOTLIGHT_HTTP", "where the HTTP door listens (default: 127.0.0.1:8080), or off"),
     ("PILOTLIGHT_HTTP_TOKEN", "bearer token that HTTP clients must show"),
+    ("PILOTLIGHT_SENSORS", "folder below which sensors are looked for (default: /)"),
     ("PILOTLIGHT_LOG", "what is logged, such as info or pilotlight=debug"),
 ];
 
@@ -40,6 +41,8 @@ pub struct Config {
     pub broker: Option<SocketAddr>,
     /// The HTTP door, if there is to be one.
     pub http: Option<Http>,
+    /// The folder below which sensors are looked for.
+    pub sensors: PathBuf,
     /// What looks wrong and is no mistake.
     pub warnings: Vec<Mistake>,
 }
@@ -133,7 +136,8 @@ impl Reader<'_> {
         let device = self.device(&catalog);
         let (mqtt, broker) = self.mqtt(&catalog);
         let http = self.http(&catalog);
-        Config { path, catalog, device, mqtt, broker, http, warnings }
+        let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned()).into();
+        Config { path, catalog, device, mqtt, broker, http, sensors, warnings }
     }
 
     fn get(&self, name: &str) -> Option<String> {

@@ -1,6 +1,7 @@
 //! Builds the rooms of the service, joins them, waits for the word to stop, and stops in order.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,17 +9,21 @@ use anyhow::Context;
 use bytes::Bytes;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backends::supervise::supervise;
 use crate::bus;
 use crate::config::{Config, Http, Mqtt};
+use crate::device::{self, Reading, Sensors};
 use crate::dispatch::{self, Dispatch};
 use crate::ingress::mqtt::topics::Topics;
 use crate::ingress::{http, mqtt};
 use crate::metrics::Metrics;
-use crate::registry::catalog::Catalog;
+use crate::pressure::Bounds;
+use crate::registry::catalog::{Catalog, DeviceLimits};
+use crate::strain::Strain;
 use crate::tls;
 
 /// Tasks that stop together.
@@ -58,7 +63,7 @@ pub struct Core {
 
 impl Core {
     /// Starts every model of the catalog.
-    pub fn start(catalog: &Catalog) -> Core {
+    pub fn start(catalog: &Catalog, strain: watch::Receiver<Strain>) -> Core {
         let (mut models, mut judge) = (Floor::new("models"), Floor::new("dispatcher"));
         let mut backends = Vec::new();
         for server in &catalog.servers {
@@ -66,7 +71,7 @@ impl Core {
             models.add(keeper);
             backends.push(backend);
         }
-        let (dispatch, dispatcher) = dispatch::new(backends);
+        let (dispatch, dispatcher) = dispatch::new(backends, strain);
         let stop = judge.stop.clone();
         judge.add(dispatcher.run(stop));
         Core { dispatch, models, judge }
@@ -77,6 +82,11 @@ impl Core {
         self.judge.stop().await;
         self.models.stop().await;
     }
+}
+
+/// The strain of a device that is not watched: none.
+pub fn calm() -> watch::Receiver<Strain> {
+    watch::channel(Strain::default()).1
 }
 
 /// Runs the service until SIGTERM or SIGINT.
@@ -92,7 +102,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let catalog = Arc::new(config.catalog.clone());
     let metrics = Metrics::default();
-    let core = Core::start(&catalog);
+    let (strains, strain) = watch::channel(Strain::default());
+    let (readings, reading) = watch::channel(Reading::default());
+    let core = Core::start(&catalog, strain);
+    let mut sensors = Floor::new("sensors");
+    let all = Sensors::new(&config.sensors, Path::new("."));
+    let bounds = bounds_of(&catalog.device_limits);
+    let rate = core.dispatch.rate();
+    sensors.add(device::watch(all, bounds, rate, (readings, strains), sensors.stop.clone()));
     let (mut doors, mut lines) = (Floor::new("doors"), Floor::new("lines"));
     let mut line = None;
     if let Some(mqtt) = &config.mqtt {
@@ -103,12 +120,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         line = Some(bus.line());
         let (dispatch, catalog, metrics) =
             (core.dispatch.clone(), Arc::clone(&catalog), metrics.clone());
+        let health = mqtt::health::tell(
+            bus.clone(),
+            topics.health(),
+            dispatch.clone(),
+            reading.clone(),
+            doors.stop.clone(),
+        );
+        doors.add(health);
         let door = mqtt::Door { bus, dispatch, catalog, topics, metrics };
         doors.add(door.run(inbox, doors.stop.clone()));
     }
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {
         let addr = listener.local_addr()?;
-        let door = http::Door { dispatch: core.dispatch.clone(), catalog, metrics, line };
+        let dispatch = core.dispatch.clone();
+        let door = http::Door { dispatch, catalog, metrics, line, reading };
         let routes = http::routes(door, guard, doors.stop.clone());
         doors.add(http::serve(listener, routes, doors.stop.clone()));
         tracing::info!(%addr, "the HTTP door is open");
@@ -119,6 +145,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         () = async {
             doors.stop().await;
             core.stop().await;
+            sensors.stop().await;
             lines.stop().await;
             broker.stop().await;
         } => tracing::info!("stopped"),
@@ -128,6 +155,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The board's own bounds, and what the configuration says instead.
+fn bounds_of(limits: &DeviceLimits) -> Bounds {
+    let own = device::bounds();
+    Bounds {
+        heat_c: limits.heat_c.or(own.heat_c),
+        memory_floor: limits.memory_floor_mb.map_or(own.memory_floor, |mb| mb << 20),
+        disk_floor: limits.disk_floor_mb.map_or(own.disk_floor, |mb| mb << 20),
+        ..own
+    }
 }
 
 #[cfg(feature = "embedded-broker")]

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::strain::Strain;
 use crate::wire::{Reply, Status};
 
 /// All metrics; cheap to clone.
@@ -25,6 +26,8 @@ pub struct Metrics {
     running: Gauge,
     up: Family<ServerLabels, Gauge>,
     mqtt: Gauge,
+    pressure: Family<PressureLabels, Gauge<f64, AtomicU64>>,
+    duty: Gauge<f64, AtomicU64>,
     cost: Counter<f64, AtomicU64>,
 }
 
@@ -45,6 +48,11 @@ struct ServerLabels {
     server: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PressureLabels {
+    of: String,
+}
+
 /// Seconds; from a cached first token on a fast board to a long answer on a slow one.
 const BUCKETS: [f64; 12] = [0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
 
@@ -60,6 +68,8 @@ impl Default for Metrics {
             running: Gauge::default(),
             up: Family::default(),
             mqtt: Gauge::default(),
+            pressure: Family::default(),
+            duty: Gauge::default(),
             cost: Counter::default(),
         };
         let mut all = Registry::with_prefix("pilotlight");
@@ -71,6 +81,8 @@ impl Default for Metrics {
         all.register("running_jobs", "Jobs that run", metrics.running.clone());
         all.register("server_up", "Whether a model server can be asked", metrics.up.clone());
         all.register("mqtt_up", "Whether the line to the broker stands", metrics.mqtt.clone());
+        all.register("pressure", "0 plenty to 1 at the limit", metrics.pressure.clone());
+        all.register("duty", "Share of the time that engines compute", metrics.duty.clone());
         all.register("cost_usd", "Money spent", metrics.cost.clone());
         metrics.registry = Arc::new(all);
         metrics
@@ -114,11 +126,23 @@ impl Metrics {
     }
 
     /// Everything as text, with what is so at this moment.
-    pub fn text(&self, load: (usize, usize), servers: &[(String, bool)], mqtt: bool) -> String {
+    pub fn text(
+        &self,
+        load: (usize, usize),
+        servers: &[(String, bool)],
+        mqtt: bool,
+        strain: &Strain,
+    ) -> String {
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.waiting.set(gauge(load.0));
         self.running.set(gauge(load.1));
         self.mqtt.set(mqtt.into());
+        for (of, share) in [("heat", strain.heat), ("memory", strain.memory), ("disk", strain.disk)]
+        {
+            let labels = PressureLabels { of: of.to_owned() };
+            self.pressure.get_or_create(&labels).set(share.into());
+        }
+        self.duty.set(strain.duty.into());
         for (server, up) in servers {
             let labels = ServerLabels { server: server.clone() };
             self.up.get_or_create(&labels).set((*up).into());

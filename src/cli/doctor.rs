@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::{DONE, NOT_READY};
 use crate::config::{self, Config};
-use crate::device::memory;
+use crate::device::{Sensors, memory};
+use crate::limits::SAMPLE_EVERY;
 use crate::registry::catalog::Link;
 
 /// One thing that was looked at.
@@ -18,10 +19,11 @@ struct Finding {
 }
 
 pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
-    let mut findings = vec![machine(), memory(), pressure()];
+    let mut findings = vec![machine(), memory()];
     let config = config::variables().and_then(|variables| config::load(path, &variables));
     match config {
         Ok(config) => {
+            findings.extend(sensors_of(&config.sensors));
             findings.push(configuration(&config));
             findings.extend(models(&config));
             findings.push(broker(&config).await);
@@ -47,6 +49,25 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     Ok(if good { DONE } else { NOT_READY })
 }
 
+/// Prints what all sensors say, once a second.
+pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u8> {
+    let config = config::variables().and_then(|variables| config::load(path, &variables));
+    let root = config.map_or_else(|_| "/".into(), |config| config.sensors);
+    let mut sensors = Sensors::new(&root, Path::new("."));
+    let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+    for _ in 0..count {
+        ticks.tick().await;
+        println!("{}", serde_json::to_string(&sensors.read(None))?);
+    }
+    Ok(DONE)
+}
+
+/// What the device monitor will read. What a board does not have is told and is no fault.
+fn sensors_of(root: &Path) -> Vec<Finding> {
+    let found = Sensors::new(root, Path::new(".")).findings().into_iter();
+    found.map(|finding| Finding { what: finding.what, good: true, said: finding.said }).collect()
+}
+
 fn machine() -> Finding {
     let os = sysinfo::System::long_os_version().unwrap_or_else(|_| "unknown system".to_owned());
     let kernel = sysinfo::System::kernel_version().unwrap_or_default();
@@ -65,17 +86,6 @@ fn memory() -> Finding {
         },
         None => Finding { what: "memory", good: false, said: "can't be read".to_owned() },
     }
-}
-
-/// Pressure stall information is off on Raspberry Pi OS by default.
-fn pressure() -> Finding {
-    let there = Path::new("/proc/pressure/memory").exists();
-    let said = if there {
-        "the kernel reports pressure stalls".to_owned()
-    } else {
-        "the kernel reports no pressure stalls; add psi=1 to its command line".to_owned()
-    };
-    Finding { what: "pressure", good: true, said }
 }
 
 fn configuration(config: &Config) -> Finding {

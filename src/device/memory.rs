@@ -1,30 +1,142 @@
-//! How much memory a program may still take here.
+//! How much memory a program may still take here, and whether programs wait for it.
+//!
+//! `/proc/meminfo`, `/proc/pressure/memory` and `/proc/vmstat` as proc(5) has them; the limits of
+//! our own control group as the kernel's Documentation/admin-guide/cgroup-v2.rst has them.
+
+use std::path::Path;
 
 use sysinfo::{MemoryRefreshKind, System};
 
-/// Bytes of memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    /// All there is.
-    pub total: u64,
-    /// What can be had without pushing out what is in use.
-    pub available: u64,
-}
+use super::Finding;
+use super::files::text;
+use crate::pressure::Amount;
+
+/// Major page faults a sample from which on a kernel without pressure stall information is taken
+/// to be short of memory, and what that counts as, in percent.
+const FAULTS_MANY: f64 = 200.0;
+const FAULTS_STALL: f64 = 20.0;
 
 /// The machine's memory, or our own control group's if that is less; none if it can't be read.
-pub fn read() -> Option<Memory> {
+pub fn read() -> Option<Amount> {
     let mut system = System::new().ok()?;
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-    let machine = Memory { total: system.total_memory(), available: system.available_memory() };
+    let machine = Amount { total: system.total_memory(), available: system.available_memory() };
     if machine.total == 0 {
         return None;
     }
     let group = system.cgroup_limits().filter(|group| group.total_memory > 0);
     Some(match group {
-        Some(group) => Memory {
-            total: machine.total.min(group.total_memory),
-            available: machine.available.min(group.free_memory),
-        },
+        Some(group) => {
+            least(machine, Amount { total: group.total_memory, available: group.free_memory })
+        }
         None => machine,
     })
+}
+
+fn least(a: Amount, b: Amount) -> Amount {
+    Amount { total: a.total.min(b.total), available: a.available.min(b.available) }
+}
+
+/// The same below a root folder.
+pub(super) fn below(root: &Path) -> Option<Amount> {
+    let info = text(&root.join("proc/meminfo"))?;
+    let machine = Amount {
+        total: kilobytes(&info, "MemTotal:")?,
+        available: kilobytes(&info, "MemAvailable:")?,
+    };
+    if machine.total == 0 || machine.available > machine.total {
+        return None;
+    }
+    Some(group(root).map_or(machine, |group| least(machine, group)))
+}
+
+/// Our own control group, if it has a limit. What it holds of files can be had back.
+fn group(root: &Path) -> Option<Amount> {
+    let own = text(&root.join("proc/self/cgroup"))?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let folder = root.join("sys/fs/cgroup").join(path);
+    let total: u64 = text(&folder.join("memory.max"))?.parse().ok()?;
+    let current: u64 = text(&folder.join("memory.current"))?.parse().ok()?;
+    let stat = text(&folder.join("memory.stat")).unwrap_or_default();
+    let files = value(&stat, "inactive_file ").unwrap_or(0);
+    let used = current.saturating_sub(files);
+    Some(Amount { total, available: total.saturating_sub(used) })
+}
+
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    value(text, name)?.checked_mul(1024)
+}
+
+fn value(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether programs wait for memory.
+#[derive(Debug, Default)]
+pub(super) struct Stalls {
+    faults: Option<u64>,
+}
+
+impl Stalls {
+    /// Share of the last ten seconds in which some task waited for memory, in percent.
+    pub(super) fn read(&mut self, root: &Path) -> Option<f64> {
+        if let Some(share) = pressure(root) {
+            return Some(share);
+        }
+        let faults = value(&text(&root.join("proc/vmstat"))?, "pgmajfault ")?;
+        let before = self.faults.replace(faults)?;
+        #[expect(clippy::cast_precision_loss, reason = "faults of a second")]
+        let many = faults.saturating_sub(before) as f64 >= FAULTS_MANY;
+        Some(if many { FAULTS_STALL } else { 0.0 })
+    }
+}
+
+fn pressure(root: &Path) -> Option<f64> {
+    let text = text(&root.join("proc/pressure/memory"))?;
+    let some = text.lines().find_map(|line| line.strip_prefix("some avg10="))?;
+    let share: f64 = some.split_whitespace().next()?.parse().ok()?;
+    (0.0..=100.0).contains(&share).then_some(share)
+}
+
+pub(super) fn findings(root: &Path) -> Vec<Finding> {
+    let stalls = pressure(root).is_some();
+    let group = group(root);
+    let controllers = text(&root.join("sys/fs/cgroup/cgroup.controllers")).unwrap_or_default();
+    let may_limit = controllers.split_whitespace().any(|name| name == "memory");
+    vec![
+        Finding {
+            what: "memory",
+            found: below(root).is_some(),
+            said: match below(root) {
+                Some(Amount { total, available }) => {
+                    let from = if group.is_some() { "our control group" } else { "/proc/meminfo" };
+                    format!("{} of {} MiB available, from {from}", available >> 20, total >> 20)
+                }
+                None => "/proc/meminfo can't be read".to_owned(),
+            },
+        },
+        Finding {
+            what: "memory stalls",
+            found: stalls,
+            said: if stalls {
+                "from /proc/pressure/memory".to_owned()
+            } else {
+                "the kernel reports no pressure stalls; page faults are counted instead. Add psi=1 \
+                 to its command line"
+                    .to_owned()
+            },
+        },
+        Finding {
+            what: "memory limits",
+            found: may_limit,
+            said: if may_limit {
+                "control groups can limit memory".to_owned()
+            } else {
+                "control groups can't limit memory; add cgroup_enable=memory to the kernel's \
+                 command line"
+                    .to_owned()
+            },
+        },
+    ]
 }

@@ -1,3 +1,213 @@
-//! What this board has and how it is doing.
+//! What this board has and how it is doing: reads every sensor once a second.
 
+mod board;
+mod files;
 pub mod memory;
+mod thermal;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::board::Firmware;
+use self::memory::Stalls;
+use crate::limits::{SAMPLE_EVERY, SAMPLE_MAX};
+use crate::pressure::{Amount, Bounds, Gauge, Sample};
+use crate::strain::{Stage, Strain};
+use crate::time::Time;
+
+/// How the device is at a moment.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Reading {
+    /// What the sensors say.
+    pub sample: Sample,
+    /// What that means.
+    pub strain: Strain,
+}
+
+impl Reading {
+    /// The same for whoever watches, as JSON.
+    pub fn told(&self) -> Value {
+        let Reading { sample, strain } = self;
+        let hottest = sample.zones.iter().filter_map(|zone| zone.celsius).reduce(f64::max);
+        let rounded = |share: f32| (f64::from(share) * 100.0).round() / 100.0;
+        json!({
+            "temperature_c": hottest,
+            "headroom": {
+                "heat": rounded(1.0 - strain.heat),
+                "memory": rounded(1.0 - strain.memory),
+                "disk": rounded(1.0 - strain.disk),
+            },
+            "memory_available_mb": sample.memory.map(|memory| memory.available >> 20),
+            "disk_available_mb": sample.disk.map(|disk| disk.available >> 20),
+            "duty": rounded(strain.duty),
+            "stage": strain.stage.name(),
+            "cause": strain.cause.name(),
+        })
+    }
+}
+
+/// One thing that was looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it tells.
+    pub what: &'static str,
+    /// Where it is read, or what is missing and what to do.
+    pub said: String,
+    /// Whether it is there.
+    pub found: bool,
+}
+
+/// Everything that can be read below a root folder.
+#[derive(Debug)]
+pub struct Sensors {
+    root: PathBuf,
+    /// Where the service writes: its disk counts.
+    writes_to: PathBuf,
+    firmware: Firmware,
+    stalls: Stalls,
+}
+
+impl Sensors {
+    /// The sensors below this folder, `/` on a real board; `writes_to` names the disk that counts.
+    pub fn new(root: &Path, writes_to: &Path) -> Sensors {
+        Sensors {
+            root: root.to_owned(),
+            writes_to: writes_to.to_owned(),
+            firmware: Firmware::default(),
+            stalls: Stalls::default(),
+        }
+    }
+
+    /// Reads all of them. What can't be read is absent, never a guess.
+    pub fn read(&mut self, rate: Option<f64>) -> Sample {
+        Sample {
+            zones: thermal::zones(&self.root),
+            board: self.firmware.read(&self.root),
+            memory: memory::below(&self.root),
+            stall: self.stalls.read(&self.root),
+            disk: disk(&self.writes_to),
+            rate,
+        }
+    }
+
+    /// What is there and what is not, for people.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut all = thermal::findings(&self.root);
+        all.push(board::finding(&self.root));
+        all.extend(memory::findings(&self.root));
+        let disk = disk(&self.writes_to);
+        let shown = self.writes_to.display();
+        all.push(Finding {
+            what: "disk",
+            found: disk.is_some(),
+            said: match disk {
+                Some(disk) => format!("{} MiB free below {shown}", disk.available >> 20),
+                None => format!("the room below {shown} can't be read"),
+            },
+        });
+        all
+    }
+}
+
+fn disk(path: &Path) -> Option<Amount> {
+    let stat = nix::sys::statvfs::statvfs(path).ok()?;
+    #[allow(clippy::useless_conversion, reason = "the type is another on other machines")]
+    let bytes = |blocks| u64::from(blocks).saturating_mul(u64::from(stat.fragment_size()));
+    Some(Amount { total: bytes(stat.blocks()), available: bytes(stat.blocks_available()) })
+}
+
+/// Where processors are built to run hot, a zone without a passive trip point says little at 80
+/// degrees.
+pub fn bounds() -> Bounds {
+    let mut bounds = Bounds::default();
+    if cfg!(target_arch = "x86_64") {
+        bounds.heat_c_unknown = (90.0, 97.0);
+    }
+    bounds
+}
+
+/// Watches the device until `stop`, and tells how it is; `rate` is an engine's rate against what is
+/// usual for it.
+pub async fn watch(
+    sensors: Sensors,
+    bounds: Bounds,
+    rate: watch::Receiver<Option<f64>>,
+    out: (watch::Sender<Reading>, watch::Sender<Strain>),
+    stop: CancellationToken,
+) {
+    let (readings, strains) = out;
+    let started = now();
+    let mut gauge = Gauge::new(bounds);
+    let mut sensors = Some(sensors);
+    let mut stage = Stage::Calm;
+    let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut reading = None;
+    // ends with the service
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        // a sensor behind a slow bus must not hold the runtime; one that hangs falls silent
+        if let Some(mut free) = sensors.take() {
+            let rate = *rate.borrow();
+            reading = Some(tokio::task::spawn_blocking(move || {
+                let sample = free.read(rate);
+                (free, sample)
+            }));
+        }
+        let sample = match reading.as_mut() {
+            Some(running) => match tokio::time::timeout(SAMPLE_MAX, running).await {
+                Ok(Ok((free, sample))) => {
+                    (sensors, reading) = (Some(free), None);
+                    sample
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the sensors can't be read any more");
+                    return;
+                }
+                Err(_) => Sample::default(),
+            },
+            None => Sample::default(),
+        };
+        let strain = gauge.on(&sample, Time::default() + started.elapsed());
+        if strain.stage != stage {
+            stage = strain.stage;
+            let (stage, cause) = (stage.name(), strain.cause.name());
+            tracing::info!(stage, cause, heat = strain.heat, memory = strain.memory, "the device");
+        }
+        strains.send_if_modified(|before| {
+            let changed = is_news(before, &strain);
+            if changed {
+                *before = strain;
+            }
+            changed
+        });
+        readings.send_replace(Reading { sample, strain });
+    }
+}
+
+/// Whether the judge would decide otherwise: small changes of figures that it only shows are not
+/// worth waking it.
+fn is_news(before: &Strain, after: &Strain) -> bool {
+    let far = |a: f32, b: f32| (a - b).abs() >= 0.01;
+    before.stage != after.stage
+        || before.cause != after.cause
+        || far(before.duty, after.duty)
+        || far(before.heat, after.heat)
+        || far(before.memory, after.memory)
+        || far(before.disk, after.disk)
+}
+
+#[expect(clippy::disallowed_methods, reason = "sensors are read by the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,8 @@ pub struct Catalog {
     pub deadlines: BTreeMap<Class, Duration>,
     /// What the file says of the device.
     pub device: Device,
+    /// Where pressure on the device begins.
+    pub device_limits: DeviceLimits,
     /// What the file says of the broker.
     pub mqtt: MqttPart,
     /// What the file says of the HTTP door.
@@ -86,6 +88,18 @@ impl<T> std::fmt::Debug for Secret<T> {
 pub struct Device {
     /// Its own.
     pub name: Option<String>,
+}
+
+/// Where pressure on the device begins; what is absent is taken from the board.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeviceLimits {
+    /// Engines slow down from the first on and hardly compute at the second, in degrees Celsius.
+    pub heat_c: Option<(f64, f64)>,
+    /// Memory that is kept free, in MiB.
+    pub memory_floor_mb: Option<u64>,
+    /// Disk that is kept free, in MiB.
+    pub disk_floor_mb: Option<u64>,
 }
 
 /// The broker.
@@ -159,6 +173,7 @@ struct RawServer {
 struct RawOurs {
     version: u64,
     device: Device,
+    device_limits: DeviceLimits,
     mqtt: MqttPart,
     http: HttpPart,
     servers: BTreeMap<String, RawOurServer>,
@@ -196,8 +211,10 @@ struct RawClass {
     deadline_ms: Option<u64>,
 }
 
+/// Most memory or disk that may be kept free, in MiB.
+const FLOOR_MB_MAX: u64 = 1 << 20;
 /// Keys that the format knows and this version does not carry out: said, never passed over.
-const NOT_YET: [&str; 6] = ["models", "providers", "device_limits", "budget", "fleet", "group"];
+const NOT_YET: [&str; 5] = ["models", "providers", "budget", "fleet", "group"];
 
 /// Reads a whole `mcp.json`.
 ///
@@ -318,6 +335,7 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         mistakes.push(Mistake { path: format!("pilotlight.servers.{name}"), message });
     }
     task::check(&ours.tasks, mistakes);
+    check_limits(&ours.device_limits, mistakes);
     let deadlines = deadlines_of(&ours.policy, mistakes);
     Catalog {
         version: ours.version,
@@ -326,8 +344,28 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         default_mode: ours.policy.default_mode,
         deadlines,
         device: ours.device,
+        device_limits: ours.device_limits,
         mqtt: ours.mqtt,
         http: ours.http,
+    }
+}
+
+fn check_limits(limits: &DeviceLimits, mistakes: &mut Vec<Mistake>) {
+    if let Some((low, high)) = limits.heat_c
+        && !(20.0 <= low && low < high && high <= 120.0)
+    {
+        let message =
+            format!("[{low}, {high}] must be two temperatures of 20 to 120, the lower first");
+        mistakes.push(Mistake { path: "pilotlight.device_limits.heat_c".to_owned(), message });
+    }
+    for (name, value) in
+        [("memory_floor_mb", limits.memory_floor_mb), ("disk_floor_mb", limits.disk_floor_mb)]
+    {
+        if value.is_some_and(|mb| mb > FLOOR_MB_MAX) {
+            let path = format!("pilotlight.device_limits.{name}");
+            let message = format!("must be at most {FLOOR_MB_MAX}");
+            mistakes.push(Mistake { path, message });
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::guard::{Guard, protect};
 use crate::bus::Line;
+use crate::device::Reading;
 use crate::dispatch::Dispatch;
 use crate::dispatch::whole::Whole;
 use crate::health::Health;
@@ -51,6 +52,8 @@ pub struct Door {
     pub metrics: Metrics,
     /// The line to the broker, if there is one.
     pub line: Option<watch::Receiver<Line>>,
+    /// How the device is.
+    pub reading: watch::Receiver<Reading>,
 }
 
 /// Listens at `addr`.
@@ -202,6 +205,7 @@ async fn ready(State(door): State<Door>) -> Response {
         "waiting": waiting,
         "running": running,
         "mqtt": mqtt,
+        "device": door.reading.borrow().told(),
     });
     (status, Json(body)).into_response()
 }
@@ -210,7 +214,8 @@ async fn metrics(State(door): State<Door>) -> Result<impl IntoResponse, Infallib
     let servers = door.dispatch.backends().into_iter();
     let servers: Vec<_> = servers.map(|seen| (seen.server, seen.health == Health::Ready)).collect();
     let mqtt = door.line.as_ref().is_some_and(|line| *line.borrow() == Line::Up);
-    let text = door.metrics.text(door.dispatch.load(), &servers, mqtt);
+    let text =
+        door.metrics.text(door.dispatch.load(), &servers, mqtt, &door.reading.borrow().strain);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(http::header::CONTENT_TYPE, kind)], text))
 }

@@ -3,6 +3,7 @@
 //! A request is acknowledged to the broker when its reply has been: if the power fails in
 //! between, the broker hands it out again.
 
+pub mod health;
 mod seen;
 pub mod topics;
 

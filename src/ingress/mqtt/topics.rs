@@ -42,6 +42,11 @@ impl Topics {
         format!("{}/status", self.base)
     }
 
+    /// Where the device says how hard pressed it is.
+    pub fn health(&self) -> String {
+        format!("{}/health", self.base)
+    }
+
     /// Where an application gets its answers.
     pub fn reply(&self, app: &str) -> String {
         format!("{}/reply/{app}", self.base)

@@ -1,0 +1,90 @@
+//! What a board's firmware says of its power and clock: Raspberry Pi and Jetson.
+
+use std::path::Path;
+
+use super::Finding;
+use super::files::{folders, monitor, number, text};
+use crate::pressure::Board;
+
+/// Hexadecimal, without 0x. Bits 0 to 3: under-voltage, clock capped, throttled, soft temperature
+/// limit; bits 16 to 19 the same since the file was read last.
+const PI: &str = "sys/devices/platform/soc/soc:firmware/get_throttled";
+
+/// What has to be remembered from one reading to the next.
+#[derive(Debug, Default)]
+pub(super) struct Firmware {
+    /// Times that a Jetson's supply gave too much current.
+    over_current: Option<f64>,
+}
+
+impl Firmware {
+    /// None if the board says nothing of the kind.
+    pub(super) fn read(&mut self, root: &Path) -> Option<Board> {
+        let all = [raspberry(root), low_voltage(root), self.jetson(root), cooling(root)];
+        all.into_iter().flatten().reduce(|a, b| Board {
+            under_voltage: a.under_voltage || b.under_voltage,
+            capped: a.capped || b.capped,
+            throttled: a.throttled || b.throttled,
+            soft_limit: a.soft_limit || b.soft_limit,
+        })
+    }
+
+    /// A Jetson counts over-current events; what matters is that there were more.
+    fn jetson(&mut self, root: &Path) -> Option<Board> {
+        let folder = monitor(root, "soctherm_oc")?;
+        let counts = (1..=8).filter_map(|n| number(&folder.join(format!("oc{n}_event_cnt"))));
+        let sum: f64 = counts.sum();
+        let before = self.over_current.replace(sum);
+        let more = before.is_some_and(|before| sum > before);
+        Some(Board { under_voltage: more, ..Board::default() })
+    }
+}
+
+fn raspberry(root: &Path) -> Option<Board> {
+    let word = text(&root.join(PI))?;
+    let bits = u32::from_str_radix(word.trim_start_matches("0x"), 16).ok()?;
+    let is_set = |bit: u32| (bits | bits >> 16) >> bit & 1 == 1;
+    Some(Board {
+        under_voltage: is_set(0),
+        capped: is_set(1),
+        throttled: is_set(2),
+        soft_limit: is_set(3),
+    })
+}
+
+fn low_voltage(root: &Path) -> Option<Board> {
+    let alarm = number(&monitor(root, "rpi_volt")?.join("in0_lcrit_alarm"))?;
+    Some(Board { under_voltage: alarm > 0.0, ..Board::default() })
+}
+
+/// A processor's clock that the kernel holds down to cool it.
+fn cooling(root: &Path) -> Option<Board> {
+    let devices = folders(&root.join("sys/class/thermal"), "cooling_device");
+    let states = devices.iter().filter_map(|path| {
+        let kind = text(&path.join("type"))?.to_lowercase();
+        let is_clock = kind.contains("cpufreq") || kind.contains("devfreq");
+        if is_clock { number(&path.join("cur_state")) } else { None }
+    });
+    let most = states.reduce(f64::max)?;
+    Some(Board { capped: most > 0.0, ..Board::default() })
+}
+
+pub(super) fn finding(root: &Path) -> Finding {
+    let mut sources = Vec::new();
+    if raspberry(root).is_some() {
+        sources.push("get_throttled of a Raspberry Pi's firmware");
+    }
+    if low_voltage(root).is_some() {
+        sources.push("the under-voltage alarm of rpi_volt");
+    }
+    if monitor(root, "soctherm_oc").is_some() {
+        sources.push("over-current events of a Jetson");
+    }
+    if cooling(root).is_some() {
+        sources.push("the clock's cooling device");
+    }
+    let found = !sources.is_empty();
+    let said =
+        if found { sources.join(", ") } else { "this board says nothing of its supply".to_owned() };
+    Finding { what: "power and clock", found, said }
+}

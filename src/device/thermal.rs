@@ -1,0 +1,72 @@
+//! Thermal zones with their trip points, as the kernel shows them.
+//!
+//! The layout is that of Documentation/ABI/testing/sysfs-class-thermal of the Linux kernel;
+//! temperatures are thousandths of a degree Celsius.
+
+use std::path::Path;
+
+use super::Finding;
+use super::files::{folders, number, text};
+use crate::limits::ZONES_MAX;
+use crate::pressure::Zone;
+
+/// Trip points of a zone that are looked at.
+const TRIPS_MAX: usize = 16;
+
+/// Every zone that is there. One that is turned off or can't be read has no temperature.
+pub(super) fn zones(root: &Path) -> Vec<Zone> {
+    let found = folders(&root.join("sys/class/thermal"), "thermal_zone");
+    found.iter().take(ZONES_MAX).map(|path| zone(path)).collect()
+}
+
+fn zone(path: &Path) -> Zone {
+    let off = text(&path.join("mode")).as_deref() == Some("disabled");
+    let celsius = if off { None } else { number(&path.join("temp")).map(|m| m / 1e3) };
+    let mut zone = Zone {
+        name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        kind: text(&path.join("type")).unwrap_or_default(),
+        celsius,
+        ..Zone::default()
+    };
+    for n in 0..TRIPS_MAX {
+        let Some(kind) = text(&path.join(format!("trip_point_{n}_type"))) else { break };
+        let celsius = number(&path.join(format!("trip_point_{n}_temp"))).map(|m| m / 1e3);
+        // zero and less is how a driver says that it has none
+        let Some(celsius) = celsius.filter(|c| *c > 0.0) else { continue };
+        let place = match kind.as_str() {
+            "passive" => &mut zone.passive,
+            "hot" => &mut zone.hot,
+            "critical" => &mut zone.critical,
+            _ => continue,
+        };
+        *place = Some(place.map_or(celsius, |other: f64| other.min(celsius)));
+    }
+    zone
+}
+
+pub(super) fn findings(root: &Path) -> Vec<Finding> {
+    let zones = zones(root);
+    if zones.is_empty() {
+        let said = "no thermal zone below /sys/class/thermal; an engine that becomes slower than \
+                    usual is taken for the sign of heat"
+            .to_owned();
+        return vec![Finding { what: "heat", found: false, said }];
+    }
+    let say = |zone: &Zone| {
+        let trip = |name: &str, celsius: Option<f64>| {
+            celsius.map_or(String::new(), |c| format!(", {name} {c:.0}"))
+        };
+        let reading = match zone.celsius {
+            Some(celsius) => format!("{celsius:.1} °C"),
+            None => "off or not readable".to_owned(),
+        };
+        let trips =
+            [trip("passive", zone.passive), trip("hot", zone.hot), trip("critical", zone.critical)];
+        Finding {
+            what: "heat",
+            found: zone.celsius.is_some(),
+            said: format!("{} ({}): {reading}{}", zone.kind, zone.name, trips.concat()),
+        }
+    };
+    zones.iter().map(say).collect()
+}

@@ -1,0 +1,57 @@
+//! Says on a retained topic how hard pressed the device is: when that changes, and now and then.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::{Bus, Outgoing};
+use crate::device::Reading;
+use crate::dispatch::Dispatch;
+use crate::limits::HEALTH_EVERY;
+use crate::model::Reach;
+
+/// Publishes until `stop`.
+pub async fn tell(
+    bus: Bus,
+    topic: String,
+    dispatch: Dispatch,
+    mut reading: watch::Receiver<Reading>,
+    stop: CancellationToken,
+) {
+    let mut last = None;
+    // ends with the service
+    loop {
+        let now = reading.borrow_and_update().clone();
+        let state = (now.strain.stage, now.strain.cause);
+        let payload = Bytes::from(health(&now, &dispatch).to_string());
+        let message = Outgoing { topic: topic.clone(), payload, correlation: None, retain: true };
+        // one that finds no room is followed by the next
+        let _ = bus.publish(message);
+        last.replace(state);
+        let changed = async {
+            let is_news =
+                |reading: &Reading| last != Some((reading.strain.stage, reading.strain.cause));
+            if reading.wait_for(is_news).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = changed => {}
+            () = tokio::time::sleep(HEALTH_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// What the device bears, and what it does.
+fn health(reading: &Reading, dispatch: &Dispatch) -> Value {
+    let mut value = reading.told();
+    let (waiting, running) = dispatch.load();
+    let here = dispatch.backends().into_iter().filter(|seen| seen.reach == Reach::Device);
+    let rate = here.filter_map(|seen| seen.context?.runtime.decode_tokens_per_s).reduce(f64::max);
+    value["waiting"] = json!(waiting);
+    value["running"] = json!(running);
+    value["tokens_per_s"] = json!(rate);
+    value
+}
