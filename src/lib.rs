@@ -19,11 +19,11 @@
 //! ```text
 //! 6 roof       main, cli, daemon, config                    know everyone, known by no one
 //! 5 ingress    ingress/{mqtt, http}                         one client's protocol each
-//! 4 rooms      dispatch, backends/{engine, gguf, onnx, scripted, supervise}
+//! 4 rooms      dispatch, backends/{engine, gguf, onnx, scripted, supervise}, simulate
 //! 3 hands      mcp (port and line), bus (the one MQTT line), tls, broker, metrics, device
 //! 2 shapes     wire (requests and replies as JSON), link (the state of a backend)
-//! 1 judgement  scheduler, registry                          PURE
-//! 0 words      limits, prompt, labels, model, health, generate, time  PURE
+//! 1 judgement  scheduler, registry, pressure                PURE
+//! 0 words      limits, prompt, labels, model, health, strain, generate, time  PURE
 //! ```
 //!
 //! # One request
@@ -61,6 +61,7 @@ pub mod ingress;
 // 4 rooms
 pub mod backends;
 pub mod dispatch;
+pub mod simulate;
 // 3 hands
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
@@ -73,6 +74,7 @@ pub mod tls;
 pub mod link;
 pub mod wire;
 // 1 judgement
+pub mod pressure;
 pub mod registry;
 pub mod scheduler;
 // 0 words
@@ -82,4 +84,5 @@ pub mod labels;
 pub mod limits;
 pub mod model;
 pub mod prompt;
+pub mod strain;
 pub mod time;

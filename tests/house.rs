@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floor of each room; a room may name only lower floors, and itself.
-const FLOORS: [(&str, u8); 25] = [
+const FLOORS: [(&str, u8); 28] = [
     ("cli", 6),
     ("config", 6),
     ("daemon", 6),
@@ -26,6 +26,7 @@ const FLOORS: [(&str, u8); 25] = [
     ("ingress", 5),
     ("backends", 4),
     ("dispatch", 4),
+    ("simulate", 4),
     ("broker", 3),
     ("bus", 3),
     ("device", 3),
@@ -34,6 +35,7 @@ const FLOORS: [(&str, u8); 25] = [
     ("metrics", 3),
     ("tls", 3),
     ("wire", 2),
+    ("pressure", 1),
     ("registry", 1),
     ("scheduler", 1),
     ("generate", 0),
@@ -42,6 +44,7 @@ const FLOORS: [(&str, u8); 25] = [
     ("limits", 0),
     ("model", 0),
     ("prompt", 0),
+    ("strain", 0),
     ("time", 0),
     ("lib", 9),
 ];

@@ -4,7 +4,9 @@
 mod ask;
 mod doctor;
 mod engine;
+mod explain;
 mod model;
+mod simulate;
 mod start;
 mod status;
 
@@ -71,7 +73,14 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Print this many samples of all sensors, one a second, as lines of JSON.
+        #[arg(long, value_name = "COUNT")]
+        samples: Option<u32>,
     },
+    /// Say a decision record in words, and decide again from its figures.
+    Explain(explain::Explain),
+    /// Let our judge decide over a day of a simulated board.
+    Simulate(simulate::Simulate),
     /// Be an MCP server on standard input and output.
     Mcp,
     /// Work with model files.
@@ -97,6 +106,8 @@ impl Line {
             | Command::Status { .. }
             | Command::Check { .. }
             | Command::Doctor { .. }
+            | Command::Explain(_)
+            | Command::Simulate(_)
             | Command::Mcp
             | Command::Model(_)
             | Command::Completions { .. } => true,
@@ -136,7 +147,10 @@ impl Line {
                 status::run(&config, json).await?
             }
             Command::Check { file } => check(file.as_deref().or(path)),
-            Command::Doctor { json } => doctor::run(path, json).await?,
+            Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
+            Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
+            Command::Explain(explain) => explain.run()?,
+            Command::Simulate(simulate) => simulate.run()?,
             Command::Mcp => {
                 let Some(config) = loaded(path) else {
                     return Ok(ExitCode::from(WRONG));

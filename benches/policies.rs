@@ -1,0 +1,45 @@
+//! Our judge against the simple rules that others use, over the same simulated days.
+//!
+//! `cargo bench --no-default-features --bench policies [-- HOURS [DAYS]]` prints the tables of
+//! `docs/measurements.md`; the same seeds give the same figures on every machine.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a benchmark ends at the first surprise"
+)]
+
+use std::time::Duration;
+
+use pilotlight::simulate::board::BOARDS;
+use pilotlight::simulate::load::Demand;
+use pilotlight::simulate::policy::{POLICIES, Policy};
+use pilotlight::simulate::table::{is_on_the_front, over, table};
+use pilotlight::simulate::world::Given;
+
+fn main() {
+    let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<u64>().ok());
+    let hours = numbers.next().unwrap_or(24);
+    let days = numbers.next().unwrap_or(4);
+    let length = Duration::from_secs(hours * 3600);
+    for slots in [1, 3] {
+        for board in &BOARDS {
+            for (load, burst) in [(0.5, 1.0), (0.8, 1.0), (1.0, 1.0), (0.8, 4.0)] {
+                let demand = Demand { load, burst, length };
+                let given = Given { seed: 0, slots, memory_runs_short: true, trace: None };
+                let outcome = |policy| (policy, over(board, demand, days, policy, &given));
+                let outcomes: Vec<_> = POLICIES.into_iter().map(outcome).collect();
+                println!(
+                    "\n{}, load {load}, bursts of {burst}, engine holds {slots}, {days} x {hours} h",
+                    board.name
+                );
+                println!("{}", table(&outcomes));
+                let ours = outcomes.iter().find(|(policy, _)| *policy == Policy::Ours);
+                let (_, ours) = ours.expect("ours is one of them");
+                let on_front = is_on_the_front(ours, &outcomes);
+                println!("ours is on the front: {on_front}; left for: {:?}", ours.reasons);
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `simulate`: a board that is not there, prompts that nobody wrote, and our judge over a day.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::json;
+
+use super::DONE;
+use crate::pressure::Sample;
+use crate::simulate::board::{BOARDS, Board};
+use crate::simulate::draw;
+use crate::simulate::load::Demand;
+use crate::simulate::policy::{POLICIES, Policy};
+use crate::simulate::table::{over, table};
+use crate::simulate::world::{Given, Outcome};
+
+/// Longest day, in hours.
+const HOURS_MAX: f64 = 24.0 * 14.0;
+
+#[derive(Debug, Args)]
+pub(super) struct Simulate {
+    /// Which board: pi4, pi5, orin, or study.
+    #[arg(long, default_value = "pi5")]
+    board: String,
+    /// Work that is asked for against what the cool engine could do.
+    #[arg(long, default_value_t = 1.0)]
+    load: f64,
+    /// How many times as many prompts come in one minute of ten.
+    #[arg(long, default_value_t = 1.0)]
+    burst: f64,
+    /// How long the day is.
+    #[arg(long, default_value_t = 6.0)]
+    hours: f64,
+    /// How many days, each with the next seed.
+    #[arg(long, default_value_t = 1)]
+    days: u64,
+    /// The first day's seed; the same seed gives the same day.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Jobs that the engine holds at once, the most urgent of which it works on.
+    #[arg(long, default_value_t = 1)]
+    slots: u32,
+    /// No other program takes the memory.
+    #[arg(long)]
+    memory_plenty: bool,
+    /// Samples of a real device, as `doctor --samples` prints them, in place of the board's heat.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Compare our judge with the simple rules that others use.
+    #[arg(long)]
+    compare: bool,
+    /// Draw the day (the last, if there are several) into this file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Simulate {
+    pub(super) fn run(&self) -> anyhow::Result<u8> {
+        let board = BOARDS.iter().find(|board| board.name == self.board).with_context(|| {
+            let known: Vec<&str> = BOARDS.iter().map(|board| board.name).collect();
+            format!("there is no board {:?}; there are: {}", self.board, known.join(", "))
+        })?;
+        for (name, value, most) in [
+            ("--load", self.load, 10.0),
+            ("--burst", self.burst, 100.0),
+            ("--hours", self.hours, HOURS_MAX),
+        ] {
+            if !(value > 0.0 && value <= most) {
+                bail!("{name} is {value}; it must be above 0 and at most {most}");
+            }
+        }
+        if !(1..=64).contains(&self.slots) || !(1..=100).contains(&self.days) {
+            bail!("--slots must be 1 to 64 and --days 1 to 100");
+        }
+        let length = Duration::from_secs_f64(self.hours * 3600.0);
+        let demand = Demand { load: self.load, burst: self.burst, length };
+        let given = Given {
+            seed: self.seed,
+            slots: self.slots,
+            memory_runs_short: !self.memory_plenty,
+            trace: self.trace.as_deref().map(read_trace).transpose()?.map(Arc::new),
+        };
+        let policies = if self.compare { POLICIES.to_vec() } else { vec![Policy::Ours] };
+        let outcome = |policy| (policy, over(board, demand, self.days, policy, &given));
+        let outcomes: Vec<(Policy, Outcome)> = policies.into_iter().map(outcome).collect();
+        self.print(board, &outcomes);
+        if let (Some(file), Some((_, ours))) = (&self.svg, outcomes.last()) {
+            let title = format!(
+                "{} at load {}, bursts of {}, seed {}",
+                board.name,
+                self.load,
+                self.burst,
+                self.seed + self.days - 1
+            );
+            fs::write(file, draw(board, ours, &title))
+                .with_context(|| format!("{} can't be written", file.display()))?;
+            eprintln!("drawn into {}", file.display());
+        }
+        Ok(DONE)
+    }
+
+    fn print(&self, board: &Board, outcomes: &[(Policy, Outcome)]) {
+        if self.json {
+            let all: Vec<_> = outcomes.iter().map(|(policy, o)| record(*policy, o)).collect();
+            println!("{:#}", json!({"board": board.name, "policies": all}));
+            return;
+        }
+        println!("{}", table(outcomes));
+        if let Some((_, ours)) = outcomes.last() {
+            let reasons: Vec<String> =
+                ours.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            println!("{} prompts; our judge sent away: {}", ours.jobs, reasons.join(", "));
+        }
+    }
+}
+
+fn record(policy: Policy, outcome: &Outcome) -> serde_json::Value {
+    json!({
+        "policy": policy.name(), "jobs": outcome.jobs, "away": outcome.away,
+        "needless": outcome.needless, "missed": outcome.missed, "tokens": outcome.tokens,
+        "away_tokens": outcome.away_tokens, "hot_s": outcome.hot_s,
+        "mode_changes": outcome.mode_changes, "hours": outcome.hours, "peak_c": outcome.peak_c,
+        "reasons": outcome.reasons,
+    })
+}
+
+fn read_trace(path: &Path) -> anyhow::Result<Vec<Sample>> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
+    let read = |(n, line): (usize, &str)| {
+        serde_json::from_str(line).with_context(|| {
+            format!(
+                "{}, line {}: is no sample; record them with `doctor --samples`",
+                path.display(),
+                n + 1
+            )
+        })
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let samples: Vec<Sample> = lines.map(read).collect::<anyhow::Result<_>>()?;
+    if samples.is_empty() {
+        bail!("{} holds no sample", path.display());
+    }
+    Ok(samples)
+}

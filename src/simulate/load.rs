@@ -1,0 +1,129 @@
+//! What is asked of a simulated device: prompts over time, made from a seed or read from a file.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::board::Board;
+use crate::prompt::{Class, Mode};
+
+/// One prompt of a simulated day.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order {
+    /// When it comes, from the beginning.
+    pub at: Duration,
+    /// Who asks.
+    pub app: usize,
+    /// How urgent it is.
+    pub class: Class,
+    /// Where it may go.
+    pub mode: Mode,
+    /// Time for its answer.
+    pub budget: Duration,
+    /// Tokens of its prompt.
+    pub prompt: u32,
+    /// Of these, tokens that are in the cache already.
+    pub cached: u32,
+    /// Tokens that its answer will have, which nobody knows before.
+    pub answer: u32,
+    /// Most tokens that it may have.
+    pub most: u32,
+    /// Nothing of the answer is handed out before its end.
+    pub whole: bool,
+}
+
+/// How prompts come.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Demand {
+    /// Work that is asked for against what the cool engine could do.
+    pub load: f64,
+    /// How many times as many come in the bursts: 1 is none. One tenth of the time is a burst.
+    pub burst: f64,
+    /// How long the day is.
+    pub length: Duration,
+}
+
+/// A kind of prompt: share of all, class, seconds to its deadline, tokens of the prompt and of the
+/// answer in the middle.
+type Kind = (f64, Class, u64, f64, f64);
+
+const KINDS: [Kind; 3] = [
+    (0.60, Class::Interactive, 8, 120.0, 20.0),
+    (0.30, Class::Normal, 30, 200.0, 60.0),
+    (0.10, Class::Batch, 120, 300.0, 180.0),
+];
+/// Spread of the lengths of answers and prompts (sigma of the logarithm).
+const ANSWER_SIGMA: f64 = 0.6;
+const PROMPT_SIGMA: f64 = 0.3;
+/// `max_tokens` against the answer in the middle.
+const MOST: f64 = 5.0;
+/// Share of a prompt that an earlier one has left in the cache.
+const CACHED: f64 = 0.4;
+const APPS: usize = 4;
+const LOCAL_ONLY: f64 = 0.1;
+const STREAMED: f64 = 0.2;
+/// Length of a burst, in seconds.
+const BURST_S: f64 = 60.0;
+
+/// A day of prompts.
+pub fn day(board: &Board, demand: Demand, seed: u64) -> Vec<Order> {
+    let mut random = Rng::with_seed(seed);
+    // the mean of a log-normal is e^(s²/2) times its middle
+    let mean = |middle: f64, sigma: f64| middle * (sigma * sigma / 2.0).exp();
+    let work: f64 = KINDS
+        .iter()
+        .map(|(share, _, _, prompt, answer)| {
+            let read = mean(*prompt, PROMPT_SIGMA) * (1.0 - CACHED) / board.prefill;
+            share * (read + mean(*answer, ANSWER_SIGMA) / board.decode)
+        })
+        .sum();
+    let rate = demand.load / work;
+    // the same number in all, whatever the bursts
+    let quiet = rate / (0.9 + 0.1 * demand.burst);
+    let mut at = 0.0;
+    let mut orders = Vec::new();
+    while at < demand.length.as_secs_f64() {
+        let is_burst = at % (10.0 * BURST_S) < BURST_S;
+        let rate = if is_burst { quiet * demand.burst } else { quiet };
+        at += -(1.0 - random.f64()).ln() / rate;
+        orders.push(order(&mut random, at));
+    }
+    orders
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "tokens of a prompt, positive and small"
+)]
+fn order(random: &mut Rng, at: f64) -> Order {
+    let mut pick = random.f64();
+    let kind = KINDS.iter().position(|(share, ..)| {
+        pick -= share;
+        pick < 0.0
+    });
+    let kind = kind.unwrap_or(KINDS.len() - 1);
+    let (_, class, seconds, prompt, answer) = KINDS[kind];
+    let most = answer * MOST;
+    let mut spread = |middle: f64, sigma: f64| middle * (sigma * normal(random)).exp();
+    let prompt = spread(prompt, PROMPT_SIGMA).clamp(8.0, 1500.0);
+    let answer = spread(answer, ANSWER_SIGMA).clamp(1.0, most);
+    Order {
+        at: Duration::from_secs_f64(at),
+        app: kind * APPS + random.usize(0..APPS),
+        class,
+        mode: if random.f64() < LOCAL_ONLY { Mode::LocalOnly } else { Mode::PreferLocal },
+        budget: Duration::from_secs(seconds),
+        prompt: prompt as u32,
+        cached: (prompt * CACHED) as u32,
+        answer: answer as u32,
+        most: most as u32,
+        whole: random.f64() >= STREAMED,
+    }
+}
+
+/// A number of the standard normal distribution (Box and Muller).
+pub(super) fn normal(random: &mut Rng) -> f64 {
+    let (a, b) = (1.0 - random.f64(), random.f64());
+    (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+}

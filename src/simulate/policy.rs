@@ -1,0 +1,217 @@
+//! Who decides in a simulated day: our judge, or one of the simple rules that others use.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::prompt::{JobId, Mode};
+use crate::scheduler::decision::{Decision, Pressure, Reason};
+use crate::scheduler::{BackendId, Card, Effect, Event, Scheduler, Ticket, Verdict};
+use crate::time::Time;
+
+/// The engine of this device and the other model, in every simulation.
+pub const HERE: BackendId = BackendId(0);
+/// See [`HERE`].
+pub const AWAY: BackendId = BackendId(1);
+
+/// A way to decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Everything stays.
+    Never,
+    /// Everything leaves that may.
+    Always,
+    /// What the engine refuses leaves: it holds this many at most.
+    OnError(usize),
+    /// What comes while this many are in the engine leaves.
+    InFlight(usize),
+    /// What comes while this many wait leaves.
+    QueueLength(usize),
+    /// What would be late at its arrival by the mean of its kind leaves; first come, first served.
+    PredictAtArrival,
+    /// Our judge.
+    Ours,
+}
+
+/// All policies that are compared.
+pub const POLICIES: [Policy; 7] = [
+    Policy::Never,
+    Policy::Always,
+    Policy::OnError(16),
+    Policy::InFlight(2),
+    Policy::QueueLength(4),
+    Policy::PredictAtArrival,
+    Policy::Ours,
+];
+
+impl Policy {
+    /// Its name in tables.
+    pub fn name(self) -> String {
+        match self {
+            Policy::Never => "never".to_owned(),
+            Policy::Always => "always".to_owned(),
+            Policy::OnError(most) => format!("on error (engine holds {most})"),
+            Policy::InFlight(most) => format!("in flight ≥ {most}"),
+            Policy::QueueLength(most) => format!("queue ≥ {most}"),
+            Policy::PredictAtArrival => "predict at arrival".to_owned(),
+            Policy::Ours => "ours".to_owned(),
+        }
+    }
+}
+
+/// Something that decides.
+pub(super) trait Judge {
+    fn on(&mut self, event: Event, now: Time) -> Vec<Effect>;
+    fn wake_at(&self, now: Time) -> Option<Time>;
+}
+
+impl Judge for Scheduler {
+    fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
+        Scheduler::on(self, event, now)
+    }
+
+    fn wake_at(&self, now: Time) -> Option<Time> {
+        Scheduler::wake_at(self, now)
+    }
+}
+
+/// The judge of a policy over these two models.
+pub(super) fn judge(policy: Policy, cards: &[Card; 2]) -> Box<dyn Judge> {
+    match policy {
+        Policy::Ours => Box::new(Scheduler::new(cards.to_vec())),
+        Policy::Never
+        | Policy::Always
+        | Policy::OnError(_)
+        | Policy::InFlight(_)
+        | Policy::QueueLength(_)
+        | Policy::PredictAtArrival => Box::new(Rule {
+            policy,
+            queue: VecDeque::new(),
+            here: None,
+            away: BTreeMap::new(),
+            means: BTreeMap::new(),
+        }),
+    }
+}
+
+/// First come, first served, and a rule at the arrival of each job.
+struct Rule {
+    policy: Policy,
+    queue: VecDeque<Ticket>,
+    here: Option<(Ticket, Time)>,
+    away: BTreeMap<JobId, Ticket>,
+    /// Mean time in the engine of each kind of job, in milliseconds.
+    means: BTreeMap<String, f64>,
+}
+
+impl Rule {
+    fn leaves(&self, ticket: &Ticket, now: Time) -> bool {
+        if ticket.mode == Mode::LocalOnly {
+            return false;
+        }
+        let waiting = self.queue.len();
+        let inside = waiting + usize::from(self.here.is_some());
+        match self.policy {
+            Policy::Never | Policy::Ours => false,
+            Policy::Always => true,
+            Policy::OnError(most) | Policy::InFlight(most) => inside >= most,
+            Policy::QueueLength(most) => waiting >= most,
+            Policy::PredictAtArrival => {
+                let mean = |t: &Ticket| self.means.get(&t.template).copied().unwrap_or(0.0);
+                let first = self.here.as_ref().map_or(0.0, |(ticket, started)| {
+                    (mean(ticket) - now.since(*started).as_secs_f64() * 1e3).max(0.0)
+                });
+                let before: f64 = self.queue.iter().map(mean).sum();
+                first + before + mean(ticket) > now.until(ticket.due).as_secs_f64() * 1e3
+            }
+        }
+    }
+
+    fn next(&mut self, now: Time) -> Option<Effect> {
+        if self.here.is_some() {
+            return None;
+        }
+        let ticket = self.queue.pop_front()?;
+        let (job, budget) = (ticket.job, now.until(ticket.due));
+        self.here = Some((ticket, now));
+        Some(Effect::Start { job, backend: HERE, budget })
+    }
+}
+
+impl Judge for Rule {
+    fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Arrived(ticket) if self.leaves(&ticket, now) => {
+                let (job, budget) = (ticket.job, now.until(ticket.due));
+                self.away.insert(job, ticket);
+                effects.push(Effect::Start { job, backend: AWAY, budget });
+            }
+            Event::Arrived(ticket) => self.queue.push_back(ticket),
+            Event::Ended { job, .. } => {
+                if self.here.as_ref().is_some_and(|(ticket, _)| ticket.job == job)
+                    && let Some((ticket, started)) = self.here.take()
+                {
+                    let ms = now.since(started).as_secs_f64() * 1e3;
+                    let mean = self.means.entry(ticket.template).or_insert(ms);
+                    *mean += (ms - *mean) / 16.0;
+                    effects.push(settled(job, Verdict::Done, HERE));
+                } else if self.away.remove(&job).is_some() {
+                    effects.push(settled(job, Verdict::Done, AWAY));
+                }
+            }
+            Event::Gone(_)
+            | Event::Up(..)
+            | Event::Down(_)
+            | Event::Strained(_)
+            | Event::Tick
+            | Event::Drain => {}
+        }
+        if self.here.as_ref().is_some_and(|(ticket, _)| ticket.due <= now)
+            && let Some((ticket, _)) = self.here.take()
+        {
+            effects.push(Effect::Stop { job: ticket.job });
+            effects.push(settled(ticket.job, Verdict::Expired, HERE));
+        }
+        // who is late is not served any more
+        self.queue.retain(|ticket| {
+            let late = ticket.due <= now;
+            if late {
+                effects.push(settled(ticket.job, Verdict::Expired, HERE));
+            }
+            !late
+        });
+        let late: Vec<JobId> = self.away.values().filter(|t| t.due <= now).map(|t| t.job).collect();
+        for job in late {
+            self.away.remove(&job);
+            effects.push(Effect::Stop { job });
+            effects.push(settled(job, Verdict::Expired, AWAY));
+        }
+        effects.extend(self.next(now));
+        effects
+    }
+
+    fn wake_at(&self, _now: Time) -> Option<Time> {
+        let waiting = self.queue.iter().map(|ticket| ticket.due);
+        let running = self.here.iter().map(|(ticket, _)| ticket.due);
+        waiting.chain(running).chain(self.away.values().map(|ticket| ticket.due)).min()
+    }
+}
+
+fn settled(job: JobId, verdict: Verdict, backend: BackendId) -> Effect {
+    let decision = Decision {
+        route: if backend == HERE { "local" } else { "cloud" }.to_owned(),
+        reason: Reason::Feasible,
+        attempts: Vec::new(),
+        predicted_ms: None,
+        pressure: Pressure::default(),
+        figures: None,
+    };
+    Effect::Settle { job, verdict, backend: Some(backend), decision }
+}
+
+/// How long the other model takes for an answer of so many tokens: most answers begin within a
+/// second, one in twenty takes two or three times as long.
+pub(super) fn time_away(random: &mut fastrand::Rng, tokens: u32) -> Duration {
+    let first = 0.6 * (0.5 * super::load::normal(random)).exp();
+    Duration::from_secs_f64(first + f64::from(tokens) / 80.0)
+}

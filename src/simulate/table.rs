@@ -1,0 +1,63 @@
+//! Policies side by side over the same days, as a table in Markdown.
+
+use std::fmt::Write as _;
+
+use super::board::Board;
+use super::load::{Demand, day};
+use super::policy::Policy;
+use super::world::{Given, Outcome, run};
+
+/// What a policy came to over the days of these seeds.
+pub fn over(board: &Board, demand: Demand, seeds: u64, policy: Policy, given: &Given) -> Outcome {
+    let mut sum = Outcome::default();
+    for seed in 0..seeds.max(1) {
+        let orders = day(board, demand, given.seed + seed);
+        sum.add(run(board, &orders, policy, &Given { seed: given.seed + seed, ..given.clone() }));
+    }
+    sum
+}
+
+/// All policies as a table.
+pub fn table(outcomes: &[(Policy, Outcome)]) -> String {
+    let mut text = String::from(
+        "| policy | requests elsewhere | tokens elsewhere | missed | above trip point, s/h | mode \
+         changes/h | needless of those | peak °C |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for (policy, outcome) in outcomes {
+        // writing to a string can't fail
+        let _ = writeln!(
+            text,
+            "| {} | {:.1} % | {:.1} % | {:.2} % | {:.0} | {:.1} | {:.0} % | {:.1} |",
+            policy.name(),
+            percent(outcome.away, outcome.jobs),
+            percent(outcome.away_tokens, outcome.tokens),
+            percent(outcome.missed, outcome.jobs),
+            outcome.hot_s / outcome.hours,
+            per_hour(outcome.mode_changes, outcome.hours),
+            percent(outcome.needless, outcome.away),
+            outcome.peak_c,
+        );
+    }
+    text
+}
+
+/// Whether no other is at least as good in missed jobs and in tokens elsewhere, and better in one.
+pub fn is_on_the_front(outcome: &Outcome, others: &[(Policy, Outcome)]) -> bool {
+    let at = |o: &Outcome| (percent(o.missed, o.jobs), percent(o.away_tokens, o.tokens));
+    let (missed, tokens) = at(outcome);
+    !others.iter().any(|(_, other)| {
+        let (its_missed, its_tokens) = at(other);
+        its_missed <= missed && its_tokens <= tokens && (its_missed < missed || its_tokens < tokens)
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a few days")]
+fn percent<T: TryInto<u64>>(part: T, whole: T) -> f64 {
+    let number = |value: T| value.try_into().unwrap_or(0) as f64;
+    100.0 * number(part) / number(whole).max(1.0)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a few days")]
+fn per_hour(count: usize, hours: f64) -> f64 {
+    count as f64 / hours
+}

@@ -1,0 +1,464 @@
+//! One simulated day: prompts come, an engine and another model answer, the chip warms, a judge
+//! decides, and the books are kept by the world itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::board::{Board, Chip};
+use super::load::Order;
+use super::policy::{AWAY, HERE, Judge, Policy, judge, time_away};
+use crate::generate::Fault;
+use crate::model::Reach;
+use crate::pressure::{Amount, Gauge, Sample, Zone};
+use crate::prompt::{Class, JobId};
+use crate::scheduler::decision::Reason;
+use crate::scheduler::{Answered, Card, Effect, Event, Sent, Spent, Ticket, Verdict};
+use crate::strain::{Stage, Strain};
+use crate::time::Time;
+
+/// How often the sensors are read.
+const SAMPLED: Duration = Duration::from_secs(1);
+/// Bytes of text to a token.
+const BYTES_PER_TOKEN: u32 = 4;
+/// Another program takes the memory for a minute in each such time, in seconds.
+const MEMORY_EVERY_S: u64 = 2400;
+const MEMORY_SHORT_S: u64 = 60;
+/// Speed that is left to an engine while memory is short.
+const SWAPPING: f64 = 0.3;
+
+/// What a day is given besides its prompts.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// For everything that is left to chance.
+    pub seed: u64,
+    /// Jobs that the engine holds, the most urgent of which it works on.
+    pub slots: u32,
+    /// Whether another program takes the memory now and then.
+    pub memory_runs_short: bool,
+    /// Samples of a real device, one a second, in place of the board's own heat and memory; after
+    /// the last they begin again.
+    pub trace: Option<Arc<Vec<Sample>>>,
+}
+
+/// What a day came to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outcome {
+    /// Prompts that came.
+    pub jobs: usize,
+    /// Of these, answered elsewhere.
+    pub away: usize,
+    /// Of these, sent there for load, though by hindsight there was time here.
+    pub needless: usize,
+    /// Not answered in time.
+    pub missed: usize,
+    /// Tokens of prompts and answers, in all and elsewhere.
+    pub tokens: u64,
+    /// See `tokens`.
+    pub away_tokens: u64,
+    /// Seconds above the trip point.
+    pub hot_s: f64,
+    /// How often the device was closed or opened.
+    pub mode_changes: usize,
+    /// Length of the day.
+    pub hours: f64,
+    /// Highest temperature.
+    pub peak_c: f64,
+    /// Why prompts left.
+    pub reasons: BTreeMap<String, usize>,
+    /// What was so at each second, if it was asked for.
+    pub seconds: Vec<Second>,
+}
+
+impl Outcome {
+    /// Another day besides; what was so at each second is that of the last.
+    pub fn add(&mut self, other: Outcome) {
+        self.jobs += other.jobs;
+        self.away += other.away;
+        self.needless += other.needless;
+        self.missed += other.missed;
+        self.tokens += other.tokens;
+        self.away_tokens += other.away_tokens;
+        self.hot_s += other.hot_s;
+        self.mode_changes += other.mode_changes;
+        self.hours += other.hours;
+        self.peak_c = self.peak_c.max(other.peak_c);
+        for (reason, count) in other.reasons {
+            *self.reasons.entry(reason).or_default() += count;
+        }
+        self.seconds = other.seconds;
+    }
+}
+
+/// One second of a day.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Second {
+    /// Degrees Celsius.
+    pub celsius: f64,
+    /// Share of the time that the engine may compute.
+    pub duty: f64,
+    /// Jobs that wait.
+    pub waiting: usize,
+    /// Jobs settled in this second, here and elsewhere, and missed.
+    pub here: usize,
+    /// See `here`.
+    pub away: usize,
+    /// See `here`.
+    pub missed: usize,
+}
+
+/// A job in the engine.
+struct InEngine {
+    job: JobId,
+    order: (Class, Time, JobId),
+    /// Milliseconds at full speed that are left.
+    left: f64,
+}
+
+struct World<'a> {
+    given: &'a Given,
+    orders: &'a [Order],
+    board: &'a Board,
+    judge: Box<dyn Judge>,
+    random: Rng,
+    now: Time,
+    chip: Chip,
+    gauge: Gauge,
+    strain: Strain,
+    engine: Vec<InEngine>,
+    /// When the other model will have answered.
+    remote: BTreeMap<JobId, Time>,
+    recalled: Vec<JobId>,
+    out: Outcome,
+    /// Milliseconds of work that the engine could have done, from the beginning.
+    capacity: Vec<(Time, f64)>,
+    /// What was done here: deadline, arrival and work of each.
+    done_here: Vec<(Time, Time, f64)>,
+    left_for_load: Vec<(Time, Time, f64)>,
+    waiting: usize,
+}
+
+/// Lets a policy decide over a day.
+pub fn run(board: &Board, orders: &[Order], policy: Policy, given: &Given) -> Outcome {
+    let cards = [card(board, Reach::Device, given.slots), card(board, Reach::Cloud, 32)];
+    let mut world = World {
+        given,
+        orders,
+        board,
+        judge: judge(policy, &cards),
+        random: Rng::with_seed(given.seed),
+        now: Time::default(),
+        chip: Chip::new(*board),
+        gauge: Gauge::default(),
+        strain: Strain::default(),
+        engine: Vec::new(),
+        remote: BTreeMap::new(),
+        recalled: Vec::new(),
+        out: Outcome { jobs: orders.len(), ..Outcome::default() },
+        capacity: vec![(Time::default(), 0.0)],
+        done_here: Vec::new(),
+        left_for_load: Vec::new(),
+        waiting: 0,
+    };
+    let [here, away] = cards;
+    world.tell(Event::Up(HERE, here));
+    world.tell(Event::Up(AWAY, away));
+    world.live(policy == Policy::Ours);
+    world.out
+}
+
+fn card(board: &Board, reach: Reach, slots: u32) -> Card {
+    let here = reach == Reach::Device;
+    Card {
+        server: reach.name().to_owned(),
+        model: None,
+        reach,
+        slots,
+        urgent_first: here,
+        read_ms: here.then_some(1e3 / board.prefill),
+        write_ms: here.then_some(1e3 / board.decode),
+        max_tokens: 256,
+        context_tokens: 4096,
+        json_schema: true,
+        talents: None,
+    }
+}
+
+impl World<'_> {
+    fn live(&mut self, is_watched: bool) {
+        let end = self.orders.last().map_or(Duration::ZERO, |last| last.at + last.budget);
+        let end = Time::default() + end + SAMPLED;
+        let mut next = 0;
+        let mut sample = Time::default();
+        while self.now < end {
+            let arrival = self.orders.get(next).map(|order| Time::default() + order.at);
+            let wake = self.judge.wake_at(self.now);
+            let engine = self.engine_ends();
+            let remote = self.remote.values().min().copied();
+            let all = [arrival, Some(sample), wake, engine, remote, self.recall_ends()];
+            let Some(then) = all.into_iter().flatten().min() else { break };
+            self.pass(then.max(self.now));
+            if arrival == Some(then) {
+                self.arrive(next);
+                next += 1;
+            } else if sample == then {
+                self.sample(is_watched);
+                sample = self.now + SAMPLED;
+            } else if self.finish().is_none() {
+                self.tell(Event::Tick);
+            }
+        }
+        self.out.hours = self.now.since(Time::default()).as_secs_f64() / 3600.0;
+        self.count_needless();
+    }
+
+    fn memory_is_short(&self) -> bool {
+        let second = self.now.0 / 1_000_000;
+        self.given.memory_runs_short && second % MEMORY_EVERY_S >= MEMORY_EVERY_S - MEMORY_SHORT_S
+    }
+
+    /// Milliseconds of work in a millisecond.
+    fn speed(&self) -> f64 {
+        let swapping = if self.memory_is_short() { SWAPPING } else { 1.0 };
+        self.chip.speed() * f64::from(self.strain.duty) * swapping
+    }
+
+    fn top(&self) -> Option<usize> {
+        (0..self.engine.len()).min_by_key(|at| self.engine[*at].order)
+    }
+
+    fn engine_ends(&self) -> Option<Time> {
+        let top = self.top()?;
+        let ms = self.engine[top].left / self.speed().max(1e-9);
+        Some(self.now + Duration::from_secs_f64((ms / 1e3).clamp(1e-6, 1e6)))
+    }
+
+    fn recall_ends(&self) -> Option<Time> {
+        (!self.recalled.is_empty()).then_some(self.now)
+    }
+
+    fn pass(&mut self, then: Time) {
+        let time = then.since(self.now);
+        let ms = time.as_secs_f64() * 1e3;
+        let speed = self.speed();
+        if let Some(top) = self.top() {
+            self.engine[top].left -= ms * speed;
+        }
+        let busy = if self.engine.is_empty() { 0.0 } else { f64::from(self.strain.duty) };
+        if self.given.trace.is_none() {
+            self.chip.pass(time, busy, self.now.since(Time::default()));
+        }
+        if self.chip.celsius >= self.board.trip_c {
+            self.out.hot_s += time.as_secs_f64();
+        }
+        self.out.peak_c = self.out.peak_c.max(self.chip.celsius);
+        self.now = then;
+        let done = self.capacity.last().map_or(0.0, |(_, done)| *done);
+        self.capacity.push((then, done + ms * speed));
+    }
+
+    fn sample(&mut self, is_watched: bool) {
+        if is_watched {
+            let sample = self.sensed();
+            let strain = self.gauge.on(&sample, self.now);
+            let was_closed = self.strain.stage >= Stage::Closed;
+            self.out.mode_changes += usize::from(was_closed != (strain.stage >= Stage::Closed));
+            self.strain = strain;
+            self.tell(Event::Strained(strain));
+        }
+        let second = Second {
+            celsius: self.chip.celsius,
+            duty: f64::from(self.strain.duty),
+            waiting: self.waiting,
+            ..Second::default()
+        };
+        self.out.seconds.push(second);
+    }
+
+    /// What the sensors say: of the real device, or of the board.
+    fn sensed(&mut self) -> Sample {
+        if let Some(trace) = self.given.trace.as_ref().filter(|trace| !trace.is_empty()) {
+            let second = usize::try_from(self.now.0 / 1_000_000).unwrap_or(0);
+            let sample = trace[second % trace.len()].clone();
+            let hottest = sample.zones.iter().filter_map(|zone| zone.celsius).reduce(f64::max);
+            self.chip.celsius = hottest.unwrap_or(self.chip.celsius);
+            return sample;
+        }
+        let celsius = Some(self.chip.celsius + self.random.f64() - 0.5);
+        let passive = Some(self.board.trip_c);
+        let zone = Zone { name: "chip".to_owned(), celsius, passive, ..Zone::default() };
+        let available = if self.memory_is_short() { 100 << 20 } else { 2 << 30 };
+        let memory = Some(Amount { total: 4 << 30, available });
+        Sample { zones: vec![zone], memory, ..Sample::default() }
+    }
+
+    fn arrive(&mut self, at: usize) {
+        let order = &self.orders[at];
+        let bytes = (order.prompt * BYTES_PER_TOKEN) as usize;
+        let kind = order.class;
+        let ticket = Ticket {
+            job: JobId(at as u64),
+            app: format!("app-{}", order.app),
+            template: format!("{kind:?}"),
+            due: self.now + order.budget,
+            class: order.class,
+            mode: order.mode,
+            model: None,
+            wants_json: false,
+            is_word: false,
+            is_whole: order.whole,
+            max_tokens: Some(order.most),
+            talents: Vec::new(),
+            margin: 0.0,
+            ruled: false,
+            bytes,
+            hops: 0,
+        };
+        self.waiting += 1;
+        self.out.tokens += u64::from(order.prompt + order.answer);
+        self.tell(Event::Arrived(ticket));
+    }
+
+    fn work(&self, job: JobId) -> f64 {
+        let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+        let read = f64::from(order.prompt - order.cached) / self.board.prefill;
+        (read + f64::from(order.answer) / self.board.decode) * 1e3
+    }
+
+    /// Ends what has come to its end by now.
+    fn finish(&mut self) -> Option<()> {
+        if let Some(job) = self.recalled.pop() {
+            self.engine.retain(|inside| inside.job != job);
+            let outcome = Err((Fault::Cancelled, Sent::Nothing));
+            self.tell(Event::Ended { job, outcome });
+            return Some(());
+        }
+        let top = self.top().filter(|top| self.engine[*top].left <= 1e-2);
+        if let Some(top) = top {
+            let job = self.engine.swap_remove(top).job;
+            let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+            // what the engine measures: computing at the speed of the chip, without its pauses
+            let slow = 1.0 / self.chip.speed();
+            let spent = Spent {
+                prompt_tokens: order.prompt,
+                cached_tokens: order.cached,
+                completion_tokens: order.answer,
+                prefill_ms: f64::from(order.prompt - order.cached) / self.board.prefill
+                    * 1e3
+                    * slow,
+                decode_ms: f64::from(order.answer) / self.board.decode * 1e3 * slow,
+            };
+            let answered = Answered { confidence: None, spent: Some(spent) };
+            self.tell(Event::Ended { job, outcome: Ok(answered) });
+            return Some(());
+        }
+        let job = self.remote.iter().find(|(_, at)| **at <= self.now).map(|(job, _)| *job)?;
+        self.remote.remove(&job);
+        let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+        let tokens = Spent {
+            prompt_tokens: order.prompt,
+            completion_tokens: order.answer,
+            ..Spent::default()
+        };
+        let answered = Answered { confidence: None, spent: Some(tokens) };
+        self.tell(Event::Ended { job, outcome: Ok(answered) });
+        Some(())
+    }
+
+    fn tell(&mut self, event: Event) {
+        for effect in self.judge.on(event, self.now) {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Start { job, backend, .. } if backend == HERE => {
+                let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+                let due = Time::default() + order.at + order.budget;
+                let left = self.work(job);
+                self.engine.push(InEngine { job, order: (order.class, due, job), left });
+            }
+            Effect::Start { job, .. } => {
+                let tokens = self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)].answer;
+                let time = time_away(&mut self.random, tokens);
+                self.remote.insert(job, self.now + time);
+            }
+            Effect::Stop { job } => {
+                self.engine.retain(|inside| inside.job != job);
+                self.remote.remove(&job);
+                self.recalled.retain(|recalled| *recalled != job);
+            }
+            Effect::Recall { job } => self.recalled.push(job),
+            Effect::Settle { job, verdict, backend, decision } => {
+                let away = backend == Some(AWAY);
+                self.settled(job, &verdict, away, decision.reason);
+            }
+            Effect::Load(_) | Effect::Unload(_) | Effect::Drained => {}
+        }
+    }
+
+    fn settled(&mut self, job: JobId, verdict: &Verdict, away: bool, reason: Reason) {
+        let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+        let arrival = Time::default() + order.at;
+        let due = arrival + order.budget;
+        let missed = *verdict != Verdict::Done || self.now > due;
+        self.waiting -= 1;
+        self.out.missed += usize::from(missed);
+        let work = self.work(job);
+        if away {
+            self.out.away += 1;
+            self.out.away_tokens += u64::from(order.prompt + order.answer);
+            let name = serde_json::to_value(reason).ok();
+            let name = name.and_then(|n| n.as_str().map(str::to_owned)).unwrap_or_default();
+            *self.out.reasons.entry(name).or_default() += 1;
+            self.left_for_load.push((due, arrival, work));
+        } else if !missed {
+            self.done_here.push((due, arrival, work));
+        }
+        if let Some(second) = self.out.seconds.last_mut() {
+            second.away += usize::from(away);
+            second.here += usize::from(!away && !missed);
+            second.missed += usize::from(missed);
+        }
+    }
+
+    /// What the engine could have done until then.
+    fn capacity_at(&self, time: Time) -> f64 {
+        let at = self.capacity.partition_point(|(then, _)| *then <= time);
+        self.capacity[at.saturating_sub(1)].1
+    }
+
+    /// Counts the jobs that left and for which, knowing all lengths, there was time here beside
+    /// everything else that was done here: each by itself, served by earliest deadline.
+    fn count_needless(&mut self) {
+        let here = std::mem::take(&mut self.done_here);
+        let gone = std::mem::take(&mut self.left_for_load);
+        let fits = |job: &(Time, Time, f64)| {
+            let near = |other: &&(Time, Time, f64)| {
+                other.0 > job.1 && other.1 < job.0 + Duration::from_secs(240)
+            };
+            let mut jobs: Vec<(Time, Time, f64)> = here.iter().filter(near).copied().collect();
+            jobs.push(*job);
+            jobs.sort_by_key(|(due, arrival, _)| (*due, *arrival));
+            // for each pair of an arrival and a deadline, what lies between must fit between
+            jobs.iter().all(|(due, ..)| {
+                let mut inside: Vec<(Time, f64)> = jobs
+                    .iter()
+                    .filter(|(other, ..)| other <= due)
+                    .map(|(_, arrival, work)| (*arrival, *work))
+                    .collect();
+                inside.sort_by_key(|(arrival, _)| std::cmp::Reverse(*arrival));
+                let end = self.capacity_at(*due);
+                let mut sum = 0.0;
+                inside.iter().all(|(arrival, work)| {
+                    sum += work;
+                    sum <= end - self.capacity_at(*arrival)
+                })
+            })
+        };
+        self.out.needless = gone.iter().filter(|job| fits(job)).count();
+    }
+}
