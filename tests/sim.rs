@@ -21,14 +21,16 @@ use pilotlight::limits::{ATTEMPTS_MAX, RUNNING_JOBS_MAX, WAITING_BYTES_MAX, WAIT
 use pilotlight::model::{CLASSIFY, GENERATE, Reach};
 use pilotlight::prompt::{Class, Code, JobId, Mode, Refusal};
 use pilotlight::scheduler::{
-    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict,
+    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict, explain,
 };
+use pilotlight::strain::{Cause, Stage, Strain};
 use pilotlight::time::Time;
 
 const DAYS: u64 = 2_000;
 const EVENTS: usize = 300;
 
 /// What the world knows of a job.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug)]
 struct Book {
     due: Time,
@@ -47,6 +49,9 @@ struct Book {
     answered: Option<usize>,
     /// Its attempt was told to stop, and will say so.
     recalled: bool,
+    /// How often that came about.
+    recalls: usize,
+    class: Class,
 }
 
 impl Book {
@@ -74,6 +79,7 @@ struct World {
     next: u64,
     drained: usize,
     log: Vec<String>,
+    strain: Strain,
 }
 
 impl World {
@@ -84,9 +90,9 @@ impl World {
             .map(|n| Card {
                 server: format!("server-{n}"),
                 model: None,
-                urgent_first: false,
-                read_ms: None,
-                write_ms: None,
+                urgent_first: random.bool(),
+                read_ms: Some(random.f64()),
+                write_ms: Some(random.f64() * 30.0),
                 max_tokens: 64,
                 reach: *random.choice(&reaches).unwrap(),
                 slots: random.u32(1..4),
@@ -111,6 +117,7 @@ impl World {
             next: 0,
             drained: 0,
             log: Vec::new(),
+            strain: Strain::default(),
         }
     }
 
@@ -119,7 +126,8 @@ impl World {
             0..45 => self.arrive(),
             45..75 => self.end().unwrap_or(Event::Tick),
             75..80 => self.leave().unwrap_or(Event::Tick),
-            80..90 => self.turn(),
+            80..87 => self.turn(),
+            87..90 => self.strain(),
             _ => {
                 if let Some(wake) = scheduler.wake_at(self.now) {
                     self.now = self.now.max(wake);
@@ -173,6 +181,8 @@ impl World {
             unsure: Vec::new(),
             answered: None,
             recalled: false,
+            recalls: 0,
+            class: ticket.class,
         };
         self.books.insert(job, book);
         Event::Arrived(ticket)
@@ -237,6 +247,21 @@ impl World {
         }
     }
 
+    fn strain(&mut self) -> Event {
+        let random = &mut self.random;
+        let stages = [Stage::Calm, Stage::Calm, Stage::Paced, Stage::Shed, Stage::Closed];
+        let stage = *random.choice(&stages).unwrap();
+        let causes = [Cause::Heat, Cause::Memory, Cause::Disk];
+        let calm = stage == Stage::Calm;
+        self.strain = Strain {
+            duty: if calm { 1.0 } else { random.f32() },
+            stage,
+            cause: if calm { Cause::Load } else { *random.choice(&causes).unwrap() },
+            ..Strain::default()
+        };
+        Event::Strained(self.strain)
+    }
+
     /// Writes the effects into the books and checks every promise.
     fn take(&mut self, effects: Vec<Effect>, scheduler: &Scheduler) {
         self.log.extend(effects.iter().map(|e| format!("{:?} {e:?}", self.now)));
@@ -262,12 +287,18 @@ impl World {
                     assert!(!early, "{job:?} expired before its deadline");
                     book.settled = true;
                     book.check_word(job, &verdict, backend);
+                    let again = explain(&decision);
+                    let said = Ok((decision.route.clone(), decision.reason));
+                    assert_eq!(again, said, "{job:?} {verdict:?} {decision:#?}");
                 }
                 Effect::Recall { job } => {
                     let book = self.books.get_mut(&job).unwrap();
                     assert!(book.runs_on.is_some() && book.whole, "{job:?} can't be called back");
                     assert!(!book.recalled, "{job:?} was called back twice");
                     book.recalled = true;
+                    book.recalls += 1;
+                    assert_eq!(book.recalls, 1, "{job:?} changed its route twice");
+                    assert_eq!(book.mode, Mode::PreferLocal);
                 }
                 Effect::Unload(_) | Effect::Load(_) => {}
                 Effect::Drained => self.drained += 1,
@@ -294,6 +325,9 @@ impl World {
         let can = card.talents.as_ref().unwrap().iter().any(|talent| talent == book.talent);
         assert!(can, "{job:?} went to a model without the talent");
         assert!(allowed, "{job:?} with {:?} went to {:?}", book.mode, card.reach);
+        let here = card.reach == Reach::Device;
+        let shed = here && self.strain.stage >= Stage::Shed && book.class == Class::Batch;
+        assert!(!shed, "{job:?} started here while batch jobs must wait");
         book.runs_on = Some(backend);
         book.starts += 1;
         let running = self.books.values().filter(|b| b.runs_on == Some(backend)).count();

@@ -104,7 +104,7 @@ fn print_figures(figures: &Figures) {
             case.work.p95,
             case.work.worst,
             case.left,
-            if case.may_leave { "" } else { ", must stay" },
+            if case.leave_by.is_some() { "" } else { ", must stay" },
         );
     }
     if let Some(away) = away {

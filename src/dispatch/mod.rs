@@ -235,14 +235,14 @@ impl Dispatcher {
         let outcome = match result {
             Ok(said) => {
                 let confidence = said.usage.classification.as_ref().map(|said| said.confidence);
-                let spent = Some(Spent::from(&said.usage));
+                let took = Some(Spent::from(&said.usage));
                 if self.backends[backend.0].reach == Reach::Device
                     && let Some(rate) = self.pulses[backend.0].beat(&said.usage)
                 {
                     self.rate.send_replace(Some(rate));
                 }
                 held.said.push((backend, said));
-                Ok(Answered { confidence, spent })
+                Ok(Answered { confidence, spent: took })
             }
             Err(fault) => {
                 tracing::debug!(job = id.0, %fault, "an attempt failed");
@@ -334,7 +334,7 @@ impl Dispatcher {
                 self.backends[backend.0].wanted.send_replace(true);
             }
             Effect::Settle { job, verdict, backend, decision } => {
-                self.settle(job, verdict, backend, decision);
+                self.settle(job, verdict, backend, *decision);
             }
             Effect::Drained => self.drained = true,
         }

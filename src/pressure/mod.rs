@@ -399,8 +399,8 @@ mod tests {
     fn a_rising_temperature_slows_before_it_is_there() {
         let mut gauge = Gauge::default();
         let mut duty = 1.0;
-        for second in 0..10 {
-            duty = gauge.on(&warm(64.0 + second as f64), at(second)).duty;
+        for second in 0..10_u32 {
+            duty = gauge.on(&warm(64.0 + f64::from(second)), at(second.into())).duty;
         }
         // 73 degrees and a degree more each second
         assert!(duty <= 0.06, "{duty}");
@@ -465,8 +465,8 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_forgets_the_trend() {
         let mut gauge = Gauge::default();
-        for second in 0..10 {
-            gauge.on(&warm(50.0 + second as f64), at(second));
+        for second in 0..10_u32 {
+            gauge.on(&warm(50.0 + f64::from(second)), at(second.into()));
         }
         // an hour of sleep later it is a little warmer
         assert_eq!(gauge.on(&warm(62.0), at(3600)).stage, Stage::Calm);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::predict::Spread;
 use crate::model::Reach;
-use crate::prompt::Mode;
+use crate::prompt::{Class, Mode};
 use crate::strain::{Cause, Stage};
 
 /// Why a job went where it went, or nowhere. The list is closed and documented.
@@ -124,15 +124,20 @@ pub struct Decision {
 pub struct Figures {
     /// Where it was allowed to go.
     pub mode: Mode,
+    /// How urgent it was.
+    pub class: Class,
+    /// The asker read its answer piece by piece.
+    pub streamed: bool,
     /// Share of the time that the engines here could compute.
     pub duty: f64,
     /// What was given up on this device.
     pub stage: Stage,
     /// What pressed.
     pub cause: Cause,
-    /// Work of other groups that goes before.
+    /// Work of the groups before.
     pub ahead: Spread,
-    /// The jobs of its group in order of service, up to the one that would have been late.
+    /// The jobs of its group and of those behind it in order of service, up to the one that would
+    /// have been late.
     pub line: Vec<Case>,
     /// Which of them it is.
     pub own: usize,
@@ -152,8 +157,11 @@ pub struct Case {
     pub work: Spread,
     /// Time to its deadline.
     pub left: f64,
-    /// Whether it could leave.
-    pub may_leave: bool,
+    /// Which group it belonged to; the lower are served first.
+    pub group: u8,
+    /// Time until it had to leave at the latest to be in time elsewhere; none if it could not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leave_by: Option<f64>,
 }
 
 /// What stood between a job and a model.

@@ -112,8 +112,8 @@ pub(super) struct Running {
     pub(super) reason: Reason,
     /// Milliseconds of engine time at full speed that it has had.
     pub(super) served: f64,
-    /// It was called back, and why.
-    pub(super) recalled: Option<Reason>,
+    /// It was called back, why, and what was known then.
+    pub(super) recalled: Option<(Reason, Box<Figures>)>,
     /// It is served before all others, because its class has waited long enough.
     pub(super) promoted: bool,
 }

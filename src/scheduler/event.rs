@@ -10,6 +10,7 @@ use crate::strain::Strain;
 use crate::time::Time;
 
 /// What the judge knows of a job.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ticket {
     /// Which job.
@@ -240,7 +241,7 @@ pub enum Effect {
         /// Whose answer it is, or who had it last.
         backend: Option<BackendId>,
         /// Where it went and why.
-        decision: Decision,
+        decision: Box<Decision>,
     },
     /// Nothing waits and nothing runs after [`Event::Drain`].
     Drained,

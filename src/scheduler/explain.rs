@@ -3,17 +3,21 @@
 use std::time::Duration;
 
 use super::decision::{Decision, Figures, Reason, State};
-use super::entry::{Entry, Running};
-use super::predict::{Load, Rates, Spread};
-use super::{Backend, Card, Effect, Event, Scheduler, Ticket};
-use crate::limits::{HOPS_MAX, WAITING_JOBS_MAX};
+use super::entry::Entry;
+use super::event::{Answered, BackendId, Sent, Verdict, Word};
+use super::judge::{USABLE_MIN, leavers};
+use super::plan::{Item, LINE_MAX, Line};
+use super::predict::{Load, Rates};
+use super::{Card, Effect, Event, Scheduler, Ticket, route_to};
+use crate::generate::Fault;
+use crate::limits::{HOPS_MAX, SERVERS_MAX, WAITING_JOBS_MAX};
 use crate::model::{GENERATE, Reach};
-use crate::prompt::{Class, JobId, Mode};
+use crate::prompt::{Class, Code, JobId, Mode, Refusal};
 use crate::strain::Strain;
 use crate::time::Time;
 
-/// The job that goes before the others.
-const AHEAD: JobId = JobId(u64::MAX);
+/// Names from here on are not those of the job in question.
+const FIRST_OTHER: u64 = 1 << 20;
 /// The name that stands for the one that was asked for.
 const NAMED: &str = "named";
 /// A talent that a card has only if it had what the job needed.
@@ -24,18 +28,21 @@ const TALENT: &str = "talent";
 /// # Errors
 /// If the record does not say enough.
 pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
+    let is_nowhere = decision.route == "none";
     let effects = match (&decision.figures, decision.reason) {
         (_, Reason::Rule) => arrive(Ticket { ruled: true, ..plain(0) }, &[]),
         (_, Reason::Hops) => arrive(Ticket { hops: HOPS_MAX + 1, ..plain(0) }, &[]),
         (_, Reason::Draining) => arrive(plain(0), &[Event::Drain]),
-        (_, Reason::Cancelled) => end_by(Event::Gone(JobId(0)), Time(0)),
-        (_, Reason::Deadline) if decision.route == "none" => end_by(Event::Tick, plain(0).due),
-        (_, Reason::Queue) if decision.route == "none" => arrive(plain(0), &crowd()),
-        (Some(figures), _) => return decide(decision, figures),
+        (_, Reason::Cancelled) if is_nowhere => end_by(Event::Gone(JobId(0)), Time(0)),
+        (_, Reason::Deadline) if is_nowhere => end_by(Event::Tick, plain(0).due),
+        (_, Reason::Queue) if is_nowhere => arrive(plain(0), &crowd()),
+        (Some(figures), _) => replay(decision, figures)?,
         (None, _) => return Err("the record has no figures".to_owned()),
     };
     let settled = effects.into_iter().find_map(|effect| match effect {
-        Effect::Settle { job: JobId(0), decision, .. } => Some((decision.route, decision.reason)),
+        Effect::Settle { job, decision, .. } if job.0 < FIRST_OTHER => {
+            Some((decision.route, decision.reason))
+        }
         Effect::Settle { .. }
         | Effect::Start { .. }
         | Effect::Stop { .. }
@@ -44,7 +51,7 @@ pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
         | Effect::Unload(_)
         | Effect::Drained => None,
     });
-    settled.ok_or_else(|| "the judge did not settle it".to_owned())
+    settled.ok_or_else(|| "the judge lets it wait".to_owned())
 }
 
 fn plain(job: u64) -> Ticket {
@@ -98,7 +105,8 @@ fn arrive(ticket: Ticket, before: &[Event]) -> Vec<Effect> {
 }
 
 fn crowd() -> Vec<Event> {
-    (1..=WAITING_JOBS_MAX as u64).map(|job| Event::Arrived(plain(job))).collect()
+    let others = FIRST_OTHER..FIRST_OTHER + WAITING_JOBS_MAX as u64;
+    others.map(|job| Event::Arrived(plain(job))).collect()
 }
 
 fn end_by(event: Event, now: Time) -> Vec<Effect> {
@@ -107,18 +115,72 @@ fn end_by(event: Event, now: Time) -> Vec<Effect> {
     scheduler.on(event, now)
 }
 
-/// Puts the judge before the same jobs, models and pressure.
-fn decide(decision: &Decision, figures: &Figures) -> Result<(String, Reason), String> {
-    if figures.servers.len() > crate::limits::SERVERS_MAX || figures.own > figures.line.len() {
+/// Puts the judge before the same jobs, models and pressure, and then lets happen what happened.
+fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String> {
+    if figures.servers.len() > SERVERS_MAX || figures.line.len() > LINE_MAX {
         return Err("the record's figures are not possible".to_owned());
     }
-    let tried = |server: &str, outcomes: &[&str]| {
-        let mut all = decision.attempts.iter();
-        all.any(|a| a.server == server && outcomes.contains(&a.outcome.as_str()))
+    let mut scheduler = house(decision, figures);
+    let mut own = subject(&mut scheduler, decision, figures);
+    let last = decision.attempts.last().map(|last| last.outcome.as_str());
+    let Some(case) = figures.line.get(figures.own) else {
+        let refused = super::route::able(&own.ticket, &scheduler.backends).err();
+        let (refusal, reason) = refused.ok_or("a model could have done it")?;
+        scheduler.settle(own, Verdict::Refused(refusal), None, reason);
+        return Ok(scheduler.effects);
     };
+    let due = own.ticket.due;
+    if decision.reason == Reason::Confidence && !matches!(last, Some("ok" | "cancelled")) {
+        // nobody was left to ask: the surest word counts
+        scheduler.settle(own, Verdict::Expired, None, Reason::Deadline);
+        return Ok(scheduler.effects);
+    }
+    own.load = Load::fixed(case.work);
+    let job = own.job();
+    if let Some(reason) = leaves(&scheduler, figures) {
+        own.leaves = Some(reason);
+    }
+    let _ = scheduler.queue.offer(own);
+    scheduler.start(Time(0));
+    scheduler.effects.clear();
+    if !scheduler.running.contains_key(&job) {
+        return Err("the judge lets it wait".to_owned());
+    }
+    let by_the_last =
+        scheduler.running[&job].reason == Reason::Confidence && went_to_the_last(decision, figures);
+    let unfit = |code| Fault::Unfit(Refusal::new(code, ""));
+    let end = |outcome| Event::Ended { job, outcome };
+    let event = match (last, decision.reason) {
+        (_, Reason::Cancelled) => Event::Gone(job),
+        (Some("cancelled"), Reason::Deadline) => return Ok(scheduler.on(Event::Tick, due)),
+        // its time was over, and an unsure word is better than none
+        (Some("cancelled"), Reason::Confidence) if !by_the_last => {
+            return Ok(scheduler.on(Event::Tick, due));
+        }
+        (Some("cancelled"), _) => end(Err((Fault::Cancelled, Sent::Some))),
+        // who can't do it at all says why nobody could; a bad request is told as it was routed
+        (Some("unfit"), Reason::Context) if scheduler.running[&job].reason != Reason::Context => {
+            end(Err((unfit(Code::Incapable), Sent::Nothing)))
+        }
+        (Some("unfit"), _) => end(Err((unfit(Code::Invalid), Sent::Nothing))),
+        (Some("ok" | "unsure") | None, _) => end(Ok(Answered::default())),
+        (Some(_), _) => end(Err((Fault::Away(String::new()), Sent::Some))),
+    };
+    Ok(scheduler.on(event, Time(0)))
+}
+
+/// Whether the record's route is that of the last attempt.
+fn went_to_the_last(decision: &Decision, figures: &Figures) -> bool {
+    let last = decision.attempts.last();
+    let state = last.and_then(|last| figures.servers.iter().find(|s| s.server == last.server));
+    state.is_some_and(|state| route_to(state.reach) == decision.route)
+}
+
+/// The same models under the same strain.
+fn house(decision: &Decision, figures: &Figures) -> Scheduler {
     let chosen = decision.attempts.last().map(|last| last.server.as_str());
-    let mut scheduler =
-        Scheduler::new(figures.servers.iter().map(|s| card_of(s, figures)).collect());
+    let cards = figures.servers.iter().map(|state| card_of(state, figures)).collect();
+    let mut scheduler = Scheduler::new(cards);
     scheduler.strain = Strain {
         #[expect(clippy::cast_possible_truncation, reason = "it was one when it was written")]
         duty: figures.duty as f32,
@@ -128,55 +190,17 @@ fn decide(decision: &Decision, figures: &Figures) -> Result<(String, Reason), St
     };
     for (backend, state) in scheduler.backends.iter_mut().zip(&figures.servers) {
         let is_chosen = Some(state.server.as_str()) == chosen;
-        backend.up = is_chosen || !matches!(state.lacks, Some(Reason::Resting | Reason::Memory));
+        let is_away = state.reach != Reach::Device;
+        let rests = matches!(state.lacks, Some(Reason::Resting | Reason::Memory));
+        let useless = is_away && figures.away.is_none();
+        backend.up = is_chosen || !(rests || useless);
         backend.unloaded = !is_chosen && state.lacks == Some(Reason::Memory);
-        if let (Some(time), true) = (figures.away, state.reach != Reach::Device) {
+        if let (Some(time), true) = (figures.away, is_away) {
             backend.rates = Rates::answering_in(&backend.card, time);
         }
     }
     scheduler.take_health(Time(0));
-    let mut own = subject(&mut scheduler, figures);
-    for (at, state) in figures.servers.iter().enumerate() {
-        match state.lacks {
-            Some(lack) if tried(&state.server, &["unsure", "unfit"]) => {
-                let _ = own.unfit.push((at, lack));
-            }
-            Some(_) if tried(&state.server, &["away", "crashed", "hung", "broken"]) => {
-                own.failed.add(at);
-            }
-            Some(_) | None => {}
-        }
-    }
-    scheduler.house(&mut own);
-    let Some(first) = figures.line.get(figures.own) else {
-        return Ok(match super::route::able(&own.ticket, &scheduler.backends) {
-            Err((_, reason)) => ("none".to_owned(), reason),
-            Ok(_) => (decision.route.clone(), decision.reason),
-        });
-    };
-    own.load = Load::fixed(first.work);
-    let home = own.home;
-    let job = own.job();
-    let mut own = Some(own);
-    for (at, case) in figures.line.iter().enumerate() {
-        let entry = if at == figures.own { own.take() } else { None };
-        let entry = entry.unwrap_or_else(|| other(&mut scheduler, at, case, home));
-        let _ = scheduler.queue.offer(entry);
-    }
-    if figures.ahead.worst > 0.0
-        && let Some(home) = home
-    {
-        go_before(&mut scheduler, home, figures.ahead);
-    }
-    scheduler.decide(Time(0));
-    scheduler.start(Time(0));
-    let run = scheduler.running.get(&job).ok_or("the judge lets it wait")?;
-    let route = match scheduler.backends[run.backend].card.reach {
-        Reach::Device => "local",
-        Reach::Peer => "peer",
-        Reach::Cloud => "cloud",
-    };
-    Ok((route.to_owned(), run.reason))
+    scheduler
 }
 
 /// A model that lacks what it lacked.
@@ -197,56 +221,80 @@ fn card_of(state: &State, figures: &Figures) -> Card {
     }
 }
 
-/// The job that the record is of.
-fn subject(scheduler: &mut Scheduler, figures: &Figures) -> Entry {
+/// The job that the record is of, as it was before its last attempt.
+fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) -> Entry {
     let lacked = |reason| figures.servers.iter().any(|state| state.lacks == Some(reason));
     let left = figures.line.get(figures.own).map_or(3.6e6, |case| case.left);
     let ticket = Ticket {
         due: after(left),
         mode: figures.mode,
+        class: figures.class,
+        is_whole: !figures.streamed,
         model: lacked(Reason::Model).then(|| NAMED.to_owned()),
         wants_json: lacked(Reason::Schema),
         talents: if lacked(Reason::Talent) { vec![TALENT.to_owned()] } else { Vec::new() },
         bytes: if lacked(Reason::Context) { 64 } else { 0 },
         ..plain(figures.own as u64)
     };
-    let mut entry = scheduler.entry(ticket);
-    entry.able = super::route::able(&entry.ticket, &scheduler.backends).unwrap_or_default();
-    entry
+    let mut own = scheduler.entry(ticket);
+    own.able = super::route::able(&own.ticket, &scheduler.backends).unwrap_or_default();
+    if decision.reason == Reason::Queue {
+        own.leaves = Some(Reason::Queue);
+    }
+    let before = decision.attempts.len().saturating_sub(1);
+    let chosen = decision.attempts.last().map_or("", |last| last.server.as_str());
+    for (n, attempt) in decision.attempts.iter().enumerate() {
+        let at = figures.servers.iter().position(|state| state.server == attempt.server);
+        let Some(at) = at else { continue };
+        let is_last = n >= before;
+        match (attempt.outcome.as_str(), attempt.confidence) {
+            ("unsure", Some(confidence)) => {
+                let word = Word { backend: BackendId(at), confidence };
+                if own.best.is_none_or(|best| best.confidence < confidence) {
+                    own.best = Some(word);
+                }
+                let _ = own.unfit.push((at, Reason::Confidence));
+            }
+            ("unfit", _) if !is_last => {
+                let _ = own.unfit.push((at, Reason::Context));
+            }
+            // who was asked again in the end was no worse than the others
+            ("away" | "crashed" | "hung" | "broken", _) if attempt.server != chosen => {
+                own.failed.add(at);
+            }
+            _ => {}
+        }
+    }
+    own.attempts = decision.attempts[..before].to_vec();
+    scheduler.house(&mut own);
+    own
 }
 
-/// Another job of its line.
-fn other(
-    scheduler: &mut Scheduler,
-    at: usize,
-    case: &super::decision::Case,
-    home: Option<usize>,
-) -> Entry {
-    let mode = if case.may_leave { Mode::PreferLocal } else { Mode::LocalOnly };
-    let mut entry = scheduler.entry(Ticket { due: after(case.left), mode, ..plain(at as u64) });
-    entry.able = super::route::able(&entry.ticket, &scheduler.backends).unwrap_or_default();
-    entry.home = home;
-    entry.load = Load::fixed(case.work);
-    entry
-}
-
-/// The engine works on something that ends after this.
-fn go_before(scheduler: &mut Scheduler, engine: usize, work: Spread) {
-    let mut entry = scheduler.entry(Ticket { mode: Mode::LocalOnly, ..plain(AHEAD.0) });
-    entry.home = Some(engine);
-    entry.load = Load::fixed(work);
-    let backend: &mut Backend = &mut scheduler.backends[engine];
-    backend.running += 1;
-    let run = Running {
-        entry,
-        backend: engine,
-        started: Time(0),
-        reason: Reason::Feasible,
-        served: 0.0,
-        recalled: None,
-        promoted: true,
-    };
-    scheduler.running.insert(AHEAD, run);
+/// Whether it leaves, with all that goes before it and behind.
+fn leaves(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
+    let speed = scheduler.strain.usable().max(USABLE_MIN);
+    let mut line = Line::new();
+    if figures.ahead.worst > 0.0 {
+        let own = figures.ahead.map(|ms| ms / speed);
+        let _ = line.push(Item { own, left: f64::INFINITY, group: 0, leave_by: None });
+    }
+    let own = line.len() + figures.own;
+    for case in &figures.line {
+        let work = case.work.map(|ms| ms / speed);
+        // the first group of all is that of what goes before
+        let group = case.group.saturating_add(1);
+        let _ = line.push(Item { own: work, left: case.left, group, leave_by: case.leave_by });
+    }
+    let parallel = f64::from(figures.parallel.max(1));
+    let (leaving, _) = leavers(&line, parallel);
+    let mut left: heapless::Vec<usize, LINE_MAX> = heapless::Vec::new();
+    for (victim, level) in leaving {
+        if victim.item == own {
+            return Some(scheduler.reason(&line, victim.late, level, &left, parallel));
+        }
+        let _ = left.push(victim.item);
+    }
+    None
 }
 
 fn after(ms: f64) -> Time {

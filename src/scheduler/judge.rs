@@ -14,13 +14,16 @@
 //!
 //! Heat, memory and disk never send a job away by themselves: they change how fast the engines are.
 
+use std::time::Duration;
+
 use heapless::Vec as Bounded;
 
 use super::decision::{Case, Figures, Predicted, Reason, State};
 use super::entry::{Entry, Running, Set};
-use super::plan::{self, Item, LINE_MAX, Line};
+use super::plan::{self, Item, LINE_MAX, Line, Victim};
 use super::predict::{Level, Spread};
 use super::{Effect, Scheduler, route};
+use crate::model::Reach;
 use crate::prompt::{Class, JobId, Mode};
 use crate::strain::Cause;
 use crate::time::Time;
@@ -28,7 +31,7 @@ use crate::time::Time;
 /// How long the last moment lasts, in milliseconds: the judge may be woken a little late.
 const MOMENT_MS: f64 = 250.0;
 /// The least speed that is reckoned with, so that no time is without bound.
-const USABLE_MIN: f64 = 1e-6;
+pub(super) const USABLE_MIN: f64 = 1e-6;
 
 /// Whose place in the line it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,47 +64,10 @@ impl Scheduler {
         }
         let parallel = self.backends[engine].parallel();
 
-        // 1. the certificate
-        if plan::holds(&line, Level::Worst, parallel) {
-            return;
-        }
-        let mut gone: Bounded<usize, LINE_MAX> = Bounded::new();
-        let mut leaving: Bounded<(plan::Victim, Level), LINE_MAX> = Bounded::new();
-
-        // 2. hopeless
-        for victim in plan::victims(&line, Level::Hopeful, parallel, &[]) {
-            let _ = gone.push(victim.item);
-            let _ = leaving.push((victim, Level::Hopeful));
-        }
-
-        let last = |item: usize| line[item].leave_by;
-        let wait = |victim: &plan::Victim| {
-            let late = last(victim.late).unwrap_or(f64::INFINITY);
-            last(victim.item).unwrap_or(f64::INFINITY).min(late)
-        };
-
-        // 3. no better choice
-        for victim in plan::victims(&line, Level::Likely, parallel, &gone) {
-            let is_fixed = last(victim.late).is_none();
-            if is_fixed || wait(&victim) <= -MOMENT_MS {
-                let _ = gone.push(victim.item);
-                let _ = leaving.push((victim, Level::Likely));
-            }
-        }
-
-        // 4. the last moment
-        for victim in plan::victims(&line, Level::Careful, parallel, &gone) {
-            let wait = wait(&victim);
-            if wait <= -MOMENT_MS {
-                continue;
-            }
-            // a thousandth of a second is no reason to wake up again
-            if wait <= 1.0 {
-                let _ = leaving.push((victim, Level::Careful));
-            } else {
-                let at = now + std::time::Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
-                self.look_at = Some(self.look_at.map_or(at, |other| other.min(at)));
-            }
+        let (leaving, wait) = leavers(&line, parallel);
+        if let Some(wait) = wait {
+            let at = now + Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
+            self.look_at = Some(self.look_at.map_or(at, |other| other.min(at)));
         }
         let mut left: Bounded<usize, LINE_MAX> = Bounded::new();
         for (victim, level) in leaving {
@@ -182,10 +148,12 @@ impl Scheduler {
         (entry.ticket.mode == Mode::PreferLocal && left >= time.p50).then_some(left - time.p95)
     }
 
-    /// How long the best of the others that may be asked takes for a job that has had an engine here
+    /// How long the best of the others that may be asked and have room takes for a job that has had an engine here
     /// for so many milliseconds.
     fn away_ms(&self, entry: &Entry, served: f64, away: Set) -> Option<Spread> {
-        let may = entry.candidates().and(away);
+        let free = |b: &usize| self.backends[*b].has_room();
+        let may = entry.candidates().without(entry.failed).and(away);
+        let may: Set = may.iter().filter(free).collect();
         let others = [self.sides.peer.and(may), self.sides.cloud.and(may)];
         let best = others.into_iter().find(|set| !set.is_empty())?;
         let length = entry.home.and_then(|home| {
@@ -221,17 +189,16 @@ impl Scheduler {
 
     /// Marks the job; whether it still could be.
     fn leave(&mut self, place: Place, reason: Reason, figures: Figures) -> bool {
-        let figures = Some(Box::new(figures));
+        let figures = Box::new(figures);
         match place {
             Place::Waiting(at) => {
                 let Some(entry) = self.queue.iter_mut().nth(at) else { return false };
                 entry.leaves = Some(reason);
-                entry.figures = figures;
+                entry.figures = Some(figures);
             }
             Place::Running(job) => {
                 let Some(run) = self.running.get_mut(&job) else { return false };
-                run.recalled = Some(reason);
-                run.entry.figures = figures;
+                run.recalled = Some((reason, figures));
                 self.effects.push(Effect::Recall { job });
             }
         }
@@ -239,7 +206,7 @@ impl Scheduler {
     }
 
     /// Heat, memory or disk, if the job that is late would be in time without them.
-    fn reason(
+    pub(super) fn reason(
         &self,
         line: &[Item],
         late: usize,
@@ -267,18 +234,21 @@ impl Scheduler {
         engine: usize,
         line: &[Item],
         places: &[Place],
-        (victim, left): (plan::Victim, &[usize]),
+        (victim, left): (Victim, &[usize]),
         away: Set,
     ) -> Figures {
-        let group = line[victim.late].group;
-        let first = line.iter().position(|item| item.group == group).unwrap_or(0);
+        let group = line[victim.item].group;
+        // who can't leave may have been helped by any that go before
+        let is_fixed = line[victim.late].leave_by.is_none();
+        let first = line.iter().position(|item| is_fixed || item.group == group).unwrap_or(0);
         let stays = (first..=victim.late).filter(|at| !left.contains(at));
         let stays: Vec<usize> = stays.collect();
         let speed = self.strain.usable().max(USABLE_MIN);
         let case = |&at: &usize| Case {
             work: line[at].own.map(|ms| ms * speed),
             left: line[at].left,
-            may_leave: line[at].leave_by.is_some(),
+            group: line[at].group,
+            leave_by: line[at].leave_by,
         };
         let (entry, served) = match places[victim.item] {
             Place::Waiting(at) => (self.queue.iter().nth(at), 0.0),
@@ -287,8 +257,11 @@ impl Scheduler {
                 (run.map(|run| &run.entry), run.map_or(0.0, |run| run.served))
             }
         };
+        let ticket = entry.map(|entry| &entry.ticket);
         Figures {
             mode: Mode::PreferLocal,
+            class: ticket.map(|ticket| ticket.class).unwrap_or_default(),
+            streamed: ticket.is_some_and(|ticket| !ticket.is_whole),
             duty: f64::from(self.strain.duty),
             stage: self.strain.stage,
             cause: self.strain.cause,
@@ -309,22 +282,38 @@ impl Scheduler {
     pub(super) fn figures_at(&self, entry: &Entry, backend: Option<usize>, now: Time) -> Figures {
         let away = self.healthy.and(self.sides.away());
         let left = ms_until(now, entry.ticket.due);
+        let is_here = backend.is_some_and(|backend| self.sides.device.has(backend));
+        let no_room = is_here && self.room_in(away) == 0;
         let case = |backend: usize| Case {
             work: self.backends[backend].rates.time(&entry.load),
             left,
-            may_leave: self.leave_by(entry, 0.0, away, left).is_some(),
+            group: 0,
+            leave_by: self.leave_by(entry, 0.0, away, left).filter(|_| is_here),
         };
         Figures {
             mode: entry.ticket.mode,
+            class: entry.ticket.class,
+            streamed: !entry.ticket.is_whole,
             duty: f64::from(self.strain.duty),
             stage: self.strain.stage,
             cause: self.strain.cause,
             ahead: Spread::default(),
             line: backend.map(case).into_iter().collect(),
             own: 0,
-            away: self.away_ms(entry, 0.0, away),
+            away: self.away_ms(entry, 0.0, away).filter(|_| !no_room),
             parallel: 1,
             servers: self.states(entry),
+        }
+    }
+
+    /// Since it was decided that the job leaves, others may have come or gone.
+    pub(super) fn note_others(&self, entry: &mut Entry) {
+        let states = self.states(entry);
+        let Some(figures) = &mut entry.figures else { return };
+        for (known, state) in figures.servers.iter_mut().zip(states) {
+            if state.reach != Reach::Device {
+                *known = state;
+            }
         }
     }
 
@@ -338,7 +327,7 @@ impl Scheduler {
             if !route::may_reach(ticket.mode, card.reach) {
                 return Some(Reason::Mode);
             }
-            let well = self.healthy.has(at) && !entry.failed.has(at);
+            let well = self.healthy.has(at);
             let lack = entry.lacks(at).or_else(|| route::lacks(ticket, backend));
             lack.or_else(|| (!well).then(|| self.resting(at)))
         };
@@ -376,6 +365,57 @@ impl Scheduler {
         };
         Some(Predicted { p50: end(Level::Likely), p95: end(Level::Careful) })
     }
+}
+
+/// Who leaves, and by which figures; and after how many milliseconds to look again, if that matters.
+pub(super) fn leavers(
+    line: &[Item],
+    parallel: f64,
+) -> (Bounded<(Victim, Level), LINE_MAX>, Option<f64>) {
+    let mut leaving = Bounded::new();
+
+    // 1. the certificate
+    if plan::holds(line, Level::Worst, parallel) {
+        return (leaving, None);
+    }
+    let mut gone: Bounded<usize, LINE_MAX> = Bounded::new();
+
+    // 2. hopeless
+    for victim in plan::victims(line, Level::Hopeful, parallel, &[]) {
+        let _ = gone.push(victim.item);
+        let _ = leaving.push((victim, Level::Hopeful));
+    }
+
+    let last = |item: usize| line[item].leave_by;
+    let wait = |victim: &Victim| {
+        let late = last(victim.late).unwrap_or(f64::INFINITY);
+        last(victim.item).unwrap_or(f64::INFINITY).min(late)
+    };
+
+    // 3. no better choice
+    for victim in plan::victims(line, Level::Likely, parallel, &gone) {
+        let is_fixed = last(victim.late).is_none();
+        if is_fixed || wait(&victim) <= -MOMENT_MS {
+            let _ = gone.push(victim.item);
+            let _ = leaving.push((victim, Level::Likely));
+        }
+    }
+
+    // 4. the last moment
+    let mut look = None;
+    for victim in plan::victims(line, Level::Careful, parallel, &gone) {
+        let wait = wait(&victim);
+        if wait <= -MOMENT_MS {
+            continue;
+        }
+        // a thousandth of a second is no reason to wake up again
+        if wait <= 1.0 {
+            let _ = leaving.push((victim, Level::Careful));
+        } else {
+            look = Some(look.map_or(wait, |other: f64| other.min(wait)));
+        }
+    }
+    (leaving, look)
 }
 
 fn ms_until(now: Time, due: Time) -> f64 {

@@ -2,7 +2,7 @@
 
 use super::breaker::Breaker;
 use super::decision::{Attempt, Reason};
-use super::entry::Running;
+use super::entry::{Entry, Running};
 use super::event::{Answered, BackendId, Effect, Sent, Verdict, Word};
 use super::{Scheduler, route};
 use crate::generate::Fault;
@@ -26,12 +26,14 @@ impl Scheduler {
         self.backends[run.backend].running -= 1;
         match outcome {
             Ok(answered) => self.answered(run, &answered, now),
-            Err((Fault::Cancelled, Sent::Nothing)) if run.recalled.is_some() => {
-                self.note(&mut run, RECALLED, None, now);
-                run.entry.leaves = run.recalled;
-                self.again(run, Fault::Cancelled, now);
-            }
             Err((fault, sent)) => {
+                if let (Some((reason, figures)), Fault::Cancelled, Sent::Nothing) =
+                    (run.recalled.take(), &fault, sent)
+                {
+                    self.note(&mut run, RECALLED, None, now);
+                    (run.entry.leaves, run.entry.figures) = (Some(reason), Some(figures));
+                    return self.moved(run.entry, now);
+                }
                 self.note(&mut run, fault.name(), None, now);
                 self.failed(run, fault, sent, now);
             }
@@ -120,6 +122,17 @@ impl Scheduler {
         self.again(run, fault, now);
     }
 
+    /// A job that was called back waits for another to take it.
+    fn moved(&mut self, mut entry: Entry, now: Time) {
+        if entry.ticket.due <= now {
+            return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
+        }
+        self.house(&mut entry);
+        if let Err(back) = self.queue.offer(entry) {
+            self.refuse_busy(*back);
+        }
+    }
+
     /// Lets a job wait for its next attempt, unless nobody is left who could do it.
     fn again(&mut self, run: Running, fault: Fault, now: Time) {
         let Running { mut entry, backend, reason, .. } = run;
@@ -184,6 +197,7 @@ impl Running {
         self.entry.ticket.is_whole
             && self.recalled.is_none()
             && self.entry.leaves.is_none()
+            && !self.entry.attempts.iter().any(|attempt| attempt.outcome == RECALLED)
             && self.entry.attempts.len() + 1 < ATTEMPTS_MAX
     }
 }

@@ -23,6 +23,7 @@ mod route;
 mod share;
 mod start;
 #[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -355,7 +356,8 @@ impl Scheduler {
         }
         self.queue = queue;
         for (job, (refusal, reason)) in lost {
-            if let Some(entry) = self.queue.remove(job) {
+            if let Some(mut entry) = self.queue.remove(job) {
+                entry.figures = Some(Box::new(self.figures_at(&entry, None, self.seen)));
                 self.settle(entry, Verdict::Refused(refusal), None, reason);
             }
         }
@@ -402,9 +404,7 @@ impl Scheduler {
         let route = match backend.map(|b| self.backends[b].card.reach) {
             None if reason == Reason::Rule => "local",
             None => "none",
-            Some(Reach::Device) => "local",
-            Some(Reach::Peer) => "peer",
-            Some(Reach::Cloud) => "cloud",
+            Some(reach) => route_to(reach),
         };
         let decision = Decision {
             route: route.to_owned(),
@@ -418,7 +418,16 @@ impl Scheduler {
             job: entry.ticket.job,
             verdict,
             backend: backend.map(BackendId),
-            decision,
+            decision: Box::new(decision),
         });
+    }
+}
+
+/// The word of decision records for a way of this length.
+fn route_to(reach: Reach) -> &'static str {
+    match reach {
+        Reach::Device => "local",
+        Reach::Peer => "peer",
+        Reach::Cloud => "cloud",
     }
 }

@@ -358,7 +358,7 @@ impl Predictor {
         let context = f64::from(card.context_tokens);
         let tokens = rates.density.spread(TOKENS_PER_BYTE).map(|d| d * bytes_of(ticket));
         let tokens = tokens.capped(context);
-        let most = f64::from(ticket.max_tokens.unwrap_or(card.max_tokens)).clamp(1.0, context);
+        let most = f64::from(ticket.max_tokens.unwrap_or(card.max_tokens)).min(context).max(1.0);
         let write = match template {
             Some(t) if t.lengths.len() >= LENGTHS_ENOUGH => {
                 let seen = t.lengths.spread(Spread::all(most));

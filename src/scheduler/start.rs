@@ -45,6 +45,7 @@ impl Scheduler {
             let Some((at, backend)) = chosen else { return };
             let mut entry = self.queue.take(at);
             if self.sides.device.has(backend) && self.leaves_at_start(&entry, backend, now) {
+                entry.figures = Some(Box::new(self.figures_at(&entry, Some(backend), now)));
                 entry.leaves = Some(Reason::Deadline);
                 // there is room: it was taken out just before
                 let _ = self.queue.offer(entry);
@@ -118,8 +119,8 @@ impl Scheduler {
             return Some(entry);
         }
         entry.leaves = Some(entry.leaves.unwrap_or(Reason::Queue));
-        let to = [self.sides.peer, self.sides.cloud].into_iter();
-        let Some(backend) = to.filter_map(|side| side.and(may).first()).next() else {
+        let mut to = [self.sides.peer, self.sides.cloud].into_iter();
+        let Some(backend) = to.find_map(|side| side.and(may).first()) else {
             return Some(entry);
         };
         self.run(entry, backend, false, now);
@@ -132,9 +133,14 @@ impl Scheduler {
             let known = &self.backends[backend];
             entry.load = self.predictor.load(&entry.ticket, &known.card, &known.rates);
         }
-        let left = entry.leaves.is_some() && !self.sides.device.has(backend);
-        if !left || entry.figures.is_none() {
+        if self.sides.device.has(backend) {
+            // it stays after all
+            entry.leaves = None;
+        }
+        if entry.leaves.is_none() || entry.figures.is_none() {
             entry.figures = Some(Box::new(self.figures_at(&entry, Some(backend), now)));
+        } else {
+            self.note_others(&mut entry);
         }
         self.backends[backend].running += 1;
         let budget: Duration = now.until(entry.ticket.due);

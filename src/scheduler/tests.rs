@@ -72,7 +72,7 @@ fn started(effects: &[Effect]) -> Option<usize> {
 
 fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
     effects.iter().find_map(|effect| match effect {
-        Effect::Settle { verdict, decision, .. } => Some((verdict, decision)),
+        Effect::Settle { verdict, decision, .. } => Some((verdict, decision.as_ref())),
         _ => None,
     })
 }

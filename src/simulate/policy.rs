@@ -206,7 +206,7 @@ fn settled(job: JobId, verdict: Verdict, backend: BackendId) -> Effect {
         pressure: Pressure::default(),
         figures: None,
     };
-    Effect::Settle { job, verdict, backend: Some(backend), decision }
+    Effect::Settle { job, verdict, backend: Some(backend), decision: Box::new(decision) }
 }
 
 /// How long the other model takes for an answer of so many tokens: most answers begin within a

@@ -1,0 +1,143 @@
+//! While the worst case is in time nobody leaves: seeded days against the world's own certificate.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test ends at the first surprise"
+)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pilotlight::generate::Fault;
+use pilotlight::model::Reach;
+use pilotlight::prompt::{Class, JobId, Mode};
+use pilotlight::scheduler::{Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket};
+use pilotlight::time::Time;
+
+/// What the world knows of a job that is to be answered here if it can.
+#[derive(Debug, Clone, Copy)]
+struct Promise {
+    due: Time,
+    class: Class,
+    /// Milliseconds that it takes at the very worst.
+    worst: f64,
+    runs: bool,
+}
+
+/// The world's own certificate, harder to hold than the judge's: whatever runs goes first and has
+/// all its work before it.
+fn certified(promises: &BTreeMap<JobId, Promise>, now: Time) -> bool {
+    let mut order: Vec<&Promise> = promises.values().collect();
+    order.sort_by_key(|promise| (!promise.runs, promise.class, promise.due));
+    let mut before = 0.0;
+    order.iter().all(|promise| {
+        before += promise.worst;
+        before <= now.until(promise.due).as_secs_f64() * 1e3
+    })
+}
+
+#[test]
+fn while_the_worst_case_is_in_time_nobody_leaves() {
+    let base = Card {
+        server: "local".into(),
+        model: None,
+        reach: Reach::Device,
+        slots: 1,
+        urgent_first: true,
+        read_ms: Some(1.0),
+        write_ms: Some(10.0),
+        max_tokens: 64,
+        context_tokens: 100_000,
+        json_schema: true,
+        talents: None,
+    };
+    let (mut held, mut left) = (0, 0);
+    for seed in 0..500 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let local = Card { slots: random.u32(1..4), ..base.clone() };
+        let cloud = Card { server: "cloud".into(), reach: Reach::Cloud, slots: 64, ..base.clone() };
+        let mut scheduler = Scheduler::new(vec![local.clone(), cloud.clone()]);
+        scheduler.on(Event::Up(BackendId(0), local), Time(0));
+        scheduler.on(Event::Up(BackendId(1), cloud), Time(0));
+        let mut promises: BTreeMap<JobId, Promise> = BTreeMap::new();
+        let mut away = Vec::new();
+        let mut now = Time(0);
+        for id in 0..80 {
+            now = now + Duration::from_millis(random.u64(1..1500));
+            let running: Vec<JobId> =
+                promises.iter().filter(|(_, p)| p.runs).map(|(job, _)| *job).collect();
+            let event = match random.u8(0..3) {
+                0 if !running.is_empty() => {
+                    let job = *random.choice(&running).unwrap();
+                    promises.remove(&job);
+                    Event::Ended { job, outcome: Ok(Answered::default()) }
+                }
+                _ => {
+                    let (bytes, tokens) = (random.usize(1..400), random.u32(1..200));
+                    let class =
+                        *random.choice(&[Class::Interactive, Class::Normal, Class::Batch]).unwrap();
+                    let due = now + Duration::from_millis(random.u64(2_000..40_000));
+                    // a token a byte and for the template, twice as slow as measured
+                    let worst = (bytes as f64 + 64.0) * 2.0 + f64::from(tokens) * 20.0;
+                    let promise = Promise { due, class, worst, runs: false };
+                    promises.insert(JobId(id), promise);
+                    Event::Arrived(Ticket {
+                        job: JobId(id),
+                        app: "app".into(),
+                        template: "app".into(),
+                        due,
+                        class,
+                        mode: Mode::PreferLocal,
+                        model: None,
+                        wants_json: false,
+                        is_word: false,
+                        is_whole: random.bool(),
+                        max_tokens: Some(tokens),
+                        talents: Vec::new(),
+                        margin: 0.0,
+                        ruled: false,
+                        bytes,
+                        hops: 0,
+                    })
+                }
+            };
+            promises.retain(|_, promise| promise.due > now);
+            let holds = certified(&promises, now);
+            for effect in scheduler.on(event, now) {
+                match effect {
+                    Effect::Start { job, backend: BackendId(0), .. } => {
+                        promises.get_mut(&job).unwrap().runs = true;
+                    }
+                    Effect::Start { job, .. } | Effect::Recall { job } => {
+                        assert!(
+                            !holds,
+                            "seed {seed}: {job:?} left, and all would have been in time"
+                        );
+                        promises.remove(&job);
+                        away.push(job);
+                        left += 1;
+                    }
+                    Effect::Settle { job, .. } => {
+                        promises.remove(&job);
+                    }
+                    _ => {}
+                }
+            }
+            held += u32::from(holds && promises.len() > 1);
+            // who was called back says so at once
+            for job in std::mem::take(&mut away) {
+                let outcome = Err((Fault::Cancelled, Sent::Nothing));
+                scheduler.on(Event::Ended { job, outcome }, now);
+            }
+        }
+    }
+    assert!(held > 1_000 && left > 1_000, "too easy: {held} held, {left} left");
+}
