@@ -25,6 +25,7 @@ use pilotlight::backends::engine::OnThread;
 use pilotlight::backends::gguf::{self, Options};
 use pilotlight::generate::Generate;
 use pilotlight::labels::Labels;
+use pilotlight::mcp::client::{Patience, connect_here};
 use pilotlight::prompt::Format;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
@@ -48,6 +49,22 @@ fn options(path: &Path) -> Options {
 
 async fn model() -> OnThread {
     gguf::open(options(&model_file())).await.unwrap()
+}
+
+/// Over the line that the service uses: its pauses are told apart from its work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paced_engine_pauses() {
+    let (remote, _closed) =
+        connect_here(Arc::new(model().await), Patience::default()).await.unwrap();
+    let mut slow = Vec::new();
+    for duty in [1.0, 0.2] {
+        remote.pace(duty);
+        let began = std::time::Instant::now();
+        let (_, usage) = run(&remote, &job("Count to one hundred.", 30)).await.unwrap();
+        let computed = usage.prefill_ms + usage.decode_ms;
+        slow.push(began.elapsed().as_secs_f64() * 1e3 / computed);
+    }
+    assert!(slow[0] < 2.0 && slow[1] > 2.5, "a paced engine took {slow:?} times its work");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

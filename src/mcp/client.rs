@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::model::{
-    CallToolRequest, CallToolRequestParams, CallToolResult, ClientConfig, ClientRequest, ErrorCode,
-    JsonObject, ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse,
-    RequestMetaObject, ResourceContents, ServerResult,
+    CallToolRequest, CallToolRequestParams, CallToolResult, ClientConfig, ClientNotification,
+    ClientRequest, CustomNotification, ErrorCode, JsonObject, ProtocolVersion,
+    ReadResourceRequestParams, ReadResourceResponse, RequestMetaObject, ResourceContents,
+    ServerResult,
 };
 use rmcp::service::{
     ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions, RequestHandle, RunningService,
@@ -17,10 +18,11 @@ use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig
 use rmcp::transport::{StreamableHttpClientTransport, Transport};
 use rmcp::{RoleClient, RoleServer};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use super::contract::{
-    Generated, META_DEADLINE, META_HOPS, NotGenerated, TOOL, context_uri, model_of_uri,
+    Generated, META_DEADLINE, META_HOPS, NotGenerated, PACE, Pace, TOOL, context_uri, model_of_uri,
 };
 use super::line::Line;
 use super::server::{One, Server, serve};
@@ -36,16 +38,36 @@ pub struct Remote {
     peer: Peer<RoleClient>,
     context: ModelContext,
     silence: Duration,
+    pace: watch::Sender<f32>,
     /// Ends the line when the last owner goes.
     _line: LineGuard,
 }
 
-struct LineGuard(Option<RunningServiceCancellationToken>);
+struct LineGuard {
+    line: Option<RunningServiceCancellationToken>,
+    /// Tells the server its pace.
+    _pacer: JoinSet<()>,
+}
 
 impl Drop for LineGuard {
     fn drop(&mut self) {
-        if let Some(token) = self.0.take() {
+        if let Some(token) = self.line.take() {
             token.cancel();
+        }
+    }
+}
+
+/// Tells the server each new pace, one after the other.
+async fn tell_pace(peer: Peer<RoleClient>, mut pace: watch::Receiver<f32>) {
+    let mut n = 0;
+    // ends with the line
+    while pace.changed().await.is_ok() {
+        n += 1;
+        let word = Pace { n, duty: *pace.borrow_and_update() };
+        let word = CustomNotification::new(PACE, serde_json::to_value(word).ok());
+        let sent = peer.send_notification(ClientNotification::CustomNotification(word)).await;
+        if sent.is_err() {
+            return;
         }
     }
 }
@@ -97,9 +119,12 @@ where
     .await
     .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
     let peer = service.peer().clone();
-    let guard = LineGuard(Some(service.cancellation_token()));
+    let (pace, paces) = watch::channel(1.0);
+    let mut pacer = JoinSet::new();
+    pacer.spawn(tell_pace(peer.clone(), paces));
+    let guard = LineGuard { line: Some(service.cancellation_token()), _pacer: pacer };
     let context = read_context(&peer).await?;
-    let remote = Remote { peer, context, silence: patience.silence, _line: guard };
+    let remote = Remote { peer, context, silence: patience.silence, pace, _line: guard };
     Ok((remote, Closed { ours: service, theirs: None }))
 }
 
@@ -188,6 +213,14 @@ impl Generate for Remote {
 
     fn context(&self) -> &ModelContext {
         &self.context
+    }
+
+    fn pace(&self, duty: f32) {
+        self.pace.send_if_modified(|before| {
+            let changed = (*before - duty).abs() >= 0.005;
+            *before = if changed { duty } else { *before };
+            changed
+        });
     }
 }
 

@@ -23,6 +23,20 @@ pub const META_DEADLINE: &str = "io.pilotlight/deadline-ms";
 /// Meta key: services that the request has passed, a number.
 pub const META_HOPS: &str = "io.pilotlight/hops";
 
+/// Notification from a client to a model that it runs: `{"n": 1, "duty": 0.5}`, the share of the time
+/// for which the model may compute. The greatest `n` counts, because notifications may overtake
+/// each other. Who does not know it takes no notice.
+pub const PACE: &str = "notifications/io.pilotlight/pace";
+
+/// What [`PACE`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Counted up by the client.
+    pub n: u64,
+    /// 0 ..= 1.
+    pub duty: f32,
+}
+
 /// The resource that holds a model's context.
 pub fn context_uri(model: &str) -> String {
     format!("model://{model}/context")

@@ -1,22 +1,23 @@
 //! Anything that can answer a prompt, as an MCP server.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData,
-    Implementation, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
+    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, CustomNotification,
+    ErrorData, Implementation, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
     PaginatedRequestParams, ProgressNotificationParam, ProgressToken, ReadResourceRequestParams,
     ReadResourceResponse, ReadResourceResult, Resource, ResourceContents, ResourceTemplate,
     ServerCapabilities, ServerConfig,
 };
-use rmcp::service::{RequestContext, RunningService, ServiceExt};
+use rmcp::service::{NotificationContext, RequestContext, RunningService, ServiceExt};
 use rmcp::transport::Transport;
 use rmcp::{RoleServer, ServerHandler};
 use serde_json::Value;
 
 use super::contract::{
-    EMBED_TOOL, Embed, Generated, NotGenerated, TOOL, context_uri, deadline_of, embed_tool,
-    hops_of, model_of_uri, tool,
+    EMBED_TOOL, Embed, Generated, NotGenerated, PACE, Pace, TOOL, context_uri, deadline_of,
+    embed_tool, hops_of, model_of_uri, tool,
 };
 use super::line::Line;
 use crate::generate::{BoxFuture, Fault, Generate, Usage, channel};
@@ -56,7 +57,11 @@ impl Shelf for One {
 
 /// The MCP handler over a shelf.
 #[derive(Clone)]
-pub struct Server(pub Arc<dyn Shelf>);
+pub struct Server {
+    shelf: Arc<dyn Shelf>,
+    /// The number of the last word on the pace.
+    paced: Arc<AtomicU64>,
+}
 
 /// Serves over any transport until the client goes; drop or cancel the result to stop.
 ///
@@ -69,7 +74,7 @@ pub async fn serve<T>(
 where
     T: Transport<RoleServer> + Send + 'static,
 {
-    Server(shelf)
+    Server::new(shelf)
         .serve(Line::new(transport))
         .await
         .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))
@@ -113,7 +118,7 @@ impl ServerHandler for Server {
                 .with_description("What this model is and can do.")
                 .with_mime_type("application/json")
         };
-        let resources = self.0.models().into_iter().map(resource).collect();
+        let resources = self.shelf.models().into_iter().map(resource).collect();
         Ok(ListResourcesResult::with_all_items(resources))
     }
 
@@ -135,7 +140,7 @@ impl ServerHandler for Server {
     ) -> Result<ReadResourceResponse, ErrorData> {
         let name = model_of_uri(&request.uri);
         let model =
-            self.0.models().into_iter().find(|m| Some(m.identification.name.as_str()) == name);
+            self.shelf.models().into_iter().find(|m| Some(m.identification.name.as_str()) == name);
         let Some(model) = model else {
             let message = format!("there is no resource {}", request.uri);
             let data = serde_json::json!({"uri": request.uri});
@@ -145,6 +150,22 @@ impl ServerHandler for Server {
             .map_err(|e| ErrorData::internal_error(e.to_string(), None))?;
         let contents = ResourceContents::text(text, request.uri).with_mime_type("application/json");
         Ok(ReadResourceResult::new(vec![contents]).into())
+    }
+
+    async fn on_custom_notification(
+        &self,
+        notification: CustomNotification,
+        _context: NotificationContext<RoleServer>,
+    ) {
+        if notification.method != PACE {
+            return;
+        }
+        let Ok(Some(Pace { n, duty })) = notification.params_as::<Pace>() else {
+            return tracing::debug!("a word on the pace can't be understood");
+        };
+        if self.paced.fetch_max(n, Ordering::Relaxed) < n && (0.0..=1.0).contains(&duty) {
+            self.shelf.generate().pace(duty);
+        }
     }
 
     async fn call_tool(
@@ -172,13 +193,18 @@ impl ServerHandler for Server {
 }
 
 impl Server {
+    /// A handler over this shelf.
+    pub fn new(shelf: Arc<dyn Shelf>) -> Server {
+        Server { shelf, paced: Arc::default() }
+    }
+
     /// What can be called: embeddings only where a model gives them.
     fn tools(&self) -> Vec<rmcp::model::Tool> {
         if self.embeds() { vec![tool(), embed_tool()] } else { vec![tool()] }
     }
 
     fn embeds(&self) -> bool {
-        self.0.models().iter().any(|model| model.capabilities.has(EMBED))
+        self.shelf.models().iter().any(|model| model.capabilities.has(EMBED))
     }
 
     fn job_of(
@@ -193,7 +219,7 @@ impl Server {
             read_value(arguments)?
         };
         let stream = ask.stream;
-        let mut job = ask.check("mcp", self.0.catalog())?;
+        let mut job = ask.check("mcp", self.shelf.catalog())?;
         job.streamed = stream.unwrap_or(context.meta.get_progress_token().is_some());
         if let Some(left) = deadline_of(&context.meta) {
             job.budget = left;
@@ -211,7 +237,7 @@ impl Server {
         let (mut out, mut chunks) = channel();
         let token = context.meta.get_progress_token();
         let generate: BoxFuture<'_, Result<Usage, Fault>> =
-            Box::pin(async move { self.0.generate().generate(job, &mut out).await });
+            Box::pin(async move { self.shelf.generate().generate(job, &mut out).await });
         let send = async {
             let mut text = String::new();
             let mut told = 0.0;

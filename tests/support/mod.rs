@@ -59,7 +59,7 @@ pub async fn over_http(model: Arc<dyn Generate>) -> (Remote, Closed, Cancellatio
     pilotlight::tls::install_provider();
     let stop = CancellationToken::new();
     let guard = http::Guard::default();
-    let handler = Server(Arc::new(One(model)));
+    let handler = Server::new(Arc::new(One(model)));
     let routes = http::with_mcp(Router::new(), handler, &guard, stop.clone());
     let listener = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::constraint::{Constraint, Factory};
 use super::labels::{Calibration, Chosen, Learned};
+use super::pacer::{Duty, Pacer};
 use super::{Decoder, Model, Reading, Sets, log_probabilities, now};
 use crate::backends::sampler::Sampler;
 use crate::backends::text::TextOut;
@@ -34,9 +35,14 @@ pub(in crate::backends) struct Engine<D> {
     constraints: Option<Factory>,
     pub(super) calibration: Calibration,
     pub(super) sets: Sets<Learned>,
+    pacer: Pacer,
 }
 
 impl<D: Decoder> Model for Engine<D> {
+    fn obey(&mut self, duty: Duty) {
+        self.pacer.duty = duty;
+    }
+
     fn facts(&mut self) -> &mut ModelContext {
         &mut self.facts
     }
@@ -105,7 +111,8 @@ impl<D: Decoder> Engine<D> {
         facts: ModelContext,
         calibration: Calibration,
     ) -> Engine<D> {
-        Engine { decoder, facts, constraints: None, calibration, sets: Sets::default() }
+        let pacer = Pacer::default();
+        Engine { decoder, facts, constraints: None, calibration, sets: Sets::default(), pacer }
     }
 
     /// How long it takes to read these tokens with nothing before them.
@@ -132,7 +139,7 @@ impl<D: Decoder> Engine<D> {
         let started = now();
         let cached = self.decoder.reuse(&prompt)?;
         self.read_prompt(&prompt[cached..], Some((out, stop)))?;
-        let prefill_ms = started.elapsed().as_secs_f64() * 1e3;
+        let prefill_ms = self.computed_ms(started);
         let room = u32::try_from(self.length() - prompt.len()).unwrap_or(OUTPUT_TOKENS_MAX);
         let asked = job.sampling.max_tokens.unwrap_or(self.facts.inference_settings.max_tokens);
         let started = now();
@@ -145,9 +152,14 @@ impl<D: Decoder> Engine<D> {
             completion_tokens: written.tokens,
             chunks: out.written(),
             prefill_ms,
-            decode_ms: started.elapsed().as_secs_f64() * 1e3,
+            decode_ms: self.computed_ms(started),
             ..Usage::one_piece(&self.facts.identification.name)
         })
+    }
+
+    /// Milliseconds since then, without the pauses.
+    fn computed_ms(&mut self, since: Instant) -> f64 {
+        since.elapsed().saturating_sub(self.pacer.taken()).as_secs_f64() * 1e3
     }
 
     /// Whether a prompt of `n` tokens has room.
@@ -170,13 +182,12 @@ impl<D: Decoder> Engine<D> {
         stop: &AtomicBool,
     ) -> Result<Usage, Fault> {
         let started = now();
-        let text: Vec<&str> = job.messages.iter().map(|m| m.content.as_str()).collect();
-        let Chosen { said, prompt } = self.classify(&text.join("\n"), labels, (out, stop))?;
+        let Chosen { said, prompt } = self.classify(&job.text(), labels, (out, stop))?;
         send(out, said.label.clone())?;
         Ok(Usage {
             prompt_tokens: u32::try_from(prompt.0).unwrap_or(u32::MAX),
             cached_tokens: u32::try_from(prompt.1).unwrap_or(u32::MAX),
-            prefill_ms: started.elapsed().as_secs_f64() * 1e3,
+            prefill_ms: self.computed_ms(started),
             classification: Some(said),
             ..Usage::one_piece(&self.facts.identification.name)
         })
@@ -199,8 +210,10 @@ impl<D: Decoder> Engine<D> {
         asker: Option<(&Out, &AtomicBool)>,
     ) -> Result<(), Fault> {
         for step in tokens.chunks(self.decoder.step()) {
+            let began = now();
             self.decoder.read(step)?;
             if let Some((out, stop)) = asker {
+                self.pacer.rest(began.elapsed(), Some(stop));
                 if stop.load(Ordering::Relaxed) {
                     return Err(Fault::Cancelled);
                 }
@@ -225,6 +238,7 @@ impl<D: Decoder> Engine<D> {
             if stop.load(Ordering::Relaxed) {
                 return Err(Fault::Cancelled);
             }
+            let began = now();
             // the sampler changes the logits
             let expected =
                 job.sampling.logprobs.map(|top| (top, log_probabilities(self.decoder.logits())));
@@ -245,6 +259,7 @@ impl<D: Decoder> Engine<D> {
             }
             if written.tokens < most {
                 self.decoder.read(&[token])?;
+                self.pacer.rest(began.elapsed(), Some(stop));
             }
         }
         send(out, text.finish())?;

@@ -7,6 +7,7 @@
 mod answer;
 pub mod constraint;
 mod labels;
+mod pacer;
 pub(super) mod room;
 mod sets;
 
@@ -24,6 +25,7 @@ use toktrie::TokTrie;
 
 pub(super) use self::answer::Engine;
 pub use self::labels::Calibration;
+use self::pacer::Duty;
 pub(super) use self::sets::Sets;
 use crate::backends::template::Template;
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
@@ -35,6 +37,9 @@ const WORK_WAITING_MAX: usize = 1;
 
 /// What the thread runs.
 pub(super) trait Model {
+    /// It pauses as this says from now on, if it can.
+    fn obey(&mut self, _duty: Duty) {}
+
     /// What it states of itself.
     fn facts(&mut self) -> &mut ModelContext;
 
@@ -161,6 +166,7 @@ pub struct Reading {
 /// A model on a thread of its own.
 pub struct OnThread {
     context: ModelContext,
+    duty: Duty,
     work: mpsc::Sender<Work>,
     thread: Option<JoinHandle<()>>,
 }
@@ -168,6 +174,7 @@ pub struct OnThread {
 /// The thread's end of the line.
 pub(super) struct Line {
     ready: oneshot::Sender<Result<ModelContext, Fault>>,
+    duty: Duty,
     inbox: mpsc::Receiver<Work>,
 }
 
@@ -183,6 +190,7 @@ impl Line {
         if let Err(fault) = model.measure() {
             return self.fail(fault);
         }
+        model.obey(self.duty.clone());
         if self.ready.send(Ok(model.facts().clone())).is_err() {
             return;
         }
@@ -211,14 +219,16 @@ impl OnThread {
     pub(super) async fn open(run: impl FnOnce(Line) + Send + 'static) -> Result<OnThread, Fault> {
         let (ready, is_ready) = oneshot::channel();
         let (work, inbox) = mpsc::channel(WORK_WAITING_MAX);
+        let duty = Duty::default();
+        let line = Line { ready, duty: duty.clone(), inbox };
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || run(Line { ready, inbox }))
+            .spawn(move || run(line))
             .map_err(|e| Fault::Away(format!("no thread for the engine: {e}")))?;
         let context = is_ready
             .await
             .map_err(|_| Fault::Away("the engine ended while it loaded".to_owned()))??;
-        Ok(OnThread { context, work, thread: Some(thread) })
+        Ok(OnThread { context, duty, work, thread: Some(thread) })
     }
 
     /// Reads a text and says what the model expected at each place: how two engines with the same
@@ -283,6 +293,10 @@ impl Generate for OnThread {
 
     fn context(&self) -> &ModelContext {
         &self.context
+    }
+
+    fn pace(&self, duty: f32) {
+        self.duty.set(duty);
     }
 }
 

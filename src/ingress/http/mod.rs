@@ -80,7 +80,7 @@ pub fn routes(door: Door, guard: Guard, stop: CancellationToken) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(door);
-    let routes = with_mcp(routes, Server(whole), &guard, stop);
+    let routes = with_mcp(routes, Server::new(whole), &guard, stop);
     protect(routes, open, guard)
 }
 
