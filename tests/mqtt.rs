@@ -20,7 +20,7 @@ use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use support::mqtt::{App, Mosquitto};
+use support::mqtt::{App, Gate, Mosquitto};
 use support::service::{Service, catalog, signal};
 
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
@@ -340,7 +340,8 @@ async fn requests_survive_the_service() {
 async fn the_broker_comes_late_and_goes_in_between() {
     let port = support::service::free_port();
     let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\n");
-    let url = format!("mqtt://127.0.0.1:{port}");
+    let gate = Gate::to(port).await;
+    let url = format!("mqtt://127.0.0.1:{}", gate.port);
     let service = Service::launch(&catalog(&DRY), &url, &[]);
     let state = service.until("up without a broker", |state| state["ready"] == true).await;
     assert_eq!(state["mqtt"]["state"], "down");
@@ -353,11 +354,14 @@ async fn the_broker_comes_late_and_goes_in_between() {
     app.send("pilotlight/dev/request/app", slow, PublishProperties::default()).await;
     service.until("running", |state| state["running"] == 1).await;
     broker.child.kill().await.unwrap();
+    gate.shut();
     drop(app);
     drop(broker);
     service.until("idle", |state| state["running"] == 0).await;
     let broker = Mosquitto::with(port, &config).await;
+    // the application listens before the service is back: the broker would not keep it a reply
     let mut app = App::of(port, "app").await;
+    gate.open();
     let reply = app.reply().await;
     assert_eq!((&reply["id"], &reply["status"]), (&json!("s"), &json!("ok")));
     service.ready().await;

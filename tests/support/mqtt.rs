@@ -138,3 +138,51 @@ impl Mosquitto {
         Mosquitto { child, port, folder }
     }
 }
+
+/// A way to a broker that can be shut.
+pub struct Gate {
+    pub port: u16,
+    open: tokio::sync::watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Gate {
+    /// An open way to this port.
+    pub async fn to(target: u16) -> Gate {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (open, is_open) = tokio::sync::watch::channel(true);
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let mut shut = is_open.clone();
+                tokio::spawn(async move {
+                    if !*shut.borrow() {
+                        return;
+                    }
+                    let place = ("127.0.0.1", target);
+                    let Ok(mut far) = tokio::net::TcpStream::connect(place).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = shut.wait_for(|open| !open) => {}
+                    }
+                });
+            }
+        });
+        Gate { port, open, task }
+    }
+
+    pub fn shut(&self) {
+        self.open.send_replace(false);
+    }
+
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
