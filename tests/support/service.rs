@@ -61,6 +61,8 @@ impl Service {
             .env("PILOTLIGHT_HTTP", format!("127.0.0.1:{http}"))
             .env("PILOTLIGHT_BROKER", format!("127.0.0.1:{broker}"))
             .env("PILOTLIGHT_MQTT", mqtt)
+            // a board without sensors: the machine of the tests may be hot or full
+            .env("PILOTLIGHT_SENSORS", folder.path().join("sensors"))
             .envs(more.iter().copied())
             .kill_on_drop(true)
             .spawn()
@@ -80,7 +82,17 @@ impl Service {
 
     /// Waits until the state is as wanted.
     pub async fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + SOON;
+        self.until_within(SOON, what, wanted).await
+    }
+
+    /// The same for what takes its time.
+    pub async fn until_within(
+        &self,
+        time: Duration,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let end = Instant::now() + time;
         loop {
             let state = self.state().await;
             if let Some(state) = state.as_ref().filter(|state| wanted(state)) {
