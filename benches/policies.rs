@@ -20,8 +20,8 @@ use pilotlight::simulate::world::Given;
 
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<u64>().ok());
-    let hours = numbers.next().unwrap_or(24);
-    let days = numbers.next().unwrap_or(4);
+    let hours = numbers.next().unwrap_or(6);
+    let days = numbers.next().unwrap_or(2);
     let length = Duration::from_secs(hours * 3600);
     for slots in [1, 3] {
         for board in &BOARDS {

@@ -43,8 +43,13 @@ impl Set {
         (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
     }
 
-    pub(super) fn iter(self) -> impl Iterator<Item = usize> {
-        (0..32).filter(move |&backend| self.has(backend))
+    pub(super) fn iter(mut self) -> impl Iterator<Item = usize> {
+        std::iter::from_fn(move || {
+            let first = self.first()?;
+            // the lowest bit goes
+            self.0 &= self.0 - 1;
+            Some(first)
+        })
     }
 }
 

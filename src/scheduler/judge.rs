@@ -47,7 +47,7 @@ impl Scheduler {
     /// Finds who leaves; says when to look again.
     pub(super) fn decide(&mut self, now: Time) {
         self.look_at = None;
-        let away = self.healthy.and(self.sides.away());
+        let away = self.free_elsewhere();
         if away.is_empty() || (self.queue.len() == 0 && self.running.is_empty()) {
             return;
         }
@@ -58,12 +58,18 @@ impl Scheduler {
 
     fn decide_at(&mut self, engine: usize, away: Set, now: Time) {
         let mut room = self.room_in(away);
-        let (line, places) = self.line(engine, away, now);
-        if room == 0 || line.iter().all(|item| item.leave_by.is_none()) {
+        if room == 0 {
+            return;
+        }
+        let order = self.order(engine);
+        if self.is_certified(engine, &order, now) {
+            return;
+        }
+        let (line, places) = self.line(engine, &order, away, now);
+        if line.iter().all(|item| item.leave_by.is_none()) {
             return;
         }
         let parallel = self.backends[engine].parallel();
-
         let (leaving, wait) = leavers(&line, parallel);
         if let Some(wait) = wait {
             let at = now + Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
@@ -83,11 +89,10 @@ impl Scheduler {
         }
     }
 
-    /// Every job of an engine in the order of service.
-    fn line(&self, engine: usize, away: Set, now: Time) -> (Line, Bounded<Place, LINE_MAX>) {
+    /// The jobs of an engine in the order of service; without those that were called back.
+    fn order(&self, engine: usize) -> Bounded<(Order, Place), LINE_MAX> {
         let backend = &self.backends[engine];
         let share = self.shares.equal_share();
-        let speed = self.strain.usable().max(USABLE_MIN);
         let mut order: Bounded<(Order, Place), LINE_MAX> = Bounded::new();
         for (at, entry) in self.queue.iter().enumerate() {
             if entry.home == Some(engine) && entry.leaves.is_none() {
@@ -98,45 +103,87 @@ impl Scheduler {
         }
         let holds_all = !backend.card.urgent_first || !backend.has_room();
         let top = self.top_of(engine);
-        for run in self.running.values().filter(|run| run.backend == engine) {
+        // in order already, unless an application is above its share
+        if !order.is_sorted_by_key(|(order, _)| *order) {
+            order.sort_unstable_by_key(|(order, _)| *order);
+        }
+        let here = self.running.values().filter(|run| run.backend == engine);
+        for run in here.filter(|run| run.recalled.is_none()) {
             let (class, due, job) = run.entry.order();
             let first =
                 run.promoted || (holds_all && (!backend.card.urgent_first || top == Some(job)));
             let above = self.shares.is_above(run.entry.app, share);
-            let _ = order.push(((!first, class, above, due, job), Place::Running(job)));
+            let place = (!first, class, above, due, job);
+            let at = order.partition_point(|(other, _)| *other < place);
+            let _ = order.insert(at, (place, Place::Running(job)));
         }
-        // nearly in order already
-        order.sort_by_key(|(order, _)| *order);
+        order
+    }
+
+    /// What is left of a job at full speed, and what it has had.
+    fn remaining(&self, engine: usize, place: Place) -> Option<(&Entry, Spread, f64)> {
+        let rates = &self.backends[engine].rates;
+        match place {
+            Place::Waiting(at) => {
+                let entry = self.queue.iter().nth(at)?;
+                Some((entry, rates.time(&entry.load), 0.0))
+            }
+            Place::Running(job) => {
+                let run = self.running.get(&job)?;
+                Some((&run.entry, run.remaining(rates, &self.predictor), run.served))
+            }
+        }
+    }
+
+    /// Whether all are in time at the worst: the first question of [`leavers`], which mostly is the
+    /// last, without the figures for the others.
+    fn is_certified(&self, engine: usize, order: &[(Order, Place)], now: Time) -> bool {
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let backend = &self.backends[engine];
+        let parallel = backend.parallel();
+        let mut before = 0.0;
+        order.iter().all(|((_, _, _, due, _), place)| {
+            let own = match place {
+                Place::Waiting(at) => {
+                    let entry = self.queue.iter().nth(*at);
+                    entry.map(|entry| backend.rates.worst_ms(&entry.load))
+                }
+                Place::Running(_) => self.remaining(engine, *place).map(|(_, own, _)| own.worst),
+            };
+            let own = own.unwrap_or_default() / speed;
+            let end = before / parallel + own;
+            before += own;
+            end <= ms_until(now, *due)
+        })
+    }
+
+    /// The figures of every job of an engine, in the order of service.
+    fn line(
+        &self,
+        engine: usize,
+        order: &[(Order, Place)],
+        away: Set,
+        now: Time,
+    ) -> (Line, Bounded<Place, LINE_MAX>) {
+        let slow = 1.0 / self.strain.usable().max(USABLE_MIN);
         let mut line = Line::new();
         let mut places = Bounded::new();
         for ((after, class, above, ..), place) in order {
-            let (entry, own, served) = match place {
-                Place::Waiting(at) => {
-                    let Some(entry) = self.queue.iter().nth(at) else { continue };
-                    (entry, backend.rates.time(&entry.load), 0.0)
-                }
-                Place::Running(job) => {
-                    let Some(run) = self.running.get(&job) else { continue };
-                    if run.recalled.is_some() {
-                        continue;
-                    }
-                    (&run.entry, run.remaining(&backend.rates, &self.predictor), run.served)
-                }
-            };
+            let Some((entry, own, served)) = self.remaining(engine, *place) else { continue };
             let left = ms_until(now, entry.ticket.due);
             let may_leave = match place {
                 Place::Waiting(_) => true,
-                Place::Running(job) => self.running.get(&job).is_some_and(Running::may_move),
+                Place::Running(job) => self.running.get(job).is_some_and(Running::may_move),
             };
-            let group = if after { 1 + 2 * class as u8 + u8::from(above) } else { 0 };
+            let group = if *after { 1 + 2 * *class as u8 + u8::from(*above) } else { 0 };
             let item = Item {
-                own: own.map(|ms| ms / speed),
+                own: own.map(|ms| ms * slow),
                 left,
                 group,
                 leave_by: self.leave_by(entry, served, away, left).filter(|_| may_leave),
             };
             let _ = line.push(item);
-            let _ = places.push(place);
+            let _ = places.push(*place);
         }
         (line, places)
     }
@@ -148,12 +195,10 @@ impl Scheduler {
         (entry.ticket.mode == Mode::PreferLocal && left >= time.p50).then_some(left - time.p95)
     }
 
-    /// How long the best of the others that may be asked and have room takes for a job that has had an engine here
+    /// How long the best of these others takes for a job that has had an engine here
     /// for so many milliseconds.
     fn away_ms(&self, entry: &Entry, served: f64, away: Set) -> Option<Spread> {
-        let free = |b: &usize| self.backends[*b].has_room();
         let may = entry.candidates().without(entry.failed).and(away);
-        let may: Set = may.iter().filter(free).collect();
         let others = [self.sides.peer.and(may), self.sides.cloud.and(may)];
         let best = others.into_iter().find(|set| !set.is_empty())?;
         let length = entry.home.and_then(|home| {
@@ -161,6 +206,12 @@ impl Scheduler {
             rates.length(&self.predictor, &entry.ticket, &entry.load, served)
         });
         best.first().map(|b| self.backends[b].rates.whole_ms(length.as_ref()))
+    }
+
+    /// The others that may be asked and have room.
+    fn free_elsewhere(&self) -> Set {
+        let away = self.healthy.and(self.sides.away());
+        away.iter().filter(|b| self.backends[*b].has_room()).collect()
     }
 
     /// How many more jobs the others can take.
@@ -175,7 +226,7 @@ impl Scheduler {
 
     /// Whether a job that can't be moved any more once it has started had better not start here.
     pub(super) fn leaves_at_start(&self, entry: &Entry, engine: usize, now: Time) -> bool {
-        let away = self.healthy.and(self.sides.away());
+        let away = self.free_elsewhere();
         let left = ms_until(now, entry.ticket.due);
         let speed = self.strain.usable().max(USABLE_MIN);
         let own = self.backends[engine].rates.time(&entry.load);
@@ -280,7 +331,7 @@ impl Scheduler {
 
     /// What was known when a job was started at a backend, or refused.
     pub(super) fn figures_at(&self, entry: &Entry, backend: Option<usize>, now: Time) -> Figures {
-        let away = self.healthy.and(self.sides.away());
+        let away = self.free_elsewhere();
         let left = ms_until(now, entry.ticket.due);
         let is_here = backend.is_some_and(|backend| self.sides.device.has(backend));
         let no_room = is_here && self.room_in(away) == 0;
@@ -418,6 +469,7 @@ pub(super) fn leavers(
     (leaving, look)
 }
 
+#[expect(clippy::cast_precision_loss, reason = "exact for 285 years of microseconds")]
 fn ms_until(now: Time, due: Time) -> f64 {
-    now.until(due).as_secs_f64() * 1e3
+    due.0.saturating_sub(now.0) as f64 / 1e3
 }

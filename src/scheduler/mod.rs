@@ -25,6 +25,7 @@ mod start;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
 mod tests;
+mod window;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use heapless::{Deque, Vec as Bounded};
 use serde::{Deserialize, Serialize};
 
 use super::event::{Card, Spent, Ticket};
+use super::window::{Window, nearest_rank};
 use crate::limits::{CLOUD_TIMES_KEPT, LENGTHS_KEPT, RATES_KEPT, TEMPLATES_MAX};
 
 /// Answers of a template that must have been seen before their lengths are believed.
@@ -96,66 +96,15 @@ impl Spread {
     }
 }
 
-/// The last `N` measurements, in order of time and of size.
-#[derive(Debug, Default)]
-pub(super) struct Window<const N: usize> {
-    ring: Deque<f64, N>,
-    sorted: Bounded<f64, N>,
-}
-
-impl<const N: usize> Window<N> {
-    /// Takes one in; the oldest falls out. What is no number is not taken.
-    pub(super) fn push(&mut self, value: f64) {
-        if !value.is_finite() || value < 0.0 {
-            return;
+/// All levels of what was measured, the more is the worse; or these, if nothing was.
+fn spread<const N: usize>(window: &Window<N>, first: Spread) -> Spread {
+    let at = |share: f64| window.quantile(share);
+    match (at(0.2), at(0.5), at(0.95), at(1.0)) {
+        (Some(p20), Some(p50), Some(p95), Some(worst)) => {
+            Spread { p20, p50, p95, worst: worst * WORST_MARGIN }
         }
-        if self.ring.is_full()
-            && let Some(oldest) = self.ring.pop_front()
-        {
-            let at = self.sorted.partition_point(|v| *v < oldest);
-            self.sorted.remove(at);
-        }
-        let at = self.sorted.partition_point(|v| *v < value);
-        // there is room for one
-        let _ = self.ring.push_back(value);
-        let _ = self.sorted.insert(at, value);
+        _ => first,
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.sorted.len()
-    }
-
-    /// The value that this share of the measurements does not exceed.
-    pub(super) fn quantile(&self, share: f64) -> Option<f64> {
-        nearest_rank(&self.sorted, share)
-    }
-
-    /// The measurements above a value, in order of size.
-    fn above(&self, value: f64) -> &[f64] {
-        &self.sorted[self.sorted.partition_point(|v| *v <= value)..]
-    }
-
-    /// All levels; the more is the worse.
-    fn spread(&self, first: Spread) -> Spread {
-        let at = |share: f64| self.quantile(share);
-        match (at(0.2), at(0.5), at(0.95), self.sorted.last()) {
-            (Some(p20), Some(p50), Some(p95), Some(worst)) => {
-                Spread { p20, p50, p95, worst: worst * WORST_MARGIN }
-            }
-            _ => first,
-        }
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "a rank among few"
-)]
-fn nearest_rank(sorted: &[f64], share: f64) -> Option<f64> {
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).copied()
 }
 
 /// How fast one backend is.
@@ -175,6 +124,7 @@ pub(super) struct Rates {
     read_ms: Spread,
     write_ms: Spread,
     whole_ms: Spread,
+    each_ms: Spread,
 }
 
 /// What a job asks of an engine.
@@ -212,6 +162,7 @@ impl Rates {
             read_ms: Spread::default(),
             write_ms: Spread::default(),
             whole_ms: AWAY_MS,
+            each_ms: AWAY_MS,
         };
         rates.restate(card);
         rates
@@ -224,8 +175,15 @@ impl Rates {
 
     /// It was started anew and has measured itself; what was measured from here is believed more.
     pub(super) fn restate(&mut self, card: &Card) {
-        self.read_ms = self.read.spread(probed(card.read_ms, READ_MS));
-        self.write_ms = self.write.spread(probed(card.write_ms, WRITE_MS));
+        self.read_ms = spread(&self.read, probed(card.read_ms, READ_MS));
+        self.write_ms = spread(&self.write, probed(card.write_ms, WRITE_MS));
+    }
+
+    /// The worst of [`Rates::time`] alone.
+    pub(super) fn worst_ms(&self, load: &Load) -> f64 {
+        load.read.worst * self.read_ms.worst
+            + load.write.worst * self.write_ms.worst
+            + load.fixed.worst
     }
 
     /// How long this takes at full speed, in milliseconds.
@@ -281,8 +239,7 @@ impl Rates {
     pub(super) fn whole_ms(&self, tokens: Option<&Spread>) -> Spread {
         match tokens {
             Some(tokens) if self.each.len() >= LENGTHS_ENOUGH => {
-                let each = self.each.spread(AWAY_MS);
-                each.with(tokens, |ms, tokens| ms * (tokens + FIRST_TOKENS))
+                self.each_ms.with(tokens, |ms, tokens| ms * (tokens + FIRST_TOKENS))
             }
             Some(_) | None => self.whole_ms,
         }
@@ -296,10 +253,11 @@ impl Rates {
     /// Learns from an answer that took `ms` from start to end.
     pub(super) fn learn(&mut self, ticket: &Ticket, spent: Option<&Spent>, ms: f64, card: &Card) {
         self.whole.push(ms);
-        self.whole_ms = self.whole.spread(AWAY_MS);
+        self.whole_ms = spread(&self.whole, AWAY_MS);
         let Some(spent) = spent else { return };
         if spent.completion_tokens > 0 {
             self.each.push(ms / (f64::from(spent.completion_tokens) + FIRST_TOKENS));
+            self.each_ms = spread(&self.each, AWAY_MS);
         }
         let read = spent.prompt_tokens.saturating_sub(spent.cached_tokens);
         if read > 0 && spent.prefill_ms > 0.0 && !ticket.is_word {
@@ -352,16 +310,16 @@ impl Predictor {
     pub(super) fn load(&self, ticket: &Ticket, card: &Card, rates: &Rates) -> Load {
         let template = self.templates.get(&ticket.template);
         if ticket.is_word {
-            let known = template.map_or(WORD_MS, |template| template.words.spread(WORD_MS));
+            let known = template.map_or(WORD_MS, |template| spread(&template.words, WORD_MS));
             return Load::fixed(known);
         }
         let context = f64::from(card.context_tokens);
-        let tokens = rates.density.spread(TOKENS_PER_BYTE).map(|d| d * bytes_of(ticket));
+        let tokens = spread(&rates.density, TOKENS_PER_BYTE).map(|d| d * bytes_of(ticket));
         let tokens = tokens.capped(context);
         let most = f64::from(ticket.max_tokens.unwrap_or(card.max_tokens)).min(context).max(1.0);
         let write = match template {
             Some(t) if t.lengths.len() >= LENGTHS_ENOUGH => {
-                let seen = t.lengths.spread(Spread::all(most));
+                let seen = spread(&t.lengths, Spread::all(most));
                 Spread { worst: most, ..seen.map(|n| n.clamp(1.0, most)) }
             }
             Some(_) | None => unknown_length(most),
@@ -444,21 +402,6 @@ mod tests {
 
     fn close(a: f64, b: f64) {
         assert!((a - b).abs() < 1e-6 * b.abs().max(1.0), "{a} is not {b}");
-    }
-
-    #[test]
-    fn a_window_forgets_the_oldest_and_ranks_the_rest() {
-        let mut window: Window<4> = Window::default();
-        assert_eq!(window.quantile(0.5), None);
-        for value in [9.0, 1.0, f64::NAN, -1.0, f64::INFINITY, 3.0, 2.0, 4.0] {
-            window.push(value);
-        }
-        // 9 fell out
-        assert_eq!(window.len(), 4);
-        assert_eq!(window.quantile(0.0), Some(1.0));
-        assert_eq!(window.quantile(0.5), Some(2.0));
-        assert_eq!(window.quantile(0.51), Some(3.0));
-        assert_eq!(window.quantile(1.0), Some(4.0));
     }
 
     #[test]

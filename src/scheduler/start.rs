@@ -30,19 +30,7 @@ impl Scheduler {
             if open.is_empty() {
                 return;
             }
-            let share = self.shares.equal_share();
-            let mut order: Bounded<(Class, bool, usize), WAITING_JOBS_MAX> = Bounded::new();
-            for (at, entry) in self.queue.iter().enumerate() {
-                let above = self.shares.is_above(entry.app, share);
-                let _ = order.push((entry.ticket.class, above, at));
-            }
-            // in order already, unless an application is above its share
-            order.sort();
-            let chosen = order.iter().find_map(|(_, _, at)| {
-                let entry = self.queue.iter().nth(*at)?;
-                self.place_for(entry, open).map(|backend| (*at, backend))
-            });
-            let Some((at, backend)) = chosen else { return };
+            let Some((at, backend)) = self.first_to_start(open) else { return };
             let mut entry = self.queue.take(at);
             if self.sides.device.has(backend) && self.leaves_at_start(&entry, backend, now) {
                 entry.figures = Some(Box::new(self.figures_at(&entry, Some(backend), now)));
@@ -53,6 +41,22 @@ impl Scheduler {
             }
             self.run(entry, backend, false, now);
         }
+    }
+
+    /// The first job in the order of service that can start, and where.
+    fn first_to_start(&self, open: Set) -> Option<(usize, usize)> {
+        let share = self.shares.equal_share();
+        let is_above = |entry: &Entry| self.shares.is_above(entry.app, share);
+        let place = |at: usize, entry: &Entry| Some((at, self.place_for(entry, open)?));
+        if !self.queue.iter().any(is_above) {
+            return self.queue.iter().enumerate().find_map(|(at, entry)| place(at, entry));
+        }
+        let mut order: Bounded<(Class, bool, usize), WAITING_JOBS_MAX> = Bounded::new();
+        for (at, entry) in self.queue.iter().enumerate() {
+            let _ = order.push((entry.ticket.class, is_above(entry), at));
+        }
+        order.sort_unstable();
+        order.iter().find_map(|(_, _, at)| place(*at, self.queue.iter().nth(*at)?))
     }
 
     /// Batch jobs that have waited while others were served get a turn.
