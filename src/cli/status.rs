@@ -32,6 +32,9 @@ fn print(state: &Value, addr: &str) {
     let ready = if state["ready"] == true { "ready" } else { "not ready" };
     println!("pilotlight {} at {addr}: {ready}", text(&state["version"]));
     println!("jobs: {} waiting, {} running", state["waiting"], state["running"]);
+    if state["device"].is_object() {
+        println!("device: {}", device(&state["device"]));
+    }
     if state["mqtt"].is_object() {
         println!("broker: {} {}", text(&state["mqtt"]["state"]), text(&state["mqtt"]["reason"]));
     }
@@ -56,6 +59,19 @@ fn print(state: &Value, addr: &str) {
             }
         }
     }
+}
+
+/// How hard pressed the device is, in a line.
+fn device(device: &Value) -> String {
+    let heat = device["temperature_c"].as_f64();
+    let heat = heat.map_or("no temperature".to_owned(), |celsius| format!("{celsius:.1} °C"));
+    let memory = device["memory_available_mb"].as_u64();
+    let memory = memory.map_or(String::new(), |mb| format!(", {mb} MiB of memory left"));
+    let percent = device["duty"].as_f64().unwrap_or(1.0) * 100.0;
+    let stage = text(&device["stage"]);
+    let cause =
+        if stage == "calm" { String::new() } else { format!(" by {}", text(&device["cause"])) };
+    format!("{heat}{memory}; {stage}{cause}, engines compute {percent:.0} % of the time")
 }
 
 /// What was measured; an encoder has nothing to write.
