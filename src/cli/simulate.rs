@@ -42,7 +42,7 @@ pub(super) struct Simulate {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Jobs that the engine holds at once, the most urgent of which it works on.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 3)]
     slots: u32,
     /// No other program takes the memory.
     #[arg(long)]

@@ -1,7 +1,7 @@
 //! What every engine must do with a real model, beyond the contract of all that answers.
 
-use pilotlight::generate::{Fault, Finish, Generate};
-use pilotlight::prompt::{Code, Format, Message, Role};
+use pilotlight::generate::{Fault, Finish, Generate, Usage, channel};
+use pilotlight::prompt::{Class, Code, Format, Job, Message, Role};
 use serde_json::{Value, json};
 
 use super::contract::{Prompts, job, run};
@@ -21,6 +21,62 @@ pub async fn works(model: &dyn Generate) {
     answers_fit_their_schema(model).await;
     long_conversations_and_strange_text(model).await;
     says_how_likely_its_tokens_were(model).await;
+    the_more_urgent_goes_first(model).await;
+}
+
+/// A long answer is put aside for a short one that is more urgent, twice, and goes on as if nothing
+/// had been.
+async fn the_more_urgent_goes_first(model: &dyn Generate) {
+    let runtime = &model.context().runtime;
+    assert!(runtime.urgent_first && runtime.slots > 1, "{runtime:?}");
+    let mut long = job("Tell me a story about a lighthouse and the sea.", 60);
+    long.sampling.logprobs = Some(0);
+    let urgent = |prompt: &str| Job { class: Class::Interactive, ..job(prompt, 4) };
+    let likely = |usage: &Usage| {
+        let sum: f32 = usage.logprobs.iter().map(|token| token.token.logprob).sum();
+        sum / usage.logprobs.len() as f32
+    };
+    let (_, alone) = run(model, &long).await.unwrap();
+
+    let (mut out, mut chunks) = channel();
+    let (begun, mut has_begun) = tokio::sync::mpsc::channel(1);
+    let ended = std::sync::Mutex::new(Vec::new());
+    let note = |name: &'static str| ended.lock().unwrap().push(name);
+    let write = async {
+        let usage = model.generate(&long, &mut out).await.unwrap();
+        drop(out);
+        note("long");
+        usage
+    };
+    let read = async {
+        while let Some(chunk) = chunks.recv().await {
+            if !chunk.text.is_empty() {
+                let _ = begun.try_send(());
+            }
+        }
+    };
+    let interrupt = async {
+        has_begun.recv().await.unwrap();
+        run(model, &urgent("Name a river.")).await.unwrap();
+        note("first");
+        run(model, &urgent("Name a mountain.")).await.unwrap();
+        note("second");
+        // one that is as urgent waits
+        run(model, &job("Name a lake.", 4)).await.unwrap();
+        note("later");
+    };
+    let (usage, (), ()) = tokio::join!(write, read, interrupt);
+    assert_eq!(*ended.lock().unwrap(), ["first", "second", "long", "later"]);
+    assert_eq!(usage.completion_tokens, alone.completion_tokens);
+    let tokens = |usage: &Usage| -> Vec<Vec<u8>> {
+        usage.logprobs.iter().take(6).map(|token| token.token.bytes.clone()).collect()
+    };
+    assert_eq!(tokens(&usage), tokens(&alone));
+    // batches of another shape change the last bits: other words, as likely
+    let (with, without) = (likely(&usage), likely(&alone));
+    assert!((with - without).abs() < 0.35, "{with} instead of {without} a token");
+    // the time of the others is not its own
+    assert!(usage.decode_ms < 3.0 * alone.decode_ms, "{} and {}", usage.decode_ms, alone.decode_ms);
 }
 
 pub async fn a_shared_prefix_is_read_once(model: &dyn Generate) {

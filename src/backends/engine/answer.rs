@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::constraint::{Constraint, Factory};
 use super::labels::{Calibration, Chosen, Learned};
 use super::pacer::{Duty, Pacer};
+use super::turn::{SLOTS, Turn, take_turn};
 use super::{Decoder, Model, Reading, Sets, log_probabilities, now};
 use crate::backends::sampler::Sampler;
 use crate::backends::text::TextOut;
@@ -73,12 +74,12 @@ impl<D: Decoder> Model for Engine<D> {
         Ok(())
     }
 
-    fn answer(&mut self, job: &Job, out: &mut Out, stop: &Arc<AtomicBool>) -> Result<Usage, Fault> {
-        self.decoder.begin(stop);
+    fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault> {
+        self.decoder.begin(turn.stop);
         let result = match &job.format {
-            Format::Label(labels) => self.choose(job, labels, out, stop),
+            Format::Label(labels) => self.choose(job, labels, out, turn.stop),
             Format::Text | Format::Json | Format::Schema(_) => {
-                self.answer_until_stopped(job, out, stop)
+                self.answer_until_stopped(job, out, turn)
             }
             Format::Embedding => {
                 let message = "this model gives no embeddings";
@@ -108,9 +109,11 @@ impl<D: Decoder> Model for Engine<D> {
 impl<D: Decoder> Engine<D> {
     pub(in crate::backends) fn new(
         decoder: D,
-        facts: ModelContext,
+        mut facts: ModelContext,
         calibration: Calibration,
     ) -> Engine<D> {
+        facts.runtime.slots = SLOTS;
+        facts.runtime.urgent_first = true;
         let pacer = Pacer::default();
         Engine { decoder, facts, constraints: None, calibration, sets: Sets::default(), pacer }
     }
@@ -131,19 +134,28 @@ impl<D: Decoder> Engine<D> {
         &mut self,
         job: &Job,
         out: &mut Out,
-        stop: &AtomicBool,
+        turn: &mut Turn<'_>,
     ) -> Result<Usage, Fault> {
         let constraint = self.constrain(&job.format)?;
         let prompt = self.decoder.tokens(&job.messages).map_err(Fault::Unfit)?;
         self.check_length(prompt.len())?;
         let started = now();
         let cached = self.decoder.reuse(&prompt)?;
-        self.read_prompt(&prompt[cached..], Some((out, stop)))?;
+        let mut read = cached;
+        while read < prompt.len() {
+            if read > cached {
+                self.give_way(&prompt[..read], out, turn)?;
+            }
+            let end = prompt.len().min(read + self.decoder.step());
+            self.read_prompt(&prompt[read..end], Some((out, turn.stop)))?;
+            read = end;
+        }
         let prefill_ms = self.computed_ms(started);
         let room = u32::try_from(self.length() - prompt.len()).unwrap_or(OUTPUT_TOKENS_MAX);
         let asked = job.sampling.max_tokens.unwrap_or(self.facts.inference_settings.max_tokens);
         let started = now();
-        let written = self.write(job, constraint, asked.min(room), out, stop)?;
+        let bound = (constraint, asked.min(room));
+        let written = self.write(job, prompt.clone(), bound, out, turn)?;
         Ok(Usage {
             finish: written.finish,
             logprobs: written.logprobs,
@@ -226,16 +238,17 @@ impl<D: Decoder> Engine<D> {
     fn write(
         &mut self,
         job: &Job,
-        mut constraint: Option<Constraint>,
-        most: u32,
+        mut conversation: Vec<u32>,
+        (mut constraint, most): (Option<Constraint>, u32),
         out: &mut Out,
-        stop: &AtomicBool,
+        turn: &mut Turn<'_>,
     ) -> Result<Written, Fault> {
         let mut sampler = Sampler::new(&job.sampling, &self.facts.inference_settings);
         let mut text = TextOut::new(job.sampling.stop.clone());
         let mut written = Written { finish: Finish::Length, tokens: 0, logprobs: Vec::new() };
         while written.tokens < most {
-            if stop.load(Ordering::Relaxed) {
+            self.give_way(&conversation, out, turn)?;
+            if turn.stop.load(Ordering::Relaxed) {
                 return Err(Fault::Cancelled);
             }
             let began = now();
@@ -259,11 +272,38 @@ impl<D: Decoder> Engine<D> {
             }
             if written.tokens < most {
                 self.decoder.read(&[token])?;
-                self.pacer.rest(began.elapsed(), Some(stop));
+                conversation.push(token);
+                self.pacer.rest(began.elapsed(), Some(turn.stop));
             }
         }
         send(out, text.finish())?;
         Ok(written)
+    }
+
+    /// Answers what is more urgent, then reads this conversation again as far as it was thrown out.
+    /// What that takes counts as a pause.
+    fn give_way(
+        &mut self,
+        conversation: &[u32],
+        out: &Out,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), Fault> {
+        let Some(mut urgent) = turn.others.more_urgent(turn.urgency) else { return Ok(()) };
+        let (paused, began) = (self.pacer.taken(), now());
+        // bounded: each turn answers a prompt that has come
+        loop {
+            take_turn(self, *urgent, turn.others);
+            match turn.others.more_urgent(turn.urgency) {
+                Some(another) => urgent = another,
+                None => break,
+            }
+        }
+        self.decoder.begin(turn.stop);
+        let kept = self.decoder.reuse(conversation)?;
+        self.read_prompt(&conversation[kept..], Some((out, turn.stop)))?;
+        self.pacer.taken();
+        self.pacer.add(paused + began.elapsed());
+        Ok(())
     }
 
     /// How likely a token was, and the likeliest ones at its place.

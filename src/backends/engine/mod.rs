@@ -10,6 +10,7 @@ mod labels;
 mod pacer;
 pub(super) mod room;
 mod sets;
+mod turn;
 
 use std::fs::File;
 use std::io;
@@ -17,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
@@ -27,13 +28,15 @@ pub(super) use self::answer::Engine;
 pub use self::labels::Calibration;
 use self::pacer::Duty;
 pub(super) use self::sets::Sets;
+use self::turn::{Others, Urgency, take_turn};
+pub(super) use self::turn::{SLOTS, Turn};
 use crate::backends::template::Template;
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
 use crate::model::ModelContext;
 use crate::prompt::{Job, Message, Refusal};
 
-/// One prompt may wait at the engine while another runs, so that it never idles between two.
-const WORK_WAITING_MAX: usize = 1;
+/// How often somebody whose prompt was put aside is told that the engine is alive, if it is.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// What the thread runs.
 pub(super) trait Model {
@@ -49,11 +52,12 @@ pub(super) trait Model {
     /// If the library fails.
     fn measure(&mut self) -> Result<(), Fault>;
 
-    /// Answers; looks at the flag often and ends soon after it is set, whatever it then returns.
+    /// Answers; looks often whether it was stopped and ends soon after, whatever it then returns. It
+    /// may let more urgent prompts go first.
     ///
     /// # Errors
     /// See [`Fault`].
-    fn answer(&mut self, job: &Job, out: &mut Out, stop: &Arc<AtomicBool>) -> Result<Usage, Fault>;
+    fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault>;
 
     /// See [`OnThread::read`].
     ///
@@ -151,6 +155,7 @@ struct Prompt {
     /// Set when nobody waits for the answer any more.
     stop: Arc<AtomicBool>,
     done: oneshot::Sender<Result<Usage, Fault>>,
+    urgency: Urgency,
 }
 
 /// How a model reads a text: what it expects at each place.
@@ -185,7 +190,7 @@ impl Line {
     }
 
     /// Measures the model, says that it is ready, then answers until the line is closed.
-    pub(super) fn serve(mut self, mut model: impl Model, started: Instant) {
+    pub(super) fn serve(self, mut model: impl Model, started: Instant) {
         model.facts().runtime.load_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0);
         if let Err(fault) = model.measure() {
             return self.fail(fault);
@@ -194,17 +199,10 @@ impl Line {
         if self.ready.send(Ok(model.facts().clone())).is_err() {
             return;
         }
-        while let Some(work) = self.inbox.blocking_recv() {
+        let mut others = Others::new(self.inbox);
+        while let Some(work) = others.next() {
             match work {
-                Work::Answer(prompt) => {
-                    let Prompt { job, mut out, stop, done } = *prompt;
-                    let result = model.answer(&job, &mut out, &stop);
-                    let gone = stop.load(Ordering::Relaxed) || out.is_gone();
-                    let result = if gone { Err(Fault::Cancelled) } else { result };
-                    // the reader waits for the end of the pieces before it asks how it ended
-                    drop(out);
-                    let _ = done.send(result);
-                }
+                Work::Answer(prompt) => take_turn(&mut model, *prompt, &mut others),
                 Work::Read { text, done } => drop(done.send(model.read_text(&text))),
             }
         }
@@ -218,7 +216,7 @@ impl OnThread {
     /// Whatever the loader says.
     pub(super) async fn open(run: impl FnOnce(Line) + Send + 'static) -> Result<OnThread, Fault> {
         let (ready, is_ready) = oneshot::channel();
-        let (work, inbox) = mpsc::channel(WORK_WAITING_MAX);
+        let (work, inbox) = mpsc::channel(SLOTS as usize);
         let duty = Duty::default();
         let line = Line { ready, duty: duty.clone(), inbox };
         let thread = std::thread::Builder::new()
@@ -248,16 +246,25 @@ impl OnThread {
         let (done, ended) = oneshot::channel();
         let stop = Stop(Arc::new(AtomicBool::new(false)));
         let stop_flag = Arc::clone(&stop.0);
-        let prompt = Prompt { job: job.clone(), out: inner, stop: stop_flag, done };
+        let urgency = (job.class, now() + job.budget);
+        let prompt = Prompt { job: job.clone(), out: inner, stop: stop_flag, done, urgency };
         let work = Work::Answer(Box::new(prompt));
         tokio::select! {
             sent = self.work.send(work) => sent.map_err(|_| ended_early())?,
             () = out.gone() => return Err(Fault::Cancelled),
         }
+        let mut beats = self.duty.beats();
         loop {
             let chunk = tokio::select! {
                 chunk = chunks.recv() => chunk,
                 () = out.gone() => return Err(Fault::Cancelled),
+                () = tokio::time::sleep(ALIVE_EVERY) => {
+                    // it may work on a more urgent one
+                    if std::mem::replace(&mut beats, self.duty.beats()) != self.duty.beats() {
+                        out.alive();
+                    }
+                    continue;
+                }
             };
             match chunk {
                 Some(chunk) if chunk.text.is_empty() => out.alive(),

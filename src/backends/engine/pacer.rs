@@ -1,7 +1,7 @@
 //! Lets an engine pause between its steps, so that it computes for a share of the time only.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::now;
@@ -13,23 +13,29 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How soon a request that is stopped ends its pause.
 const STEP: Duration = Duration::from_millis(20);
 
-/// The share of the time for which the engine may compute; set by any thread.
+/// The share of the time for which the engine may compute, set by any thread, and a count of its
+/// steps.
 #[derive(Debug, Clone)]
-pub(in crate::backends) struct Duty(Arc<AtomicU32>);
+pub(in crate::backends) struct Duty(Arc<(AtomicU32, AtomicU64)>);
 
 impl Default for Duty {
     fn default() -> Duty {
-        Duty(Arc::new(AtomicU32::new(1.0_f32.to_bits())))
+        Duty(Arc::new((AtomicU32::new(1.0_f32.to_bits()), AtomicU64::new(0))))
     }
 }
 
 impl Duty {
     pub(super) fn set(&self, share: f32) {
-        self.0.store(share.clamp(DUTY_MIN, 1.0).to_bits(), Ordering::Relaxed);
+        self.0.0.store(share.clamp(DUTY_MIN, 1.0).to_bits(), Ordering::Relaxed);
     }
 
     fn get(&self) -> f32 {
-        f32::from_bits(self.0.load(Ordering::Relaxed))
+        f32::from_bits(self.0.0.load(Ordering::Relaxed))
+    }
+
+    /// Steps that the engine has done.
+    pub(super) fn beats(&self) -> u64 {
+        self.0.1.load(Ordering::Relaxed)
     }
 }
 
@@ -43,6 +49,7 @@ pub(super) struct Pacer {
 impl Pacer {
     /// Pauses after a step that took so long.
     pub(super) fn rest(&mut self, step: Duration, stop: Option<&AtomicBool>) {
+        self.duty.0.1.fetch_add(1, Ordering::Relaxed);
         let duty = self.duty.get();
         if duty >= 1.0 {
             return;
@@ -54,6 +61,11 @@ impl Pacer {
             std::thread::sleep(STEP.min(pause.saturating_sub(began.elapsed())));
         }
         self.paused += began.elapsed();
+    }
+
+    /// What was spent on others counts as a pause.
+    pub(super) fn add(&mut self, time: Duration) {
+        self.paused += time;
     }
 
     /// How long it has paused since this was asked last.

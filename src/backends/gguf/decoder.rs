@@ -1,5 +1,5 @@
-//! llama.cpp behind the port of the engine's thread: one context with one sequence, and others that
-//! branch off it for as long as labels are scored.
+//! llama.cpp behind the port of the engine's thread: one context that is shared by a few conversations,
+//! and by branches that leave one of them for as long as labels are scored.
 
 use std::ffi::c_void;
 use std::num::NonZeroU32;
@@ -18,16 +18,25 @@ use super::load::{self, BATCH_TOKENS, Loaded};
 use super::{Options, template};
 use crate::backends::engine::constraint::{Word, trie};
 use crate::backends::engine::{
-    Decoder, Engine, Line, common, log_probabilities, now, sha256, threads_or_all,
+    Decoder, Engine, Line, SLOTS, common, log_probabilities, now, sha256, threads_or_all,
 };
 use crate::backends::template::Template;
 use crate::generate::Fault;
 use crate::model::ModelContext;
 use crate::prompt::{Message, Refusal};
 
-/// Sequences of the context: the conversation, and the branches that are tried at once.
-const SEQUENCES: u32 = 1 + BRANCHES;
+/// Sequences of the context: conversations, and the branches that are tried at once.
+const SEQUENCES: u32 = KEPT + BRANCHES;
 const BRANCHES: u32 = 15;
+/// Conversations that are kept ready: as many as an engine may have begun.
+const KEPT: u32 = SLOTS;
+
+/// A conversation in the key-value cache.
+#[derive(Debug, Default)]
+struct Kept {
+    tokens: Vec<u32>,
+    used: u64,
+}
 
 /// Loads the model and serves the line.
 pub(super) fn run(mut options: Options, line: Line) {
@@ -75,8 +84,13 @@ struct Llama<'m> {
     context: LlamaContext<'m>,
     template: Option<Template>,
     batch: LlamaBatch<'static>,
-    /// What the key-value cache holds.
-    cached: Vec<u32>,
+    /// What the key-value cache holds, each in the sequence of its place.
+    kept: Vec<Kept>,
+    /// The conversation that goes on.
+    current: usize,
+    requests: u64,
+    /// Tokens of all conversations together.
+    length: usize,
     logits: Vec<f32>,
     stop: &'m StopSignal,
     /// The flag that `stop` points to.
@@ -118,7 +132,10 @@ impl<'m> Llama<'m> {
             context,
             template,
             batch: LlamaBatch::new(BATCH_TOKENS as usize, 1),
-            cached: Vec::new(),
+            kept: (0..KEPT).map(|_| Kept::default()).collect(),
+            current: 0,
+            requests: 0,
+            length: length as usize,
             logits: Vec::new(),
             stop,
             raised: None,
@@ -126,16 +143,59 @@ impl<'m> Llama<'m> {
         Ok((decoder, facts))
     }
 
+    fn cached(&self) -> usize {
+        self.kept[self.current].tokens.len()
+    }
+
     fn forget_from(&mut self, kept: usize) -> Result<(), Fault> {
         let from = u32::try_from(kept).unwrap_or(u32::MAX);
-        if self.context.clear_kv_cache_seq(Some(0), Some(from), None).is_ok_and(|cleared| cleared) {
-            self.cached.truncate(kept);
+        let sequence = Some(number(self.current));
+        let cleared = self.context.clear_kv_cache_seq(sequence, Some(from), None);
+        if cleared.is_ok_and(|cleared| cleared) {
+            self.kept[self.current].tokens.truncate(kept);
             return Ok(());
         }
         // some models can't forget a part
-        self.context.clear_kv_cache();
-        self.cached.clear();
+        self.forget_all();
         if kept == 0 { Ok(()) } else { Err(Fault::Broken("the cache can't be cut".to_owned())) }
+    }
+
+    fn forget_all(&mut self) {
+        self.context.clear_kv_cache();
+        for kept in &mut self.kept {
+            kept.tokens.clear();
+        }
+    }
+
+    /// Throws out the conversations that were not used for the longest time until there is room for
+    /// this many tokens more. One that is thrown out is read again when it goes on.
+    fn make_room(&mut self, tokens: usize) -> Result<(), Fault> {
+        let holds = |kept: &[Kept]| kept.iter().map(|kept| kept.tokens.len()).sum::<usize>();
+        // bounded: each turn empties one of a few
+        while holds(&self.kept) + tokens > self.length {
+            let others = (0..self.kept.len()).filter(|at| *at != self.current);
+            let full = others.filter(|at| !self.kept[*at].tokens.is_empty());
+            let Some(oldest) = full.min_by_key(|at| self.kept[*at].used) else { return Ok(()) };
+            let cleared = self.context.clear_kv_cache_seq(Some(number(oldest)), None, None);
+            cleared.map_err(|e| Fault::Broken(format!("a conversation can't be cut: {e}")))?;
+            self.kept[oldest].tokens.clear();
+        }
+        Ok(())
+    }
+
+    /// Begins a conversation in place of the oldest, with what it has in common with another.
+    fn begin_with(&mut self, longest: usize, common: usize) -> Result<(), Fault> {
+        self.forget_from(0)?;
+        if common == 0 || longest == self.current {
+            return Ok(());
+        }
+        let end = u32::try_from(common).ok();
+        let (from, to) = (number_i32(longest), number_i32(self.current));
+        let copied = self.context.copy_kv_cache_seq(from, to, Some(0), end);
+        copied.map_err(|e| Fault::Broken(format!("a beginning can't be shared: {e}")))?;
+        let shared = self.kept[longest].tokens[..common].to_vec();
+        self.kept[self.current].tokens = shared;
+        Ok(())
     }
 }
 
@@ -151,11 +211,13 @@ impl Llama<'_> {
         let broken = |e: &dyn std::fmt::Display| {
             Fault::Broken(format!("llama.cpp could not score labels: {e}"))
         };
+        self.make_room(some.iter().map(|&n| all[n].len()).sum())?;
         self.batch.clear();
         let mut rows = Vec::new();
-        for (branch, &n) in (1..).zip(some) {
-            self.context.copy_kv_cache_seq(0, branch, None, None).map_err(|e| broken(&e))?;
-            for (pair, at) in all[n].windows(2).zip(self.cached.len()..) {
+        let from = number_i32(self.current);
+        for (branch, &n) in (number_i32(KEPT as usize)..).zip(some) {
+            self.context.copy_kv_cache_seq(from, branch, None, None).map_err(|e| broken(&e))?;
+            for (pair, at) in all[n].windows(2).zip(self.cached()..) {
                 let at = i32::try_from(at).unwrap_or(i32::MAX);
                 self.batch.add(token(pair[0]), at, &[branch], true).map_err(|e| broken(&e))?;
                 rows.push((n, pair[1]));
@@ -185,19 +247,37 @@ impl Decoder for Llama<'_> {
     }
 
     fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault> {
-        let kept = common(&self.cached, prompt);
-        self.forget_from(kept)?;
-        Ok(kept)
+        if prompt.is_empty() {
+            self.forget_all();
+            return Ok(0);
+        }
+        self.requests += 1;
+        let all = || self.kept.iter().map(|kept| common(&kept.tokens, prompt)).enumerate();
+        let Some((longest, most)) = all().max_by_key(|(_, common)| *common) else { return Ok(0) };
+        // all conversations begin with the template's words: that alone is no reason to throw
+        // another one's away
+        if most > 0 && 2 * most >= self.kept[longest].tokens.len() {
+            self.current = longest;
+            self.forget_from(most)?;
+        } else {
+            let oldest = (0..self.kept.len()).min_by_key(|at| self.kept[*at].used);
+            self.current = oldest.unwrap_or(0);
+            self.begin_with(longest, most)?;
+        }
+        self.kept[self.current].used = self.requests;
+        Ok(self.cached())
     }
 
     fn read(&mut self, tokens: &[u32]) -> Result<(), Fault> {
+        self.make_room(tokens.len())?;
         self.batch.clear();
-        let first = self.cached.len();
+        let first = self.cached();
+        let sequence = number_i32(self.current);
         for (n, &read) in tokens.iter().enumerate() {
             let at = i32::try_from(first + n).unwrap_or(i32::MAX);
             let last = n + 1 == tokens.len();
             self.batch
-                .add(token(read), at, &[0], last)
+                .add(token(read), at, &[sequence], last)
                 .map_err(|e| Fault::Broken(format!("too much in one step: {e}")))?;
         }
         if let Err(error) = self.context.decode(&mut self.batch) {
@@ -205,7 +285,7 @@ impl Decoder for Llama<'_> {
             self.forget_from(first)?;
             return Err(Fault::Broken(format!("llama.cpp could not go on: {error}")));
         }
-        self.cached.extend_from_slice(tokens);
+        self.kept[self.current].tokens.extend_from_slice(tokens);
         let row = self.batch.n_tokens() - 1;
         self.logits.clear();
         self.logits.extend_from_slice(self.context.get_logits_ith(row));
@@ -213,7 +293,7 @@ impl Decoder for Llama<'_> {
     }
 
     fn forget(&mut self, last: usize) -> Result<(), Fault> {
-        self.forget_from(self.cached.len().saturating_sub(last))
+        self.forget_from(self.cached().saturating_sub(last))
     }
 
     fn continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
@@ -227,7 +307,7 @@ impl Decoder for Llama<'_> {
             let (some, others) = left.split_at(fitting(left.iter().map(|&n| all[n].len())));
             left = others;
             let read = self.branches(some, all, &mut sums);
-            for branch in 1..SEQUENCES {
+            for branch in KEPT..SEQUENCES {
                 let cleared = self.context.clear_kv_cache_seq(Some(branch), None, None);
                 cleared.map_err(|e| Fault::Broken(format!("a branch can't be cut: {e}")))?;
             }
@@ -279,6 +359,15 @@ impl Decoder for Llama<'_> {
         self.stop.0.store(std::ptr::null_mut(), Ordering::Release);
         self.raised = None;
     }
+}
+
+/// The number of a sequence.
+fn number(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(0)
+}
+
+fn number_i32(at: usize) -> i32 {
+    i32::try_from(at).unwrap_or(0)
 }
 
 /// How many of the first of these lengths fit into one step together; at least one.

@@ -19,7 +19,7 @@ use super::load;
 use super::runtime;
 use crate::backends::classifier::Classifier;
 use crate::backends::engine::room::{self, WORK_BYTES};
-use crate::backends::engine::{Model, Reading, Sets, now};
+use crate::backends::engine::{Model, Reading, Sets, Turn, now};
 use crate::generate::{Fault, Out, Usage};
 use crate::labels::{Classification, Labels};
 use crate::model::{self, Capabilities, InferenceSettings, ModelContext};
@@ -258,7 +258,8 @@ impl Model for Encoder {
         Ok(())
     }
 
-    fn answer(&mut self, job: &Job, out: &mut Out, stop: &Arc<AtomicBool>) -> Result<Usage, Fault> {
+    fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault> {
+        let stop = turn.stop;
         let started = now();
         let texts: Vec<&str> = job.messages.iter().map(|m| m.content.as_str()).collect();
         let (text, tokens, classification) = match &job.format {
