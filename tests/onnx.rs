@@ -28,7 +28,10 @@ use pilotlight::backends::onnx::{self, Options};
 use pilotlight::generate::Generate;
 use serde_json::{Value, json};
 use support::contract::{holds_over_every_transport, job, run};
-use support::engine::{REAL, a_shared_prefix_is_read_once, says_how_likely_its_tokens_were, works};
+use support::engine::{
+    REAL, a_shared_prefix_is_read_once, says_how_likely_its_tokens_were,
+    the_more_urgent_goes_first, works,
+};
 use support::mqtt::App;
 use support::service::{Service, catalog, program};
 use support::{model_file, runtime};
@@ -230,6 +233,8 @@ async fn several_prefixes_are_kept() {
         }
     }
     assert_eq!(answers[..2], answers[2..]);
+    assert_eq!(model.context().runtime.slots, 2);
+    the_more_urgent_goes_first(&model).await;
 }
 
 /// Weights in the processor's own order are made once, used again, and made anew when damaged.

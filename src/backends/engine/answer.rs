@@ -112,8 +112,8 @@ impl<D: Decoder> Engine<D> {
         mut facts: ModelContext,
         calibration: Calibration,
     ) -> Engine<D> {
-        facts.runtime.slots = SLOTS;
-        facts.runtime.urgent_first = true;
+        facts.runtime.slots = decoder.kept().clamp(1, SLOTS);
+        facts.runtime.urgent_first = facts.runtime.slots > 1;
         let pacer = Pacer::default();
         Engine { decoder, facts, constraints: None, calibration, sets: Sets::default(), pacer }
     }

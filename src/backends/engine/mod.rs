@@ -120,6 +120,11 @@ pub(super) trait Decoder {
         Ok(sums)
     }
 
+    /// Conversations that are kept ready; so many prompts can be begun at once.
+    fn kept(&self) -> u32 {
+        1
+    }
+
     /// Most tokens that are read at once; between two steps a request can be stopped.
     fn step(&self) -> usize;
 
@@ -199,7 +204,7 @@ impl Line {
         if self.ready.send(Ok(model.facts().clone())).is_err() {
             return;
         }
-        let mut others = Others::new(self.inbox);
+        let mut others = Others::new(self.inbox, model.facts().runtime.slots);
         while let Some(work) = others.next() {
             match work {
                 Work::Answer(prompt) => take_turn(&mut model, *prompt, &mut others),

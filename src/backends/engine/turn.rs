@@ -16,7 +16,7 @@ use super::{Model, Prompt, Work};
 use crate::generate::Fault;
 use crate::prompt::Class;
 
-/// Prompts that an engine has at once: one that it works on, and those that wait or were put aside.
+/// Most prompts that an engine has at once: one that it works on, and those that wait or were put aside.
 pub(in crate::backends) const SLOTS: u32 = 3;
 
 /// The lesser is the more urgent.
@@ -28,6 +28,8 @@ pub(in crate::backends) struct Others {
     waiting: VecDeque<Work>,
     /// Prompts that were begun and have not ended.
     begun: u32,
+    /// Most of these: a conversation that is not kept would have to be read again.
+    slots: u32,
 }
 
 /// The turn of one prompt.
@@ -39,8 +41,8 @@ pub(in crate::backends) struct Turn<'t> {
 }
 
 impl Others {
-    pub(super) fn new(inbox: mpsc::Receiver<Work>) -> Others {
-        Others { inbox, waiting: VecDeque::new(), begun: 0 }
+    pub(super) fn new(inbox: mpsc::Receiver<Work>, slots: u32) -> Others {
+        Others { inbox, waiting: VecDeque::new(), begun: 0, slots }
     }
 
     /// The most urgent of what has come, or what comes next; none when the line is closed.
@@ -55,7 +57,7 @@ impl Others {
 
     /// A prompt that is more urgent than this, if there is room to put that aside.
     pub(super) fn more_urgent(&mut self, than: Urgency) -> Option<Box<Prompt>> {
-        if self.begun >= SLOTS {
+        if self.begun >= self.slots {
             return None;
         }
         self.collect();

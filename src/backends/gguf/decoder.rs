@@ -316,6 +316,10 @@ impl Decoder for Llama<'_> {
         Ok(sums)
     }
 
+    fn kept(&self) -> u32 {
+        KEPT
+    }
+
     fn step(&self) -> usize {
         BATCH_TOKENS as usize
     }

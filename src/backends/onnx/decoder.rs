@@ -265,6 +265,10 @@ impl Decoder for Onnx {
         prefix.cut(prefix.tokens.len().saturating_sub(last), shared).map_err(broken)
     }
 
+    fn kept(&self) -> u32 {
+        u32::try_from(self.prefixes.len()).unwrap_or(1)
+    }
+
     fn step(&self) -> usize {
         STEP_TOKENS
     }
