@@ -46,7 +46,7 @@ pub struct Remote {
 struct LineGuard {
     line: Option<RunningServiceCancellationToken>,
     /// Tells the server its pace.
-    _pacer: JoinSet<()>,
+    _teller: JoinSet<()>,
 }
 
 impl Drop for LineGuard {
@@ -119,10 +119,10 @@ where
     .await
     .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
     let peer = service.peer().clone();
-    let (pace, paces) = watch::channel(1.0);
-    let mut pacer = JoinSet::new();
-    pacer.spawn(tell_pace(peer.clone(), paces));
-    let guard = LineGuard { line: Some(service.cancellation_token()), _pacer: pacer };
+    let (pace, told) = watch::channel(1.0);
+    let mut teller = JoinSet::new();
+    teller.spawn(tell_pace(peer.clone(), told));
+    let guard = LineGuard { line: Some(service.cancellation_token()), _teller: teller };
     let context = read_context(&peer).await?;
     let remote = Remote { peer, context, silence: patience.silence, pace, _line: guard };
     Ok((remote, Closed { ours: service, theirs: None }))

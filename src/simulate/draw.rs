@@ -16,6 +16,7 @@ const POINTS: usize = 900;
 struct Panel<'a> {
     title: &'a str,
     color: &'a str,
+    least: f64,
     most: f64,
     values: Vec<f64>,
     /// A line across, and what it is.
@@ -38,6 +39,7 @@ pub fn draw(board: &Board, outcome: &Outcome, title: &str) -> String {
         Panel {
             title: "temperature, °C",
             color: "#c0392b",
+            least: celsius.iter().copied().fold(board.trip_c, f64::min).floor(),
             most: most(&celsius).max(board.trip_c) + 5.0,
             values: celsius,
             mark: Some((board.trip_c, "trip point")),
@@ -73,24 +75,25 @@ pub fn draw(board: &Board, outcome: &Outcome, title: &str) -> String {
 
 fn panel<'a>(title: &'a str, color: &'a str, values: Vec<f64>, least: f64) -> Panel<'a> {
     let most = values.iter().copied().fold(least, f64::max);
-    Panel { title, color, most, values, mark: None }
+    Panel { title, color, least: 0.0, most, values, mark: None }
 }
 
 impl Panel<'_> {
     #[expect(clippy::cast_precision_loss, reason = "points of a curve")]
     fn draw(&self, svg: &mut String, top: f64) {
         let bottom = top + HEIGHT;
-        let y = |value: f64| bottom - value / self.most * HEIGHT;
+        let y = |value: f64| bottom - (value - self.least) / (self.most - self.least) * HEIGHT;
         let _ = writeln!(
             svg,
             "<text x=\"{LEFT}\" y=\"{}\">{}</text><rect x=\"{LEFT}\" y=\"{top}\" \
              width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"none\" stroke=\"#ccc\"/>\
              <text x=\"{x}\" y=\"{}\" text-anchor=\"end\">{:.1}</text>\
-             <text x=\"{x}\" y=\"{bottom}\" text-anchor=\"end\">0</text>",
+             <text x=\"{x}\" y=\"{bottom}\" text-anchor=\"end\">{:.0}</text>",
             top - 6.0,
             self.title,
             top + 10.0,
             self.most,
+            self.least,
             x = LEFT - 6.0,
         );
         if let Some((value, name)) = self.mark {
@@ -100,7 +103,7 @@ impl Panel<'_> {
                  stroke-dasharray=\"4\"/><text x=\"{}\" y=\"{}\" fill=\"#666\">{name}</text>",
                 LEFT + WIDTH,
                 LEFT + 6.0,
-                y(value) - 4.0,
+                y(value) + 12.0,
                 at = y(value),
             );
         }
