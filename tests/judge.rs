@@ -89,6 +89,7 @@ fn recalled(effects: &[Effect]) -> Vec<u64> {
     effects.iter().filter_map(recall).collect()
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is the outcome of an attempt")]
 fn answer(tokens: u32) -> Result<Answered, (Fault, Sent)> {
     let spent = Spent {
         prompt_tokens: 25,
@@ -304,9 +305,9 @@ fn batch_jobs_have_a_tenth_of_a_busy_engine() {
         now += 250;
         let job = running.take().expect("the engine is never idle");
         if job % 2 == 1 {
-            batches += 1
+            batches += 1;
         } else {
-            others += 1
+            others += 1;
         }
         let effects = scheduler.on(Event::Ended { job: JobId(job), outcome: answer(20) }, at(now));
         running = started(&effects).iter().find(|(_, to)| *to == LOCAL).map(|(job, _)| *job);
