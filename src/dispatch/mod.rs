@@ -20,7 +20,7 @@ use crate::generate::{Fault, Generate, Out, Usage, channel};
 use crate::limits::{ANSWER_BYTES_MAX, DRAIN_MAX, INBOX_MAX};
 use crate::link::{Backend, Link};
 use crate::model::{CLASSIFY, EMBED, GENERATE, InferenceSettings, LOGPROBS, ModelContext, Reach};
-use crate::prompt::{Job, JobId};
+use crate::prompt::{Class, Job, JobId};
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
     Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict, may_reach,
@@ -316,7 +316,9 @@ impl Dispatcher {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Start { job, backend, budget } => self.start(job, backend, budget),
+            Effect::Start { job, backend, budget, class } => {
+                self.start(job, backend, (budget, class));
+            }
             Effect::Stop { job } => {
                 if let Some(held) = self.jobs.get(&job) {
                     held.stop.cancel();
@@ -340,7 +342,7 @@ impl Dispatcher {
         }
     }
 
-    fn start(&mut self, job: JobId, backend: BackendId, budget: Duration) {
+    fn start(&mut self, job: JobId, backend: BackendId, (budget, class): (Duration, Class)) {
         let now = self.now();
         let Some(held) = self.jobs.get_mut(&job) else {
             return;
@@ -349,7 +351,7 @@ impl Dispatcher {
             return;
         };
         held.started.get_or_insert(now);
-        job.budget = budget;
+        (job.budget, job.class) = (budget, class);
         let to = &self.backends[backend.0];
         let link = to.link.borrow().clone();
         let may = may_reach(job.mode, to.reach);

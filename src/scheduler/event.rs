@@ -217,6 +217,8 @@ pub enum Effect {
         backend: BackendId,
         /// Time left.
         budget: Duration,
+        /// How urgent it is there: a batch job whose turn has come is not behind the others.
+        class: Class,
     },
     /// Stop the job's attempt; its end is not reported any more.
     Stop {

@@ -148,7 +148,9 @@ impl Scheduler {
         }
         self.backends[backend].running += 1;
         let budget: Duration = now.until(entry.ticket.due);
-        self.effects.push(Effect::Start { job: entry.job(), backend: BackendId(backend), budget });
+        let class = if promoted { Class::Interactive } else { entry.ticket.class };
+        let (job, backend_id) = (entry.job(), BackendId(backend));
+        self.effects.push(Effect::Start { job, backend: backend_id, budget, class });
         let run =
             Running { backend, started: now, reason, served: 0.0, recalled: None, promoted, entry };
         self.running.insert(run.entry.job(), run);

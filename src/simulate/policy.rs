@@ -131,9 +131,9 @@ impl Rule {
             return None;
         }
         let ticket = self.queue.pop_front()?;
-        let (job, budget) = (ticket.job, now.until(ticket.due));
+        let (job, budget, class) = (ticket.job, now.until(ticket.due), ticket.class);
         self.here = Some((ticket, now));
-        Some(Effect::Start { job, backend: HERE, budget })
+        Some(Effect::Start { job, backend: HERE, budget, class })
     }
 }
 
@@ -143,8 +143,9 @@ impl Judge for Rule {
         match event {
             Event::Arrived(ticket) if self.leaves(&ticket, now) => {
                 let (job, budget) = (ticket.job, now.until(ticket.due));
+                let class = ticket.class;
                 self.away.insert(job, ticket);
-                effects.push(Effect::Start { job, backend: AWAY, budget });
+                effects.push(Effect::Start { job, backend: AWAY, budget, class });
             }
             Event::Arrived(ticket) => self.queue.push_back(ticket),
             Event::Ended { job, .. } => {

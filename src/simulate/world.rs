@@ -375,11 +375,11 @@ impl World<'_> {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Start { job, backend, .. } if backend == HERE => {
+            Effect::Start { job, backend, class, .. } if backend == HERE => {
                 let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
                 let due = Time::default() + order.at + order.budget;
                 let left = self.work(job);
-                self.engine.push(InEngine { job, order: (order.class, due, job), left });
+                self.engine.push(InEngine { job, order: (class, due, job), left });
             }
             Effect::Start { job, .. } => {
                 let tokens = self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)].answer;
