@@ -146,10 +146,9 @@ pub(super) fn why(entry: &Entry, chosen: usize, backends: &[Backend], resting: R
     if nearer || entry.failed.has(preferred) {
         return resting;
     }
-    if distance(preferred) == distance(chosen) {
-        return wanted;
-    }
-    lacks(&entry.ticket, &backends[preferred]).unwrap_or(Reason::Resting)
+    // the others of its side are as good, if it could have done it
+    let otherwise = if distance(preferred) == distance(chosen) { wanted } else { Reason::Resting };
+    lacks(&entry.ticket, &backends[preferred]).unwrap_or(otherwise)
 }
 
 /// Whether text of a job with this mode may go that far.
