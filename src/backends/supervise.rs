@@ -141,18 +141,16 @@ impl Keeper {
                 }
             }
             () = trouble.notified() => end(&mut child, "it was silent for too long").await,
-            () = self.unwanted() => {
-                self.link.send_replace(Link::Down(Health::Resting { reason: "unloading".to_owned() }));
-                let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
-                end(&mut child, "unloaded").await
-            }
-            () = stop.cancelled() => {
-                // closes its input, which asks it to end by itself
-                self.link.send_replace(Link::Down(Health::Resting { reason: "stopping".to_owned() }));
-                let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
-                end(&mut child, "stopped").await
-            }
+            () = self.unwanted() => self.let_end(&mut child, ("unloading", "unloaded")).await,
+            () = stop.cancelled() => self.let_end(&mut child, ("stopping", "stopped")).await,
         }
+    }
+
+    /// Closes the child's input, which asks it to end by itself, and ends it if it does not.
+    async fn let_end(&self, child: &mut Child, (reason, ended): (&str, &str)) -> String {
+        self.link.send_replace(Link::Down(Health::Resting { reason: reason.to_owned() }));
+        let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
+        end(child, ended).await
     }
 
     async fn reach(&self) -> Result<Reached, Fault> {

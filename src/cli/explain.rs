@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{BROKE, DONE};
-use crate::scheduler::decision::{Decision, Figures, Reason};
+use crate::scheduler::decision::{Decision, Figures};
 use crate::scheduler::explain;
 
 /// Largest record that is read, in bytes.
@@ -30,7 +30,7 @@ impl Explain {
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                println!("decided again from these figures: {route}, {}", word(reason));
+                println!("decided again from these figures: {route}, {}", reason.word());
                 Ok(BROKE)
             }
             Err(why) => bail!("it can't be decided again: {why}"),
@@ -62,7 +62,7 @@ impl Explain {
 }
 
 fn print(decision: &Decision) {
-    println!("went: {} because of {}", decision.route, word(decision.reason));
+    println!("went: {} because of {}", decision.route, decision.reason.word());
     for attempt in &decision.attempts {
         println!("tried: {}, {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
     }
@@ -86,8 +86,9 @@ fn print_figures(figures: &Figures) {
         duty * 100.0
     );
     for server in servers {
-        let state =
-            server.lacks.map_or("could be asked".to_owned(), |lack| format!("not: {}", word(lack)));
+        let state = server
+            .lacks
+            .map_or("could be asked".to_owned(), |lack| format!("not: {}", lack.word()));
         println!("{} ({}): {state}", server.server, server.reach.name());
     }
     if ahead.worst > 0.0 {
@@ -110,9 +111,4 @@ fn print_figures(figures: &Figures) {
     if let Some(away) = away {
         println!("an answer from elsewhere: {:.0} ms likely, {:.0} careful", away.p50, away.p95);
     }
-}
-
-fn word(reason: Reason) -> String {
-    let value = serde_json::to_value(reason).unwrap_or_default();
-    value.as_str().unwrap_or_default().to_owned()
 }

@@ -276,27 +276,21 @@ impl Gauge {
         };
         self.had_memory = true;
         let stalls = sample.stall.is_some_and(|stall| stall >= STALL_SHORT);
-        let found = if memory.available < floor / 2 {
-            Stage::Unload
-        } else if memory.available < floor || stalls {
-            Stage::Closed
-        } else if memory.available < floor.saturating_mul(2) {
-            Stage::Shed
-        } else {
-            Stage::Calm
+        let stage = |available: u64| {
+            if available < floor / 2 {
+                Stage::Unload
+            } else if available < floor || stalls {
+                Stage::Closed
+            } else if available < floor.saturating_mul(2) {
+                Stage::Shed
+            } else {
+                Stage::Calm
+            }
         };
         // to open again there must be a quarter more than where it closed
         let eased = memory.available - memory.available / 5;
-        let back = if eased < floor / 2 {
-            Stage::Unload
-        } else if eased < floor || stalls {
-            Stage::Closed
-        } else if eased < floor.saturating_mul(2) {
-            Stage::Shed
-        } else {
-            Stage::Calm
-        };
-        (used_up(memory, floor), self.memory.on(Levels { enter: found, stay: back }, now))
+        let levels = Levels { enter: stage(memory.available), stay: stage(eased) };
+        (used_up(memory, floor), self.memory.on(levels, now))
     }
 
     fn disk(&mut self, sample: &Sample, now: Time) -> (f64, Stage) {

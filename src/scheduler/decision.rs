@@ -63,6 +63,14 @@ pub enum Reason {
     Cancelled,
 }
 
+impl Reason {
+    /// The word for it in records and tables.
+    pub fn word(self) -> String {
+        let word = serde_json::to_value(self).ok();
+        word.as_ref().and_then(|word| word.as_str()).unwrap_or_default().to_owned()
+    }
+}
+
 /// One try at one model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {

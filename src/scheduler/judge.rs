@@ -81,6 +81,7 @@ impl Scheduler {
                 return;
             }
             let figures = self.figures(engine, &line, &places, (victim, &left), away);
+            let Some(figures) = figures else { continue };
             let reason = self.reason(&line, victim.late, level, &left, parallel);
             if self.leave(places[victim.item], reason, figures) {
                 room -= 1;
@@ -287,7 +288,7 @@ impl Scheduler {
         places: &[Place],
         (victim, left): (Victim, &[usize]),
         away: Set,
-    ) -> Figures {
+    ) -> Option<Figures> {
         let group = line[victim.item].group;
         // who can't leave may have been helped by any that go before
         let is_fixed = line[victim.late].leave_by.is_none();
@@ -301,32 +302,19 @@ impl Scheduler {
             group: line[at].group,
             leave_by: line[at].leave_by,
         };
-        let (entry, served) = match places[victim.item] {
-            Place::Waiting(at) => (self.queue.iter().nth(at), 0.0),
-            Place::Running(job) => {
-                let run = self.running.get(&job);
-                (run.map(|run| &run.entry), run.map_or(0.0, |run| run.served))
-            }
-        };
-        let ticket = entry.map(|entry| &entry.ticket);
-        Figures {
-            mode: Mode::PreferLocal,
-            class: ticket.map(|ticket| ticket.class).unwrap_or_default(),
-            streamed: ticket.is_some_and(|ticket| !ticket.is_whole),
-            duty: f64::from(self.strain.duty),
-            stage: self.strain.stage,
-            cause: self.strain.cause,
+        let (entry, _, served) = self.remaining(engine, places[victim.item])?;
+        Some(Figures {
             ahead: plan::ahead(line, first, left).map(|ms| ms * speed),
             line: stays.iter().map(case).collect(),
             own: stays.iter().position(|at| *at == victim.item).unwrap_or(0),
-            away: entry.and_then(|entry| self.away_ms(entry, served, away)),
-            parallel: if self.backends[engine].parallel() > 1.0 {
-                self.backends[engine].card.slots
-            } else {
+            away: self.away_ms(entry, served, away),
+            parallel: if self.backends[engine].card.urgent_first {
                 1
+            } else {
+                self.backends[engine].card.slots.max(1)
             },
-            servers: entry.map(|entry| self.states(entry)).unwrap_or_default(),
-        }
+            ..self.figures_at(entry, None, self.seen)
+        })
     }
 
     /// What was known when a job was started at a backend, or refused.

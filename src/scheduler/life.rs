@@ -1,10 +1,10 @@
 //! What becomes of a job after it was started: its attempts, its end.
 
+use super::Scheduler;
 use super::breaker::Breaker;
 use super::decision::{Attempt, Reason};
 use super::entry::{Entry, Running};
 use super::event::{Answered, BackendId, Effect, Sent, Verdict, Word};
-use super::{Scheduler, route};
 use crate::generate::Fault;
 use crate::limits::ATTEMPTS_MAX;
 use crate::prompt::{Code, JobId};
@@ -138,7 +138,7 @@ impl Scheduler {
         let Running { mut entry, backend, reason, .. } = run;
         let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.ticket.due <= now;
         if is_over || entry.candidates().is_empty() {
-            let (_, lack) = route::refusal(&entry);
+            let lack = entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack);
             let reason = if is_over { reason } else { lack };
             return self.settle(entry, verdict_of(fault), Some(backend), reason);
         }

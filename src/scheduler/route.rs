@@ -112,16 +112,6 @@ fn allowed(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusal, Reaso
     Ok(may)
 }
 
-/// What an asker is told if every model that can do it is away, or none is left that can.
-pub(super) fn refusal(entry: &Entry) -> (Refusal, Reason) {
-    if entry.candidates().is_empty() {
-        let lack = entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack);
-        return incapable(&entry.ticket, lack);
-    }
-    let message = "every model that could answer is away; try again later";
-    (Refusal::new(Code::Unavailable, message), Reason::Resting)
-}
-
 /// Why this backend is the one, once it is.
 pub(super) fn why(entry: &Entry, chosen: usize, backends: &[Backend], resting: Reason) -> Reason {
     let wanted = match entry.ticket.mode {

@@ -186,7 +186,7 @@ fn card(board: &Board, reach: Reach, slots: u32) -> Card {
     }
 }
 
-impl World<'_> {
+impl<'a> World<'a> {
     fn live(&mut self, is_watched: bool) {
         let end = self.orders.last().map_or(Duration::ZERO, |last| last.at + last.budget);
         let end = Time::default() + end + SAMPLED;
@@ -321,8 +321,13 @@ impl World<'_> {
         self.tell(Event::Arrived(ticket));
     }
 
+    /// What was asked: jobs are named by their place.
+    fn order(&self, job: JobId) -> &'a Order {
+        &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)]
+    }
+
     fn work(&self, job: JobId) -> f64 {
-        let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+        let order = self.order(job);
         let read = f64::from(order.prompt - order.cached) / self.board.prefill;
         (read + f64::from(order.answer) / self.board.decode) * 1e3
     }
@@ -338,7 +343,7 @@ impl World<'_> {
         let top = self.top().filter(|top| self.engine[*top].left <= 1e-2);
         if let Some(top) = top {
             let job = self.engine.swap_remove(top).job;
-            let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+            let order = self.order(job);
             // what the engine measures: computing at the speed of the chip, without its pauses
             let slow = 1.0 / self.chip.speed();
             let spent = Spent {
@@ -356,7 +361,7 @@ impl World<'_> {
         }
         let job = self.remote.iter().find(|(_, at)| **at <= self.now).map(|(job, _)| *job)?;
         self.remote.remove(&job);
-        let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+        let order = self.order(job);
         let tokens = Spent {
             prompt_tokens: order.prompt,
             completion_tokens: order.answer,
@@ -376,13 +381,13 @@ impl World<'_> {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Start { job, backend, class, .. } if backend == HERE => {
-                let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+                let order = self.order(job);
                 let due = Time::default() + order.at + order.budget;
                 let left = self.work(job);
                 self.engine.push(InEngine { job, order: (class, due, job), left });
             }
             Effect::Start { job, .. } => {
-                let tokens = self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)].answer;
+                let tokens = self.order(job).answer;
                 let time = time_away(&mut self.random, tokens);
                 self.remote.insert(job, self.now + time);
             }
@@ -401,7 +406,7 @@ impl World<'_> {
     }
 
     fn settled(&mut self, job: JobId, verdict: &Verdict, away: bool, reason: Reason) {
-        let order = &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)];
+        let order = self.order(job);
         let arrival = Time::default() + order.at;
         let due = arrival + order.budget;
         let missed = *verdict != Verdict::Done || self.now > due;
@@ -411,9 +416,7 @@ impl World<'_> {
         if away {
             self.out.away += 1;
             self.out.away_tokens += u64::from(order.prompt + order.answer);
-            let name = serde_json::to_value(reason).ok();
-            let name = name.and_then(|n| n.as_str().map(str::to_owned)).unwrap_or_default();
-            *self.out.reasons.entry(name).or_default() += 1;
+            *self.out.reasons.entry(reason.word()).or_default() += 1;
             self.left_for_load.push((due, arrival, work));
         } else if !missed {
             self.done_here.push((due, arrival, work));

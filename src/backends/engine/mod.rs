@@ -265,7 +265,8 @@ impl OnThread {
                 () = out.gone() => return Err(Fault::Cancelled),
                 () = tokio::time::sleep(ALIVE_EVERY) => {
                     // it may work on a more urgent one
-                    if std::mem::replace(&mut beats, self.duty.beats()) != self.duty.beats() {
+                    let before = std::mem::replace(&mut beats, self.duty.beats());
+                    if beats != before {
                         out.alive();
                     }
                     continue;

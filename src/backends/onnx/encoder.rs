@@ -264,7 +264,7 @@ impl Model for Encoder {
         let texts: Vec<&str> = job.messages.iter().map(|m| m.content.as_str()).collect();
         let (text, tokens, classification) = match &job.format {
             Format::Label(labels) => {
-                let (said, tokens) = self.classify(&texts.join("\n"), labels, stop)?;
+                let (said, tokens) = self.classify(&job.text(), labels, stop)?;
                 (said.label.clone(), tokens, Some(said))
             }
             Format::Embedding => {
