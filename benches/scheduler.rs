@@ -23,17 +23,11 @@ const ROUNDS: usize = 15;
 
 fn card(reach: Reach, slots: u32) -> Card {
     Card {
-        server: reach.name().to_owned(),
-        model: None,
-        reach,
         slots,
-        urgent_first: false,
         read_ms: Some(2.0),
         write_ms: Some(20.0),
         max_tokens: 64,
-        context_tokens: 100_000,
-        json_schema: true,
-        talents: None,
+        ..Card::unknown(reach.name(), reach)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::tls;
 
 /// What the variables of the environment mean; all else that starts with `PILOTLIGHT_` is a
 /// mistake.
-pub const VARIABLES: [(&str, &str); 10] = [
+pub const VARIABLES: [(&str, &str); 11] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     ("PILOTLIGHT_DEVICE", "name of this device in topics (default: the host's name)"),
     ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
@@ -23,6 +23,10 @@ pub const VARIABLES: [(&str, &str); 10] = [
     ("PILOTLIGHT_HTTP", "where the HTTP door listens (default: 127.0.0.1:8080), or off"),
     ("PILOTLIGHT_HTTP_TOKEN", "bearer token that HTTP clients must show"),
     ("PILOTLIGHT_SENSORS", "folder below which sensors are looked for (default: /)"),
+    (
+        "PILOTLIGHT_STATE",
+        "folder of what is kept over a restart (default: that of systemd or of the user), or off",
+    ),
     ("PILOTLIGHT_LOG", "what is logged, such as info or pilotlight=debug"),
 ];
 
@@ -43,6 +47,8 @@ pub struct Config {
     pub http: Option<Http>,
     /// The folder below which sensors are looked for.
     pub sensors: PathBuf,
+    /// The folder of what is kept over a restart, if anything is.
+    pub state: Option<PathBuf>,
     /// What looks wrong and is no mistake.
     pub warnings: Vec<Mistake>,
 }
@@ -137,7 +143,22 @@ impl Reader<'_> {
         let (mqtt, broker) = self.mqtt(&catalog);
         let http = self.http(&catalog);
         let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned()).into();
-        Config { path, catalog, device, mqtt, broker, http, sensors, warnings }
+        let state = self.state();
+        Config { path, catalog, device, mqtt, broker, http, sensors, state, warnings }
+    }
+
+    /// What is named, else what systemd gives us, else the user's folder of such things (XDG Base
+    /// Directory Specification 0.8).
+    fn state(&self) -> Option<PathBuf> {
+        if let Some(named) = self.get("PILOTLIGHT_STATE") {
+            return (named != "off").then(|| named.into());
+        }
+        if let Some(given) = self.get("STATE_DIRECTORY") {
+            return given.split(':').next().map(PathBuf::from);
+        }
+        let user = self.get("XDG_STATE_HOME").map(PathBuf::from);
+        let user = user.or_else(|| Some(Path::new(&self.get("HOME")?).join(".local/state")))?;
+        Some(user.join("pilotlight"))
     }
 
     fn get(&self, name: &str) -> Option<String> {

@@ -1,6 +1,7 @@
 //! Builds the rooms of the service, joins them, waits for the word to stop, and stops in order.
 
 use std::future::Future;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,7 +18,7 @@ use crate::backends::supervise::supervise;
 use crate::bus;
 use crate::config::{Config, Http, Mqtt};
 use crate::device::{self, Reading, Sensors};
-use crate::dispatch::{self, Dispatch};
+use crate::dispatch::{self, Dispatch, Keep};
 use crate::ingress::mqtt::topics::Topics;
 use crate::ingress::{http, mqtt};
 use crate::metrics::Metrics;
@@ -63,7 +64,7 @@ pub struct Core {
 
 impl Core {
     /// Starts every model of the catalog.
-    pub fn start(catalog: &Catalog, strain: watch::Receiver<Strain>) -> Core {
+    pub fn start(catalog: &Catalog, strain: watch::Receiver<Strain>, keep: Keep) -> Core {
         let (mut models, mut judge) = (Floor::new("models"), Floor::new("dispatcher"));
         let mut backends = Vec::new();
         for server in &catalog.servers {
@@ -71,7 +72,7 @@ impl Core {
             models.add(keeper);
             backends.push(backend);
         }
-        let (dispatch, dispatcher) = dispatch::new(backends, strain);
+        let (dispatch, dispatcher) = dispatch::new(backends, strain, keep);
         let stop = judge.stop.clone();
         judge.add(dispatcher.run(stop));
         Core { dispatch, models, judge }
@@ -82,6 +83,18 @@ impl Core {
         self.judge.stop().await;
         self.models.stop().await;
     }
+}
+
+/// The folder of what the service keeps, made if it is not there.
+fn keeps(config: &Config) -> Option<&Path> {
+    let folder = config.state.as_deref()?;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    if let Err(error) = made {
+        let folder = folder.display();
+        tracing::warn!(%folder, %error, "nothing can be kept here over a restart");
+        return None;
+    }
+    Some(folder)
 }
 
 /// The strain of a device that is not watched: none.
@@ -104,7 +117,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let (strains, strain) = watch::channel(Strain::default());
     let (readings, reading) = watch::channel(Reading::default());
-    let core = Core::start(&catalog, strain);
+    let keep = Keep::new(keeps(&config), device::governor(&config.sensors));
+    let core = Core::start(&catalog, strain, keep);
     let mut sensors = Floor::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));
     let bounds = bounds_of(&catalog.device_limits);

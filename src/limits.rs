@@ -79,6 +79,12 @@ pub const RATES_KEPT: usize = 32;
 pub const LENGTHS_KEPT: usize = 200;
 /// Times of another machine's answers that are kept.
 pub const CLOUD_TIMES_KEPT: usize = 64;
+/// Models whose rates are kept, whether they are here or not.
+pub const MODELS_LEARNED_MAX: usize = 64;
+/// How often what was learned is written down, at most.
+pub const LEARNED_EVERY: Duration = Duration::from_secs(600);
+/// Largest file of what was learned that is read, in bytes.
+pub const LEARNED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Templates of which lengths are kept.
 pub const TEMPLATES_MAX: usize = 128;
 /// Most attempts that one job gets, the first one counted.

@@ -47,17 +47,11 @@ fn certified(promises: &BTreeMap<JobId, Promise>, now: Time) -> bool {
 #[test]
 fn while_the_worst_case_is_in_time_nobody_leaves() {
     let base = Card {
-        server: "local".into(),
-        model: None,
-        reach: Reach::Device,
-        slots: 1,
         urgent_first: true,
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
-        context_tokens: 100_000,
-        json_schema: true,
-        talents: None,
+        ..Card::unknown("local", Reach::Device)
     };
     let (mut held, mut left) = (0, 0);
     for seed in 0..500 {

@@ -181,3 +181,27 @@ fn a_simulated_day_can_be_drawn_and_a_trace_replayed() {
         assert!(!worked && complaint.contains(word), "{args:?}: {complaint}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_starts_again_knows_how_long_answers_take() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = state.path().join("kept").display().to_string();
+    let asked = async |times: usize| {
+        let service = Service::launch(&two(), "embedded", &[("PILOTLIGHT_STATE", &folder)]);
+        service.ready_all().await;
+        service.ready().await;
+        let mut app = App::of(service.mqtt, "app").await;
+        let first = app.ask("app", "hello").await;
+        for _ in 1..times {
+            app.ask("app", "hello").await;
+        }
+        assert!(service.stop().await);
+        first["decision"]["predicted_ms"]["p95"].as_f64().unwrap()
+    };
+    let (unknown, known) = (asked(10).await, asked(1).await);
+    assert!(known < unknown / 4.0, "{known} is not far below {unknown}");
+    let kept = std::path::Path::new(&folder).join("learned.json");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&kept).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "others can read {}", kept.display());
+}

@@ -31,20 +31,14 @@ fn at(ms: u64) -> Time {
 /// An engine that reads a token in 1 ms and writes one in 10 ms, and a cloud.
 fn house(slots: u32) -> Scheduler {
     let local = Card {
-        server: "local".into(),
-        model: None,
-        reach: Reach::Device,
         slots,
         urgent_first: slots > 1,
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
-        context_tokens: 100_000,
-        json_schema: true,
-        talents: None,
+        ..Card::unknown("local", Reach::Device)
     };
-    let cloud = Card { server: "cloud".into(), reach: Reach::Cloud, slots: 8, ..local.clone() };
-    let cloud = Card { urgent_first: false, read_ms: None, write_ms: None, ..cloud };
+    let cloud = Card { slots: 8, max_tokens: 64, ..Card::unknown("cloud", Reach::Cloud) };
     let mut scheduler = Scheduler::new(vec![local.clone(), cloud.clone()]);
     scheduler.on(Event::Up(LOCAL, local), at(0));
     scheduler.on(Event::Up(CLOUD, cloud), at(0));

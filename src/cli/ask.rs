@@ -13,6 +13,7 @@ use super::{DONE, NOT_ANSWERED};
 use crate::bus::{self, Line, Outgoing};
 use crate::config::Config;
 use crate::daemon::{Core, calm, line_options};
+use crate::dispatch::Keep;
 use crate::ingress::answers;
 use crate::ingress::mqtt::topics::Topics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX};
@@ -109,7 +110,7 @@ impl Ask {
         let id = ask.id.clone();
         let job = ask.check("cli", &config.catalog)?;
         let format = job.format.clone();
-        let core = Core::start(&config.catalog, calm());
+        let core = Core::start(&config.catalog, calm(), Keep::default());
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
         }

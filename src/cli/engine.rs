@@ -12,6 +12,7 @@ use rmcp::transport::async_rw::AsyncRwTransport;
 use crate::backends::scripted::{Crash, Scripted};
 use crate::config::Config;
 use crate::daemon::{Core, calm};
+use crate::dispatch::Keep;
 use crate::dispatch::whole::Whole;
 use crate::generate::Generate;
 use crate::limits::LINE_BYTES_MAX;
@@ -124,7 +125,7 @@ impl Engine {
 
 /// The whole service on standard input and output.
 pub(super) async fn whole(config: Config) -> anyhow::Result<()> {
-    let core = Core::start(&config.catalog, calm());
+    let core = Core::start(&config.catalog, calm(), Keep::default());
     let whole = Whole::new(core.dispatch.clone(), Arc::new(config.catalog));
     let served = on_stdio(Arc::new(whole)).await;
     core.stop().await;

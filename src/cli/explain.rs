@@ -86,9 +86,11 @@ fn print_figures(figures: &Figures) {
         duty * 100.0
     );
     for server in servers {
-        let state = server
-            .lacks
-            .map_or("could be asked".to_owned(), |lack| format!("not: {}", lack.word()));
+        let state = match server.lacks {
+            Some(lack) => format!("not: {}", lack.word()),
+            None if server.full => "had no room".to_owned(),
+            None => "could be asked".to_owned(),
+        };
         println!("{} ({}): {state}", server.server, server.reach.name());
     }
     if ahead.worst > 0.0 {

@@ -113,6 +113,11 @@ impl Sensors {
     }
 }
 
+/// The kernel's rule for the processor's clock, if it has one.
+pub fn governor(root: &Path) -> Option<String> {
+    files::text(&root.join("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+}
+
 fn disk(path: &Path) -> Option<Amount> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     #[allow(clippy::useless_conversion, reason = "the type is another on other machines")]

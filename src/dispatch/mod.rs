@@ -2,6 +2,7 @@
 //! what it says. It reads the clock and starts the attempts; it decides nothing.
 
 mod handle;
+mod keep;
 mod pulse;
 pub mod whole;
 
@@ -15,11 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::handle::Order;
 pub use self::handle::{Answer, Dispatch, End, Seen};
+pub use self::keep::Keep;
 use self::pulse::Pulse;
 use crate::generate::{Fault, Generate, Out, Usage, channel};
-use crate::limits::{ANSWER_BYTES_MAX, DRAIN_MAX, INBOX_MAX};
+use crate::limits::{ANSWER_BYTES_MAX, DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
 use crate::link::{Backend, Link};
-use crate::model::{CLASSIFY, EMBED, GENERATE, InferenceSettings, LOGPROBS, ModelContext, Reach};
+use crate::model::{CLASSIFY, EMBED, GENERATE, LOGPROBS, ModelContext, Reach};
 use crate::prompt::{Class, Job, JobId};
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
@@ -33,16 +35,25 @@ fn clock() -> Instant {
     Instant::now()
 }
 
-/// Makes the way in and the loop over these backends, on a device under this strain; the loop must
-/// be run.
-pub fn new(backends: Vec<Backend>, strain: watch::Receiver<Strain>) -> (Dispatch, Dispatcher) {
+/// Makes the way in and the loop over these backends, on a device under this strain; what it learns
+/// of them is kept. The loop must be run.
+pub fn new(
+    backends: Vec<Backend>,
+    strain: watch::Receiver<Strain>,
+    keep: Keep,
+) -> (Dispatch, Dispatcher) {
     let (orders, inbox) = mpsc::channel(INBOX_MAX);
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
     let dispatch = Dispatch::new(orders, &backends, load, rate);
     let backends_count = backends.len();
     let dispatcher = Dispatcher {
-        scheduler: Scheduler::new(backends.iter().map(card_of_unknown).collect()),
+        scheduler: Scheduler::resume(
+            backends.iter().map(|b| Card::unknown(&b.server, b.reach)).collect(),
+            keep.read(),
+        ),
+        keep,
+        keep_at: None,
         origin: clock(),
         backends,
         strain,
@@ -56,22 +67,6 @@ pub fn new(backends: Vec<Backend>, strain: watch::Receiver<Strain>) -> (Dispatch
         drained: false,
     };
     (dispatch, dispatcher)
-}
-
-fn card_of_unknown(backend: &Backend) -> Card {
-    Card {
-        server: backend.server.clone(),
-        model: None,
-        reach: backend.reach,
-        slots: 1,
-        urgent_first: false,
-        read_ms: None,
-        write_ms: None,
-        max_tokens: InferenceSettings::default().max_tokens,
-        context_tokens: u32::MAX,
-        json_schema: true,
-        talents: None,
-    }
 }
 
 fn ms_a_token(tokens_per_s: f64) -> Option<f64> {
@@ -90,6 +85,9 @@ fn talents(context: &ModelContext, configured: &[String]) -> Vec<String> {
 /// The loop's state.
 pub struct Dispatcher {
     scheduler: Scheduler,
+    keep: Keep,
+    /// When what was learned is written down; none if nothing was since.
+    keep_at: Option<Instant>,
     origin: Instant,
     backends: Vec<Backend>,
     strain: watch::Receiver<Strain>,
@@ -139,6 +137,8 @@ enum Seized {
     Gone(JobId),
     Turned(usize),
     Settled,
+    /// What was learned is written down.
+    Kept,
 }
 
 impl Dispatcher {
@@ -154,7 +154,7 @@ impl Dispatcher {
             // nobody watches the device, or not any more
             let blind = self.strain.has_changed().is_err();
             let wake = self.scheduler.wake_at(self.now()).map(|at| self.instant(at));
-            let wake = [wake, drain_until].into_iter().flatten().min();
+            let wake = [wake, drain_until, self.keep_at].into_iter().flatten().min();
             let woken = OptionFuture::from(wake.map(|at| tokio::time::sleep_until(at.into())));
             let event = tokio::select! {
                 Some(order) = self.inbox.recv() => Some(self.arrived(order)),
@@ -170,6 +170,7 @@ impl Dispatcher {
             if let Some(event) = event {
                 self.judge(event);
             }
+            self.keep_learned();
             if drain_until.is_some_and(|until| clock() >= until) {
                 tracing::warn!(left = self.jobs.len(), "stopped before all work had ended");
                 break;
@@ -177,6 +178,21 @@ impl Dispatcher {
         }
         self.watches.shutdown().await;
         self.attempts.shutdown().await;
+        if self.keep_at.is_some() {
+            self.keep.write(&self.scheduler.learned());
+        }
+    }
+
+    /// Writes down what was learned, once it is time.
+    fn keep_learned(&mut self) {
+        if self.keep_at.is_some_and(|at| at <= clock()) {
+            self.keep_at = None;
+            let (keep, learned) = (self.keep.clone(), self.scheduler.learned());
+            self.watches.spawn_blocking(move || {
+                keep.write(&learned);
+                Seized::Kept
+            });
+        }
     }
 
     fn judge(&mut self, event: Event) {
@@ -242,6 +258,9 @@ impl Dispatcher {
                     self.rate.send_replace(Some(rate));
                 }
                 held.said.push((backend, said));
+                if self.keep.is_wanted() {
+                    self.keep_at.get_or_insert_with(|| clock() + LEARNED_EVERY);
+                }
                 Ok(Answered { confidence, spent: took })
             }
             Err(fault) => {
@@ -254,7 +273,7 @@ impl Dispatcher {
 
     fn seen(&mut self, seen: Result<Seized, tokio::task::JoinError>) -> Option<Event> {
         match seen.ok()? {
-            Seized::Settled => None,
+            Seized::Settled | Seized::Kept => None,
             Seized::Gone(job) => self.jobs.contains_key(&job).then_some(Event::Gone(job)),
             Seized::Turned(backend) => {
                 let event = self.state_of(backend);
@@ -286,9 +305,8 @@ impl Dispatcher {
                 }
                 let context = generate.context();
                 let card = Card {
-                    server: server.clone(),
                     model: Some(context.identification.name.clone()),
-                    reach: *reach,
+                    measured: Some(self.keep.measured(server, *reach, context)),
                     slots: context.runtime.slots,
                     urgent_first: context.runtime.urgent_first,
                     read_ms: context.runtime.prefill_tokens_per_s.and_then(ms_a_token),
@@ -297,6 +315,7 @@ impl Dispatcher {
                     context_tokens: context.capabilities.context_tokens,
                     json_schema: context.capabilities.json_schema,
                     talents: Some(talents(context, configured)),
+                    ..Card::unknown(server, *reach)
                 };
                 Event::Up(BackendId(backend), card)
             }

@@ -183,4 +183,12 @@ pub struct State {
     /// Why it could not be asked, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<Reason>,
+    /// It is not on this device and could not take one more at that moment.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub full: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_false(value: &bool) -> bool {
+    !value
 }

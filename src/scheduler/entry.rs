@@ -67,6 +67,8 @@ impl FromIterator<usize> for Set {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) ticket: Box<Ticket>,
+    /// Its class, deadline and name.
+    pub(super) order: (Class, Time, JobId),
     pub(super) app: AppId,
     /// Backends that may be asked and can do it, whether they are up or not.
     pub(super) able: Set,
@@ -86,6 +88,8 @@ pub(super) struct Entry {
     /// It is not answered here any more, and why.
     pub(super) leaves: Option<Reason>,
     pub(super) figures: Option<Box<Figures>>,
+    /// It was called back from an engine; that is done once.
+    pub(super) was_recalled: bool,
 }
 
 impl Entry {
@@ -93,9 +97,14 @@ impl Entry {
         self.ticket.job
     }
 
+    /// When its answer is owed.
+    pub(super) fn due(&self) -> Time {
+        self.order.1
+    }
+
     /// Its place among waiting jobs.
     pub(super) fn order(&self) -> (Class, Time, JobId) {
-        (self.ticket.class, self.ticket.due, self.ticket.job)
+        self.order
     }
 
     /// The backends that may be asked for it.
@@ -124,6 +133,19 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// A job that a backend has been given.
+    pub(super) fn started(entry: Entry, backend: usize, reason: Reason, now: Time) -> Running {
+        Running {
+            entry,
+            backend,
+            started: now,
+            reason,
+            served: 0.0,
+            recalled: None,
+            promoted: false,
+        }
+    }
+
     /// Its place among the jobs of one engine; the least is worked on.
     pub(super) fn order(&self) -> (bool, Class, Time, JobId) {
         let (class, due, job) = self.entry.order();

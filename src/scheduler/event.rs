@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::decision::Decision;
 use crate::generate::{Fault, Usage};
-use crate::model::{LOGPROBS, Reach};
+use crate::model::{InferenceSettings, LOGPROBS, Reach};
 use crate::prompt::{Class, Format, Job, JobId, Mode, Refusal};
 use crate::strain::Strain;
 use crate::time::Time;
@@ -99,6 +99,9 @@ pub struct Card {
     pub server: String,
     /// The model's own name, once it has stated it.
     pub model: Option<String>,
+    /// What its rates are measured of: its weights, threads and the like. Another model, or the
+    /// same at another clock, has another; none has rates that are not worth keeping.
+    pub measured: Option<String>,
     /// How far away it is.
     pub reach: Reach,
     /// Jobs at once.
@@ -121,6 +124,24 @@ pub struct Card {
 }
 
 impl Card {
+    /// A backend that has not stated anything yet.
+    pub fn unknown(server: &str, reach: Reach) -> Card {
+        Card {
+            server: server.to_owned(),
+            model: None,
+            measured: None,
+            reach,
+            slots: 1,
+            urgent_first: false,
+            read_ms: None,
+            write_ms: None,
+            max_tokens: InferenceSettings::default().max_tokens,
+            context_tokens: u32::MAX,
+            json_schema: true,
+            talents: None,
+        }
+    }
+
     pub(super) fn answers_to(&self, name: &str) -> bool {
         self.server == name || self.model.as_deref() == Some(name)
     }

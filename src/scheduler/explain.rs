@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::decision::{Decision, Figures, Reason, State};
-use super::entry::Entry;
+use super::entry::{Entry, Running};
 use super::event::{Answered, BackendId, Sent, Verdict, Word};
 use super::judge::{USABLE_MIN, leavers};
 use super::plan::{Item, LINE_MAX, Line};
@@ -77,17 +77,10 @@ fn plain(job: u64) -> Ticket {
 
 fn card(server: &str, reach: Reach) -> Card {
     Card {
-        server: server.to_owned(),
         model: Some(NAMED.to_owned()),
-        reach,
-        slots: 1,
         urgent_first: true,
-        read_ms: None,
-        write_ms: None,
         max_tokens: 1,
-        context_tokens: u32::MAX,
-        json_schema: true,
-        talents: None,
+        ..Card::unknown(server, reach)
     }
 }
 
@@ -129,37 +122,38 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
         scheduler.settle(own, Verdict::Refused(refusal), None, reason);
         return Ok(scheduler.effects);
     };
-    let due = own.ticket.due;
+    let due = own.due();
     if decision.reason == Reason::Confidence && !matches!(last, Some("ok" | "cancelled")) {
         // nobody was left to ask: the surest word counts
         scheduler.settle(own, Verdict::Expired, None, Reason::Deadline);
         return Ok(scheduler.effects);
     }
     own.load = Load::fixed(case.work);
-    let job = own.job();
+    let (job, has_word) = (own.job(), own.best.is_some());
     if let Some(reason) = leaves(&scheduler, figures) {
         own.leaves = Some(reason);
     }
     let _ = scheduler.queue.offer(own);
     scheduler.start(Time(0));
     scheduler.effects.clear();
-    if !scheduler.running.contains_key(&job) {
+    let Some(reason) = scheduler.running.get(job).map(|run| run.reason) else {
         return Err("the judge lets it wait".to_owned());
-    }
-    let by_the_last =
-        scheduler.running[&job].reason == Reason::Confidence && went_to_the_last(decision, figures);
+    };
+    let by_the_last = reason == Reason::Confidence && went_to_the_last(decision, figures);
     let unfit = |code| Fault::Unfit(Refusal::new(code, ""));
     let end = |outcome| Event::Ended { job, outcome };
     let event = match (last, decision.reason) {
         (_, Reason::Cancelled) => Event::Gone(job),
-        (Some("cancelled"), Reason::Deadline) => return Ok(scheduler.on(Event::Tick, due)),
-        // its time was over, and an unsure word is better than none
+        // its time was over; with an unsure word that would have been the answer
+        (Some("cancelled"), Reason::Deadline) if !has_word => {
+            return Ok(scheduler.on(Event::Tick, due));
+        }
         (Some("cancelled"), Reason::Confidence) if !by_the_last => {
             return Ok(scheduler.on(Event::Tick, due));
         }
         (Some("cancelled"), _) => end(Err((Fault::Cancelled, Sent::Some))),
         // who can't do it at all says why nobody could; a bad request is told as it was routed
-        (Some("unfit"), Reason::Context) if scheduler.running[&job].reason != Reason::Context => {
+        (Some("unfit"), Reason::Context) if reason != Reason::Context => {
             end(Err((unfit(Code::Incapable), Sent::Nothing)))
         }
         (Some("unfit"), _) => end(Err((unfit(Code::Invalid), Sent::Nothing))),
@@ -199,6 +193,10 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
             backend.rates = Rates::answering_in(&backend.card, time);
         }
     }
+    for at in (0..figures.servers.len()).filter(|at| figures.servers[*at].full) {
+        let entry = scheduler.entry(plain(FIRST_OTHER + at as u64));
+        scheduler.running.add(Running::started(entry, at, Reason::Feasible, Time(0)));
+    }
     scheduler.take_health(Time(0));
     scheduler
 }
@@ -209,7 +207,11 @@ fn card_of(state: &State, figures: &Figures) -> Card {
     let is_engine = state.reach == Reach::Device;
     Card {
         model: (state.lacks != Some(Reason::Model)).then_some(base.model).flatten(),
-        slots: if is_engine { figures.parallel.max(1) } else { u32::MAX },
+        slots: match (is_engine, state.full) {
+            (true, _) => figures.parallel.max(1),
+            (false, true) => 1,
+            (false, false) => u32::MAX,
+        },
         urgent_first: is_engine && figures.parallel <= 1,
         context_tokens: if state.lacks == Some(Reason::Context) { 0 } else { u32::MAX },
         json_schema: state.lacks != Some(Reason::Schema),

@@ -48,7 +48,7 @@ impl Scheduler {
     pub(super) fn decide(&mut self, now: Time) {
         self.look_at = None;
         let away = self.free_elsewhere();
-        if away.is_empty() || (self.queue.len() == 0 && self.running.is_empty()) {
+        if away.is_empty() || (self.load() == (0, 0)) {
             return;
         }
         for engine in self.healthy.and(self.sides.device).iter() {
@@ -102,14 +102,13 @@ impl Scheduler {
                 let _ = order.push(((true, class, above, due, job), Place::Waiting(at)));
             }
         }
-        let holds_all = !backend.card.urgent_first || !backend.has_room();
+        let holds_all = !backend.card.urgent_first || !self.has_room(engine);
         let top = self.top_of(engine);
         // in order already, unless an application is above its share
         if !order.is_sorted_by_key(|(order, _)| *order) {
             order.sort_unstable_by_key(|(order, _)| *order);
         }
-        let here = self.running.values().filter(|run| run.backend == engine);
-        for run in here.filter(|run| run.recalled.is_none()) {
+        for run in self.running.at(engine).filter(|run| run.recalled.is_none()) {
             let (class, due, job) = run.entry.order();
             let first =
                 run.promoted || (holds_all && (!backend.card.urgent_first || top == Some(job)));
@@ -130,7 +129,7 @@ impl Scheduler {
                 Some((entry, rates.time(&entry.load), 0.0))
             }
             Place::Running(job) => {
-                let run = self.running.get(&job)?;
+                let run = self.running.get(job)?;
                 Some((&run.entry, run.remaining(rates, &self.predictor), run.served))
             }
         }
@@ -171,10 +170,10 @@ impl Scheduler {
         let mut places = Bounded::new();
         for ((after, class, above, ..), place) in order {
             let Some((entry, own, served)) = self.remaining(engine, *place) else { continue };
-            let left = ms_until(now, entry.ticket.due);
+            let left = ms_until(now, entry.due());
             let may_leave = match place {
                 Place::Waiting(_) => true,
-                Place::Running(job) => self.running.get(job).is_some_and(Running::may_move),
+                Place::Running(job) => self.running.get(*job).is_some_and(Running::may_move),
             };
             let group = if *after { 1 + 2 * *class as u8 + u8::from(*above) } else { 0 };
             let item = Item {
@@ -212,31 +211,37 @@ impl Scheduler {
     /// The others that may be asked and have room.
     fn free_elsewhere(&self) -> Set {
         let away = self.healthy.and(self.sides.away());
-        away.iter().filter(|b| self.backends[*b].has_room()).collect()
+        away.iter().filter(|b| self.has_room(*b)).collect()
     }
 
     /// How many more jobs the others can take.
     fn room_in(&self, away: Set) -> usize {
-        let free = |b: usize| {
-            let backend = &self.backends[b];
-            backend.card.slots.max(1).saturating_sub(backend.running) as usize
-        };
+        let free = |b: usize| self.backends[b].slots().saturating_sub(self.running.count_at(b));
         let taken = self.queue.iter().filter(|entry| entry.leaves.is_some()).count();
         away.iter().map(free).sum::<usize>().saturating_sub(taken)
     }
 
-    /// Whether a job that can't be moved any more once it has started had better not start here.
-    pub(super) fn leaves_at_start(&self, entry: &Entry, engine: usize, now: Time) -> bool {
+    /// Whether a job had better not start at this engine, and why not: it can't be moved any more
+    /// once it has started, or nobody had room for it before, or it stood in another engine's line.
+    pub(super) fn leaves_at_start(
+        &self,
+        entry: &Entry,
+        engine: usize,
+        now: Time,
+    ) -> Option<Reason> {
         let away = self.free_elsewhere();
-        let left = ms_until(now, entry.ticket.due);
-        let speed = self.strain.usable().max(USABLE_MIN);
-        let own = self.backends[engine].rates.time(&entry.load);
-        !entry.ticket.is_whole
-            && entry.leaves.is_none()
-            && own.worst / speed > left
-            && own.p95 / speed > left
-            && self.leave_by(entry, 0.0, away, left).is_some()
-            && self.room_in(away) > 0
+        let left = ms_until(now, entry.due());
+        let slow = 1.0 / self.strain.usable().max(USABLE_MIN);
+        let own = self.backends[engine].rates.time(&entry.load).map(|ms| ms * slow);
+        if own.worst <= left || own.p95 <= left || entry.leaves.is_some() {
+            return None;
+        }
+        let leave_by = Some(self.leave_by(entry, 0.0, away, left)?);
+        let alone = [Item { own, left, group: 0, leave_by }];
+        let level = leavers(&alone, 1.0).0.first().map(|(_, level)| *level);
+        let must = if entry.ticket.is_whole { level } else { level.or(Some(Level::Careful)) };
+        let must = must.filter(|_| self.room_in(away) > 0)?;
+        Some(self.reason(&alone, 0, must, &[], 1.0))
     }
 
     /// Marks the job; whether it still could be.
@@ -249,8 +254,9 @@ impl Scheduler {
                 entry.figures = Some(figures);
             }
             Place::Running(job) => {
-                let Some(run) = self.running.get_mut(&job) else { return false };
+                let Some(run) = self.running.get_mut(job) else { return false };
                 run.recalled = Some((reason, figures));
+                run.entry.was_recalled = true;
                 self.effects.push(Effect::Recall { job });
             }
         }
@@ -320,7 +326,7 @@ impl Scheduler {
     /// What was known when a job was started at a backend, or refused.
     pub(super) fn figures_at(&self, entry: &Entry, backend: Option<usize>, now: Time) -> Figures {
         let away = self.free_elsewhere();
-        let left = ms_until(now, entry.ticket.due);
+        let left = ms_until(now, entry.due());
         let is_here = backend.is_some_and(|backend| self.sides.device.has(backend));
         let no_room = is_here && self.room_in(away) == 0;
         let case = |backend: usize| Case {
@@ -374,6 +380,7 @@ impl Scheduler {
             server: backend.card.server.clone(),
             reach: backend.card.reach,
             lacks: lacks(at, backend),
+            full: self.sides.away().has(at) && !self.has_room(at),
         };
         self.backends.iter().enumerate().map(state).collect()
     }
@@ -388,9 +395,9 @@ impl Scheduler {
                 before = before.with(&backend.rates.time(&other.load), |a, b| a + b);
             }
         }
-        for run in self.running.values().filter(|run| run.backend == engine) {
+        for run in self.running.at(engine) {
             let goes_first = !backend.card.urgent_first
-                || !backend.has_room()
+                || !self.has_room(engine)
                 || run.entry.order() < entry.order();
             if goes_first {
                 before = before.with(&run.remaining(&backend.rates, &self.predictor), |a, b| a + b);

@@ -22,14 +22,12 @@ impl Scheduler {
         outcome: Result<Answered, (Fault, Sent)>,
         now: Time,
     ) {
-        let Some(mut run) = self.running.remove(&job) else { return };
-        self.backends[run.backend].running -= 1;
+        let Some(mut run) = self.running.remove(job) else { return };
         match outcome {
             Ok(answered) => self.answered(run, &answered, now),
             Err((fault, sent)) => {
-                if let (Some((reason, figures)), Fault::Cancelled, Sent::Nothing) =
-                    (run.recalled.take(), &fault, sent)
-                {
+                let is_back = fault == Fault::Cancelled && sent == Sent::Nothing;
+                if let Some((reason, figures)) = run.recalled.take_if(|_| is_back) {
                     self.note(&mut run, RECALLED, None, now);
                     (run.entry.leaves, run.entry.figures) = (Some(reason), Some(figures));
                     return self.moved(run.entry, now);
@@ -75,7 +73,7 @@ impl Scheduler {
             entry.best = Some(Word { backend: BackendId(backend), confidence });
         }
         let _ = entry.unfit.push((backend, Reason::Confidence));
-        let may_go_on = entry.attempts.len() < ATTEMPTS_MAX && entry.ticket.due > now;
+        let may_go_on = entry.attempts.len() < ATTEMPTS_MAX && entry.due() > now;
         let left = if may_go_on && !self.sides.best(&entry, self.healthy).is_empty() {
             self.house(&mut entry);
             self.queue.offer(entry).err().map(|back| *back)
@@ -100,7 +98,7 @@ impl Scheduler {
         }
         let may_retry = sent == Sent::Nothing
             && run.entry.attempts.len() < ATTEMPTS_MAX
-            && run.entry.ticket.due > now
+            && run.entry.due() > now
             && match &fault {
                 Fault::Unfit(refusal) => refusal.code == Code::Incapable,
                 Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => true,
@@ -124,7 +122,7 @@ impl Scheduler {
 
     /// A job that was called back waits for another to take it.
     fn moved(&mut self, mut entry: Entry, now: Time) {
-        if entry.ticket.due <= now {
+        if entry.due() <= now {
             return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
         }
         self.house(&mut entry);
@@ -135,12 +133,15 @@ impl Scheduler {
 
     /// Lets a job wait for its next attempt, unless nobody is left who could do it.
     fn again(&mut self, run: Running, fault: Fault, now: Time) {
-        let Running { mut entry, backend, reason, .. } = run;
-        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.ticket.due <= now;
+        let Running { mut entry, backend, reason, recalled, .. } = run;
+        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now;
         if is_over || entry.candidates().is_empty() {
             let lack = entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack);
             let reason = if is_over { reason } else { lack };
             return self.settle(entry, verdict_of(fault), Some(backend), reason);
+        }
+        if let Some((reason, figures)) = recalled {
+            (entry.leaves, entry.figures) = (Some(reason), Some(figures));
         }
         self.house(&mut entry);
         if let Err(back) = self.queue.offer(entry) {
@@ -152,28 +153,22 @@ impl Scheduler {
         if let Some(entry) = self.queue.remove(job) {
             return self.settle(entry, Verdict::Cancelled, None, Reason::Cancelled);
         }
-        if let Some(run) = self.running.remove(&job) {
+        if let Some(run) = self.running.remove(job) {
             self.stop(run, Verdict::Cancelled, Reason::Cancelled, now);
         }
     }
 
     pub(super) fn expire(&mut self, now: Time) {
-        // bounded: each turn takes one job out of a bounded queue
+        // bounded: each turn takes one job out of those that wait or run
         while let Some(entry) = self.queue.expired(now) {
             self.settle(entry, Verdict::Expired, None, Reason::Deadline);
         }
-        let is_late = |run: &Running| run.entry.ticket.due <= now;
-        let late: Vec<JobId> =
-            self.running.iter().filter(|(_, run)| is_late(run)).map(|(j, _)| *j).collect();
-        for job in late {
-            if let Some(run) = self.running.remove(&job) {
-                self.stop(run, Verdict::Expired, Reason::Deadline, now);
-            }
+        while let Some(run) = self.running.expired(now) {
+            self.stop(run, Verdict::Expired, Reason::Deadline, now);
         }
     }
 
     fn stop(&mut self, mut run: Running, verdict: Verdict, reason: Reason, now: Time) {
-        self.backends[run.backend].running -= 1;
         self.note(&mut run, Fault::Cancelled.name(), None, now);
         let Running { entry, backend, .. } = run;
         self.effects.push(Effect::Stop { job: entry.job() });
@@ -197,7 +192,7 @@ impl Running {
         self.entry.ticket.is_whole
             && self.recalled.is_none()
             && self.entry.leaves.is_none()
-            && !self.entry.attempts.iter().any(|attempt| attempt.outcome == RECALLED)
+            && !self.entry.was_recalled
             && self.entry.attempts.len() + 1 < ATTEMPTS_MAX
     }
 }

@@ -15,11 +15,13 @@ mod entry;
 mod event;
 mod explain;
 mod judge;
+mod learned;
 mod life;
 mod plan;
 mod predict;
 mod queue;
 mod route;
+mod runs;
 mod share;
 mod start;
 #[cfg(test)]
@@ -27,21 +29,22 @@ mod start;
 mod tests;
 mod window;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use self::breaker::Breaker;
 use self::decision::{Decision, Pressure, Reason};
-use self::entry::{Entry, Running, Set};
+use self::entry::{Entry, Set};
 pub use self::event::{
     Answered, BackendId, Card, Effect, Event, Sent, Spent, Ticket, Verdict, Word,
 };
 pub use self::explain::explain;
+pub use self::learned::Learned;
 pub use self::predict::Spread;
 use self::predict::{Load, Predictor, Rates};
 use self::queue::Queue;
 use self::route::Sides;
 pub use self::route::may_reach;
+use self::runs::Runs;
 use self::share::Shares;
 use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
 use crate::model::Reach;
@@ -54,7 +57,6 @@ struct Backend {
     card: Card,
     up: bool,
     breaker: Breaker,
-    running: u32,
     rates: Rates,
     /// It was ended to give its memory back.
     unloaded: bool,
@@ -63,8 +65,9 @@ struct Backend {
 }
 
 impl Backend {
-    fn has_room(&self) -> bool {
-        self.running < self.card.slots.max(1)
+    /// Jobs that it holds at most.
+    fn slots(&self) -> usize {
+        self.card.slots.max(1) as usize
     }
 
     /// How many jobs it advances at once.
@@ -81,8 +84,10 @@ pub struct Scheduler {
     /// Backends that are up and do not rest.
     healthy: Set,
     queue: Queue,
-    running: BTreeMap<JobId, Running>,
+    running: Runs,
     predictor: Predictor,
+    /// What was measured of models that are not here, or were not yet.
+    learned: Learned,
     shares: Shares,
     strain: Strain,
     /// The time of the last event.
@@ -102,18 +107,18 @@ impl Scheduler {
             card,
             up: false,
             breaker: Breaker::default(),
-            running: 0,
             unloaded: false,
             owed: 0.0,
         };
         let backends: Vec<Backend> = cards.into_iter().map(backend).collect();
         Scheduler {
             sides: Sides::of(&backends),
+            running: Runs::new(backends.len()),
             backends,
             healthy: Set::default(),
             queue: Queue::default(),
-            running: BTreeMap::new(),
             predictor: Predictor::default(),
+            learned: Learned::default(),
             shares: Shares::default(),
             strain: Strain::default(),
             seen: Time::default(),
@@ -150,13 +155,13 @@ impl Scheduler {
 
     /// When to send [`Event::Tick`] at the latest; none if nothing waits or runs.
     pub fn wake_at(&self, now: Time) -> Option<Time> {
-        let running = self.running.values().map(|r| r.entry.ticket.due).min();
         let rested = if self.queue.len() == 0 {
             None
         } else {
             self.backends.iter().filter_map(|b| b.breaker.wakes_at(now)).min()
         };
-        [self.queue.next_due(), running, rested, self.look_at].into_iter().flatten().min()
+        let dues = [self.queue.next_due(), self.running.next_due()];
+        dues.into_iter().chain([rested, self.look_at]).flatten().min()
     }
 
     /// Jobs that wait and jobs that run.
@@ -186,14 +191,18 @@ impl Scheduler {
         for engine in self.sides.device.iter() {
             let top = self.top_of(engine);
             let urgent_first = self.backends[engine].card.urgent_first;
-            let count = f64::from(self.backends[engine].running.max(1));
             let mut had = None;
-            for (job, run) in self.running.iter_mut().filter(|(_, r)| r.backend == engine) {
-                if !urgent_first || top == Some(*job) {
-                    run.served += ms;
-                    self.shares.used(run.entry.app, if urgent_first { ms } else { ms / count });
-                    had = Some(run.entry.ticket.class);
-                }
+            let works_on = match top {
+                Some(top) if urgent_first => vec![top],
+                Some(_) | None => self.running.names_at(engine),
+            };
+            #[expect(clippy::cast_precision_loss, reason = "a few slots")]
+            let each = ms / works_on.len().max(1) as f64;
+            for job in works_on {
+                let Some(run) = self.running.get_mut(job) else { continue };
+                run.served += ms;
+                self.shares.used(run.entry.app, each);
+                had = Some(run.entry.ticket.class);
             }
             self.owe(engine, had, ms);
         }
@@ -214,9 +223,14 @@ impl Scheduler {
         backend.owed = backend.owed.clamp(-most * 10.0, most);
     }
 
+    /// Whether this backend can hold one more.
+    fn has_room(&self, backend: usize) -> bool {
+        self.running.count_at(backend) < self.backends[backend].slots()
+    }
+
     /// The job that an engine works on.
     fn top_of(&self, engine: usize) -> Option<JobId> {
-        let here = self.running.values().filter(|run| run.backend == engine);
+        let here = self.running.at(engine);
         here.min_by_key(|run| run.order()).map(|run| run.entry.job())
     }
 
@@ -257,7 +271,7 @@ impl Scheduler {
             }
             Ok(able) => entry.able = able,
         }
-        if entry.ticket.due <= now {
+        if entry.due() <= now {
             return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
         }
         self.house(&mut entry);
@@ -268,6 +282,7 @@ impl Scheduler {
     fn entry(&mut self, ticket: Ticket) -> Entry {
         Entry {
             app: self.shares.enter(&ticket.app),
+            order: (ticket.class, ticket.due, ticket.job),
             ticket: Box::new(ticket),
             able: Set::default(),
             failed: Set::default(),
@@ -279,6 +294,7 @@ impl Scheduler {
             predicted: None,
             leaves: None,
             figures: None,
+            was_recalled: false,
         }
     }
 
@@ -287,13 +303,21 @@ impl Scheduler {
         use crate::prompt::Mode;
         let here = entry.candidates().and(self.sides.device);
         let up = here.and(self.healthy);
-        entry.home = match entry.ticket.mode {
+        entry.home = None;
+        let home = match entry.ticket.mode {
             Mode::LocalOnly | Mode::PreferLocal => up.first().or(here.first()),
             Mode::PreferCloud | Mode::CloudOnly => None,
         };
-        if let Some(home) = entry.home {
-            let backend = &self.backends[home];
+        if let Some(home) = home {
+            self.house_at(entry, home);
+        }
+    }
+
+    fn house_at(&self, entry: &mut Entry, engine: usize) {
+        if entry.home != Some(engine) {
+            let backend = &self.backends[engine];
             entry.load = self.predictor.load(&entry.ticket, &backend.card, &backend.rates);
+            entry.home = Some(engine);
         }
     }
 
@@ -340,8 +364,11 @@ impl Scheduler {
     }
 
     fn up(&mut self, backend: BackendId, card: Card) {
-        let Some(known) = self.backends.get_mut(backend.0) else { return };
-        known.rates.restate(&card);
+        if backend.0 >= self.backends.len() {
+            return;
+        }
+        self.rates_of(backend.0, &card);
+        let known = &mut self.backends[backend.0];
         known.card = card;
         known.up = true;
         known.breaker.worked();
@@ -375,8 +402,9 @@ impl Scheduler {
     fn strained(&mut self, strain: Strain) {
         self.strain = strain;
         for at in self.sides.device.iter() {
+            let is_idle = self.running.count_at(at) == 0;
             let backend = &mut self.backends[at];
-            if strain.stage == Stage::Unload && backend.running == 0 && !backend.unloaded {
+            if strain.stage == Stage::Unload && is_idle && !backend.unloaded {
                 backend.unloaded = true;
                 self.effects.push(Effect::Unload(BackendId(at)));
             } else if strain.stage < Stage::Closed && backend.unloaded {

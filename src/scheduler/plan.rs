@@ -66,6 +66,9 @@ pub(super) fn victims(
     gone: &[usize],
 ) -> Bounded<Victim, LINE_MAX> {
     let mut out = Bounded::new();
+    if gone.is_empty() && holds(line, level, parallel) {
+        return out;
+    }
     let mut before = 0.0;
     let mut group = None;
     let mut longest = Candidates::new();

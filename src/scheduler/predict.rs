@@ -108,7 +108,8 @@ fn spread<const N: usize>(window: &Window<N>, first: Spread) -> Spread {
 }
 
 /// How fast one backend is.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Rates {
     /// Milliseconds a token that is read.
     read: Window<RATES_KEPT>,
@@ -121,9 +122,13 @@ pub(super) struct Rates {
     /// The same for each token, the time to the first one counted as [`FIRST_TOKENS`].
     each: Window<CLOUD_TIMES_KEPT>,
     /// What the windows say.
+    #[serde(skip)]
     read_ms: Spread,
+    #[serde(skip)]
     write_ms: Spread,
+    #[serde(skip)]
     whole_ms: Spread,
+    #[serde(skip)]
     each_ms: Spread,
 }
 
@@ -153,17 +158,7 @@ impl Load {
 impl Rates {
     /// The rates of a model as it states them, before anything was measured from here.
     pub(super) fn stated(card: &Card) -> Rates {
-        let mut rates = Rates {
-            read: Window::default(),
-            write: Window::default(),
-            density: Window::default(),
-            whole: Window::default(),
-            each: Window::default(),
-            read_ms: Spread::default(),
-            write_ms: Spread::default(),
-            whole_ms: AWAY_MS,
-            each_ms: AWAY_MS,
-        };
+        let mut rates = Rates::default();
         rates.restate(card);
         rates
     }
@@ -173,8 +168,23 @@ impl Rates {
         Rates { whole_ms, ..Rates::stated(card) }
     }
 
-    /// It was started anew and has measured itself; what was measured from here is believed more.
-    pub(super) fn restate(&mut self, card: &Card) {
+    /// It was started anew and has measured itself. What was measured from here is believed more,
+    /// unless the two are far from each other: then it runs differently than it did.
+    pub(super) fn started(&mut self, card: &Card) {
+        let far = |window: &Window<RATES_KEPT>, stated: Option<f64>| {
+            let ratio = window.quantile(0.5).zip(stated).map(|(seen, stated)| seen / stated);
+            ratio.is_some_and(|ratio| !(1.0 / PROBE_MARGIN..=PROBE_MARGIN).contains(&ratio))
+        };
+        if far(&self.read, card.read_ms) || far(&self.write, card.write_ms) {
+            self.read.clear();
+            self.write.clear();
+        }
+        self.restate(card);
+    }
+
+    fn restate(&mut self, card: &Card) {
+        self.whole_ms = spread(&self.whole, AWAY_MS);
+        self.each_ms = spread(&self.each, AWAY_MS);
         self.read_ms = spread(&self.read, probed(card.read_ms, READ_MS));
         self.write_ms = spread(&self.write, probed(card.write_ms, WRITE_MS));
     }
@@ -253,11 +263,9 @@ impl Rates {
     /// Learns from an answer that took `ms` from start to end.
     pub(super) fn learn(&mut self, ticket: &Ticket, spent: Option<&Spent>, ms: f64, card: &Card) {
         self.whole.push(ms);
-        self.whole_ms = spread(&self.whole, AWAY_MS);
-        let Some(spent) = spent else { return };
+        let Some(spent) = spent else { return self.restate(card) };
         if spent.completion_tokens > 0 {
             self.each.push(ms / (f64::from(spent.completion_tokens) + FIRST_TOKENS));
-            self.each_ms = spread(&self.each, AWAY_MS);
         }
         let read = spent.prompt_tokens.saturating_sub(spent.cached_tokens);
         if read > 0 && spent.prefill_ms > 0.0 && !ticket.is_word {
@@ -290,7 +298,8 @@ fn bytes_of(ticket: &Ticket) -> f64 {
 }
 
 /// What is known of the answers of one task, or of one application's free prompts.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Template {
     lengths: Window<LENGTHS_KEPT>,
     cached: Window<RATES_KEPT>,
@@ -299,13 +308,28 @@ struct Template {
 }
 
 /// What is known of all answers.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Predictor {
     templates: BTreeMap<String, Template>,
     clock: u64,
 }
 
 impl Predictor {
+    pub(super) fn is_empty(&self) -> bool {
+        self.templates.is_empty()
+    }
+
+    /// The same within its bounds, wherever it came from.
+    pub(super) fn checked(mut self) -> Predictor {
+        while self.templates.len() > TEMPLATES_MAX {
+            self.templates.pop_first();
+        }
+        let last = self.templates.values().map(|template| template.used).max();
+        self.clock = self.clock.max(last.unwrap_or(0)).min(u64::MAX / 2);
+        self
+    }
+
     /// What the job asks of the backend.
     pub(super) fn load(&self, ticket: &Ticket, card: &Card, rates: &Rates) -> Load {
         let template = self.templates.get(&ticket.template);

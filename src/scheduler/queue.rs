@@ -1,6 +1,6 @@
 //! Where jobs wait: bounded in number and in bytes, earliest deadline first inside a class.
 
-use heapless::Vec as Bounded;
+use heapless::{LinearMap, Vec as Bounded};
 
 use super::entry::Entry;
 use super::share::AppId;
@@ -53,25 +53,30 @@ impl Queue {
 
     /// A job whose deadline has passed, taken out.
     pub(super) fn expired(&mut self, now: Time) -> Option<Entry> {
-        let at = self.waiting.iter().position(|entry| entry.ticket.due <= now)?;
+        let at = self.waiting.iter().position(|entry| entry.due() <= now)?;
         Some(self.take(at))
     }
 
     /// The least urgent job of the application that has the most jobs here, taken out, if that
     /// application has at least two more than `than`.
     pub(super) fn evict(&mut self, than: AppId) -> Option<Entry> {
-        let count = |app: AppId| self.waiting.iter().filter(|entry| entry.app == app).count();
-        let most = self.waiting.iter().map(|entry| entry.app).max_by_key(|app| count(*app))?;
-        if count(most) < count(than) + 2 {
+        let mut counts: LinearMap<AppId, usize, WAITING_JOBS_MAX> = LinearMap::new();
+        for entry in &self.waiting {
+            let count = counts.get(&entry.app).copied().unwrap_or(0);
+            let _ = counts.insert(entry.app, count + 1);
+        }
+        let (most, count) = counts.iter().max_by_key(|(_, count)| **count)?;
+        if *count < counts.get(&than).copied().unwrap_or(0) + 2 {
             return None;
         }
+        let most = *most;
         let at = self.waiting.iter().rposition(|entry| entry.app == most)?;
         Some(self.take(at))
     }
 
     /// The earliest deadline of all waiting jobs.
     pub(super) fn next_due(&self) -> Option<Time> {
-        self.waiting.iter().map(|entry| entry.ticket.due).min()
+        self.waiting.iter().map(Entry::due).min()
     }
 
     /// How many wait.

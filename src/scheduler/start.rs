@@ -32,9 +32,15 @@ impl Scheduler {
             }
             let Some((at, backend)) = self.first_to_start(open) else { return };
             let mut entry = self.queue.take(at);
-            if self.sides.device.has(backend) && self.leaves_at_start(&entry, backend, now) {
+            let leaves = if self.sides.device.has(backend) {
+                self.house_at(&mut entry, backend);
+                self.leaves_at_start(&entry, backend, now)
+            } else {
+                None
+            };
+            if leaves.is_some() {
                 entry.figures = Some(Box::new(self.figures_at(&entry, Some(backend), now)));
-                entry.leaves = Some(Reason::Deadline);
+                entry.leaves = leaves;
                 // there is room: it was taken out just before
                 let _ = self.queue.offer(entry);
                 continue;
@@ -68,8 +74,7 @@ impl Scheduler {
             let waits = |e: &Entry| {
                 e.ticket.class == Class::Batch && e.home == Some(engine) && e.leaves.is_none()
             };
-            let has_turn = |run: &Running| run.backend == engine && run.promoted;
-            if self.running.values().any(has_turn) {
+            if self.running.at(engine).any(|run| run.promoted) {
                 continue;
             }
             let Some(at) = self.queue.iter().position(waits) else { continue };
@@ -80,19 +85,27 @@ impl Scheduler {
 
     /// Backends that can be asked and have room.
     fn open(&self) -> Set {
-        self.healthy.iter().filter(|b| self.backends[*b].has_room()).collect()
+        self.healthy.iter().filter(|b| self.has_room(*b)).collect()
     }
 
-    /// Where the job can start at this moment. One that should leave may stay after all if nobody
-    /// else has room and an engine here has nothing to do.
+    /// Where the job can start at this moment. One that should leave goes to whoever has room; it
+    /// may stay after all if nobody has and an engine here has nothing to do.
     fn place_for(&self, entry: &Entry, open: Set) -> Option<usize> {
         let best = self.sides.best(entry, self.healthy).and(open);
         let fits = |b: &usize| self.may_start(entry, *b);
-        best.iter().find(fits).or_else(|| {
-            let here = entry.candidates().and(self.sides.device).and(open);
-            let idle = |b: &usize| self.backends[*b].running == 0 && self.may_start(entry, *b);
-            entry.leaves.and_then(|_| here.iter().find(idle))
-        })
+        let leaving = || {
+            entry.leaves?;
+            let may = entry.candidates().and(open);
+            let others = may.without(entry.failed).and(self.sides.away());
+            let idle = |b: &usize| self.running.count_at(*b) == 0 && self.may_start(entry, *b);
+            self.nearest(others).or_else(|| may.and(self.sides.device).iter().find(idle))
+        };
+        best.iter().find(fits).or_else(leaving)
+    }
+
+    /// The nearest of these others, in the order of the catalog.
+    fn nearest(&self, others: Set) -> Option<usize> {
+        [self.sides.peer, self.sides.cloud].into_iter().find_map(|side| side.and(others).first())
     }
 
     fn may_start(&self, entry: &Entry, backend: usize) -> bool {
@@ -108,8 +121,8 @@ impl Scheduler {
         }
         // a second job is of use to an engine that works on the most urgent only if it is that
         let known = &self.backends[backend];
-        known.running == 0 || !known.card.urgent_first || {
-            let here = self.running.values().filter(|run| run.backend == backend);
+        self.running.count_at(backend) == 0 || !known.card.urgent_first || {
+            let here = self.running.at(backend);
             let order = entry.order();
             let most = here.map(|run| (run.order().0, run.entry.order())).min();
             most.is_none_or(|most| (true, order) < most)
@@ -123,8 +136,7 @@ impl Scheduler {
             return Some(entry);
         }
         entry.leaves = Some(entry.leaves.unwrap_or(Reason::Queue));
-        let mut to = [self.sides.peer, self.sides.cloud].into_iter();
-        let Some(backend) = to.find_map(|side| side.and(may).first()) else {
+        let Some(backend) = self.nearest(may) else {
             return Some(entry);
         };
         self.run(entry, backend, false, now);
@@ -133,11 +145,8 @@ impl Scheduler {
 
     fn run(&mut self, mut entry: Entry, backend: usize, promoted: bool, now: Time) {
         let reason = route::why(&entry, backend, &self.backends, self.resting_near(&entry));
-        if self.sides.device.has(backend) && entry.home != Some(backend) {
-            let known = &self.backends[backend];
-            entry.load = self.predictor.load(&entry.ticket, &known.card, &known.rates);
-        }
         if self.sides.device.has(backend) {
+            self.house_at(&mut entry, backend);
             // it stays after all
             entry.leaves = None;
         }
@@ -146,14 +155,11 @@ impl Scheduler {
         } else {
             self.note_others(&mut entry);
         }
-        self.backends[backend].running += 1;
-        let budget: Duration = now.until(entry.ticket.due);
+        let budget: Duration = now.until(entry.due());
         let class = if promoted { Class::Interactive } else { entry.ticket.class };
         let (job, backend_id) = (entry.job(), BackendId(backend));
         self.effects.push(Effect::Start { job, backend: backend_id, budget, class });
-        let run =
-            Running { backend, started: now, reason, served: 0.0, recalled: None, promoted, entry };
-        self.running.insert(run.entry.job(), run);
+        self.running.add(Running { promoted, ..Running::started(entry, backend, reason, now) });
     }
 
     fn resting_near(&self, entry: &Entry) -> Reason {

@@ -37,17 +37,12 @@ pub(super) fn entry(ticket: Ticket) -> Entry {
 
 pub(super) fn card(server: &str, reach: Reach) -> Card {
     Card {
-        server: server.to_owned(),
         model: Some(format!("{server}-model")),
-        reach,
-        slots: 1,
-        urgent_first: false,
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
         context_tokens: 1000,
-        json_schema: true,
-        talents: None,
+        ..Card::unknown(server, reach)
     }
 }
 

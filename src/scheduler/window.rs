@@ -1,18 +1,24 @@
 //! The last measurements of something, and their quantiles.
 
 use heapless::{Deque, Vec as Bounded};
+use serde::{Deserialize, Serialize};
 
-/// The last `N` measurements, in order of time and of size.
-#[derive(Debug, Default)]
+/// No measurement is larger: in milliseconds these are eleven days.
+const VALUE_MAX: f64 = 1e9;
+
+/// The last `N` measurements, in order of time and of size. It is kept as a list in order of time,
+/// to seven digits.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Vec<f32>", into = "Vec<f32>")]
 pub(super) struct Window<const N: usize> {
     ring: Deque<f64, N>,
     sorted: Bounded<f64, N>,
 }
 
 impl<const N: usize> Window<N> {
-    /// Takes one in; the oldest falls out. What is no number is not taken.
+    /// Takes one in; the oldest falls out. What can't have been measured is not taken.
     pub(super) fn push(&mut self, value: f64) {
-        if !value.is_finite() || value < 0.0 {
+        if !(0.0..=VALUE_MAX).contains(&value) {
             return;
         }
         if self.ring.is_full()
@@ -27,6 +33,12 @@ impl<const N: usize> Window<N> {
         let _ = self.sorted.insert(at, value);
     }
 
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.ring.clear();
+        self.sorted.clear();
+    }
+
     pub(super) fn len(&self) -> usize {
         self.sorted.len()
     }
@@ -39,6 +51,23 @@ impl<const N: usize> Window<N> {
     /// The measurements above a value, in order of size.
     pub(super) fn above(&self, value: f64) -> &[f64] {
         &self.sorted[self.sorted.partition_point(|v| *v <= value)..]
+    }
+}
+
+impl<const N: usize> From<Vec<f32>> for Window<N> {
+    fn from(values: Vec<f32>) -> Window<N> {
+        let mut window = Window::default();
+        for value in values {
+            window.push(value.into());
+        }
+        window
+    }
+}
+
+impl<const N: usize> From<Window<N>> for Vec<f32> {
+    #[expect(clippy::cast_possible_truncation, reason = "seven digits are more than was measured")]
+    fn from(window: Window<N>) -> Vec<f32> {
+        window.ring.iter().map(|value| *value as f32).collect()
     }
 }
 

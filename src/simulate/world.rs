@@ -172,17 +172,12 @@ pub fn run(board: &Board, orders: &[Order], policy: Policy, given: &Given) -> Ou
 fn card(board: &Board, reach: Reach, slots: u32) -> Card {
     let here = reach == Reach::Device;
     Card {
-        server: reach.name().to_owned(),
-        model: None,
-        reach,
         slots,
         urgent_first: here,
         read_ms: here.then_some(1e3 / board.prefill),
         write_ms: here.then_some(1e3 / board.decode),
-        max_tokens: 256,
         context_tokens: 4096,
-        json_schema: true,
-        talents: None,
+        ..Card::unknown(reach.name(), reach)
     }
 }
 

@@ -63,6 +63,7 @@ impl Service {
             .env("PILOTLIGHT_MQTT", mqtt)
             // a board without sensors: the machine of the tests may be hot or full
             .env("PILOTLIGHT_SENSORS", folder.path().join("sensors"))
+            .env("PILOTLIGHT_STATE", folder.path().join("state"))
             .envs(more.iter().copied())
             .kill_on_drop(true)
             .spawn()

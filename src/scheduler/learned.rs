@@ -1,0 +1,163 @@
+//! What was measured of the models and their answers, so that it can be kept over a restart.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::Card;
+use super::predict::{Predictor, Rates};
+use super::{Backend, Scheduler};
+use crate::limits::MODELS_LEARNED_MAX;
+
+/// Rates by what they are measured of (see [`Card::measured`]), and what is known of answers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Learned {
+    models: BTreeMap<String, Rates>,
+    answers: Predictor,
+}
+
+impl Learned {
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.models.is_empty() && self.answers.is_empty()
+    }
+
+    fn put(&mut self, measured: &str, rates: Rates) {
+        if self.models.len() >= MODELS_LEARNED_MAX && !self.models.contains_key(measured) {
+            self.models.pop_first();
+        }
+        self.models.insert(measured.to_owned(), rates);
+    }
+}
+
+impl Scheduler {
+    /// A scheduler that goes on with what was learned before.
+    pub fn resume(cards: Vec<Card>, mut learned: Learned) -> Scheduler {
+        let answers = std::mem::take(&mut learned.answers);
+        Scheduler { predictor: answers.checked(), learned, ..Scheduler::new(cards) }
+    }
+
+    /// All that was learned until now.
+    pub fn learned(&self) -> Learned {
+        let mut learned = self.learned.clone();
+        learned.answers = self.predictor.clone();
+        for backend in &self.backends {
+            if let Some(measured) = &backend.card.measured {
+                learned.put(measured, backend.rates.clone());
+            }
+        }
+        learned
+    }
+
+    /// The rates of a model that has stated itself: those that were measured of it as it is now.
+    pub(super) fn rates_of(&mut self, backend: usize, card: &Card) {
+        let Backend { card: before, rates, .. } = &mut self.backends[backend];
+        if before.measured != card.measured {
+            let other = card.measured.as_ref().and_then(|name| self.learned.models.get(name));
+            let other = other.cloned().unwrap_or_else(|| Rates::stated(card));
+            let old = std::mem::replace(rates, other);
+            if let Some(measured) = &before.measured {
+                self.learned.put(measured, old);
+            }
+        }
+        rates.started(card);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Reach;
+    use crate::prompt::JobId;
+    use crate::scheduler::tests::{card, ticket};
+    use crate::scheduler::{Answered, BackendId, Event, Spent, Ticket};
+    use crate::time::Time;
+
+    const JOBS: u64 = 10;
+
+    fn at(clock: &str) -> Card {
+        Card { measured: Some(format!("weights at {clock}")), ..card("local", Reach::Device) }
+    }
+
+    /// Goes on with what was learned before.
+    fn resumed(learned: Learned) -> Scheduler {
+        Scheduler::resume(vec![Card::unknown("local", Reach::Device)], learned)
+    }
+
+    /// A scheduler whose engine has answered some jobs, five times slower than it had stated.
+    fn taught(mut scheduler: Scheduler) -> Scheduler {
+        scheduler.on(Event::Up(BackendId(0), at("full")), Time(0));
+        for id in 1..=JOBS {
+            let job = Ticket { due: Time(u64::MAX), max_tokens: Some(50), ..ticket(id) };
+            scheduler.on(Event::Arrived(job), Time(id * 1_000_000));
+            let spent = Spent {
+                prompt_tokens: 20,
+                completion_tokens: 4,
+                prefill_ms: 20.0 * 1.8,
+                decode_ms: 4.0 * 18.0,
+                ..Spent::default()
+            };
+            let outcome = Ok(Answered { spent: Some(spent), ..Answered::default() });
+            scheduler.on(Event::Ended { job: JobId(id), outcome }, Time(id * 1_000_000 + 500_000));
+        }
+        scheduler
+    }
+
+    /// When the next answer is expected.
+    fn expected(mut scheduler: Scheduler, card: Card) -> f64 {
+        scheduler.on(Event::Up(BackendId(0), card), Time(0));
+        let job = Ticket { due: Time(u64::MAX), max_tokens: Some(50), ..ticket(99) };
+        scheduler.on(Event::Arrived(job), Time(1));
+        let entry = &scheduler.running.get(JobId(99)).unwrap().entry;
+        entry.predicted.unwrap().p95
+    }
+
+    #[test]
+    fn a_restart_forgets_nothing() {
+        let before = taught(resumed(Learned::default()));
+        let text = serde_json::to_string(&before.learned()).unwrap();
+        let after = resumed(serde_json::from_str(&text).unwrap());
+        assert_eq!(after.learned().answers, before.learned().answers);
+        let (known, unknown) =
+            (expected(after, at("full")), expected(resumed(Learned::default()), at("full")));
+        assert!((known - expected(before, at("full"))).abs() < 0.2, "{known}");
+        assert!(known < unknown / 2.0, "{known} is not far below {unknown}");
+    }
+
+    #[test]
+    fn another_clock_has_other_rates() {
+        let slow = Card { write_ms: Some(200.0), ..at("low") };
+        let learned = taught(resumed(Learned::default())).learned();
+        let mut scheduler = resumed(learned);
+        scheduler.on(Event::Up(BackendId(0), slow), Time(0));
+        // 4 tokens are known of the answer, and 200 ms of each, with the margin of a probe
+        let worst = scheduler.backends[0].rates.clone();
+        assert_eq!(worst, Rates::stated(&Card { write_ms: Some(200.0), ..at("low") }));
+        // and back again
+        scheduler.on(Event::Up(BackendId(0), at("full")), Time(0));
+        let known = taught(resumed(Learned::default()));
+        assert_eq!(scheduler.backends[0].rates, known.backends[0].rates);
+    }
+
+    #[test]
+    fn a_probe_that_is_far_off_is_believed() {
+        let learned = taught(resumed(Learned::default())).learned();
+        let mut scheduler = resumed(learned);
+        let card = Card { write_ms: Some(100.0), ..at("full") };
+        scheduler.on(Event::Up(BackendId(0), card.clone()), Time(0));
+        let fresh = Rates::stated(&card);
+        let load = scheduler.predictor.load(&ticket(1), &card, &fresh);
+        let (now, fresh) = (scheduler.backends[0].rates.worst_ms(&load), fresh.worst_ms(&load));
+        assert!((now - fresh).abs() < 1e-6, "{now} is not {fresh}");
+    }
+
+    #[test]
+    fn no_more_models_are_kept_than_may_be() {
+        let mut learned = Learned::default();
+        for n in 0..2 * MODELS_LEARNED_MAX {
+            learned.put(&format!("model {n}"), Rates::default());
+        }
+        assert_eq!(learned.models.len(), MODELS_LEARNED_MAX);
+    }
+}
