@@ -120,7 +120,7 @@ pub(super) fn findings(root: &Path) -> Vec<Finding> {
             what: "memory stalls",
             found: stalls,
             said: if stalls {
-                "from /proc/pressure/memory".to_owned()
+                "from /proc/pressure/memory, each second and whenever the kernel tells".to_owned()
             } else {
                 "the kernel reports no pressure stalls; page faults are counted instead. Add psi=1 \
                  to its command line"

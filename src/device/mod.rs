@@ -4,16 +4,19 @@ mod board;
 mod files;
 pub mod memory;
 mod thermal;
+mod trigger;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use sysinfo::System;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::board::Firmware;
 use self::memory::Stalls;
+use self::trigger::{FIRED_STALL, Trigger};
 use crate::limits::{SAMPLE_EVERY, SAMPLE_MAX};
 use crate::pressure::{Amount, Bounds, Gauge, Sample};
 use crate::strain::{Stage, Strain};
@@ -43,6 +46,7 @@ impl Reading {
             },
             "memory_available_mb": sample.memory.map(|memory| memory.available >> 20),
             "disk_available_mb": sample.disk.map(|disk| disk.available >> 20),
+            "processor_busy": sample.busy.map(|share| (share * 100.0).round() / 100.0),
             "duty": rounded(strain.duty),
             "stage": strain.stage.name(),
             "cause": strain.cause.name(),
@@ -69,6 +73,8 @@ pub struct Sensors {
     writes_to: PathBuf,
     firmware: Firmware,
     stalls: Stalls,
+    /// Counts the processors' time; only of this machine.
+    processors: Option<System>,
 }
 
 impl Sensors {
@@ -79,6 +85,7 @@ impl Sensors {
             writes_to: writes_to.to_owned(),
             firmware: Firmware::default(),
             stalls: Stalls::default(),
+            processors: (root == Path::new("/")).then(System::new).and_then(Result::ok),
         }
     }
 
@@ -90,8 +97,18 @@ impl Sensors {
             memory: memory::below(&self.root),
             stall: self.stalls.read(&self.root),
             disk: disk(&self.writes_to),
+            busy: self.busy(),
             rate,
         }
+    }
+
+    /// Share of all processors' time that any program had since the last reading.
+    fn busy(&mut self) -> Option<f64> {
+        let system = self.processors.as_mut()?;
+        let is_first = system.cpus().is_empty();
+        system.refresh_cpu_usage();
+        let share = f64::from(system.global_cpu_usage()) / 100.0;
+        (!is_first && (0.0..=1.0).contains(&share)).then_some(share)
     }
 
     /// What is there and what is not, for people.
@@ -99,6 +116,7 @@ impl Sensors {
         let mut all = thermal::findings(&self.root);
         all.push(board::finding(&self.root));
         all.extend(memory::findings(&self.root));
+        all.push(processors(&self.root));
         let disk = disk(&self.writes_to);
         let shown = self.writes_to.display();
         all.push(Finding {
@@ -110,6 +128,19 @@ impl Sensors {
             },
         });
         all
+    }
+}
+
+fn processors(root: &Path) -> Finding {
+    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let clock = governor(root);
+    Finding {
+        what: "processors",
+        found: clock.is_some(),
+        said: match &clock {
+            Some(governor) => format!("{count}, from /proc/stat; the governor is {governor}"),
+            None => format!("{count}, from /proc/stat; the kernel sets no clock"),
+        },
     }
 }
 
@@ -147,6 +178,8 @@ pub async fn watch(
     let (readings, strains) = out;
     let started = now();
     let mut gauge = Gauge::new(bounds);
+    let trigger = Trigger::new(&sensors.root);
+    tracing::debug!(trigger = trigger.is_there(), "the kernel tells when memory runs short");
     let mut sensors = Some(sensors);
     let mut stage = Stage::Calm;
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
@@ -154,10 +187,11 @@ pub async fn watch(
     let mut reading = None;
     // ends with the service
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
+        let fired = tokio::select! {
+            _ = ticks.tick() => false,
+            () = trigger.fired() => true,
             () = stop.cancelled() => return,
-        }
+        };
         // a sensor behind a slow bus must not hold the runtime; one that hangs falls silent
         if let Some(mut free) = sensors.take() {
             let rate = *rate.borrow();
@@ -166,7 +200,7 @@ pub async fn watch(
                 (free, sample)
             }));
         }
-        let sample = match reading.as_mut() {
+        let mut sample = match reading.as_mut() {
             Some(running) => match tokio::time::timeout(SAMPLE_MAX, running).await {
                 Ok(Ok((free, sample))) => {
                     (sensors, reading) = (Some(free), None);
@@ -180,6 +214,10 @@ pub async fn watch(
             },
             None => Sample::default(),
         };
+        if fired {
+            // the average of ten seconds does not show it yet
+            sample.stall = Some(sample.stall.unwrap_or(0.0).max(FIRED_STALL));
+        }
         let strain = gauge.on(&sample, Time::default() + started.elapsed());
         if strain.stage != stage {
             stage = strain.stage;

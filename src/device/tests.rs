@@ -150,3 +150,33 @@ async fn a_board_that_warms_slows_down() {
     stop.cancel();
     tasks.join_all().await;
 }
+
+#[tokio::test]
+async fn the_kernel_is_asked_to_tell_when_memory_runs_short() {
+    // a file below a root of one's own is not the kernel's
+    let root = board("vm");
+    write(root.path(), "proc/pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n");
+    assert!(!Trigger::new(root.path()).is_there());
+    let text = fs::read_to_string(root.path().join("proc/pressure/memory")).unwrap();
+    assert!(text.starts_with("some avg10"), "it was written over: {text:?}");
+    let has_triggers = fs::OpenOptions::new().write(true).open("/proc/pressure/memory").is_ok();
+    let trigger = Trigger::new(Path::new("/"));
+    assert_eq!(trigger.is_there(), has_triggers);
+    // nothing waits for memory here, most of the time: it does not tell for nothing
+    let soon = std::time::Duration::from_millis(200);
+    assert!(tokio::time::timeout(soon, trigger.fired()).await.is_err() || has_triggers);
+}
+
+#[test]
+fn the_processors_of_this_machine_are_counted() {
+    let mut here = Sensors::new(Path::new("/"), Path::new("."));
+    assert_eq!(here.read(None).busy, None, "one reading tells nothing");
+    let until = std::time::Instant::now() + std::time::Duration::from_millis(300);
+    while std::time::Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    let busy = here.read(None).busy.unwrap();
+    assert!(busy > 0.05 && busy <= 1.0, "{busy}");
+    let elsewhere = board("vm");
+    assert_eq!(sensors(elsewhere.path()).read(None).busy, None);
+}

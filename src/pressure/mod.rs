@@ -58,6 +58,8 @@ pub struct Sample {
     pub memory: Option<Amount>,
     /// Share of the last ten seconds in which some task waited for memory, in percent.
     pub stall: Option<f64>,
+    /// Share of all processors' time that any program had; it is told and nothing depends on it.
+    pub busy: Option<f64>,
     /// Room on the disk that the service writes to.
     pub disk: Option<Amount>,
     /// An engine's rate against what is usual for it.
