@@ -66,6 +66,8 @@ pub(super) struct Onnx {
     requests: u64,
     capacity: usize,
     positions: bool,
+    /// Tokens of the last step.
+    rows: usize,
     logits: Vec<f32>,
 }
 
@@ -98,6 +100,7 @@ impl Onnx {
             requests: 0,
             capacity,
             positions,
+            rows: 0,
             logits: Vec::new(),
         };
         onnx.bind(0).map_err(broken)?;
@@ -119,13 +122,19 @@ impl Onnx {
                 self.binding.bind_input(names.past[part].replace("%d", &layer), &*buffer)?;
             }
         }
+        self.bind_logits()
+    }
+
+    /// Lets the runtime make new room for the logits. It keeps what it made for the next step, which
+    /// fits only as long as that has as many tokens: a graph may give the logits of all of them.
+    fn bind_logits(&mut self) -> ort::Result<()> {
         let memory = MemoryInfo::new(
             AllocationDevice::CPU,
             0,
             AllocatorType::Device,
             MemoryType::CPUOutput,
         )?;
-        self.binding.bind_output_to_device(names.logits.clone(), &memory)
+        self.binding.bind_output_to_device(self.folder.names.logits.clone(), &memory)
     }
 
     /// The prefix that goes on in this prompt; else the one that was not used for the longest time.
@@ -155,6 +164,10 @@ impl Onnx {
             let positions: Vec<i64> = (past..total).filter_map(|n| i64::try_from(n).ok()).collect();
             let positions = Tensor::from_array(([1, tokens.len()], positions))?;
             inputs.push((names.position_ids.clone(), positions));
+        }
+        if self.folder.shared && tokens.len() != self.rows {
+            self.rows = tokens.len();
+            self.bind_logits()?;
         }
         if self.folder.shared { self.run_shared(&inputs) } else { self.run_growing(&inputs) }
     }

@@ -188,3 +188,67 @@ fn config(model: &Gguf, sizes: &Sizes) -> Json {
         "search": {"max_length": sizes.context, "past_present_share_buffer": true}
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::proto::{DimensionProto, ModelProto};
+    use super::*;
+    use crate::backends::engine::{Calibration, Decoder as _};
+    use crate::backends::onnx::{Options, load};
+
+    fn options(path: &Path) -> Options {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        Options {
+            path: path.to_owned(),
+            name: None,
+            context_tokens: 512,
+            threads: 1,
+            runtime: Some(here.join(".tools/onnxruntime")),
+            prefixes: 1,
+            calibration: Calibration::default(),
+            providers: Vec::new(),
+            fallback: false,
+        }
+    }
+
+    /// Our graph without the choice of the last token before the head.
+    fn with_all_logits(graph: &[u8]) -> Vec<u8> {
+        let mut model = ModelProto::decode(graph).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        graph.node.retain(|node| node.output != ["normed_last"]);
+        let inputs = graph.node.iter_mut().flat_map(|node| &mut node.input);
+        for input in inputs.filter(|input| *input == "normed_last") {
+            "normed".clone_into(input);
+        }
+        let logits = graph.output.iter_mut().find(|output| output.name == "logits").unwrap();
+        let shape = logits.r#type.as_mut().unwrap().tensor_type.as_mut().unwrap();
+        let rows = &mut shape.shape.as_mut().unwrap().dim[1];
+        *rows = DimensionProto { dim_value: None, dim_param: Some("tokens".to_owned()) };
+        model.encode_to_vec()
+    }
+
+    /// A graph may give the logits of every token, as those of onnxruntime-genai's builder do.
+    #[test]
+    fn a_graph_that_gives_all_logits_reads_alike() {
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-onnx-int8");
+        let work = tempfile::tempdir().unwrap();
+        for name in ["model.onnx.data", "tokenizer.json", "tokenizer_config.json", CONFIG] {
+            fs::hard_link(ours.join(name), work.path().join(name)).unwrap();
+        }
+        let graph = with_all_logits(&fs::read(ours.join(MODEL)).unwrap());
+        fs::write(work.path().join(MODEL), graph).unwrap();
+        let mut one = load::load(&options(&ours)).unwrap().0;
+        let mut other = load::load(&options(work.path())).unwrap().0;
+        // steps of several lengths: two chunks of a prompt, then single tokens
+        for tokens in [&[1, 2, 3, 4, 5, 6, 7][..], &[8, 9, 10], &[11], &[12]] {
+            for model in [&mut one, &mut other] {
+                model.read(tokens).unwrap();
+            }
+            let pairs = one.logits().iter().zip(other.logits());
+            let apart = pairs.map(|(a, b)| (*a - *b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-2, "{apart} after {tokens:?}");
+        }
+    }
+}
