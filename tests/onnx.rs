@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use pilotlight::backends::engine::Calibration;
-use pilotlight::backends::engine::{OnThread, Reading};
+use pilotlight::backends::engine::OnThread;
 use pilotlight::backends::gguf;
 use pilotlight::backends::onnx::convert::{Weights, convert};
 use pilotlight::backends::onnx::{self, Options};
@@ -33,6 +33,7 @@ use support::engine::{
     the_more_urgent_goes_first, works,
 };
 use support::mqtt::App;
+use support::nearness::nearness;
 use support::service::{Service, catalog, program};
 use support::{model_file, runtime};
 
@@ -117,35 +118,6 @@ async fn it_states_what_the_folder_says() {
     assert_eq!(context.runtime.quantization, "int8");
     assert!(context.runtime.version.starts_with("1."), "{}", context.runtime.version);
     assert!(context.runtime.prefill_tokens_per_s.unwrap() > 1.0);
-}
-
-/// How near two readings of one text are.
-#[derive(Debug)]
-struct Nearness {
-    same_first: f64,
-    divergence: f64,
-    /// The perplexity of the second, over that of the first.
-    perplexity: f64,
-}
-
-fn nearness(one: &Reading, other: &Reading) -> Nearness {
-    assert_eq!(one.tokens, other.tokens, "the tokenizers differ");
-    let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
-    let rows = one.expected.iter().zip(&other.expected);
-    let same = rows.clone().filter(|(a, b)| best(a) == best(b)).count();
-    let divergence = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a).exp() * f64::from(a - b)).sum()
-    };
-    let count = one.expected.len() as f64;
-    let surprise = |reading: &Reading| -> f64 {
-        let next = reading.tokens[1..].iter().zip(&reading.expected);
-        -next.map(|(token, row)| f64::from(row[*token as usize])).sum::<f64>() / (count - 1.0)
-    };
-    Nearness {
-        same_first: same as f64 / count,
-        divergence: rows.map(|(a, b)| divergence(a, b)).sum::<f64>() / count,
-        perplexity: (surprise(other) - surprise(one)).exp(),
-    }
 }
 
 const TEXT: &str = include_str!("../README.md");

@@ -6,6 +6,8 @@ pub mod engine;
 pub mod figures;
 pub mod labelled;
 pub mod mqtt;
+#[cfg(feature = "engine")]
+pub mod nearness;
 pub mod service;
 
 use std::collections::BTreeMap;
