@@ -33,7 +33,7 @@ use support::contract::{holds_over_every_transport, job, run};
 use support::engine::{REAL, works};
 use support::model_file;
 use support::mqtt::App;
-use support::service::{Service, catalog, signal};
+use support::service::{Service, catalog, program, signal};
 
 fn options(path: &Path) -> Options {
     Options {
@@ -244,6 +244,22 @@ async fn a_model_that_is_missing_leaves_the_service_up() {
     std::os::unix::fs::symlink(model_file(), folder.join("nothing.gguf")).unwrap();
     service.until("ready", |state| state["ready"] == true).await;
     assert_eq!(service.chat(ask("hello", 4)).await.0, 200);
+}
+
+/// A real engine answers for a few seconds on a board of which only the heat is imagined.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_engine_can_be_simulated_on_another_board() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mcp.json"), real_catalog().to_string()).unwrap();
+    let args = ["simulate", "--engine", "--board", "pi4", "--load", "0.3", "--hours", "0.001"];
+    let args = [&args[..], &["--seed", "3", "--json", "--svg", "day.svg"]].concat();
+    let (code, out, log) = program(folder.path(), &args, &[("PILOTLIGHT_STATE", "off")]).await;
+    assert_eq!(code, 0, "{log}");
+    let told: Value = serde_json::from_str(&out).unwrap();
+    let day = &told["policies"][0];
+    assert!(day["jobs"].as_u64().unwrap() > 0 && day["tokens"].as_u64().unwrap() > 0, "{told}");
+    assert!(day["peak_c"].as_f64().unwrap() > 40.0 && day["needless"].is_null(), "{told}");
+    assert!(std::fs::read_to_string(folder.path().join("day.svg")).unwrap().starts_with("<svg"));
 }
 
 /// More tokens than are read at once, on more branches than there are at once.

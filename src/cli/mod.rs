@@ -5,6 +5,7 @@ mod ask;
 mod doctor;
 mod engine;
 mod explain;
+mod live;
 mod model;
 mod simulate;
 mod start;
@@ -150,7 +151,13 @@ impl Line {
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
             Command::Explain(explain) => explain.run()?,
-            Command::Simulate(simulate) => simulate.run()?,
+            Command::Simulate(simulate) if simulate.is_live() => {
+                let Some(config) = loaded(path) else {
+                    return Ok(ExitCode::from(WRONG));
+                };
+                simulate.run(Some(config)).await?
+            }
+            Command::Simulate(simulate) => simulate.run(None).await?,
             Command::Mcp => {
                 let Some(config) = loaded(path) else {
                     return Ok(ExitCode::from(WRONG));

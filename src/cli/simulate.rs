@@ -10,6 +10,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::DONE;
+use super::live::live;
+use crate::config::Config;
 use crate::pressure::Sample;
 use crate::simulate::board::{BOARDS, Board};
 use crate::simulate::draw;
@@ -22,6 +24,7 @@ use crate::simulate::world::{Given, Outcome};
 const HOURS_MAX: f64 = 24.0 * 14.0;
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(super) struct Simulate {
     /// Which board: pi4, pi5, orin, or study.
     #[arg(long, default_value = "pi5")]
@@ -50,6 +53,9 @@ pub(super) struct Simulate {
     /// Samples of a real device, as `doctor --samples` prints them, in place of the board's heat.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// The configured models answer, in real time; only the board's heat is simulated.
+    #[arg(long, conflicts_with_all = ["compare", "trace", "days", "slots", "memory_plenty"])]
+    engine: bool,
     /// Compare our judge with the simple rules that others use.
     #[arg(long)]
     compare: bool,
@@ -62,7 +68,13 @@ pub(super) struct Simulate {
 }
 
 impl Simulate {
-    pub(super) fn run(&self) -> anyhow::Result<u8> {
+    /// Whether the configuration is needed.
+    pub(super) fn is_live(&self) -> bool {
+        self.engine
+    }
+
+    /// Simulates; `config` is for real engines.
+    pub(super) async fn run(&self, config: Option<Config>) -> anyhow::Result<u8> {
         let board = BOARDS.iter().find(|board| board.name == self.board).with_context(|| {
             let known: Vec<&str> = BOARDS.iter().map(|board| board.name).collect();
             format!("there is no board {:?}; there are: {}", self.board, known.join(", "))
@@ -81,6 +93,12 @@ impl Simulate {
         }
         let length = Duration::from_secs_f64(self.hours * 3600.0);
         let demand = Demand { load: self.load, burst: self.burst, length };
+        if let Some(config) = config {
+            let outcome = live(board, demand, self.seed, config).await?;
+            self.print_live(board, &outcome);
+            self.draw(board, &outcome)?;
+            return Ok(DONE);
+        }
         let given = Given {
             seed: self.seed,
             slots: self.slots,
@@ -91,7 +109,14 @@ impl Simulate {
         let outcome = |policy| (policy, over(board, demand, self.days, policy, &given));
         let outcomes: Vec<(Policy, Outcome)> = policies.into_iter().map(outcome).collect();
         self.print(board, &outcomes);
-        if let (Some(file), Some((_, ours))) = (&self.svg, outcomes.last()) {
+        if let Some((_, ours)) = outcomes.last() {
+            self.draw(board, ours)?;
+        }
+        Ok(DONE)
+    }
+
+    fn draw(&self, board: &Board, outcome: &Outcome) -> anyhow::Result<()> {
+        if let Some(file) = &self.svg {
             let title = format!(
                 "{} at load {}, bursts of {}, seed {}",
                 board.name,
@@ -99,11 +124,27 @@ impl Simulate {
                 self.burst,
                 self.seed + self.days - 1
             );
-            fs::write(file, draw(board, ours, &title))
+            fs::write(file, draw(board, outcome, &title))
                 .with_context(|| format!("{} can't be written", file.display()))?;
             eprintln!("drawn into {}", file.display());
         }
-        Ok(DONE)
+        Ok(())
+    }
+
+    /// A day with real engines: nobody knows what was needless.
+    fn print_live(&self, board: &Board, outcome: &Outcome) {
+        if self.json {
+            let mut record = record(Policy::Ours, outcome);
+            record["needless"] = serde_json::Value::Null;
+            println!("{:#}", json!({"board": board.name, "policies": [record]}));
+            return;
+        }
+        let Outcome { jobs, away, missed, peak_c, hot_s, .. } = outcome;
+        println!(
+            "{jobs} prompts: {away} answered elsewhere {:?}, {missed} missed; at most {peak_c:.1} °C, \
+             {hot_s:.0} s above the trip point",
+            outcome.reasons
+        );
     }
 
     fn print(&self, board: &Board, outcomes: &[(Policy, Outcome)]) {
