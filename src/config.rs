@@ -137,8 +137,9 @@ struct Reader<'v> {
 }
 
 impl Reader<'_> {
-    fn config(&mut self, path: PathBuf, catalog: Catalog, warnings: Vec<Mistake>) -> Config {
+    fn config(&mut self, path: PathBuf, mut catalog: Catalog, warnings: Vec<Mistake>) -> Config {
         self.check_names();
+        self.keys(&mut catalog);
         let device = self.device(&catalog);
         let (mqtt, broker) = self.mqtt(&catalog);
         let http = self.http(&catalog);
@@ -213,6 +214,17 @@ impl Reader<'_> {
                     format!("there is no credential {name:?} in $CREDENTIALS_DIRECTORY"),
                 );
                 None
+            }
+        }
+    }
+
+    /// Looks up the providers' keys.
+    fn keys(&mut self, catalog: &mut Catalog) {
+        for server in &mut catalog.servers {
+            if let catalog::Link::Provider(provider) = &mut server.link {
+                let path = format!("pilotlight.providers.{}.key", server.name);
+                let named = provider.key.take().map(|key| key.0);
+                provider.key = self.secret(&path, named).map(Secret);
             }
         }
     }

@@ -120,6 +120,13 @@ pub const ENGINE_LOAD_MAX: Duration = Duration::from_secs(180);
 /// How long a child may take to end by itself once its input is closed.
 pub const CHILD_EXIT_MAX: Duration = Duration::from_secs(2);
 
+/// How long the way to a provider may take to open.
+pub const PROVIDER_CONNECT_MAX: Duration = Duration::from_secs(5);
+/// The longest that a provider's wish to be left alone is followed.
+pub const PROVIDER_REST_MAX: Duration = Duration::from_secs(600);
+/// Most bytes of a provider's answer that are read, its frame included.
+pub const PROVIDER_BYTES_MAX: usize = 16 * ANSWER_BYTES_MAX;
+
 /// Largest packet that the broker may hand us, in bytes.
 ///
 /// A broker drops a larger one without a word [MQTT-3.1.2-25], so this is far more than

@@ -151,6 +151,26 @@ fn who_is_hopelessly_late_leaves_at_once() {
 }
 
 #[test]
+fn who_has_to_leave_does_not_wait_for_a_full_neighbour() {
+    let local =
+        Card { read_ms: Some(1.0), write_ms: Some(10.0), ..Card::unknown("local", Reach::Device) };
+    let peer = Card { slots: 1, ..Card::unknown("peer", Reach::Peer) };
+    let cloud = Card { slots: 8, ..Card::unknown("cloud", Reach::Cloud) };
+    let cards = [local, peer, cloud];
+    let mut scheduler = Scheduler::new(cards.to_vec());
+    for (n, card) in cards.into_iter().enumerate() {
+        scheduler.on(Event::Up(BackendId(n), card), at(0));
+    }
+    let mut effects = Vec::new();
+    for job in 1..=3 {
+        // the hopeful figure is an eighth of 4,000 tokens, 5 s
+        effects.extend(scheduler.on(Event::Arrived(ticket(job, 4_000, 0, 4_000)), at(0)));
+    }
+    let expected = [(1, BackendId(1)), (2, BackendId(2)), (3, BackendId(2))];
+    assert_eq!(started(&effects), expected);
+}
+
+#[test]
 fn between_the_two_it_is_decided_at_the_last_moment() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);

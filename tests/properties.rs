@@ -83,8 +83,14 @@ fn word(words: &'static [&'static str]) -> impl Strategy<Value = &'static str> {
 }
 
 fn server() -> impl Strategy<Value = Value> {
-    let lacks =
-        word(&["resting", "memory", "mode", "capability:model", "capability:schema", "quality:confidence"]);
+    let lacks = word(&[
+        "resting",
+        "memory",
+        "mode",
+        "capability:model",
+        "capability:schema",
+        "quality:confidence",
+    ]);
     (word(&["a", "b"]), word(&["device", "peer", "cloud"]), option::of(lacks), any::<bool>())
         .prop_map(|(name, place, lacks, full)| {
             json!({"server": name, "where": place, "lacks": lacks, "full": full})

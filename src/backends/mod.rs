@@ -7,6 +7,7 @@ pub mod engine;
 pub mod gguf;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+pub mod provider;
 pub mod sampler;
 pub mod scripted;
 pub mod supervise;

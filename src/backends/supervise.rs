@@ -9,11 +9,12 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::provider;
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::health::Health;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
 use crate::link::{Backend, Link};
-use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http};
+use crate::mcp::client::{Closed, Patience, Remote, connect, connect_here, connect_http};
 use crate::model::ModelContext;
 use crate::prompt::Job;
 use crate::registry::catalog::{Link as Entry, Server};
@@ -122,8 +123,13 @@ impl Keeper {
             "a model is ready"
         );
         let trouble = Arc::new(Notify::new());
-        let watched = Watched { remote, trouble: Arc::clone(&trouble) };
-        self.link.send_replace(Link::Up(Arc::new(watched)));
+        // a provider's line lies in this process: a request that fails says nothing of it
+        let up: Arc<dyn Generate> = if let Entry::Provider(_) = self.server.link {
+            Arc::new(remote)
+        } else {
+            Arc::new(Watched { remote, trouble: Arc::clone(&trouble) })
+        };
+        self.link.send_replace(Link::Up(up));
         let Some(mut child) = child else {
             return tokio::select! {
                 () = closed.wait() => "the line was closed".to_owned(),
@@ -176,6 +182,11 @@ impl Keeper {
                         Err(Fault::Away(format!("{why}; {ended}; its own log says more")))
                     }
                 }
+            }
+            Entry::Provider(entry) => {
+                let opened = provider::open(entry, patience.silence);
+                let (remote, closed) = connect_here(opened?, patience).await?;
+                Ok(Reached { remote, closed, child: None })
             }
             Entry::Http { url, headers } => {
                 let (remote, closed) = connect_http(url, &headers.0, patience).await?;

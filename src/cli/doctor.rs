@@ -107,7 +107,7 @@ fn models(config: &Config) -> Vec<Finding> {
         Link::Child { args, .. } => {
             args.iter().skip_while(|arg| *arg != "--gguf").nth(1).map(std::path::PathBuf::from)
         }
-        Link::Http { .. } => None,
+        Link::Http { .. } | Link::Provider(_) => None,
     };
     let look = |path: std::path::PathBuf| match std::fs::metadata(&path) {
         Ok(meta) if meta.len() < available => {

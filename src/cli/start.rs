@@ -16,6 +16,8 @@ use crate::tls;
 const LOG: &str = "info,rmcp=error,llama-cpp-2=warn,ort=warn,mqtt5=error,rumqttc=warn";
 /// The same for short commands.
 const LOG_QUIET: &str = "error,rmcp=off,llama-cpp-2=error,ort=error";
+/// Libraries that print whole messages, prompts among them: they are heard with `trace` only.
+const TALKATIVE: &str = "rmcp=error";
 
 /// Reads the command line of this process, carries it out and says how it went.
 pub fn main() -> ExitCode {
@@ -45,7 +47,11 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
 /// Standard output belongs to answers and to MCP: logs go to standard error.
 fn start_logging(line: &Line) {
     let default = if line.is_quiet() { LOG_QUIET } else { LOG };
-    let filter = std::env::var("PILOTLIGHT_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter = match std::env::var("PILOTLIGHT_LOG") {
+        Ok(wanted) if wanted.to_ascii_lowercase().contains("trace") => wanted,
+        Ok(wanted) => format!("{wanted},{TALKATIVE}"),
+        Err(_) => default.to_owned(),
+    };
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
         eprintln!("warning: PILOTLIGHT_LOG can't be understood: {error}");
         EnvFilter::new(default)

@@ -75,6 +75,10 @@ fn an_orin_nano_is_understood() {
     assert!(gated.clone().count() == 3 && gated.clone().all(|zone| zone.kind.starts_with("cv")));
     let tj = sample.zones.last().unwrap();
     assert_eq!((tj.passive, tj.hot, tj.critical), (Some(95.0), Some(99.0), Some(104.5)));
+    // one that is turned off says nothing, whatever still stands in its file
+    write(root.path(), "sys/class/thermal/thermal_zone0/mode", "disabled");
+    write(root.path(), "sys/class/thermal/thermal_zone0/temp", "0");
+    assert_eq!(sensors.read(None).zones[0].celsius, None);
     // events that were there before are no news
     assert!(!sample.board.unwrap().under_voltage);
     write(root.path(), "sys/class/hwmon/hwmon1/oc1_event_cnt", "1");

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::expand::{Variables, expand};
+use super::provider::{self, Provider, RawProvider};
 use super::task::{self, Task};
 use crate::limits::{DEADLINE_MAX, SERVERS_MAX};
 use crate::model::Reach;
@@ -69,6 +70,8 @@ pub enum Link {
         /// Headers of every request. Secret: never printed.
         headers: Secret<BTreeMap<String, String>>,
     },
+    /// A cloud in its own protocol.
+    Provider(Box<Provider>),
 }
 
 /// Something that never shows in logs, errors or debug prints.
@@ -177,6 +180,7 @@ struct RawOurs {
     mqtt: MqttPart,
     http: HttpPart,
     servers: BTreeMap<String, RawOurServer>,
+    providers: BTreeMap<String, RawProvider>,
     tasks: BTreeMap<String, Task>,
     policy: RawPolicy,
 }
@@ -214,7 +218,7 @@ struct RawClass {
 /// Most memory or disk that may be kept free, in MiB.
 const FLOOR_MB_MAX: u64 = 1 << 20;
 /// Keys that the format knows and this version does not carry out: said, never passed over.
-const NOT_YET: [&str; 5] = ["models", "providers", "budget", "fleet", "group"];
+const NOT_YET: [&str; 4] = ["models", "budget", "fleet", "group"];
 
 /// Reads a whole `mcp.json`.
 ///
@@ -235,7 +239,8 @@ pub fn read(text: &str, variables: &Variables) -> Result<Catalog, Vec<Mistake>> 
         mistakes.push(mistake(key, message.to_owned()));
     }
     refuse_not_yet(&ours, &mut mistakes);
-    let raw_servers = read_servers(servers, &mut mistakes);
+    let has_providers = ours["providers"].as_object().is_some_and(|all| !all.is_empty());
+    let raw_servers = read_servers(servers, has_providers, &mut mistakes);
     let ours: RawOurs = match serde_path_to_error::deserialize(ours) {
         Ok(ours) => ours,
         Err(e) => {
@@ -291,13 +296,18 @@ fn refuse_not_yet(ours: &Value, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-fn read_servers(servers: Option<Value>, mistakes: &mut Vec<Mistake>) -> Vec<(String, RawServer)> {
+fn read_servers(
+    servers: Option<Value>,
+    has_providers: bool,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<(String, RawServer)> {
+    let servers = servers.or_else(|| has_providers.then(|| Value::Object(Map::new())));
     let Some(Value::Object(map)) = servers else {
         let message = "is needed: an object with one entry for each model server".to_owned();
         mistakes.push(Mistake { path: "mcpServers".to_owned(), message });
         return Vec::new();
     };
-    if map.is_empty() || map.len() > SERVERS_MAX {
+    if (map.is_empty() && !has_providers) || map.len() > SERVERS_MAX {
         let message = format!("has {} entries, must have 1 to {SERVERS_MAX}", map.len());
         mistakes.push(Mistake { path: "mcpServers".to_owned(), message });
     }
@@ -325,7 +335,7 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         };
         let reach = extra.reach.unwrap_or(match link {
             Link::Child { .. } => Reach::Device,
-            Link::Http { .. } => Reach::Cloud,
+            Link::Http { .. } | Link::Provider(_) => Reach::Cloud,
         });
         let silence = extra.silence_ms.map(Duration::from_millis);
         servers.push(Server { name, link, reach, silence, talents: extra.talents });
@@ -333,6 +343,11 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
     for name in ours.servers.keys() {
         let message = "there is no such entry under mcpServers".to_owned();
         mistakes.push(Mistake { path: format!("pilotlight.servers.{name}"), message });
+    }
+    provider::check(ours.providers, &mut servers, mistakes);
+    if servers.len() > SERVERS_MAX {
+        let message = format!("there are {} models, at most {SERVERS_MAX}", servers.len());
+        mistakes.push(Mistake { path: "pilotlight.providers".to_owned(), message });
     }
     task::check(&ours.tasks, mistakes);
     check_limits(&ours.device_limits, mistakes);

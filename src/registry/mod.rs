@@ -2,5 +2,6 @@
 
 pub mod catalog;
 pub mod expand;
+pub mod provider;
 pub mod rule;
 pub mod task;

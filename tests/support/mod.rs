@@ -1,6 +1,7 @@
 //! What the tests share: real children, real sockets, a real service in a folder of its own.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod cloud;
 pub mod contract;
 pub mod engine;
 pub mod figures;

@@ -1,0 +1,238 @@
+//! A cloud's model over HTTPS, asked in its provider's own protocol.
+//!
+//! What each failure leads to, in one table ([`fault_of`]):
+//!
+//! | the provider says | this attempt | and then |
+//! |---|---|---|
+//! | 400, 404, 413, 422 | unfit | another model may try; this one is not asked again |
+//! | 401, 403 | unfit | the same: a key that is refused is refused again |
+//! | 408, 409, 425, 429, 5xx | away | it rests, for `Retry-After` if it says so; another may try |
+//! | 3xx | broken | nobody is followed to another host with our key |
+//! | no connection, no answer | away, hung | as for 5xx |
+//! | not what it should be | broken | as for 5xx |
+//!
+//! After the first piece was written nobody else goes on with the answer.
+
+mod openai;
+mod stream;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Response, StatusCode, redirect};
+use serde_json::Value;
+
+use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::limits::{PROVIDER_CONNECT_MAX, PROVIDER_REST_MAX};
+use crate::model::{
+    Capabilities, GENERATE, Identification, InferenceSettings, ModelContext, Runtime,
+};
+use crate::prompt::{Code, Job, Refusal};
+use crate::registry::provider::{Kind, Provider};
+use crate::tls;
+
+/// The most of an error's text that is told on, in characters.
+const ERROR_CHARS_MAX: usize = 300;
+/// The most of an error's body that is read, in bytes.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+
+/// A model of a provider.
+struct Cloud {
+    entry: Provider,
+    client: reqwest::Client,
+    context: ModelContext,
+    silence: Duration,
+    /// It has asked not to be asked before then.
+    rests_until: Mutex<Option<Instant>>,
+}
+
+/// Makes what answers by this provider; nothing is sent yet.
+///
+/// # Errors
+/// [`Fault::Away`] if a certificate or the key can't be used.
+pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fault> {
+    let away = |why: String| Fault::Away(why);
+    let files = tls::Files { ca: entry.ca.clone(), ..tls::Files::default() };
+    let tls = tls::client(&files).map_err(|e| away(format!("{e:#}")))?;
+    let mut headers = HeaderMap::new();
+    if let Some(key) = &entry.key {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", key.0))
+            .map_err(|_| away("the key can't stand in a header".to_owned()))?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls.as_ref().clone())
+        .default_headers(headers)
+        .redirect(redirect::Policy::none())
+        .connect_timeout(PROVIDER_CONNECT_MAX)
+        .read_timeout(silence)
+        .tcp_nodelay(true)
+        .build()
+        .map_err(|e| away(format!("the HTTP client can't be made: {e}")))?;
+    let context = context_of(entry);
+    let rests_until = Mutex::new(None);
+    Ok(Arc::new(Cloud { entry: entry.clone(), client, context, silence, rests_until }))
+}
+
+fn context_of(entry: &Provider) -> ModelContext {
+    let uri: Option<http::Uri> = entry.base_url.parse().ok();
+    let host = uri.and_then(|uri| uri.host().map(str::to_owned));
+    let Kind::OpenAi = entry.kind;
+    ModelContext {
+        identification: Identification {
+            name: entry.model.clone(),
+            provider: host,
+            ..Identification::default()
+        },
+        capabilities: Capabilities {
+            context_tokens: entry.context_tokens,
+            max_output_tokens: entry.max_output_tokens,
+            modalities: vec!["text".to_owned()],
+            json_schema: entry.json_schema,
+            streaming: true,
+            talents: vec![GENERATE.to_owned()],
+            ..Capabilities::default()
+        },
+        inference_settings: InferenceSettings {
+            max_tokens: entry.max_output_tokens,
+            ..InferenceSettings::default()
+        },
+        runtime: Runtime {
+            backend: "openai".to_owned(),
+            location: "cloud".to_owned(),
+            slots: entry.slots,
+            ..Runtime::default()
+        },
+        ..ModelContext::default()
+    }
+}
+
+impl Generate for Cloud {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        Box::pin(async move {
+            let body = openai::request(job, &self.entry)?;
+            if let Some(left) = self.rests() {
+                let seconds = left.as_secs_f64().ceil();
+                return Err(Fault::Away(format!("it asked to be left alone for {seconds} s more")));
+            }
+            let response = tokio::select! {
+                response = self.send(&body) => response?,
+                () = out.gone() => return Err(Fault::Cancelled),
+            };
+            let mut usage = openai::answer(response, job, out).await?;
+            usage.cost_usd = self.entry.price.of(usage.prompt_tokens, usage.completion_tokens);
+            usage.model.clone_from(&self.entry.model);
+            Ok(usage)
+        })
+    }
+
+    fn context(&self) -> &ModelContext {
+        &self.context
+    }
+}
+
+impl Cloud {
+    async fn send(&self, body: &Value) -> Result<Response, Fault> {
+        let url = format!("{}/chat/completions", self.entry.base_url);
+        let key = format!("{:032x}", fastrand::u128(..));
+        let sent = self.client.post(url).header("idempotency-key", key).json(body).send();
+        // from the first byte to the head of the answer
+        let response = match tokio::time::timeout(self.silence, sent).await {
+            Ok(response) => response.map_err(|e| fault_of_line(&e))?,
+            Err(_) => return Err(Fault::Hung(format!("no answer in {:?}", self.silence))),
+        };
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        Err(self.refused(response).await)
+    }
+
+    async fn refused(&self, response: Response) -> Fault {
+        let status = response.status();
+        let after = retry_after(response.headers());
+        let said = self.without_key(&error_text(response).await);
+        let fault = fault_of(status, &said);
+        if let (Some(wait), Fault::Away(_)) = (after, &fault) {
+            let until = now() + wait.min(PROVIDER_REST_MAX);
+            *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        }
+        fault
+    }
+
+    /// How much longer it wants to be left alone.
+    fn rests(&self) -> Option<Duration> {
+        let until = *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until?.checked_duration_since(now()).filter(|left| !left.is_zero())
+    }
+
+    /// A provider may repeat the key in its complaint about it.
+    fn without_key(&self, text: &str) -> String {
+        match &self.entry.key {
+            Some(key) if !key.0.is_empty() => text.replace(&key.0, "(the key)"),
+            Some(_) | None => text.to_owned(),
+        }
+    }
+}
+
+/// The table at the head of this file.
+fn fault_of(status: StatusCode, said: &str) -> Fault {
+    let what = format!("the provider answered {status}: {said}");
+    match status.as_u16() {
+        400 | 401 | 403 | 404 | 413 | 422 => Fault::Unfit(Refusal::new(Code::Incapable, what)),
+        408 | 409 | 425 | 429 | 500..=599 => Fault::Away(what),
+        _ => Fault::Broken(what),
+    }
+}
+
+/// What went wrong on the way, without the URL.
+fn fault_of_line(error: &reqwest::Error) -> Fault {
+    let mut why = String::new();
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    // bounded by the depth of the error
+    while let Some(error) = cause {
+        why = error.to_string();
+        cause = error.source();
+    }
+    if error.is_timeout() {
+        Fault::Hung(format!("it was silent for too long: {why}"))
+    } else if error.is_connect() || error.is_request() {
+        Fault::Away(format!("it can't be reached: {why}"))
+    } else {
+        Fault::Crashed(format!("the line broke: {why}"))
+    }
+}
+
+/// Seconds, as RFC 9110 has it; a date is not read.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// What an error's body says, shortened.
+async fn error_text(mut response: Response) -> String {
+    let mut body = Vec::new();
+    while let Ok(Some(part)) = response.chunk().await {
+        body.extend_from_slice(&part);
+        if body.len() > ERROR_BYTES_MAX {
+            break;
+        }
+    }
+    let told: Option<Value> = serde_json::from_slice(&body).ok();
+    let message = told.as_ref().and_then(|told| {
+        let error = &told["error"];
+        error["message"].as_str().or(error.as_str()).or(told["message"].as_str())
+    });
+    let text = message.map_or_else(|| String::from_utf8_lossy(&body).into_owned(), str::to_owned);
+    text.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a provider's wish to rest is in seconds from now")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,54 @@
+//! Events of a server that sends them one after the other, within bounds.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt};
+use reqwest::Response;
+use sse_stream::SseStream;
+
+use super::fault_of_line;
+use crate::generate::Fault;
+use crate::limits::PROVIDER_BYTES_MAX;
+
+/// The data of each event.
+pub(super) struct Events(Pin<Box<dyn Stream<Item = Result<String, Fault>> + Send>>);
+
+impl Events {
+    /// Those of this answer; more than [`PROVIDER_BYTES_MAX`] are not read.
+    pub(super) fn of(response: Response) -> Events {
+        let mut read = 0;
+        let parts = response.bytes_stream().map(move |part| {
+            let part = part.map_err(|e| Stopped(fault_of_line(&e)))?;
+            read += part.len();
+            if read > PROVIDER_BYTES_MAX {
+                let why = format!("its answer is longer than {PROVIDER_BYTES_MAX} bytes");
+                return Err(Stopped(Fault::Broken(why)));
+            }
+            Ok::<Bytes, Stopped>(part)
+        });
+        let events = SseStream::from_bytes_stream(parts).map_err(|error| {
+            let why = format!("its events can't be read: {error}");
+            let stopped = if let sse_stream::Error::Body(body) = error { Some(body) } else { None };
+            let stopped = stopped.and_then(|body| body.downcast::<Stopped>().ok());
+            stopped.map_or(Fault::Broken(why), |stopped| stopped.0)
+        });
+        Events(Box::pin(events.try_filter_map(|event| async move { Ok(event.data) })))
+    }
+
+    pub(super) async fn next(&mut self) -> Option<Result<String, Fault>> {
+        self.0.next().await
+    }
+}
+
+/// Why the reading of a body was stopped.
+#[derive(Debug)]
+struct Stopped(Fault);
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Stopped {}

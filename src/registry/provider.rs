@@ -1,0 +1,181 @@
+//! A cloud's own protocol as an entry of `mcp.json`: where it is, which model, the key's name.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::catalog::{Link, Mistake, Secret, Server};
+use crate::model::Reach;
+
+/// What a provider's model is taken to be able to do if the entry does not say.
+const CONTEXT_TOKENS: u32 = 32_768;
+const MAX_OUTPUT_TOKENS: u32 = 4_096;
+const SLOTS: u32 = 8;
+/// Most requests at once that an entry may ask for.
+const SLOTS_MAX: u32 = 256;
+/// Highest price that can be meant, in US dollars a million tokens.
+const PRICE_MAX: f64 = 10_000.0;
+/// Longest silence of a provider if the entry does not say.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// One provider under `pilotlight.providers`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provider {
+    /// Which protocol it speaks.
+    pub kind: Kind,
+    /// Where its paths begin, without a slash at the end.
+    pub base_url: String,
+    /// The model's name there.
+    pub model: String,
+    /// The key, or `cred:NAME` until the configuration has looked it up.
+    pub key: Option<Secret<String>>,
+    /// File with the certificates that the host's may be signed by, besides the system's.
+    pub ca: Option<String>,
+    /// Most tokens of prompt and answer together.
+    pub context_tokens: u32,
+    /// Most tokens of an answer.
+    pub max_output_tokens: u32,
+    /// It can be held to JSON and to a JSON Schema.
+    pub json_schema: bool,
+    /// Requests at once.
+    pub slots: u32,
+    /// What it costs.
+    pub price: Price,
+}
+
+/// The protocols that are spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// `OpenAI`'s chat completions, as many others speak them.
+    OpenAi,
+}
+
+/// What tokens cost, in millionths of a US dollar for a million of them, so that it can be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Price {
+    input: u64,
+    output: u64,
+}
+
+impl Price {
+    /// The cost of a call, in US dollars.
+    #[expect(clippy::cast_precision_loss, reason = "prices are below 2^53")]
+    pub fn of(&self, input_tokens: u32, output_tokens: u32) -> f64 {
+        let input = self.input as f64 * f64::from(input_tokens);
+        let output = self.output as f64 * f64::from(output_tokens);
+        (input + output) / 1e12
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProvider {
+    kind: Kind,
+    base_url: String,
+    model: String,
+    key: Option<Secret<String>>,
+    ca: Option<String>,
+    context_tokens: Option<u32>,
+    max_output_tokens: Option<u32>,
+    json_schema: Option<bool>,
+    slots: Option<u32>,
+    #[serde(default)]
+    price: RawPrice,
+    reach: Option<Reach>,
+    silence_ms: Option<u64>,
+    #[serde(default)]
+    talents: Vec<String>,
+}
+
+/// US dollars a million tokens.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPrice {
+    input: f64,
+    output: f64,
+}
+
+/// Adds the providers to the servers, behind them.
+pub(super) fn check(
+    raw: BTreeMap<String, RawProvider>,
+    servers: &mut Vec<Server>,
+    mistakes: &mut Vec<Mistake>,
+) {
+    for (name, raw) in raw {
+        let path = format!("pilotlight.providers.{name}");
+        let mut mistake = |key: &str, message: &str| {
+            mistakes.push(Mistake { path: format!("{path}{key}"), message: message.to_owned() });
+        };
+        if servers.iter().any(|server| server.name == name) {
+            mistake("", "an entry of mcpServers has the same name");
+        }
+        if let Err(message) = is_safe(&raw.base_url) {
+            mistake(".base_url", &message);
+        }
+        if raw.model.is_empty() {
+            mistake(".model", "must name the model as the provider does");
+        }
+        let Some(price) = price_of(&raw.price) else {
+            mistake(".price", "must be US dollars a million tokens, 0 to 10000");
+            continue;
+        };
+        let slots = raw.slots.unwrap_or(SLOTS);
+        if !(1..=SLOTS_MAX).contains(&slots) {
+            mistake(".slots", "must be 1 to 256");
+        }
+        let context_tokens = raw.context_tokens.unwrap_or(CONTEXT_TOKENS);
+        let max_output_tokens = raw.max_output_tokens.unwrap_or(MAX_OUTPUT_TOKENS);
+        if !(1..=context_tokens).contains(&max_output_tokens) {
+            mistake(".max_output_tokens", "must be 1 to context_tokens");
+        }
+        let provider = Provider {
+            kind: raw.kind,
+            base_url: raw.base_url.trim_end_matches('/').to_owned(),
+            model: raw.model,
+            key: raw.key,
+            ca: raw.ca,
+            context_tokens,
+            max_output_tokens,
+            json_schema: raw.json_schema.unwrap_or(true),
+            slots,
+            price,
+        };
+        servers.push(Server {
+            name,
+            link: Link::Provider(Box::new(provider)),
+            reach: raw.reach.unwrap_or(Reach::Cloud),
+            silence: Some(raw.silence_ms.map_or(SILENCE, Duration::from_millis)),
+            talents: raw.talents,
+        });
+    }
+}
+
+/// A key must not travel where others can read it.
+fn is_safe(url: &str) -> Result<(), String> {
+    let uri: http::Uri = url.parse().map_err(|_| format!("{url:?} is no URL"))?;
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_number = |text: &str| text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let is_here =
+        matches!(host, "localhost" | "::1") || host.strip_prefix("127.").is_some_and(is_number);
+    match uri.scheme_str() {
+        Some("https") if !host.is_empty() => Ok(()),
+        Some("http") if is_here => Ok(()),
+        Some("http") => {
+            Err("must begin with https://, or anybody on the way could read the key".to_owned())
+        }
+        _ => Err("must begin with https://".to_owned()),
+    }?;
+    let authority = uri.authority().map_or("", http::uri::Authority::as_str);
+    if authority.contains('@') || uri.query().is_some() {
+        return Err("must have no user name and no query; the key goes into key".to_owned());
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be small")]
+fn price_of(raw: &RawPrice) -> Option<Price> {
+    let micro = |usd: f64| (0.0..=PRICE_MAX).contains(&usd).then(|| (usd * 1e6).round() as u64);
+    Some(Price { input: micro(raw.input)?, output: micro(raw.output)? })
+}

@@ -1,0 +1,352 @@
+//! A cloud's model in its provider's own protocol: answers, every kind of failure, the key, and what
+//! never leaves.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test ends at the first surprise"
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pilotlight::backends::provider;
+use pilotlight::generate::{Fault, Finish, Generate, Usage, channel};
+use pilotlight::prompt::{Code, Format, Job};
+use pilotlight::registry::catalog::{self, Link};
+use pilotlight::registry::expand::Variables;
+use serde_json::{Value, json};
+use support::cloud::{Act, Cloud, answer, ending, error, head, piece};
+use support::contract::{job, run};
+use support::mqtt::App;
+use support::service::{Service, program};
+
+/// What must never be seen.
+const KEY: &str = "sk-canary-7f3a9d51";
+
+fn entry(url: &str) -> Value {
+    json!({
+        "kind": "openai", "base_url": url, "model": "big-1", "key": KEY,
+        "context_tokens": 8000, "max_output_tokens": 400, "price": {"input": 2.0, "output": 10.0},
+        "silence_ms": 400,
+    })
+}
+
+/// The provider as the service opens it.
+fn open(url: &str) -> Arc<dyn Generate> {
+    let file = json!({"pilotlight": {"providers": {"big": entry(url)}}}).to_string();
+    let catalog = catalog::read(&file, &Variables::new()).unwrap();
+    let Link::Provider(entry) = &catalog.servers[0].link else { panic!("it is no provider") };
+    provider::open(entry, catalog.servers[0].silence.unwrap()).unwrap()
+}
+
+async fn ask(
+    acts: impl IntoIterator<Item = Act>,
+    job: Job,
+) -> (Result<(String, Usage), Fault>, Cloud) {
+    let cloud = Cloud::start(acts).await;
+    let result = run(open(&cloud.url).as_ref(), &job).await;
+    (result, cloud)
+}
+
+#[tokio::test]
+async fn an_answer_comes_in_pieces_and_is_counted() {
+    let mut wishes = job("What burns?", 60);
+    wishes.sampling.temperature = Some(0.5);
+    wishes.sampling.seed = Some(7);
+    wishes.sampling.stop = vec!["\n".to_owned()];
+    let (said, cloud) = ask([answer(&["A pilot", " light.", " \u{e9}"])], wishes).await;
+    let (text, usage) = said.unwrap();
+    assert_eq!(text, "A pilot light. \u{e9}");
+    assert_eq!((usage.finish, usage.chunks, usage.prompt_tokens), (Finish::Stop, 3, 1000));
+    assert_eq!((usage.completion_tokens, usage.cached_tokens), (500, 7));
+    // 1,000 tokens at 2 and 500 at 10 dollars a million
+    assert!((usage.cost_usd - 0.007).abs() < 1e-12, "{}", usage.cost_usd);
+    let asked = &cloud.asked()[0];
+    assert!(asked.head.starts_with("POST /v1/chat/completions HTTP/1.1"), "{}", asked.head);
+    assert!(asked.head.contains(&format!("authorization: Bearer {KEY}")));
+    let expected = json!({
+        "model": "big-1", "messages": [{"role": "user", "content": "What burns?"}], "stream": true,
+        "stream_options": {"include_usage": true}, "max_tokens": 60, "temperature": 0.5,
+        "seed": 7, "stop": ["\n"],
+    });
+    assert_eq!(asked.body, expected);
+}
+
+#[tokio::test]
+async fn each_attempt_has_a_key_of_its_own() {
+    let cloud = Cloud::start([answer(&["x"])]).await;
+    let model = open(&cloud.url);
+    for _ in 0..3 {
+        run(model.as_ref(), &job("hello", 4)).await.unwrap();
+    }
+    let key = |head: &str| {
+        head.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).unwrap().to_owned()
+    };
+    let mut keys: Vec<String> = cloud.asked().iter().map(|asked| key(&asked.head)).collect();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), 3);
+}
+
+#[tokio::test]
+async fn json_is_asked_for_and_held_to() {
+    let schema = json!({"type": "object", "properties": {"hot": {"type": "boolean"}}});
+    let wants = |format| Job { format, ..job("Is it hot?", 20) };
+    let (said, cloud) =
+        ask([answer(&["{\"hot\":", "true}"])], wants(Format::Schema(Arc::new(schema.clone()))))
+            .await;
+    assert_eq!(said.unwrap().0, "{\"hot\":true}");
+    let shape = &cloud.asked()[0].body["response_format"];
+    assert_eq!((&shape["type"], &shape["json_schema"]["schema"]), (&json!("json_schema"), &schema));
+    let (said, cloud) = ask([answer(&["It is hot."])], wants(Format::Json)).await;
+    assert!(matches!(said, Err(Fault::Broken(why)) if why.contains("JSON")));
+    assert_eq!(cloud.asked()[0].body["response_format"]["type"], "json_object");
+    // what it can't be asked is not sent
+    let (said, cloud) = ask([answer(&["x"])], wants(Format::Embedding)).await;
+    assert!(matches!(said, Err(Fault::Unfit(_))));
+    assert_eq!(cloud.opened(), 0);
+}
+
+#[tokio::test]
+async fn one_that_does_not_stream_is_read_whole() {
+    let body = json!({
+        "choices": [{"message": {"role": "assistant", "content": "All at once."}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+    });
+    let said = format!("{}{body}", head("200 OK", "application/json; charset=utf-8", ""));
+    let (said, _) = ask([Act::Say(said.into())], job("hello", 4)).await;
+    let (text, usage) = said.unwrap();
+    assert_eq!((text.as_str(), usage.finish), ("All at once.", Finish::Length));
+}
+
+/// What each failure is called, and that the key is not in it.
+#[tokio::test]
+async fn every_failure_is_told_apart() {
+    let stream = |rest: &str| -> Vec<u8> {
+        format!("{}{rest}", head("200 OK", "text/event-stream", "")).into()
+    };
+    let complaint = format!("Incorrect API key provided: {KEY}");
+    let redirect = "location: http://169.254.169.254/latest\r\n";
+    let zeros = vec![b'0'; 1 << 16];
+    let cases: Vec<(&str, Act, &str)> = vec![
+        ("bad key", error("401 Unauthorized", "", &complaint), "unfit"),
+        ("bad request", error("400 Bad Request", "", "no"), "unfit"),
+        ("no such model", error("404 Not Found", "", "no"), "unfit"),
+        ("too many", error("429 Too Many Requests", "", "slow down"), "away"),
+        ("broken inside", error("500 Internal Server Error", "", "oh"), "away"),
+        ("overloaded", error("503 Service Unavailable", "", "oh"), "away"),
+        ("redirect", error("302 Found", redirect, "elsewhere"), "broken"),
+        ("no answer", Act::Hang(Vec::new()), "hung"),
+        ("silent in the head", Act::Hang(b"HTTP/1.1 200".to_vec()), "hung"),
+        ("silent in the middle", Act::Hang(stream(&piece("a"))), "hung"),
+        ("cut off", Act::Say(stream(&piece("a"))), "crashed"),
+        ("half an event", Act::Say(stream("data: {\"choices\": [{\"del")), "crashed"),
+        ("no JSON", Act::Say(stream("data: {\"choices\": [}\n\n")), "broken"),
+        (
+            "another page",
+            Act::Say(format!("{}<html>", head("200 OK", "text/html", "")).into()),
+            "broken",
+        ),
+        (
+            "gave up",
+            Act::Say(stream("data: {\"error\": {\"message\": \"overloaded\"}}\n\n")),
+            "crashed",
+        ),
+        ("forbidden", Act::Say(stream(&ending("content_filter"))), "unfit"),
+        ("tools", Act::Say(stream(&ending("tool_calls"))), "broken"),
+        ("no HTTP", Act::Say(b"SSH-2.0-OpenSSH\r\n".to_vec()), "away"),
+        ("an event without end", Act::Flood(stream("data: "), zeros.clone()), "broken"),
+        ("pieces without end", Act::Flood(stream(""), piece(&"a".repeat(4000)).into()), "broken"),
+        (
+            "a body without end",
+            Act::Flood(head("200 OK", "application/json", "").into(), zeros),
+            "broken",
+        ),
+    ];
+    for (name, act, expected) in cases {
+        let (said, cloud) = ask([act], job("hello", 4)).await;
+        let fault = said.unwrap_err();
+        assert_eq!(fault.name(), expected, "{name}: {fault}");
+        assert!(!format!("{fault} {fault:?}").contains(KEY), "{name}: {fault}");
+        assert_eq!(cloud.asked().len().max(1), 1, "{name}: it was asked again");
+        if let Fault::Unfit(refusal) = fault {
+            assert_eq!(refusal.code, Code::Incapable, "{name}: another model may do it");
+        }
+    }
+}
+
+/// Without a certificate nothing is sent, and the key least of all.
+#[tokio::test]
+async fn a_host_that_proves_nothing_is_not_told_the_key() {
+    let cloud = Cloud::start([answer(&["x"])]).await;
+    let model = open(&cloud.url.replace("http://", "https://"));
+    let fault = run(model.as_ref(), &job("hello", 4)).await.unwrap_err();
+    assert!(matches!(fault.name(), "away" | "hung"), "{fault}");
+    assert!(cloud.asked().is_empty());
+    let mut missing = entry(&cloud.url);
+    missing["ca"] = json!("/nowhere/ca.pem");
+    let file = json!({"pilotlight": {"providers": {"big": missing}}}).to_string();
+    let catalog = catalog::read(&file, &Variables::new()).unwrap();
+    let Link::Provider(missing) = &catalog.servers[0].link else { panic!("it is no provider") };
+    let fault = provider::open(missing, Duration::from_secs(1)).err().unwrap();
+    assert!(fault.to_string().contains("/nowhere/ca.pem can't be read"), "{fault}");
+}
+
+#[tokio::test]
+async fn who_asks_to_be_left_alone_is_left_alone() {
+    let busy = error("429 Too Many Requests", "retry-after: 60\r\n", "slow down");
+    let cloud = Cloud::start([busy, answer(&["x"])]).await;
+    let model = open(&cloud.url);
+    for _ in 0..5 {
+        assert_eq!(run(model.as_ref(), &job("hello", 4)).await.unwrap_err().name(), "away");
+    }
+    assert_eq!(cloud.opened(), 1);
+}
+
+#[tokio::test]
+async fn who_stops_reading_closes_the_line() {
+    let cloud = Cloud::start([Act::Flood(
+        head("200 OK", "text/event-stream", "").into(),
+        piece("word ").into(),
+    )])
+    .await;
+    let model = open(&cloud.url);
+    let (mut out, mut chunks) = channel();
+    let job = job("hello", 400);
+    let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
+    assert_eq!(chunks.recv().await.unwrap().text, "word ");
+    drop(chunks);
+    let ended = tokio::time::timeout(Duration::from_secs(5), answer).await.unwrap().unwrap();
+    assert_eq!(ended.unwrap_err(), Fault::Cancelled);
+}
+
+#[test]
+fn what_can_not_be_a_provider_is_named() {
+    let wrong = |change: Value| {
+        let mut entry = entry("https://models.example/v1");
+        for (key, value) in change.as_object().unwrap() {
+            entry[key] = value.clone();
+        }
+        let file = json!({"pilotlight": {"providers": {"big": entry}}}).to_string();
+        let found = catalog::read(&file, &Variables::new()).unwrap_err();
+        assert!(!format!("{found:?}").contains(KEY));
+        found[0].to_string()
+    };
+    for (change, part) in [
+        (json!({"base_url": "http://models.example/v1"}), "base_url: must begin with https://"),
+        (json!({"base_url": "http://127.models.example/v1"}), "must begin with https://"),
+        (json!({"base_url": "https://user@models.example/v1"}), "no user name"),
+        (json!({"base_url": "models.example"}), "must begin with https://"),
+        (json!({"model": ""}), "model: must name"),
+        (json!({"price": {"input": -1}}), "price: must be US dollars"),
+        (json!({"slots": 0}), "slots: must be 1 to 256"),
+        (json!({"max_output_tokens": 9000}), "max_output_tokens: must be 1 to context_tokens"),
+        (json!({"kind": "telepathy"}), "openai"),
+        (json!({"colour": "red"}), "colour"),
+    ] {
+        let found = wrong(change);
+        assert!(found.contains(part), "{found}");
+    }
+}
+
+/// Through the whole service: what leaves and what does not, and the record of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_goes_to_the_cloud_and_a_private_one_does_not() {
+    let cloud = Cloud::start([answer(&["from ", "afar"])]).await;
+    let mut catalog = support::service::catalog(&["--scripted", "small"]);
+    let mut big = entry(&cloud.url);
+    big["key"] = json!("${CLOUD_KEY}");
+    catalog["pilotlight"]["providers"] = json!({"big": big});
+    let service =
+        Service::launch(&catalog, "embedded", &[("CLOUD_KEY", KEY), ("PILOTLIGHT_LOG", "trace")]);
+    service.ready_all().await;
+    service.ready().await;
+    let mut app = App::of(service.mqtt, "app").await;
+    let asks = |mode: &str| json!({"prompt": "hello there", "mode": mode}).to_string();
+
+    let private = app.ask("app", asks("local-only")).await;
+    assert_eq!(private["source"]["where"], "device", "{private}");
+    assert_eq!(cloud.opened(), 0, "a private prompt left");
+
+    let far = app.ask("app", asks("prefer-cloud")).await;
+    assert_eq!((&far["status"], &far["text"]), (&json!("ok"), &json!("from afar")), "{far}");
+    assert_eq!(
+        (&far["source"]["server"], &far["source"]["model"]),
+        (&json!("big"), &json!("big-1"))
+    );
+    assert_eq!(
+        (&far["decision"]["route"], &far["decision"]["reason"]),
+        (&json!("cloud"), &json!("mode"))
+    );
+    assert!((far["usage"]["cost_usd"].as_f64().unwrap() - 0.007).abs() < 1e-12, "{far}");
+    assert!(!far.to_string().contains(KEY));
+    assert!(!service.state().await.unwrap().to_string().contains(KEY));
+}
+
+/// A cloud that fails is no reason for silence: the device answers, or says why not in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_cloud_falls_back_or_is_told_in_time() {
+    let cloud = Cloud::start([error("500 Internal Server Error", "", "oh")]).await;
+    let mut catalog = support::service::catalog(&["--scripted", "small"]);
+    catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
+    let service = Service::launch(&catalog, "embedded", &[]);
+    service.ready_all().await;
+    service.ready().await;
+    let mut app = App::of(service.mqtt, "app").await;
+    let asks =
+        |mode: &str| json!({"prompt": "hello", "mode": mode, "deadline_ms": 1500}).to_string();
+
+    let near = app.ask("app", asks("prefer-cloud")).await;
+    assert_eq!(
+        (&near["status"], &near["source"]["server"]),
+        (&json!("ok"), &json!("local")),
+        "{near}"
+    );
+    assert_eq!(near["decision"]["attempts"][0]["server"], "big", "{near}");
+
+    let began = Instant::now();
+    let none = app.ask("app", asks("cloud-only")).await;
+    assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+    assert_ne!(none["status"], "ok", "{none}");
+}
+
+#[test]
+fn the_key_is_in_no_debug_print() {
+    let file = json!({"pilotlight": {"providers": {"big": entry("https://models.example/v1")}}});
+    let catalog = catalog::read(&file.to_string(), &Variables::new()).unwrap();
+    assert!(!format!("{catalog:?}").contains(KEY));
+}
+
+/// A whole run at the finest level of logging, with a provider that repeats the key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_key_is_in_no_log_and_a_prompt_in_none_above_trace() {
+    let complaint = format!("Incorrect API key provided: {KEY}");
+    let cloud = Cloud::start([error("401 Unauthorized", "", &complaint), answer(&["x"])]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut big = entry(&cloud.url);
+    big["key"] = json!("cred:big");
+    let file = json!({"pilotlight": {"providers": {"big": big}, "mqtt": {"url": "off"}}});
+    std::fs::write(folder.path().join("mcp.json"), file.to_string()).unwrap();
+    std::fs::write(folder.path().join("big"), KEY).unwrap();
+    let place = folder.path().display().to_string();
+    let args = ["ask", "--local", "the secret of the lighthouse"];
+    for level in ["trace", "debug"] {
+        let env = [("PILOTLIGHT_LOG", level), ("CREDENTIALS_DIRECTORY", &place)];
+        let (_, out, log) = program(folder.path(), &args, &env).await;
+        assert!(log.contains("DEBUG"), "nothing was logged: {log}");
+        assert!(!out.contains(KEY) && !log.contains(KEY), "{out}\n{log}");
+        let told = log.contains("lighthouse") || log.contains("secret");
+        assert!(!told || level == "trace", "{log}");
+    }
+    assert!(cloud.asked()[1].head.contains(KEY), "it was not sent at all");
+}

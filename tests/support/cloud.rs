@@ -1,0 +1,142 @@
+//! A cloud that answers as a test tells it to, byte by byte, and writes down what it was asked.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What it does with a request.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Sends these bytes and closes.
+    Say(Vec<u8>),
+    /// Sends these bytes and then nothing more.
+    Hang(Vec<u8>),
+    /// Sends this head, and then the same bytes without end.
+    Flood(Vec<u8>, Vec<u8>),
+}
+
+/// One request that came.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub head: String,
+    pub body: Value,
+}
+
+/// A server on a port of its own.
+#[derive(Clone)]
+pub struct Cloud {
+    pub url: String,
+    acts: Arc<Mutex<VecDeque<Act>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    /// Connections that were opened.
+    opened: Arc<Mutex<usize>>,
+}
+
+impl Cloud {
+    /// Does these, the last for ever.
+    pub async fn start(acts: impl IntoIterator<Item = Act>) -> Cloud {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let cloud = Cloud {
+            url: format!("http://{}/v1", listener.local_addr().unwrap()),
+            acts: Arc::new(Mutex::new(acts.into_iter().collect())),
+            asked: Arc::default(),
+            opened: Arc::default(),
+        };
+        let server = cloud.clone();
+        tokio::spawn(async move {
+            while let Ok((line, _)) = listener.accept().await {
+                *server.opened.lock().unwrap() += 1;
+                let server = server.clone();
+                tokio::spawn(async move { server.serve(line).await });
+            }
+        });
+        cloud
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    pub fn opened(&self) -> usize {
+        *self.opened.lock().unwrap()
+    }
+
+    async fn serve(&self, mut line: TcpStream) -> Option<()> {
+        let asked = read(&mut line).await?;
+        self.asked.lock().unwrap().push(asked);
+        let act = {
+            let mut acts = self.acts.lock().unwrap();
+            if acts.len() > 1 { acts.pop_front()? } else { acts.front()?.clone() }
+        };
+        match act {
+            Act::Say(bytes) => line.write_all(&bytes).await.ok()?,
+            Act::Hang(bytes) => {
+                line.write_all(&bytes).await.ok()?;
+                // until the other side closes
+                let _ = line.read(&mut [0]).await;
+            }
+            Act::Flood(head, bytes) => {
+                line.write_all(&head).await.ok()?;
+                // until the other side closes
+                while line.write_all(&bytes).await.is_ok() {}
+            }
+        }
+        line.shutdown().await.ok()
+    }
+}
+
+async fn read(line: &mut TcpStream) -> Option<Asked> {
+    let mut bytes = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let n = line.read(&mut part).await.ok().filter(|n| *n > 0)?;
+        bytes.extend_from_slice(&part[..n]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if body.len() >= length.map_or(0, |n| n.trim().parse().unwrap()) {
+            let body = serde_json::from_str(body).unwrap_or(Value::Null);
+            return Some(Asked { head: head.to_owned(), body });
+        }
+    }
+}
+
+/// The head of an answer.
+pub fn head(status: &str, kind: &str, more: &str) -> String {
+    format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{more}connection: close\r\n\r\n")
+}
+
+pub fn event(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+/// A piece of an answer.
+pub fn piece(text: &str) -> String {
+    event(&json!({"choices": [{"index": 0, "delta": {"content": text}}]}))
+}
+
+/// The events that end an answer.
+pub fn ending(reason: &str) -> String {
+    let last = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]});
+    let usage = json!({"choices": [], "usage": {
+        "prompt_tokens": 1000, "completion_tokens": 500, "prompt_tokens_details": {"cached_tokens": 7}
+    }});
+    format!("{}{}data: [DONE]\n\n", event(&last), event(&usage))
+}
+
+/// A whole answer of these pieces.
+pub fn answer(pieces: &[&str]) -> Act {
+    let pieces: String = pieces.iter().map(|text| piece(text)).collect();
+    Act::Say(
+        format!("{}{pieces}{}", head("200 OK", "text/event-stream", ""), ending("stop")).into(),
+    )
+}
+
+/// A refusal.
+pub fn error(status: &str, more: &str, message: &str) -> Act {
+    let body = json!({"error": {"message": message, "type": "t", "code": "c"}});
+    Act::Say(format!("{}{body}", head(status, "application/json", more)).into())
+}
