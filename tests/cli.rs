@@ -49,7 +49,7 @@ async fn every_mistake_is_named_with_its_path() {
         "extra": 1,
         "pilotlight": {
             "servers": {"nobody": {"reach": "device"}},
-            "providers": {},
+            "models": {},
             "device": {"name": "a/b"},
             "mqtt": {"url": "http://x"},
             "http": {"listen": "0.0.0.0:8080"},
@@ -64,7 +64,7 @@ async fn every_mistake_is_named_with_its_path() {
         "extra:",
         "mcpServers.e: ",
         "mcpServers.d.args[0]: the variable NOT_SET_ANYWHERE",
-        "pilotlight.providers:",
+        "pilotlight.models:",
         "pilotlight.policy.budget:",
         "PILOTLIGHT_HTP:",
     ] {
@@ -72,7 +72,7 @@ async fn every_mistake_is_named_with_its_path() {
     }
     let mut config = config;
     let ours = config["pilotlight"].as_object_mut().unwrap();
-    ours.remove("providers");
+    ours.remove("models");
     ours["policy"].as_object_mut().unwrap().remove("budget");
     let (code, _, err) = check(&config.to_string(), &[]).await;
     assert_eq!(code, 2);

@@ -44,12 +44,21 @@ pub struct Provider {
     pub price: Price,
 }
 
+impl Provider {
+    /// The most tokens that an answer may have, if this many are wanted.
+    pub fn most_tokens(&self, wanted: Option<u32>) -> u32 {
+        wanted.unwrap_or(self.max_output_tokens).min(self.max_output_tokens)
+    }
+}
+
 /// The protocols that are spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// `OpenAI`'s chat completions, as many others speak them.
     OpenAi,
+    /// Anthropic's messages.
+    Anthropic,
 }
 
 /// What tokens cost, in millionths of a US dollar for a million of them, so that it can be compared.
@@ -114,6 +123,9 @@ pub(super) fn check(
         if let Err(message) = is_safe(&raw.base_url) {
             mistake(".base_url", &message);
         }
+        if raw.kind == Kind::Anthropic && raw.json_schema == Some(true) {
+            mistake(".json_schema", "is not asked of anthropic by this version; remove it");
+        }
         if raw.model.is_empty() {
             mistake(".model", "must name the model as the provider does");
         }
@@ -138,7 +150,7 @@ pub(super) fn check(
             ca: raw.ca,
             context_tokens,
             max_output_tokens,
-            json_schema: raw.json_schema.unwrap_or(true),
+            json_schema: raw.kind == Kind::OpenAi && raw.json_schema.unwrap_or(true),
             slots,
             price,
         };

@@ -13,13 +13,15 @@
 //!
 //! After the first piece was written nobody else goes on with the answer.
 
+mod answer;
+mod anthropic;
 mod openai;
 mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, StatusCode, redirect};
 use serde_json::Value;
 
@@ -37,9 +39,42 @@ const ERROR_CHARS_MAX: usize = 300;
 /// The most of an error's body that is read, in bytes.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
+/// How a provider is talked to.
+struct Protocol {
+    /// Its name in a `ModelContext`.
+    name: &'static str,
+    /// What follows the base URL.
+    path: &'static str,
+    /// The body of a request.
+    request: fn(&Job, &Provider) -> Result<Value, Fault>,
+    /// What an event says, or a whole answer.
+    parse: fn(&str) -> Result<answer::News, Fault>,
+}
+
+const OPENAI: Protocol = Protocol {
+    name: "openai",
+    path: "chat/completions",
+    request: openai::request,
+    parse: openai::parse,
+};
+const ANTHROPIC: Protocol = Protocol {
+    name: "anthropic",
+    path: "messages",
+    request: anthropic::request,
+    parse: anthropic::parse,
+};
+
+fn protocol_of(kind: Kind) -> &'static Protocol {
+    match kind {
+        Kind::OpenAi => &OPENAI,
+        Kind::Anthropic => &ANTHROPIC,
+    }
+}
+
 /// A model of a provider.
 struct Cloud {
     entry: Provider,
+    protocol: &'static Protocol,
     client: reqwest::Client,
     context: ModelContext,
     silence: Duration,
@@ -55,13 +90,8 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
     let away = |why: String| Fault::Away(why);
     let files = tls::Files { ca: entry.ca.clone(), ..tls::Files::default() };
     let tls = tls::client(&files).map_err(|e| away(format!("{e:#}")))?;
-    let mut headers = HeaderMap::new();
-    if let Some(key) = &entry.key {
-        let mut value = HeaderValue::try_from(format!("Bearer {}", key.0))
-            .map_err(|_| away("the key can't stand in a header".to_owned()))?;
-        value.set_sensitive(true);
-        headers.insert(AUTHORIZATION, value);
-    }
+    let headers =
+        headers_of(entry).ok_or_else(|| away("the key can't stand in a header".to_owned()))?;
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls.as_ref().clone())
         .default_headers(headers)
@@ -73,13 +103,37 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         .map_err(|e| away(format!("the HTTP client can't be made: {e}")))?;
     let context = context_of(entry);
     let rests_until = Mutex::new(None);
-    Ok(Arc::new(Cloud { entry: entry.clone(), client, context, silence, rests_until }))
+    let protocol = protocol_of(entry.kind);
+    Ok(Arc::new(Cloud { entry: entry.clone(), protocol, client, context, silence, rests_until }))
+}
+
+/// The headers of every request, the key among them; none if it can't stand in one.
+fn headers_of(entry: &Provider) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    let (name, before) = match entry.kind {
+        Kind::OpenAi => (AUTHORIZATION, "Bearer "),
+        Kind::Anthropic => {
+            headers.insert("anthropic-version", HeaderValue::from_static(anthropic::VERSION));
+            (HeaderName::from_static("x-api-key"), "")
+        }
+    };
+    if let Some(key) = &entry.key {
+        let mut value = HeaderValue::try_from(format!("{before}{}", key.0)).ok()?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    Some(headers)
+}
+
+/// The fault of a prompt that asks for what no provider is asked for.
+fn no_words() -> Fault {
+    let message = "this model writes text; what was asked for needs another";
+    Fault::Unfit(Refusal::field(Code::Incapable, "format", message))
 }
 
 fn context_of(entry: &Provider) -> ModelContext {
     let uri: Option<http::Uri> = entry.base_url.parse().ok();
     let host = uri.and_then(|uri| uri.host().map(str::to_owned));
-    let Kind::OpenAi = entry.kind;
     ModelContext {
         identification: Identification {
             name: entry.model.clone(),
@@ -100,7 +154,7 @@ fn context_of(entry: &Provider) -> ModelContext {
             ..InferenceSettings::default()
         },
         runtime: Runtime {
-            backend: "openai".to_owned(),
+            backend: protocol_of(entry.kind).name.to_owned(),
             location: "cloud".to_owned(),
             slots: entry.slots,
             ..Runtime::default()
@@ -116,7 +170,7 @@ impl Generate for Cloud {
         out: &'a mut Out,
     ) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
-            let body = openai::request(job, &self.entry)?;
+            let body = (self.protocol.request)(job, &self.entry)?;
             if let Some(left) = self.rests() {
                 let seconds = left.as_secs_f64().ceil();
                 return Err(Fault::Away(format!("it asked to be left alone for {seconds} s more")));
@@ -125,7 +179,7 @@ impl Generate for Cloud {
                 response = self.send(&body) => response?,
                 () = out.gone() => return Err(Fault::Cancelled),
             };
-            let mut usage = openai::answer(response, job, out).await?;
+            let mut usage = answer::read(response, self.protocol, job, out).await?;
             usage.cost_usd = self.entry.price.of(usage.prompt_tokens, usage.completion_tokens);
             usage.model.clone_from(&self.entry.model);
             Ok(usage)
@@ -139,7 +193,7 @@ impl Generate for Cloud {
 
 impl Cloud {
     async fn send(&self, body: &Value) -> Result<Response, Fault> {
-        let url = format!("{}/chat/completions", self.entry.base_url);
+        let url = format!("{}/{}", self.entry.base_url, self.protocol.path);
         let key = format!("{:032x}", fastrand::u128(..));
         let sent = self.client.post(url).header("idempotency-key", key).json(body).send();
         // from the first byte to the head of the answer

@@ -1,4 +1,4 @@
-//! Events of a server that sends them one after the other, within bounds.
+//! The body of a provider's answer, within bounds: events one after the other, or all at once.
 
 use std::pin::Pin;
 
@@ -22,8 +22,7 @@ impl Events {
             let part = part.map_err(|e| Stopped(fault_of_line(&e)))?;
             read += part.len();
             if read > PROVIDER_BYTES_MAX {
-                let why = format!("its answer is longer than {PROVIDER_BYTES_MAX} bytes");
-                return Err(Stopped(Fault::Broken(why)));
+                return Err(Stopped(too_long()));
             }
             Ok::<Bytes, Stopped>(part)
         });
@@ -52,3 +51,22 @@ impl std::fmt::Display for Stopped {
 }
 
 impl std::error::Error for Stopped {}
+
+/// A body that comes at once.
+///
+/// # Errors
+/// [`Fault::Broken`] if it is longer than [`PROVIDER_BYTES_MAX`] or no text.
+pub(super) async fn whole(mut response: Response) -> Result<String, Fault> {
+    let mut body = Vec::new();
+    while let Some(part) = response.chunk().await.map_err(|e| fault_of_line(&e))? {
+        body.extend_from_slice(&part);
+        if body.len() > PROVIDER_BYTES_MAX {
+            return Err(too_long());
+        }
+    }
+    String::from_utf8(body).map_err(|_| Fault::Broken("its answer is no UTF-8".to_owned()))
+}
+
+fn too_long() -> Fault {
+    Fault::Broken(format!("its answer is longer than {PROVIDER_BYTES_MAX} bytes"))
+}

@@ -1,0 +1,163 @@
+//! An answer as it comes in from a provider, whatever its protocol: piece by piece to the asker.
+
+use std::time::Instant;
+
+use reqwest::Response;
+use reqwest::header::CONTENT_TYPE;
+
+use super::stream::{Events, whole};
+use super::{Protocol, now};
+use crate::generate::{Fault, Finish, Out, Usage};
+use crate::limits::ANSWER_BYTES_MAX;
+use crate::prompt::{Code, Format, Job, Refusal};
+
+/// What one event says, or a whole answer.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct News {
+    /// More of the answer.
+    pub(super) text: Option<String>,
+    /// Why it ends.
+    pub(super) finish: Option<Finish>,
+    /// Tokens of the prompt, cached ones included.
+    pub(super) prompt_tokens: Option<u32>,
+    /// Of these, cached ones.
+    pub(super) cached_tokens: Option<u32>,
+    /// Tokens of the answer so far.
+    pub(super) completion_tokens: Option<u32>,
+    /// Nothing comes after this.
+    pub(super) is_last: bool,
+}
+
+struct Reader<'o> {
+    out: &'o mut Out,
+    asked: Instant,
+    first: Option<Instant>,
+    /// The answer, if it must be JSON.
+    kept: Option<String>,
+    bytes: usize,
+    pieces: u32,
+    known: News,
+}
+
+/// Writes the answer to `out` piece by piece.
+///
+/// # Errors
+/// [`Fault::Broken`] if it is not what the protocol says, or not whole; see the table of the room.
+pub(super) async fn read(
+    response: Response,
+    protocol: &Protocol,
+    job: &Job,
+    out: &mut Out,
+) -> Result<Usage, Fault> {
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned();
+    let mut reader = Reader {
+        out,
+        asked: now(),
+        first: None,
+        kept: (job.format != Format::Text).then(String::new),
+        bytes: 0,
+        pieces: 0,
+        known: News::default(),
+    };
+    match kind.as_str() {
+        "text/event-stream" => reader.follow(Events::of(response), protocol).await?,
+        // some answer whole, whatever they are asked
+        "application/json" => {
+            let body = whole(response).await?;
+            reader.take((protocol.parse)(&body)?).await?;
+        }
+        other => return Err(Fault::Broken(format!("its answer is of the kind {other:?}"))),
+    }
+    reader.end()
+}
+
+/// The fault of a provider that will not write this.
+pub(super) fn forbidden() -> Fault {
+    Fault::Unfit(Refusal::new(Code::Incapable, "the provider's rules forbid this answer"))
+}
+
+/// The fault of a provider that says in the middle of an answer that it can't go on.
+pub(super) fn gave_up(message: Option<&str>) -> Fault {
+    Fault::Crashed(format!("it gave up: {}", message.unwrap_or("without a reason")))
+}
+
+/// The fault of an answer that is not what the protocol says.
+pub(super) fn unreadable(error: &serde_json::Error) -> Fault {
+    Fault::Broken(format!("what it sends can't be read: {error}"))
+}
+
+fn early() -> Fault {
+    Fault::Crashed("its answer ended early".to_owned())
+}
+
+impl Reader<'_> {
+    async fn follow(&mut self, mut events: Events, protocol: &Protocol) -> Result<(), Fault> {
+        // bounded by the bytes that are read of a response
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = self.out.gone() => return Err(Fault::Cancelled),
+            };
+            let Some(data) = event else {
+                // not all say that they are done
+                return if self.known.finish.is_some() { Ok(()) } else { Err(early()) };
+            };
+            let news = (protocol.parse)(&data?)?;
+            let is_last = news.is_last;
+            self.take(news).await?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn take(&mut self, news: News) -> Result<(), Fault> {
+        let known = &mut self.known;
+        known.finish = news.finish.or(known.finish);
+        known.prompt_tokens = news.prompt_tokens.or(known.prompt_tokens);
+        known.cached_tokens = news.cached_tokens.or(known.cached_tokens);
+        known.completion_tokens = news.completion_tokens.or(known.completion_tokens);
+        match news.text.filter(|text| !text.is_empty()) {
+            Some(text) => self.write(text).await,
+            None => {
+                self.out.alive();
+                Ok(())
+            }
+        }
+    }
+
+    async fn write(&mut self, text: String) -> Result<(), Fault> {
+        self.first.get_or_insert_with(now);
+        self.bytes += text.len();
+        self.pieces += 1;
+        if self.bytes > ANSWER_BYTES_MAX {
+            return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.push_str(&text);
+        }
+        self.out.write(text).await.map_err(|_| Fault::Cancelled)
+    }
+
+    fn end(self) -> Result<Usage, Fault> {
+        let finish = self.known.finish.ok_or_else(early)?;
+        let is_json = |text: &str| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
+        if finish == Finish::Stop && self.kept.is_some_and(|text| !is_json(&text)) {
+            return Err(Fault::Broken("it was asked for JSON and wrote something else".to_owned()));
+        }
+        let ended = now();
+        let first = self.first.unwrap_or(ended);
+        Ok(Usage {
+            finish,
+            prompt_tokens: self.known.prompt_tokens.unwrap_or(0),
+            cached_tokens: self.known.cached_tokens.unwrap_or(0),
+            // one that does not count is taken to write a token a piece
+            completion_tokens: self.known.completion_tokens.unwrap_or(self.pieces),
+            chunks: self.out.written(),
+            prefill_ms: first.duration_since(self.asked).as_secs_f64() * 1e3,
+            decode_ms: ended.duration_since(first).as_secs_f64() * 1e3,
+            ..Usage::one_piece("")
+        })
+    }
+}
