@@ -52,7 +52,7 @@ impl Figures {
 
     fn print(mut self) {
         println!(
-            "{:22} {:8.0} {:8.1} {:10.1} {:8.0}   {}",
+            "{:24} {:8.0} {:8.1} {:10.1} {:8.0}   {}",
             self.name,
             median(&mut self.prefill),
             median(&mut self.decode),
@@ -167,6 +167,11 @@ async fn main() {
         let mut ours =
             Ours::start("our ONNX engine", &[&arguments[..], &["--threads", threads]].concat())
                 .await;
+        let mut spinning = Ours::start(
+            "our ONNX engine, --spin",
+            &[&arguments[..], &["--threads", threads, "--spin"]].concat(),
+        )
+        .await;
         let mut llama = Ours::start(
             "our GGUF engine",
             &["--gguf", &gguf, "--threads", threads, "--decode-threads", threads],
@@ -176,6 +181,7 @@ async fn main() {
         let mut tokens = 0;
         for round in 0..=ROUNDS {
             tokens = ours.round(round).await;
+            spinning.round(round).await;
             llama.round(round).await;
             if let Some(peer) = &mut peer {
                 peer.round(tokens);
@@ -184,6 +190,7 @@ async fn main() {
                 // the first round only warms up
                 let figures = [
                     Some(&mut ours.figures),
+                    Some(&mut spinning.figures),
                     Some(&mut llama.figures),
                     peer.as_mut().map(|p| &mut p.figures),
                 ];
@@ -197,8 +204,9 @@ async fn main() {
         println!(
             "\n{threads} thread(s), {tokens} prompt tokens, {ANSWER} answer tokens, {ROUNDS} rounds"
         );
-        println!("{:22} {:>8} {:>8} {:>10} {:>8}", "", "prefill", "decode", "prompt ms", "load ms");
+        println!("{:24} {:>8} {:>8} {:>10} {:>8}", "", "prefill", "decode", "prompt ms", "load ms");
         ours.print();
+        spinning.print();
         llama.print();
         match peer {
             Some(peer) => peer.print(),

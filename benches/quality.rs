@@ -40,15 +40,10 @@ fn texts() -> Vec<String> {
 
 async fn by_graph(path: &Path) -> Vec<Reading> {
     let options = onnx::Options {
-        path: path.to_owned(),
-        name: None,
         context_tokens: 4096,
         threads: 2,
         runtime: Some(runtime()),
-        prefixes: 1,
-        calibration: Calibration::default(),
-        providers: Vec::new(),
-        fallback: false,
+        ..onnx::Options::of(path)
     };
     let model = onnx::open(options).await.unwrap();
     let mut all = Vec::new();

@@ -66,15 +66,10 @@ async fn language_model(path: &Path, calibration: Calibration) -> OnThread {
 
 async fn sentence_encoder() -> OnThread {
     let options = onnx::Options {
-        path: encoder(),
-        name: None,
         context_tokens: 256,
         threads: 1,
         runtime: Some(runtime()),
-        prefixes: 1,
-        calibration: Calibration::default(),
-        providers: Vec::new(),
-        fallback: false,
+        ..onnx::Options::of(encoder())
     };
     onnx::open(options).await.unwrap()
 }

@@ -52,15 +52,11 @@ fn folder() -> &'static Path {
 
 fn options(path: &Path) -> Options {
     Options {
-        path: path.to_owned(),
         name: Some("smollm2-135m".to_owned()),
         context_tokens: 1024,
         threads: 1,
         runtime: Some(runtime()),
-        prefixes: 1,
-        calibration: Calibration::default(),
-        providers: Vec::new(),
-        fallback: false,
+        ..Options::of(path)
     }
 }
 

@@ -290,6 +290,26 @@ async fn a_host_that_proves_nothing_is_not_told_the_key() {
     assert!(fault.to_string().contains("/nowhere/ca.pem can't be read"), "{fault}");
 }
 
+/// A private authority is trusted if it is named, and only then.
+#[tokio::test]
+async fn a_private_authority_is_trusted_if_it_is_named() {
+    let (cloud, certificate) = Cloud::start_encrypted([answer(&["secret"])]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, certificate).unwrap();
+    let fault = run(open(&cloud.url).as_ref(), &job("hello", 4)).await.unwrap_err();
+    assert!(fault.name() == "away" && fault.to_string().contains("certificate"), "{fault}");
+    assert!(cloud.asked().is_empty());
+    let mut trusted = entry(&cloud.url);
+    trusted["ca"] = json!(ca);
+    let (text, _) = run(open_as(&trusted).as_ref(), &job("hello", 4)).await.unwrap();
+    assert_eq!(text, "secret");
+    // the certificate is that of another name
+    trusted["base_url"] = json!(cloud.url.replace("localhost", "127.0.0.1"));
+    let fault = run(open_as(&trusted).as_ref(), &job("hello", 4)).await.unwrap_err();
+    assert_eq!((fault.name(), cloud.asked().len()), ("away", 1), "{fault}");
+}
+
 #[tokio::test]
 async fn who_asks_to_be_left_alone_is_left_alone() {
     let busy = error("429 Too Many Requests", "retry-after: 60\r\n", "slow down");

@@ -36,15 +36,11 @@ use support::{model_file, runtime};
 
 fn options(path: &Path) -> Options {
     Options {
-        path: path.to_owned(),
         name: Some("minilm".to_owned()),
         context_tokens: 512,
         threads: 1,
         runtime: Some(runtime()),
-        prefixes: 1,
-        calibration: Calibration::default(),
-        providers: Vec::new(),
-        fallback: false,
+        ..Options::of(path)
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// What it does with a request.
 #[derive(Clone, Debug)]
@@ -38,9 +39,32 @@ pub struct Cloud {
 impl Cloud {
     /// Does these, the last for ever.
     pub async fn start(acts: impl IntoIterator<Item = Act>) -> Cloud {
+        Cloud::open(acts, None).await
+    }
+
+    /// The same behind TLS, with a certificate for `localhost`; also gives the certificate, as PEM.
+    pub async fn start_encrypted(acts: impl IntoIterator<Item = Act>) -> (Cloud, String) {
+        pilotlight::tls::install_provider();
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let cloud = Cloud::open(acts, Some(TlsAcceptor::from(Arc::new(config)))).await;
+        (cloud, made.cert.pem())
+    }
+
+    async fn open(acts: impl IntoIterator<Item = Act>, tls: Option<TlsAcceptor>) -> Cloud {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let cloud = Cloud {
-            url: format!("http://{}/v1", listener.local_addr().unwrap()),
+            url: match &tls {
+                Some(_) => {
+                    format!("https://localhost:{}/v1", listener.local_addr().unwrap().port())
+                }
+                None => format!("http://{}/v1", listener.local_addr().unwrap()),
+            },
             acts: Arc::new(Mutex::new(acts.into_iter().collect())),
             asked: Arc::default(),
             opened: Arc::default(),
@@ -49,8 +73,13 @@ impl Cloud {
         tokio::spawn(async move {
             while let Ok((line, _)) = listener.accept().await {
                 *server.opened.lock().unwrap() += 1;
-                let server = server.clone();
-                tokio::spawn(async move { server.serve(line).await });
+                let (server, tls) = (server.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        Some(tls) => server.serve(tls.accept(line).await.ok()?).await,
+                        None => server.serve(line).await,
+                    }
+                });
             }
         });
         cloud
@@ -64,7 +93,7 @@ impl Cloud {
         *self.opened.lock().unwrap()
     }
 
-    async fn serve(&self, mut line: TcpStream) -> Option<()> {
+    async fn serve(&self, mut line: impl AsyncRead + AsyncWrite + Unpin) -> Option<()> {
         let asked = read(&mut line).await?;
         self.asked.lock().unwrap().push(asked);
         let act = {
@@ -88,7 +117,7 @@ impl Cloud {
     }
 }
 
-async fn read(line: &mut TcpStream) -> Option<Asked> {
+async fn read(line: &mut (impl AsyncRead + Unpin)) -> Option<Asked> {
     let mut bytes = Vec::new();
     let mut part = [0; 4096];
     loop {

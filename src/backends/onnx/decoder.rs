@@ -308,7 +308,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::backends::engine::Calibration;
     use crate::backends::onnx::{Options, load};
 
     /// The model that `scripts/test` makes, with room for 16 tokens.
@@ -317,15 +316,10 @@ mod tests {
         let path = here.join("models/smollm2-135m-onnx-int8");
         assert!(path.is_dir(), "{} is missing: run scripts/test", path.display());
         let options = Options {
-            path,
-            name: None,
             context_tokens: 16,
             threads: 1,
             runtime: Some(here.join(".tools/onnxruntime")),
-            prefixes: 1,
-            calibration: Calibration::default(),
-            providers: Vec::new(),
-            fallback: false,
+            ..Options::of(path)
         };
         load::load(&options).unwrap().0
     }

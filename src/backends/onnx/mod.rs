@@ -33,6 +33,9 @@ pub struct Options {
     pub context_tokens: u32,
     /// Threads that compute; all processors if 0.
     pub threads: u32,
+    /// Threads wait for each other awake: faster where nothing else runs, and half as fast beside a
+    /// busy neighbour.
+    pub spin: bool,
     /// The runtime's library, or the folder that holds it; looked for if none.
     pub runtime: Option<PathBuf>,
     /// Prompts whose beginnings are kept ready at once, at least 1. Each takes memory for a whole
@@ -44,6 +47,24 @@ pub struct Options {
     pub providers: Vec<Provider>,
     /// Whether another provider, and the processor at last, may be tried if one fails.
     pub fallback: bool,
+}
+
+impl Options {
+    /// This folder, and all else as it is if nobody says.
+    pub fn of(path: impl Into<PathBuf>) -> Options {
+        Options {
+            path: path.into(),
+            name: None,
+            context_tokens: 2048,
+            threads: 0,
+            spin: false,
+            runtime: None,
+            prefixes: 1,
+            calibration: Calibration::default(),
+            providers: Vec::new(),
+            fallback: false,
+        }
+    }
 }
 
 /// Loads a model and measures it; takes from tenths of a second to seconds.

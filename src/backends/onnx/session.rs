@@ -60,7 +60,7 @@ pub(super) fn open(
     for provider in wanted {
         let shown = graph.display();
         let prepared = if provider == Provider::Cpu { prepared()? } else { None };
-        match try_open(runtime, graph, prepared.as_deref(), provider, options.threads) {
+        match try_open(runtime, graph, prepared.as_deref(), provider, options) {
             Ok(session) => {
                 let accelerator = (provider != Provider::Cpu).then(|| provider.name().to_owned());
                 let fallback = (!refused.is_empty()).then(|| refused.join("; "));
@@ -86,7 +86,7 @@ fn try_open(
     graph: &Path,
     prepared: Option<&Path>,
     provider: Provider,
-    threads: u32,
+    options: &Options,
 ) -> ort::Result<Session> {
     // what was prepared is optimized already
     let (graph, level) = match prepared {
@@ -94,9 +94,8 @@ fn try_open(
         None => (graph, GraphOptimizationLevel::Level3),
     };
     let builder = Session::builder(&runtime.environment)?
-        .with_intra_threads(threads as usize)?
-        // a spinning thread halves the rate beside a busy neighbour
-        .with_intra_op_spinning(false)?
+        .with_intra_threads(options.threads as usize)?
+        .with_intra_op_spinning(options.spin)?
         .with_inter_op_spinning(false)?
         .with_memory_pattern(false)?
         .with_optimization_level(level)?;

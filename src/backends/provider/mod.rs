@@ -90,10 +90,12 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
     let away = |why: String| Fault::Away(why);
     let files = tls::Files { ca: entry.ca.clone(), ..tls::Files::default() };
     let tls = tls::client(&files).map_err(|e| away(format!("{e:#}")))?;
+    let mut tls = tls.as_ref().clone();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let headers =
         headers_of(entry).ok_or_else(|| away("the key can't stand in a header".to_owned()))?;
     let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls.as_ref().clone())
+        .tls_backend_preconfigured(tls)
         .default_headers(headers)
         .redirect(redirect::Policy::none())
         .connect_timeout(PROVIDER_CONNECT_MAX)

@@ -195,21 +195,16 @@ mod tests {
 
     use super::proto::{DimensionProto, ModelProto};
     use super::*;
-    use crate::backends::engine::{Calibration, Decoder as _};
+    use crate::backends::engine::Decoder as _;
     use crate::backends::onnx::{Options, load};
 
     fn options(path: &Path) -> Options {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         Options {
-            path: path.to_owned(),
-            name: None,
             context_tokens: 512,
             threads: 1,
             runtime: Some(here.join(".tools/onnxruntime")),
-            prefixes: 1,
-            calibration: Calibration::default(),
-            providers: Vec::new(),
-            fallback: false,
+            ..Options::of(path)
         }
     }
 
