@@ -167,11 +167,6 @@ async fn main() {
         let mut ours =
             Ours::start("our ONNX engine", &[&arguments[..], &["--threads", threads]].concat())
                 .await;
-        let mut spinning = Ours::start(
-            "our ONNX engine, --spin",
-            &[&arguments[..], &["--threads", threads, "--spin"]].concat(),
-        )
-        .await;
         let mut llama = Ours::start(
             "our GGUF engine",
             &["--gguf", &gguf, "--threads", threads, "--decode-threads", threads],
@@ -181,7 +176,6 @@ async fn main() {
         let mut tokens = 0;
         for round in 0..=ROUNDS {
             tokens = ours.round(round).await;
-            spinning.round(round).await;
             llama.round(round).await;
             if let Some(peer) = &mut peer {
                 peer.round(tokens);
@@ -190,7 +184,6 @@ async fn main() {
                 // the first round only warms up
                 let figures = [
                     Some(&mut ours.figures),
-                    Some(&mut spinning.figures),
                     Some(&mut llama.figures),
                     peer.as_mut().map(|p| &mut p.figures),
                 ];
@@ -206,7 +199,6 @@ async fn main() {
         );
         println!("{:24} {:>8} {:>8} {:>10} {:>8}", "", "prefill", "decode", "prompt ms", "load ms");
         ours.print();
-        spinning.print();
         llama.print();
         match peer {
             Some(peer) => peer.print(),

@@ -54,9 +54,6 @@ pub(super) struct Engine {
     /// Try another provider, and the processor at last, if one can't.
     #[arg(long)]
     fallback: bool,
-    /// Threads of an ONNX model wait for each other awake: faster where nothing else runs.
-    #[arg(long)]
-    spin: bool,
     /// Prompts whose beginnings an ONNX model keeps ready at once.
     #[arg(long, default_value_t = 1)]
     prefixes: u32,
@@ -88,7 +85,6 @@ impl Engine {
             name: self.name,
             context_tokens: self.context,
             threads: self.threads,
-            spin: self.spin,
             runtime: self.runtime,
             prefixes: self.prefixes,
             providers: self.providers,
@@ -101,7 +97,7 @@ impl Engine {
     #[cfg(not(feature = "onnx"))]
     #[expect(clippy::unused_async, reason = "its twin loads a model")]
     async fn open_onnx(self) -> anyhow::Result<Arc<dyn Generate>> {
-        let _ = (self.runtime, self.prefixes, self.fallback, self.spin);
+        let _ = (self.runtime, self.prefixes, self.fallback);
         Err(anyhow::anyhow!("this build has no ONNX engine")).context("engine --onnx")
     }
 

@@ -33,9 +33,6 @@ pub struct Options {
     pub context_tokens: u32,
     /// Threads that compute; all processors if 0.
     pub threads: u32,
-    /// Threads wait for each other awake: faster where nothing else runs, and half as fast beside a
-    /// busy neighbour.
-    pub spin: bool,
     /// The runtime's library, or the folder that holds it; looked for if none.
     pub runtime: Option<PathBuf>,
     /// Prompts whose beginnings are kept ready at once, at least 1. Each takes memory for a whole
@@ -57,7 +54,6 @@ impl Options {
             name: None,
             context_tokens: 2048,
             threads: 0,
-            spin: false,
             runtime: None,
             prefixes: 1,
             calibration: Calibration::default(),
