@@ -19,6 +19,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use pilotlight::backends::provider;
 use pilotlight::generate::{Fault, Finish, Generate, Usage, channel};
 use pilotlight::prompt::{Code, Format, Job, Message, Role};
@@ -27,6 +28,7 @@ use pilotlight::registry::expand::Variables;
 use serde_json::{Value, json};
 use support::cloud::{Act, Cloud, answer, ending, error, event as said, head, piece};
 use support::contract::{job, run};
+use support::figures::memory;
 use support::mqtt::App;
 use support::service::{Service, program};
 
@@ -217,16 +219,15 @@ async fn anthropic_s_failures_are_told_apart() {
     assert_eq!(said.unwrap().0, "Yes.");
 }
 
-/// What each failure is called, and that the key is not in it.
-#[tokio::test]
-async fn every_failure_is_told_apart() {
+/// Everything that can go wrong: what it is, what the cloud does, and what it is called here.
+fn failures() -> Vec<(&'static str, Act, &'static str)> {
     let stream = |rest: &str| -> Vec<u8> {
         format!("{}{rest}", head("200 OK", "text/event-stream", "")).into()
     };
     let complaint = format!("Incorrect API key provided: {KEY}");
     let redirect = "location: http://169.254.169.254/latest\r\n";
     let zeros = vec![b'0'; 1 << 16];
-    let cases: Vec<(&str, Act, &str)> = vec![
+    vec![
         ("bad key", error("401 Unauthorized", "", &complaint), "unfit"),
         ("bad request", error("400 Bad Request", "", "no"), "unfit"),
         ("no such model", error("404 Not Found", "", "no"), "unfit"),
@@ -260,8 +261,13 @@ async fn every_failure_is_told_apart() {
             Act::Flood(head("200 OK", "application/json", "").into(), zeros),
             "broken",
         ),
-    ];
-    for (name, act, expected) in cases {
+    ]
+}
+
+/// What each failure is called, and that the key is not in it.
+#[tokio::test]
+async fn every_failure_is_told_apart() {
+    for (name, act, expected) in failures() {
         let (said, cloud) = ask([act], job("hello", 4)).await;
         let fault = said.unwrap_err();
         assert_eq!(fault.name(), expected, "{name}: {fault}");
@@ -461,4 +467,78 @@ async fn the_key_is_in_no_log_and_a_prompt_in_none_above_trace() {
         assert!(!told || level == "trace", "{log}");
     }
     assert!(cloud.asked()[1].head.contains(KEY), "it was not sent at all");
+}
+
+/// How often each failure is tried; `STORM=1000` for the long run.
+fn storm() -> usize {
+    std::env::var("STORM").map_or(10, |each| each.parse().unwrap())
+}
+
+/// Each failure over and over at the model itself, without the judge that would let it rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_over_and_over_are_told_apart_and_leave_nothing_behind() {
+    let me = std::process::id();
+    for (name, act, expected) in failures() {
+        let cloud = Cloud::start([act]).await;
+        let model = open(&cloud.url);
+        let one = async |_| run(model.as_ref(), &job("hello", 4)).await.unwrap_err();
+        let before = memory(me).resident;
+        let faults = futures::stream::iter(0..storm()).map(one).buffer_unordered(16);
+        let faults: Vec<Fault> = faults.collect().await;
+        // many at once may also find that the line broke before its head was read
+        let as_told = faults.iter().filter(|fault| fault.name() == expected).count();
+        assert!(
+            as_told * 10 >= faults.len() * 9,
+            "{name}: {as_told} of {}: {faults:?}",
+            faults.len()
+        );
+        let grown = memory(me).resident - before;
+        println!("{name}: {as_told} of {} {expected}, {grown:.1} MiB more", faults.len());
+    }
+}
+
+/// Requests while everything goes wrong in turn: each has its one answer in time, none is sent twice
+/// under one key, and nothing piles up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_failures_ends_every_request_in_time() {
+    let acts = failures().into_iter().map(|(_, act, _)| act).chain([answer(&["ok"])]);
+    let acts: Vec<Act> = acts.collect();
+    let count = storm() * acts.len();
+    let cloud = Cloud::start((0..20 * count).map(|n| acts[n % acts.len()].clone())).await;
+    let mut catalog = json!({"pilotlight": {"providers": {"big": entry(&cloud.url)}}});
+    catalog["pilotlight"]["device"] = json!({"name": "dev"});
+    let service = Service::launch(&catalog, "off", &[("PILOTLIGHT_LOG", "error")]);
+    service.ready().await;
+    let pid = service.child.id().unwrap();
+    let before = memory(pid).resident;
+    let deadline = Duration::from_millis(800);
+    let one = async |n: usize| {
+        let body = json!({
+            "model": "auto", "messages": [{"role": "user", "content": format!("request {n}")}],
+            "metadata": {"deadline_ms": "800", "mode": "cloud-only"},
+        });
+        let began = Instant::now();
+        let (status, answer) = service.chat(body).await;
+        let took = began.elapsed();
+        assert!(took < deadline + Duration::from_secs(1), "{n} took {took:?}: {answer}");
+        assert!(status == 200 || answer["error"]["message"].is_string(), "{n}: {status} {answer}");
+        status == 200
+    };
+    let answered = futures::stream::iter(0..count).map(one).buffer_unordered(24);
+    let answered = answered.filter(|ok| futures::future::ready(*ok)).count().await;
+    let key = |head: &str| {
+        head.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).unwrap().to_owned()
+    };
+    let asked = cloud.asked();
+    let keys: std::collections::BTreeSet<String> = asked.iter().map(|a| key(&a.head)).collect();
+    assert_eq!(keys.len(), asked.len(), "two attempts had one key");
+    // the judge lets a failing model rest, so few are sent
+    assert!(asked.len() > 3, "only {} were sent", asked.len());
+    let grown = memory(pid).resident - before;
+    println!(
+        "{count} requests, {} attempts, {answered} answered, {grown:.1} MiB more",
+        asked.len()
+    );
+    assert!(grown < 40.0, "{grown} MiB more than before");
+    assert_eq!(service.state().await.unwrap()["running"], 0);
 }
