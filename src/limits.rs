@@ -126,6 +126,8 @@ pub const PROVIDER_CONNECT_MAX: Duration = Duration::from_secs(5);
 pub const PROVIDER_REST_MAX: Duration = Duration::from_secs(600);
 /// Most bytes of a provider's answer that are read, its frame included.
 pub const PROVIDER_BYTES_MAX: usize = 16 * ANSWER_BYTES_MAX;
+/// Most bytes of it that are held at once: a line of an event, or an answer that comes whole.
+pub const PROVIDER_HELD_BYTES_MAX: usize = 2 * ANSWER_BYTES_MAX;
 
 /// Largest packet that the broker may hand us, in bytes.
 ///
