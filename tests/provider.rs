@@ -21,39 +21,16 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use pilotlight::backends::provider;
-use pilotlight::generate::{Fault, Finish, Generate, Usage, channel};
-use pilotlight::prompt::{Code, Format, Job, Message, Role};
+use pilotlight::generate::{Fault, Finish, Usage, channel};
+use pilotlight::prompt::{Code, Format, Job};
 use pilotlight::registry::catalog::{self, Link};
 use pilotlight::registry::expand::Variables;
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, answer, ending, error, event as said, head, piece};
+use support::cloud::{Act, Cloud, KEY, answer, ending, entry, error, head, open, open_as, piece};
 use support::contract::{job, run};
 use support::figures::memory;
 use support::mqtt::App;
 use support::service::{Service, program};
-
-/// What must never be seen.
-const KEY: &str = "sk-canary-7f3a9d51";
-
-fn entry(url: &str) -> Value {
-    json!({
-        "kind": "openai", "base_url": url, "model": "big-1", "key": KEY,
-        "context_tokens": 8000, "max_output_tokens": 400, "price": {"input": 2.0, "output": 10.0},
-        "silence_ms": 400,
-    })
-}
-
-/// The provider as the service opens it.
-fn open(url: &str) -> Arc<dyn Generate> {
-    open_as(&entry(url))
-}
-
-fn open_as(entry: &Value) -> Arc<dyn Generate> {
-    let file = json!({"pilotlight": {"providers": {"big": entry}}}).to_string();
-    let catalog = catalog::read(&file, &Variables::new()).unwrap();
-    let Link::Provider(entry) = &catalog.servers[0].link else { panic!("it is no provider") };
-    provider::open(entry, catalog.servers[0].silence.unwrap()).unwrap()
-}
 
 async fn ask(
     acts: impl IntoIterator<Item = Act>,
@@ -133,90 +110,6 @@ async fn one_that_does_not_stream_is_read_whole() {
     let (said, _) = ask([Act::Say(said.into())], job("hello", 4)).await;
     let (text, usage) = said.unwrap();
     assert_eq!((text.as_str(), usage.finish), ("All at once.", Finish::Length));
-}
-
-/// Events of Anthropic's messages.
-fn messages(events: &[Value]) -> Vec<u8> {
-    let one =
-        |event: &Value| format!("event: {}\n{}", event["type"].as_str().unwrap(), said(event));
-    let events: String = events.iter().map(one).collect();
-    format!("{}{events}", head("200 OK", "text/event-stream", "")).into()
-}
-
-async fn ask_anthropic(act: Act, job: Job) -> (Result<(String, Usage), Fault>, Cloud) {
-    let cloud = Cloud::start([act]).await;
-    let mut entry = entry(&cloud.url);
-    entry["kind"] = json!("anthropic");
-    let result = run(open_as(&entry).as_ref(), &job).await;
-    (result, cloud)
-}
-
-#[tokio::test]
-async fn anthropic_s_messages_are_spoken() {
-    let delta = |text: &str| json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}});
-    let events = [
-        json!({"type": "message_start", "message": {"type": "message", "content": [], "stop_reason": null, "usage": {
-            "input_tokens": 900, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 40, "output_tokens": 1}}}),
-        json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
-        json!({"type": "ping"}),
-        delta("A pilot"),
-        delta(" light."),
-        json!({"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": "{"}}),
-        json!({"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 500}}),
-        json!({"type": "message_stop"}),
-    ];
-    let mut wishes = job("What burns?", 60);
-    let rule = Message { role: Role::System, content: "Be short.".to_owned() };
-    wishes.messages.insert(0, rule);
-    (wishes.sampling.temperature, wishes.sampling.top_k) = (Some(1.5), Some(5));
-    wishes.sampling.stop = vec!["END".to_owned()];
-    let (said, cloud) = ask_anthropic(Act::Say(messages(&events)), wishes).await;
-    let (text, usage) = said.unwrap();
-    assert_eq!((text.as_str(), usage.finish, usage.chunks), ("A pilot light.", Finish::Length, 2));
-    assert_eq!(
-        (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens),
-        (1000, 60, 500)
-    );
-    assert!((usage.cost_usd - 0.007).abs() < 1e-12, "{}", usage.cost_usd);
-    let asked = &cloud.asked()[0];
-    assert!(asked.head.starts_with("POST /v1/messages HTTP/1.1"), "{}", asked.head);
-    assert!(asked.head.contains(&format!("x-api-key: {KEY}")) && !asked.head.contains("Bearer"));
-    assert!(asked.head.contains("anthropic-version: 2023-06-01"));
-    let expected = json!({
-        "model": "big-1", "messages": [{"role": "user", "content": "What burns?"}], "stream": true,
-        "max_tokens": 60, "system": "Be short.", "temperature": 1.0, "top_k": 5,
-        "stop_sequences": ["END"],
-    });
-    assert_eq!(asked.body, expected);
-}
-
-#[tokio::test]
-async fn anthropic_s_failures_are_told_apart() {
-    let stop = |reason: &str| json!({"type": "message_delta", "delta": {"stop_reason": reason}});
-    let overloaded =
-        json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}});
-    for (events, expected) in [
-        (vec![stop("refusal")], "unfit"),
-        (vec![stop("tool_use")], "broken"),
-        (vec![overloaded], "crashed"),
-        (vec![json!({"type": "message_stop"})], "crashed"),
-        (vec![json!({"type": "content_block_delta"})], "broken"),
-        (vec![], "crashed"),
-    ] {
-        let (said, _) = ask_anthropic(Act::Say(messages(&events)), job("hello", 4)).await;
-        assert_eq!(said.unwrap_err().name(), expected, "{events:?}");
-    }
-    let (said, _) = ask_anthropic(error("529 Overloaded", "", "oh"), job("hello", 4)).await;
-    assert_eq!(said.unwrap_err().name(), "away");
-    // it can't be held to JSON, and says so before anything is sent
-    let (said, cloud) =
-        ask_anthropic(answer(&["x"]), Job { format: Format::Json, ..job("hi", 4) }).await;
-    assert_eq!((said.unwrap_err().name(), cloud.opened()), ("unfit", 0));
-    let whole = json!({"type": "message", "content": [{"type": "thinking"}, {"type": "text", "text": "Yes."}],
-        "stop_reason": "end_turn", "usage": {"input_tokens": 3, "output_tokens": 2}});
-    let body = format!("{}{whole}", head("200 OK", "application/json", ""));
-    let (said, _) = ask_anthropic(Act::Say(body.into()), job("hello", 4)).await;
-    assert_eq!(said.unwrap().0, "Yes.");
 }
 
 /// Everything that can go wrong: what it is, what the cloud does, and what it is called here.

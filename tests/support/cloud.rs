@@ -3,6 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use pilotlight::backends::provider;
+use pilotlight::generate::Generate;
+use pilotlight::registry::catalog::{self, Link};
+use pilotlight::registry::expand::Variables;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -168,4 +172,28 @@ pub fn answer(pieces: &[&str]) -> Act {
 pub fn error(status: &str, more: &str, message: &str) -> Act {
     let body = json!({"error": {"message": message, "type": "t", "code": "c"}});
     Act::Say(format!("{}{body}", head(status, "application/json", more)).into())
+}
+
+/// What must never be seen.
+pub const KEY: &str = "sk-canary-7f3a9d51";
+
+/// An entry of `pilotlight.providers`.
+pub fn entry(url: &str) -> Value {
+    json!({
+        "kind": "openai", "base_url": url, "model": "big-1", "key": KEY,
+        "context_tokens": 8000, "max_output_tokens": 400, "price": {"input": 2.0, "output": 10.0},
+        "silence_ms": 400,
+    })
+}
+
+/// The provider as the service opens it.
+pub fn open(url: &str) -> Arc<dyn Generate> {
+    open_as(&entry(url))
+}
+
+pub fn open_as(entry: &Value) -> Arc<dyn Generate> {
+    let file = json!({"pilotlight": {"providers": {"big": entry}}}).to_string();
+    let catalog = catalog::read(&file, &Variables::new()).unwrap();
+    let Link::Provider(entry) = &catalog.servers[0].link else { panic!("it is no provider") };
+    provider::open(entry, catalog.servers[0].silence.unwrap()).unwrap()
 }

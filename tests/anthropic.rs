@@ -1,0 +1,106 @@
+//! A cloud's model in Anthropic's protocol: what is asked, answers, failures.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test ends at the first surprise"
+)]
+
+mod support;
+
+use pilotlight::generate::{Fault, Finish, Usage};
+use pilotlight::prompt::{Format, Job, Message, Role};
+use serde_json::{Value, json};
+use support::cloud::{Act, Cloud, KEY, answer, entry, error, event as said, head, open_as};
+use support::contract::{job, run};
+
+/// Events of Anthropic's messages.
+fn messages(events: &[Value]) -> Vec<u8> {
+    let one =
+        |event: &Value| format!("event: {}\n{}", event["type"].as_str().unwrap(), said(event));
+    let events: String = events.iter().map(one).collect();
+    format!("{}{events}", head("200 OK", "text/event-stream", "")).into()
+}
+
+async fn ask_anthropic(act: Act, job: Job) -> (Result<(String, Usage), Fault>, Cloud) {
+    let cloud = Cloud::start([act]).await;
+    let mut entry = entry(&cloud.url);
+    entry["kind"] = json!("anthropic");
+    let result = run(open_as(&entry).as_ref(), &job).await;
+    (result, cloud)
+}
+
+#[tokio::test]
+async fn anthropic_s_messages_are_spoken() {
+    let delta = |text: &str| json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}});
+    let events = [
+        json!({"type": "message_start", "message": {"type": "message", "content": [], "stop_reason": null, "usage": {
+            "input_tokens": 900, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 40, "output_tokens": 1}}}),
+        json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+        json!({"type": "ping"}),
+        delta("A pilot"),
+        delta(" light."),
+        json!({"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": "{"}}),
+        json!({"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 500}}),
+        json!({"type": "message_stop"}),
+    ];
+    let mut wishes = job("What burns?", 60);
+    let rule = Message { role: Role::System, content: "Be short.".to_owned() };
+    wishes.messages.insert(0, rule);
+    (wishes.sampling.temperature, wishes.sampling.top_k) = (Some(1.5), Some(5));
+    wishes.sampling.stop = vec!["END".to_owned()];
+    let (said, cloud) = ask_anthropic(Act::Say(messages(&events)), wishes).await;
+    let (text, usage) = said.unwrap();
+    assert_eq!((text.as_str(), usage.finish, usage.chunks), ("A pilot light.", Finish::Length, 2));
+    assert_eq!(
+        (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens),
+        (1000, 60, 500)
+    );
+    assert!((usage.cost_usd - 0.007).abs() < 1e-12, "{}", usage.cost_usd);
+    let asked = &cloud.asked()[0];
+    assert!(asked.head.starts_with("POST /v1/messages HTTP/1.1"), "{}", asked.head);
+    assert!(asked.head.contains(&format!("x-api-key: {KEY}")) && !asked.head.contains("Bearer"));
+    assert!(asked.head.contains("anthropic-version: 2023-06-01"));
+    let expected = json!({
+        "model": "big-1", "messages": [{"role": "user", "content": "What burns?"}], "stream": true,
+        "max_tokens": 60, "system": "Be short.", "temperature": 1.0, "top_k": 5,
+        "stop_sequences": ["END"],
+    });
+    assert_eq!(asked.body, expected);
+}
+
+#[tokio::test]
+async fn anthropic_s_failures_are_told_apart() {
+    let stop = |reason: &str| json!({"type": "message_delta", "delta": {"stop_reason": reason}});
+    let overloaded =
+        json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}});
+    for (events, expected) in [
+        (vec![stop("refusal")], "unfit"),
+        (vec![stop("tool_use")], "broken"),
+        (vec![overloaded], "crashed"),
+        (vec![json!({"type": "message_stop"})], "crashed"),
+        (vec![json!({"type": "content_block_delta"})], "broken"),
+        (vec![], "crashed"),
+    ] {
+        let (said, _) = ask_anthropic(Act::Say(messages(&events)), job("hello", 4)).await;
+        assert_eq!(said.unwrap_err().name(), expected, "{events:?}");
+    }
+    let (said, _) = ask_anthropic(error("529 Overloaded", "", "oh"), job("hello", 4)).await;
+    assert_eq!(said.unwrap_err().name(), "away");
+    // it can't be held to JSON, and says so before anything is sent
+    let (said, cloud) =
+        ask_anthropic(answer(&["x"]), Job { format: Format::Json, ..job("hi", 4) }).await;
+    assert_eq!((said.unwrap_err().name(), cloud.opened()), ("unfit", 0));
+    let whole = json!({"type": "message", "content": [{"type": "thinking"}, {"type": "text", "text": "Yes."}],
+        "stop_reason": "end_turn", "usage": {"input_tokens": 3, "output_tokens": 2}});
+    let body = format!("{}{whole}", head("200 OK", "application/json", ""));
+    let (said, _) = ask_anthropic(Act::Say(body.into()), job("hello", 4)).await;
+    assert_eq!(said.unwrap().0, "Yes.");
+}
