@@ -48,6 +48,7 @@ fn ticket(job: u64, now: Time, random: &mut fastrand::Rng, budget: Duration) -> 
         margin: 0.0,
         ruled: false,
         bytes: 400,
+        input_max: 100,
         hops: 0,
     }
 }
@@ -88,7 +89,7 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
                     prefill_ms: 160.0,
                     decode_ms: 500.0,
                 };
-                let answered = Answered { confidence: None, spent: Some(took) };
+                let answered = Answered { spent: Some(took), ..Answered::default() };
                 events.push(Event::Ended { job, outcome: Ok(answered) });
             }
             for event in events {
@@ -108,6 +109,7 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
                         | Effect::Recall { .. }
                         | Effect::Unload(_)
                         | Effect::Load(_)
+                        | Effect::Book(_)
                         | Effect::Drained => {}
                     }
                 }

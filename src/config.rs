@@ -145,6 +145,10 @@ impl Reader<'_> {
         let http = self.http(&catalog);
         let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned()).into();
         let state = self.state();
+        if catalog.caps.is_bound() && state.is_none() {
+            let message = "needs a folder to keep the books in; set PILOTLIGHT_STATE to one";
+            self.mistake("pilotlight.policy.budget", message);
+        }
         Config { path, catalog, device, mqtt, broker, http, sensors, state, warnings }
     }
 
@@ -400,6 +404,7 @@ pub fn dry(config: Config) -> Config {
         reach: crate::model::Reach::Device,
         silence: None,
         talents: Vec::new(),
+        price: crate::money::Price::default(),
     };
     Config { catalog: Catalog { servers: vec![server], ..config.catalog }, ..config }
 }

@@ -72,7 +72,7 @@ impl Core {
             models.add(keeper);
             backends.push(backend);
         }
-        let (dispatch, dispatcher) = dispatch::new(backends, strain, keep);
+        let (dispatch, dispatcher) = dispatch::new(backends, strain, keep, catalog.caps.clone());
         let stop = judge.stop.clone();
         judge.add(dispatcher.run(stop));
         Core { dispatch, models, judge }
@@ -97,6 +97,11 @@ fn keeps(config: &Config) -> Option<&Path> {
     Some(folder)
 }
 
+/// What is kept over a restart, and where.
+pub fn keep_of(config: &Config) -> Keep {
+    Keep::new(keeps(config), device::governor(&config.sensors))
+}
+
 /// The strain of a device that is not watched: none.
 pub fn calm() -> watch::Receiver<Strain> {
     watch::channel(Strain::default()).1
@@ -117,7 +122,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let (strains, strain) = watch::channel(Strain::default());
     let (readings, reading) = watch::channel(Reading::default());
-    let keep = Keep::new(keeps(&config), device::governor(&config.sensors));
+    let keep = keep_of(&config);
     let core = Core::start(&catalog, strain, keep);
     let mut sensors = Floor::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));

@@ -23,7 +23,7 @@
 //! 3 hands      mcp (port and line), bus (the one MQTT line), tls, broker, metrics, device
 //! 2 shapes     wire (requests and replies as JSON), link (the state of a backend)
 //! 1 judgement  scheduler, registry, pressure                PURE
-//! 0 words      limits, prompt, labels, model, health, strain, generate, time  PURE
+//! 0 words      limits, prompt, labels, model, money, health, strain, generate, time  PURE
 //! ```
 //!
 //! # One request
@@ -83,6 +83,7 @@ pub mod health;
 pub mod labels;
 pub mod limits;
 pub mod model;
+pub mod money;
 pub mod prompt;
 pub mod strain;
 pub mod time;

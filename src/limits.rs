@@ -8,6 +8,8 @@ use std::time::Duration;
 pub const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// Largest prompt (all messages together) that is admitted, in bytes.
 pub const PROMPT_BYTES_MAX: usize = 512 * 1024;
+/// Tokens that a model's template puts around one message, at most: the known ones take 3 to 12.
+pub const FRAME_TOKENS_MAX: usize = 32;
 /// Most messages in one conversation.
 pub const MESSAGES_MAX: usize = 256;
 /// Largest JSON Schema that a request may carry, in bytes of JSON.
@@ -87,6 +89,14 @@ pub const LEARNED_EVERY: Duration = Duration::from_secs(600);
 pub const LEARNED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Templates of which lengths are kept.
 pub const TEMPLATES_MAX: usize = 128;
+/// Applications whose spending is counted in one month; further ones may not spend.
+pub const SPENDERS_MAX: usize = 1024;
+/// Lines of the ledger after which it is written anew.
+pub const LEDGER_LINES_MAX: usize = 10_000;
+/// Largest ledger that is read, in bytes.
+pub const LEDGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Lines that may wait to be written into the ledger.
+pub const LEDGER_WAITING_MAX: usize = 4 * RUNNING_JOBS_MAX;
 /// Most attempts that one job gets, the first one counted.
 pub const ATTEMPTS_MAX: usize = 3;
 /// Most services that a job may pass through before it is refused.

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use crate::generate::Generate;
 use crate::health::Health;
 use crate::model::Reach;
+use crate::money::Price;
 
 /// A model as the dispatcher holds it.
 pub struct Backend {
@@ -16,6 +17,8 @@ pub struct Backend {
     pub reach: Reach,
     /// Talents that the configuration says it has, besides those that it states.
     pub talents: Vec<String>,
+    /// What its tokens cost.
+    pub price: Price,
     /// What answers, while it is up.
     pub link: watch::Receiver<Link>,
     /// Whether it shall be up: one that is not wanted gives its memory back.

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::scheduler::decision::Decision;
 use crate::strain::Strain;
 use crate::wire::{Reply, Status};
 
@@ -29,6 +30,7 @@ pub struct Metrics {
     pressure: Family<PressureLabels, Gauge<f64, AtomicU64>>,
     duty: Gauge<f64, AtomicU64>,
     cost: Counter<f64, AtomicU64>,
+    spent: Family<SpanLabels, Gauge<f64, AtomicU64>>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,6 +55,11 @@ struct PressureLabels {
     of: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SpanLabels {
+    span: String,
+}
+
 /// Seconds; from a cached first token on a fast board to a long answer on a slow one.
 const BUCKETS: [f64; 12] = [0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
 
@@ -71,6 +78,7 @@ impl Default for Metrics {
             pressure: Family::default(),
             duty: Gauge::default(),
             cost: Counter::default(),
+            spent: Family::default(),
         };
         let mut all = Registry::with_prefix("pilotlight");
         all.register("replies", "Replies given", metrics.replies.clone());
@@ -83,7 +91,9 @@ impl Default for Metrics {
         all.register("mqtt_up", "Whether the line to the broker stands", metrics.mqtt.clone());
         all.register("pressure", "0 plenty to 1 at the limit", metrics.pressure.clone());
         all.register("duty", "Share of the time that engines compute", metrics.duty.clone());
-        all.register("cost_usd", "Money spent", metrics.cost.clone());
+        all.register("cost_usd", "What answers have cost", metrics.cost.clone());
+        let help = "Spent in the present hour, day and month, calls under way at their most";
+        all.register("spent_usd", help, metrics.spent.clone());
         metrics.registry = Arc::new(all);
         metrics
     }
@@ -113,8 +123,8 @@ impl Metrics {
             };
             tokens("prompt").inc_by(usage.prompt_tokens.into());
             tokens("completion").inc_by(usage.completion_tokens.into());
-            self.cost.inc_by(usage.cost_usd);
         }
+        self.cost.inc_by(reply.decision.as_ref().map_or(0.0, Decision::cost_usd));
         if let Some(timing) = &reply.timing {
             #[expect(clippy::cast_precision_loss, reason = "milliseconds of an answer")]
             let seconds = |ms: u64| ms as f64 / 1e3;
@@ -132,7 +142,11 @@ impl Metrics {
         servers: &[(String, bool)],
         mqtt: bool,
         strain: &Strain,
+        spent: &[(&str, f64)],
     ) -> String {
+        for (span, usd) in spent {
+            self.spent.get_or_create(&SpanLabels { span: (*span).to_owned() }).set(*usd);
+        }
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.waiting.set(gauge(load.0));
         self.running.set(gauge(load.1));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::labels::{Classification, Labels};
-use crate::limits::NAME_BYTES_MAX;
+use crate::limits::{FRAME_TOKENS_MAX, NAME_BYTES_MAX};
 use crate::model;
 
 /// Names one job inside this process; never reused.
@@ -165,6 +165,16 @@ impl Job {
     /// Bytes of all messages together.
     pub fn prompt_bytes(&self) -> usize {
         self.messages.iter().map(|m| m.content.len()).sum()
+    }
+
+    /// The most tokens that this can be for any model: no tokenizer makes more than one of a byte.
+    pub fn input_tokens_max(&self) -> u32 {
+        let schema = match &self.format {
+            Format::Schema(schema) => schema.to_string().len(),
+            Format::Text | Format::Json | Format::Label(_) | Format::Embedding => 0,
+        };
+        let frames = FRAME_TOKENS_MAX * (self.messages.len() + 1);
+        u32::try_from(self.prompt_bytes() + schema + frames).unwrap_or(u32::MAX)
     }
 
     /// Whether nothing of the answer is handed out before its end.

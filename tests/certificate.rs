@@ -99,6 +99,7 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
                         margin: 0.0,
                         ruled: false,
                         bytes,
+                        input_max: 100,
                         hops: 0,
                     })
                 }

@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floor of each room; a room may name only lower floors, and itself.
-const FLOORS: [(&str, u8); 28] = [
+const FLOORS: [(&str, u8); 29] = [
     ("cli", 6),
     ("config", 6),
     ("daemon", 6),
@@ -43,6 +43,7 @@ const FLOORS: [(&str, u8); 28] = [
     ("labels", 0),
     ("limits", 0),
     ("model", 0),
+    ("money", 0),
     ("prompt", 0),
     ("strain", 0),
     ("time", 0),

@@ -63,6 +63,7 @@ fn ticket(job: u64, tokens: u32, now: u64, within: u64) -> Ticket {
         margin: 0.0,
         ruled: false,
         bytes: 36,
+        input_max: 36,
         hops: 0,
     }
 }
@@ -92,7 +93,7 @@ fn answer(tokens: u32) -> Result<Answered, (Fault, Sent)> {
         prefill_ms: 25.0,
         decode_ms: f64::from(tokens) * 10.0,
     };
-    Ok(Answered { confidence: None, spent: Some(spent) })
+    Ok(Answered { spent: Some(spent), ..Answered::default() })
 }
 
 /// Lets it learn that an answer of "task" has 20 tokens, give or take two.

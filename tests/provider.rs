@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use pilotlight::backends::provider;
 use pilotlight::generate::{Fault, Finish, Usage, channel};
+use pilotlight::limits::PROVIDER_HELD_BYTES_MAX;
 use pilotlight::prompt::{Code, Format, Job};
 use pilotlight::registry::catalog::{self, Link};
 use pilotlight::registry::expand::Variables;
@@ -167,7 +168,8 @@ async fn every_failure_is_told_apart() {
         assert!(!format!("{fault} {fault:?}").contains(KEY), "{name}: {fault}");
         assert_eq!(cloud.asked().len().max(1), 1, "{name}: it was asked again");
         if let Fault::Unfit(refusal) = fault {
-            assert_eq!(refusal.code, Code::Incapable, "{name}: another model may do it");
+            let code = if name == "forbidden" { Code::Forbidden } else { Code::Incapable };
+            assert_eq!(refusal.code, code, "{name}: another model may do it");
         }
     }
 }
@@ -235,6 +237,35 @@ async fn who_stops_reading_closes_the_line() {
     drop(chunks);
     let ended = tokio::time::timeout(Duration::from_secs(5), answer).await.unwrap().unwrap();
     assert_eq!(ended.unwrap_err(), Fault::Cancelled);
+}
+
+/// Nothing comes any more, and nobody waits for it: there is no need to wait out the silence.
+#[tokio::test]
+async fn who_stops_reading_is_noticed_in_the_middle_of_silence() {
+    let begun = head("200 OK", "text/event-stream", "") + &piece("word ");
+    let cloud = Cloud::start([Act::Hang(begun.into())]).await;
+    let mut patient = entry(&cloud.url);
+    patient["silence_ms"] = json!(60_000);
+    let model = support::cloud::open_as(&patient);
+    let (mut out, mut chunks) = channel();
+    let job = job("hello", 400);
+    let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
+    assert_eq!(chunks.recv().await.unwrap().text, "word ");
+    drop(chunks);
+    let ended = tokio::time::timeout(Duration::from_secs(5), answer).await.unwrap().unwrap();
+    assert_eq!(ended.unwrap_err(), Fault::Cancelled);
+}
+
+/// An event that does not end is given up long before a whole answer's worth of it was read.
+#[tokio::test]
+async fn an_event_without_end_is_not_held() {
+    let line = vec![b'x'; PROVIDER_HELD_BYTES_MAX * 2];
+    let mut bytes = (head("200 OK", "text/event-stream", "") + "data: ").into_bytes();
+    bytes.extend(line);
+    bytes.extend(b"\n\n");
+    bytes.extend(ending("stop").bytes());
+    let (told, _) = ask([Act::Say(bytes)], job("hello", 400)).await;
+    assert!(told.unwrap_err().to_string().contains("longer than it may be"));
 }
 
 #[test]

@@ -168,6 +168,7 @@ impl World {
             model: (random.u8(0..10) == 0).then(|| format!("server-{}", random.u8(0..6))),
             wants_json: random.u8(0..4) == 0,
             bytes,
+            input_max: 100,
             hops: random.u8(0..6),
         };
         let book = Book {
@@ -222,7 +223,7 @@ impl World {
                 }
                 return Some(Event::Ended {
                     job,
-                    outcome: Ok(Answered { confidence, spent: None }),
+                    outcome: Ok(Answered { confidence, ..Answered::default() }),
                 });
             }
         };
@@ -306,7 +307,7 @@ impl World {
                     assert_eq!(book.recalls, 1, "{job:?} changed its route twice");
                     assert_eq!(book.mode, Mode::PreferLocal);
                 }
-                Effect::Unload(_) | Effect::Load(_) => {}
+                Effect::Unload(_) | Effect::Load(_) | Effect::Book(_) => {}
                 Effect::Drained => self.drained += 1,
             }
         }
@@ -416,6 +417,7 @@ fn an_idle_model_never_lets_a_job_wait() {
                     margin: 0.0,
                     ruled: false,
                     bytes: 10,
+                    input_max: 10,
                     hops: 0,
                 })
             } else {

@@ -30,6 +30,7 @@ pub fn supervise(
         server: server.name.clone(),
         reach: server.reach,
         talents: server.talents.clone(),
+        price: server.price,
         link: state,
         wanted,
     };

@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{DONE, NOT_ANSWERED};
 use crate::bus::{self, Line, Outgoing};
 use crate::config::Config;
-use crate::daemon::{Core, calm, line_options};
-use crate::dispatch::Keep;
+use crate::daemon::{Core, calm, keep_of, line_options};
 use crate::ingress::answers;
 use crate::ingress::mqtt::topics::Topics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX};
@@ -110,7 +109,7 @@ impl Ask {
         let id = ask.id.clone();
         let job = ask.check("cli", &config.catalog)?;
         let format = job.format.clone();
-        let core = Core::start(&config.catalog, calm(), Keep::default());
+        let core = Core::start(&config.catalog, calm(), keep_of(&config));
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
         }

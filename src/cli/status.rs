@@ -32,6 +32,11 @@ fn print(state: &Value, addr: &str) {
     let ready = if state["ready"] == true { "ready" } else { "not ready" };
     println!("pilotlight {} at {addr}: {ready}", text(&state["version"]));
     println!("jobs: {} waiting, {} running", state["waiting"], state["running"]);
+    let spent = |span: &str| state["spent_usd"][span].as_f64().unwrap_or(0.0);
+    if spent("month") > 0.0 {
+        let (hour, day, month) = (spent("hour"), spent("day"), spent("month"));
+        println!("spent: {hour} USD this hour, {day} today, {month} this month");
+    }
     if state["device"].is_object() {
         println!("device: {}", device(&state["device"]));
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -12,8 +13,10 @@ use crate::generate::{Chunk, Out, Usage, channel};
 use crate::health::Health;
 use crate::link::{Backend, Link};
 use crate::model::{ModelContext, Reach};
+use crate::money::Span;
 use crate::prompt::{Code, Job, JobId, Refusal};
 use crate::scheduler::Verdict;
+use crate::scheduler::books::Books;
 use crate::scheduler::decision::{Decision, Pressure, Reason};
 
 /// The doors' way in.
@@ -24,7 +27,37 @@ pub struct Dispatch {
     backends: Arc<Vec<BackendView>>,
     load: watch::Receiver<(usize, usize)>,
     rate: watch::Receiver<Option<f64>>,
+    spent: watch::Receiver<Spending>,
 }
+
+/// What was spent in the present hour, day and month, in US dollars, calls under way at the most
+/// that they can cost.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Spending {
+    /// This hour.
+    pub hour: f64,
+    /// Today.
+    pub day: f64,
+    /// This month.
+    pub month: f64,
+}
+
+impl Spending {
+    pub(super) fn of(books: &Books) -> Spending {
+        let spent = |span| books.spent(None, span).dollars();
+        Spending { hour: spent(Span::Hour), day: spent(Span::Day), month: spent(Span::Month) }
+    }
+
+    /// Each with the word for its span.
+    pub fn by_span(&self) -> [(&'static str, f64); 3] {
+        [(Span::Hour, self.hour), (Span::Day, self.day), (Span::Month, self.month)]
+            .map(|(span, usd)| (span.name(), usd))
+    }
+}
+
+/// What the loop tells of itself: jobs, the engines' rate, money.
+pub(super) type Told =
+    (watch::Receiver<(usize, usize)>, watch::Receiver<Option<f64>>, watch::Receiver<Spending>);
 
 struct BackendView {
     server: String,
@@ -103,8 +136,7 @@ impl Dispatch {
     pub(super) fn new(
         orders: mpsc::Sender<Order>,
         backends: &[Backend],
-        load: watch::Receiver<(usize, usize)>,
-        rate: watch::Receiver<Option<f64>>,
+        (load, rate, spent): Told,
     ) -> Dispatch {
         let view = |b: &Backend| BackendView {
             server: b.server.clone(),
@@ -112,7 +144,7 @@ impl Dispatch {
             link: b.link.clone(),
         };
         let backends = Arc::new(backends.iter().map(view).collect());
-        Dispatch { orders, next: Arc::new(AtomicU64::new(1)), backends, load, rate }
+        Dispatch { orders, next: Arc::new(AtomicU64::new(1)), backends, load, rate, spent }
     }
 
     /// Hands a job in.
@@ -176,6 +208,11 @@ impl Dispatch {
     /// The rate at which an engine here wrote last against what is usual for it.
     pub fn rate(&self) -> watch::Receiver<Option<f64>> {
         self.rate.clone()
+    }
+
+    /// What was spent.
+    pub fn spending(&self) -> Spending {
+        *self.spent.borrow()
     }
 
     /// Jobs that wait and jobs that run.

@@ -53,6 +53,11 @@ impl Keep {
         }
     }
 
+    /// The folder of what is kept.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        self.file.as_deref().and_then(Path::parent)
+    }
+
     pub(super) fn is_wanted(&self) -> bool {
         self.file.is_some()
     }

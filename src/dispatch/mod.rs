@@ -1,28 +1,34 @@
 //! The loop between the doors and the judge: it takes requests, asks the scheduler, carries out
 //! what it says. It reads the clock and starts the attempts; it decides nothing.
 
+mod attempt;
 mod handle;
 mod keep;
+mod ledger;
 mod pulse;
 pub mod whole;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::OptionFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::attempt::{Said, paid};
 use self::handle::Order;
-pub use self::handle::{Answer, Dispatch, End, Seen};
+pub use self::handle::{Answer, Dispatch, End, Seen, Spending};
 pub use self::keep::Keep;
+use self::ledger::{Ledger, Writer};
 use self::pulse::Pulse;
-use crate::generate::{Fault, Generate, Out, Usage, channel};
-use crate::limits::{ANSWER_BYTES_MAX, DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
+use crate::generate::{Fault, Out, Usage};
+use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
 use crate::link::{Backend, Link};
 use crate::model::{CLASSIFY, EMBED, GENERATE, LOGPROBS, ModelContext, Reach};
+use crate::money::{Caps, Hour, Usd};
 use crate::prompt::{Class, Job, JobId};
+use crate::scheduler::books::Entry;
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
     Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict, may_reach,
@@ -35,23 +41,33 @@ fn clock() -> Instant {
     Instant::now()
 }
 
+/// The hour of the calendar.
+fn hour() -> Hour {
+    Hour::at(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
 /// Makes the way in and the loop over these backends, on a device under this strain; what it learns
-/// of them is kept. The loop must be run.
+/// of them and what it spends is kept. The loop must be run.
 pub fn new(
     backends: Vec<Backend>,
     strain: watch::Receiver<Strain>,
     keep: Keep,
+    caps: Caps,
 ) -> (Dispatch, Dispatcher) {
     let (orders, inbox) = mpsc::channel(INBOX_MAX);
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
-    let dispatch = Dispatch::new(orders, &backends, load, rate);
+    let (spent_out, spent) = watch::channel(Spending::default());
+    let dispatch = Dispatch::new(orders, &backends, (load, rate, spent));
     let backends_count = backends.len();
+    let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), hour());
+    let card = |b: &Backend| Card { price: b.price, ..Card::unknown(&b.server, b.reach) };
     let dispatcher = Dispatcher {
-        scheduler: Scheduler::resume(
-            backends.iter().map(|b| Card::unknown(&b.server, b.reach)).collect(),
-            keep.read(),
-        ),
+        scheduler: Scheduler::resume(backends.iter().map(card).collect(), keep.read())
+            .with_budget(caps, books),
+        ledger: Some(ledger),
+        writer: Some(writer),
+        spent: spent_out,
         keep,
         keep_at: None,
         origin: clock(),
@@ -64,6 +80,7 @@ pub fn new(
         load: load_out,
         pulses: vec![Pulse::default(); backends_count],
         rate: rate_out,
+        hour: None,
         drained: false,
     };
     (dispatch, dispatcher)
@@ -99,6 +116,13 @@ pub struct Dispatcher {
     pulses: Vec<Pulse>,
     /// See [`Dispatch::rate`].
     rate: watch::Sender<Option<f64>>,
+    /// The hour that the scheduler knows of.
+    hour: Option<Hour>,
+    /// None once the books are closed.
+    ledger: Option<Ledger>,
+    /// Until it has a thread.
+    writer: Option<Writer>,
+    spent: watch::Sender<Spending>,
     drained: bool,
 }
 
@@ -114,15 +138,6 @@ struct Held {
     recall: CancellationToken,
     /// What was answered, by whom.
     said: Vec<(BackendId, Said)>,
-}
-
-/// An attempt that worked.
-struct Said {
-    usage: Usage,
-    /// The answer, if the asker gets it only when it is clear that it counts.
-    kept: Option<String>,
-    /// When its first piece was there, if so.
-    first: Option<Instant>,
 }
 
 struct Attempted {
@@ -144,6 +159,7 @@ enum Seized {
 impl Dispatcher {
     /// Runs until `stop`, then until all work has ended or [`DRAIN_MAX`] has passed.
     pub async fn run(mut self, stop: CancellationToken) {
+        let writer = self.writer.take().map(|w| tokio::task::spawn_blocking(|| w.run()));
         for backend in 0..self.backends.len() {
             let event = self.state_of(backend);
             self.watch_backend(backend);
@@ -181,6 +197,11 @@ impl Dispatcher {
         if self.keep_at.is_some() {
             self.keep.write(&self.scheduler.learned());
         }
+        // it ends when all that was spent is written
+        self.ledger = None;
+        if let Some(Err(error)) = OptionFuture::from(writer).await {
+            tracing::error!(%error, "the books were not closed");
+        }
     }
 
     /// Writes down what was learned, once it is time.
@@ -196,11 +217,21 @@ impl Dispatcher {
     }
 
     fn judge(&mut self, event: Event) {
+        let hour = hour();
+        if self.hour.replace(hour) != Some(hour) {
+            self.on(Event::Clock(hour));
+        }
+        self.on(event);
+        self.load.send_replace(self.scheduler.load());
+        let spent = Spending::of(self.scheduler.books());
+        self.spent.send_if_modified(|known| std::mem::replace(known, spent) != spent);
+    }
+
+    fn on(&mut self, event: Event) {
         let effects = self.scheduler.on(event, self.now());
         for effect in effects {
             self.carry_out(effect);
         }
-        self.load.send_replace(self.scheduler.load());
     }
 
     fn now(&self) -> Time {
@@ -252,6 +283,7 @@ impl Dispatcher {
             Ok(said) => {
                 let confidence = said.usage.classification.as_ref().map(|said| said.confidence);
                 let took = Some(Spent::from(&said.usage));
+                let cost_usd = said.usage.cost_usd;
                 if self.backends[backend.0].reach == Reach::Device
                     && let Some(rate) = self.pulses[backend.0].beat(&said.usage)
                 {
@@ -261,7 +293,8 @@ impl Dispatcher {
                 if self.keep.is_wanted() {
                     self.keep_at.get_or_insert_with(|| clock() + LEARNED_EVERY);
                 }
-                Ok(Answered { confidence, spent: took })
+                let cost = Usd::at_least(cost_usd);
+                Ok(Answered { confidence, cost, spent: took })
             }
             Err(fault) => {
                 tracing::debug!(job = id.0, %fault, "an attempt failed");
@@ -296,7 +329,8 @@ impl Dispatcher {
 
     /// What is so now; the watcher made after this sees what comes later.
     fn state_of(&mut self, backend: usize) -> Event {
-        let Backend { server, reach, talents: configured, link, .. } = &mut self.backends[backend];
+        let Backend { server, reach, talents: configured, link, price, .. } =
+            &mut self.backends[backend];
         match &*link.borrow_and_update() {
             Link::Down(_) => Event::Down(BackendId(backend)),
             Link::Up(generate) => {
@@ -315,6 +349,7 @@ impl Dispatcher {
                     context_tokens: context.capabilities.context_tokens,
                     json_schema: context.capabilities.json_schema,
                     talents: Some(talents(context, configured)),
+                    price: *price,
                     ..Card::unknown(server, *reach)
                 };
                 Event::Up(BackendId(backend), card)
@@ -335,8 +370,13 @@ impl Dispatcher {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Start { job, backend, budget, class } => {
-                self.start(job, backend, (budget, class));
+            Effect::Start { job, backend, budget, class, hold } => {
+                self.start(job, backend, (budget, class), hold);
+            }
+            Effect::Book(line) => {
+                if let Some(ledger) = &self.ledger {
+                    ledger.note(line);
+                }
             }
             Effect::Stop { job } => {
                 if let Some(held) = self.jobs.get(&job) {
@@ -361,8 +401,15 @@ impl Dispatcher {
         }
     }
 
-    fn start(&mut self, job: JobId, backend: BackendId, (budget, class): (Duration, Class)) {
+    fn start(
+        &mut self,
+        job: JobId,
+        backend: BackendId,
+        (budget, class): (Duration, Class),
+        entry: Option<Entry>,
+    ) {
         let now = self.now();
+        let on_hold = entry.and_then(|entry| self.ledger.as_ref().map(|to| to.hold(entry)));
         let Some(held) = self.jobs.get_mut(&job) else {
             return;
         };
@@ -382,7 +429,7 @@ impl Dispatcher {
                     "a private prompt was routed too far; it was not sent".into(),
                 )),
                 Link::Up(generate) => tokio::select! {
-                    said = attempt(generate.as_ref(), &job, &mut out) => said,
+                    said = paid(on_hold, generate.as_ref(), &job, &mut out) => said,
                     () = stop.cancelled() => Err(Fault::Cancelled),
                 },
                 Link::Down(_) => Err(Fault::Away("it went away just now".into())),
@@ -450,37 +497,4 @@ impl Held {
             ruled.clone().map(|said| Usage { classification: Some(said), ..Usage::one_piece("") });
         (usage, ruled.map(|said| said.label), None)
     }
-}
-
-/// One attempt. An answer that nobody reads piece by piece is kept back: another may still be
-/// wanted instead.
-async fn attempt(generate: &dyn Generate, job: &Job, out: &mut Out) -> Result<Said, Fault> {
-    if !job.is_whole() {
-        let usage = generate.generate(job, out).await?;
-        return Ok(Said { usage, kept: None, first: None });
-    }
-    let (mut inner, mut chunks) = channel();
-    let read = async {
-        let mut text = String::new();
-        let mut first = None;
-        while let Some(chunk) = chunks.recv().await {
-            if chunk.text.is_empty() {
-                out.alive();
-                continue;
-            }
-            first.get_or_insert_with(clock);
-            if text.len() + chunk.text.len() > ANSWER_BYTES_MAX {
-                return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
-            }
-            text.push_str(&chunk.text);
-        }
-        Ok((text, first))
-    };
-    let work = async {
-        let result = generate.generate(job, &mut inner).await;
-        drop(inner);
-        result
-    };
-    let (usage, (text, first)) = futures::try_join!(work, read)?;
-    Ok(Said { usage, kept: Some(text), first })
 }

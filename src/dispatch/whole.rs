@@ -62,6 +62,7 @@ impl Whole {
         match (end.verdict, end.usage) {
             (Verdict::Done, Some(usage)) => Ok(Usage {
                 decision: serde_json::to_value(&end.decision).ok(),
+                cost_usd: end.decision.cost_usd(),
                 chunks: out.written(),
                 ..usage
             }),

@@ -50,7 +50,10 @@ fn answered(format: &Format, text: String, end: &End) -> Reply {
         id: None,
         status: Status::Ok,
         finish,
-        usage: usage.map(ReplyUsage::from),
+        usage: usage.map(|usage| ReplyUsage {
+            cost_usd: end.decision.cost_usd(),
+            ..ReplyUsage::from(usage)
+        }),
         source,
         decision: None,
         timing: None,

@@ -6,11 +6,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::budget::{RawBudget, RawPrice};
 use super::expand::{Variables, expand};
 use super::provider::{self, Provider, RawProvider};
 use super::task::{self, Task};
 use crate::limits::{DEADLINE_MAX, SERVERS_MAX};
 use crate::model::Reach;
+use crate::money::{Caps, Price};
 use crate::prompt::{Class, Mode};
 
 /// All models and tasks of one `mcp.json`.
@@ -24,6 +26,8 @@ pub struct Catalog {
     pub tasks: BTreeMap<String, Task>,
     /// Where a prompt may be answered if it does not say.
     pub default_mode: Mode,
+    /// The most that may be spent.
+    pub caps: Caps,
     /// Time for an answer by class if a request does not say.
     pub deadlines: BTreeMap<Class, Duration>,
     /// What the file says of the device.
@@ -49,6 +53,8 @@ pub struct Server {
     pub silence: Option<Duration>,
     /// Talents that it has besides those that it states.
     pub talents: Vec<String>,
+    /// What its tokens cost.
+    pub price: Price,
 }
 
 /// How a server is reached.
@@ -193,6 +199,8 @@ struct RawOurServer {
     silence_ms: Option<u64>,
     #[serde(default)]
     talents: Vec<String>,
+    #[serde(default)]
+    price: RawPrice,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -206,6 +214,7 @@ enum Role {
 #[serde(deny_unknown_fields, default)]
 struct RawPolicy {
     default_mode: Mode,
+    budget: RawBudget,
     classes: BTreeMap<String, RawClass>,
 }
 
@@ -218,7 +227,7 @@ struct RawClass {
 /// Most memory or disk that may be kept free, in MiB.
 const FLOOR_MB_MAX: u64 = 1 << 20;
 /// Keys that the format knows and this version does not carry out: said, never passed over.
-const NOT_YET: [&str; 4] = ["models", "budget", "fleet", "group"];
+const NOT_YET: [&str; 3] = ["models", "fleet", "group"];
 
 /// Reads a whole `mcp.json`.
 ///
@@ -338,7 +347,8 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
             Link::Http { .. } | Link::Provider(_) => Reach::Cloud,
         });
         let silence = extra.silence_ms.map(Duration::from_millis);
-        servers.push(Server { name, link, reach, silence, talents: extra.talents });
+        let price = extra.price.check(&format!("pilotlight.servers.{name}"), mistakes);
+        servers.push(Server { name, link, reach, silence, talents: extra.talents, price });
     }
     for name in ours.servers.keys() {
         let message = "there is no such entry under mcpServers".to_owned();
@@ -352,11 +362,13 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
     task::check(&ours.tasks, mistakes);
     check_limits(&ours.device_limits, mistakes);
     let deadlines = deadlines_of(&ours.policy, mistakes);
+    let caps = ours.policy.budget.check(mistakes);
     Catalog {
         version: ours.version,
         servers,
         tasks: ours.tasks,
         default_mode: ours.policy.default_mode,
+        caps,
         deadlines,
         device: ours.device,
         device_limits: ours.device_limits,

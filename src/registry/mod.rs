@@ -1,5 +1,6 @@
 //! Which models and tasks there are.
 
+mod budget;
 pub mod catalog;
 pub mod expand;
 pub mod provider;

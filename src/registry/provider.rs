@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::budget::RawPrice;
 use super::catalog::{Link, Mistake, Secret, Server};
 use crate::model::Reach;
+use crate::money::Price;
 
 /// What a provider's model is taken to be able to do if the entry does not say.
 const CONTEXT_TOKENS: u32 = 32_768;
@@ -14,8 +16,6 @@ const MAX_OUTPUT_TOKENS: u32 = 4_096;
 const SLOTS: u32 = 8;
 /// Most requests at once that an entry may ask for.
 const SLOTS_MAX: u32 = 256;
-/// Highest price that can be meant, in US dollars a million tokens.
-const PRICE_MAX: f64 = 10_000.0;
 /// Longest silence of a provider if the entry does not say.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -61,23 +61,6 @@ pub enum Kind {
     Anthropic,
 }
 
-/// What tokens cost, in millionths of a US dollar for a million of them, so that it can be compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Price {
-    input: u64,
-    output: u64,
-}
-
-impl Price {
-    /// The cost of a call, in US dollars.
-    #[expect(clippy::cast_precision_loss, reason = "prices are below 2^53")]
-    pub fn of(&self, input_tokens: u32, output_tokens: u32) -> f64 {
-        let input = self.input as f64 * f64::from(input_tokens);
-        let output = self.output as f64 * f64::from(output_tokens);
-        (input + output) / 1e12
-    }
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawProvider {
@@ -96,14 +79,6 @@ pub(super) struct RawProvider {
     silence_ms: Option<u64>,
     #[serde(default)]
     talents: Vec<String>,
-}
-
-/// US dollars a million tokens.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawPrice {
-    input: f64,
-    output: f64,
 }
 
 /// Adds the providers to the servers, behind them.
@@ -129,10 +104,6 @@ pub(super) fn check(
         if raw.model.is_empty() {
             mistake(".model", "must name the model as the provider does");
         }
-        let Some(price) = price_of(&raw.price) else {
-            mistake(".price", "must be US dollars a million tokens, 0 to 10000");
-            continue;
-        };
         let slots = raw.slots.unwrap_or(SLOTS);
         if !(1..=SLOTS_MAX).contains(&slots) {
             mistake(".slots", "must be 1 to 256");
@@ -142,6 +113,7 @@ pub(super) fn check(
         if !(1..=context_tokens).contains(&max_output_tokens) {
             mistake(".max_output_tokens", "must be 1 to context_tokens");
         }
+        let price = raw.price.check(&path, mistakes);
         let provider = Provider {
             kind: raw.kind,
             base_url: raw.base_url.trim_end_matches('/').to_owned(),
@@ -160,6 +132,7 @@ pub(super) fn check(
             reach: raw.reach.unwrap_or(Reach::Cloud),
             silence: Some(raw.silence_ms.map_or(SILENCE, Duration::from_millis)),
             talents: raw.talents,
+            price,
         });
     }
 }
@@ -184,10 +157,4 @@ fn is_safe(url: &str) -> Result<(), String> {
         return Err("must have no user name and no query; the key goes into key".to_owned());
     }
     Ok(())
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be small")]
-fn price_of(raw: &RawPrice) -> Option<Price> {
-    let micro = |usd: f64| (0.0..=PRICE_MAX).contains(&usd).then(|| (usd * 1e6).round() as u64);
-    Some(Price { input: micro(raw.input)?, output: micro(raw.output)? })
 }

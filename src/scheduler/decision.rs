@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::predict::Spread;
 use crate::model::Reach;
+use crate::money::Usd;
 use crate::prompt::{Class, Mode};
 use crate::strain::{Cause, Stage};
 
@@ -31,6 +32,9 @@ pub enum Reason {
     /// The preferred model was not sure enough.
     #[serde(rename = "quality:confidence")]
     Confidence,
+    /// A cap on spending leaves nothing for the preferred model.
+    #[serde(rename = "budget")]
+    Budget,
     /// A rule of the task answered it.
     #[serde(rename = "rule")]
     Rule,
@@ -83,6 +87,9 @@ pub struct Attempt {
     pub confidence: Option<f32>,
     /// Milliseconds from start to end.
     pub ms: u64,
+    /// What it has cost, in US dollars; the most that it can have cost if nobody said.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub cost_usd: f64,
 }
 
 /// How full the device is, each from 0 (empty) to 1 (full).
@@ -125,6 +132,14 @@ pub struct Decision {
     /// The figures behind it, from which `pilotlight explain` decides again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<Figures>,
+}
+
+impl Decision {
+    /// What all attempts together have cost, in US dollars.
+    pub fn cost_usd(&self) -> f64 {
+        let attempts = self.attempts.iter();
+        attempts.fold(Usd::NONE, |sum, one| sum.plus(Usd::at_least(one.cost_usd))).dollars()
+    }
 }
 
 /// What was known when it was decided where the job goes. All times are milliseconds.
@@ -186,6 +201,11 @@ pub struct State {
     /// It is not on this device and could not take one more at that moment.
     #[serde(default, skip_serializing_if = "is_false")]
     pub full: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_nothing(usd: &f64) -> bool {
+    *usd <= 0.0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]

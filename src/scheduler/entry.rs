@@ -7,6 +7,7 @@ use super::event::{Ticket, Word};
 use super::predict::{Load, Predictor, Rates, Spread};
 use super::share::AppId;
 use crate::limits::ATTEMPTS_MAX;
+use crate::money::Usd;
 use crate::prompt::{Class, JobId};
 use crate::time::Time;
 
@@ -76,6 +77,8 @@ pub(super) struct Entry {
     pub(super) failed: Set,
     /// Backends that can't do it, or not well enough, and what they lack.
     pub(super) unfit: Bounded<(usize, Reason), ATTEMPTS_MAX>,
+    /// Backends that it can't pay for now.
+    pub(super) broke: Set,
     /// The surest word so far, if none was sure enough.
     pub(super) best: Option<Word>,
     pub(super) attempts: Vec<Attempt>,
@@ -109,7 +112,8 @@ impl Entry {
 
     /// The backends that may be asked for it.
     pub(super) fn candidates(&self) -> Set {
-        self.able.without(self.unfit.iter().map(|(backend, _)| *backend).collect())
+        let unfit: Set = self.unfit.iter().map(|(backend, _)| *backend).collect();
+        self.able.without(unfit).without(self.broke)
     }
 
     pub(super) fn lacks(&self, backend: usize) -> Option<Reason> {
@@ -130,6 +134,8 @@ pub(super) struct Running {
     pub(super) recalled: Option<(Reason, Box<Figures>)>,
     /// It is served before all others, because its class has waited long enough.
     pub(super) promoted: bool,
+    /// The most that it can cost.
+    pub(super) hold: Usd,
 }
 
 impl Running {
@@ -143,6 +149,7 @@ impl Running {
             served: 0.0,
             recalled: None,
             promoted: false,
+            hold: Usd::NONE,
         }
     }
 

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use super::books::Entry;
 use super::decision::Decision;
 use crate::generate::{Fault, Usage};
 use crate::model::{InferenceSettings, LOGPROBS, Reach};
+use crate::money::{Hour, Price, Usd};
 use crate::prompt::{Class, Format, Job, JobId, Mode, Refusal};
 use crate::strain::Strain;
 use crate::time::Time;
@@ -44,6 +46,8 @@ pub struct Ticket {
     pub ruled: bool,
     /// Size of its prompt.
     pub bytes: usize,
+    /// The most tokens that its prompt can have, whoever reads it.
+    pub input_max: u32,
     /// Services it has passed.
     pub hops: u8,
 }
@@ -78,6 +82,7 @@ impl Ticket {
             },
             ruled: job.ruled.is_some(),
             bytes: job.prompt_bytes(),
+            input_max: job.input_tokens_max(),
             hops: job.hops,
         }
     }
@@ -121,6 +126,8 @@ pub struct Card {
     pub json_schema: bool,
     /// What it is good at; none before it has stated it.
     pub talents: Option<Vec<String>>,
+    /// What its tokens cost.
+    pub price: Price,
 }
 
 impl Card {
@@ -139,6 +146,7 @@ impl Card {
             context_tokens: u32::MAX,
             json_schema: true,
             talents: None,
+            price: Price::default(),
         }
     }
 
@@ -176,6 +184,8 @@ pub enum Event {
     Down(BackendId),
     /// How hard pressed the device is.
     Strained(Strain),
+    /// The hour of the calendar, when it has changed.
+    Clock(Hour),
     /// The time of [`Scheduler::wake_at`] has come.
     Tick,
     /// No more jobs are taken.
@@ -187,6 +197,8 @@ pub enum Event {
 pub struct Answered {
     /// How sure the backend is, 0 ..= 1, if it says so.
     pub confidence: Option<f32>,
+    /// What it says that it has cost.
+    pub cost: Usd,
     /// What it took, if it says so.
     pub spent: Option<Spent>,
 }
@@ -240,7 +252,11 @@ pub enum Effect {
         budget: Duration,
         /// How urgent it is there: a batch job whose turn has come is not behind the others.
         class: Class,
+        /// What has to stand in the books before anything is sent, if it can cost anything.
+        hold: Option<Entry>,
     },
+    /// A line for the books.
+    Book(Entry),
     /// Stop the job's attempt; its end is not reported any more.
     Stop {
         /// Which job.

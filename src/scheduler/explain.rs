@@ -12,6 +12,7 @@ use super::{Card, Effect, Event, Scheduler, Ticket, route_to};
 use crate::generate::Fault;
 use crate::limits::{HOPS_MAX, SERVERS_MAX, WAITING_JOBS_MAX};
 use crate::model::{GENERATE, Reach};
+use crate::money::{Caps, Limits, Price, Usd};
 use crate::prompt::{Class, Code, JobId, Mode, Refusal};
 use crate::strain::Strain;
 use crate::time::Time;
@@ -35,6 +36,7 @@ pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
         (_, Reason::Draining) => arrive(plain(0), &[Event::Drain]),
         (_, Reason::Cancelled) if is_nowhere => end_by(Event::Gone(JobId(0)), Time(0)),
         (_, Reason::Deadline) if is_nowhere => end_by(Event::Tick, plain(0).due),
+        (_, Reason::Budget) if is_nowhere => penniless(),
         (_, Reason::Queue) if is_nowhere => arrive(plain(0), &crowd()),
         (Some(figures), _) => replay(decision, figures)?,
         (None, _) => return Err("the record has no figures".to_owned()),
@@ -47,6 +49,7 @@ pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
         | Effect::Start { .. }
         | Effect::Stop { .. }
         | Effect::Recall { .. }
+        | Effect::Book(_)
         | Effect::Load(_)
         | Effect::Unload(_)
         | Effect::Drained => None,
@@ -71,6 +74,7 @@ fn plain(job: u64) -> Ticket {
         margin: 0.0,
         ruled: false,
         bytes: 0,
+        input_max: 1,
         hops: 0,
     }
 }
@@ -95,6 +99,23 @@ fn arrive(ticket: Ticket, before: &[Event]) -> Vec<Effect> {
         scheduler.on(event.clone(), Time(0));
     }
     scheduler.on(Event::Arrived(ticket), Time(0))
+}
+
+/// A job that only a model could answer that nobody can pay for.
+fn penniless() -> Vec<Effect> {
+    let dear = Card { price: price(), ..card("cloud", Reach::Cloud) };
+    let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(vec![dear]) };
+    scheduler.on(Event::Arrived(plain(0)), Time(0))
+}
+
+/// A price that nobody can pay who may spend [`nothing`].
+fn price() -> Price {
+    Price::of_million(1.0, 1.0).unwrap_or_default()
+}
+
+fn nothing() -> Caps {
+    let device = Limits { hour: Some(Usd::NONE), ..Limits::default() };
+    Caps { device, ..Caps::default() }
 }
 
 fn crowd() -> Vec<Event> {
@@ -143,6 +164,13 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     let unfit = |code| Fault::Unfit(Refusal::new(code, ""));
     let end = |outcome| Event::Ended { job, outcome };
     let event = match (last, decision.reason) {
+        // after it, nobody else could be paid for
+        (Some(last), Reason::Budget) if reason != Reason::Budget => {
+            scheduler.backends.iter_mut().for_each(|backend| backend.card.price = price());
+            let away = Fault::Away(String::new());
+            let fault = if last == "unfit" { unfit(Code::Incapable) } else { away };
+            end(Err((fault, Sent::Nothing)))
+        }
         (_, Reason::Cancelled) => Event::Gone(job),
         // its time was over; with an unsure word that would have been the answer
         (Some("cancelled"), Reason::Deadline) if !has_word => {
@@ -174,7 +202,7 @@ fn went_to_the_last(decision: &Decision, figures: &Figures) -> bool {
 fn house(decision: &Decision, figures: &Figures) -> Scheduler {
     let chosen = decision.attempts.last().map(|last| last.server.as_str());
     let cards = figures.servers.iter().map(|state| card_of(state, figures)).collect();
-    let mut scheduler = Scheduler::new(cards);
+    let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(cards) };
     scheduler.strain = Strain {
         #[expect(clippy::cast_possible_truncation, reason = "it was one when it was written")]
         duty: figures.duty as f32,
@@ -215,6 +243,7 @@ fn card_of(state: &State, figures: &Figures) -> Card {
         urgent_first: is_engine && figures.parallel <= 1,
         context_tokens: if state.lacks == Some(Reason::Context) { 0 } else { u32::MAX },
         json_schema: state.lacks != Some(Reason::Schema),
+        price: if state.lacks == Some(Reason::Budget) { price() } else { Price::default() },
         talents: Some(match state.lacks {
             Some(Reason::Talent) => vec![GENERATE.to_owned()],
             Some(_) | None => vec![GENERATE.to_owned(), TALENT.to_owned()],
@@ -268,6 +297,8 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
         }
     }
     own.attempts = decision.attempts[..before].to_vec();
+    // if nobody is left, the record says why
+    let _ = scheduler.afford(&mut own);
     scheduler.house(&mut own);
     own
 }

@@ -7,6 +7,7 @@ use super::entry::{Entry, Running};
 use super::event::{Answered, BackendId, Effect, Sent, Verdict, Word};
 use crate::generate::Fault;
 use crate::limits::ATTEMPTS_MAX;
+use crate::money::Usd;
 use crate::prompt::{Code, JobId};
 use crate::time::Time;
 
@@ -23,31 +24,39 @@ impl Scheduler {
         now: Time,
     ) {
         let Some(mut run) = self.running.remove(job) else { return };
+        let cost = self.bill(&run, &outcome);
         match outcome {
-            Ok(answered) => self.answered(run, &answered, now),
+            Ok(answered) => self.answered(run, &answered, cost, now),
             Err((fault, sent)) => {
                 let is_back = fault == Fault::Cancelled && sent == Sent::Nothing;
                 if let Some((reason, figures)) = run.recalled.take_if(|_| is_back) {
-                    self.note(&mut run, RECALLED, None, now);
+                    self.note(&mut run, RECALLED, (None, cost), now);
                     (run.entry.leaves, run.entry.figures) = (Some(reason), Some(figures));
                     return self.moved(run.entry, now);
                 }
-                self.note(&mut run, fault.name(), None, now);
+                self.note(&mut run, fault.name(), (None, cost), now);
                 self.failed(run, fault, sent, now);
             }
         }
     }
 
-    fn note(&self, run: &mut Running, outcome: &str, confidence: Option<f32>, now: Time) {
+    fn note(
+        &self,
+        run: &mut Running,
+        outcome: &str,
+        (confidence, cost): (Option<f32>, Usd),
+        now: Time,
+    ) {
         run.entry.attempts.push(Attempt {
             server: self.backends[run.backend].card.server.clone(),
             outcome: outcome.to_owned(),
             confidence,
             ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
+            cost_usd: cost.dollars(),
         });
     }
 
-    fn answered(&mut self, mut run: Running, answered: &Answered, now: Time) {
+    fn answered(&mut self, mut run: Running, answered: &Answered, cost: Usd, now: Time) {
         let ticket = &run.entry.ticket;
         let backend = &mut self.backends[run.backend];
         backend.breaker.worked();
@@ -58,7 +67,7 @@ impl Scheduler {
         }
         let unsure = answered.confidence.filter(|sure| *sure < ticket.margin);
         let outcome = if unsure.is_some() { UNSURE } else { "ok" };
-        self.note(&mut run, outcome, answered.confidence, now);
+        self.note(&mut run, outcome, (answered.confidence, cost), now);
         match unsure {
             Some(sure) => self.unsure(run, sure, now),
             None => self.settle(run.entry, Verdict::Done, Some(run.backend), run.reason),
@@ -73,6 +82,7 @@ impl Scheduler {
             entry.best = Some(Word { backend: BackendId(backend), confidence });
         }
         let _ = entry.unfit.push((backend, Reason::Confidence));
+        let _ = self.afford(&mut entry);
         let may_go_on = entry.attempts.len() < ATTEMPTS_MAX && entry.due() > now;
         let left = if may_go_on && !self.sides.best(&entry, self.healthy).is_empty() {
             self.house(&mut entry);
@@ -100,7 +110,7 @@ impl Scheduler {
             && run.entry.attempts.len() < ATTEMPTS_MAX
             && run.entry.due() > now
             && match &fault {
-                Fault::Unfit(refusal) => refusal.code == Code::Incapable,
+                Fault::Unfit(refusal) => matches!(refusal.code, Code::Incapable | Code::Forbidden),
                 Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => true,
                 Fault::Cancelled => false,
             };
@@ -125,6 +135,7 @@ impl Scheduler {
         if entry.due() <= now {
             return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
         }
+        self.moved = true;
         self.house(&mut entry);
         if let Err(back) = self.queue.offer(entry) {
             self.refuse_busy(*back);
@@ -134,9 +145,15 @@ impl Scheduler {
     /// Lets a job wait for its next attempt, unless nobody is left who could do it.
     fn again(&mut self, run: Running, fault: Fault, now: Time) {
         let Running { mut entry, backend, reason, recalled, .. } = run;
+        // it may be paid for no more
+        let _ = self.afford(&mut entry);
         let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now;
         if is_over || entry.candidates().is_empty() {
-            let lack = entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack);
+            let lack = if entry.broke.is_empty() {
+                entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack)
+            } else {
+                Reason::Budget
+            };
             let reason = if is_over { reason } else { lack };
             return self.settle(entry, verdict_of(fault), Some(backend), reason);
         }
@@ -161,7 +178,9 @@ impl Scheduler {
     pub(super) fn expire(&mut self, now: Time) {
         // bounded: each turn takes one job out of those that wait or run
         while let Some(entry) = self.queue.expired(now) {
-            self.settle(entry, Verdict::Expired, None, Reason::Deadline);
+            let is_broke = entry.candidates().is_empty() && !entry.broke.is_empty();
+            let reason = if is_broke { Reason::Budget } else { Reason::Deadline };
+            self.settle(entry, Verdict::Expired, None, reason);
         }
         while let Some(run) = self.running.expired(now) {
             self.stop(run, Verdict::Expired, Reason::Deadline, now);
@@ -169,7 +188,9 @@ impl Scheduler {
     }
 
     fn stop(&mut self, mut run: Running, verdict: Verdict, reason: Reason, now: Time) {
-        self.note(&mut run, Fault::Cancelled.name(), None, now);
+        // how far it came is not told any more
+        let cost = self.bill(&run, &Err((Fault::Cancelled, Sent::Nothing)));
+        self.note(&mut run, Fault::Cancelled.name(), (None, cost), now);
         let Running { entry, backend, .. } = run;
         self.effects.push(Effect::Stop { job: entry.job() });
         self.settle(entry, verdict, Some(backend), reason);

@@ -9,7 +9,9 @@
 //! backend runs more than its slots, the queue is within its bounds, and a job that could start
 //! has started.
 
+pub mod books;
 mod breaker;
+mod budget;
 pub mod decision;
 mod entry;
 mod event;
@@ -31,6 +33,7 @@ mod window;
 
 use std::time::Duration;
 
+use self::books::Books;
 use self::breaker::Breaker;
 use self::decision::{Decision, Pressure, Reason};
 use self::entry::{Entry, Set};
@@ -48,6 +51,7 @@ use self::runs::Runs;
 use self::share::Shares;
 use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
 use crate::model::Reach;
+use crate::money::Caps;
 use crate::prompt::{Class, Code, JobId, Refusal};
 use crate::strain::{Cause, Stage, Strain};
 use crate::time::Time;
@@ -90,6 +94,10 @@ pub struct Scheduler {
     learned: Learned,
     shares: Shares,
     strain: Strain,
+    caps: Caps,
+    books: Books,
+    /// What can be paid for has changed.
+    moved: bool,
     /// The time of the last event.
     seen: Time,
     /// When it must be decided at the latest whether a job leaves.
@@ -121,6 +129,9 @@ impl Scheduler {
             learned: Learned::default(),
             shares: Shares::default(),
             strain: Strain::default(),
+            caps: Caps::default(),
+            books: Books::default(),
+            moved: false,
             seen: Time::default(),
             look_at: None,
             draining: false,
@@ -142,11 +153,13 @@ impl Scheduler {
             Event::Up(backend, card) => self.up(backend, card),
             Event::Down(backend) => self.down(backend),
             Event::Strained(strain) => self.strained(strain),
+            Event::Clock(hour) => self.turn(hour),
             Event::Tick => {}
             Event::Drain => self.draining = true,
         }
         self.take_health(now);
         self.expire(now);
+        self.afford_all(now);
         self.decide(now);
         self.start(now);
         self.watch_drain();
@@ -274,6 +287,10 @@ impl Scheduler {
         if entry.due() <= now {
             return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
         }
+        if let Err((refusal, reason)) = self.afford(&mut entry) {
+            entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
+            return self.settle(entry, Verdict::Refused(refusal), None, reason);
+        }
         self.house(&mut entry);
         entry.predicted = self.predict(&entry, now);
         self.admit(entry, now);
@@ -287,6 +304,7 @@ impl Scheduler {
             able: Set::default(),
             failed: Set::default(),
             unfit: heapless::Vec::new(),
+            broke: Set::default(),
             best: None,
             attempts: Vec::new(),
             home: None,

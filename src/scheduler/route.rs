@@ -5,8 +5,9 @@
 //! 2. *Privacy*: nothing beyond the reach that the job's mode allows.
 //! 3. *Capability*: the talents, context length, JSON and schema; and a model that was not sure
 //!    enough of this job is not asked again.
-//! 4. *Health*: only models that are up and do not rest.
-//! 5. *Preference*: the side that the mode prefers first, unless the job has to leave the device;
+//! 4. *Budget*: only models that can be paid for, whatever the call may cost.
+//! 5. *Health*: only models that are up and do not rest.
+//! 6. *Preference*: the side that the mode prefers first, unless the job has to leave the device;
 //!    then by the order of the catalog.
 //!
 //! If nothing is left, the first rule that emptied the set is the reason.
@@ -58,7 +59,7 @@ impl Sides {
         }
     }
 
-    /// Step 5: of those that may be asked, the models that are equally good and better than all
+    /// Step 6: of those that may be asked, the models that are equally good and better than all
     /// others; the job waits for one of these.
     pub(super) fn best(&self, entry: &Entry, healthy: Set) -> Set {
         let left = entry.candidates().and(healthy);
@@ -131,6 +132,9 @@ pub(super) fn why(entry: &Entry, chosen: usize, backends: &[Backend], resting: R
     if let Some(lack) = entry.lacks(preferred) {
         return lack;
     }
+    if entry.broke.has(preferred) {
+        return Reason::Budget;
+    }
     // one that could have done it stood nearer and could not be asked
     let nearer = entry.candidates().iter().any(|b| distance(b) < distance(chosen));
     if nearer || entry.failed.has(preferred) {
@@ -190,6 +194,7 @@ fn incapable(ticket: &Ticket, lack: Reason) -> (Refusal, Reason) {
         Reason::Talent => ("talent", no_talent.as_str()),
         Reason::Context
         | Reason::Confidence
+        | Reason::Budget
         | Reason::Rule
         | Reason::Feasible
         | Reason::Mode

@@ -46,6 +46,7 @@ impl Scheduler {
                 continue;
             }
             self.run(entry, backend, false, now);
+            self.afford_all(now);
         }
     }
 
@@ -131,6 +132,7 @@ impl Scheduler {
 
     /// Starts a job for which there is no room to wait elsewhere, if it may go there.
     pub(super) fn start_elsewhere(&mut self, mut entry: Entry, now: Time) -> Option<Entry> {
+        let _ = self.afford(&mut entry);
         let may = entry.candidates().and(self.open()).and(self.sides.away());
         if may.is_empty() || self.running.len() >= RUNNING_JOBS_MAX {
             return Some(entry);
@@ -158,8 +160,10 @@ impl Scheduler {
         let budget: Duration = now.until(entry.due());
         let class = if promoted { Class::Interactive } else { entry.ticket.class };
         let (job, backend_id) = (entry.job(), BackendId(backend));
-        self.effects.push(Effect::Start { job, backend: backend_id, budget, class });
-        self.running.add(Running { promoted, ..Running::started(entry, backend, reason, now) });
+        let (hold, line) = self.hold(&entry, backend);
+        self.effects.push(Effect::Start { job, backend: backend_id, budget, class, hold: line });
+        let run = Running::started(entry, backend, reason, now);
+        self.running.add(Running { promoted, hold, ..run });
     }
 
     fn resting_near(&self, entry: &Entry) -> Reason {

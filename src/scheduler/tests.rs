@@ -26,6 +26,7 @@ pub(super) fn ticket(id: u64) -> Ticket {
         margin: 0.0,
         ruled: false,
         bytes: 100,
+        input_max: 100,
         hops: 0,
     }
 }
@@ -286,7 +287,7 @@ fn label_job(id: u64, margin: f32) -> Ticket {
 }
 
 fn says(scheduler: &mut Scheduler, job: u64, confidence: f32, at: u64) -> Vec<Effect> {
-    let outcome = Ok(Answered { confidence: Some(confidence), spent: None });
+    let outcome = Ok(Answered { confidence: Some(confidence), ..Answered::default() });
     scheduler.on(Event::Ended { job: JobId(job), outcome }, Time(at))
 }
 

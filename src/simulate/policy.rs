@@ -133,7 +133,7 @@ impl Rule {
         let ticket = self.queue.pop_front()?;
         let (job, budget, class) = (ticket.job, now.until(ticket.due), ticket.class);
         self.here = Some((ticket, now));
-        Some(Effect::Start { job, backend: HERE, budget, class })
+        Some(Effect::Start { job, backend: HERE, budget, class, hold: None })
     }
 }
 
@@ -145,7 +145,7 @@ impl Judge for Rule {
                 let (job, budget) = (ticket.job, now.until(ticket.due));
                 let class = ticket.class;
                 self.away.insert(job, ticket);
-                effects.push(Effect::Start { job, backend: AWAY, budget, class });
+                effects.push(Effect::Start { job, backend: AWAY, budget, class, hold: None });
             }
             Event::Arrived(ticket) => self.queue.push_back(ticket),
             Event::Ended { job, .. } => {
@@ -164,6 +164,7 @@ impl Judge for Rule {
             | Event::Up(..)
             | Event::Down(_)
             | Event::Strained(_)
+            | Event::Clock(_)
             | Event::Tick
             | Event::Drain => {}
         }

@@ -309,6 +309,7 @@ impl<'a> World<'a> {
             margin: 0.0,
             ruled: false,
             bytes,
+            input_max: u32::try_from(bytes).unwrap_or(u32::MAX),
             hops: 0,
         };
         self.waiting += 1;
@@ -350,7 +351,7 @@ impl<'a> World<'a> {
                     * slow,
                 decode_ms: f64::from(order.answer) / self.board.decode * 1e3 * slow,
             };
-            let answered = Answered { confidence: None, spent: Some(spent) };
+            let answered = Answered { spent: Some(spent), ..Answered::default() };
             self.tell(Event::Ended { job, outcome: Ok(answered) });
             return Some(());
         }
@@ -362,7 +363,7 @@ impl<'a> World<'a> {
             completion_tokens: order.answer,
             ..Spent::default()
         };
-        let answered = Answered { confidence: None, spent: Some(tokens) };
+        let answered = Answered { spent: Some(tokens), ..Answered::default() };
         self.tell(Event::Ended { job, outcome: Ok(answered) });
         Some(())
     }
@@ -396,7 +397,7 @@ impl<'a> World<'a> {
                 let away = backend == Some(AWAY);
                 self.settled(job, &verdict, away, decision.reason);
             }
-            Effect::Load(_) | Effect::Unload(_) | Effect::Drained => {}
+            Effect::Load(_) | Effect::Unload(_) | Effect::Book(_) | Effect::Drained => {}
         }
     }
 

@@ -74,7 +74,7 @@ pub(super) async fn read(
 
 /// The fault of a provider that will not write this.
 pub(super) fn forbidden() -> Fault {
-    Fault::Unfit(Refusal::new(Code::Incapable, "the provider's rules forbid this answer"))
+    Fault::Unfit(Refusal::new(Code::Forbidden, "the provider's rules forbid this answer"))
 }
 
 /// The fault of a provider that says in the middle of an answer that it can't go on.

@@ -182,7 +182,8 @@ impl Generate for Cloud {
                 () = out.gone() => return Err(Fault::Cancelled),
             };
             let mut usage = answer::read(response, self.protocol, job, out).await?;
-            usage.cost_usd = self.entry.price.of(usage.prompt_tokens, usage.completion_tokens);
+            usage.cost_usd =
+                self.entry.price.of(usage.prompt_tokens, usage.completion_tokens).dollars();
             usage.model.clone_from(&self.entry.model);
             Ok(usage)
         })

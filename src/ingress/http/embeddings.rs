@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Door;
-use super::openai::{ANY_MODEL, Body, Wishes, not_ok, ours, refused, taken};
+use super::errors::{not_ok, refused};
+use super::openai::{ANY_MODEL, Body, Wishes, ours, taken};
 use crate::ingress::answers;
 use crate::prompt::{Code, Format, Message, Refusal, Role};
 use crate::wire::{Ask, AskFormat, Reply, Status, read};

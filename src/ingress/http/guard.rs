@@ -66,7 +66,7 @@ async fn check_token(State(guard): State<Arc<Guard>>, request: Request, next: Ne
 
 fn refuse(status: StatusCode, message: &str) -> Response {
     let refusal = Refusal::new(Code::Forbidden, message);
-    (status, axum::Json(super::openai::error_body(&refusal))).into_response()
+    (status, axum::Json(super::errors::error_body(&refusal))).into_response()
 }
 
 /// Takes the same time wherever the first difference lies.

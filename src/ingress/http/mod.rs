@@ -1,6 +1,7 @@
 //! The HTTP door: `OpenAI`'s chat API, MCP, health and metrics, on loopback unless told otherwise.
 
 mod embeddings;
+mod errors;
 mod guard;
 mod openai;
 
@@ -204,6 +205,7 @@ async fn ready(State(door): State<Door>) -> Response {
         "servers": servers,
         "waiting": waiting,
         "running": running,
+        "spent_usd": door.dispatch.spending(),
         "mqtt": mqtt,
         "device": door.reading.borrow().told(),
     });
@@ -214,8 +216,9 @@ async fn metrics(State(door): State<Door>) -> Result<impl IntoResponse, Infallib
     let servers = door.dispatch.backends().into_iter();
     let servers: Vec<_> = servers.map(|seen| (seen.server, seen.health == Health::Ready)).collect();
     let mqtt = door.line.as_ref().is_some_and(|line| *line.borrow() == Line::Up);
-    let text =
-        door.metrics.text(door.dispatch.load(), &servers, mqtt, &door.reading.borrow().strain);
+    let strain = door.reading.borrow().strain;
+    let spent = door.dispatch.spending().by_span();
+    let text = door.metrics.text(door.dispatch.load(), &servers, mqtt, &strain, &spent);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(http::header::CONTENT_TYPE, kind)], text))
 }

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Door;
+use super::errors::{error_of, not_ok, refused};
 use crate::dispatch::{Answer, Seen};
 use crate::generate::Finish;
 use crate::ingress::answers;
@@ -398,82 +399,6 @@ pub(super) fn ours(reply: &Reply) -> Value {
         ours["scores"] = json!(reply.scores);
     }
     ours
-}
-
-/// A refusal in the API's words.
-pub(super) fn error_body(refusal: &Refusal) -> Value {
-    let kind = match refusal.code {
-        Code::Busy => "rate_limit_error",
-        Code::Unavailable => "server_error",
-        Code::Malformed
-        | Code::Invalid
-        | Code::TooLarge
-        | Code::Unknown
-        | Code::Forbidden
-        | Code::Incapable
-        | Code::Conflict => "invalid_request_error",
-    };
-    json!({"error": {
-        "message": refusal.message,
-        "type": kind,
-        "param": refusal.field,
-        "code": refusal.code.name(),
-    }})
-}
-
-pub(super) fn refused(refusal: &Refusal) -> Response {
-    let status = match refusal.code {
-        Code::Malformed | Code::Invalid | Code::Incapable => StatusCode::BAD_REQUEST,
-        Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::Unknown => StatusCode::NOT_FOUND,
-        Code::Forbidden => StatusCode::FORBIDDEN,
-        Code::Conflict => StatusCode::CONFLICT,
-        Code::Busy => StatusCode::TOO_MANY_REQUESTS,
-        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    let mut response = (status, Json(error_body(refusal))).into_response();
-    if let Some(wait) = refusal.retry_after {
-        let seconds = wait.as_secs_f64().ceil().max(1.0);
-        if let Ok(value) = HeaderValue::from_str(&format!("{seconds:.0}")) {
-            response.headers_mut().insert(header::RETRY_AFTER, value);
-        }
-    }
-    response
-}
-
-fn error_of(reply: &Reply) -> Value {
-    let error = reply.error.as_ref();
-    json!({
-        "error": {
-            "message": error.map_or("no answer", |e| e.message.as_str()),
-            "type": "server_error",
-            "param": error.and_then(|e| e.field.clone()),
-            "code": error.map(|e| e.code.clone()),
-        },
-        "pilotlight": ours(reply),
-    })
-}
-
-/// A job that ended without an answer.
-pub(super) fn not_ok(reply: &Reply) -> Response {
-    let code = reply.error.as_ref().map_or("", |error| error.code.as_str());
-    if let Ok(code) = serde_json::from_value::<Code>(Value::from(code)) {
-        let error = reply.error.as_ref();
-        let refusal = Refusal {
-            code,
-            message: error.map(|e| e.message.clone()).unwrap_or_default(),
-            field: error.and_then(|e| e.field.clone()),
-            retry_after: reply.retry_after_ms.map(std::time::Duration::from_millis),
-        };
-        return refused(&refusal);
-    }
-    let status = match reply.status {
-        Status::Expired => StatusCode::GATEWAY_TIMEOUT,
-        Status::Ok | Status::Busy | Status::Refused | Status::Conflict | Status::Failed => {
-            StatusCode::BAD_GATEWAY
-        }
-    };
-    (status, Json(error_of(reply))).into_response()
 }
 
 /// `GET /v1/models`

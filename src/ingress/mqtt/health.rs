@@ -53,5 +53,6 @@ fn health(reading: &Reading, dispatch: &Dispatch) -> Value {
     value["waiting"] = json!(waiting);
     value["running"] = json!(running);
     value["tokens_per_s"] = json!(rate);
+    value["spent_usd"] = json!(dispatch.spending());
     value
 }

@@ -1,0 +1,152 @@
+//! Whether a job can pay for a model: the most that a call can cost is held before it, and what it
+//! has cost takes its place.
+
+use std::time::Duration;
+
+use super::Scheduler;
+use super::books::{Books, Entry as Line, Fits};
+use super::decision::Reason;
+use super::entry::{Entry, Running, Set};
+use super::event::{Answered, Effect, Sent, Ticket, Verdict};
+use crate::generate::Fault;
+use crate::money::{Caps, Hour, Span, Usd};
+use crate::prompt::{Code, Refusal};
+use crate::time::Time;
+
+impl Scheduler {
+    /// The same with caps on spending, and what was spent before.
+    #[must_use]
+    pub fn with_budget(mut self, caps: Caps, mut books: Books) -> Scheduler {
+        books.close();
+        (self.caps, self.books) = (caps, books);
+        self
+    }
+
+    /// What was spent, and what calls under way may cost.
+    pub fn books(&self) -> &Books {
+        &self.books
+    }
+
+    pub(super) fn turn(&mut self, hour: Hour) {
+        self.books.turn(hour);
+        self.moved = true;
+    }
+
+    /// The most that an answer of this backend can cost.
+    fn most(&self, ticket: &Ticket, backend: usize) -> Usd {
+        let card = &self.backends[backend].card;
+        let output = ticket.max_tokens.unwrap_or(card.max_tokens).min(card.max_tokens);
+        card.price.of(ticket.input_max, output)
+    }
+
+    /// Finds the backends that the job can't pay for.
+    ///
+    /// # Errors
+    /// A refusal if that is why nobody is left, for as long as the span lasts.
+    pub(super) fn afford(&self, entry: &mut Entry) -> Result<(), (Refusal, Reason)> {
+        entry.broke = Set::default();
+        if !self.caps.is_bound() || entry.candidates().is_empty() {
+            return Ok(());
+        }
+        let (mut over, mut may_come) = (None, false);
+        for backend in entry.able.iter() {
+            let most = self.most(&entry.ticket, backend);
+            if most.is_none() {
+                continue;
+            }
+            match self.books.fits(&self.caps, &entry.ticket.app, most) {
+                Fits::Yes => continue,
+                Fits::Later => may_come = true,
+                Fits::No(span) => over = over.max(Some(span)),
+            }
+            entry.broke.add(backend);
+        }
+        if entry.candidates().and(self.sides.away()).is_empty() {
+            entry.leaves = None;
+        }
+        match over {
+            Some(span) if entry.candidates().is_empty() && !may_come => {
+                Err((self.over(span), Reason::Budget))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn over(&self, span: Span) -> Refusal {
+        let message = format!(
+            "the budget for answers that cost money is used up for this {}; see \
+             pilotlight.policy.budget",
+            span.name()
+        );
+        let hours = u64::from(self.books.now().left_of(span));
+        Refusal::new(Code::Unavailable, message).retry_after(Duration::from_secs(hours * 3600))
+    }
+
+    /// The same for all that wait, if anything has changed.
+    pub(super) fn afford_all(&mut self, now: Time) {
+        if !std::mem::take(&mut self.moved) || !self.caps.is_bound() {
+            return;
+        }
+        let mut queue = std::mem::take(&mut self.queue);
+        let mut over = Vec::new();
+        for entry in queue.iter_mut() {
+            if let Err(why) = self.afford(entry) {
+                over.push((entry.job(), why));
+            }
+        }
+        self.queue = queue;
+        for (job, (refusal, reason)) in over {
+            if let Some(mut entry) = self.queue.remove(job) {
+                entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
+                self.settle(entry, Verdict::Refused(refusal), None, reason);
+            }
+        }
+    }
+
+    /// Holds the most that the call can cost; also the line for the books.
+    pub(super) fn hold(&mut self, entry: &Entry, backend: usize) -> (Usd, Option<Line>) {
+        let most = self.most(&entry.ticket, backend);
+        if most.is_none() {
+            return (most, None);
+        }
+        let line = self.books.hold(entry.job().0, &entry.ticket.app, most);
+        self.books.write(&line);
+        self.moved = true;
+        (most, Some(line))
+    }
+
+    /// What an attempt has cost. Who was not reached or refused the prompt has not charged for it;
+    /// how far any other came that failed is not known, so it has cost the most that it can.
+    pub(super) fn bill(&mut self, run: &Running, outcome: &Result<Answered, (Fault, Sent)>) -> Usd {
+        let price = self.backends[run.backend].card.price;
+        let cost = match outcome {
+            Ok(answered) => match answered.spent {
+                Some(spent) if !price.is_free() => {
+                    price.of(spent.prompt_tokens, spent.completion_tokens)
+                }
+                Some(_) | None => answered.cost,
+            },
+            Err((Fault::Away(_), Sent::Nothing)) => Usd::NONE,
+            // it has read the prompt, and its rules forbid the answer
+            Err((Fault::Unfit(refusal), _)) if refusal.code != Code::Forbidden => Usd::NONE,
+            Err(_) => run.hold,
+        };
+        let call = run.entry.job().0;
+        if run.hold.is_none() {
+            if cost.is_none() {
+                return cost;
+            }
+            // a model that has no price here says that it has cost something
+            let line = self.books.hold(call, &run.entry.ticket.app, cost);
+            self.book(line);
+        }
+        self.book(Line::Bill { call, usd: cost });
+        cost
+    }
+
+    fn book(&mut self, line: Line) {
+        self.books.write(&line);
+        self.moved = true;
+        self.effects.push(Effect::Book(line));
+    }
+}
