@@ -143,6 +143,11 @@ impl Reader<'_> {
         let device = self.device(&catalog);
         let (mqtt, broker) = self.mqtt(&catalog);
         let http = self.http(&catalog);
+        let needs_line = catalog.services().next().is_some() || catalog.mqtt.serve.is_some();
+        if needs_line && mqtt.is_none() {
+            let message = "a service on MQTT needs a broker; set pilotlight.mqtt.url";
+            self.mistake("pilotlight.mqtt", message);
+        }
         let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned()).into();
         let state = self.state();
         if catalog.caps.is_bound() && state.is_none() {

@@ -9,18 +9,22 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use bytes::Bytes;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backends::supervise::supervise;
-use crate::bus;
+use crate::bus::{self, Bus};
 use crate::config::{Config, Http, Mqtt};
 use crate::device::{self, Reading, Sensors};
+use crate::dispatch::whole::Whole;
 use crate::dispatch::{self, Dispatch, Keep};
 use crate::ingress::mqtt::topics::Topics;
 use crate::ingress::{http, mqtt};
+use crate::limits::MQTT_INBOX_MAX;
+use crate::mcp::over_mqtt::caller::Switch;
+use crate::mcp::over_mqtt::{self, worker};
 use crate::metrics::Metrics;
 use crate::pressure::Bounds;
 use crate::registry::catalog::{Catalog, DeviceLimits};
@@ -63,12 +67,17 @@ pub struct Core {
 }
 
 impl Core {
-    /// Starts every model of the catalog.
-    pub fn start(catalog: &Catalog, strain: watch::Receiver<Strain>, keep: Keep) -> Core {
+    /// Starts every model of the catalog; those on MQTT need the switch.
+    pub fn start(
+        catalog: &Catalog,
+        strain: watch::Receiver<Strain>,
+        keep: Keep,
+        switch: Option<&Switch>,
+    ) -> Core {
         let (mut models, mut judge) = (Floor::new("models"), Floor::new("dispatcher"));
         let mut backends = Vec::new();
         for server in &catalog.servers {
-            let (backend, keeper) = supervise(server, models.stop.clone());
+            let (backend, keeper) = supervise(server, switch.cloned(), models.stop.clone());
             models.add(keeper);
             backends.push(backend);
         }
@@ -112,6 +121,7 @@ pub fn calm() -> watch::Receiver<Strain> {
 /// # Errors
 /// If a port is taken or a certificate can't be used.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut words = Words::listen()?;
     let mut broker = Floor::new("broker");
     start_broker(&config, &mut broker).await?;
     let listener = match &config.http {
@@ -122,21 +132,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let (strains, strain) = watch::channel(Strain::default());
     let (readings, reading) = watch::channel(Reading::default());
+    let (mut doors, mut lines) = (Floor::new("doors"), Floor::new("lines"));
+    let on_mqtt = config.mqtt.as_ref().map(|mqtt| OnMqtt::open(mqtt, &config, &mut lines));
+    let on_mqtt = on_mqtt.transpose()?;
+    let switch = on_mqtt.as_ref().map(|on| &on.switch);
     let keep = keep_of(&config);
-    let core = Core::start(&catalog, strain, keep);
+    let core = Core::start(&catalog, strain, keep, switch);
     let mut sensors = Floor::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));
     let bounds = bounds_of(&catalog.device_limits);
     let rate = core.dispatch.rate();
     sensors.add(device::watch(all, bounds, rate, (readings, strains), sensors.stop.clone()));
-    let (mut doors, mut lines) = (Floor::new("doors"), Floor::new("lines"));
-    let mut line = None;
-    if let Some(mqtt) = &config.mqtt {
-        let topics = Topics::new(&mqtt.prefix, &config.device, mqtt.response_prefixes.clone());
-        let options = bus_options(mqtt, &config.device, &topics)?;
-        let (bus, inbox, driver) = bus::open(options, lines.stop.clone());
-        lines.add(driver);
-        line = Some(bus.line());
+    let line = on_mqtt.as_ref().map(|on| on.bus.line());
+    if let Some(OnMqtt { bus, inbox, topics, switch: _ }) = on_mqtt {
+        serve_calls(&config, &core.dispatch, &mut doors, &mut lines)?;
         let (dispatch, catalog, metrics) =
             (core.dispatch.clone(), Arc::clone(&catalog), metrics.clone());
         let health = mqtt::health::tell(
@@ -158,7 +167,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         doors.add(http::serve(listener, routes, doors.stop.clone()));
         tracing::info!(%addr, "the HTTP door is open");
     }
-    wait_for_signal().await?;
+    words.wait().await;
     tracing::info!("stopping");
     tokio::select! {
         () = async {
@@ -168,10 +177,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             lines.stop().await;
             broker.stop().await;
         } => tracing::info!("stopped"),
-        again = wait_for_signal() => {
-            again?;
-            tracing::warn!("stopped at once");
-        }
+        () = words.wait() => tracing::warn!("stopped at once"),
     }
     Ok(())
 }
@@ -201,6 +207,67 @@ async fn start_broker(config: &Config, floor: &mut Floor) -> anyhow::Result<()> 
 #[cfg(not(feature = "embedded-broker"))]
 #[expect(clippy::unused_async, reason = "its twin waits for a port")]
 async fn start_broker(_config: &Config, _floor: &mut Floor) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// The one line to the broker, and who hears what comes on it.
+struct OnMqtt {
+    bus: Bus,
+    /// What comes for the door.
+    inbox: mpsc::Receiver<bus::Message>,
+    topics: Topics,
+    switch: Switch,
+}
+
+impl OnMqtt {
+    fn open(mqtt: &Mqtt, config: &Config, lines: &mut Floor) -> anyhow::Result<OnMqtt> {
+        let topics = Topics::new(&mqtt.prefix, &config.device, mqtt.response_prefixes.clone())
+            .in_group(&mqtt.prefix, config.catalog.device.group.as_deref());
+        let mut options = bus_options(mqtt, &config.device, &topics)?;
+        options.filters.extend(Switch::filters(&config.device, config.catalog.services()));
+        let (bus, mut all, driver) = bus::open(options, lines.stop.clone());
+        lines.add(driver);
+        let switch = Switch::new(bus.clone(), &config.device, config.catalog.services());
+        let (to, inbox) = mpsc::channel(MQTT_INBOX_MAX);
+        let sorting = switch.clone();
+        lines.add(async move {
+            // ends with the line
+            while let Some(message) = all.recv().await {
+                if let Some(message) = sorting.take(message)
+                    && to.send(message).await.is_err()
+                {
+                    tracing::debug!("the door is closed; a request waits for the next start");
+                }
+            }
+        });
+        Ok(OnMqtt { bus, inbox, topics, switch })
+    }
+}
+
+/// Makes this service a worker of the service that the configuration names, if it names one. It has
+/// a line of its own: a broker says of each line when it is gone.
+fn serve_calls(
+    config: &Config,
+    dispatch: &Dispatch,
+    doors: &mut Floor,
+    lines: &mut Floor,
+) -> anyhow::Result<()> {
+    let (Some(mqtt), Some(base)) = (&config.mqtt, &config.catalog.mqtt.serve) else {
+        return Ok(());
+    };
+    let topics = over_mqtt::Topics::new(base);
+    let name = config.device.clone();
+    let options = bus::Options {
+        filters: worker::filters(&topics),
+        presence: Some(worker::presence(&topics, &name)),
+        ..line_options(mqtt, format!("pilotlight-{name}-worker"))?
+    };
+    let (bus, inbox, driver) = bus::open(options, lines.stop.clone());
+    lines.add(driver);
+    let shelf = Arc::new(Whole::new(dispatch.clone(), Arc::new(config.catalog.clone())));
+    let worker = worker::Worker { bus, shelf, topics, name };
+    doors.add(worker.run(inbox, doors.stop.clone()));
+    tracing::info!(topic = base, "a worker on MQTT");
     Ok(())
 }
 
@@ -247,12 +314,22 @@ pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<bus::Optio
     })
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
+/// The words to stop. They are listened for before anybody can know that the service is there.
+struct Words {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Words {
+    fn listen() -> anyhow::Result<Words> {
+        let (term, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Words { term: signal(term)?, interrupt: signal(interrupt)? })
     }
-    Ok(())
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -20,8 +20,8 @@
 //! 6 roof       main, cli, daemon, config                    know everyone, known by no one
 //! 5 ingress    ingress/{mqtt, http}                         one client's protocol each
 //! 4 rooms      dispatch, backends/{engine, gguf, onnx, scripted, supervise}, simulate
-//! 3 hands      mcp (port and line), bus (the one MQTT line), tls, broker, metrics, device
-//! 2 shapes     wire (requests and replies as JSON), link (the state of a backend)
+//! 3 hands      mcp (port and lines), tls, broker, metrics, device
+//! 2 shapes     wire (requests and replies as JSON), link (a backend's state), bus (the MQTT line)
 //! 1 judgement  scheduler, registry, pressure                PURE
 //! 0 words      limits, prompt, labels, model, money, health, strain, generate, time  PURE
 //! ```
@@ -65,12 +65,12 @@ pub mod simulate;
 // 3 hands
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
-pub mod bus;
 pub mod device;
 pub mod mcp;
 pub mod metrics;
 pub mod tls;
 // 2 shapes
+pub mod bus;
 pub mod link;
 pub mod wire;
 // 1 judgement

@@ -167,6 +167,20 @@ pub const MQTT_KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long the broker keeps our session when we are away.
 pub const MQTT_SESSION_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 
+/// Longest first part of the topics of a service that is asked over MQTT, in bytes.
+pub const SERVICE_TOPIC_BYTES_MAX: usize = 256;
+/// Longest part of an answer over MQTT that goes in one message, in bytes: many brokers take no more
+/// than 128 or 256 KiB.
+pub const MQTT_PART_BYTES_MAX: usize = 64 * 1024;
+/// How long a call over MQTT may wait until a worker has taken it.
+pub const CALL_TAKEN_MAX: Duration = Duration::from_secs(5);
+/// Workers of one service that a caller knows of.
+pub const WORKERS_MAX: usize = 1024;
+/// Calls that a worker serves at once.
+pub const CALLS_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
+/// Calls that a worker remembers, so that it serves none twice.
+pub const CALLS_REMEMBERED_MAX: usize = 1024;
+
 /// Most HTTP connections that are served at once.
 pub const HTTP_CONNECTIONS_MAX: usize = 128;
 /// How long an HTTP client may take to send its request's head.

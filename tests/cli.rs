@@ -54,7 +54,7 @@ async fn every_mistake_is_named_with_its_path() {
             "mqtt": {"url": "http://x"},
             "http": {"listen": "0.0.0.0:8080"},
             "tasks": {"bad name": {"template": "x"}, "t": {"template": " ", "max_tokens": 0}},
-            "policy": {"classes": {"vip": {}, "batch": {"deadline_ms": 0}}, "budget": {}}
+            "policy": {"classes": {"vip": {}, "batch": {"deadline_ms": 0}}, "budget": {"usd_per_day": -1, "apps": {"a b": {}}}}
         }
     });
     // two steps: a shape that can't be read hides what lies below it
@@ -65,7 +65,6 @@ async fn every_mistake_is_named_with_its_path() {
         "mcpServers.e: ",
         "mcpServers.d.args[0]: the variable NOT_SET_ANYWHERE",
         "pilotlight.models:",
-        "pilotlight.policy.budget:",
         "PILOTLIGHT_HTP:",
     ] {
         assert!(err.contains(path), "{path} is not in\n{err}");
@@ -73,13 +72,14 @@ async fn every_mistake_is_named_with_its_path() {
     let mut config = config;
     let ours = config["pilotlight"].as_object_mut().unwrap();
     ours.remove("models");
-    ours["policy"].as_object_mut().unwrap().remove("budget");
     let (code, _, err) = check(&config.to_string(), &[]).await;
     assert_eq!(code, 2);
     for path in [
         "mcpServers.a: ",
         "mcpServers.b: the sse transport",
         "mcpServers.c: ",
+        "pilotlight.policy.budget.usd_per_day: ",
+        "pilotlight.policy.budget.apps.a b: ",
         "pilotlight.servers.nobody: ",
         "pilotlight.tasks.bad name: ",
         "pilotlight.tasks.t.template: ",

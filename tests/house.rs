@@ -28,7 +28,7 @@ const FLOORS: [(&str, u8); 29] = [
     ("dispatch", 4),
     ("simulate", 4),
     ("broker", 3),
-    ("bus", 3),
+    ("bus", 2),
     ("device", 3),
     ("link", 2),
     ("mcp", 3),

@@ -14,14 +14,19 @@ use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::health::Health;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
 use crate::link::{Backend, Link};
-use crate::mcp::client::{Closed, Patience, Remote, connect, connect_here, connect_http};
+use crate::mcp::client::{
+    Closed, Patience, Remote, connect, connect_here, connect_http, connect_stateless,
+};
+use crate::mcp::over_mqtt::caller::Switch;
 use crate::model::ModelContext;
 use crate::prompt::Job;
 use crate::registry::catalog::{Link as Entry, Server};
 
-/// Makes a backend of a catalog entry, and the task that keeps it alive until `stop`.
+/// Makes a backend of a catalog entry, and the task that keeps it alive until `stop`; `switch` knows
+/// the services on the line to the broker, if there is one.
 pub fn supervise(
     server: &Server,
+    switch: Option<Switch>,
     stop: CancellationToken,
 ) -> (Backend, impl Future<Output = ()> + Send + 'static) {
     let (link, state) = watch::channel(Link::Down(Health::Starting));
@@ -34,12 +39,14 @@ pub fn supervise(
         link: state,
         wanted,
     };
-    let keeper = Keeper { server: server.clone(), link, wanted: is_wanted };
+    let keeper = Keeper { server: server.clone(), switch, link, wanted: is_wanted };
     (backend, keeper.run(stop))
 }
 
 struct Keeper {
     server: Server,
+    /// The services on the line to the broker.
+    switch: Option<Switch>,
     link: watch::Sender<Link>,
     /// Whether it shall be up.
     wanted: watch::Receiver<bool>,
@@ -124,11 +131,12 @@ impl Keeper {
             "a model is ready"
         );
         let trouble = Arc::new(Notify::new());
-        // a provider's line lies in this process: a request that fails says nothing of it
-        let up: Arc<dyn Generate> = if let Entry::Provider(_) = self.server.link {
-            Arc::new(remote)
-        } else {
-            Arc::new(Watched { remote, trouble: Arc::clone(&trouble) })
+        // a request that fails says nothing of a line inside this process, or to many workers
+        let up: Arc<dyn Generate> = match self.server.link {
+            Entry::Provider(_) | Entry::Mqtt { .. } => Arc::new(remote),
+            Entry::Child { .. } | Entry::Http { .. } => {
+                Arc::new(Watched { remote, trouble: Arc::clone(&trouble) })
+            }
         };
         self.link.send_replace(Link::Up(up));
         let Some(mut child) = child else {
@@ -187,6 +195,12 @@ impl Keeper {
             Entry::Provider(entry) => {
                 let opened = provider::open(entry, patience.silence);
                 let (remote, closed) = connect_here(opened?, patience).await?;
+                Ok(Reached { remote, closed, child: None })
+            }
+            Entry::Mqtt { topic } => {
+                let none = || Fault::Away("there is no line to a broker here".to_owned());
+                let caller = self.switch.as_ref().ok_or_else(none)?.call(topic).await?;
+                let (remote, closed) = connect_stateless(caller, patience).await?;
                 Ok(Reached { remote, closed, child: None })
             }
             Entry::Http { url, headers } => {

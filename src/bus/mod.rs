@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{ConnectProperties, LastWill};
+use rumqttc::mqttbytes::v5::{ConnectProperties, LastWill, PublishProperties};
 use rumqttc::{AckMode, AsyncClient, Broker, MqttOptions, PublishOptions, Transport};
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -73,7 +73,7 @@ pub enum Session {
 }
 
 /// A message to publish.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outgoing {
     /// Where to.
     pub topic: String,
@@ -83,6 +83,12 @@ pub struct Outgoing {
     pub correlation: Option<Bytes>,
     /// The broker keeps it for later subscribers.
     pub retain: bool,
+    /// Where an answer is wanted.
+    pub response_topic: Option<String>,
+    /// How long it is of use; whole seconds on the wire, rounded up.
+    pub expiry: Option<Duration>,
+    /// Names and values of our own.
+    pub properties: Vec<(String, String)>,
 }
 
 /// A message that came.
@@ -102,6 +108,8 @@ pub struct Message {
     pub correlation: Option<Bytes>,
     /// How long it is of use.
     pub expiry: Option<Duration>,
+    /// Names and values of the sender's own.
+    pub properties: Vec<(String, String)>,
     /// Dropped when the request has had its answer.
     pub ticket: Ticket,
 }
@@ -178,11 +186,18 @@ impl Bus {
         Ok(acknowledged)
     }
 
-    /// Publishes a piece of a stream if the line is there and has room; it is not offered again.
-    pub fn piece(&self, topic: &str, payload: Vec<u8>) {
-        if let Some(client) = self.pieces.borrow().as_ref() {
-            let _ = client.try_publish(topic, payload, PublishOptions::new(QoS::AtMostOnce));
+    /// Publishes a message if the line is there and has room. It is sent once at most: what is lost
+    /// is not offered again.
+    ///
+    /// # Errors
+    /// [`Full`] if it was not sent.
+    pub fn once(&self, message: Outgoing) -> Result<(), Full> {
+        if *self.line.borrow() != Line::Up {
+            return Err(Full);
         }
+        let client = self.pieces.borrow().clone().ok_or(Full)?;
+        let options = publish_options(QoS::AtMostOnce, &message);
+        client.try_publish(message.topic, message.payload, options).map_err(|_| Full)
     }
 
     /// The state of the line.
@@ -213,6 +228,17 @@ pub fn open(
         generation: 0,
     };
     (Bus { outbox, bytes: Arc::default(), pieces, line }, messages, driver.run(stop))
+}
+
+fn publish_options(qos: QoS, message: &Outgoing) -> PublishOptions {
+    let whole = |time: Duration| u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+    PublishOptions::new(qos).retain(message.retain).properties(PublishProperties {
+        correlation_data: message.correlation.clone(),
+        response_topic: message.response_topic.clone(),
+        message_expiry_interval: message.expiry.map(whole),
+        user_properties: message.properties.clone(),
+        ..PublishProperties::default()
+    })
 }
 
 struct Driver {

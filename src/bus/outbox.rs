@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::PublishProperties;
-use rumqttc::{AsyncClient, PublishNotice, PublishNoticeError, PublishOptions};
+use rumqttc::{AsyncClient, PublishNotice, PublishNoticeError};
 use tokio::sync::{mpsc, watch};
 
-use super::{Line, Outgoing, Posted};
+use super::{Line, Outgoing, Posted, publish_options};
 use crate::limits::{MQTT_INFLIGHT_MAX, MQTT_KEEP_ALIVE};
 
 /// What was taken from the doors and is not acknowledged, in the order in which it was taken.
@@ -88,12 +87,7 @@ pub(super) async fn send_all(
 }
 
 async fn offer(client: &AsyncClient, message: &Outgoing) -> Option<PublishNotice> {
-    let options = PublishOptions::new(QoS::AtLeastOnce).retain(message.retain).properties(
-        PublishProperties {
-            correlation_data: message.correlation.clone(),
-            ..PublishProperties::default()
-        },
-    );
+    let options = publish_options(QoS::AtLeastOnce, message);
     let topic = message.topic.clone();
     client
         .publish_tracked(topic, message.payload.clone(), options)

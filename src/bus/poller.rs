@@ -39,7 +39,7 @@ impl Poller<'_> {
             tokio::select! {
                 event = from.recv() => match event {
                     Some(Ok(event)) => {
-                        if self.on(event) {
+                        if self.on(event, stop).await {
                             wait = RECONNECT_MIN;
                         }
                     }
@@ -64,7 +64,7 @@ impl Poller<'_> {
     }
 
     /// Takes one event; true if the connection stands.
-    fn on(&mut self, event: Event) -> bool {
+    async fn on(&mut self, event: Event, stop: &CancellationToken) -> bool {
         match event {
             Event::Incoming(Packet::ConnAck(_)) => {
                 *self.generation += 1;
@@ -88,7 +88,7 @@ impl Poller<'_> {
                 false
             }
             Event::Incoming(Packet::Publish(publish)) => {
-                self.received(publish);
+                self.received(publish, stop).await;
                 false
             }
             Event::Incoming(_) | Event::Outgoing(_) | Event::Auth(_) => false,
@@ -128,7 +128,7 @@ impl Poller<'_> {
         }
     }
 
-    fn received(&mut self, publish: Publish) {
+    async fn received(&mut self, publish: Publish, stop: &CancellationToken) {
         let ticket = Ticket {
             generation: if publish.qos == QoS::AtMostOnce { 0 } else { *self.generation },
             packet: publish.pkid,
@@ -144,13 +144,16 @@ impl Poller<'_> {
             response_topic: properties.response_topic,
             correlation: properties.correlation_data,
             expiry: properties.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
+            properties: properties.user_properties,
             ticket,
         };
         if publish.qos != QoS::AtMostOnce {
             self.owed.push_back((Publish { payload: Bytes::new(), ..publish }, false));
         }
-        if self.inbox.try_send(message).is_err() {
-            tracing::warn!("more QoS 0 messages than can be taken; one was dropped");
+        // QoS 1 has its own bound; whoever sends more by QoS 0 than is read is held up with the line
+        tokio::select! {
+            _ = self.inbox.send(message) => {}
+            () = stop.cancelled() => {}
         }
     }
 

@@ -109,7 +109,7 @@ impl Ask {
         let id = ask.id.clone();
         let job = ask.check("cli", &config.catalog)?;
         let format = job.format.clone();
-        let core = Core::start(&config.catalog, calm(), keep_of(&config));
+        let core = Core::start(&config.catalog, calm(), keep_of(&config), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
         }
@@ -143,7 +143,7 @@ impl Ask {
                 topic: topics.request(&app),
                 payload: serde_json::to_vec(&ask)?.into(),
                 correlation: id.clone().map(Bytes::from),
-                retain: false,
+                ..Outgoing::default()
             };
             let _sent =
                 line.publish(request).map_err(|_| anyhow::anyhow!("nothing could be sent"))?;

@@ -107,7 +107,7 @@ fn models(config: &Config) -> Vec<Finding> {
         Link::Child { args, .. } => {
             args.iter().skip_while(|arg| *arg != "--gguf").nth(1).map(std::path::PathBuf::from)
         }
-        Link::Http { .. } | Link::Provider(_) => None,
+        Link::Http { .. } | Link::Mqtt { .. } | Link::Provider(_) => None,
     };
     let look = |path: std::path::PathBuf| match std::fs::metadata(&path) {
         Ok(meta) if meta.len() < available => {

@@ -125,7 +125,7 @@ impl Engine {
 
 /// The whole service on standard input and output.
 pub(super) async fn whole(config: Config) -> anyhow::Result<()> {
-    let core = Core::start(&config.catalog, calm(), Keep::default());
+    let core = Core::start(&config.catalog, calm(), Keep::default(), None);
     let whole = Whole::new(core.dispatch.clone(), Arc::new(config.catalog));
     let served = on_stdio(Arc::new(whole)).await;
     core.stop().await;

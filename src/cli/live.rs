@@ -47,7 +47,7 @@ pub(super) async fn live(
     config: Config,
 ) -> anyhow::Result<Outcome> {
     let (strains, strain) = watch::channel(Strain::default());
-    let core = Core::start(&with_another(config), strain, Keep::default());
+    let core = Core::start(&with_another(config), strain, Keep::default(), None);
     let board = as_fast_as(&core.dispatch, board).await?;
     let orders = day(&board, demand, seed);
     eprintln!(

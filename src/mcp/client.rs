@@ -22,7 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::contract::{
-    Generated, META_DEADLINE, META_HOPS, NotGenerated, PACE, Pace, TOOL, context_uri, model_of_uri,
+    Generated, LOST, META_DEADLINE, META_HOPS, NOT_TAKEN, NotGenerated, PACE, Pace, TOOL,
+    context_uri, model_of_uri,
 };
 use super::line::Line;
 use super::server::{One, Server, serve};
@@ -112,6 +113,32 @@ where
         preferred_versions: vec![ProtocolVersion::V_2026_07_28],
         legacy_version: Some(ProtocolVersion::V_2025_11_25),
     };
+    connect_by(transport, lifecycle, patience).await
+}
+
+/// The same over a transport that carries single requests and knows no session.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_stateless<T>(
+    transport: T,
+    patience: Patience,
+) -> Result<(Remote, Closed), Fault>
+where
+    T: Transport<RoleClient> + Send + 'static,
+{
+    let preferred_versions = vec![ProtocolVersion::V_2026_07_28];
+    connect_by(transport, ClientLifecycleMode::Discover { preferred_versions }, patience).await
+}
+
+async fn connect_by<T>(
+    transport: T,
+    lifecycle: ClientLifecycleMode,
+    patience: Patience,
+) -> Result<(Remote, Closed), Fault>
+where
+    T: Transport<RoleClient> + Send + 'static,
+{
     // boxed: the handshake of all eras makes a large future
     let service = Box::pin(
         ClientConfig::default().serve_with_lifecycle(Tap::new(Line::new(transport)), lifecycle),
@@ -309,6 +336,12 @@ fn fault_of(error: &ServiceError) -> Fault {
     match error {
         ServiceError::McpError(error) if error.code == ErrorCode::INVALID_PARAMS => {
             Fault::Unfit(Refusal::new(Code::Invalid, error.message.to_string()))
+        }
+        ServiceError::McpError(error) if error.code == LOST => {
+            Fault::Crashed(error.message.to_string())
+        }
+        ServiceError::McpError(error) if error.code == NOT_TAKEN => {
+            Fault::Away(error.message.to_string())
         }
         ServiceError::McpError(error) => Fault::Broken(error.message.to_string()),
         ServiceError::Cancelled { .. } => Fault::Cancelled,

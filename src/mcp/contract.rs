@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use rmcp::model::{JsonObject, RequestMetaObject, Tool, ToolAnnotations};
+use rmcp::model::{ErrorCode, JsonObject, RequestMetaObject, Tool, ToolAnnotations};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -36,6 +36,11 @@ pub struct Pace {
     /// 0 ..= 1.
     pub duty: f32,
 }
+
+/// The error of a call whose answer will not come: its line broke after it had been taken.
+pub const LOST: ErrorCode = ErrorCode(-32090);
+/// The error of a call that nobody has taken.
+pub const NOT_TAKEN: ErrorCode = ErrorCode(-32091);
 
 /// The resource that holds a model's context.
 pub fn context_uri(model: &str) -> String {

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod contract;
 mod line;
+pub mod over_mqtt;
 pub mod pair;
 pub mod server;
 mod tap;

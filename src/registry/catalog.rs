@@ -9,11 +9,12 @@ use serde_json::{Map, Value};
 use super::budget::{RawBudget, RawPrice};
 use super::expand::{Variables, expand};
 use super::provider::{self, Provider, RawProvider};
+use super::server::{RawServer, TOPIC_LEVELS, is_topic};
 use super::task::{self, Task};
 use crate::limits::{DEADLINE_MAX, SERVERS_MAX};
 use crate::model::Reach;
 use crate::money::{Caps, Price};
-use crate::prompt::{Class, Mode};
+use crate::prompt::{Class, Mode, is_name};
 
 /// All models and tasks of one `mcp.json`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -76,6 +77,11 @@ pub enum Link {
         /// Headers of every request. Secret: never printed.
         headers: Secret<BTreeMap<String, String>>,
     },
+    /// MCP over MQTT, on the line to the broker.
+    Mqtt {
+        /// The first part of the service's topics.
+        topic: String,
+    },
     /// A cloud in its own protocol.
     Provider(Box<Provider>),
 }
@@ -97,6 +103,8 @@ impl<T> std::fmt::Debug for Secret<T> {
 pub struct Device {
     /// Its own.
     pub name: Option<String>,
+    /// Devices of the same group share the requests to it.
+    pub group: Option<String>,
 }
 
 /// Where pressure on the device begins; what is absent is taken from the board.
@@ -131,6 +139,8 @@ pub struct MqttPart {
     pub password: Option<Secret<String>>,
     /// Further topics, by prefix, that a response may be sent to.
     pub response_prefixes: Vec<String>,
+    /// The first part of the topics of a service that this one is a worker of.
+    pub serve: Option<String>,
 }
 
 /// The HTTP door.
@@ -160,21 +170,6 @@ impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.path, self.message)
     }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawServer {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    command: Option<String>,
-    #[serde(default)]
-    args: Vec<String>,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    url: Option<String>,
-    #[serde(default)]
-    headers: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -227,7 +222,7 @@ struct RawClass {
 /// Most memory or disk that may be kept free, in MiB.
 const FLOOR_MB_MAX: u64 = 1 << 20;
 /// Keys that the format knows and this version does not carry out: said, never passed over.
-const NOT_YET: [&str; 3] = ["models", "fleet", "group"];
+const NOT_YET: [&str; 2] = ["models", "fleet"];
 
 /// Reads a whole `mcp.json`.
 ///
@@ -339,12 +334,12 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
             continue;
         }
         let path = format!("mcpServers.{name}");
-        let Some(link) = link_of(server, &path, mistakes) else {
+        let Some(link) = server.link(&path, mistakes) else {
             continue;
         };
         let reach = extra.reach.unwrap_or(match link {
             Link::Child { .. } => Reach::Device,
-            Link::Http { .. } | Link::Provider(_) => Reach::Cloud,
+            Link::Http { .. } | Link::Mqtt { .. } | Link::Provider(_) => Reach::Cloud,
         });
         let silence = extra.silence_ms.map(Duration::from_millis);
         let price = extra.price.check(&format!("pilotlight.servers.{name}"), mistakes);
@@ -361,6 +356,15 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
     }
     task::check(&ours.tasks, mistakes);
     check_limits(&ours.device_limits, mistakes);
+    if ours.mqtt.serve.as_ref().is_some_and(|topic| !is_topic(topic)) {
+        let path = "pilotlight.mqtt.serve".to_owned();
+        mistakes.push(Mistake { path, message: TOPIC_LEVELS.to_owned() });
+    }
+    if ours.device.group.as_ref().is_some_and(|group| !is_name(group)) {
+        let path = "pilotlight.device.group".to_owned();
+        let message = "must be [A-Za-z0-9_-]{1,64}".to_owned();
+        mistakes.push(Mistake { path, message });
+    }
     let deadlines = deadlines_of(&ours.policy, mistakes);
     let caps = ours.policy.budget.check(mistakes);
     Catalog {
@@ -393,33 +397,6 @@ fn check_limits(limits: &DeviceLimits, mistakes: &mut Vec<Mistake>) {
             let message = format!("must be at most {FLOOR_MB_MAX}");
             mistakes.push(Mistake { path, message });
         }
-    }
-}
-
-fn link_of(raw: RawServer, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Link> {
-    let mut mistake = |message: &str| {
-        mistakes.push(Mistake { path: path.to_owned(), message: message.to_owned() });
-        None
-    };
-    match (raw.kind.as_deref(), raw.command, raw.url) {
-        (Some("sse"), _, _) => {
-            mistake("the sse transport has been replaced; use type \"http\" (streamable HTTP)")
-        }
-        (None | Some("stdio"), Some(command), None) if !command.is_empty() => {
-            Some(Link::Child { command, args: raw.args, env: raw.env })
-        }
-        (None | Some("http" | "streamable-http"), None, Some(url))
-            if url.starts_with("http://") || url.starts_with("https://") =>
-        {
-            Some(Link::Http { url, headers: Secret(raw.headers) })
-        }
-        (None | Some("http" | "streamable-http"), None, Some(_)) => {
-            mistake("url must start with http:// or https://")
-        }
-        (None | Some("stdio" | "http" | "streamable-http"), _, _) => {
-            mistake("needs either command (a child process) or url (streamable HTTP), not both")
-        }
-        (Some(_), _, _) => mistake("type must be stdio, http or streamable-http"),
     }
 }
 
@@ -458,6 +435,14 @@ fn deadlines_of(policy: &RawPolicy, mistakes: &mut Vec<Mistake>) -> BTreeMap<Cla
 }
 
 impl Catalog {
+    /// The first parts of the topics of the services that are asked over MQTT.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.servers.iter().filter_map(|server| match &server.link {
+            Link::Mqtt { topic } => Some(topic.as_str()),
+            Link::Child { .. } | Link::Http { .. } | Link::Provider(_) => None,
+        })
+    }
+
     /// Time for an answer of this class if the request does not say.
     pub fn deadline(&self, class: Class) -> Duration {
         let built_in = match class {

@@ -5,4 +5,5 @@ pub mod catalog;
 pub mod expand;
 pub mod provider;
 pub mod rule;
+mod server;
 pub mod task;

@@ -265,6 +265,7 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
         wants_json: lacked(Reason::Schema),
         talents: if lacked(Reason::Talent) { vec![TALENT.to_owned()] } else { Vec::new() },
         bytes: if lacked(Reason::Context) { 64 } else { 0 },
+        hops: u8::from(lacked(Reason::Hops)),
         ..plain(figures.own as u64)
     };
     let mut own = scheduler.entry(ticket);

@@ -369,8 +369,8 @@ impl Scheduler {
             if ticket.model.as_ref().is_some_and(|name| !card.answers_to(name)) {
                 return Some(Reason::Model);
             }
-            if !route::may_reach(ticket.mode, card.reach) {
-                return Some(Reason::Mode);
+            if let Some(reason) = route::forbidden(ticket, backend) {
+                return Some(reason);
             }
             let well = self.healthy.has(at);
             let lack = entry.lacks(at).or_else(|| route::lacks(ticket, backend));

@@ -2,7 +2,8 @@
 //!
 //! The decision, in order; the code below has the same numbers:
 //! 1. *Asked for by name*: only the model of that name.
-//! 2. *Privacy*: nothing beyond the reach that the job's mode allows.
+//! 2. *Privacy*: nothing beyond the reach that the job's mode allows; what came from a neighbour does
+//!    not go to another.
 //! 3. *Capability*: the talents, context length, JSON and schema; and a model that was not sure
 //!    enough of this job is not asked again.
 //! 4. *Budget*: only models that can be paid for, whatever the call may cost.
@@ -100,8 +101,12 @@ fn allowed(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusal, Reaso
     }
 
     // 2. privacy
-    let may: Set =
-        named.iter().filter(|&b| may_reach(ticket.mode, backends[b].card.reach)).collect();
+    let may: Set = named.iter().filter(|&b| forbidden(ticket, &backends[b]).is_none()).collect();
+    let is_passed_on = |b: usize| forbidden(ticket, &backends[b]) == Some(Reason::Hops);
+    if may.is_empty() && named.iter().any(is_passed_on) {
+        let message = "it came from a neighbour already and is not handed to another";
+        return Err((Refusal::field(Code::Incapable, "hops", message), Reason::Hops));
+    }
     if may.is_empty() {
         let message = match ticket.mode {
             Mode::LocalOnly => "the mode is local-only and no local model may be used",
@@ -143,6 +148,16 @@ pub(super) fn why(entry: &Entry, chosen: usize, backends: &[Backend], resting: R
     // the others of its side are as good, if it could have done it
     let otherwise = if distance(preferred) == distance(chosen) { wanted } else { Reason::Resting };
     lacks(&entry.ticket, &backends[preferred]).unwrap_or(otherwise)
+}
+
+/// Why a job must not go to this backend, if so. A neighbour's job is not handed to a neighbour:
+/// two that can't answer it would hand it to and fro.
+pub(super) fn forbidden(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
+    let reach = backend.card.reach;
+    if !may_reach(ticket.mode, reach) {
+        return Some(Reason::Mode);
+    }
+    (ticket.hops > 0 && reach == Reach::Peer).then_some(Reason::Hops)
 }
 
 /// Whether text of a job with this mode may go that far.

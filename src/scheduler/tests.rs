@@ -108,6 +108,11 @@ fn where_a_job_goes() {
     check("unknown name", named("nobody"), None, Reason::Model);
     let private = Ticket { mode: Mode::LocalOnly, ..named("cloud") };
     check("named and private", private, None, Reason::Mode);
+    let passed_on = |ticket: Ticket| Ticket { hops: 1, ..ticket };
+    check("a neighbour's", passed_on(plain.clone()), Some(0), Reason::Feasible);
+    let schema = Ticket { wants_json: true, ..plain.clone() };
+    check("a neighbour's, schema", passed_on(schema), Some(2), Reason::Schema);
+    check("a neighbour's, for another", passed_on(named("peer")), None, Reason::Hops);
     check("too many hops", Ticket { hops: HOPS_MAX + 1, ..plain }, None, Reason::Hops);
 }
 

@@ -253,7 +253,8 @@ impl Ask {
             top_logprobs: sampling.logprobs.filter(|top| *top > 0),
             stream: Some(job.streamed),
             class: Some(job.class),
-            mode: Some(job.mode),
+            // which side is meant depends on where one stands; what is private is so everywhere
+            mode: Some(job.mode).filter(|mode| *mode == Mode::LocalOnly),
             ..Ask::default()
         }
     }

@@ -25,7 +25,8 @@ pub async fn tell(
         let now = reading.borrow_and_update().clone();
         let state = (now.strain.stage, now.strain.cause);
         let payload = Bytes::from(health(&now, &dispatch).to_string());
-        let message = Outgoing { topic: topic.clone(), payload, correlation: None, retain: true };
+        let message =
+            Outgoing { topic: topic.clone(), payload, retain: true, ..Outgoing::default() };
         // one that finds no room is followed by the next
         let _ = bus.publish(message);
         last.replace(state);

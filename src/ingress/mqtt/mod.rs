@@ -103,8 +103,8 @@ impl Door {
             tracing::debug!(topic = message.topic, "not a topic of ours");
             return;
         };
-        let own = self.topics.reply(&asked.app);
-        let topic = self.topics.answer_to(&asked.app, message.response_topic.as_deref());
+        let own = self.topics.reply_to(&asked);
+        let topic = self.topics.answer_to(&asked, message.response_topic.as_deref());
         let mut back = Return {
             topic: topic.as_ref().unwrap_or(&own).clone(),
             stream: None,
@@ -166,7 +166,7 @@ impl Door {
             (None, _) => {}
         }
         if ask.stream == Some(true) {
-            back.stream = Some(self.topics.stream(&asked.app));
+            back.stream = Some(self.topics.stream_to(asked));
         }
         let mut job = ask.check(&asked.app, &self.catalog)?;
         if let Some(expiry) = message.expiry {
@@ -248,17 +248,27 @@ async fn deliver(
         text.push_str(&chunk.text);
         count += 1;
         let piece = json!({"id": id, "n": chunk.n, "text": chunk.text});
-        bus.piece(topic, piece.to_string().into_bytes());
+        tell(bus, topic, &piece);
     }
     let last = json!({"id": id, "n": count, "done": true, "count": count});
-    bus.piece(topic, last.to_string().into_bytes());
+    tell(bus, topic, &last);
     (text, answer.end().await)
+}
+
+/// Publishes a piece, if it can go out now.
+fn tell(bus: &Bus, topic: &str, piece: &serde_json::Value) {
+    let payload = Bytes::from(piece.to_string());
+    let _ = bus.once(Outgoing { topic: topic.to_owned(), payload, ..Outgoing::default() });
 }
 
 /// Publishes and waits until the broker has it.
 async fn publish(bus: &Bus, payload: Bytes, back: Return) {
-    let message =
-        Outgoing { topic: back.topic, payload, correlation: back.correlation, retain: false };
+    let message = Outgoing {
+        topic: back.topic,
+        payload,
+        correlation: back.correlation,
+        ..Outgoing::default()
+    };
     match bus.publish(message) {
         Ok(acknowledged) => {
             let _ = acknowledged.await;

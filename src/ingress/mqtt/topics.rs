@@ -8,6 +8,8 @@ use crate::prompt::{Code, Refusal};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
     base: String,
+    /// The same for the group, and its name.
+    group: Option<(String, String)>,
     /// Prefixes besides our own that a response may be sent to.
     allowed: Vec<String>,
 }
@@ -19,17 +21,30 @@ pub struct Asked {
     pub app: String,
     /// The task, if the topic names one.
     pub task: Option<String>,
+    /// It was for any device of the group.
+    pub shared: bool,
 }
 
 impl Topics {
     /// The topics of `device` below `prefix`.
     pub fn new(prefix: &str, device: &str, allowed: Vec<String>) -> Topics {
-        Topics { base: format!("{prefix}/{device}"), allowed }
+        Topics { base: format!("{prefix}/{device}"), group: None, allowed }
+    }
+
+    /// The same for one of the devices of this group, which share the requests to it.
+    #[must_use]
+    pub fn in_group(self, prefix: &str, group: Option<&str>) -> Topics {
+        let group = group.map(|group| (format!("{prefix}/group/{group}"), group.to_owned()));
+        Topics { group, ..self }
     }
 
     /// What to subscribe to.
     pub fn filters(&self) -> Vec<String> {
-        vec![format!("{}/request/+", self.base), format!("{}/request/+/+", self.base)]
+        let own = ["+", "+/+"].map(|rest| format!("{}/request/{rest}", self.base));
+        let shared = self.group.iter().flat_map(|(base, name)| {
+            ["+", "+/+"].map(|rest| format!("$share/{name}/{base}/request/{rest}"))
+        });
+        own.into_iter().chain(shared).collect()
     }
 
     /// Where an application asks.
@@ -59,20 +74,38 @@ impl Topics {
 
     /// What the topic of a request says; none if nobody could be told what is wrong with it.
     pub fn read(&self, topic: &str) -> Option<Asked> {
-        let rest = topic.strip_prefix(&self.base)?.strip_prefix("/request/")?;
+        let below = |base: &str| topic.strip_prefix(base)?.strip_prefix("/request/");
+        let own = below(&self.base);
+        let shared = || below(&self.group.as_ref()?.0);
+        let rest = own.or_else(shared)?;
         let (app, task) = match rest.split_once('/') {
             Some((app, task)) => (app, Some(task.to_owned())),
             None => (rest, None),
         };
-        is_name(app).then(|| Asked { app: app.to_owned(), task })
+        is_name(app).then(|| Asked { app: app.to_owned(), task, shared: own.is_none() })
+    }
+
+    /// The first part of the topics that a request came by.
+    fn base_of(&self, asked: &Asked) -> &str {
+        self.group.as_ref().filter(|_| asked.shared).map_or(&self.base, |(base, _)| base)
+    }
+
+    /// Where its answer goes if it does not say.
+    pub fn reply_to(&self, asked: &Asked) -> String {
+        format!("{}/reply/{}", self.base_of(asked), asked.app)
+    }
+
+    /// Where its pieces go.
+    pub fn stream_to(&self, asked: &Asked) -> String {
+        format!("{}/stream/{}", self.base_of(asked), asked.app)
     }
 
     /// Where the answer goes: the asker's response topic if it may be written to.
     ///
     /// # Errors
     /// [`Code::Forbidden`] for a topic that is not the application's own.
-    pub fn answer_to(&self, app: &str, wanted: Option<&str>) -> Result<String, Refusal> {
-        let own = self.reply(app);
+    pub fn answer_to(&self, asked: &Asked, wanted: Option<&str>) -> Result<String, Refusal> {
+        let own = self.reply_to(asked);
         let Some(wanted) = wanted else { return Ok(own) };
         let below = |prefix: &str| {
             wanted.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -111,10 +144,26 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_a_group_is_answered_there() {
+        let topics = topics().in_group("pilotlight", Some("line-3"));
+        let asked = topics.read("pilotlight/group/line-3/request/app/classify").unwrap();
+        assert_eq!((asked.app.as_str(), asked.shared), ("app", true));
+        assert_eq!(topics.answer_to(&asked, None).unwrap(), "pilotlight/group/line-3/reply/app");
+        assert_eq!(topics.stream_to(&asked), "pilotlight/group/line-3/stream/app");
+        assert!(topics.answer_to(&asked, Some("pilotlight/pi-1/reply/app")).is_err());
+        assert_eq!(topics.read("pilotlight/group/line-4/request/app"), None);
+        let own = topics.read("pilotlight/pi-1/request/app").unwrap();
+        assert_eq!(topics.reply_to(&own), "pilotlight/pi-1/reply/app");
+        let shared = "$share/line-3/pilotlight/group/line-3/request/+".to_owned();
+        assert!(topics.filters().contains(&shared));
+    }
+
+    #[test]
     fn answers_go_only_where_the_app_may_read() {
         let own = "pilotlight/pi-1/reply/app";
         let check = |wanted: Option<&str>, expected: Option<&str>| {
-            let got = topics().answer_to("app", wanted).ok();
+            let asked = topics().read("pilotlight/pi-1/request/app").unwrap();
+            let got = topics().answer_to(&asked, wanted).ok();
             assert_eq!(got.as_deref(), expected, "{wanted:?}");
         };
         check(None, Some(own));

@@ -1,0 +1,297 @@
+//! The caller's end: the services that this device asks, on its one line to the broker.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rmcp::RoleClient;
+use rmcp::model::{ClientNotification, ErrorData, GetMeta, JsonRpcMessage, RequestId};
+use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
+use rmcp::transport::Transport;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::parts::Parts;
+use super::{ONLINE, Topics, WORKER, property};
+use crate::bus::{Bus, Line, Message, Outgoing};
+use crate::generate::Fault;
+use crate::limits::{CALL_TAKEN_MAX, MQTT_INBOX_MAX, REQUEST_BYTES_MAX, WORKERS_MAX};
+use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
+
+/// All services that this device asks; cheap to clone.
+#[derive(Clone)]
+pub struct Switch {
+    bus: Bus,
+    caller: String,
+    services: Arc<Mutex<BTreeMap<String, Service>>>,
+}
+
+/// What is known of a service.
+struct Service {
+    topics: Topics,
+    workers: watch::Sender<BTreeSet<String>>,
+    /// Who takes its answers now.
+    to: Option<mpsc::Sender<Message>>,
+}
+
+impl Switch {
+    /// A switch for these services, by the first part of their topics; `caller` is our own name.
+    pub fn new<'b>(bus: Bus, caller: &str, bases: impl Iterator<Item = &'b str>) -> Switch {
+        let service = |base: &str| {
+            let topics = Topics::new(base);
+            let workers = watch::Sender::new(BTreeSet::new());
+            (base.to_owned(), Service { topics, workers, to: None })
+        };
+        let services = Arc::new(Mutex::new(bases.map(service).collect()));
+        Switch { bus, caller: caller.to_owned(), services }
+    }
+
+    /// What has to be subscribed to for these services.
+    pub fn filters<'b>(caller: &str, bases: impl Iterator<Item = &'b str>) -> Vec<String> {
+        let of = |base| {
+            let topics = Topics::new(base);
+            [topics.answer(caller), topics.worker("+")]
+        };
+        bases.flat_map(of).collect()
+    }
+
+    /// Takes a message that is for one of the services; any other comes back.
+    pub fn take(&self, message: Message) -> Option<Message> {
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        for service in services.values_mut() {
+            if let Some(worker) = message.topic.strip_prefix(&service.topics.workers()) {
+                let is_there = message.payload.as_ref().is_ok_and(|said| said == ONLINE);
+                service.workers.send_if_modified(|all| {
+                    if is_there {
+                        all.len() < WORKERS_MAX && all.insert(worker.to_owned())
+                    } else {
+                        all.remove(worker)
+                    }
+                });
+                return None;
+            }
+            if message.topic == service.topics.answer(&self.caller) {
+                if let Some(to) = &service.to
+                    && to.try_send(message).is_err()
+                {
+                    tracing::debug!("nobody takes the answers of a service");
+                }
+                return None;
+            }
+        }
+        Some(message)
+    }
+
+    /// A line to a service, once one of its workers is there. It takes the place of an earlier one.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] if there is no such service.
+    pub async fn call(&self, base: &str) -> Result<Caller, Fault> {
+        let (to, inbox) = mpsc::channel(8 * MQTT_INBOX_MAX);
+        let (topics, mut workers) = {
+            let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+            let service = services
+                .get_mut(base)
+                .ok_or_else(|| Fault::Away(format!("{base} is not subscribed to")))?;
+            service.to = Some(to);
+            (service.topics.clone(), service.workers.subscribe())
+        };
+        let mut line = self.bus.line();
+        let gone = |_| Fault::Away("the line to the broker has ended".to_owned());
+        line.wait_for(|line| *line == Line::Up).await.map_err(gone)?;
+        workers.wait_for(|all| !all.is_empty()).await.map_err(gone)?;
+        Ok(Caller {
+            answer: topics.answer(&self.caller),
+            topics,
+            bus: self.bus.clone(),
+            inbox,
+            line,
+            workers,
+            calls: HashMap::new(),
+            ready: VecDeque::new(),
+        })
+    }
+}
+
+/// A client's transport to one service.
+pub struct Caller {
+    topics: Topics,
+    /// Where answers come.
+    answer: String,
+    bus: Bus,
+    inbox: mpsc::Receiver<Message>,
+    line: watch::Receiver<Line>,
+    workers: watch::Receiver<BTreeSet<String>>,
+    /// By the mark that its messages carry.
+    calls: HashMap<Bytes, Call>,
+    /// What has come and was not handed on.
+    ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
+}
+
+/// A request without its response.
+struct Call {
+    id: RequestId,
+    parts: Parts,
+    worker: Option<String>,
+    /// When a worker must have taken it.
+    taken_by: Instant,
+}
+
+impl Caller {
+    fn put(&mut self, item: &TxJsonRpcMessage<RoleClient>) -> io::Result<()> {
+        let payload = Bytes::from(serde_json::to_vec(item)?);
+        match item {
+            JsonRpcMessage::Request(request) => {
+                if payload.len() > REQUEST_BYTES_MAX {
+                    return Err(io::Error::other(format!(
+                        "a call of {} bytes, at most {REQUEST_BYTES_MAX}",
+                        payload.len()
+                    )));
+                }
+                let mark = Bytes::from(fastrand::u128(..).to_be_bytes().to_vec());
+                let message = Outgoing {
+                    topic: self.topics.call(),
+                    expiry: deadline_of(request.request.get_meta()),
+                    payload,
+                    correlation: Some(mark.clone()),
+                    response_topic: Some(self.answer.clone()),
+                    ..Outgoing::default()
+                };
+                // at most once: a call that was sent again might be paid for again
+                self.bus.once(message).map_err(|_| io::Error::other("the broker is away"))?;
+                let taken_by = Instant::now() + CALL_TAKEN_MAX;
+                let call = Call {
+                    id: request.id.clone(),
+                    parts: Parts::default(),
+                    worker: None,
+                    taken_by,
+                };
+                self.calls.insert(mark, call);
+                Ok(())
+            }
+            JsonRpcMessage::Notification(note) => {
+                let ClientNotification::CancelledNotification(cancelled) = &note.notification
+                else {
+                    // a single request has no session that could hear of it
+                    return Ok(());
+                };
+                let id = cancelled.params.request_id.as_ref();
+                let mark = self.calls.iter().find(|(_, call)| Some(&call.id) == id);
+                let Some(mark) = mark.map(|(mark, _)| mark.clone()) else { return Ok(()) };
+                self.calls.remove(&mark);
+                let topic = self.topics.tell();
+                let told =
+                    Outgoing { topic, payload, correlation: Some(mark), ..Outgoing::default() };
+                // without it the worker goes on until the call's time is over
+                let _ = self.bus.once(told);
+                Ok(())
+            }
+            JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => Ok(()),
+        }
+    }
+
+    fn came(&mut self, message: &Message) {
+        let Some(mark) = &message.correlation else { return };
+        let Some(call) = self.calls.get_mut(mark) else { return };
+        if let Some(worker) = property(&message.properties, WORKER) {
+            call.worker.get_or_insert_with(|| worker.to_owned());
+        }
+        let Ok(payload) = &message.payload else {
+            return self.fail(mark, "a message of the answer is longer than it may be");
+        };
+        match call.parts.take(payload, &message.properties) {
+            // a worker has taken it
+            Ok(Some(text)) if text.is_empty() => {}
+            Ok(Some(text)) => match serde_json::from_slice::<RxJsonRpcMessage<RoleClient>>(&text) {
+                Ok(answer) => {
+                    if matches!(answer, JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_)) {
+                        self.calls.remove(mark);
+                    }
+                    self.ready.push_back(answer);
+                }
+                Err(error) => self.fail(mark, &format!("the answer can't be read: {error}")),
+            },
+            Ok(None) => {}
+            Err(why) => self.fail(mark, &why),
+        }
+    }
+
+    /// Ends a call that will have no response, and lets the worker know.
+    fn fail(&mut self, mark: &Bytes, why: &str) {
+        if let Some(call) = self.calls.remove(mark) {
+            let code = if call.parts.has_begun() { LOST } else { NOT_TAKEN };
+            let error = ErrorData::new(code, why.to_owned(), None);
+            self.ready.push_back(JsonRpcMessage::error(error, Some(call.id)));
+        }
+    }
+
+    /// The calls of workers that are not there any more, and those that nobody has taken in time.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        let workers = self.workers.borrow_and_update().clone();
+        let is_lost = |call: &Call| match &call.worker {
+            Some(worker) => !workers.contains(worker),
+            None => call.taken_by <= now,
+        };
+        let lost = self.calls.iter().filter(|(_, call)| is_lost(call));
+        let lost: Vec<Bytes> = lost.map(|(mark, _)| mark.clone()).collect();
+        for mark in lost {
+            let taken = self.calls.get(&mark).is_some_and(|call| call.worker.is_some());
+            self.fail(
+                &mark,
+                if taken {
+                    "the worker went away in the middle"
+                } else {
+                    "no worker took the call"
+                },
+            );
+        }
+    }
+
+    /// When the next call must have been taken.
+    fn wake_at(&self) -> Option<Instant> {
+        let open = self.calls.values().filter(|call| call.worker.is_none());
+        open.map(|call| call.taken_by).min()
+    }
+}
+
+impl Transport<RoleClient> for Caller {
+    type Error = io::Error;
+
+    fn send(
+        &mut self,
+        item: TxJsonRpcMessage<RoleClient>,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static {
+        std::future::ready(self.put(&item))
+    }
+
+    /// Ends when the broker is away or no worker is left.
+    async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
+        // ends with the line
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Some(message);
+            }
+            if *self.line.borrow() != Line::Up || self.workers.borrow().is_empty() {
+                return None;
+            }
+            let wake = self.wake_at().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                message = self.inbox.recv() => self.came(&message?),
+                changed = self.line.changed() => changed.ok()?,
+                changed = self.workers.changed() => {
+                    changed.ok()?;
+                    self.sweep();
+                }
+                () = tokio::time::sleep_until(wake) => self.sweep(),
+            }
+        }
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        self.inbox.close();
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! A JSON text in as many messages as it needs, in order, none twice and none missing.
+
+use bytes::{Bytes, BytesMut};
+
+use super::{MORE, SEQ, property};
+use crate::limits::{LINE_BYTES_MAX, MQTT_PART_BYTES_MAX};
+
+/// Numbers the messages of one answer.
+#[derive(Debug, Default)]
+pub(super) struct Numbers(u64);
+
+impl Numbers {
+    /// The messages of a text: payload and properties.
+    pub(super) fn split(&mut self, text: Bytes) -> Vec<(Bytes, Vec<(String, String)>)> {
+        let mut left = text;
+        let mut parts = Vec::new();
+        // bounded: each turn takes something off the text
+        loop {
+            let part = left.split_to(left.len().min(MQTT_PART_BYTES_MAX));
+            let mut properties = vec![(SEQ.to_owned(), self.0.to_string())];
+            if !left.is_empty() {
+                properties.push((MORE.to_owned(), "1".to_owned()));
+            }
+            self.0 += 1;
+            parts.push((part, properties));
+            if left.is_empty() {
+                return parts;
+            }
+        }
+    }
+}
+
+/// Puts the texts of one answer together again.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    next: u64,
+    text: BytesMut,
+}
+
+impl Parts {
+    /// Takes the next message; gives a text when it is whole.
+    ///
+    /// # Errors
+    /// What is wrong, if one is missing or the text is too long.
+    pub(super) fn take(
+        &mut self,
+        payload: &Bytes,
+        properties: &[(String, String)],
+    ) -> Result<Option<Bytes>, String> {
+        let seq = property(properties, SEQ).and_then(|seq| seq.parse::<u64>().ok());
+        let seq = seq.ok_or_else(|| format!("a message has no {SEQ}"))?;
+        if seq < self.next {
+            // a broker may send what it has sent before
+            return Ok(None);
+        }
+        if seq > self.next {
+            return Err(format!("message {} of the answer was lost", self.next));
+        }
+        self.next += 1;
+        if self.text.len() + payload.len() > LINE_BYTES_MAX {
+            return Err("a message of the answer is longer than it may be".to_owned());
+        }
+        let goes_on = property(properties, MORE).is_some();
+        if self.text.is_empty() && !goes_on {
+            return Ok(Some(payload.clone()));
+        }
+        self.text.extend_from_slice(payload);
+        Ok((!goes_on).then(|| self.text.split().freeze()))
+    }
+
+    /// Whether anything has come.
+    pub(super) fn has_begun(&self) -> bool {
+        self.next > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_come_out_as_they_went_in() {
+        let sizes = [0, 1, MQTT_PART_BYTES_MAX - 1, MQTT_PART_BYTES_MAX, MQTT_PART_BYTES_MAX + 1];
+        let sizes = sizes.into_iter().chain([5 * MQTT_PART_BYTES_MAX, 3]);
+        let (mut numbers, mut parts) = (Numbers::default(), Parts::default());
+        for size in sizes {
+            let text: Bytes = (0..size).map(|at| at.to_le_bytes()[at % 2]).collect();
+            let mut whole = None;
+            for (payload, properties) in numbers.split(text.clone()) {
+                assert_eq!(whole, None, "{size}: more came after the end");
+                whole = parts.take(&payload, &properties).unwrap();
+                // and once more
+                assert_eq!(parts.take(&payload, &properties), Ok(None), "{size}");
+            }
+            assert_eq!(whole, Some(text), "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_noticed() {
+        let mut messages = Numbers::default().split(vec![7; 3 * MQTT_PART_BYTES_MAX].into());
+        messages.remove(1);
+        let mut parts = Parts::default();
+        let (payload, properties) = &messages[0];
+        assert_eq!(parts.take(payload, properties), Ok(None));
+        let (payload, properties) = &messages[1];
+        assert_eq!(
+            parts.take(payload, properties),
+            Err("message 1 of the answer was lost".to_owned())
+        );
+        assert!(parts.take(payload, &[]).unwrap_err().contains(SEQ));
+    }
+
+    #[test]
+    fn a_text_without_end_is_refused() {
+        let mut parts = Parts::default();
+        let part = Bytes::from(vec![0; MQTT_PART_BYTES_MAX]);
+        let most = LINE_BYTES_MAX / MQTT_PART_BYTES_MAX;
+        let properties =
+            |seq: usize| vec![(SEQ.into(), seq.to_string()), (MORE.into(), "1".into())];
+        for seq in 0..most {
+            assert_eq!(parts.take(&part, &properties(seq)), Ok(None), "{seq}");
+        }
+        assert!(parts.take(&part, &properties(most)).unwrap_err().contains("longer"));
+    }
+}

@@ -1,0 +1,227 @@
+//! The worker's end: takes its share of the calls of a service, each served on its own.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::OptionFuture;
+use rmcp::RoleServer;
+use rmcp::model::{ErrorData, JsonRpcMessage};
+use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
+use rmcp::transport::Transport;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::parts::Numbers;
+use super::{OFFLINE, ONLINE, Topics, WORKER};
+use crate::bus::{Bus, Line, Message, Outgoing, Presence};
+use crate::limits::{CALLS_MAX, CALLS_REMEMBERED_MAX, DRAIN_MAX, NAME_BYTES_MAX};
+use crate::mcp::contract::NOT_TAKEN;
+use crate::mcp::pair::pair;
+use crate::mcp::server::{Shelf, serve};
+
+/// How long an answer waits before it is offered again, if the line has no room.
+const ANSWER_RETRY: Duration = Duration::from_millis(2);
+
+/// One of those that answer for a service.
+pub struct Worker {
+    /// The line to the broker, of its own.
+    pub bus: Bus,
+    /// What answers.
+    pub shelf: Arc<dyn Shelf>,
+    /// The service's topics.
+    pub topics: Topics,
+    /// Its name, unlike that of all other workers.
+    pub name: String,
+}
+
+/// What the line of a worker listens to.
+pub fn filters(topics: &Topics) -> Vec<String> {
+    vec![topics.calls(), topics.tell()]
+}
+
+/// How a worker says that it is there.
+pub fn presence(topics: &Topics, name: &str) -> Presence {
+    Presence {
+        topic: topics.worker(name),
+        online: Bytes::from_static(ONLINE),
+        offline: Bytes::from_static(OFFLINE),
+    }
+}
+
+/// A call that is being served.
+struct Call {
+    bus: Bus,
+    shelf: Arc<dyn Shelf>,
+    worker: String,
+    answer: String,
+    mark: Bytes,
+    numbers: Numbers,
+}
+
+/// The line to the broker broke: nobody would hear the rest.
+struct Broken;
+
+impl Worker {
+    /// Serves until `stop`, then until all calls that were taken have their answers.
+    pub async fn run(self, mut inbox: mpsc::Receiver<Message>, stop: CancellationToken) {
+        let mut running: JoinSet<Bytes> = JoinSet::new();
+        let mut stops: BTreeMap<Bytes, CancellationToken> = BTreeMap::new();
+        let mut seen: VecDeque<Bytes> = VecDeque::new();
+        let mut drain_until = None;
+        // ends after `stop`
+        loop {
+            if drain_until.is_some() && running.is_empty() {
+                return;
+            }
+            tokio::select! {
+                Some(message) = inbox.recv(), if drain_until.is_none() => {
+                    if message.topic == self.topics.tell() {
+                        if let Some(stop) = message.correlation.and_then(|mark| stops.remove(&mark)) {
+                            stop.cancel();
+                        }
+                        continue;
+                    }
+                    let Some(call) = self.call_of(&message) else { continue };
+                    if seen.contains(&call.mark) {
+                        continue;
+                    }
+                    seen.push_back(call.mark.clone());
+                    if seen.len() > CALLS_REMEMBERED_MAX {
+                        seen.pop_front();
+                    }
+                    let (stop, mark) = (CancellationToken::new(), call.mark.clone());
+                    stops.insert(mark.clone(), stop.clone());
+                    let is_full = running.len() >= CALLS_MAX;
+                    // it is taken from here on: dropping the message acknowledges it
+                    let payload = message.payload.unwrap_or_default();
+                    running.spawn(async move {
+                        tokio::select! {
+                            _ = call.run(payload, is_full) => {}
+                            () = stop.cancelled() => {}
+                        }
+                        mark
+                    });
+                }
+                Some(ended) = running.join_next(), if !running.is_empty() => {
+                    if let Ok(mark) = ended {
+                        stops.remove(&mark);
+                    }
+                }
+                () = stop.cancelled(), if drain_until.is_none() => {
+                    drain_until = Some(Instant::now() + DRAIN_MAX);
+                }
+                Some(()) = OptionFuture::from(drain_until.map(tokio::time::sleep_until)) => {
+                    tracing::warn!(left = running.len(), "stopped before all calls were answered");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A call that can be answered: it is marked and says where its answer shall go.
+    fn call_of(&self, message: &Message) -> Option<Call> {
+        let mark = message.correlation.clone().filter(|mark| mark.len() <= NAME_BYTES_MAX)?;
+        let answer = message.response_topic.clone()?;
+        let caller = answer.strip_prefix(&self.topics.answers())?;
+        if !crate::prompt::is_name(caller) || message.retained {
+            return None;
+        }
+        Some(Call {
+            bus: self.bus.clone(),
+            shelf: Arc::clone(&self.shelf),
+            worker: self.name.clone(),
+            answer,
+            mark,
+            numbers: Numbers::default(),
+        })
+    }
+}
+
+impl Call {
+    async fn run(mut self, payload: Bytes, is_full: bool) -> Result<(), Broken> {
+        let request = match serde_json::from_slice::<RxJsonRpcMessage<RoleServer>>(&payload) {
+            Ok(JsonRpcMessage::Request(request)) => request,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                let error = ErrorData::parse_error(format!("not a call: {error}"), None);
+                return self.say(&JsonRpcMessage::error(error, None)).await;
+            }
+        };
+        let id = request.id.clone();
+        if is_full {
+            let why = format!("this worker serves {CALLS_MAX} calls already");
+            let error = JsonRpcMessage::error(ErrorData::new(NOT_TAKEN, why, None), Some(id));
+            return self.say(&error).await;
+        }
+        // it has been taken
+        self.publish(Bytes::new()).await?;
+        let (mut ours, theirs) = pair();
+        let behind = Arc::clone(&self.shelf);
+        let served = Box::pin(async move { serve(behind, theirs).await });
+        let answers = async {
+            if ours.send(JsonRpcMessage::Request(request)).await.is_err() {
+                return Ok(());
+            }
+            // bounded by what an answer may have
+            while let Some(message) = ours.receive().await {
+                let is_last = match &message {
+                    JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => true,
+                    JsonRpcMessage::Notification(_) => false,
+                    // nobody could answer it
+                    JsonRpcMessage::Request(_) => continue,
+                };
+                self.say(&message).await?;
+                if is_last {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let serving = async {
+            // it goes on in a task of its own for as long as this is held
+            let _served = served.await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = answers => ended,
+            () = serving => Ok(()),
+        }
+    }
+
+    async fn say(&mut self, message: &TxJsonRpcMessage<RoleServer>) -> Result<(), Broken> {
+        match serde_json::to_vec(message) {
+            Ok(text) => self.publish(text.into()).await,
+            Err(error) => {
+                tracing::error!(%error, "an answer can't be written");
+                Err(Broken)
+            }
+        }
+    }
+
+    /// Publishes a text; waits while the line has no room.
+    async fn publish(&mut self, text: Bytes) -> Result<(), Broken> {
+        for (payload, mut properties) in self.numbers.split(text) {
+            properties.push((WORKER.to_owned(), self.worker.clone()));
+            let message = Outgoing {
+                topic: self.answer.clone(),
+                payload,
+                correlation: Some(self.mark.clone()),
+                properties,
+                ..Outgoing::default()
+            };
+            // ends when there is room, or with the line
+            while self.bus.once(message.clone()).is_err() {
+                if *self.bus.line().borrow() != Line::Up {
+                    // the caller hears that this worker is gone
+                    return Err(Broken);
+                }
+                tokio::time::sleep(ANSWER_RETRY).await;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,306 @@
+//! A cloud over MQTT: calls go to any worker of a service, and come back whole, once, or fail in time.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::wildcard_enum_match_arm,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    unused_imports,
+    reason = "a test ends at the first surprise, and shares its helpers with others"
+)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rumqttc::mqttbytes::v5::PublishProperties;
+use serde_json::{Value, json};
+use support::cloud::{Cloud, answer, entry};
+use support::mqtt::{App, Gate, Mosquitto};
+use support::service::{Service, catalog, signal};
+
+const TOPIC: &str = "pilotlight/mcp/big";
+
+fn at(port: u16) -> String {
+    format!("mqtt://127.0.0.1:{port}")
+}
+
+/// A device with a small model of its own and a service on MQTT.
+fn device(port: u16) -> Service {
+    let mut catalog = catalog(&["--scripted", "small"]);
+    catalog["mcpServers"]["far"] = json!({"type": "mqtt", "topic": TOPIC});
+    Service::launch(&catalog, &at(port), &[])
+}
+
+/// A worker of that service, whose model has the worker's name.
+fn worker(port: u16, name: &str) -> Service {
+    let mut catalog = catalog(&["--scripted", name, "--slots", "8"]);
+    catalog["pilotlight"]["device"]["name"] = json!(name);
+    catalog["pilotlight"]["mqtt"] = json!({"serve": TOPIC});
+    Service::launch(&catalog, &at(port), &[])
+}
+
+fn far(prompt: &str, deadline_ms: u64) -> String {
+    json!({"prompt": prompt, "mode": "cloud-only", "deadline_ms": deadline_ms}).to_string()
+}
+
+async fn send(app: &App, payload: String) {
+    app.send("pilotlight/dev/request/app", payload, PublishProperties::default()).await;
+}
+
+/// Waits until something was called at this worker.
+async fn busy(worker: &Service) {
+    worker.until("busy", |state| state["running"] != 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_answers_for_the_service() {
+    let broker = Mosquitto::start().await;
+    let (device, worker) = (device(broker.port), worker(broker.port, "w1"));
+    device.ready_all().await;
+    let mut app = App::of(broker.port, "app").await;
+
+    let reply = app.ask("app", far("one two three", 10_000)).await;
+    assert_eq!((&reply["status"], &reply["text"]), (&json!("ok"), &json!("one two three")));
+    let source = &reply["source"];
+    assert_eq!((&source["server"], &source["model"]), (&json!("far"), &json!("w1")), "{reply}");
+    assert_eq!(reply["decision"]["route"], "cloud", "{reply}");
+
+    // piece by piece as well
+    let streamed = json!({"prompt": "/tokens=40", "mode": "cloud-only", "stream": true});
+    send(&app, streamed.to_string()).await;
+    let mut pieces = 0;
+    let reply: Value = loop {
+        let message = app.next().await;
+        let value: Value = serde_json::from_slice(&message.payload).unwrap();
+        if message.topic.as_ref().ends_with(b"/reply/app") {
+            break value;
+        }
+        pieces += u32::from(value["text"].is_string());
+    };
+    assert_eq!(reply["status"], "ok", "{reply}");
+    assert!(pieces > 20, "{pieces} pieces");
+
+    // what can't be done there is said as it is anywhere
+    let long = "x ".repeat(40_000);
+    let reply = app.ask("app", far(&long, 10_000)).await;
+    assert_eq!(
+        (&reply["status"], &reply["error"]["code"]),
+        (&json!("refused"), &json!("incapable"))
+    );
+
+    // a private prompt never leaves: nobody hears a call
+    let mut ear = App::connect(broker.port, "ear", &["pilotlight/mcp/#"]).await;
+    while tokio::time::timeout(Duration::from_millis(300), ear.inbox.recv()).await.is_ok() {}
+    let private = json!({"prompt": "secret", "mode": "local-only"}).to_string();
+    assert_eq!(app.ask("app", private).await["source"]["where"], "device");
+    ear.stays_silent().await;
+    drop(worker);
+}
+
+/// An answer of many messages, and one of JSON that the far side's provider wrote.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_answer_comes_in_order() {
+    let broker = Mosquitto::start().await;
+    let pieces: Vec<String> =
+        (0..40).map(|n| format!("{n} {}", "abcdefghij ".repeat(1000))).collect();
+    let texts: Vec<&str> = pieces.iter().map(String::as_str).collect();
+    let cloud = Cloud::start([answer(&texts)]).await;
+    let mut catalog = catalog(&[]);
+    catalog["mcpServers"] = json!({});
+    catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
+    catalog["pilotlight"]["device"]["name"] = json!("w1");
+    catalog["pilotlight"]["mqtt"] = json!({"serve": TOPIC});
+    let _worker = Service::launch(&catalog, &at(broker.port), &[]);
+    let device = device(broker.port);
+    device.ready_all().await;
+    let mut app = App::of(broker.port, "app").await;
+    let reply = app.ask("app", far("go on", 20_000)).await;
+    assert_eq!(reply["text"], json!(pieces.concat()), "{}", reply["error"]);
+    // who answered there has a price, and it is told here
+    assert!(reply["usage"]["cost_usd"].as_f64().unwrap() > 0.0, "{}", reply["usage"]);
+}
+
+/// The more workers, the more calls at once; each call is answered once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn capacity_grows_with_the_workers() {
+    let broker = Mosquitto::start().await;
+    let device = device(broker.port);
+    let mut app = App::of(broker.port, "app").await;
+    let mut workers = Vec::new();
+    let mut took = BTreeMap::new();
+    for count in [1, 2, 4] {
+        while workers.len() < count {
+            // each has a single slot
+            let name = format!("w{}", workers.len());
+            let mut catalog = catalog(&["--scripted", &name]);
+            catalog["pilotlight"]["device"]["name"] = json!(name);
+            catalog["pilotlight"]["mqtt"] = json!({"serve": TOPIC});
+            let worker = Service::launch(&catalog, &at(broker.port), &[]);
+            worker.ready().await;
+            workers.push(worker);
+        }
+        device.ready_all().await;
+        // the workers have said that they are there
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let began = Instant::now();
+        for _ in 0..24 {
+            send(&app, far("/tokens=5 /delay-us=20000", 20_000)).await;
+        }
+        let mut who = BTreeSet::new();
+        for _ in 0..24 {
+            let reply = app.reply().await;
+            assert_eq!(reply["status"], "ok", "{reply}");
+            who.insert(reply["source"]["model"].as_str().unwrap().to_owned());
+        }
+        app.stays_silent().await;
+        assert_eq!(who.len(), count, "{who:?}");
+        took.insert(count, began.elapsed().as_millis() - 300);
+    }
+    println!("24 calls of 100 ms by 1, 2 and 4 workers, in ms: {took:?}");
+    assert!(took[&4] < took[&1], "{took:?}");
+}
+
+/// A worker that is killed in the middle: another answers, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_worker_takes_over() {
+    let broker = Mosquitto::start().await;
+    let device = device(broker.port);
+    let first = worker(broker.port, "w1");
+    device.ready_all().await;
+    let mut app = App::of(broker.port, "app").await;
+    send(&app, far("/tokens=20 /delay-us=50000", 20_000)).await;
+    busy(&first).await;
+    let second = worker(broker.port, "w2");
+    second.ready().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    signal(first.child.id().unwrap() as i32, nix::sys::signal::Signal::SIGKILL);
+    let reply = app.reply().await;
+    assert_eq!((&reply["status"], &reply["source"]["model"]), (&json!("ok"), &json!("w2")));
+    let attempts = reply["decision"]["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2, "{attempts:?}");
+    assert_eq!(attempts[0]["outcome"], "crashed", "{attempts:?}");
+    app.stays_silent().await;
+}
+
+/// The last worker is killed, the broker is started anew, the line is cut: the asker hears one thing,
+/// in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_breaks_is_told_in_time() {
+    for what in ["worker", "line of the worker", "line of the device", "broker"] {
+        let mut broker = Mosquitto::start().await;
+        let (near, wide) = (Gate::to(broker.port).await, Gate::to(broker.port).await);
+        // the asker has a way of its own; its broker is the same
+        let (device, worker) = (device(near.port), worker(wide.port, "w1"));
+        device.ready_all().await;
+        let mut app = App::of(broker.port, "app").await;
+        let began = Instant::now();
+        send(&app, far("/tokens=400 /delay-us=20000", 3_000)).await;
+        busy(&worker).await;
+        match what {
+            "worker" => {
+                signal(worker.child.id().unwrap() as i32, nix::sys::signal::Signal::SIGKILL);
+            }
+            "line of the worker" => wide.shut(),
+            "line of the device" => {
+                near.shut();
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                near.open();
+            }
+            _ => {
+                broker.child.kill().await.unwrap();
+                let port = broker.port;
+                let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\n");
+                broker = Mosquitto::with(port, &config).await;
+                // the asker's subscription went with the broker
+                app = App::of(port, "app").await;
+            }
+        }
+        let reply = app.reply().await;
+        let took = began.elapsed();
+        assert!(took < Duration::from_millis(4_500), "{what}: {took:?} {reply}");
+        assert_ne!(reply["status"], "ok", "{what}: {reply}");
+        app.stays_silent().await;
+        // and it goes on when all is well again
+        wide.open();
+        let again = (what == "worker").then(|| self::worker(broker.port, "w2"));
+        device.until("well again", |state| state["mqtt"]["state"] == "up").await;
+        device.ready_all().await;
+        let reply = app.ask("app", far("well again", 10_000)).await;
+        assert_eq!(reply["text"], "well again", "{what}: {reply}");
+        drop((again, worker));
+    }
+}
+
+/// Nobody is there: that is no wait, and no silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_without_workers_is_away() {
+    let broker = Mosquitto::start().await;
+    let device = device(broker.port);
+    device.ready().await;
+    let mut app = App::of(broker.port, "app").await;
+    let near = json!({"prompt": "hello", "mode": "prefer-cloud"}).to_string();
+    let reply = app.ask("app", near).await;
+    assert_eq!(reply["source"]["server"], "local", "{reply}");
+    assert_eq!(reply["decision"]["reason"], "resting", "{reply}");
+    let reply = app.ask("app", far("hello", 500)).await;
+    assert_eq!(reply["status"], "expired", "{reply}");
+}
+
+/// Who stops waiting stops the work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_nobody_waits_for_is_stopped() {
+    let broker = Mosquitto::start().await;
+    let (device, worker) = (device(broker.port), worker(broker.port, "w1"));
+    device.ready_all().await;
+    let mut app = App::of(broker.port, "app").await;
+    // the device's patience ends long before the worker's deadline would
+    let asking = device.chat(json!({
+        "model": "far", "messages": [{"role": "user", "content": "/tokens=2000 /delay-us=20000"}],
+        "metadata": {"deadline_ms": 60_000},
+    }));
+    tokio::select! {
+        _ = asking => panic!("it has ended"),
+        () = busy(&worker) => {}
+    }
+    worker.until("idle again", |state| state["running"] == 0).await;
+    assert_eq!(app.ask("app", far("and now", 5_000)).await["text"], "and now");
+}
+
+/// Devices of a group share the requests to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_shares_its_requests() {
+    let broker = Mosquitto::start().await;
+    let member = |name: &str| {
+        let mut catalog = catalog(&["--scripted", name]);
+        catalog["pilotlight"]["device"] = json!({"name": name, "group": "line-3"});
+        Service::launch(&catalog, &at(broker.port), &[])
+    };
+    let (one, two) = (member("d1"), member("d2"));
+    one.ready_all().await;
+    two.ready_all().await;
+    one.ready().await;
+    two.ready().await;
+    let mut app = App::connect(broker.port, "asker", &["pilotlight/group/line-3/reply/app"]).await;
+    for n in 0..20 {
+        let payload = json!({"id": n.to_string(), "prompt": "hello"}).to_string();
+        let topic = "pilotlight/group/line-3/request/app";
+        app.send(topic, payload, PublishProperties::default()).await;
+    }
+    let (mut who, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..20 {
+        let reply = app.reply().await;
+        assert_eq!(reply["status"], "ok", "{reply}");
+        who.insert(reply["source"]["model"].as_str().unwrap().to_owned());
+        assert!(ids.insert(reply["id"].as_str().unwrap().to_owned()), "{reply}");
+    }
+    app.stays_silent().await;
+    assert_eq!(who.len(), 2, "{who:?}");
+}

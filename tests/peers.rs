@@ -1,0 +1,87 @@
+//! Two devices that are each other's neighbours: what one can't do the other does, and no further.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    unused_imports,
+    reason = "a test ends at the first surprise, and shares its helpers with others"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::cloud::{Cloud, answer, entry};
+use support::service::{Service, catalog, free_port};
+
+/// A device with a model of this name, the other device as its neighbour, and a cloud.
+fn device(name: &str, own: u16, neighbour: u16, cloud: &Cloud) -> Service {
+    let mut catalog = catalog(&["--scripted", name]);
+    let url = format!("http://127.0.0.1:{neighbour}/mcp");
+    catalog["mcpServers"]["beside"] = json!({"type": "http", "url": url});
+    catalog["pilotlight"]["servers"] = json!({"beside": {"reach": "peer"}});
+    catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
+    let mut service =
+        Service::launch(&catalog, "off", &[("PILOTLIGHT_HTTP", &format!("127.0.0.1:{own}"))]);
+    service.http = own;
+    service
+}
+
+async fn ask(service: &Service, prompt: &str, mode: &str) -> Value {
+    let body = json!({
+        "model": "auto", "messages": [{"role": "user", "content": prompt}],
+        "metadata": {"mode": mode, "deadline_ms": 8000},
+    });
+    service.chat(body).await.1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn this_device_then_its_neighbour_then_the_cloud() {
+    let cloud = Cloud::start([answer(&["from ", "afar"])]).await;
+    let (a, b) = (free_port(), free_port());
+    let (one, two) = (device("a", a, b, &cloud), device("b", b, a, &cloud));
+    one.ready_all().await;
+    two.ready_all().await;
+    let told = |reply: &Value| {
+        let ours = &reply["pilotlight"];
+        let attempts = ours["decision"]["attempts"].as_array().cloned().unwrap_or_default();
+        let tried: Vec<String> =
+            attempts.iter().map(|one| one["server"].as_str().unwrap().to_owned()).collect();
+        (ours["source"]["where"].as_str().unwrap_or("nowhere").to_owned(), tried)
+    };
+    let is = |place: &str, tried: &[&str]| {
+        (place.to_owned(), tried.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+    };
+
+    let reply = ask(&one, "hello", "prefer-local").await;
+    assert_eq!(told(&reply), is("device", &["local"]), "{reply}");
+
+    // this one's model breaks, the neighbour's does not
+    let reply = ask(&one, "/fail-a=broken hello", "prefer-local").await;
+    assert_eq!(told(&reply), is("peer", &["local", "beside"]), "{reply}");
+    assert_eq!(cloud.asked().len(), 0);
+
+    // both break: this one's model rests still. The neighbour does not hand it back but asks its own
+    // cloud.
+    let began = Instant::now();
+    let reply = ask(&one, "/fail-a=broken /fail-b=broken hello", "prefer-local").await;
+    let (place, tried) = told(&reply);
+    assert_eq!((place.as_str(), tried.last().map(String::as_str)), ("peer", Some("beside")));
+    assert_eq!(reply["choices"][0]["message"]["content"], "from afar", "{reply}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(cloud.asked().len(), 1);
+
+    // a private prompt stays, though its model is broken
+    let reply = ask(&one, "/fail-a=broken hello", "local-only").await;
+    assert_eq!(reply["choices"], Value::Null, "{reply}");
+    assert_eq!(cloud.asked().len(), 1);
+    drop((one, two));
+}
