@@ -23,7 +23,7 @@
 //! 3 hands      mcp (port and lines), tls, broker, metrics, device
 //! 2 shapes     wire (requests and replies as JSON), link (a backend's state), bus (the MQTT line)
 //! 1 judgement  scheduler, registry, pressure                PURE
-//! 0 words      limits, prompt, labels, model, money, health, strain, generate, time  PURE
+//! 0 words      limits, prompt, labels, fit, model, money, health, strain, generate, time  PURE
 //! ```
 //!
 //! # One request
@@ -78,6 +78,7 @@ pub mod pressure;
 pub mod registry;
 pub mod scheduler;
 // 0 words
+pub mod fit;
 pub mod generate;
 pub mod health;
 pub mod labels;

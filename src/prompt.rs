@@ -90,6 +90,21 @@ pub enum Mode {
     CloudOnly,
 }
 
+/// How models work together on one prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// One model answers.
+    #[default]
+    Single,
+    /// The device answers; a model elsewhere is asked if that answer is not good enough.
+    Cascade,
+    /// The device drafts, a model elsewhere makes it better; the draft counts if that fails.
+    Refine,
+    /// Several answer at once, and the best of these answers counts.
+    Compare,
+}
+
 /// How urgent a prompt is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -155,6 +170,11 @@ pub struct Job {
     pub talent: Option<String>,
     /// The answer, if a rule of the task gave it: no model is asked.
     pub ruled: Option<Classification>,
+    /// How models work together on it.
+    pub strategy: Strategy,
+    /// With [`Strategy::Cascade`], the mean log-probability of its tokens from which on an answer of
+    /// the device is good enough; at most 0.
+    pub threshold: Option<f32>,
     /// Services that it has passed already.
     pub hops: u8,
     /// The asker reads the answer piece by piece while it is written.
@@ -204,6 +224,8 @@ impl Job {
             model: None,
             talent: None,
             ruled: None,
+            strategy: Strategy::Single,
+            threshold: None,
             hops: 0,
             streamed: false,
         }

@@ -8,13 +8,13 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::clock;
-use crate::generate::{Chunk, Out, Usage, channel};
+use super::{clock, together};
+use crate::generate::{BoxFuture, Chunk, Out, Usage, channel};
 use crate::health::Health;
 use crate::link::{Backend, Link};
 use crate::model::{ModelContext, Reach};
 use crate::money::Span;
-use crate::prompt::{Code, Job, JobId, Refusal};
+use crate::prompt::{Code, Job, JobId, Refusal, Strategy};
 use crate::scheduler::Verdict;
 use crate::scheduler::books::Books;
 use crate::scheduler::decision::{Decision, Pressure, Reason};
@@ -88,6 +88,8 @@ pub struct Answer {
     first: Option<Duration>,
     /// Known once the pieces are over.
     ended: Option<End>,
+    /// What has to be done for it, if it is not the dispatcher's loop that does it.
+    work: Option<BoxFuture<'static, End>>,
     guard: Guard,
 }
 
@@ -147,12 +149,25 @@ impl Dispatch {
         Dispatch { orders, next: Arc::new(AtomicU64::new(1)), backends, load, rate, spent }
     }
 
-    /// Hands a job in.
+    /// Hands a job in. If models shall work together on it, they are asked while the answer is read.
     ///
     /// # Errors
     /// [`Code::Busy`] if too many requests stand at the doors, [`Code::Unavailable`] if the
     /// service has stopped.
-    pub fn submit(&self, mut job: Job) -> Result<Answer, Refusal> {
+    pub fn submit(&self, job: Job) -> Result<Answer, Refusal> {
+        if job.strategy == Strategy::Single {
+            return self.submit_single(job);
+        }
+        let id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
+        let work: BoxFuture<'static, End> = Box::pin(together::run(self.clone(), job));
+        Ok(Answer { work: Some(work), ..Answer::closed(id) })
+    }
+
+    /// Hands in what one model shall answer.
+    ///
+    /// # Errors
+    /// As [`Dispatch::submit`].
+    pub(super) fn submit_single(&self, mut job: Job) -> Result<Answer, Refusal> {
         job.id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
         let id = job.id;
         let (out, chunks) = channel();
@@ -168,7 +183,8 @@ impl Dispatch {
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
         let arrived = clock();
-        Ok(Answer { job: id, chunks, end: ended, arrived, first: None, ended: None, guard })
+        let work = None;
+        Ok(Answer { job: id, chunks, end: ended, arrived, first: None, ended: None, work, guard })
     }
 
     /// Every backend as it is now.
@@ -222,6 +238,26 @@ impl Dispatch {
 }
 
 impl Answer {
+    /// One of which no pieces come.
+    fn closed(job: JobId) -> Answer {
+        let ((_, chunks), (_, end)) = (channel(), oneshot::channel());
+        let guard = Guard(CancellationToken::new());
+        let (arrived, first, ended, work) = (clock(), None, None, None);
+        Answer { job, chunks, end, arrived, first, ended, work, guard }
+    }
+
+    /// What stops the work on it; its end still comes.
+    pub(super) fn stopper(&self) -> CancellationToken {
+        self.guard.0.clone()
+    }
+
+    async fn ending(&mut self) -> End {
+        match self.work.take() {
+            Some(work) => work.await,
+            None => (&mut self.end).await.unwrap_or_else(|_| End::stopped()),
+        }
+    }
+
     /// The next piece; none after the last.
     pub async fn next(&mut self) -> Option<Chunk> {
         let chunk = loop {
@@ -240,8 +276,7 @@ impl Answer {
     /// The answer that was kept back, once.
     async fn kept(&mut self) -> Option<Chunk> {
         if self.ended.is_none() {
-            let end = (&mut self.end).await.unwrap_or_else(|_| End::stopped());
-            self.ended = Some(end);
+            self.ended = Some(self.ending().await);
         }
         let text = self.ended.as_mut()?.kept.take().filter(|text| !text.is_empty())?;
         Some(Chunk { n: 0, text })
@@ -252,7 +287,7 @@ impl Answer {
         self.chunks.close();
         let end = match self.ended.take() {
             Some(end) => end,
-            None => (&mut self.end).await.unwrap_or_else(|_| End::stopped()),
+            None => self.ending().await,
         };
         drop(self.guard);
         End { first: end.first.or(self.first), total: self.arrived.elapsed(), ..end }
@@ -271,16 +306,23 @@ impl Answer {
 impl End {
     /// The end of a job that the dispatcher forgot because it was stopped itself.
     fn stopped() -> End {
+        End::refused(stopped(), Reason::Draining)
+    }
+
+    /// The end of a job that was not taken.
+    pub(super) fn refused(refusal: Refusal, reason: Reason) -> End {
         let decision = Decision {
             route: "none".to_owned(),
-            reason: Reason::Draining,
+            reason,
             attempts: Vec::new(),
             predicted_ms: None,
             pressure: Pressure::default(),
+            strategy: None,
+            steps: Vec::new(),
             figures: None,
         };
         End {
-            verdict: Verdict::Refused(stopped()),
+            verdict: Verdict::Refused(refusal),
             usage: None,
             kept: None,
             decision,

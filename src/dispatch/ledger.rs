@@ -9,6 +9,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -63,6 +64,11 @@ struct Disk {
     is_torn: bool,
     /// Given back when it is closed.
     _lock: File,
+}
+
+/// The hour of the calendar.
+pub(super) fn hour() -> Hour {
+    Hour::at(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
 /// Opens the books of this folder; also says what they say.

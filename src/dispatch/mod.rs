@@ -6,10 +6,11 @@ mod handle;
 mod keep;
 mod ledger;
 mod pulse;
+mod together;
 pub mod whole;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,7 +21,7 @@ use self::attempt::{Said, paid};
 use self::handle::Order;
 pub use self::handle::{Answer, Dispatch, End, Seen, Spending};
 pub use self::keep::Keep;
-use self::ledger::{Ledger, Writer};
+use self::ledger::{Ledger, Writer, hour};
 use self::pulse::Pulse;
 use crate::generate::{Fault, Out, Usage};
 use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
@@ -39,11 +40,6 @@ use crate::time::Time;
 #[expect(clippy::disallowed_methods, reason = "the dispatcher is the one that reads the clock")]
 fn clock() -> Instant {
     Instant::now()
-}
-
-/// The hour of the calendar.
-fn hour() -> Hour {
-    Hour::at(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
 /// Makes the way in and the loop over these backends, on a device under this strain; what it learns

@@ -162,7 +162,7 @@ fn make_tool() -> Tool {
             "deadline_ms": {"type": "integer", "minimum": 1},
             "class": {"type": "string", "enum": ["interactive", "normal", "batch"]},
             "mode": {"type": "string", "enum": ["local-only", "prefer-local", "prefer-cloud", "cloud-only"]},
-            "strategy": {"type": "string", "enum": ["single"]},
+            "strategy": {"type": "string", "enum": ["single", "cascade", "refine", "compare"]},
             "model": {"type": "string"}
         },
         "additionalProperties": false

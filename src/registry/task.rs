@@ -9,7 +9,7 @@ use super::catalog::{Mistake, deadline_range, is_deadline};
 use super::rule::Rule;
 use crate::labels::{Classification, Labels};
 use crate::limits::{NAME_BYTES_MAX, OUTPUT_TOKENS_MAX, RULES_MAX, TASKS_MAX};
-use crate::prompt::{Code, Refusal};
+use crate::prompt::{Code, Refusal, Strategy};
 
 /// A named prompt with places to fill in.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -30,6 +30,13 @@ pub struct Task {
     /// Looked at in order before any model is asked; the first that holds gives the answer.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// How models work together on it.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// With the strategy `cascade`, the mean log-probability of its tokens from which on an answer of
+    /// the device is good enough; `pilotlight calibrate` finds it.
+    #[serde(default)]
+    pub threshold: Option<f32>,
     /// A talent that the model must state.
     #[serde(default)]
     pub talent: Option<String>,
@@ -126,6 +133,18 @@ pub(super) fn check(tasks: &BTreeMap<String, Task>, mistakes: &mut Vec<Mistake>)
         }
         if task.talent.as_ref().is_some_and(|t| t.is_empty() || t.len() > NAME_BYTES_MAX) {
             mistake(format!("{path}.talent"), format!("must have 1 to {NAME_BYTES_MAX} bytes"));
+        }
+        if task.threshold.is_some_and(|t| !(t <= 0.0 && t.is_finite())) {
+            let message = "must be a log-probability, which is 0 at most";
+            mistake(format!("{path}.threshold"), message.to_owned());
+        }
+        if task.threshold.is_some() && task.strategy != Strategy::Cascade {
+            let message = "is for the strategy cascade; name that as well";
+            mistake(format!("{path}.threshold"), message.to_owned());
+        }
+        if task.strategy != Strategy::Single && task.labels.is_some() {
+            let message = "is for text and JSON; labels have a margin instead";
+            mistake(format!("{path}.strategy"), message.to_owned());
         }
         for (place, message) in task.label_mistakes() {
             mistake(format!("{path}.{place}"), message);

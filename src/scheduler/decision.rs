@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::predict::Spread;
 use crate::model::Reach;
 use crate::money::Usd;
-use crate::prompt::{Class, Mode};
+use crate::prompt::{Class, Mode, Strategy};
 use crate::strain::{Cause, Stage};
 
 /// Why a job went where it went, or nowhere. The list is closed and documented.
@@ -32,6 +32,15 @@ pub enum Reason {
     /// The preferred model was not sure enough.
     #[serde(rename = "quality:confidence")]
     Confidence,
+    /// The preferred model's answer has not the shape that was asked for.
+    #[serde(rename = "quality:schema")]
+    Shape,
+    /// The preferred model's answer was cut off.
+    #[serde(rename = "quality:cut-off")]
+    CutOff,
+    /// Models worked together as the asker or the task wanted.
+    #[serde(rename = "strategy")]
+    Strategy,
     /// A cap on spending leaves nothing for the preferred model.
     #[serde(rename = "budget")]
     Budget,
@@ -129,9 +138,29 @@ pub struct Decision {
     pub predicted_ms: Option<Predicted>,
     /// How full the device was when it was decided.
     pub pressure: Pressure,
+    /// How models worked together, if they did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// What each of them was asked for, if several were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
     /// The figures behind it, from which `pilotlight explain` decides again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<Figures>,
+}
+
+/// One of several answers to a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Whether it was given.
+    pub answered: bool,
+    /// Why it is not good enough, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<Reason>,
+    /// How many of the answers say the same, itself counted.
+    pub agree: u32,
+    /// Where it went and why.
+    pub decision: Decision,
 }
 
 impl Decision {

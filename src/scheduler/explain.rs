@@ -8,7 +8,7 @@ use super::event::{Answered, BackendId, Sent, Verdict, Word};
 use super::judge::{USABLE_MIN, leavers};
 use super::plan::{Item, LINE_MAX, Line};
 use super::predict::{Load, Rates};
-use super::{Card, Effect, Event, Scheduler, Ticket, route_to};
+use super::{Card, Effect, Event, Scheduler, Ticket, route_to, together};
 use crate::generate::Fault;
 use crate::limits::{HOPS_MAX, SERVERS_MAX, WAITING_JOBS_MAX};
 use crate::model::{GENERATE, Reach};
@@ -29,6 +29,9 @@ const TALENT: &str = "talent";
 /// # Errors
 /// If the record does not say enough.
 pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
+    if !decision.steps.is_empty() {
+        return together::explain(decision);
+    }
     let is_nowhere = decision.route == "none";
     let effects = match (&decision.figures, decision.reason) {
         (_, Reason::Rule) => arrive(Ticket { ruled: true, ..plain(0) }, &[]),

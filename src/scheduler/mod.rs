@@ -29,6 +29,7 @@ mod start;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
 mod tests;
+pub mod together;
 mod window;
 
 use std::time::Duration;
@@ -459,6 +460,8 @@ impl Scheduler {
             attempts: entry.attempts,
             predicted_ms: entry.predicted,
             pressure: self.pressure(),
+            strategy: None,
+            steps: Vec::new(),
             figures: entry.figures.map(|figures| *figures),
         };
         self.effects.push(Effect::Settle {

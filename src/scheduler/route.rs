@@ -210,6 +210,9 @@ fn incapable(ticket: &Ticket, lack: Reason) -> (Refusal, Reason) {
         Reason::Context
         | Reason::Confidence
         | Reason::Budget
+        | Reason::Shape
+        | Reason::CutOff
+        | Reason::Strategy
         | Reason::Rule
         | Reason::Feasible
         | Reason::Mode

@@ -206,6 +206,8 @@ fn settled(job: JobId, verdict: Verdict, backend: BackendId) -> Effect {
         attempts: Vec::new(),
         predicted_ms: None,
         pressure: Pressure::default(),
+        strategy: None,
+        steps: Vec::new(),
         figures: None,
     };
     Effect::Settle { job, verdict, backend: Some(backend), decision: Box::new(decision) }

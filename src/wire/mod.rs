@@ -19,7 +19,9 @@ use crate::limits::{
     PROMPT_BYTES_MAX, SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX,
     TOP_LOGPROBS_MAX,
 };
-use crate::prompt::{Class, Code, Format, Job, JobId, Message, Mode, Refusal, Role, Sampling};
+use crate::prompt::{
+    Class, Code, Format, Job, JobId, Message, Mode, Refusal, Role, Sampling, Strategy,
+};
 use crate::registry::catalog::Catalog;
 use crate::registry::task::Task;
 
@@ -100,7 +102,7 @@ pub struct Ask {
     /// Where it may be answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
-    /// How models work together; only `single` is known.
+    /// How models work together: `single`, `cascade`, `refine` or `compare`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
     /// The one model that shall answer.
@@ -118,14 +120,6 @@ pub enum AskFormat {
     Json,
     /// No text but a vector for each message.
     Embedding,
-}
-
-/// How models work together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// One model answers.
-    Single,
 }
 
 /// Reads JSON into a type and names the place of the first mistake.
@@ -204,10 +198,18 @@ impl Ask {
         if let Some(talent) = &self.talent {
             check_length("talent", talent, KEY_BYTES_MAX)?;
         }
+        let strategy = self.strategy.or(task.map(|t| t.strategy)).unwrap_or_default();
+        let format = self.format_of(task, &messages)?;
+        if strategy != Strategy::Single
+            && !matches!(format, Format::Text | Format::Json | Format::Schema(_))
+        {
+            let message = "is for text and JSON; labels have a margin instead";
+            return Err(Refusal::field(Code::Invalid, "strategy", message));
+        }
         Ok(Job {
             id: JobId(0),
             app: app.to_owned(),
-            format: self.format_of(task, &messages)?,
+            format,
             sampling: self.sampling_of(task)?,
             messages,
             ruled,
@@ -218,6 +220,8 @@ impl Ask {
             key: self.id,
             task: self.task,
             model: self.model,
+            strategy,
+            threshold: task.and_then(|t| t.threshold),
             hops: 0,
             streamed: self.stream == Some(true),
         })

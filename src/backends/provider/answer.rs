@@ -7,6 +7,7 @@ use reqwest::header::CONTENT_TYPE;
 
 use super::stream::{Events, whole};
 use super::{Protocol, now};
+use crate::fit;
 use crate::generate::{Fault, Finish, Out, Usage};
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::prompt::{Code, Format, Job, Refusal};
@@ -32,6 +33,7 @@ struct Reader<'o> {
     out: &'o mut Out,
     asked: Instant,
     first: Option<Instant>,
+    format: &'o Format,
     /// The answer, if it must be JSON.
     kept: Option<String>,
     bytes: usize,
@@ -55,6 +57,7 @@ pub(super) async fn read(
         out,
         asked: now(),
         first: None,
+        format: &job.format,
         kept: (job.format != Format::Text).then(String::new),
         bytes: 0,
         pieces: 0,
@@ -142,9 +145,8 @@ impl Reader<'_> {
 
     fn end(self) -> Result<Usage, Fault> {
         let finish = self.known.finish.ok_or_else(early)?;
-        let is_json = |text: &str| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
-        if finish == Finish::Stop && self.kept.is_some_and(|text| !is_json(&text)) {
-            return Err(Fault::Broken("it was asked for JSON and wrote something else".to_owned()));
+        if let (Finish::Stop, Some(text)) = (finish, &self.kept) {
+            fit::check(self.format, text).map_err(Fault::Broken)?;
         }
         let ended = now();
         let first = self.first.unwrap_or(ended);

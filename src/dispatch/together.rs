@@ -1,0 +1,217 @@
+//! Several models at one prompt, within its one deadline: each is a job of its own for the judge, and
+//! the rules of [`crate::scheduler::together`] say which answer counts.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use super::clock;
+use super::handle::{Answer, Dispatch, End};
+use crate::generate::Usage;
+use crate::limits::COMPARED_MAX;
+use crate::model::{GENERATE, LOGPROBS, Reach};
+use crate::prompt::{Job, Message, Mode, Role, Strategy};
+use crate::scheduler::decision::{Reason, Step};
+use crate::scheduler::together::{conclude, lacks, record};
+use crate::scheduler::{Verdict, may_reach};
+
+/// What the second model is told about the first one's draft.
+const REFINE: &str = "The answer above is a draft. Write the best answer to what was asked before it: \
+                      keep what is right, correct what is wrong, add what is missing. Write only that \
+                      answer.";
+
+/// Asks as the job's strategy wants and says how it ended.
+pub(super) async fn run(dispatch: Dispatch, job: Job) -> End {
+    let mut work = Work { dispatch, arrived: clock(), told_logprobs: job.sampling.logprobs, job };
+    match work.job.strategy {
+        Strategy::Compare => work.compare().await,
+        Strategy::Single | Strategy::Cascade | Strategy::Refine => work.in_turn().await,
+    }
+}
+
+struct Work {
+    dispatch: Dispatch,
+    arrived: std::time::Instant,
+    /// What the asker wants to know of the tokens.
+    told_logprobs: Option<u8>,
+    job: Job,
+}
+
+/// What came of one model.
+struct Part {
+    text: String,
+    end: End,
+}
+
+impl Work {
+    /// First here, then elsewhere, if that is needed and allowed.
+    async fn in_turn(&mut self) -> End {
+        let first = self.job.mode;
+        let wants_draft = self.job.strategy == Strategy::Refine && may_leave(first);
+        let draft = if wants_draft { Mode::LocalOnly } else { first };
+        let draft = self.ask(self.step(draft), true).await;
+        let mut parts = vec![draft];
+        if self.wants_second(&parts[0]) {
+            let mut second = self.step(Mode::CloudOnly);
+            if self.job.strategy == Strategy::Refine && parts[0].is_answer() {
+                let turn = |role, content| Message { role, content };
+                second.messages.push(turn(Role::Assistant, parts[0].text.clone()));
+                second.messages.push(turn(Role::User, REFINE.to_owned()));
+            }
+            parts.push(self.ask(second, false).await);
+        }
+        self.end(parts)
+    }
+
+    fn wants_second(&self, first: &Part) -> bool {
+        // who is not on this device has been asked already
+        let is_here = first.end.reach.is_none_or(|reach| reach == Reach::Device);
+        let wants = match self.job.strategy {
+            Strategy::Cascade => first.is_answer() && self.lack(first).is_some(),
+            Strategy::Refine => true,
+            Strategy::Single | Strategy::Compare => false,
+        };
+        let is_elsewhere = |reach| reach != Reach::Device && may_reach(self.job.mode, reach);
+        let others = self.dispatch.backends();
+        let has_others = others.iter().any(|seen| is_elsewhere(seen.reach));
+        wants && is_here && has_others && may_leave(self.job.mode) && !self.left().is_zero()
+    }
+
+    /// All at once; who answers the same as another ends the others' work.
+    async fn compare(&mut self) -> End {
+        let seen = self.dispatch.backends();
+        let can = |seen: &&super::Seen| {
+            may_reach(self.job.mode, seen.reach)
+                && seen.context.as_ref().is_some_and(|context| context.capabilities.has(GENERATE))
+        };
+        let names: Vec<String> =
+            seen.iter().filter(can).take(COMPARED_MAX).map(|seen| seen.server.clone()).collect();
+        if names.is_empty() || self.job.model.is_some() {
+            let part = self.ask(self.step(self.job.mode), false).await;
+            return self.end(vec![part]);
+        }
+        let asked = names.into_iter().map(|name| {
+            let step = Job { model: Some(name), ..self.step(self.job.mode) };
+            self.dispatch.submit_single(step)
+        });
+        let mut parts: Vec<Option<Part>> = Vec::new();
+        let mut stops = Vec::new();
+        let mut running = FuturesUnordered::new();
+        for (at, answer) in asked.enumerate() {
+            match answer {
+                Ok(answer) => {
+                    stops.push(answer.stopper());
+                    running.push(async move { (at, read(answer).await) });
+                    parts.push(None);
+                }
+                Err(refusal) => {
+                    let end = End::refused(refusal, Reason::Queue);
+                    parts.push(Some(Part { text: String::new(), end }));
+                }
+            }
+        }
+        while let Some((at, part)) = running.next().await {
+            let same = |other: &Part| {
+                part.is_answer() && self.lack(&part).is_none() && other.says_as(&part)
+            };
+            if parts.iter().flatten().any(same) {
+                stops.iter().for_each(tokio_util::sync::CancellationToken::cancel);
+            }
+            parts[at] = Some(part);
+        }
+        drop(running);
+        let parts = parts.into_iter().flatten().collect();
+        self.end(parts)
+    }
+
+    /// A step of it: the same prompt for one model, in the time that is left.
+    fn step(&self, mode: Mode) -> Job {
+        Job {
+            mode,
+            strategy: Strategy::Single,
+            streamed: false,
+            budget: self.left(),
+            ..self.job.clone()
+        }
+    }
+
+    async fn ask(&self, mut step: Job, is_judged: bool) -> Part {
+        let knows = |seen: &super::Seen| {
+            let context = seen.context.as_ref();
+            seen.reach == Reach::Device && context.is_some_and(|c| c.capabilities.has(LOGPROBS))
+        };
+        // how likely its tokens were is asked only of those who can tell
+        if is_judged && self.job.threshold.is_some() && self.dispatch.backends().iter().any(knows) {
+            step.sampling.logprobs = step.sampling.logprobs.or(Some(0));
+        }
+        match self.dispatch.submit_single(step) {
+            Ok(answer) => read(answer).await,
+            Err(refusal) => Part { text: String::new(), end: End::refused(refusal, Reason::Queue) },
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.job.budget.saturating_sub(self.arrived.elapsed())
+    }
+
+    fn lack(&self, part: &Part) -> Option<Reason> {
+        let usage = part.end.usage.as_ref()?;
+        let is_here = part.end.reach == Some(Reach::Device);
+        let threshold = self.job.threshold.filter(|_| is_here);
+        lacks(&self.job.format, &part.text, usage, threshold)
+    }
+
+    /// One end of all parts: that which counts, with the record of all.
+    fn end(&self, mut parts: Vec<Part>) -> End {
+        let agree = |part: &Part| parts.iter().filter(|other| other.says_as(part)).count();
+        let step = |part: &Part| Step {
+            answered: part.is_answer(),
+            lacks: self.lack(part),
+            agree: u32::try_from(agree(part)).unwrap_or(u32::MAX),
+            decision: part.end.decision.clone(),
+        };
+        let steps: Vec<Step> = parts.iter().map(step).collect();
+        let Some(counts) = conclude(self.job.strategy, &steps) else {
+            return parts.swap_remove(0).end;
+        };
+        let first = parts[0].end.queued;
+        let Part { text, end } = parts.swap_remove(counts.0);
+        let usage = end.usage.map(|usage| match self.told_logprobs {
+            Some(_) => usage,
+            None => Usage { logprobs: Vec::new(), ..usage },
+        });
+        End {
+            kept: Some(text).filter(|text| !text.is_empty()),
+            decision: record(self.job.strategy, steps, counts),
+            usage,
+            queued: first,
+            total: self.arrived.elapsed(),
+            ..end
+        }
+    }
+}
+
+impl Part {
+    fn is_answer(&self) -> bool {
+        self.end.verdict == Verdict::Done
+    }
+
+    /// Whether both say the same, but for space, case and the order of JSON keys.
+    fn says_as(&self, other: &Part) -> bool {
+        let plain = |text: &str| match serde_json::from_str::<serde_json::Value>(text) {
+            Ok(value) => value.to_string().to_lowercase(),
+            Err(_) => text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase(),
+        };
+        self.is_answer() && other.is_answer() && plain(&self.text) == plain(&other.text)
+    }
+}
+
+fn may_leave(mode: Mode) -> bool {
+    mode != Mode::LocalOnly
+}
+
+async fn read(answer: Answer) -> Part {
+    let (text, end) = answer.collect().await;
+    Part { text, end }
+}

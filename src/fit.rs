@@ -1,0 +1,57 @@
+//! Whether an answer has the shape that was asked for.
+
+use serde_json::Value;
+
+use crate::prompt::Format;
+
+/// Looks at a whole answer; text fits always, as do labels and vectors, which are no model's text.
+///
+/// # Errors
+/// What is wrong with it, without the answer's own words.
+pub fn check(format: &Format, text: &str) -> Result<(), String> {
+    let schema = match format {
+        Format::Text | Format::Label(_) | Format::Embedding => return Ok(()),
+        Format::Json => None,
+        Format::Schema(schema) => Some(schema),
+    };
+    let value: Value = serde_json::from_str(text)
+        .map_err(|e| format!("it was asked for JSON and wrote something else: {e}"))?;
+    let Some(schema) = schema else { return Ok(()) };
+    // a schema that can't be used was refused at the door, or binds nobody
+    let Ok(validator) = jsonschema::validator_for(schema) else { return Ok(()) };
+    match validator.iter_errors(&value).next() {
+        None => Ok(()),
+        Some(error) => {
+            let place = error.schema_path().to_string();
+            Err(format!("its JSON does not fit the schema at {place}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_fits_and_what_does_not() {
+        let schema = json!({"type": "object", "properties": {"state": {"enum": ["ok", "hot"]}},
+                            "required": ["state"]});
+        let schema = Format::Schema(Arc::new(schema));
+        let check = |format: &Format, text: &str, fits: bool| {
+            assert_eq!(super::check(format, text).is_ok(), fits, "{format:?} {text}");
+        };
+        check(&Format::Text, "{", true);
+        check(&Format::Json, "{", false);
+        check(&Format::Json, "{}", true);
+        check(&schema, r#"{"state": "hot"}"#, true);
+        check(&schema, r#"{"state": "cold"}"#, false);
+        check(&schema, "{}", false);
+        check(&schema, "hot", false);
+        let told = super::check(&schema, r#"{"state": "secret"}"#).unwrap_err();
+        assert!(!told.contains("secret") && told.contains("/properties/state/enum"), "{told}");
+    }
+}

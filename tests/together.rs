@@ -1,0 +1,198 @@
+//! Models that work together: who is asked, whose answer counts, what it cost, and what if one fails.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    unused_imports,
+    reason = "a test ends at the first surprise, and shares its helpers with others"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use pilotlight::scheduler::decision::Decision;
+use pilotlight::scheduler::explain;
+use serde_json::{Value, json};
+use support::cloud::{Act, Cloud, answer, entry, error, head, piece};
+use support::mqtt::App;
+use support::service::{Service, catalog};
+
+/// A service with a scripted model, and clouds that answer so.
+async fn service(clouds: &[(&str, &Cloud)]) -> (Service, App) {
+    let mut catalog = catalog(&["--scripted", "small"]);
+    for (name, cloud) in clouds {
+        catalog["pilotlight"]["providers"][*name] = entry(&cloud.url);
+    }
+    let service = Service::start(&catalog).await;
+    service.ready_all().await;
+    let app = App::of(service.mqtt, "app").await;
+    (service, app)
+}
+
+async fn ask(app: &mut App, strategy: &str, prompt: &str, more: Value) -> Value {
+    let mut ask = json!({"prompt": prompt, "strategy": strategy, "deadline_ms": 5000});
+    ask.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
+    let reply = app.ask("app", ask.to_string()).await;
+    explains(&reply);
+    reply
+}
+
+/// The record decides again as it was decided.
+fn explains(reply: &Value) {
+    let decision: Decision = serde_json::from_value(reply["decision"].clone()).unwrap();
+    let expected = (decision.route.clone(), decision.reason);
+    assert_eq!(explain(&decision), Ok(expected), "{reply}");
+}
+
+/// What it says, where it is from, why, and each attempt.
+fn told(reply: &Value) -> (String, String, String, Vec<String>) {
+    let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let attempts = reply["decision"]["attempts"].as_array().cloned().unwrap_or_default();
+    let attempt = |one: &Value| format!("{} {}", word(&one["server"]), word(&one["outcome"]));
+    (
+        word(&reply["text"]),
+        word(&reply["decision"]["route"]),
+        word(&reply["decision"]["reason"]),
+        attempts.iter().map(attempt).collect(),
+    )
+}
+
+fn is(
+    text: &str,
+    route: &str,
+    reason: &str,
+    attempts: &[&str],
+) -> (String, String, String, Vec<String>) {
+    let owned = |text: &str| text.to_owned();
+    (owned(text), owned(route), owned(reason), attempts.iter().map(|one| owned(one)).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cascade_goes_on_only_if_the_first_answer_is_not_good_enough() {
+    let cloud = Cloud::start([answer(&[r#"{"a": 1}"#])]).await;
+    let (_service, mut app) = service(&[("big", &cloud)]).await;
+
+    let reply = ask(&mut app, "cascade", "good enough", json!({})).await;
+    assert_eq!(told(&reply), is("good enough", "local", "feasible", &["local ok"]));
+    assert_eq!(cloud.asked().len(), 0);
+
+    let reply = ask(&mut app, "cascade", "/tokens=9", json!({"max_tokens": 3})).await;
+    let both = ["local ok", "big ok"];
+    assert_eq!(told(&reply), is(r#"{"a": 1}"#, "cloud", "quality:cut-off", &both), "{reply}");
+    assert!((reply["usage"]["cost_usd"].as_f64().unwrap() - 0.007).abs() < 1e-12, "{reply}");
+    // the cloud was asked what the device was asked
+    let sent = &cloud.asked()[0].body;
+    assert_eq!(sent["messages"].as_array().unwrap().len(), 1, "{sent}");
+    let steps = reply["decision"]["steps"].as_array().unwrap();
+    assert_eq!((steps.len(), &steps[0]["lacks"]), (2, &json!("quality:cut-off")), "{reply}");
+
+    // what must stay stays, good enough or not
+    let stays = json!({"max_tokens": 3, "mode": "local-only"});
+    let reply = ask(&mut app, "cascade", "/tokens=9", stays).await;
+    assert_eq!((&reply["source"]["where"], &reply["finish"]), (&json!("device"), &json!("length")));
+    assert_eq!(cloud.asked().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_answer_is_better_than_none() {
+    let cloud = Cloud::start([error("500 Internal Server Error", "", "oh")]).await;
+    let (_service, mut app) = service(&[("big", &cloud)]).await;
+    let reply =
+        ask(&mut app, "cascade", "/tokens=9", json!({"max_tokens": 3, "deadline_ms": 1500})).await;
+    let (_, route, reason, attempts) = told(&reply);
+    assert_eq!((route.as_str(), reason.as_str()), ("local", "quality:cut-off"), "{reply}");
+    assert_eq!(
+        (&reply["status"], &attempts[..2]),
+        (&json!("ok"), &["local ok".to_owned(), "big away".to_owned()][..])
+    );
+
+    let reply = ask(&mut app, "refine", "a draft", json!({"deadline_ms": 1500})).await;
+    assert_eq!((&reply["status"], &reply["text"]), (&json!("ok"), &json!("a draft")), "{reply}");
+    assert_eq!(reply["decision"]["route"], "local", "{reply}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draft_is_refined() {
+    let cloud = Cloud::start([answer(&["much ", "better"])]).await;
+    let (_service, mut app) = service(&[("big", &cloud)]).await;
+    let reply = ask(&mut app, "refine", "a draft", json!({})).await;
+    let both = ["local ok", "big ok"];
+    assert_eq!(told(&reply), is("much better", "cloud", "strategy", &both), "{reply}");
+    let messages = cloud.asked()[0].body["messages"].clone();
+    let roles: Vec<&str> =
+        messages.as_array().unwrap().iter().map(|one| one["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "user"], "{messages}");
+    assert_eq!(messages[1]["content"], "a draft", "{messages}");
+
+    let reply = ask(&mut app, "refine", "mine alone", json!({"mode": "local-only"})).await;
+    assert_eq!(
+        (&reply["text"], &reply["source"]["where"]),
+        (&json!("mine alone"), &json!("device"))
+    );
+    assert_eq!(cloud.asked().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_are_compared() {
+    let silent = head("200 OK", "text/event-stream", "") + &piece("I ");
+    let (one, two) = (
+        Cloud::start([answer(&["Red"]), answer(&["green"]), Act::Hang(silent.into())]).await,
+        Cloud::start([answer(&["blue"]), answer(&["red"]), answer(&["red"])]).await,
+    );
+    let (_service, mut app) = service(&[("one", &one), ("two", &two)]).await;
+
+    // two of three say the same, but for case
+    let reply = ask(&mut app, "compare", "red", json!({})).await;
+    let (text, _, reason, attempts) = told(&reply);
+    assert_eq!((text.to_lowercase().as_str(), reason.as_str()), ("red", "strategy"), "{reply}");
+    assert!(attempts.len() == 3, "{attempts:?}");
+    // none agrees: the one from furthest away
+    let reply = ask(&mut app, "compare", "white", json!({})).await;
+    assert_eq!(told(&reply).1, "cloud", "{reply}");
+
+    // two agree while the third is silent: nobody waits for it, and it is paid for
+    let began = Instant::now();
+    let reply = ask(&mut app, "compare", "red", json!({"deadline_ms": 20_000})).await;
+    assert_eq!(reply["text"], "red", "{reply}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let attempts = reply["decision"]["attempts"].as_array().unwrap();
+    let lost: Vec<&Value> = attempts.iter().filter(|one| one["outcome"] != "ok").collect();
+    assert_eq!(lost.len(), 1, "{reply}");
+    assert!(lost[0]["cost_usd"].as_f64().unwrap() > 0.0, "{reply}");
+}
+
+/// Whichever strategy is asked for, a private prompt reaches nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_strategy_lets_a_private_prompt_out() {
+    let cloud = Cloud::start([answer(&["never"])]).await;
+    let (_service, mut app) = service(&[("big", &cloud)]).await;
+    for strategy in ["single", "cascade", "refine", "compare"] {
+        for prompt in ["hello", "/tokens=9", "/fail=broken"] {
+            let private = json!({"mode": "local-only", "max_tokens": 3, "deadline_ms": 700});
+            let mut asks = json!({"prompt": prompt, "strategy": strategy});
+            asks.as_object_mut().unwrap().extend(private.as_object().unwrap().clone());
+            app.ask("app", asks.to_string()).await;
+        }
+    }
+    assert_eq!(cloud.opened(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_have_a_margin_and_no_strategy() {
+    let cloud = Cloud::start([answer(&["never"])]).await;
+    let (_service, mut app) = service(&[("big", &cloud)]).await;
+    let labels = json!({"prompt": "hot", "labels": {"hot": [], "ok": []}, "strategy": "cascade"});
+    let reply = app.ask("app", labels.to_string()).await;
+    assert_eq!(
+        (&reply["status"], &reply["error"]["field"]),
+        (&json!("refused"), &json!("strategy"))
+    );
+}
