@@ -138,9 +138,9 @@ async fn capacity_grows_with_the_workers() {
     let mut took = BTreeMap::new();
     for count in [1, 2, 4] {
         while workers.len() < count {
-            // each has a single slot
+            // each answers one at a time
             let name = format!("w{}", workers.len());
-            let mut catalog = catalog(&["--scripted", &name]);
+            let mut catalog = catalog(&["--scripted", &name, "--slots", "1"]);
             catalog["pilotlight"]["device"]["name"] = json!(name);
             catalog["pilotlight"]["mqtt"] = json!({"serve": TOPIC});
             let worker = Service::launch(&catalog, &at(broker.port), &[]);
