@@ -1,10 +1,9 @@
 //! A file in which what was learned of the models survives a restart.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::files;
 use crate::limits::LEARNED_BYTES_MAX;
 use crate::model::{ModelContext, Reach};
 use crate::scheduler::Learned;
@@ -78,26 +77,17 @@ impl Keep {
 }
 
 fn read(file: &Path) -> io::Result<Learned> {
-    let mut text = Vec::new();
-    File::open(file)?.take(LEARNED_BYTES_MAX + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > LEARNED_BYTES_MAX {
-        return Err(io::Error::other(format!("it is larger than {LEARNED_BYTES_MAX} bytes")));
-    }
-    Ok(serde_json::from_slice(&text)?)
+    Ok(serde_json::from_slice(&files::read(file, LEARNED_BYTES_MAX)?)?)
 }
 
 fn write(file: &Path, learned: &Learned) -> io::Result<()> {
-    let text = serde_json::to_vec(learned)?;
-    let part = file.with_extension("part");
-    let mut out =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-    out.write_all(&text)?;
-    out.sync_all()?;
-    fs::rename(&part, file)
+    files::replace(file, &serde_json::to_vec(learned)?).map(drop)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -6,14 +6,14 @@
 //! of its own writes whatever waits and makes it durable once for all of it.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::files;
 use crate::generate::Fault;
 use crate::limits::{LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_WAITING_MAX};
 use crate::money::{Hour, Usd};
@@ -145,7 +145,7 @@ impl Writer {
 
 impl Disk {
     fn open(folder: &Path, hour: Hour) -> io::Result<Disk> {
-        let lock = new_file(&folder.join(LOCK), false)?;
+        let lock = files::own().open(folder.join(LOCK))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => io::Error::other("another service keeps books there"),
             TryLockError::Error(error) => error,
@@ -202,30 +202,18 @@ fn all_spent(hour: Hour) -> Books {
     books
 }
 
-/// Makes the file anew: it is the old one or the new one, never a part.
+/// Makes the file anew.
 fn begin(path: &Path, books: &Books) -> io::Result<File> {
-    let part = path.with_extension("part");
-    let mut file = new_file(&part, true)?;
     let mut text = serde_json::to_vec(&Begin { books: books.clone() })?;
     text.push(b'\n');
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&part, path)?;
+    let file = files::replace(path, &text)?;
     // the name has to be durable as well
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(file)
 }
 
-fn new_file(path: &Path, truncate: bool) -> io::Result<File> {
-    fs::OpenOptions::new().write(true).create(true).truncate(truncate).mode(0o600).open(path)
-}
-
 fn read(path: &Path) -> io::Result<Books> {
-    let mut text = String::new();
-    File::open(path)?.take(LEDGER_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LEDGER_BYTES_MAX {
-        return Err(io::Error::other(format!("it is larger than {LEDGER_BYTES_MAX} bytes")));
-    }
+    let text = String::from_utf8(files::read(path, LEDGER_BYTES_MAX)?).map_err(io::Error::other)?;
     let wrong = |n: usize, why: String| io::Error::other(format!("line {}: {why}", n + 1));
     // a last line that was cut off is one that nobody was told of
     let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate();

@@ -2,6 +2,7 @@
 //! what it says. It reads the clock and starts the attempts; it decides nothing.
 
 mod attempt;
+mod files;
 mod handle;
 mod keep;
 mod ledger;

@@ -11,7 +11,7 @@ use super::handle::{Answer, Dispatch, End};
 use crate::generate::Usage;
 use crate::limits::COMPARED_MAX;
 use crate::model::{GENERATE, LOGPROBS, Reach};
-use crate::prompt::{Job, Message, Mode, Role, Strategy};
+use crate::prompt::{Job, Message, Mode, Refusal, Role, Strategy};
 use crate::scheduler::decision::{Reason, Step};
 use crate::scheduler::together::{conclude, lacks, record};
 use crate::scheduler::{Verdict, may_reach};
@@ -23,7 +23,7 @@ const REFINE: &str = "The answer above is a draft. Write the best answer to what
 
 /// Asks as the job's strategy wants and says how it ended.
 pub(super) async fn run(dispatch: Dispatch, job: Job) -> End {
-    let mut work = Work { dispatch, arrived: clock(), told_logprobs: job.sampling.logprobs, job };
+    let work = Work { dispatch, arrived: clock(), job };
     match work.job.strategy {
         Strategy::Compare => work.compare().await,
         Strategy::Single | Strategy::Cascade | Strategy::Refine => work.in_turn().await,
@@ -33,8 +33,6 @@ pub(super) async fn run(dispatch: Dispatch, job: Job) -> End {
 struct Work {
     dispatch: Dispatch,
     arrived: std::time::Instant,
-    /// What the asker wants to know of the tokens.
-    told_logprobs: Option<u8>,
     job: Job,
 }
 
@@ -46,12 +44,10 @@ struct Part {
 
 impl Work {
     /// First here, then elsewhere, if that is needed and allowed.
-    async fn in_turn(&mut self) -> End {
-        let first = self.job.mode;
-        let wants_draft = self.job.strategy == Strategy::Refine && may_leave(first);
-        let draft = if wants_draft { Mode::LocalOnly } else { first };
-        let draft = self.ask(self.step(draft), true).await;
-        let mut parts = vec![draft];
+    async fn in_turn(&self) -> End {
+        let wants_draft = self.job.strategy == Strategy::Refine && may_leave(self.job.mode);
+        let first = if wants_draft { Mode::LocalOnly } else { self.job.mode };
+        let mut parts = vec![self.ask(self.step(first), true).await];
         if self.wants_second(&parts[0]) {
             let mut second = self.step(Mode::CloudOnly);
             if self.job.strategy == Strategy::Refine && parts[0].is_answer() {
@@ -79,7 +75,7 @@ impl Work {
     }
 
     /// All at once; who answers the same as another ends the others' work.
-    async fn compare(&mut self) -> End {
+    async fn compare(&self) -> End {
         let seen = self.dispatch.backends();
         let can = |seen: &&super::Seen| {
             may_reach(self.job.mode, seen.reach)
@@ -105,10 +101,7 @@ impl Work {
                     running.push(async move { (at, read(answer).await) });
                     parts.push(None);
                 }
-                Err(refusal) => {
-                    let end = End::refused(refusal, Reason::Queue);
-                    parts.push(Some(Part { text: String::new(), end }));
-                }
+                Err(refusal) => parts.push(Some(Part::refused(refusal))),
             }
         }
         while let Some((at, part)) = running.next().await {
@@ -147,7 +140,7 @@ impl Work {
         }
         match self.dispatch.submit_single(step) {
             Ok(answer) => read(answer).await,
-            Err(refusal) => Part { text: String::new(), end: End::refused(refusal, Reason::Queue) },
+            Err(refusal) => Part::refused(refusal),
         }
     }
 
@@ -177,7 +170,7 @@ impl Work {
         };
         let first = parts[0].end.queued;
         let Part { text, end } = parts.swap_remove(counts.0);
-        let usage = end.usage.map(|usage| match self.told_logprobs {
+        let usage = end.usage.map(|usage| match self.job.sampling.logprobs {
             Some(_) => usage,
             None => Usage { logprobs: Vec::new(), ..usage },
         });
@@ -193,6 +186,11 @@ impl Work {
 }
 
 impl Part {
+    /// There was no room to ask.
+    fn refused(refusal: Refusal) -> Part {
+        Part { text: String::new(), end: End::refused(refusal, Reason::Queue) }
+    }
+
     fn is_answer(&self) -> bool {
         self.end.verdict == Verdict::Done
     }
