@@ -8,14 +8,15 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::files;
 use crate::generate::Fault;
-use crate::limits::{LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_WAITING_MAX};
+use crate::limits::{LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_LOCK_WAIT, LEDGER_WAITING_MAX};
 use crate::money::{Hour, Usd};
 use crate::scheduler::books::{Books, Entry};
 
@@ -146,10 +147,7 @@ impl Writer {
 impl Disk {
     fn open(folder: &Path, hour: Hour) -> io::Result<Disk> {
         let lock = files::own().open(folder.join(LOCK))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::Error::other("another service keeps books there"),
-            TryLockError::Error(error) => error,
-        })?;
+        take(&lock)?;
         let path = folder.join(NAME);
         let mut books = match read(&path) {
             Ok(books) => books,
@@ -190,6 +188,23 @@ impl Disk {
         };
         self.is_torn = result.is_err();
         result
+    }
+}
+
+/// Locks the books; one who is just ending is waited for.
+fn take(lock: &File) -> io::Result<()> {
+    let end = Instant::now() + LEDGER_LOCK_WAIT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other("another service keeps books there"));
+            }
+        }
     }
 }
 
