@@ -233,10 +233,10 @@ impl OnMqtt {
         lines.add(async move {
             // ends with the line
             while let Some(message) = all.recv().await {
-                if let Some(message) = sorting.take(message)
-                    && to.send(message).await.is_err()
-                {
-                    tracing::debug!("the door is closed; a request waits for the next start");
+                let Some(message) = sorting.take(message) else { continue };
+                if let Err(mpsc::error::SendError(message)) = to.send(message).await {
+                    // the door is closed: a request waits at the broker for the next start
+                    message.ticket.leave();
                 }
             }
         });

@@ -122,6 +122,16 @@ pub struct Ticket {
     to: mpsc::Sender<(u64, u16)>,
 }
 
+/// A generation that no connection has.
+const NEVER: u64 = u64::MAX;
+
+impl Ticket {
+    /// Does not acknowledge it: the broker hands the message to whoever comes next.
+    pub fn leave(mut self) {
+        self.generation = NEVER;
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         // the line is as long as all tickets of two connections
@@ -330,4 +340,19 @@ fn mqtt_options(options: &Options) -> MqttOptions {
         mqtt.set_transport(Transport::tls_with_config(tls));
     }
     mqtt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_that_is_left_acknowledges_nothing() {
+        let (to, mut handed_back) = mpsc::channel(2);
+        let ticket = || Ticket { generation: 3, packet: 7, to: to.clone() };
+        drop(ticket());
+        assert_eq!(handed_back.try_recv(), Ok((3, 7)));
+        ticket().leave();
+        assert_ne!(handed_back.try_recv().map(|(generation, _)| generation), Ok(3));
+    }
 }

@@ -62,6 +62,15 @@ enum Step {
 impl Door {
     /// Serves requests until `stop`, then until all that were taken have been answered.
     pub async fn run(self, mut inbox: mpsc::Receiver<Message>, stop: CancellationToken) {
+        self.serve(&mut inbox, stop).await;
+        inbox.close();
+        // what was not looked at waits at the broker for the next start
+        while let Ok(message) = inbox.try_recv() {
+            message.ticket.leave();
+        }
+    }
+
+    async fn serve(&self, inbox: &mut mpsc::Receiver<Message>, stop: CancellationToken) {
         let mut seen = Seen::default();
         let mut running: JoinSet<Step> = JoinSet::new();
         let mut drain_until = None;
