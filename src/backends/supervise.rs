@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::process::{Child, Command};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::provider;
@@ -130,19 +130,17 @@ impl Keeper {
             load_ms = context.runtime.load_ms,
             "a model is ready"
         );
-        let trouble = Arc::new(Notify::new());
+        let (trouble, mut troubled) = watch::channel(None);
         // a request that fails says nothing of a line inside this process, or to many workers
         let up: Arc<dyn Generate> = match self.server.link {
             Entry::Provider(_) | Entry::Mqtt { .. } => Arc::new(remote),
-            Entry::Child { .. } | Entry::Http { .. } => {
-                Arc::new(Watched { remote, trouble: Arc::clone(&trouble) })
-            }
+            Entry::Child { .. } | Entry::Http { .. } => Arc::new(Watched { remote, trouble }),
         };
         self.link.send_replace(Link::Up(up));
         let Some(mut child) = child else {
             return tokio::select! {
                 () = closed.wait() => "the line was closed".to_owned(),
-                () = trouble.notified() => "a request failed".to_owned(),
+                why = trouble_of(&mut troubled) => why.to_owned(),
                 () = self.unwanted() => "unloaded".to_owned(),
                 () = stop.cancelled() => "stopped".to_owned(),
             };
@@ -155,7 +153,7 @@ impl Keeper {
                     Err(_) => end(&mut child, "it closed its output").await,
                 }
             }
-            () = trouble.notified() => end(&mut child, "it was silent for too long").await,
+            why = trouble_of(&mut troubled) => end(&mut child, why).await,
             () = self.unwanted() => self.let_end(&mut child, ("unloading", "unloaded")).await,
             () = stop.cancelled() => self.let_end(&mut child, ("stopping", "stopped")).await,
         }
@@ -252,7 +250,17 @@ async fn end(child: &mut Child, why: &str) -> String {
 /// Tells the keeper when a request shows that the server must be started anew.
 struct Watched {
     remote: Remote,
-    trouble: Arc<Notify>,
+    trouble: watch::Sender<Option<&'static str>>,
+}
+
+/// Why it must be started anew, once a request has shown that.
+async fn trouble_of(troubled: &mut watch::Receiver<Option<&'static str>>) -> &'static str {
+    let why = troubled.wait_for(Option::is_some).await.ok().and_then(|why| *why);
+    match why {
+        Some(why) => why,
+        // nobody can ask it any more
+        None => std::future::pending().await,
+    }
 }
 
 impl Generate for Watched {
@@ -263,9 +271,15 @@ impl Generate for Watched {
     ) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
             let result = self.remote.generate(job, out).await;
-            if let Err(Fault::Hung(_) | Fault::Crashed(_) | Fault::Away(_)) = &result {
-                self.trouble.notify_one();
-            }
+            let why = match &result {
+                Err(Fault::Hung(_)) => "it was silent for too long",
+                Err(Fault::Crashed(_)) => "its line broke in the middle of an answer",
+                Err(Fault::Away(_)) => "it could not take a request",
+                Ok(_) | Err(Fault::Cancelled | Fault::Unfit(_) | Fault::Broken(_)) => {
+                    return result;
+                }
+            };
+            self.trouble.send_replace(Some(why));
             result
         })
     }
