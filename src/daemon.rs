@@ -19,7 +19,7 @@ use crate::bus::{self, Bus};
 use crate::config::{Config, Http, Mqtt};
 use crate::device::{self, Reading, Sensors};
 use crate::dispatch::whole::Whole;
-use crate::dispatch::{self, Dispatch, Keep};
+use crate::dispatch::{self, Dispatch, Keep, Policy};
 use crate::ingress::mqtt::topics::Topics;
 use crate::ingress::{http, mqtt};
 use crate::limits::MQTT_INBOX_MAX;
@@ -81,7 +81,8 @@ impl Core {
             models.add(keeper);
             backends.push(backend);
         }
-        let (dispatch, dispatcher) = dispatch::new(backends, strain, keep, catalog.caps.clone());
+        let policy = Policy { caps: catalog.caps.clone(), redactor: catalog.redactor.clone() };
+        let (dispatch, dispatcher) = dispatch::new(backends, strain, keep, policy);
         let stop = judge.stop.clone();
         judge.add(dispatcher.run(stop));
         Core { dispatch, models, judge }

@@ -86,5 +86,6 @@ pub mod limits;
 pub mod model;
 pub mod money;
 pub mod prompt;
+pub mod redact;
 pub mod strain;
 pub mod time;

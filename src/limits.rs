@@ -210,3 +210,11 @@ const _: () = assert!(MQTT_RECEIVE_MAX as usize <= WAITING_JOBS_MAX);
 const _: () = assert!(MQTT_INBOX_MAX > MQTT_RECEIVE_MAX as usize);
 const _: () = assert!(MQTT_PACKET_BYTES_MAX as usize > REQUEST_BYTES_MAX);
 const _: () = assert!(TAP_CHUNKS_MAX > OUTPUT_TOKENS_MAX as usize);
+/// Most rules of what is hidden from the cloud.
+pub const REDACT_RULES_MAX: usize = 32;
+/// Longest name of such a rule, in bytes.
+pub const REDACT_NAME_BYTES_MAX: usize = 16;
+/// Longest pattern of such a rule, in bytes.
+pub const REDACT_PATTERN_BYTES_MAX: usize = 1024;
+/// Largest program that a pattern may become, in bytes.
+pub const REDACT_PROGRAM_BYTES_MAX: usize = 2 * 1024 * 1024;

@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floor of each room; a room may name only lower floors, and itself.
-const FLOORS: [(&str, u8); 30] = [
+const FLOORS: [(&str, u8); 31] = [
     ("cli", 6),
     ("config", 6),
     ("daemon", 6),
@@ -46,6 +46,7 @@ const FLOORS: [(&str, u8); 30] = [
     ("model", 0),
     ("money", 0),
     ("prompt", 0),
+    ("redact", 0),
     ("strain", 0),
     ("time", 0),
     ("lib", 9),

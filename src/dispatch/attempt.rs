@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use super::clock;
 use super::ledger::Pending;
-use crate::generate::{Fault, Generate, Out, Usage, channel};
+use super::passage::Passage;
+use crate::generate::{Chunk, Fault, Generate, Out, Usage, channel};
 use crate::limits::ANSWER_BYTES_MAX;
-use crate::prompt::Job;
+use crate::redact::Restorer;
 
 /// An attempt that worked.
 pub(super) struct Said {
@@ -21,44 +22,78 @@ pub(super) struct Said {
 pub(super) async fn paid(
     held: Option<Pending>,
     generate: &dyn Generate,
-    job: &Job,
+    passage: Passage<'_>,
     out: &mut Out,
 ) -> Result<Said, Fault> {
     if let Some(held) = held {
         held.done().await?;
     }
-    attempt(generate, job, out).await
+    attempt(generate, passage, out).await
 }
 
 /// One attempt. An answer that nobody reads piece by piece is kept back: another may still be
-/// wanted instead.
-async fn attempt(generate: &dyn Generate, job: &Job, out: &mut Out) -> Result<Said, Fault> {
-    if !job.is_whole() {
-        let usage = generate.generate(job, out).await?;
+/// wanted instead. What was hidden from the model is put back on the way.
+async fn attempt(
+    generate: &dyn Generate,
+    passage: Passage<'_>,
+    out: &mut Out,
+) -> Result<Said, Fault> {
+    let is_whole = passage.job().is_whole();
+    let restorer = passage.restorer();
+    if !is_whole && restorer.is_none() {
+        let usage = generate.generate(passage.job(), out).await?;
         return Ok(Said { usage, kept: None, first: None });
     }
     let (mut inner, mut chunks) = channel();
     let read = async {
-        let mut text = String::new();
-        let mut first = None;
-        while let Some(chunk) = chunks.recv().await {
-            if chunk.text.is_empty() {
-                out.alive();
-                continue;
-            }
-            first.get_or_insert_with(clock);
-            if text.len() + chunk.text.len() > ANSWER_BYTES_MAX {
-                return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
-            }
-            text.push_str(&chunk.text);
+        let mut reader = Reader { out, kept: is_whole.then(String::new), first: None, bytes: 0 };
+        let mut restorer = restorer;
+        while let Some(Chunk { text, .. }) = chunks.recv().await {
+            let told = match &mut restorer {
+                Some(restorer) => restorer.push(&text),
+                None => text,
+            };
+            reader.take(told).await?;
         }
-        Ok((text, first))
+        let left = restorer.map(Restorer::finish).unwrap_or_default();
+        if !left.is_empty() {
+            reader.take(left).await?;
+        }
+        Ok((reader.kept, reader.first, reader.out.written()))
     };
     let work = async {
-        let result = generate.generate(job, &mut inner).await;
+        let result = generate.generate(passage.job(), &mut inner).await;
         drop(inner);
         result
     };
-    let (usage, (text, first)) = futures::try_join!(work, read)?;
-    Ok(Said { usage, kept: Some(text), first })
+    let (usage, (kept, first, written)) = futures::try_join!(work, read)?;
+    let chunks = if kept.is_some() { usage.chunks } else { written };
+    Ok(Said { usage: Usage { chunks, ..usage }, first: first.filter(|_| kept.is_some()), kept })
+}
+
+/// Where the pieces go: on to the asker, or together.
+struct Reader<'a> {
+    out: &'a mut Out,
+    kept: Option<String>,
+    first: Option<Instant>,
+    bytes: usize,
+}
+
+impl Reader<'_> {
+    async fn take(&mut self, text: String) -> Result<(), Fault> {
+        if text.is_empty() {
+            self.out.alive();
+            return Ok(());
+        }
+        self.first.get_or_insert_with(clock);
+        self.bytes += text.len();
+        if self.bytes > ANSWER_BYTES_MAX {
+            return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
+        }
+        match &mut self.kept {
+            Some(kept) => kept.push_str(&text),
+            None => self.out.write(text).await.map_err(|_| Fault::Cancelled)?,
+        }
+        Ok(())
+    }
 }

@@ -14,7 +14,8 @@ use crate::health::Health;
 use crate::link::{Backend, Link};
 use crate::model::{ModelContext, Reach};
 use crate::money::Span;
-use crate::prompt::{Code, Job, JobId, Refusal, Strategy};
+use crate::prompt::{Code, Job, JobId, Mode, Refusal, Strategy};
+use crate::redact::{Hidden, Redactor};
 use crate::scheduler::Verdict;
 use crate::scheduler::books::Books;
 use crate::scheduler::decision::{Decision, Pressure, Reason};
@@ -28,6 +29,7 @@ pub struct Dispatch {
     load: watch::Receiver<(usize, usize)>,
     rate: watch::Receiver<Option<f64>>,
     spent: watch::Receiver<Spending>,
+    redactor: Arc<Redactor>,
 }
 
 /// What was spent in the present hour, day and month, in US dollars, calls under way at the most
@@ -122,6 +124,8 @@ pub(super) struct Order {
     pub(super) out: Out,
     pub(super) end: oneshot::Sender<End>,
     pub(super) gone: CancellationToken,
+    /// The prompt for a cloud, if something of it is to be hidden.
+    pub(super) hidden: Option<Arc<Hidden>>,
 }
 
 /// Tells the dispatcher that the asker has gone, unless the job has ended.
@@ -139,6 +143,7 @@ impl Dispatch {
         orders: mpsc::Sender<Order>,
         backends: &[Backend],
         (load, rate, spent): Told,
+        redactor: Redactor,
     ) -> Dispatch {
         let view = |b: &Backend| BackendView {
             server: b.server.clone(),
@@ -146,7 +151,8 @@ impl Dispatch {
             link: b.link.clone(),
         };
         let backends = Arc::new(backends.iter().map(view).collect());
-        Dispatch { orders, next: Arc::new(AtomicU64::new(1)), backends, load, rate, spent }
+        let (next, redactor) = (Arc::new(AtomicU64::new(1)), Arc::new(redactor));
+        Dispatch { orders, next, backends, load, rate, spent, redactor }
     }
 
     /// Hands a job in. If models shall work together on it, they are asked while the answer is read.
@@ -174,7 +180,8 @@ impl Dispatch {
         let (end, ended) = oneshot::channel();
         let gone = CancellationToken::new();
         let guard = Guard(gone.clone());
-        let order = Order { job, out, end, gone };
+        let hidden = if job.mode == Mode::LocalOnly { None } else { self.redactor.hide(&job) };
+        let order = Order { job, out, end, gone, hidden: hidden.map(Arc::new) };
         self.orders.try_send(order).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => {
                 Refusal::new(Code::Busy, "too many requests at once; come back later")

@@ -9,12 +9,12 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::files;
+use super::{clock, files};
 use crate::generate::Fault;
 use crate::limits::{LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_LOCK_WAIT, LEDGER_WAITING_MAX};
 use crate::money::{Hour, Usd};
@@ -193,12 +193,12 @@ impl Disk {
 
 /// Locks the books; one who is just ending is waited for.
 fn take(lock: &File) -> io::Result<()> {
-    let end = Instant::now() + LEDGER_LOCK_WAIT;
+    let end = clock() + LEDGER_LOCK_WAIT;
     loop {
         match lock.try_lock() {
             Ok(()) => return Ok(()),
             Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() < end => {
+            Err(TryLockError::WouldBlock) if clock() < end => {
                 thread::sleep(Duration::from_millis(20));
             }
             Err(TryLockError::WouldBlock) => {

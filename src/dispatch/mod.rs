@@ -2,10 +2,13 @@
 //! what it says. It reads the clock and starts the attempts; it decides nothing.
 
 mod attempt;
+mod card;
 mod files;
 mod handle;
+mod held;
 mod keep;
 mod ledger;
+mod passage;
 mod pulse;
 mod together;
 pub mod whole;
@@ -14,26 +17,29 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::{Said, paid};
 use self::handle::Order;
 pub use self::handle::{Answer, Dispatch, End, Seen, Spending};
+use self::held::Held;
 pub use self::keep::Keep;
 use self::ledger::{Ledger, Writer, hour};
+use self::passage::Passage;
 use self::pulse::Pulse;
-use crate::generate::{Fault, Out, Usage};
+use crate::generate::{Fault, Out};
 use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
 use crate::link::{Backend, Link};
-use crate::model::{CLASSIFY, EMBED, GENERATE, LOGPROBS, ModelContext, Reach};
+use crate::model::Reach;
 use crate::money::{Caps, Hour, Usd};
 use crate::prompt::{Class, Job, JobId};
+use crate::redact::{Hidden, Redactor};
 use crate::scheduler::books::Entry;
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
-    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict, may_reach,
+    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict,
 };
 use crate::strain::Strain;
 use crate::time::Time;
@@ -43,19 +49,29 @@ fn clock() -> Instant {
     Instant::now()
 }
 
+/// What the configuration says of money and of what the cloud may read.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// The most that may be spent.
+    pub caps: Caps,
+    /// What is hidden from models in a cloud.
+    pub redactor: Redactor,
+}
+
 /// Makes the way in and the loop over these backends, on a device under this strain; what it learns
 /// of them and what it spends is kept. The loop must be run.
 pub fn new(
     backends: Vec<Backend>,
     strain: watch::Receiver<Strain>,
     keep: Keep,
-    caps: Caps,
+    policy: Policy,
 ) -> (Dispatch, Dispatcher) {
+    let Policy { caps, redactor } = policy;
     let (orders, inbox) = mpsc::channel(INBOX_MAX);
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
     let (spent_out, spent) = watch::channel(Spending::default());
-    let dispatch = Dispatch::new(orders, &backends, (load, rate, spent));
+    let dispatch = Dispatch::new(orders, &backends, (load, rate, spent), redactor);
     let backends_count = backends.len();
     let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), hour());
     let card = |b: &Backend| Card { price: b.price, ..Card::unknown(&b.server, b.reach) };
@@ -83,19 +99,6 @@ pub fn new(
     (dispatch, dispatcher)
 }
 
-fn ms_a_token(tokens_per_s: f64) -> Option<f64> {
-    (tokens_per_s.is_finite() && tokens_per_s > 0.0).then(|| 1e3 / tokens_per_s)
-}
-
-/// What a model is good at: what it states, what follows from that, and what the configuration
-/// says.
-fn talents(context: &ModelContext, configured: &[String]) -> Vec<String> {
-    let can = &context.capabilities;
-    let known = [GENERATE, CLASSIFY, EMBED, LOGPROBS].into_iter().filter(|talent| can.has(talent));
-    let known = known.map(str::to_owned);
-    known.chain(can.talents.iter().cloned()).chain(configured.iter().cloned()).collect()
-}
-
 /// The loop's state.
 pub struct Dispatcher {
     scheduler: Scheduler,
@@ -121,20 +124,6 @@ pub struct Dispatcher {
     writer: Option<Writer>,
     spent: watch::Sender<Spending>,
     drained: bool,
-}
-
-/// A job that is not settled.
-struct Held {
-    /// With the attempt while one runs.
-    waiting: Option<(Job, Out)>,
-    end: oneshot::Sender<End>,
-    arrived: Time,
-    started: Option<Time>,
-    stop: CancellationToken,
-    /// Stops the present attempt alone.
-    recall: CancellationToken,
-    /// What was answered, by whom.
-    said: Vec<(BackendId, Said)>,
 }
 
 struct Attempted {
@@ -245,13 +234,17 @@ impl Dispatcher {
 
     fn arrived(&mut self, order: Order) -> Event {
         let now = self.now();
-        let Order { job, out, end, gone } = order;
-        let ticket = Ticket::of(&job, now);
+        let Order { job, out, end, gone, hidden } = order;
+        let mut ticket = Ticket::of(&job, now);
+        if let Some(hidden) = &hidden {
+            ticket.input_max = ticket.input_max.max(hidden.input_tokens_max(&job));
+        }
         let id = job.id;
         let stop = CancellationToken::new();
         let held = Held {
             waiting: Some((job, out)),
             end,
+            hidden,
             arrived: now,
             started: None,
             stop: stop.clone(),
@@ -326,8 +319,7 @@ impl Dispatcher {
 
     /// What is so now; the watcher made after this sees what comes later.
     fn state_of(&mut self, backend: usize) -> Event {
-        let Backend { server, reach, talents: configured, link, price, .. } =
-            &mut self.backends[backend];
+        let Backend { server, reach, talents, link, price, .. } = &mut self.backends[backend];
         match &*link.borrow_and_update() {
             Link::Down(_) => Event::Down(BackendId(backend)),
             Link::Up(generate) => {
@@ -336,18 +328,9 @@ impl Dispatcher {
                 }
                 let context = generate.context();
                 let card = Card {
-                    model: Some(context.identification.name.clone()),
                     measured: Some(self.keep.measured(server, *reach, context)),
-                    slots: context.runtime.slots,
-                    urgent_first: context.runtime.urgent_first,
-                    read_ms: context.runtime.prefill_tokens_per_s.and_then(ms_a_token),
-                    write_ms: context.runtime.decode_tokens_per_s.and_then(ms_a_token),
-                    max_tokens: context.inference_settings.max_tokens,
-                    context_tokens: context.capabilities.context_tokens,
-                    json_schema: context.capabilities.json_schema,
-                    talents: Some(talents(context, configured)),
                     price: *price,
-                    ..Card::unknown(server, *reach)
+                    ..card::of(server, *reach, context, talents)
                 };
                 Event::Up(BackendId(backend), card)
             }
@@ -417,17 +400,17 @@ impl Dispatcher {
         (job.budget, job.class) = (budget, class);
         let to = &self.backends[backend.0];
         let link = to.link.borrow().clone();
-        let may = may_reach(job.mode, to.reach);
+        let (reach, hidden) = (to.reach, held.hidden.clone());
         held.recall = held.stop.child_token();
         let stop = held.recall.clone();
         self.attempts.spawn(async move {
             let result = match link {
-                Link::Up(_) if !may => Err(Fault::Broken(
-                    "a private prompt was routed too far; it was not sent".into(),
-                )),
-                Link::Up(generate) => tokio::select! {
-                    said = paid(on_hold, generate.as_ref(), &job, &mut out) => said,
-                    () = stop.cancelled() => Err(Fault::Cancelled),
+                Link::Up(generate) => match Passage::new(&job, reach, hidden.as_deref()) {
+                    Ok(passage) => tokio::select! {
+                        said = paid(on_hold, generate.as_ref(), passage, &mut out) => said,
+                        () = stop.cancelled() => Err(Fault::Cancelled),
+                    },
+                    Err(fault) => Err(fault),
                 },
                 Link::Down(_) => Err(Fault::Away("it went away just now".into())),
             };
@@ -440,7 +423,7 @@ impl Dispatcher {
         job: JobId,
         verdict: Verdict,
         backend: Option<BackendId>,
-        decision: Decision,
+        mut decision: Decision,
     ) {
         let now = self.now();
         let Some(mut held) = self.jobs.remove(&job) else {
@@ -453,6 +436,9 @@ impl Dispatcher {
                 (None, None, None)
             }
         };
+        if let Some(hidden) = &held.hidden {
+            self.tell_hidden(&mut decision, hidden);
+        }
         let backend = backend.map(|b| &self.backends[b.0]);
         if tracing::enabled!(tracing::Level::DEBUG) {
             let record = serde_json::to_string(&decision).unwrap_or_default();
@@ -472,26 +458,14 @@ impl Dispatcher {
         // the asker may have gone
         let _ = held.end.send(end);
     }
-}
 
-impl Held {
-    /// What the answer that counts took, that of this backend or of a rule, the answer itself if
-    /// it was kept back, and when its first piece was there.
-    fn answer_of(
-        &mut self,
-        backend: Option<BackendId>,
-    ) -> (Option<Usage>, Option<String>, Option<Instant>) {
-        let said = self.said.drain(..).rev().find(|(who, _)| Some(*who) == backend);
-        if let Some((_, Said { usage, kept, first })) = said {
-            let chunks = match &kept {
-                Some(text) => u32::from(!text.is_empty()),
-                None => usage.chunks,
-            };
-            return (Some(Usage { chunks, ..usage }), kept, first);
+    /// Says of each attempt how much was hidden from it.
+    fn tell_hidden(&self, decision: &mut Decision, hidden: &Hidden) {
+        for attempt in &mut decision.attempts {
+            let of = self.backends.iter().find(|backend| backend.server == attempt.server);
+            if of.is_some_and(|backend| passage::hides(backend.reach)) {
+                attempt.redacted = hidden.count();
+            }
         }
-        let ruled = self.waiting.as_mut().and_then(|(job, _)| job.ruled.take());
-        let usage =
-            ruled.clone().map(|said| Usage { classification: Some(said), ..Usage::one_piece("") });
-        (usage, ruled.map(|said| said.label), None)
     }
 }

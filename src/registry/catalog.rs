@@ -9,12 +9,14 @@ use serde_json::{Map, Value};
 use super::budget::{RawBudget, RawPrice};
 use super::expand::{Variables, expand};
 use super::provider::{self, Provider, RawProvider};
+use super::redact::{self, RawRule};
 use super::server::{RawServer, TOPIC_LEVELS, is_topic};
 use super::task::{self, Task};
 use crate::limits::{DEADLINE_MAX, SERVERS_MAX};
 use crate::model::Reach;
 use crate::money::{Caps, Price};
 use crate::prompt::{Class, Mode, is_name};
+use crate::redact::Redactor;
 
 /// All models and tasks of one `mcp.json`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -29,6 +31,8 @@ pub struct Catalog {
     pub default_mode: Mode,
     /// The most that may be spent.
     pub caps: Caps,
+    /// What is hidden from models in a cloud.
+    pub redactor: Redactor,
     /// Time for an answer by class if a request does not say.
     pub deadlines: BTreeMap<Class, Duration>,
     /// What the file says of the device.
@@ -210,6 +214,7 @@ enum Role {
 struct RawPolicy {
     default_mode: Mode,
     budget: RawBudget,
+    redact: Vec<RawRule>,
     classes: BTreeMap<String, RawClass>,
 }
 
@@ -373,6 +378,7 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         tasks: ours.tasks,
         default_mode: ours.policy.default_mode,
         caps,
+        redactor: redact::check(&ours.policy.redact, mistakes),
         deadlines,
         device: ours.device,
         device_limits: ours.device_limits,

@@ -4,6 +4,7 @@ mod budget;
 pub mod catalog;
 pub mod expand;
 pub mod provider;
+mod redact;
 pub mod rule;
 mod server;
 pub mod task;

@@ -99,6 +99,9 @@ pub struct Attempt {
     /// What it has cost, in US dollars; the most that it can have cost if nobody said.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub cost_usd: f64,
+    /// Values of the prompt that were hidden from it.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub redacted: usize,
 }
 
 /// How full the device is, each from 0 (empty) to 1 (full).
@@ -230,6 +233,11 @@ pub struct State {
     /// It is not on this device and could not take one more at that moment.
     #[serde(default, skip_serializing_if = "is_false")]
     pub full: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]

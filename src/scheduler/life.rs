@@ -53,6 +53,7 @@ impl Scheduler {
             confidence,
             ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
             cost_usd: cost.dollars(),
+            redacted: 0,
         });
     }
 

@@ -20,7 +20,7 @@ use super::errors::{error_of, not_ok, refused};
 use crate::dispatch::{Answer, Seen};
 use crate::generate::Finish;
 use crate::ingress::answers;
-use crate::prompt::{Class, Code, Format, Message, Mode, Refusal, Role};
+use crate::prompt::{Class, Code, Format, Message, Mode, Refusal, Role, Strategy};
 use crate::wire::{Ask, AskFormat, Reply, Status, read, read_value};
 
 /// Names that stand for "whichever model fits".
@@ -118,6 +118,7 @@ pub(super) struct Wishes {
     class: Option<Class>,
     mode: Option<Mode>,
     task: Option<String>,
+    strategy: Option<Strategy>,
 }
 
 impl Wishes {
@@ -137,6 +138,7 @@ impl Wishes {
             class: self.class.or(Some(Class::Interactive)),
             mode: self.mode,
             task: self.task,
+            strategy: self.strategy,
             ..Ask::default()
         })
     }

@@ -1,0 +1,147 @@
+//! What is found, what is not, and that answers come back whole.
+
+use std::time::Duration;
+
+use super::*;
+use crate::prompt::Role;
+
+fn all() -> Redactor {
+    let mut redactor = Redactor::default();
+    for (_, known) in Known::ALL {
+        redactor.add_known(known).unwrap();
+    }
+    redactor
+}
+
+fn job(text: &str) -> Job {
+    Job::plain(text, Duration::from_secs(1))
+}
+
+fn hidden(text: &str) -> String {
+    all().hide(&job(text)).map_or_else(|| text.to_owned(), |h| h.messages[0].content.clone())
+}
+
+/// The answer, handed over in pieces of so many bytes or a little more.
+fn restored(hidden: &Hidden, answer: &str, size: usize) -> String {
+    let mut restorer = hidden.restorer();
+    let mut told = String::new();
+    let mut piece = String::new();
+    for c in answer.chars() {
+        piece.push(c);
+        if piece.len() >= size {
+            told += &restorer.push(&piece);
+            piece.clear();
+        }
+    }
+    told += &restorer.push(&piece);
+    told + &restorer.finish()
+}
+
+#[test]
+fn what_is_found() {
+    for (text, want) in [
+        ("write to Ann.B+x@mail.example.org.", "write to [EMAIL_1]."),
+        ("<a@b.de>, c@d.fr; a@b.de", "<[EMAIL_1]>, [EMAIL_2]; [EMAIL_1]"),
+        ("jürgen@müller.example", "[EMAIL_1]"),
+        ("call +49 (0)30 901820-45 now", "call [PHONE_1] now"),
+        ("call +14155550123", "call [PHONE_1]"),
+        ("0049 30 901820", "[PHONE_1]"),
+        ("tel:030/901820", "tel:[PHONE_1]"),
+        ("(415) 555-0123 or 415-555-0123", "[PHONE_1] or [PHONE_2]"),
+        ("06 12 34 56 78", "[PHONE_1]"),
+        ("at 52.5200, 13.4050.", "at [PLACE_1]."),
+        ("at -33.86 151.21", "at [PLACE_1]"),
+        ("52.5200° N, 13.4050° E", "[PLACE_1]"),
+        (r#"48° 51' 29.6" N"#, "[PLACE_1]"),
+        (r#"{"lat": 52.52, "lon": -13.405}"#, r#"{"lat": [PLACE_1], "lon": [PLACE_2]}"#),
+        ("latitude=52.5", "latitude=[PLACE_1]"),
+    ] {
+        assert_eq!(hidden(text), want, "{text}");
+    }
+}
+
+#[test]
+fn what_is_left() {
+    for text in [
+        "",
+        "the pump draws 3.2 A at 230 V",
+        "at 2026-11-23 10:15:00 it was 21.5",
+        "on 01.02.2026 and 03/04/26",
+        "2026-11-23T08:15:30.0123456Z",
+        "1700000000 s, id 4711-0815",
+        "version 1.02.0345",
+        "10.0.0.1:8080 and 192.168.178.20",
+        "a @ b, @home",
+        "90 °C, 3 °",
+        "flat 12.5",
+        "42",
+    ] {
+        assert_eq!(hidden(text), text);
+    }
+}
+
+#[test]
+fn answers_are_restored_in_any_pieces() {
+    let hidden = all().hide(&job("a@b.de, +49 30 901820 and c@d.fr at 52.5200, 13.4050")).unwrap();
+    let answer = "[[EMAIL_2] wrote [EMAIL_1], [EMAIL_3] [PHONE_1][PLACE_1] [PHONE_ [x] ü[";
+    let want = "[c@d.fr wrote a@b.de, [EMAIL_3] +49 30 90182052.5200, 13.4050 [PHONE_ [x] ü[";
+    for size in 1..=answer.len() {
+        assert_eq!(restored(&hidden, answer, size), want, "{size}");
+    }
+}
+
+#[test]
+fn a_json_answer_stays_json() {
+    let mut redactor = Redactor::default();
+    redactor.add("quote", r#""[^"]*"\\?"#).unwrap();
+    let asked = Job { format: Format::Json, ..job(r#"he said "x y"\"#) };
+    let hidden = redactor.hide(&asked).unwrap();
+    assert_eq!(hidden.messages[0].content, "he said [QUOTE_1]");
+    let answer = restored(&hidden, r#"{"said": "[QUOTE_1]"}"#, 3);
+    let value: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(value["said"], r#""x y"\"#);
+}
+
+#[test]
+fn a_word_of_the_prompt_is_no_placeholder() {
+    let hidden = all().hide(&job("what is [EMAIL_1]? and [PHONE_1_2], ask a@b.de")).unwrap();
+    let text = &hidden.messages[0].content;
+    assert_eq!(text, "what is [EMAIL_1]? and [PHONE_1_2], ask [EMAIL_2_1]");
+    assert_eq!(restored(&hidden, "[EMAIL_1] [EMAIL_2_1]", 4), "[EMAIL_1] a@b.de");
+}
+
+#[test]
+fn the_whole_conversation_is_looked_at() {
+    let turn = |role, content: &str| Message { role, content: content.to_owned() };
+    let messages = vec![
+        turn(Role::System, "you serve c@d.fr"),
+        turn(Role::User, "a@b.de"),
+        turn(Role::Assistant, "so c@d.fr"),
+    ];
+    let hidden = all().hide(&Job { messages, ..job("") }).unwrap();
+    let texts: Vec<&str> = hidden.messages.iter().map(|turn| turn.content.as_str()).collect();
+    assert_eq!(texts, ["you serve [EMAIL_1]", "[EMAIL_2]", "so [EMAIL_1]"]);
+    assert_eq!(hidden.count(), 2);
+    assert!(all().hide(&job("nothing to see")).is_none());
+}
+
+#[test]
+fn own_patterns_go_first_and_bad_ones_are_refused() {
+    let mut redactor = all();
+    redactor.add("badge", r"B-[0-9]{5}").unwrap();
+    redactor.add("user", r"[a-z]+@corp\.example").unwrap();
+    let hidden = redactor.hide(&job("B-12345 ann@corp.example bob@x.example")).unwrap();
+    assert_eq!(hidden.messages[0].content, "[BADGE_1] [USER_1] [EMAIL_1]");
+    for (name, pattern, why) in [
+        ("badge", "x", "taken"),
+        ("e mail", "x", "letters"),
+        ("", "x", "letters"),
+        ("a", "(", "can't be read"),
+        ("a", "x*", "nothing"),
+        ("a", r"\w{400}{50}", "too large"),
+        ("a", &"x".repeat(1025), "longer"),
+    ] {
+        let told = redactor.add(name, pattern).unwrap_err();
+        assert!(told.contains(why), "{told}");
+    }
+}
