@@ -101,6 +101,10 @@ pub const LEDGER_WAITING_MAX: usize = 4 * RUNNING_JOBS_MAX;
 pub const LEDGER_LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Models that are asked at once to compare their answers.
 pub const COMPARED_MAX: usize = 3;
+/// First requests for which a failed model elsewhere may be asked once more: one in ten.
+pub const RETRY_EVERY: u32 = 10;
+/// Most retries that are saved up while nothing fails.
+pub const RETRIES_SAVED_MAX: u32 = 10;
 /// Most attempts that one job gets, the first one counted.
 pub const ATTEMPTS_MAX: usize = 3;
 /// Most services that a job may pass through before it is refused.
@@ -218,3 +222,7 @@ pub const REDACT_NAME_BYTES_MAX: usize = 16;
 pub const REDACT_PATTERN_BYTES_MAX: usize = 1024;
 /// Largest program that a pattern may become, in bytes.
 pub const REDACT_PROGRAM_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Most samples that a calibration takes.
+pub const CALIBRATION_LINES_MAX: usize = 10_000;
+/// Largest file of samples, in bytes.
+pub const CALIBRATION_BYTES_MAX: u64 = 32 * 1024 * 1024;

@@ -28,6 +28,11 @@ impl Breaker {
         self.until.is_some_and(|until| now < until)
     }
 
+    /// Whether it has not answered since it failed: it is given one job to try.
+    pub(super) fn is_tried(&self) -> bool {
+        self.failures > 0
+    }
+
     /// When its rest ends, if it rests.
     pub(super) fn wakes_at(&self, now: Time) -> Option<Time> {
         self.until.filter(|until| now < *until)
@@ -60,8 +65,9 @@ mod tests {
         }
         assert_eq!(breaker.left(now), REST_MAX);
         assert!(breaker.is_resting(now));
-        assert!(!breaker.is_resting(now + REST_MAX));
+        assert!(!breaker.is_resting(now + REST_MAX) && breaker.is_tried());
         breaker.worked();
+        assert!(!breaker.is_tried());
         assert!(!breaker.is_resting(now));
     }
 }

@@ -1,7 +1,6 @@
 //! What becomes of a job after it was started: its attempts, its end.
 
 use super::Scheduler;
-use super::breaker::Breaker;
 use super::decision::{Attempt, Reason};
 use super::entry::{Entry, Running};
 use super::event::{Answered, BackendId, Effect, Sent, Verdict, Word};
@@ -61,6 +60,7 @@ impl Scheduler {
         let ticket = &run.entry.ticket;
         let backend = &mut self.backends[run.backend];
         backend.breaker.worked();
+        backend.flow.worked();
         let ms = now.since(run.started).as_secs_f64() * 1e3;
         backend.rates.learn(ticket, answered.spent.as_ref(), ms, &backend.card);
         if let Some(spent) = &answered.spent {
@@ -85,7 +85,7 @@ impl Scheduler {
         let _ = entry.unfit.push((backend, Reason::Confidence));
         let _ = self.afford(&mut entry);
         let may_go_on = entry.attempts.len() < ATTEMPTS_MAX && entry.due() > now;
-        let left = if may_go_on && !self.sides.best(&entry, self.healthy).is_empty() {
+        let left = if may_go_on && !self.sides.best(&entry, self.askable(&entry)).is_empty() {
             self.house(&mut entry);
             self.queue.offer(entry).err().map(|back| *back)
         } else {
@@ -102,8 +102,9 @@ impl Scheduler {
         match &fault {
             Fault::Unfit(_) | Fault::Cancelled => {}
             Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
-                let breaker: &mut Breaker = &mut self.backends[run.backend].breaker;
-                breaker.failed(now);
+                let backend = &mut self.backends[run.backend];
+                backend.breaker.failed(now);
+                backend.flow.failed(run.started, now, backend.card.slots);
                 self.take_health(now);
             }
         }
@@ -148,7 +149,9 @@ impl Scheduler {
         let Running { mut entry, backend, reason, recalled, .. } = run;
         // it may be paid for no more
         let _ = self.afford(&mut entry);
-        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now;
+        let nobody_else = !entry.candidates().is_empty()
+            && entry.candidates().without(self.barred(&entry)).is_empty();
+        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now || nobody_else;
         if is_over || entry.candidates().is_empty() {
             let lack = if entry.broke.is_empty() {
                 entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack)

@@ -16,6 +16,7 @@ pub mod decision;
 mod entry;
 mod event;
 mod explain;
+mod flow;
 mod judge;
 mod learned;
 mod life;
@@ -42,6 +43,7 @@ pub use self::event::{
     Answered, BackendId, Card, Effect, Event, Sent, Spent, Ticket, Verdict, Word,
 };
 pub use self::explain::explain;
+use self::flow::{Flow, Retries};
 pub use self::learned::Learned;
 pub use self::predict::Spread;
 use self::predict::{Load, Predictor, Rates};
@@ -62,6 +64,7 @@ struct Backend {
     card: Card,
     up: bool,
     breaker: Breaker,
+    flow: Flow,
     rates: Rates,
     /// It was ended to give its memory back.
     unloaded: bool,
@@ -70,9 +73,16 @@ struct Backend {
 }
 
 impl Backend {
-    /// Jobs that it holds at most.
+    /// Jobs that it holds at most. One elsewhere that has failed gets a single one until it has
+    /// answered, and then fewer than it offers.
     fn slots(&self) -> usize {
-        self.card.slots.max(1) as usize
+        let offered = self.card.slots.max(1);
+        let slots = match self.card.reach {
+            Reach::Device => offered,
+            Reach::Peer | Reach::Cloud if self.breaker.is_tried() => 1,
+            Reach::Peer | Reach::Cloud => self.flow.slots(offered),
+        };
+        slots as usize
     }
 
     /// How many jobs it advances at once.
@@ -88,6 +98,7 @@ pub struct Scheduler {
     sides: Sides,
     /// Backends that are up and do not rest.
     healthy: Set,
+    retries: Retries,
     queue: Queue,
     running: Runs,
     predictor: Predictor,
@@ -116,6 +127,7 @@ impl Scheduler {
             card,
             up: false,
             breaker: Breaker::default(),
+            flow: Flow::default(),
             unloaded: false,
             owed: 0.0,
         };
@@ -125,6 +137,7 @@ impl Scheduler {
             running: Runs::new(backends.len()),
             backends,
             healthy: Set::default(),
+            retries: Retries::default(),
             queue: Queue::default(),
             predictor: Predictor::default(),
             learned: Learned::default(),
@@ -374,7 +387,7 @@ impl Scheduler {
 
     /// How long until there may be room again, from the measured time of an answer.
     fn wait_estimate(&self, entry: &Entry) -> Duration {
-        let first = self.sides.best(entry, self.healthy).first().or(entry.able.first());
+        let first = self.sides.best(entry, self.askable(entry)).first().or(entry.able.first());
         let ms = first.and_then(|at| {
             let backend = &self.backends[at];
             backend.rates.usual_ms().map(|ms| ms / backend.parallel())

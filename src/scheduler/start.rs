@@ -92,7 +92,7 @@ impl Scheduler {
     /// Where the job can start at this moment. One that should leave goes to whoever has room; it
     /// may stay after all if nobody has and an engine here has nothing to do.
     fn place_for(&self, entry: &Entry, open: Set) -> Option<usize> {
-        let best = self.sides.best(entry, self.healthy).and(open);
+        let best = self.sides.best(entry, self.askable(entry)).and(open);
         let fits = |b: &usize| self.may_start(entry, *b);
         let leaving = || {
             entry.leaves?;
@@ -107,6 +107,16 @@ impl Scheduler {
     /// The nearest of these others, in the order of the catalog.
     fn nearest(&self, others: Set) -> Option<usize> {
         [self.sides.peer, self.sides.cloud].into_iter().find_map(|side| side.and(others).first())
+    }
+
+    /// Models elsewhere that have failed at this job and may not be asked again for now.
+    pub(super) fn barred(&self, entry: &Entry) -> Set {
+        if self.retries.may() { Set::default() } else { entry.failed.and(self.sides.away()) }
+    }
+
+    /// Models that are well and may be asked for this job, as far as earlier failures are concerned.
+    pub(super) fn askable(&self, entry: &Entry) -> Set {
+        self.healthy.without(self.barred(entry))
     }
 
     fn may_start(&self, entry: &Entry, backend: usize) -> bool {
@@ -134,6 +144,7 @@ impl Scheduler {
     pub(super) fn start_elsewhere(&mut self, mut entry: Entry, now: Time) -> Option<Entry> {
         let _ = self.afford(&mut entry);
         let may = entry.candidates().and(self.open()).and(self.sides.away());
+        let may = may.without(self.barred(&entry));
         if may.is_empty() || self.running.len() >= RUNNING_JOBS_MAX {
             return Some(entry);
         }
@@ -147,6 +158,9 @@ impl Scheduler {
 
     fn run(&mut self, mut entry: Entry, backend: usize, promoted: bool, now: Time) {
         let reason = route::why(&entry, backend, &self.backends, self.resting_near(&entry));
+        if self.sides.away().has(backend) {
+            self.retries.asked(entry.failed.has(backend));
+        }
         if self.sides.device.has(backend) {
             self.house_at(&mut entry, backend);
             // it stays after all

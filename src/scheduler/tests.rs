@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::generate::Fault;
-use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
+use crate::limits::{REST_MAX, REST_MIN, RETRIES_SAVED_MAX, RETRY_EVERY, WAITING_JOBS_MAX};
 use crate::model::{CLASSIFY, EMBED, GENERATE};
 use crate::prompt::{Class, Mode};
 
@@ -382,4 +382,88 @@ fn a_rule_needs_no_model() {
     let (verdict, decision) = settled(&effects).unwrap();
     assert_eq!((verdict, decision.reason), (&Verdict::Done, Reason::Rule));
     assert_eq!(decision.route, "local");
+}
+
+/// A provider that fails every time is asked no more than that it can come back, and by one job at
+/// a time: 3,000 jobs, one each 10 ms.
+#[test]
+fn a_failing_provider_is_not_stormed() {
+    let cloud = Card { slots: 8, ..card("cloud", Reach::Cloud) };
+    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
+    scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
+    let mut first = std::collections::BTreeSet::new();
+    let (mut retries, mut settled) = (0_u32, 0);
+    let mut running: Vec<JobId> = Vec::new();
+    let mut has_failed = false;
+    for step in 0..3_300 {
+        let now = Time(step * 10_000);
+        let mut events: Vec<Event> = running
+            .drain(..)
+            .map(|job| {
+                let fault = Fault::Away(String::new());
+                Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }
+            })
+            .collect();
+        if step < 3_000 {
+            let due = now + Duration::from_secs(2);
+            events.push(Event::Arrived(Ticket { mode: Mode::CloudOnly, due, ..ticket(step) }));
+        }
+        events.push(Event::Tick);
+        for event in events {
+            has_failed |= matches!(event, Event::Ended { .. });
+            for effect in scheduler.on(event, now) {
+                match effect {
+                    Effect::Start { job, .. } => {
+                        retries += u32::from(!first.insert(job));
+                        running.push(job);
+                    }
+                    Effect::Settle { .. } => settled += 1,
+                    _ => {}
+                }
+            }
+        }
+        assert!(running.len() <= if has_failed { 1 } else { 8 }, "{step}: {running:?}");
+    }
+    assert_eq!(settled, 3_000);
+    let most = RETRIES_SAVED_MAX + u32::try_from(first.len()).unwrap() / RETRY_EVERY;
+    assert!(retries <= most, "{retries} retries of {} jobs", first.len());
+    // it was tried from time to time all the while, and more would have been allowed then
+    assert!((5..60).contains(&first.len()), "{}", first.len());
+}
+
+/// After it has answered again it gets more, step by step.
+#[test]
+fn who_comes_back_gets_more_step_by_step() {
+    let cloud = Card { slots: 8, ..card("cloud", Reach::Cloud) };
+    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
+    scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
+    let mut running: Vec<JobId> = Vec::new();
+    let take = |effects: Vec<Effect>, running: &mut Vec<JobId>| {
+        running.extend(effects.iter().filter_map(|effect| match effect {
+            Effect::Start { job, .. } => Some(*job),
+            _ => None,
+        }));
+    };
+    for id in 0..40 {
+        let ask = Ticket { mode: Mode::CloudOnly, ..ticket(id) };
+        take(scheduler.on(Event::Arrived(ask), Time(0)), &mut running);
+    }
+    assert_eq!(running.len(), 8);
+    let job = running.remove(0);
+    let fault = Fault::Hung(String::new());
+    take(
+        scheduler.on(Event::Ended { job, outcome: Err((fault, Sent::Some)) }, Time(1)),
+        &mut running,
+    );
+    assert_eq!(running.len(), 7);
+    let rested = Time(1) + REST_MIN;
+    let mut seen = Vec::new();
+    while let Some(job) = running.pop() {
+        let end = Event::Ended { job, outcome: Ok(Answered::default()) };
+        take(scheduler.on(end, rested), &mut running);
+        seen.push(running.len());
+    }
+    // those under way end first, then there are 4 at once, and more and more
+    assert_eq!(seen[..4], [6, 5, 4, 4], "{seen:?}");
+    assert!(seen.contains(&6), "{seen:?}");
 }
