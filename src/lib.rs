@@ -78,6 +78,7 @@ pub mod pressure;
 pub mod registry;
 pub mod scheduler;
 // 0 words
+pub mod calibrate;
 pub mod fit;
 pub mod generate;
 pub mod health;

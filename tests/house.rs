@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floor of each room; a room may name only lower floors, and itself.
-const FLOORS: [(&str, u8); 31] = [
+const FLOORS: [(&str, u8); 32] = [
     ("cli", 6),
     ("config", 6),
     ("daemon", 6),
@@ -38,6 +38,7 @@ const FLOORS: [(&str, u8); 31] = [
     ("pressure", 1),
     ("registry", 1),
     ("scheduler", 1),
+    ("calibrate", 0),
     ("fit", 0),
     ("generate", 0),
     ("health", 0),

@@ -2,6 +2,7 @@
 //! service itself.
 
 mod ask;
+mod calibrate;
 mod doctor;
 mod engine;
 mod explain;
@@ -78,6 +79,8 @@ enum Command {
         #[arg(long, value_name = "COUNT")]
         samples: Option<u32>,
     },
+    /// Set from how likely its words on an answer of the device is good enough for a task.
+    Calibrate(calibrate::Calibrate),
     /// Say a decision record in words, and decide again from its figures.
     Explain(explain::Explain),
     /// Let our judge decide over a day of a simulated board.
@@ -107,6 +110,7 @@ impl Line {
             | Command::Status { .. }
             | Command::Check { .. }
             | Command::Doctor { .. }
+            | Command::Calibrate(_)
             | Command::Explain(_)
             | Command::Simulate(_)
             | Command::Mcp
@@ -150,6 +154,12 @@ impl Line {
             Command::Check { file } => check(file.as_deref().or(path)),
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
+            Command::Calibrate(calibrate) => {
+                let Some(config) = loaded(path) else {
+                    return Ok(ExitCode::from(WRONG));
+                };
+                calibrate.run(config).await?
+            }
             Command::Explain(explain) => explain.run()?,
             Command::Simulate(simulate) if simulate.is_live() => {
                 let Some(config) = loaded(path) else {

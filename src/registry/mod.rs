@@ -2,6 +2,7 @@
 
 mod budget;
 pub mod catalog;
+pub mod edit;
 pub mod expand;
 pub mod provider;
 mod redact;

@@ -9,6 +9,7 @@ pub mod labelled;
 pub mod mqtt;
 #[cfg(feature = "engine")]
 pub mod nearness;
+pub mod reports;
 pub mod service;
 
 use std::collections::BTreeMap;

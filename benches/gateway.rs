@@ -1,0 +1,248 @@
+//! What a service between an asker and a provider adds to a provider that answers at once: ours, ours
+//! with caps on spending and with redaction, and `LiteLLM`'s proxy if `LITELLM` names its program.
+//! The same client asks the provider itself and each service in turn, at a fixed rate whatever comes
+//! back, in rounds; every figure of the table is the median of the rounds.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    missing_docs,
+    unreachable_pub,
+    reason = "a bench ends at the first surprise"
+)]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+use support::figures::{median, memory};
+use support::service::{Service, catalog, free_port};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+/// Requests a second, and seconds of each round.
+const RATES: [u32; 3] = [50, 250, 1000];
+const ROUND: Duration = Duration::from_secs(6);
+const ROUNDS: usize = 5;
+/// An answer that takes longer is not waited for.
+const LATE: Duration = Duration::from_secs(5);
+/// Requests under way at once; more are not sent and count as late.
+const OPEN_MAX: usize = 512;
+
+/// A provider that answers at once, whole or as a stream.
+async fn provider() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let routes = axum::Router::new()
+        .route("/v1/chat/completions", post(answer))
+        .route("/v1/models", get(async || axum::Json(json!({"object": "list", "data": []}))));
+    tokio::spawn(async move { axum::serve(NoDelay(listener), routes).await });
+    url
+}
+
+struct NoDelay(tokio::net::TcpListener);
+
+impl axum::serve::Listener for NoDelay {
+    type Io = tokio::net::TcpStream;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (line, from) = self.0.accept().await.unwrap();
+        line.set_nodelay(true).unwrap();
+        (line, from)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+async fn answer(body: Bytes) -> Response {
+    let asked: Value = serde_json::from_slice(&body).unwrap();
+    let usage = json!({"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12});
+    let head = json!({"id": "x", "created": 1, "model": "big-1"});
+    let with = |object: &str, choice: Value| {
+        let mut value = head.clone();
+        (value["object"], value["choices"]) = (json!(object), json!([choice]));
+        value
+    };
+    if asked["stream"] != true {
+        let message = json!({"role": "assistant", "content": "All is well"});
+        let choice = json!({"index": 0, "message": message, "finish_reason": "stop"});
+        let mut whole = with("chat.completion", choice);
+        whole["usage"] = usage;
+        return axum::Json(whole).into_response();
+    }
+    let piece = |delta: Value, end: Value| {
+        let choice = json!({"index": 0, "delta": delta, "finish_reason": end});
+        format!("data: {}\n\n", with("chat.completion.chunk", choice))
+    };
+    let mut last = head.clone();
+    (last["choices"], last["usage"]) = (json!([]), usage);
+    let text = piece(json!({"role": "assistant", "content": "All is well"}), Value::Null)
+        + &piece(json!({}), json!("stop"))
+        + &format!("data: {last}\n\ndata: [DONE]\n\n");
+    ([(CONTENT_TYPE, "text/event-stream")], text).into_response()
+}
+
+/// What one round at one rate took, in milliseconds; answers that did not come are at the end.
+struct Round {
+    p50: f64,
+    p99: f64,
+    late: usize,
+}
+
+async fn round(client: &reqwest::Client, url: &str, rate: u32, length: Duration) -> Round {
+    let body: Arc<Bytes> = Arc::new(
+        json!({
+            "model": "big", "messages": [{"role": "user", "content": "How is the pump in hall 4?"}],
+            "metadata": {"mode": "cloud-only"},
+        })
+        .to_string()
+        .into(),
+    );
+    let count = (f64::from(rate) * length.as_secs_f64()) as usize;
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut asked = JoinSet::new();
+    let mut times = Vec::with_capacity(count);
+    let mut late = 0;
+    for _ in 0..count {
+        ticks.tick().await;
+        while let Some(done) = asked.try_join_next() {
+            times.push(done.unwrap());
+        }
+        if asked.len() >= OPEN_MAX {
+            late += 1;
+            continue;
+        }
+        let sent = client.post(format!("{url}/chat/completions")).timeout(LATE);
+        let sent = sent.header(CONTENT_TYPE, "application/json").body(body.as_ref().clone());
+        asked.spawn(async move {
+            let started = Instant::now();
+            let reply = sent.send().await.ok()?;
+            let is_ok = reply.status().is_success();
+            let text = reply.text().await.ok()?;
+            let took = started.elapsed().as_secs_f64() * 1e3;
+            (is_ok && text.contains("All is well")).then_some(took)
+        });
+    }
+    while let Some(done) = asked.join_next().await {
+        times.push(done.unwrap());
+    }
+    late += times.iter().filter(|time| time.is_none()).count();
+    let mut times: Vec<f64> = times.into_iter().flatten().collect();
+    times.resize(count, f64::INFINITY);
+    times.sort_by(f64::total_cmp);
+    Round { p50: times[count / 2], p99: times[count * 99 / 100], late }
+}
+
+/// A service of ours before that provider.
+async fn ours(provider: &str, policy: Value) -> Service {
+    let mut catalog = catalog(&["--scripted", "small"]);
+    let price = json!({"input": 1.0, "output": 2.0});
+    catalog["pilotlight"]["providers"] = json!({"big": {
+        "kind": "openai", "base_url": provider, "model": "big-1", "key": "none", "slots": 256,
+        "price": price,
+    }});
+    catalog["pilotlight"]["policy"] = policy;
+    let service = Service::launch(&catalog, "off", &[]);
+    service.ready_all().await;
+    service
+}
+
+/// `LiteLLM`'s proxy before that provider, once it answers.
+async fn litellm(provider: &str, program: &str, folder: &std::path::Path) -> (Child, String) {
+    let port = free_port();
+    let config = format!(
+        "model_list:\n  - model_name: big\n    litellm_params:\n      model: openai/big-1\n      \
+         api_base: {provider}\n      api_key: none\n"
+    );
+    let file = folder.join("litellm.yaml");
+    std::fs::write(&file, config).unwrap();
+    let log = std::fs::File::create(folder.join("litellm.log")).unwrap();
+    let child = Command::new(program)
+        .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--num_workers", "1"])
+        .arg("--config")
+        .arg(file)
+        .env("LITELLM_LOG", "ERROR")
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let url = format!("http://127.0.0.1:{port}/v1");
+    let client = support::service::client();
+    let end = Instant::now() + Duration::from_secs(180);
+    while round(&client, &url, 1, Duration::from_secs(1)).await.late > 0 {
+        let log = std::fs::read_to_string(folder.join("litellm.log")).unwrap_or_default();
+        assert!(Instant::now() < end, "it does not answer: {log}");
+    }
+    (child, url)
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let provider = provider().await;
+    let plain = ours(&provider, json!({})).await;
+    let capped = ours(&provider, json!({"budget": {"usd_per_day": 1000.0}})).await;
+    let hiding = ours(&provider, json!({"redact": ["email", "phone", "coordinates"]})).await;
+    let folder = tempfile::tempdir().unwrap();
+    let other = match std::env::var("LITELLM") {
+        Ok(program) => Some(litellm(&provider, &program, folder.path()).await),
+        Err(_) => None,
+    };
+    let mut ways = vec![
+        ("provider itself", provider.clone()),
+        ("pilotlight", plain.url("/v1")),
+        ("pilotlight, caps", capped.url("/v1")),
+        ("pilotlight, redaction", hiding.url("/v1")),
+    ];
+    if let Some((_, url)) = &other {
+        ways.push(("LiteLLM", url.clone()));
+    }
+    let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build().unwrap();
+    println!("Added to the provider's own time, ms; medians of {ROUNDS} rounds of {ROUND:?}\n");
+    println!("| way | requests a second | p50 | p99 | added p50 | added p99 | late % |");
+    println!("|---|---|---|---|---|---|---|");
+    for rate in RATES {
+        let mut rounds: Vec<Vec<Round>> = ways.iter().map(|_| Vec::new()).collect();
+        for _ in 0..ROUNDS {
+            for ((_, url), rounds) in ways.iter().zip(&mut rounds) {
+                round(&client, url, rate, Duration::from_millis(500)).await;
+                rounds.push(round(&client, url, rate, ROUND).await);
+            }
+        }
+        let middle = |rounds: &[Round], what: fn(&Round) -> f64| {
+            median(&mut rounds.iter().map(what).collect::<Vec<f64>>())
+        };
+        let own = (middle(&rounds[0], |r| r.p50), middle(&rounds[0], |r| r.p99));
+        for ((name, _), rounds) in ways.iter().zip(&rounds) {
+            let (p50, p99) = (middle(rounds, |r| r.p50), middle(rounds, |r| r.p99));
+            let asked = f64::from(rate) * ROUND.as_secs_f64();
+            let late = 100.0 * middle(rounds, |r| r.late as f64) / asked;
+            let (more50, more99) = (p50 - own.0, p99 - own.1);
+            println!(
+                "| {name} | {rate} | {p50:.2} | {p99:.2} | {more50:.2} | {more99:.2} | {late:.1} |"
+            );
+        }
+    }
+    let resident = |child: &Child| memory(child.id().unwrap()).resident;
+    println!("\nMiB resident after it: pilotlight {:.1}", resident(&plain.child));
+    if let Some((child, _)) = &other {
+        println!("LiteLLM {:.1}", resident(child));
+    }
+}

@@ -1,0 +1,268 @@
+//! `calibrate`: asks the device's own model what is known already, and sets from which
+//! log-probability on its answers are good enough.
+
+use std::fs::{self, File};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{DONE, NOT_ANSWERED};
+use crate::calibrate::{Aim, Found, Row, Sample, calibrate, least};
+use crate::config::Config;
+use crate::daemon::{Core, calm};
+use crate::dispatch::{Dispatch, Keep};
+use crate::limits::{CALIBRATION_BYTES_MAX, CALIBRATION_LINES_MAX, ENGINE_LOAD_MAX};
+use crate::prompt::{Class, Mode, Strategy};
+use crate::registry::edit::set_in_task;
+use crate::scheduler::Verdict;
+use crate::scheduler::together::{lacks, mean_logprob};
+use crate::wire::{self, Ask};
+
+#[derive(Debug, Args)]
+pub(super) struct Calibrate {
+    /// The task of mcp.json.
+    task: String,
+    /// Lines of JSON: {"input": TEXT or {NAME: VALUE}, "answer": what is right}, or "answers" with
+    /// several that are. Texts are compared without regard to case, outer space and a last full stop.
+    data: PathBuf,
+    /// Largest share of wrong answers among those that are kept on the device.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
+    wrong: f64,
+    /// How sure that must be.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.95, value_parser = share)]
+    confidence: f64,
+    /// Leave mcp.json as it is.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of the data.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    input: Value,
+    answer: Option<Value>,
+    #[serde(default)]
+    answers: Vec<Value>,
+}
+
+impl Calibrate {
+    pub(super) async fn run(self, config: Config) -> anyhow::Result<u8> {
+        let aim = Aim { wrong_max: self.wrong, confidence: self.confidence };
+        let lines = self.lines()?;
+        let asks = lines.iter().enumerate().map(|(n, line)| {
+            let ask = self.ask(&line.input);
+            ask.check("calibrate", &config.catalog).with_context(|| format!("line {}", n + 1))
+        });
+        let jobs: Vec<_> = asks.collect::<Result<_, _>>()?;
+        let needed = least(aim);
+        ensure!(
+            lines.len() >= needed,
+            "{} samples are too few: to promise that at most {} of the kept answers are wrong, with a \
+             confidence of {}, takes at least {needed}",
+            lines.len(),
+            self.wrong,
+            self.confidence
+        );
+        // nothing is kept of it: what is asked here is not the device's everyday work
+        let core = Core::start(&config.catalog, calm(), Keep::default(), None);
+        if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
+            bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
+        }
+        let mut samples = Vec::with_capacity(jobs.len());
+        for (n, (job, line)) in jobs.into_iter().zip(&lines).enumerate() {
+            let sample = asked(&core.dispatch, job, line).await;
+            samples.push(sample.with_context(|| format!("line {}", n + 1))?);
+            if std::io::stderr().is_terminal() {
+                eprint!("\r{} of {}", n + 1, lines.len());
+            }
+        }
+        core.stop().await;
+        let found = match calibrate(&samples, aim) {
+            Ok(found) => found,
+            Err(few) => bail!(
+                "only {} of {} answers have the right shape and an end, {} are needed",
+                few.usable,
+                samples.len(),
+                few.least
+            ),
+        };
+        self.tell(&samples, &found);
+        let Some(best) = found.best else {
+            return Ok(NOT_ANSWERED);
+        };
+        if !self.dry_run {
+            self.set(&config.path, best.threshold)?;
+        }
+        Ok(DONE)
+    }
+
+    fn lines(&self) -> anyhow::Result<Vec<Line>> {
+        let shown = self.data.display();
+        let size =
+            fs::metadata(&self.data).with_context(|| format!("{shown} can't be read"))?.len();
+        ensure!(
+            size <= CALIBRATION_BYTES_MAX,
+            "{shown} is larger than {CALIBRATION_BYTES_MAX} bytes"
+        );
+        let text =
+            fs::read_to_string(&self.data).with_context(|| format!("{shown} can't be read"))?;
+        let full = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let lines: Vec<Line> = full
+            .map(|(n, text)| {
+                let line: Line = wire::read(text.as_bytes())
+                    .with_context(|| format!("{shown}, line {}", n + 1))?;
+                let is_known = line.answer.is_some() == line.answers.is_empty();
+                ensure!(is_known, "{shown}, line {}: give either answer or answers", n + 1);
+                Ok(line)
+            })
+            .collect::<Result<_, _>>()?;
+        ensure!(
+            lines.len() <= CALIBRATION_LINES_MAX,
+            "{shown} has {} samples, at most {CALIBRATION_LINES_MAX}",
+            lines.len()
+        );
+        Ok(lines)
+    }
+
+    /// The device's own model alone, which says how likely its words were.
+    fn ask(&self, input: &Value) -> Ask {
+        let (prompt, input) = match input.as_object() {
+            Some(values) => (None, Some(values.clone())),
+            None => (Some(input.as_str().map_or_else(|| input.to_string(), str::to_owned)), None),
+        };
+        Ask {
+            task: Some(self.task.clone()),
+            prompt,
+            input,
+            logprobs: Some(true),
+            class: Some(Class::Batch),
+            mode: Some(Mode::LocalOnly),
+            strategy: Some(Strategy::Single),
+            ..Ask::default()
+        }
+    }
+
+    fn tell(&self, samples: &[Sample], found: &Found) {
+        let right = samples.iter().filter(|sample| sample.right).count();
+        if self.json {
+            let row = |row: &Row| {
+                json!({"threshold": row.threshold, "kept": row.kept, "wrong": row.wrong,
+                       "bound": row.bound})
+            };
+            let tried: Vec<Value> = found.tried.iter().map(row).collect();
+            let best = found.best.as_ref().map(row);
+            let all = samples.len();
+            println!("{}", json!({"samples": all, "right": right, "tried": tried, "best": best}));
+            return;
+        }
+        println!("{} samples, {right} answered rightly by the device", samples.len());
+        println!("threshold     kept    wrong   at most wrong");
+        for row in &found.tried {
+            let Row { threshold, kept, wrong, bound } = row;
+            println!("{threshold:9.4} {kept:8} {wrong:8} {:14.1} %", 100.0 * bound);
+        }
+        let (aim, sure) = (100.0 * self.wrong, 100.0 * self.confidence);
+        match &found.best {
+            Some(best) => println!(
+                "threshold {}: {} of {} answers stay on the device; of such, at most {aim} % are \
+                 wrong, with a confidence of {sure} %",
+                best.threshold,
+                best.kept,
+                samples.len()
+            ),
+            None => println!(
+                "no threshold can promise that at most {aim} % of what is kept is wrong; nothing is \
+                 set. More samples may help, or another model"
+            ),
+        }
+    }
+
+    /// Writes the threshold into the configuration; it is the old one or the new one, never a part.
+    fn set(&self, path: &Path, threshold: f32) -> anyhow::Result<()> {
+        let shown = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("{shown} can't be read"))?;
+        let threshold = threshold.to_string();
+        let values = [("threshold", threshold.as_str()), ("strategy", "\"cascade\"")];
+        let text = set_in_task(&text, &self.task, &values)
+            .map_err(|why| anyhow::anyhow!("{shown} can't be changed: {why}"))?;
+        // beside the file itself, if the name is a link
+        let path = fs::canonicalize(path)?;
+        let part = path.with_extension("part");
+        let written = || -> std::io::Result<()> {
+            let mut file = File::create(&part)?;
+            file.set_permissions(fs::metadata(&path)?.permissions())?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&part, &path)
+        };
+        written().with_context(|| format!("{shown} can't be written"))?;
+        if !self.json {
+            println!("{shown}: task {} has it now; the service reads it when it starts", self.task);
+        }
+        Ok(())
+    }
+}
+
+async fn asked(
+    dispatch: &Dispatch,
+    job: crate::prompt::Job,
+    line: &Line,
+) -> anyhow::Result<Sample> {
+    let format = job.format.clone();
+    let mut answer = dispatch.submit(job)?;
+    let mut text = String::new();
+    while let Some(chunk) = answer.next().await {
+        text.push_str(&chunk.text);
+    }
+    let end = answer.end().await;
+    let usage = match (end.verdict, end.usage) {
+        (Verdict::Done, Some(usage)) => usage,
+        (Verdict::Refused(refusal), _) => bail!("the device refuses it: {refusal}"),
+        // an answer that never comes is not kept
+        (_, _) => return Ok(Sample { score: None, right: false }),
+    };
+    let fits = lacks(&format, &text, &usage, None).is_none();
+    let score = mean_logprob(&usage).filter(|_| fits);
+    let right = line.answer.iter().chain(&line.answers).any(|right| is_same(right, &text));
+    Ok(Sample { score, right })
+}
+
+/// Whether the model's text says this.
+fn is_same(right: &Value, text: &str) -> bool {
+    let plain = |text: &str| text.trim().trim_end_matches('.').trim_end().to_lowercase();
+    right.as_str().is_some_and(|right| plain(right) == plain(text))
+        || serde_json::from_str::<Value>(text).is_ok_and(|said| said == *right)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if share > 0.0 && share < 1.0 { Ok(share) } else { Err("must be between 0 and 1".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_as_the_same() {
+        for (right, text, same) in [
+            (json!("Hall 4"), " hall 4.\n", true),
+            (json!("Hall 4"), "hall 40", false),
+            (json!({"a": 1, "b": 2}), r#"{"b": 2, "a": 1}"#, true),
+            (json!({"a": 1}), r#"{"a": 2}"#, false),
+            (json!({"a": 1}), "a: 1", false),
+            (json!(4), "4", true),
+            (json!("4"), "4", true),
+        ] {
+            assert_eq!(is_same(&right, text), same, "{right} {text}");
+        }
+    }
+}

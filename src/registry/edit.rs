@@ -1,0 +1,81 @@
+//! Changes in the text of an `mcp.json` that leave every other byte as it was.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+#[derive(Deserialize)]
+struct File<'a> {
+    #[serde(borrow)]
+    pilotlight: Ours<'a>,
+}
+
+#[derive(Deserialize)]
+struct Ours<'a> {
+    #[serde(borrow)]
+    tasks: BTreeMap<String, &'a RawValue>,
+}
+
+/// The text with these members of a task set to these values, which are JSON.
+///
+/// # Errors
+/// If the text is not JSON, or has no such task.
+pub fn set_in_task(text: &str, task: &str, values: &[(&str, &str)]) -> Result<String, String> {
+    let mut text = text.to_owned();
+    for (name, value) in values {
+        text = set_one(&text, task, name, value)?;
+    }
+    Ok(text)
+}
+
+fn set_one(text: &str, task: &str, name: &str, value: &str) -> Result<String, String> {
+    let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let whole = *file.pilotlight.tasks.get(task).ok_or("there is no such task")?;
+    let members: BTreeMap<String, &RawValue> =
+        serde_json::from_str(whole.get()).map_err(|e| e.to_string())?;
+    let (from, to, put) = match members.get(name) {
+        Some(old) => {
+            let from = place(text, old.get());
+            (from, from + old.get().len(), value.to_owned())
+        }
+        None => {
+            let from = place(text, whole.get()) + 1;
+            // as the first member, behind the same space as the one that was first
+            let inside = &whole.get()[1..];
+            let space = &inside[..inside.len() - inside.trim_start().len()];
+            let comma = if members.is_empty() { "" } else { "," };
+            (from, from, format!("{space}{name:?}: {value}{comma}"))
+        }
+    };
+    Ok(format!("{}{put}{}", &text[..from], &text[to..]))
+}
+
+/// Where a part of a text begins in it.
+fn place(text: &str, part: &str) -> usize {
+    part.as_ptr().addr() - text.as_ptr().addr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_stays_as_it_was() {
+        let text = "{\n  \"pilotlight\": {\"tasks\": {\n    \"a\": {},\n    \"b\" : {\n      \
+                    \"template\": \"x\\u0041 \u{fc}\",\n      \"threshold\":  -1.50\n    }\n  }}\n}\n";
+        let values = [("strategy", "\"cascade\""), ("threshold", "-0.2")];
+        assert_eq!(
+            set_in_task(text, "b", &values).unwrap(),
+            text.replace("-1.50", "-0.2").replace(
+                "\n      \"template\"",
+                "\n      \"strategy\": \"cascade\",\n      \"template\""
+            )
+        );
+        let set = set_in_task(text, "a", &values).unwrap();
+        let first = r#""a": {"threshold": -0.2,"strategy": "cascade"}"#;
+        assert!(set.contains(first), "{set}");
+        assert!(set_in_task(text, "c", &values).unwrap_err().contains("no such task"));
+        assert!(set_in_task("{", "c", &values).is_err());
+    }
+}
