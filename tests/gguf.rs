@@ -33,6 +33,7 @@ use support::contract::{holds_over_every_transport, job, run};
 use support::engine::{REAL, works};
 use support::model_file;
 use support::mqtt::App;
+use support::reports;
 use support::service::{Service, catalog, program, signal};
 
 fn options(path: &Path) -> Options {
@@ -279,4 +280,50 @@ async fn labels_may_be_many_and_long() {
     let (text, usage) = run(&model, &asked).await.unwrap();
     assert!(labels.examples.contains_key(&text), "{text}");
     assert_eq!(usage.classification.unwrap().scores.len(), labels.examples.len());
+}
+
+/// What the model knows is measured, and the threshold that keeps the promise goes into the file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_threshold_is_calibrated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mcp.json");
+    let model = model_file();
+    let engine = ["engine", "--gguf", model.to_str().unwrap(), "--context", "1024"];
+    let catalog = json!({
+        "mcpServers": {"local": {"command": "pilotlight", "args": engine}},
+        "pilotlight": {"tasks": {"report": reports::task()}},
+    });
+    std::fs::write(&path, serde_json::to_string_pretty(&catalog).unwrap()).unwrap();
+    let known = |n| {
+        let line = |report: reports::Report| {
+            json!({"input": report.input(), "answer": report.reply()}).to_string() + "\n"
+        };
+        let lines: String = reports::reports(5, n).into_iter().map(line).collect();
+        std::fs::write(folder.path().join("known.jsonl"), lines).unwrap();
+    };
+    let run = async |more: &[&str]| {
+        let args = [&["calibrate", "report", "known.jsonl"], more].concat();
+        program(folder.path(), &args, &[]).await
+    };
+
+    known(20);
+    let (code, out, err) = run(&[]).await;
+    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    assert!(err.contains("20 samples are too few") && err.contains("takes at least 61"), "{err}");
+    std::fs::write(folder.path().join("known.jsonl"), "{\"input\": \"x\"}\n").unwrap();
+    let (_, _, err) = run(&[]).await;
+    assert!(err.contains("line 1: give either answer or answers"), "{err}");
+
+    known(20);
+    let (code, out, err) = run(&["--wrong", "0.97", "--json"]).await;
+    assert_eq!(code, 0, "{out} {err}");
+    let told: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(told["samples"], 20, "{out}");
+    let set: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let mut expected = catalog.clone();
+    let task = &mut expected["pilotlight"]["tasks"]["report"];
+    (task["strategy"], task["threshold"]) = (json!("cascade"), told["best"]["threshold"].clone());
+    assert_eq!(set, expected);
+    let (code, out, err) = program(folder.path(), &["check"], &[]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
 }

@@ -154,7 +154,7 @@ impl Calibrate {
         let right = samples.iter().filter(|sample| sample.right).count();
         if self.json {
             let row = |row: &Row| {
-                json!({"threshold": row.threshold, "kept": row.kept, "wrong": row.wrong,
+                json!({"threshold": shown(row.threshold), "kept": row.kept, "wrong": row.wrong,
                        "bound": row.bound})
             };
             let tried: Vec<Value> = found.tried.iter().map(row).collect();
@@ -209,6 +209,11 @@ impl Calibrate {
         }
         Ok(())
     }
+}
+
+/// The digits that are written into the configuration.
+fn shown(threshold: f32) -> Option<f64> {
+    threshold.to_string().parse().ok()
 }
 
 async fn asked(

@@ -9,6 +9,7 @@ use super::budget::RawPrice;
 use super::catalog::{Link, Mistake, Secret, Server};
 use crate::model::Reach;
 use crate::money::Price;
+use crate::prompt::is_name;
 
 /// What a provider's model is taken to be able to do if the entry does not say.
 const CONTEXT_TOKENS: u32 = 32_768;
@@ -28,6 +29,8 @@ pub struct Provider {
     pub base_url: String,
     /// The model's name there.
     pub model: String,
+    /// Where requests are signed for, if they are.
+    pub region: Option<String>,
     /// The key, or `cred:NAME` until the configuration has looked it up.
     pub key: Option<Secret<String>>,
     /// File with the certificates that the host's may be signed by, besides the system's.
@@ -59,6 +62,20 @@ pub enum Kind {
     OpenAi,
     /// Anthropic's messages.
     Anthropic,
+    /// AWS Bedrock's Converse.
+    #[cfg(feature = "bedrock")]
+    Bedrock,
+}
+
+impl Kind {
+    /// Whether requests are signed for a region.
+    fn has_regions(self) -> bool {
+        match self {
+            Kind::OpenAi | Kind::Anthropic => false,
+            #[cfg(feature = "bedrock")]
+            Kind::Bedrock => true,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -67,6 +84,7 @@ pub(super) struct RawProvider {
     kind: Kind,
     base_url: String,
     model: String,
+    region: Option<String>,
     key: Option<Secret<String>>,
     ca: Option<String>,
     context_tokens: Option<u32>,
@@ -98,8 +116,13 @@ pub(super) fn check(
         if let Err(message) = is_safe(&raw.base_url) {
             mistake(".base_url", &message);
         }
-        if raw.kind == Kind::Anthropic && raw.json_schema == Some(true) {
-            mistake(".json_schema", "is not asked of anthropic by this version; remove it");
+        if raw.kind != Kind::OpenAi && raw.json_schema == Some(true) {
+            mistake(".json_schema", "is asked of openai alone by this version; remove it");
+        }
+        let region = raw.region.or_else(|| region_of(&raw.base_url));
+        let region = region.filter(|_| raw.kind.has_regions());
+        if raw.kind.has_regions() && region.as_ref().is_none_or(|region| !is_name(region)) {
+            mistake(".region", "must name the region, such as eu-central-1");
         }
         if raw.model.is_empty() {
             mistake(".model", "must name the model as the provider does");
@@ -118,6 +141,7 @@ pub(super) fn check(
             kind: raw.kind,
             base_url: raw.base_url.trim_end_matches('/').to_owned(),
             model: raw.model,
+            region,
             key: raw.key,
             ca: raw.ca,
             context_tokens,
@@ -135,6 +159,14 @@ pub(super) fn check(
             price,
         });
     }
+}
+
+/// The region that stands in AWS's own names of hosts, `SERVICE.REGION.amazonaws.com`.
+fn region_of(url: &str) -> Option<String> {
+    let uri: http::Uri = url.parse().ok()?;
+    let mut parts = uri.host()?.split('.').skip(1);
+    let region = parts.next()?;
+    (parts.next() == Some("amazonaws")).then(|| region.to_owned())
 }
 
 /// A key must not travel where others can read it.

@@ -65,6 +65,10 @@ pub(super) async fn read(
     };
     match kind.as_str() {
         "text/event-stream" => reader.follow(Events::of(response), protocol).await?,
+        #[cfg(feature = "bedrock")]
+        "application/vnd.amazon.eventstream" => {
+            reader.follow(Events::framed(response), protocol).await?;
+        }
         // some answer whole, whatever they are asked
         "application/json" => {
             let body = whole(response).await?;

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 400, 404, 413, 422 | unfit | another model may try; this one is not asked again |
 //! | 401, 403 | unfit | the same: a key that is refused is refused again |
-//! | 408, 409, 425, 429, 5xx | away | it rests, for `Retry-After` if it says so; another may try |
+//! | 408, 409, 424, 425, 429, 5xx | away | it rests, for `Retry-After` if it says so; another may try |
 //! | 3xx | broken | nobody is followed to another host with our key |
 //! | no connection, no answer | away, hung | as for 5xx |
 //! | not what it should be | broken | as for 5xx |
@@ -15,13 +15,19 @@
 
 mod answer;
 mod anthropic;
+#[cfg(feature = "bedrock")]
+mod bedrock;
+#[cfg(feature = "bedrock")]
+mod frames;
 mod openai;
 mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use reqwest::{Response, StatusCode, redirect};
 use serde_json::Value;
 
@@ -44,7 +50,7 @@ struct Protocol {
     /// Its name in a `ModelContext`.
     name: &'static str,
     /// What follows the base URL.
-    path: &'static str,
+    path: fn(&Provider) -> String,
     /// The body of a request.
     request: fn(&Job, &Provider) -> Result<Value, Fault>,
     /// What an event says, or a whole answer.
@@ -53,21 +59,31 @@ struct Protocol {
 
 const OPENAI: Protocol = Protocol {
     name: "openai",
-    path: "chat/completions",
+    path: |_| "chat/completions".to_owned(),
     request: openai::request,
     parse: openai::parse,
 };
 const ANTHROPIC: Protocol = Protocol {
     name: "anthropic",
-    path: "messages",
+    path: |_| "messages".to_owned(),
     request: anthropic::request,
     parse: anthropic::parse,
+};
+
+#[cfg(feature = "bedrock")]
+const BEDROCK: Protocol = Protocol {
+    name: "bedrock",
+    path: bedrock::path,
+    request: bedrock::request,
+    parse: bedrock::parse,
 };
 
 fn protocol_of(kind: Kind) -> &'static Protocol {
     match kind {
         Kind::OpenAi => &OPENAI,
         Kind::Anthropic => &ANTHROPIC,
+        #[cfg(feature = "bedrock")]
+        Kind::Bedrock => &BEDROCK,
     }
 }
 
@@ -75,6 +91,8 @@ fn protocol_of(kind: Kind) -> &'static Protocol {
 struct Cloud {
     entry: Provider,
     protocol: &'static Protocol,
+    #[cfg(feature = "bedrock")]
+    signer: Option<bedrock::Signer>,
     client: reqwest::Client,
     context: ModelContext,
     silence: Duration,
@@ -103,10 +121,19 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         .tcp_nodelay(true)
         .build()
         .map_err(|e| away(format!("the HTTP client can't be made: {e}")))?;
-    let context = context_of(entry);
-    let rests_until = Mutex::new(None);
-    let protocol = protocol_of(entry.kind);
-    Ok(Arc::new(Cloud { entry: entry.clone(), protocol, client, context, silence, rests_until }))
+    Ok(Arc::new(Cloud {
+        entry: entry.clone(),
+        protocol: protocol_of(entry.kind),
+        #[cfg(feature = "bedrock")]
+        signer: match entry.kind {
+            Kind::Bedrock => Some(bedrock::Signer::of(entry)?),
+            Kind::OpenAi | Kind::Anthropic => None,
+        },
+        client,
+        context: context_of(entry),
+        silence,
+        rests_until: Mutex::new(None),
+    }))
 }
 
 /// The headers of every request, the key among them; none if it can't stand in one.
@@ -118,6 +145,9 @@ fn headers_of(entry: &Provider) -> Option<HeaderMap> {
             headers.insert("anthropic-version", HeaderValue::from_static(anthropic::VERSION));
             (HeaderName::from_static("x-api-key"), "")
         }
+        // each request has its own
+        #[cfg(feature = "bedrock")]
+        Kind::Bedrock => return Some(headers),
     };
     if let Some(key) = &entry.key {
         let mut value = HeaderValue::try_from(format!("{before}{}", key.0)).ok()?;
@@ -196,9 +226,17 @@ impl Generate for Cloud {
 
 impl Cloud {
     async fn send(&self, body: &Value) -> Result<Response, Fault> {
-        let url = format!("{}/{}", self.entry.base_url, self.protocol.path);
+        let url = format!("{}/{}", self.entry.base_url, (self.protocol.path)(&self.entry));
         let key = format!("{:032x}", fastrand::u128(..));
-        let sent = self.client.post(url).header("idempotency-key", key).json(body).send();
+        let body = body.to_string();
+        let request = self.client.post(&url).header("idempotency-key", key);
+        let request = request.header(CONTENT_TYPE, "application/json");
+        #[cfg(feature = "bedrock")]
+        let request = match &self.signer {
+            Some(signer) => request.headers(signer.headers(&url, body.as_bytes(), clock())?),
+            None => request,
+        };
+        let sent = request.body(body).send();
         // from the first byte to the head of the answer
         let response = match tokio::time::timeout(self.silence, sent).await {
             Ok(response) => response.map_err(|e| fault_of_line(&e))?,
@@ -230,10 +268,11 @@ impl Cloud {
 
     /// A provider may repeat the key in its complaint about it.
     fn without_key(&self, text: &str) -> String {
-        match &self.entry.key {
-            Some(key) if !key.0.is_empty() => text.replace(&key.0, "(the key)"),
-            Some(_) | None => text.to_owned(),
-        }
+        // one key may have parts
+        let parts = self.entry.key.iter().flat_map(|key| key.0.split(':'));
+        parts
+            .filter(|part| !part.is_empty())
+            .fold(text.to_owned(), |text, part| text.replace(part, "(the key)"))
     }
 }
 
@@ -242,7 +281,7 @@ fn fault_of(status: StatusCode, said: &str) -> Fault {
     let what = format!("the provider answered {status}: {said}");
     match status.as_u16() {
         400 | 401 | 403 | 404 | 413 | 422 => Fault::Unfit(Refusal::new(Code::Incapable, what)),
-        408 | 409 | 425 | 429 | 500..=599 => Fault::Away(what),
+        408 | 409 | 424 | 425 | 429 | 500..=599 => Fault::Away(what),
         _ => Fault::Broken(what),
     }
 }
@@ -292,4 +331,9 @@ async fn error_text(mut response: Response) -> String {
 #[expect(clippy::disallowed_methods, reason = "a provider's wish to rest is in seconds from now")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(feature = "bedrock")]
+fn clock() -> std::time::SystemTime {
+    std::time::SystemTime::now()
 }

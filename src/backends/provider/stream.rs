@@ -40,6 +40,15 @@ impl Events {
         Events(Box::pin(events.try_filter_map(|event| async move { Ok(event.data) })))
     }
 
+    /// Those of this answer in AWS's framing.
+    #[cfg(feature = "bedrock")]
+    pub(super) fn framed(response: Response) -> Events {
+        let frames = super::frames::Frames::of(response);
+        Events(Box::pin(futures::stream::unfold(frames, |mut frames| async move {
+            frames.next().await.map(|event| (event, frames))
+        })))
+    }
+
     pub(super) async fn next(&mut self) -> Option<Result<String, Fault>> {
         self.0.next().await
     }

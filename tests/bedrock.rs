@@ -1,0 +1,147 @@
+//! A cloud's model in Bedrock's protocol: what is asked, answers in its framing, failures.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test ends at the first surprise"
+)]
+
+mod support;
+
+use aws_smithy_eventstream::frame::write_message_to;
+use aws_smithy_types::event_stream::{Header, HeaderValue, Message as Frame};
+use pilotlight::generate::{Fault, Finish, Usage};
+use pilotlight::prompt::{Format, Job, Message, Role};
+use serde_json::{Value, json};
+use support::cloud::{Act, Cloud, entry, error, head, open_as};
+use support::contract::{job, run};
+
+const SECRET: &str = "wJalr-canary-7f3a9d51";
+
+fn frame(kind: &str, name: &str, payload: &Value) -> Vec<u8> {
+    let text = |text: &str| HeaderValue::String(text.to_owned().into());
+    let named = if kind == "event" { ":event-type" } else { ":exception-type" };
+    let frame = Frame::new(payload.to_string())
+        .add_header(Header::new(":message-type", text(kind)))
+        .add_header(Header::new(named, text(name)))
+        .add_header(Header::new(":content-type", text("application/json")));
+    let mut bytes = Vec::new();
+    write_message_to(&frame, &mut bytes).unwrap();
+    bytes
+}
+
+fn event(name: &str, payload: Value) -> Vec<u8> {
+    frame("event", name, &payload)
+}
+
+fn delta(text: &str) -> Vec<u8> {
+    event("contentBlockDelta", json!({"contentBlockIndex": 0, "delta": {"text": text}, "p": "abc"}))
+}
+
+fn stop(reason: &str) -> Vec<u8> {
+    event("messageStop", json!({"stopReason": reason}))
+}
+
+/// An answer of these frames.
+fn stream(frames: &[Vec<u8>]) -> Act {
+    let mut bytes = head("200 OK", "application/vnd.amazon.eventstream", "").into_bytes();
+    bytes.extend(frames.concat());
+    Act::Say(bytes)
+}
+
+async fn ask(act: Act, job: Job) -> (Result<(String, Usage), Fault>, Cloud) {
+    let cloud = Cloud::start([act]).await;
+    let mut entry = entry(cloud.url.trim_end_matches("/v1"));
+    (entry["kind"], entry["region"]) = (json!("bedrock"), json!("eu-central-1"));
+    entry["model"] = json!("acme.model-v1:0");
+    entry["key"] = json!(format!("AKIDEXAMPLE:{SECRET}"));
+    let result = run(open_as(&entry).as_ref(), &job).await;
+    (result, cloud)
+}
+
+#[tokio::test]
+async fn converse_is_spoken() {
+    let usage = json!({"inputTokens": 900, "cacheReadInputTokens": 60, "cacheWriteInputTokens": 40,
+                       "outputTokens": 500, "totalTokens": 1500});
+    let frames = [
+        event("messageStart", json!({"role": "assistant"})),
+        delta("A pilot"),
+        delta(" light."),
+        event("contentBlockStop", json!({"contentBlockIndex": 0})),
+        stop("max_tokens"),
+        event("metadata", json!({"usage": usage, "metrics": {"latencyMs": 7}})),
+    ];
+    let mut wishes = job("What burns?", 60);
+    let rule = Message { role: Role::System, content: "Be short.".to_owned() };
+    wishes.messages.insert(0, rule);
+    (wishes.sampling.temperature, wishes.sampling.top_p) = (Some(0.5), Some(0.5));
+    wishes.sampling.stop = vec!["END".to_owned()];
+    let (said, cloud) = ask(stream(&frames), wishes).await;
+    let (text, usage) = said.unwrap();
+    assert_eq!((text.as_str(), usage.finish, usage.chunks), ("A pilot light.", Finish::Length, 2));
+    let counts = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens);
+    assert_eq!(counts, (1000, 60, 500));
+    assert!((usage.cost_usd - 0.007).abs() < 1e-12, "{}", usage.cost_usd);
+    let asked = &cloud.asked()[0];
+    let line = "POST /model/acme.model-v1%3A0/converse-stream HTTP/1.1";
+    assert!(asked.head.starts_with(line), "{}", asked.head);
+    assert!(asked.head.contains("authorization: AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/"));
+    assert!(!asked.head.contains(SECRET) && asked.head.contains("x-amz-date: "), "{}", asked.head);
+    let expected = json!({
+        "messages": [{"role": "user", "content": [{"text": "What burns?"}]}],
+        "inferenceConfig": {"maxTokens": 60, "temperature": 0.5, "topP": 0.5, "stopSequences": ["END"]},
+        "system": [{"text": "Be short."}],
+    });
+    assert_eq!(asked.body, expected);
+}
+
+#[tokio::test]
+async fn failures_are_told_apart() {
+    let exception = frame("exception", "throttlingException", &json!({"message": "slow down"}));
+    let mut torn = delta("x");
+    let last = torn.len() - 5;
+    torn[last] ^= 1;
+    for (frames, expected) in [
+        (vec![stop("guardrail_intervened")], "unfit"),
+        (vec![stop("tool_use")], "broken"),
+        (vec![exception], "crashed"),
+        (vec![delta("x"), torn], "broken"),
+        (vec![delta("x")], "crashed"),
+        (vec![event("contentBlockDelta", json!({"delta": 1}))], "broken"),
+        // these begin with a length that never comes
+        (vec![b"data: {}\n\n".repeat(10)], "crashed"),
+        (vec![[0x7f; 12].to_vec()], "crashed"),
+        (vec![], "crashed"),
+    ] {
+        let (said, _) = ask(stream(&frames), job("hello", 4)).await;
+        assert_eq!(said.unwrap_err().name(), expected, "{frames:?}");
+    }
+    for (status, expected) in [
+        ("400 Bad Request", "unfit"),
+        ("403 Forbidden", "unfit"),
+        ("424 Failed Dependency", "away"),
+        ("429 Too Many Requests", "away"),
+        ("503 Service Unavailable", "away"),
+    ] {
+        let (said, _) = ask(error(status, "", &format!("not {SECRET}")), job("hello", 4)).await;
+        let fault = said.unwrap_err();
+        assert_eq!(fault.name(), expected, "{status}");
+        assert!(!fault.to_string().contains(SECRET), "{fault}");
+    }
+    let (said, cloud) = ask(stream(&[]), Job { format: Format::Json, ..job("hi", 4) }).await;
+    assert_eq!((said.unwrap_err().name(), cloud.opened()), ("unfit", 0));
+    // one that answers whole
+    let whole = json!({"output": {"message": {"role": "assistant", "content": [{"text": "Yes."}]}},
+        "stopReason": "end_turn", "usage": {"inputTokens": 3, "outputTokens": 2}});
+    let body = format!("{}{whole}", head("200 OK", "application/json", ""));
+    let (said, _) = ask(Act::Say(body.into()), job("hello", 4)).await;
+    let (text, usage) = said.unwrap();
+    assert_eq!((text.as_str(), usage.finish, usage.completion_tokens), ("Yes.", Finish::Stop, 2));
+}
