@@ -37,16 +37,19 @@ fn frame(kind: &str, name: &str, payload: &Value) -> Vec<u8> {
     bytes
 }
 
-fn event(name: &str, payload: Value) -> Vec<u8> {
-    frame("event", name, &payload)
+fn event(name: &str, payload: &Value) -> Vec<u8> {
+    frame("event", name, payload)
 }
 
 fn delta(text: &str) -> Vec<u8> {
-    event("contentBlockDelta", json!({"contentBlockIndex": 0, "delta": {"text": text}, "p": "abc"}))
+    event(
+        "contentBlockDelta",
+        &json!({"contentBlockIndex": 0, "delta": {"text": text}, "p": "abc"}),
+    )
 }
 
 fn stop(reason: &str) -> Vec<u8> {
-    event("messageStop", json!({"stopReason": reason}))
+    event("messageStop", &json!({"stopReason": reason}))
 }
 
 /// An answer of these frames.
@@ -71,12 +74,12 @@ async fn converse_is_spoken() {
     let usage = json!({"inputTokens": 900, "cacheReadInputTokens": 60, "cacheWriteInputTokens": 40,
                        "outputTokens": 500, "totalTokens": 1500});
     let frames = [
-        event("messageStart", json!({"role": "assistant"})),
+        event("messageStart", &json!({"role": "assistant"})),
         delta("A pilot"),
         delta(" light."),
-        event("contentBlockStop", json!({"contentBlockIndex": 0})),
+        event("contentBlockStop", &json!({"contentBlockIndex": 0})),
         stop("max_tokens"),
-        event("metadata", json!({"usage": usage, "metrics": {"latencyMs": 7}})),
+        event("metadata", &json!({"usage": usage, "metrics": {"latencyMs": 7}})),
     ];
     let mut wishes = job("What burns?", 60);
     let rule = Message { role: Role::System, content: "Be short.".to_owned() };
@@ -114,7 +117,7 @@ async fn failures_are_told_apart() {
         (vec![exception], "crashed"),
         (vec![delta("x"), torn], "broken"),
         (vec![delta("x")], "crashed"),
-        (vec![event("contentBlockDelta", json!({"delta": 1}))], "broken"),
+        (vec![event("contentBlockDelta", &json!({"delta": 1}))], "broken"),
         // these begin with a length that never comes
         (vec![b"data: {}\n\n".repeat(10)], "crashed"),
         (vec![[0x7f; 12].to_vec()], "crashed"),

@@ -120,10 +120,10 @@ async fn overheard(to: u16) -> (u16, Arc<Mutex<Vec<u8>>>) {
                 let copied = tokio::spawn(async move {
                     let _ = tokio::io::copy(&mut answers, &mut back).await;
                 });
-                let mut part = [0; 4096];
-                while let Ok(n @ 1..) = from.read(&mut part).await {
-                    seen.lock().unwrap().extend_from_slice(&part[..n]);
-                    on.write_all(&part[..n]).await.unwrap();
+                let mut bytes = [0; 4096];
+                while let Ok(n @ 1..) = from.read(&mut bytes).await {
+                    seen.lock().unwrap().extend_from_slice(&bytes[..n]);
+                    on.write_all(&bytes[..n]).await.unwrap();
                 }
                 copied.abort();
             });
@@ -172,7 +172,7 @@ async fn ten_thousand_private_prompts_and_no_byte_at_the_cloud() {
     far.ready_all().await;
     let mut catalog = catalog(&["--scripted", "small", "--slots", "4"]);
     catalog["mcpServers"]["also"] = json!({"command": "pilotlight", "args": ["engine", "--scripted", "second", "--slots", "4"]});
-    let (port, seen) = overheard(far.http).await;
+    let (port, heard) = overheard(far.http).await;
     let url = format!("http://127.0.0.1:{port}/mcp");
     catalog["mcpServers"]["far"] = json!({"type": "http", "url": url});
     let mut other = entry(&anthropic.url);
@@ -208,9 +208,9 @@ async fn ten_thousand_private_prompts_and_no_byte_at_the_cloud() {
     );
     assert!(answered > 2_000, "{answered}");
     assert_eq!((openai.opened(), anthropic.opened()), (0, 0));
-    let has_passed = || String::from_utf8_lossy(&seen.lock().unwrap()).contains(ADDRESS);
+    let has_passed = || String::from_utf8_lossy(&heard.lock().unwrap()).contains(ADDRESS);
     // it was asked what it is, and nothing else
-    assert!(!seen.lock().unwrap().is_empty() && !has_passed());
+    assert!(!heard.lock().unwrap().is_empty() && !has_passed());
 
     // the same prompts, free to leave, do
     for _ in 0..300 {
