@@ -27,7 +27,9 @@ use pilotlight::prompt::{Code, Format, Job};
 use pilotlight::registry::catalog::{self, Link};
 use pilotlight::registry::expand::Variables;
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, KEY, answer, ending, entry, error, head, open, open_as, piece};
+use support::cloud::{
+    Act, Cloud, KEY, answer, ending, entry, error, event, head, open, open_as, piece,
+};
 use support::contract::{job, run};
 use support::figures::memory;
 use support::mqtt::App;
@@ -64,6 +66,32 @@ async fn an_answer_comes_in_pieces_and_is_counted() {
         "seed": 7, "stop": ["\n"],
     });
     assert_eq!(asked.body, expected);
+}
+
+#[tokio::test]
+async fn it_says_how_likely_its_words_were() {
+    let likely = |token: &str, more: Value| {
+        let mut one = json!({"token": token, "logprob": -0.5, "bytes": token.as_bytes()});
+        one.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"choices": [{"delta": {"content": token}, "logprobs": {"content": [one]}}]})
+    };
+    let others = json!([{"token": "B", "logprob": -1.5}]);
+    let pieces = event(&likely("A", json!({"top_logprobs": others})))
+        + &event(&likely("\u{e9}", json!({"bytes": null})));
+    let all = head("200 OK", "text/event-stream", "") + &pieces + &ending("stop");
+    let cloud = Cloud::start([Act::Say(all.into())]).await;
+    let mut entry = entry(&cloud.url);
+    entry["logprobs"] = json!(true);
+    let model = open_as(&entry);
+    assert!(model.context().capabilities.logprobs);
+    let mut wishes = job("hello", 4);
+    wishes.sampling.logprobs = Some(1);
+    let (_, usage) = run(model.as_ref(), &wishes).await.unwrap();
+    let told = |n: usize| serde_json::to_value(&usage.logprobs[n]).unwrap();
+    let other = json!({"token": "B", "bytes": [66], "logprob": -1.5});
+    assert_eq!(told(0)["top_logprobs"], json!([other]));
+    assert_eq!((&told(1)["bytes"], &told(1)["logprob"]), (&json!([195, 169]), &json!(-0.5)));
+    assert_eq!(cloud.asked()[0].body["top_logprobs"], 1);
 }
 
 #[tokio::test]
@@ -292,8 +320,9 @@ fn what_can_not_be_a_provider_is_named() {
         (json!({"kind": "telepathy"}), "openai"),
         (
             json!({"kind": "anthropic", "json_schema": true}),
-            "json_schema: is not asked of anthropic",
+            "json_schema: is asked of openai alone",
         ),
+        (json!({"kind": "anthropic", "logprobs": true}), "logprobs: is asked of openai alone"),
         (json!({"colour": "red"}), "colour"),
     ] {
         let found = wrong(change);

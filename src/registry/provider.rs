@@ -41,6 +41,8 @@ pub struct Provider {
     pub max_output_tokens: u32,
     /// It can be held to JSON and to a JSON Schema.
     pub json_schema: bool,
+    /// It says how likely its tokens were.
+    pub logprobs: bool,
     /// Requests at once.
     pub slots: u32,
     /// What it costs.
@@ -90,6 +92,8 @@ pub(super) struct RawProvider {
     context_tokens: Option<u32>,
     max_output_tokens: Option<u32>,
     json_schema: Option<bool>,
+    #[serde(default)]
+    logprobs: bool,
     slots: Option<u32>,
     #[serde(default)]
     price: RawPrice,
@@ -119,6 +123,9 @@ pub(super) fn check(
         if raw.kind != Kind::OpenAi && raw.json_schema == Some(true) {
             mistake(".json_schema", "is asked of openai alone by this version; remove it");
         }
+        if raw.kind != Kind::OpenAi && raw.logprobs {
+            mistake(".logprobs", "is asked of openai alone; remove it");
+        }
         let region = raw.region.or_else(|| region_of(&raw.base_url));
         let region = region.filter(|_| raw.kind.has_regions());
         if raw.kind.has_regions() && region.as_ref().is_none_or(|region| !is_name(region)) {
@@ -147,6 +154,7 @@ pub(super) fn check(
             context_tokens,
             max_output_tokens,
             json_schema: raw.kind == Kind::OpenAi && raw.json_schema.unwrap_or(true),
+            logprobs: raw.logprobs,
             slots,
             price,
         };

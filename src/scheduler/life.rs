@@ -112,7 +112,8 @@ impl Scheduler {
             && run.entry.attempts.len() < ATTEMPTS_MAX
             && run.entry.due() > now
             && match &fault {
-                Fault::Unfit(refusal) => matches!(refusal.code, Code::Incapable | Code::Forbidden),
+                // what one provider's rules forbid is not taken to the next
+                Fault::Unfit(refusal) => refusal.code == Code::Incapable,
                 Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => true,
                 Fault::Cancelled => false,
             };

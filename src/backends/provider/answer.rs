@@ -8,7 +8,7 @@ use reqwest::header::CONTENT_TYPE;
 use super::stream::{Events, whole};
 use super::{Protocol, now};
 use crate::fit;
-use crate::generate::{Fault, Finish, Out, Usage};
+use crate::generate::{Fault, Finish, Out, TokenLogprob, Usage};
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::prompt::{Code, Format, Job, Refusal};
 
@@ -25,6 +25,8 @@ pub(super) struct News {
     pub(super) cached_tokens: Option<u32>,
     /// Tokens of the answer so far.
     pub(super) completion_tokens: Option<u32>,
+    /// How likely these tokens were.
+    pub(super) logprobs: Vec<TokenLogprob>,
     /// Nothing comes after this.
     pub(super) is_last: bool,
 }
@@ -121,6 +123,7 @@ impl Reader<'_> {
 
     async fn take(&mut self, news: News) -> Result<(), Fault> {
         let known = &mut self.known;
+        known.logprobs.extend(news.logprobs);
         known.finish = news.finish.or(known.finish);
         known.prompt_tokens = news.prompt_tokens.or(known.prompt_tokens);
         known.cached_tokens = news.cached_tokens.or(known.cached_tokens);
@@ -162,6 +165,7 @@ impl Reader<'_> {
             completion_tokens: self.known.completion_tokens.unwrap_or(self.pieces),
             chunks: self.out.written(),
             prefill_ms: first.duration_since(self.asked).as_secs_f64() * 1e3,
+            logprobs: self.known.logprobs,
             decode_ms: ended.duration_since(first).as_secs_f64() * 1e3,
             ..Usage::one_piece("")
         })

@@ -138,7 +138,7 @@ fn news(
             .map(|tokens| tokens.saturating_add(cached).saturating_add(written)),
         cached_tokens: counted.cache_read_input_tokens,
         completion_tokens: counted.output_tokens,
-        is_last: false,
+        ..News::default()
     })
 }
 

@@ -244,6 +244,7 @@ pub(super) fn parse(data: &str) -> Result<News, Fault> {
         cached_tokens: cached,
         completion_tokens: counted.and_then(|counted| counted.output_tokens),
         is_last,
+        ..News::default()
     })
 }
 

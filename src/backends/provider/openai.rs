@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::answer::{News, forbidden, gave_up, unreadable};
 use super::no_words;
-use crate::generate::{Fault, Finish};
+use crate::generate::{Fault, Finish, Logprob, TokenLogprob};
 use crate::prompt::{Format, Job};
 use crate::registry::provider::Provider;
 
@@ -33,6 +33,8 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
         ("seed", sampling.seed.map(|seed| json!(seed))),
         ("stop", (!sampling.stop.is_empty()).then(|| json!(sampling.stop))),
         ("response_format", shape(&job.format)?),
+        ("logprobs", sampling.logprobs.map(|_| json!(true))),
+        ("top_logprobs", sampling.logprobs.filter(|n| *n > 0).map(|n| json!(n))),
     ];
     for (name, wish) in wishes {
         if let Some(value) = wish {
@@ -68,6 +70,36 @@ struct Choice {
     #[serde(alias = "message", default)]
     delta: Delta,
     finish_reason: Option<String>,
+    logprobs: Option<Likely>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Likely {
+    content: Option<Vec<Token>>,
+}
+
+/// A token and how likely it was.
+#[derive(Debug, Deserialize)]
+struct Token {
+    token: String,
+    logprob: f32,
+    /// Some leave it out.
+    bytes: Option<Vec<u8>>,
+    #[serde(default)]
+    top_logprobs: Vec<Token>,
+}
+
+impl Token {
+    fn alone(self) -> Logprob {
+        let bytes = self.bytes.unwrap_or_else(|| self.token.as_bytes().to_vec());
+        Logprob { token: self.token, bytes, logprob: self.logprob }
+    }
+
+    fn among_others(mut self) -> TokenLogprob {
+        let others = std::mem::take(&mut self.top_logprobs);
+        let top_logprobs = others.into_iter().map(Token::alone).collect();
+        TokenLogprob { token: self.alone(), top_logprobs }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -101,9 +133,11 @@ pub(super) fn parse(data: &str) -> Result<News, Fault> {
     if let Some(error) = event.error {
         return Err(gave_up(error["message"].as_str()));
     }
-    let (text, reason) = event.choices.into_iter().next().map_or((None, None), |choice| {
-        (choice.delta.content.or(choice.delta.refusal), choice.finish_reason)
+    let choice = event.choices.into_iter().next();
+    let (text, reason, likely) = choice.map_or((None, None, None), |choice| {
+        (choice.delta.content.or(choice.delta.refusal), choice.finish_reason, choice.logprobs)
     });
+    let tokens = likely.and_then(|likely| likely.content).unwrap_or_default();
     let counted = event.usage.as_ref();
     Ok(News {
         text,
@@ -111,6 +145,7 @@ pub(super) fn parse(data: &str) -> Result<News, Fault> {
         prompt_tokens: counted.and_then(|counted| counted.prompt_tokens),
         cached_tokens: counted.and_then(|c| c.prompt_tokens_details.as_ref()?.cached_tokens),
         completion_tokens: counted.and_then(|counted| counted.completion_tokens),
+        logprobs: tokens.into_iter().map(Token::among_others).collect(),
         is_last: false,
     })
 }
