@@ -16,10 +16,12 @@ use crate::scheduler::decision::{Reason, Step};
 use crate::scheduler::together::{conclude, lacks, record};
 use crate::scheduler::{Verdict, may_reach};
 
-/// What the second model is told about the first one's draft.
-const REFINE: &str = "The answer above is a draft. Write the best answer to what was asked before it: \
-                      keep what is right, correct what is wrong, add what is missing. Write only that \
-                      answer.";
+/// What the second model is told of the first one's draft, before and behind it; then comes what was
+/// asked, as the last, where also a model that only continues texts takes it up.
+const DRAFT: [&str; 2] = [
+    "This is a draft of the answer to the request below, which may be wrong:\n",
+    "\nKeep what is right in it, correct what is wrong, add what is missing. The request:\n",
+];
 
 /// Asks as the job's strategy wants and says how it ended.
 pub(super) async fn run(dispatch: Dispatch, job: Job) -> End {
@@ -51,9 +53,7 @@ impl Work {
         if self.wants_second(&parts[0]) {
             let mut second = self.step(Mode::CloudOnly);
             if self.job.strategy == Strategy::Refine && parts[0].is_answer() {
-                let turn = |role, content| Message { role, content };
-                second.messages.push(turn(Role::Assistant, parts[0].text.clone()));
-                second.messages.push(turn(Role::User, REFINE.to_owned()));
+                show_draft(&mut second.messages, &parts[0].text);
             }
             parts.push(self.ask(second, false).await);
         }
@@ -202,6 +202,14 @@ impl Part {
             Err(_) => text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase(),
         };
         self.is_answer() && other.is_answer() && plain(&self.text) == plain(&other.text)
+    }
+}
+
+/// Puts a draft before what the asker said last.
+fn show_draft(messages: &mut [Message], draft: &str) {
+    if let Some(last) = messages.iter_mut().rfind(|message| message.role == Role::User) {
+        let [before, behind] = DRAFT;
+        last.content = format!("{before}{draft}{behind}{}", last.content);
     }
 }
 
