@@ -1,6 +1,8 @@
 //! A task set: short reports from a plant, and questions of which the answer stands in the report.
 //! Made from a seed, so that there are as many as are wanted and nobody has learnt them by heart.
 
+use std::fmt::Write;
+
 use serde_json::{Value, json};
 
 /// What is asked, and what is right.
@@ -118,9 +120,8 @@ pub fn task() -> Value {
             "Ida",
         ),
     ] {
-        template += &format!(
-            "\nReport: {text}\nQuestion: {question}\nAnswer: {{\"answer\": \"{answer}\"}}\n"
-        );
+        write!(template, "\nReport: {text}\nQuestion: {question}\n").unwrap();
+        writeln!(template, "Answer: {{\"answer\": \"{answer}\"}}").unwrap();
     }
     template += "\n{{input}}\nAnswer:";
     let schema = json!({
