@@ -467,3 +467,25 @@ fn who_comes_back_gets_more_step_by_step() {
     assert_eq!(seen[..4], [6, 5, 4, 4], "{seen:?}");
     assert!(seen.contains(&6), "{seen:?}");
 }
+
+/// Each job fails once: only a tenth of them, and those saved up, are tried again.
+#[test]
+fn retries_are_few() {
+    let cloud = card("cloud", Reach::Cloud);
+    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
+    scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
+    let mut retries = 0;
+    for id in 0..100 {
+        let now = Time(id * 60_000_000);
+        let due = now + Duration::from_secs(50);
+        let ask = Ticket { mode: Mode::CloudOnly, due, ..ticket(id) };
+        assert_eq!(started(&scheduler.on(Event::Arrived(ask), now)), Some(0), "{id}");
+        let (job, fault) = (JobId(id), Fault::Away(String::new()));
+        scheduler.on(Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }, now);
+        if started(&scheduler.on(Event::Tick, now + REST_MAX)).is_some() {
+            retries += 1;
+            scheduler.on(Event::Ended { job, outcome: Ok(Answered::default()) }, now + REST_MAX);
+        }
+    }
+    assert!((10..=20).contains(&retries), "{retries}");
+}
