@@ -41,6 +41,7 @@ fn ticket(job: u64, now: Time, random: &mut fastrand::Rng, budget: Duration) -> 
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
+        wants_tools: false,
         is_word: false,
         is_whole: true,
         max_tokens: Some(64),

@@ -17,15 +17,28 @@ pub fn check(format: &Format, text: &str) -> Result<(), String> {
     let value: Value = serde_json::from_str(text)
         .map_err(|e| format!("it was asked for JSON and wrote something else: {e}"))?;
     let Some(schema) = schema else { return Ok(()) };
-    // a schema that can't be used was refused at the door, or binds nobody
+    fits(schema, &value).map_err(|place| format!("its JSON does not fit the schema at {place}"))
+}
+
+/// Whether a value fits a schema. One that can't be used binds nobody.
+///
+/// # Errors
+/// The place in the schema that it does not fit.
+pub fn fits(schema: &Value, value: &Value) -> Result<(), String> {
     let Ok(validator) = jsonschema::validator_for(schema) else { return Ok(()) };
-    match validator.iter_errors(&value).next() {
+    match validator.iter_errors(value).next() {
         None => Ok(()),
-        Some(error) => {
-            let place = error.schema_path().to_string();
-            Err(format!("its JSON does not fit the schema at {place}"))
-        }
+        Some(error) => Err(error.schema_path().to_string()),
     }
+}
+
+/// Whether values can be held to this schema.
+///
+/// # Errors
+/// Why not.
+pub fn usable(schema: &Value) -> Result<(), String> {
+    let made = jsonschema::validator_for(schema);
+    made.map(drop).map_err(|e| format!("is no JSON Schema that can be used: {e}"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::labels::Classification;
 use crate::limits::CHUNKS_WAITING_MAX;
 use crate::model::ModelContext;
 use crate::prompt::{Job, Refusal};
+use crate::tools::ToolCall;
 
 /// A future that can be sent and kept.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -107,12 +108,14 @@ impl Out {
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Finish {
     /// The model ended it, or a stop string did.
     Stop,
     /// It reached its bound of tokens or the end of the context.
     Length,
+    /// The model calls tools and waits for what they return.
+    ToolCalls,
 }
 
 /// What an answer took.
@@ -138,6 +141,9 @@ pub struct Usage {
     /// How likely each token was, if that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,
+    /// The tools that it calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
     /// What it says of a text that was to be classified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classification: Option<Classification>,
@@ -185,6 +191,7 @@ impl Usage {
             prefill_ms: 0.0,
             decode_ms: 0.0,
             logprobs: Vec::new(),
+            tool_calls: Vec::new(),
             classification: None,
             cost_usd: 0.0,
             model: model.into(),

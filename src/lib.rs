@@ -90,3 +90,4 @@ pub mod prompt;
 pub mod redact;
 pub mod strain;
 pub mod time;
+pub mod tools;

@@ -37,6 +37,14 @@ pub const LABEL_SETS_MAX: usize = 16;
 pub const EMBED_TEXTS_MAX: usize = 64;
 /// Most other tokens that are told at the place of each token of an answer.
 pub const TOP_LOGPROBS_MAX: u8 = 5;
+/// Most tools that one request may offer: as many as the providers take.
+pub const TOOLS_MAX: usize = 128;
+/// All tools of one request together, in bytes of JSON.
+pub const TOOLS_BYTES_MAX: usize = 256 * 1024;
+/// Longest name of a call, in bytes; some providers pack their own notes into it.
+pub const TOOL_CALL_ID_BYTES_MAX: usize = 1024;
+/// Most calls that one message may hold.
+pub const TOOL_CALLS_MAX: usize = 64;
 /// Most rules of one task.
 pub const RULES_MAX: usize = 32;
 
@@ -201,6 +209,7 @@ pub const HTTP_LINGER_MAX: Duration = Duration::from_secs(2);
 
 const _: () = assert!(PROMPT_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(EXAMPLES_BYTES_MAX <= REQUEST_BYTES_MAX / 2);
+const _: () = assert!(TOOLS_BYTES_MAX <= REQUEST_BYTES_MAX / 2);
 const _: () = assert!(EMBED_TEXTS_MAX <= MESSAGES_MAX);
 const _: () = assert!(PROMPT_BYTES_MAX <= WAITING_BYTES_MAX);
 const _: () = assert!(SCHEMA_BYTES_MAX <= REQUEST_BYTES_MAX);

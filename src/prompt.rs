@@ -10,6 +10,11 @@ use serde_json::Value;
 use crate::labels::{Classification, Labels};
 use crate::limits::{FRAME_TOKENS_MAX, NAME_BYTES_MAX};
 use crate::model;
+use crate::tools::{ToolCall, Tools};
+
+/// Frames that a provider's own words on how to call tools are counted as; Anthropic's take the
+/// most, 530 tokens, by its documentation of prices.
+const TOOLS_FRAMES: usize = 20;
 
 /// Names one job inside this process; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,6 +30,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// The asker, with what a tool has returned.
+    Tool,
 }
 
 impl Role {
@@ -34,6 +41,7 @@ impl Role {
             Role::System => "system",
             Role::User => "user",
             Role::Assistant => "assistant",
+            Role::Tool => "tool",
         }
     }
 }
@@ -46,6 +54,29 @@ pub struct Message {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// The tools that the model calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call of which this is the result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    /// A turn without tools.
+    pub fn new(role: Role, content: impl Into<String>) -> Message {
+        Message { role, content: content.into(), tool_calls: Vec::new(), tool_call_id: None }
+    }
+
+    /// Bytes of what is said and called.
+    pub fn bytes(&self) -> usize {
+        self.content.len() + self.tool_calls.iter().map(ToolCall::bytes).sum::<usize>()
+    }
+
+    /// Whether it speaks of tools, so that not every model can read it.
+    pub fn has_tools(&self) -> bool {
+        self.role == Role::Tool || !self.tool_calls.is_empty()
+    }
 }
 
 /// What shape the answer must have.
@@ -156,6 +187,8 @@ pub struct Job {
     pub messages: Vec<Message>,
     /// The shape of the answer.
     pub format: Format,
+    /// The tools that may be called.
+    pub tools: Option<Arc<Tools>>,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Time left for the answer, counted from when this value was made.
@@ -182,9 +215,15 @@ pub struct Job {
 }
 
 impl Job {
-    /// Bytes of all messages together.
+    /// Bytes of all messages and tools together.
     pub fn prompt_bytes(&self) -> usize {
-        self.messages.iter().map(|m| m.content.len()).sum()
+        let tools = self.tools.as_ref().map_or(0, |tools| tools.bytes());
+        self.messages.iter().map(Message::bytes).sum::<usize>() + tools
+    }
+
+    /// Whether only a model that calls tools can answer it.
+    pub fn wants_tools(&self) -> bool {
+        self.tools.is_some() || self.messages.iter().any(Message::has_tools)
     }
 
     /// The most tokens that this can be for any model: no tokenizer makes more than one of a byte.
@@ -193,7 +232,9 @@ impl Job {
             Format::Schema(schema) => schema.to_string().len(),
             Format::Text | Format::Json | Format::Label(_) | Format::Embedding => 0,
         };
-        let frames = FRAME_TOKENS_MAX * (self.messages.len() + 1);
+        let calls: usize = self.messages.iter().map(|m| m.tool_calls.len()).sum();
+        let tools = self.tools.as_ref().map_or(0, |tools| tools.offered.len() + TOOLS_FRAMES);
+        let frames = FRAME_TOKENS_MAX * (self.messages.len() + calls + tools + 1);
         u32::try_from(self.prompt_bytes() + schema + frames).unwrap_or(u32::MAX)
     }
 
@@ -215,8 +256,9 @@ impl Job {
             app: "cli".into(),
             key: None,
             task: None,
-            messages: vec![Message { role: Role::User, content: prompt.into() }],
+            messages: vec![Message::new(Role::User, prompt)],
             format: Format::Text,
+            tools: None,
             sampling: Sampling::default(),
             budget,
             class: Class::default(),

@@ -5,6 +5,8 @@
 //! patterns: they find what looks like an address, and rather hide too much than too little. They
 //! know no names of people and no street.
 
+mod calls;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::{Bound, Range};
@@ -14,6 +16,7 @@ use regex::{Regex, RegexBuilder};
 
 use crate::limits::{REDACT_NAME_BYTES_MAX, REDACT_PATTERN_BYTES_MAX, REDACT_PROGRAM_BYTES_MAX};
 use crate::prompt::{Format, Job, Message};
+use crate::tools::ToolCall;
 
 /// No placeholder is longer: brackets, a rule's name, two numbers.
 const MARK_BYTES_MAX: usize = REDACT_NAME_BYTES_MAX + 48;
@@ -142,12 +145,17 @@ impl Redactor {
             .messages
             .iter()
             .map(|turn| Message {
-                role: turn.role,
                 content: self.hide_in(&turn.content, &mut marks),
+                tool_calls: self.hide_in_calls(&turn.tool_calls, &mut marks),
+                ..turn.clone()
             })
             .collect();
         let is_json = matches!(job.format, Format::Json | Format::Schema(_));
-        (!marks.values.is_empty()).then(|| Hidden { messages, back: marks.back(is_json) })
+        (!marks.values.is_empty()).then(|| {
+            let plain = marks.back();
+            let back = if is_json { Arc::new(quoted(&plain)) } else { Arc::clone(&plain) };
+            Hidden { messages, back, plain }
+        })
     }
 
     fn hide_in(&self, text: &str, marks: &mut Marks) -> String {
@@ -227,7 +235,10 @@ struct Marks {
 
 impl Marks {
     fn of(messages: &[Message]) -> Marks {
-        let taken: BTreeSet<u32> = messages.iter().flat_map(|turn| salts(&turn.content)).collect();
+        let called = messages.iter().flat_map(|turn| &turn.tool_calls).map(ToolCall::text);
+        let texts = messages.iter().map(|turn| turn.content.clone()).chain(called);
+        let taken: BTreeSet<u32> =
+            texts.flat_map(|text| salts(&text).collect::<Vec<_>>()).collect();
         let free = (0..u32::MAX).find(|n| !taken.contains(n)).unwrap_or_default();
         let salt = if free == 0 { "_".to_owned() } else { format!("_{free}_") };
         Marks { salt, values: BTreeMap::new(), counts: BTreeMap::new() }
@@ -245,18 +256,18 @@ impl Marks {
         mark
     }
 
-    fn back(self, is_json: bool) -> Arc<BTreeMap<String, String>> {
-        let text = |value: String| {
-            if !is_json {
-                return value;
-            }
-            // it comes to stand inside a string
-            let quoted = serde_json::Value::from(value).to_string();
-            quoted[1..quoted.len() - 1].to_owned()
-        };
-        let back = self.values.into_iter().map(|((_, value), mark)| (mark, text(value)));
-        Arc::new(back.collect())
+    fn back(self) -> Arc<BTreeMap<String, String>> {
+        Arc::new(self.values.into_iter().map(|((_, value), mark)| (mark, value)).collect())
     }
+}
+
+/// The same values as they come to stand inside a string of JSON.
+fn quoted(plain: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let text = |value: &String| {
+        let quoted = serde_json::Value::from(value.as_str()).to_string();
+        quoted[1..quoted.len() - 1].to_owned()
+    };
+    plain.iter().map(|(mark, value)| (mark.clone(), text(value))).collect()
 }
 
 /// The numbers in what looks like a placeholder: 2 in `[EMAIL_2_1]`, 0 in `[EMAIL_1]`.
@@ -276,8 +287,10 @@ fn salts(text: &str) -> impl Iterator<Item = u32> {
 pub struct Hidden {
     /// The conversation with placeholders.
     pub messages: Vec<Message>,
-    /// Each placeholder and what it stands for.
+    /// Each placeholder and what it stands for, as it is put into the answer.
     back: Arc<BTreeMap<String, String>>,
+    /// The same as it was in the prompt.
+    plain: Arc<BTreeMap<String, String>>,
 }
 
 impl Hidden {

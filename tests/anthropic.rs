@@ -52,7 +52,7 @@ async fn anthropic_s_messages_are_spoken() {
         json!({"type": "message_stop"}),
     ];
     let mut wishes = job("What burns?", 60);
-    let rule = Message { role: Role::System, content: "Be short.".to_owned() };
+    let rule = Message::new(Role::System, "Be short.");
     wishes.messages.insert(0, rule);
     (wishes.sampling.temperature, wishes.sampling.top_k) = (Some(1.5), Some(5));
     wishes.sampling.stop = vec!["END".to_owned()];
@@ -94,9 +94,9 @@ async fn anthropic_s_failures_are_told_apart() {
     }
     let (said, _) = ask_anthropic(error("529 Overloaded", "", "oh"), job("hello", 4)).await;
     assert_eq!(said.unwrap_err().name(), "away");
-    // it can't be held to JSON, and says so before anything is sent
+    // it gives no vectors, and says so before anything is sent
     let (said, cloud) =
-        ask_anthropic(answer(&["x"]), Job { format: Format::Json, ..job("hi", 4) }).await;
+        ask_anthropic(answer(&["x"]), Job { format: Format::Embedding, ..job("hi", 4) }).await;
     assert_eq!((said.unwrap_err().name(), cloud.opened()), ("unfit", 0));
     let whole = json!({"type": "message", "content": [{"type": "thinking"}, {"type": "text", "text": "Yes."}],
         "stop_reason": "end_turn", "usage": {"input_tokens": 3, "output_tokens": 2}});

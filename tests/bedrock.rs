@@ -82,7 +82,7 @@ async fn converse_is_spoken() {
         event("metadata", &json!({"usage": usage, "metrics": {"latencyMs": 7}})),
     ];
     let mut wishes = job("What burns?", 60);
-    let rule = Message { role: Role::System, content: "Be short.".to_owned() };
+    let rule = Message::new(Role::System, "Be short.");
     wishes.messages.insert(0, rule);
     (wishes.sampling.temperature, wishes.sampling.top_p) = (Some(0.5), Some(0.5));
     wishes.sampling.stop = vec!["END".to_owned()];
@@ -138,7 +138,7 @@ async fn failures_are_told_apart() {
         assert_eq!(fault.name(), expected, "{status}");
         assert!(!fault.to_string().contains(SECRET), "{fault}");
     }
-    let (said, cloud) = ask(stream(&[]), Job { format: Format::Json, ..job("hi", 4) }).await;
+    let (said, cloud) = ask(stream(&[]), Job { format: Format::Embedding, ..job("hi", 4) }).await;
     assert_eq!((said.unwrap_err().name(), cloud.opened()), ("unfit", 0));
     // one that answers whole
     let whole = json!({"output": {"message": {"role": "assistant", "content": [{"text": "Yes."}]}},

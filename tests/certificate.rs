@@ -92,6 +92,7 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
                         mode: Mode::PreferLocal,
                         model: None,
                         wants_json: false,
+                        wants_tools: false,
                         is_word: false,
                         is_whole: random.bool(),
                         max_tokens: Some(tokens),

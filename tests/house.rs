@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floor of each room; a room may name only lower floors, and itself.
-const FLOORS: [(&str, u8); 32] = [
+const FLOORS: [(&str, u8); 33] = [
     ("cli", 6),
     ("config", 6),
     ("daemon", 6),
@@ -50,6 +50,7 @@ const FLOORS: [(&str, u8); 32] = [
     ("redact", 0),
     ("strain", 0),
     ("time", 0),
+    ("tools", 0),
     ("lib", 9),
 ];
 

@@ -56,6 +56,7 @@ fn ticket(job: u64, tokens: u32, now: u64, within: u64) -> Ticket {
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
+        wants_tools: false,
         is_word: false,
         is_whole: true,
         max_tokens: Some(tokens),

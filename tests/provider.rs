@@ -319,8 +319,8 @@ fn what_can_not_be_a_provider_is_named() {
         (json!({"max_output_tokens": 9000}), "max_output_tokens: must be 1 to context_tokens"),
         (json!({"kind": "telepathy"}), "openai"),
         (
-            json!({"kind": "anthropic", "json_schema": true}),
-            "json_schema: is asked of openai alone",
+            json!({"kind": "anthropic", "tools": false, "json_schema": true}),
+            "json_schema: is asked by a tool",
         ),
         (json!({"kind": "anthropic", "logprobs": true}), "logprobs: is asked of openai alone"),
         (json!({"colour": "red"}), "colour"),

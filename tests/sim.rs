@@ -98,6 +98,7 @@ impl World {
                 slots: random.u32(1..4),
                 context_tokens: random.u32(10..2000),
                 json_schema: random.bool(),
+                tools: random.bool(),
                 talents: Some(
                     [GENERATE, CLASSIFY]
                         .into_iter()
@@ -167,6 +168,7 @@ impl World {
             mode: *random.choice(&modes).unwrap(),
             model: (random.u8(0..10) == 0).then(|| format!("server-{}", random.u8(0..6))),
             wants_json: random.u8(0..4) == 0,
+            wants_tools: random.u8(0..4) == 0,
             bytes,
             input_max: 100,
             hops: random.u8(0..6),
@@ -408,6 +410,7 @@ fn an_idle_model_never_lets_a_job_wait() {
                     mode: Mode::PreferLocal,
                     model: None,
                     wants_json: false,
+                    wants_tools: false,
                     app: "app".into(),
                     template: "app".into(),
                     is_word: false,

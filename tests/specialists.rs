@@ -49,7 +49,7 @@ async fn model() -> OnThread {
 }
 
 async fn vectors(model: &dyn Generate, texts: &[&str]) -> Vec<Vec<f32>> {
-    let message = |text: &&str| Message { role: Role::User, content: (*text).to_owned() };
+    let message = |text: &&str| Message::new(Role::User, *text);
     let messages = texts.iter().map(message).collect();
     let job = Job { messages, format: Format::Embedding, ..job("", 1) };
     serde_json::from_str(&run(model, &job).await.unwrap().0).unwrap()

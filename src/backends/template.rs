@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn says(role: Role, content: &str) -> Message {
-        Message { role, content: content.to_owned() }
+        Message::new(role, content)
     }
 
     #[test]

@@ -66,7 +66,8 @@ async fn attempt(
         drop(inner);
         result
     };
-    let (usage, (kept, first, written)) = futures::try_join!(work, read)?;
+    let (mut usage, (kept, first, written)) = futures::try_join!(work, read)?;
+    passage.restore(&mut usage);
     let chunks = if kept.is_some() { usage.chunks } else { written };
     Ok(Said { usage: Usage { chunks, ..usage }, first: first.filter(|_| kept.is_some()), kept })
 }

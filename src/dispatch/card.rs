@@ -19,6 +19,7 @@ pub(super) fn of(
         max_tokens: context.inference_settings.max_tokens,
         context_tokens: context.capabilities.context_tokens,
         json_schema: context.capabilities.json_schema,
+        tools: context.capabilities.tools,
         talents: Some(talents(context, configured)),
         ..Card::unknown(server, reach)
     }

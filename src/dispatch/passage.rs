@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::generate::Fault;
+use crate::generate::{Fault, Usage};
 use crate::model::Reach;
 use crate::prompt::Job;
 use crate::redact::{Hidden, Restorer};
@@ -43,7 +43,14 @@ impl<'a> Passage<'a> {
         &self.job
     }
 
-    /// What puts back what was hidden, if anything was.
+    /// Puts back what was hidden into the calls of tools.
+    pub(super) fn restore(&self, usage: &mut Usage) {
+        if let Some(hidden) = self.hidden {
+            hidden.restore(&mut usage.tool_calls);
+        }
+    }
+
+    /// What puts back what was hidden into the text, if anything was.
     pub(super) fn restorer(&self) -> Option<Restorer> {
         self.hidden.map(Hidden::restorer)
     }

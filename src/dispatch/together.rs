@@ -10,7 +10,7 @@ use super::clock;
 use super::handle::{Answer, Dispatch, End};
 use crate::generate::Usage;
 use crate::limits::COMPARED_MAX;
-use crate::model::{GENERATE, LOGPROBS, Reach};
+use crate::model::{Capabilities, GENERATE, LOGPROBS, Reach};
 use crate::prompt::{Job, Message, Mode, Refusal, Role, Strategy};
 use crate::scheduler::decision::{Reason, Step};
 use crate::scheduler::together::{conclude, lacks, record};
@@ -78,8 +78,10 @@ impl Work {
     async fn compare(&self) -> End {
         let seen = self.dispatch.backends();
         let can = |seen: &&super::Seen| {
+            let can = seen.context.as_ref().map(|context| &context.capabilities);
+            let calls_tools = |can: &Capabilities| can.tools || !self.job.wants_tools();
             may_reach(self.job.mode, seen.reach)
-                && seen.context.as_ref().is_some_and(|context| context.capabilities.has(GENERATE))
+                && can.is_some_and(|can| can.has(GENERATE) && calls_tools(can))
         };
         let names: Vec<String> =
             seen.iter().filter(can).take(COMPARED_MAX).map(|seen| seen.server.clone()).collect();
@@ -201,7 +203,12 @@ impl Part {
             Ok(value) => value.to_string().to_lowercase(),
             Err(_) => text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase(),
         };
-        self.is_answer() && other.is_answer() && plain(&self.text) == plain(&other.text)
+        let calls = |part: &Part| -> Vec<(String, String)> {
+            let calls = part.end.usage.iter().flat_map(|usage| &usage.tool_calls);
+            calls.map(|call| (call.name.clone(), call.text())).collect()
+        };
+        let is_same = plain(&self.text) == plain(&other.text) && calls(self) == calls(other);
+        self.is_answer() && other.is_answer() && is_same
     }
 }
 

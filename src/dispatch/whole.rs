@@ -104,6 +104,7 @@ impl Shelf for Whole {
             let can = &model.capabilities;
             whole.capabilities.embeddings |= can.embeddings;
             whole.capabilities.logprobs |= can.logprobs;
+            whole.capabilities.tools |= can.tools;
             whole.capabilities.talents.extend(can.talents.iter().cloned());
         }
         whole.capabilities.talents.sort();

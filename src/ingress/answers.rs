@@ -62,11 +62,13 @@ fn answered(format: &Format, text: String, end: &End) -> Reply {
         confidence: said.as_ref().map(|said| said.confidence),
         scores: said.map(|said| said.scores).filter(|scores| !scores.is_empty()),
         logprobs: usage.map(|u| u.logprobs.clone()).unwrap_or_default(),
+        tool_calls: usage.map(|u| u.tool_calls.clone()).unwrap_or_default(),
         json,
         // numbers are no text
         text: Some(text).filter(|_| *format != Format::Embedding),
     };
-    if matches!(format, Format::Text | Format::Label(_)) || base.json.is_some() {
+    let is_text = matches!(format, Format::Text | Format::Label(_));
+    if is_text || base.json.is_some() || finish == Some(Finish::ToolCalls) {
         return base;
     }
     // JSON was asked for and the text is none: an answer that was cut off
@@ -74,7 +76,9 @@ fn answered(format: &Format, text: String, end: &End) -> Reply {
         Some(Finish::Length) => {
             ("cut_off", "max_tokens was reached before the JSON was complete; ask for more")
         }
-        Some(Finish::Stop) | None => ("not_json", "the model's answer is not valid JSON"),
+        Some(Finish::Stop | Finish::ToolCalls) | None => {
+            ("not_json", "the model's answer is not valid JSON")
+        }
     };
     let error = WireError { code: code.to_owned(), message: message.to_owned(), field: None };
     Reply { status: Status::Failed, error: Some(error), ..base }

@@ -132,8 +132,10 @@ fn make_tool() -> Tool {
             "messages": {"type": "array", "items": {
                 "type": "object",
                 "properties": {
-                    "role": {"type": "string", "enum": ["system", "user", "assistant"]},
-                    "content": {"type": "string"}
+                    "role": {"type": "string", "enum": ["system", "user", "assistant", "tool"]},
+                    "content": {"type": "string"},
+                    "tool_calls": {"type": "array", "items": call(), "description": "What the model called."},
+                    "tool_call_id": {"type": "string", "description": "The call of which this is the result."}
                 },
                 "required": ["role", "content"]
             }},
@@ -141,6 +143,20 @@ fn make_tool() -> Tool {
             "input": {"type": "object", "description": "The values that the task's template needs."},
             "format": {"type": "string", "enum": ["text", "json", "embedding"]},
             "schema": {"type": "object", "description": "A JSON Schema that the answer will fit."},
+            "tools": {
+                "type": "array",
+                "description": "What the model may call; you carry it out and say what it returned in messages.",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string"}, "description": {"type": "string"}, "input_schema": {"type": "object"}
+                    },
+                    "required": ["name"],
+                    "additionalProperties": false
+                }
+            },
+            "tool_choice": {"description": "auto, none, required, or an object with the name of the tool to call."},
+            "parallel_tool_calls": {"type": "boolean", "description": "Several may be called at once."},
             "labels": {
                 "type": "object",
                 "description": "The labels to choose from, each with examples; the answer is one of them.",
@@ -171,7 +187,7 @@ fn make_tool() -> Tool {
         "type": "object",
         "properties": {
             "text": {"type": "string"},
-            "usage": {"type": "object"},
+            "usage": {"type": "object", "properties": {"tool_calls": {"type": "array", "items": call()}}},
             "fault": {"type": "string"},
             "error": {"type": "object"}
         }
@@ -185,6 +201,17 @@ fn make_tool() -> Tool {
     .with_raw_output_schema(output);
     tool.annotations = Some(reads_only());
     tool
+}
+
+/// The schema of a call.
+fn call() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"}, "name": {"type": "string"}, "arguments": {"type": "object"}
+        },
+        "required": ["id", "name", "arguments"]
+    })
 }
 
 /// What [`EMBED_TOOL`] is asked.
@@ -204,7 +231,7 @@ pub struct Embed {
 impl Embed {
     /// The request that asks the same of [`TOOL`].
     pub fn ask(self) -> Ask {
-        let message = |content| Message { role: Role::User, content };
+        let message = |content| Message::new(Role::User, content);
         Ask {
             messages: Some(self.input.into_iter().map(message).collect()),
             format: Some(AskFormat::Embedding),

@@ -112,7 +112,7 @@ fn a_word_of_the_prompt_is_no_placeholder() {
 
 #[test]
 fn the_whole_conversation_is_looked_at() {
-    let turn = |role, content: &str| Message { role, content: content.to_owned() };
+    let turn = |role, content: &str| Message::new(role, content);
     let messages = vec![
         turn(Role::System, "you serve c@d.fr"),
         turn(Role::User, "a@b.de"),
@@ -144,4 +144,38 @@ fn own_patterns_go_first_and_bad_ones_are_refused() {
         let told = redactor.add(name, pattern).unwrap_err();
         assert!(told.contains(why), "{told}");
     }
+}
+
+#[test]
+fn calls_are_looked_at_and_put_right() {
+    let call = |arguments: &str| ToolCall {
+        id: "c".to_owned(),
+        name: "write".to_owned(),
+        arguments: serde_json::from_str(arguments).unwrap(),
+    };
+    let turn = |arguments: &str| Message {
+        tool_calls: vec![call(arguments)],
+        ..Message::new(Role::Assistant, "")
+    };
+    let sent = |arguments: &str| {
+        let messages = vec![Message::new(Role::User, "tell a@b.de"), turn(arguments)];
+        let hidden = all().hide(&Job { messages, ..job("") }).unwrap();
+        (hidden.messages[1].tool_calls[0].text(), hidden)
+    };
+    let (text, hidden) =
+        sent(r#"{"to": ["a@b.de"], "c@d.fr": {"say": "\na@b.de\n\"hi\""}, "n": 3}"#);
+    let value = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap() };
+    let expected = r#"{"[EMAIL_2]":{"say":"\n[EMAIL_1]\n\"hi\""},"n":3,"to":["[EMAIL_1]"]}"#;
+    assert_eq!(value(&text), value(expected));
+    let mut calls = [call(r#"{"to": "[EMAIL_1]", "[EMAIL_2]": ["[EMAIL_1] [EMAIL_9] [EMA"]}"#)];
+    hidden.restore(&mut calls);
+    let expected = r#"{"c@d.fr":["a@b.de [EMAIL_9] [EMA"],"to":"a@b.de"}"#;
+    assert_eq!(value(&calls[0].text()), value(expected));
+    // numbers that say where somebody is
+    for place in [r#"{"lat": 52.5201, "lon": 13.4051}"#, r#"{"at": [52.5201, 13.4051]}"#] {
+        let (text, _) = sent(place);
+        assert!(text.contains("PLACE_1") && !text.contains("5201"), "{text}");
+    }
+    // what looks like a placeholder in a call is none
+    assert!(sent(r#"{"x": "[EMAIL_1]"}"#).1.messages[0].content.ends_with("[EMAIL_1_1]"));
 }

@@ -41,6 +41,8 @@ pub struct Provider {
     pub max_output_tokens: u32,
     /// It can be held to JSON and to a JSON Schema.
     pub json_schema: bool,
+    /// It calls tools.
+    pub tools: bool,
     /// It says how likely its tokens were.
     pub logprobs: bool,
     /// Requests at once.
@@ -92,6 +94,7 @@ pub(super) struct RawProvider {
     context_tokens: Option<u32>,
     max_output_tokens: Option<u32>,
     json_schema: Option<bool>,
+    tools: Option<bool>,
     #[serde(default)]
     logprobs: bool,
     slots: Option<u32>,
@@ -120,8 +123,10 @@ pub(super) fn check(
         if let Err(message) = is_safe(&raw.base_url) {
             mistake(".base_url", &message);
         }
-        if raw.kind != Kind::OpenAi && raw.json_schema == Some(true) {
-            mistake(".json_schema", "is asked of openai alone by this version; remove it");
+        let tools = raw.tools.unwrap_or(true);
+        let can_json = raw.kind == Kind::OpenAi || tools;
+        if raw.json_schema == Some(true) && !can_json {
+            mistake(".json_schema", "is asked by a tool, and tools is false; remove one of them");
         }
         if raw.kind != Kind::OpenAi && raw.logprobs {
             mistake(".logprobs", "is asked of openai alone; remove it");
@@ -153,7 +158,8 @@ pub(super) fn check(
             ca: raw.ca,
             context_tokens,
             max_output_tokens,
-            json_schema: raw.kind == Kind::OpenAi && raw.json_schema.unwrap_or(true),
+            json_schema: can_json && raw.json_schema.unwrap_or(true),
+            tools,
             logprobs: raw.logprobs,
             slots,
             price,

@@ -26,6 +26,9 @@ pub enum Reason {
     /// The preferred model can't be held to a schema.
     #[serde(rename = "capability:schema")]
     Schema,
+    /// The preferred model calls no tools.
+    #[serde(rename = "capability:tools")]
+    Tools,
     /// The preferred model lacks the talent.
     #[serde(rename = "capability:talent")]
     Talent,

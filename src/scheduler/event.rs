@@ -31,6 +31,8 @@ pub struct Ticket {
     pub model: Option<String>,
     /// It asks for JSON or a schema.
     pub wants_json: bool,
+    /// It offers tools, or speaks of calls.
+    pub wants_tools: bool,
     /// It asks for a label or a vector, not for text.
     pub is_word: bool,
     /// The asker wants it whole: until its end nothing of it is handed out, so that it can still
@@ -69,6 +71,7 @@ impl Ticket {
             mode: job.mode,
             model: job.model.clone(),
             wants_json: matches!(job.format, Format::Json | Format::Schema(_)),
+            wants_tools: job.wants_tools(),
             is_word: matches!(job.format, Format::Label(_) | Format::Embedding),
             is_whole: job.is_whole(),
             max_tokens: job.sampling.max_tokens,
@@ -124,6 +127,8 @@ pub struct Card {
     pub context_tokens: u32,
     /// It can be held to JSON.
     pub json_schema: bool,
+    /// It calls tools.
+    pub tools: bool,
     /// What it is good at; none before it has stated it.
     pub talents: Option<Vec<String>>,
     /// What its tokens cost.
@@ -145,6 +150,7 @@ impl Card {
             max_tokens: InferenceSettings::default().max_tokens,
             context_tokens: u32::MAX,
             json_schema: true,
+            tools: true,
             talents: None,
             price: Price::default(),
         }

@@ -70,6 +70,7 @@ fn plain(job: u64) -> Ticket {
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
+        wants_tools: false,
         is_word: false,
         is_whole: true,
         max_tokens: None,
@@ -246,6 +247,7 @@ fn card_of(state: &State, figures: &Figures) -> Card {
         urgent_first: is_engine && figures.parallel <= 1,
         context_tokens: if state.lacks == Some(Reason::Context) { 0 } else { u32::MAX },
         json_schema: state.lacks != Some(Reason::Schema),
+        tools: state.lacks != Some(Reason::Tools),
         price: if state.lacks == Some(Reason::Budget) { price() } else { Price::default() },
         talents: Some(match state.lacks {
             Some(Reason::Talent) => vec![GENERATE.to_owned()],
@@ -266,6 +268,7 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
         is_whole: !figures.streamed,
         model: lacked(Reason::Model).then(|| NAMED.to_owned()),
         wants_json: lacked(Reason::Schema),
+        wants_tools: lacked(Reason::Tools),
         talents: if lacked(Reason::Talent) { vec![TALENT.to_owned()] } else { Vec::new() },
         bytes: if lacked(Reason::Context) { 64 } else { 0 },
         hops: u8::from(lacked(Reason::Hops)),

@@ -4,7 +4,7 @@
 //! 1. *Asked for by name*: only the model of that name.
 //! 2. *Privacy*: nothing beyond the reach that the job's mode allows; what came from a neighbour does
 //!    not go to another.
-//! 3. *Capability*: the talents, context length, JSON and schema; and a model that was not sure
+//! 3. *Capability*: the talents, context length, JSON and schema, tools; and a model that was not sure
 //!    enough of this job is not asked again.
 //! 4. *Budget*: only models that can be paid for, whatever the call may cost.
 //! 5. *Health*: only models that are up and do not rest.
@@ -198,6 +198,9 @@ pub(super) fn lacks(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
     if ticket.wants_json && !can.json_schema {
         return Some(Reason::Schema);
     }
+    if ticket.wants_tools && !can.tools {
+        return Some(Reason::Tools);
+    }
     None
 }
 
@@ -206,6 +209,7 @@ fn incapable(ticket: &Ticket, lack: Reason) -> (Refusal, Reason) {
     let no_talent = format!("no model that may be used has the talent: {talents}");
     let (field, message) = match lack {
         Reason::Schema => ("schema", "no model that may be used can be held to JSON or a schema"),
+        Reason::Tools => ("tools", "no model that may be used calls tools"),
         Reason::Talent => ("talent", no_talent.as_str()),
         Reason::Context
         | Reason::Confidence

@@ -19,6 +19,7 @@ pub(super) fn ticket(id: u64) -> Ticket {
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
+        wants_tools: false,
         is_word: false,
         is_whole: true,
         max_tokens: Some(16),
@@ -49,7 +50,7 @@ pub(super) fn card(server: &str, reach: Reach) -> Card {
 
 /// A local model that lacks schemas and long contexts, a peer, and a cloud that can all.
 fn house() -> Scheduler {
-    let local = Card { json_schema: false, ..card("local", Reach::Device) };
+    let local = Card { json_schema: false, tools: false, ..card("local", Reach::Device) };
     let cloud = Card { context_tokens: 100_000, slots: 8, ..card("cloud", Reach::Cloud) };
     let cards = vec![local, card("peer", Reach::Peer), cloud];
     let mut scheduler = Scheduler::new(cards.clone());
@@ -99,6 +100,8 @@ fn where_a_job_goes() {
     check("schema", schema.clone(), Some(1), Reason::Schema);
     let schema_here = Ticket { mode: Mode::LocalOnly, ..schema };
     check("schema, local-only", schema_here, None, Reason::Schema);
+    let tools = Ticket { wants_tools: true, ..plain.clone() };
+    check("tools", tools, Some(1), Reason::Tools);
     let long = Ticket { bytes: 100_000, ..plain.clone() };
     check("long", long.clone(), Some(2), Reason::Context);
     check("long, local-only", Ticket { mode: Mode::LocalOnly, ..long }, None, Reason::Context);

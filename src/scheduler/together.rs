@@ -18,7 +18,8 @@ pub fn lacks(format: &Format, text: &str, usage: &Usage, threshold: Option<f32>)
     if usage.finish == Finish::Length {
         return Some(Reason::CutOff);
     }
-    if fit::check(format, text).is_err() {
+    // who calls a tool has not come to the answer yet
+    if usage.finish != Finish::ToolCalls && fit::check(format, text).is_err() {
         return Some(Reason::Shape);
     }
     let mean = mean_logprob(usage)?;

@@ -302,6 +302,7 @@ impl<'a> World<'a> {
             mode: order.mode,
             model: None,
             wants_json: false,
+            wants_tools: false,
             is_word: false,
             is_whole: order.whole,
             max_tokens: Some(order.most),

@@ -1,7 +1,9 @@
 //! A request and its reply as JSON: the same fields on MQTT, in the `generate` tool and at the
 //! command line. Read and checked here once.
 
+mod checks;
 mod reply;
+mod tools;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,17 +15,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use self::checks::{check_length, check_range, check_schema, check_stops};
 use crate::labels::Labels;
 use crate::limits::{
     DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, KEY_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX,
-    PROMPT_BYTES_MAX, SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX,
-    TOP_LOGPROBS_MAX,
+    PROMPT_BYTES_MAX, TOP_LOGPROBS_MAX,
 };
 use crate::prompt::{
     Class, Code, Format, Job, JobId, Message, Mode, Refusal, Role, Sampling, Strategy,
 };
 use crate::registry::catalog::Catalog;
 use crate::registry::task::Task;
+use crate::tools::{Tool, ToolChoice};
 
 /// A request as it is written, before it is checked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -51,6 +54,16 @@ pub struct Ask {
     /// A JSON Schema for the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
+    /// The tools that may be called. The asker carries the calls out, and says what they returned
+    /// in the `messages` of its next request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<Tool>>,
+    /// Whether one has to be called: `auto`, `none`, `required`, or the name of one in an object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_choice: Option<ToolChoice>,
+    /// Several may be called at once; so it is if this is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parallel_tool_calls: Option<bool>,
     /// The labels to choose from, each with examples; the answer is one of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, Vec<String>>>,
@@ -174,7 +187,7 @@ impl Ask {
             (_, _) => None,
         };
         drop(input);
-        let prompt_bytes: usize = messages.iter().map(|m| m.content.len()).sum();
+        let prompt_bytes: usize = messages.iter().map(Message::bytes).sum();
         if prompt_bytes > PROMPT_BYTES_MAX {
             let message = format!("{prompt_bytes} bytes, at most {PROMPT_BYTES_MAX}");
             return Err(Refusal::field(Code::TooLarge, "prompt", message));
@@ -209,6 +222,7 @@ impl Ask {
         Ok(Job {
             id: JobId(0),
             app: app.to_owned(),
+            tools: self.tools_of(&format, &messages)?,
             format,
             sampling: self.sampling_of(task)?,
             messages,
@@ -238,9 +252,13 @@ impl Ask {
             Format::Embedding => format = Some(AskFormat::Embedding),
         }
         let sampling = job.sampling.clone();
+        let tools = job.tools.as_deref();
         Ask {
             id: job.key.clone(),
             messages: Some(job.messages.clone()),
+            tools: tools.map(|tools| tools.offered.clone()),
+            tool_choice: tools.map(|tools| tools.choice.clone()),
+            parallel_tool_calls: tools.map(|tools| tools.parallel),
             format,
             schema,
             margin: labels.as_ref().map(|labels| labels.margin),
@@ -303,7 +321,7 @@ impl Ask {
         task: Option<&Task>,
         input: Option<&Map<String, Value>>,
     ) -> Result<Vec<Message>, Refusal> {
-        let user = |content| vec![Message { role: Role::User, content }];
+        let user = |content| vec![Message::new(Role::User, content)];
         let messages = match (&self.prompt, &self.messages, task.zip(input)) {
             (Some(prompt), None, None) => user(prompt.clone()),
             (None, Some(messages), None) => messages.clone(),
@@ -333,7 +351,7 @@ impl Ask {
         let schema = self.schema.as_ref().or(task.and_then(|t| t.schema.as_ref()));
         match (schema, self.format) {
             (Some(schema), None | Some(AskFormat::Json)) => {
-                check_schema(schema)?;
+                check_schema("schema", schema)?;
                 Ok(Format::Schema(Arc::new(schema.clone())))
             }
             (Some(_), Some(AskFormat::Text | AskFormat::Embedding)) => {
@@ -419,64 +437,5 @@ impl Ask {
             }
             (true, top) => Ok(Some(top.unwrap_or(0))),
         }
-    }
-}
-
-fn check_stops(stops: &[String]) -> Result<(), Refusal> {
-    if stops.len() > STOPS_MAX {
-        let message = format!("{} stop strings, at most {STOPS_MAX}", stops.len());
-        return Err(Refusal::field(Code::TooLarge, "stop", message));
-    }
-    for (at, stop) in stops.iter().enumerate() {
-        if stop.is_empty() || stop.len() > STOP_BYTES_MAX {
-            let message = format!("{} bytes, must be 1 to {STOP_BYTES_MAX}", stop.len());
-            return Err(Refusal::field(Code::Invalid, format!("stop[{at}]"), message));
-        }
-    }
-    Ok(())
-}
-
-fn check_range(field: &str, value: Option<f32>, min: f32, max: f32) -> Result<(), Refusal> {
-    match value {
-        Some(v) if !(min..=max).contains(&v) => {
-            let min = if min > 0.0 && min < 1.0 { "more than 0".into() } else { min.to_string() };
-            let message = format!("{v}, must be {min} to {max}");
-            Err(Refusal::field(Code::Invalid, field, message))
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-fn check_length(field: &str, text: &str, max: usize) -> Result<(), Refusal> {
-    if text.is_empty() || text.len() > max {
-        let message = format!("{} bytes, must be 1 to {max}", text.len());
-        return Err(Refusal::field(Code::Invalid, field, message));
-    }
-    Ok(())
-}
-
-fn check_schema(schema: &Value) -> Result<(), Refusal> {
-    if !schema.is_object() {
-        let message = "a JSON Schema is an object here";
-        return Err(Refusal::field(Code::Invalid, "schema", message));
-    }
-    let bytes = schema.to_string().len();
-    if bytes > SCHEMA_BYTES_MAX {
-        let message = format!("{bytes} bytes, at most {SCHEMA_BYTES_MAX}");
-        return Err(Refusal::field(Code::TooLarge, "schema", message));
-    }
-    if depth(schema) > SCHEMA_DEPTH_MAX {
-        let message = format!("nested deeper than {SCHEMA_DEPTH_MAX}");
-        return Err(Refusal::field(Code::TooLarge, "schema", message));
-    }
-    Ok(())
-}
-
-/// How deep objects and arrays are nested; `serde_json` refuses more than 128 when it reads.
-fn depth(value: &Value) -> usize {
-    match value {
-        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::generate::{Finish, TokenLogprob, Usage};
 use crate::prompt::{Code, Refusal};
 use crate::scheduler::decision::Decision;
+use crate::tools::ToolCall;
 
 /// The one answer to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,9 @@ pub struct Reply {
     /// How likely each token was, if that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,
+    /// The tools that the model calls: carry them out, and ask again with what they returned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
     /// Why the answer ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish: Option<Finish>,
@@ -166,6 +170,7 @@ impl Reply {
             confidence: None,
             scores: None,
             logprobs: Vec::new(),
+            tool_calls: Vec::new(),
             finish: None,
             usage: None,
             source: None,

@@ -147,4 +147,50 @@ def mcp():
     asyncio.run(both())
 
 
-{"paho": paho, "openai": openai, "mcp": mcp}[CLIENT]()
+def tools():
+    """A tool is called and its result is answered, by both protocols of a cloud and both SDKs."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+    from openai import OpenAI
+
+    schema = {"type": "object", "properties": {"open": {"type": "boolean"}}, "required": ["open"]}
+    client = OpenAI(base_url=f"http://127.0.0.1:{HTTP_PORT}/v1", api_key="none")
+    offered = [{"type": "function", "function": {"name": "valve", "parameters": schema, "strict": True}}]
+    for model, stream in (("auto", False), ("big-1", True), ("big-2", False), ("big-2", True)):
+        messages = [{"role": "user", "content": "It smells of gas."}]
+        ask = lambda **more: client.chat.completions.create(
+            model=model, messages=messages, tools=offered, **more
+        )
+        if stream:
+            deltas = [c.choices[0].delta for c in ask(stream=True) if c.choices]
+            made = [call for delta in deltas for call in delta.tool_calls or []]
+            assert len(made) == 1 and made[0].index == 0, deltas
+            call = {"id": made[0].id, "type": "function", "function": made[0].function.model_dump()}
+            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        else:
+            answer = ask()
+            assert answer.choices[0].finish_reason == "tool_calls", answer
+            reasons = ("capability:tools", "feasible")
+            assert answer.pilotlight["decision"]["reason"] in reasons, answer
+            messages.append(answer.choices[0].message)
+            call = answer.choices[0].message.tool_calls[0].model_dump()
+        assert json.loads(call["function"]["arguments"]) == {"open": False}, call
+        assert call["id"] == "call_1", call
+        messages.append({"role": "tool", "tool_call_id": call["id"], "content": "shut"})
+        last = ask().choices[0]
+        assert (last.message.content, last.finish_reason) == ("The valve is shut.", "stop"), last
+
+    async def by_mcp():
+        async with streamable_http_client(f"http://127.0.0.1:{HTTP_PORT}/mcp") as streams:
+            async with ClientSession(streams[0], streams[1]) as session:
+                await session.initialize()
+                given = {"prompt": "It smells of gas.", "tools": [{"name": "valve", "input_schema": schema}]}
+                result = await session.call_tool("generate", given)
+                content = getattr(result, "structured_content", None) or result.structuredContent
+                (call,) = content["usage"]["tool_calls"]
+                assert call == {"id": "call_1", "name": "valve", "arguments": {"open": False}}, content
+
+    asyncio.run(by_mcp())
+
+
+{"paho": paho, "openai": openai, "mcp": mcp, "tools": tools}[CLIENT]()

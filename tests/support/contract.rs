@@ -206,10 +206,7 @@ async fn classifies_or_says_no(model: &dyn Generate) {
 async fn embeds_or_says_no(model: &dyn Generate) {
     let texts = ["The stove is burning", "There is a fire on the cooker", "Pay the invoice"];
     let mut job = job(texts[0], 4);
-    job.messages = texts
-        .iter()
-        .map(|text| Message { role: Role::User, content: (*text).to_owned() })
-        .collect();
+    job.messages = texts.iter().map(|text| Message::new(Role::User, *text)).collect();
     job.format = Format::Embedding;
     if !model.context().capabilities.has(EMBED) {
         return says_no(model, &job).await;

@@ -168,9 +168,9 @@ async fn long_conversations_and_strange_text(model: &dyn Generate) {
         run(model, &job(text, 3)).await.unwrap();
     }
     let mut long = job("", 8);
-    let turn = |n| Message {
-        role: if n % 2 == 0 { Role::User } else { Role::Assistant },
-        content: format!("turn {n}"),
+    let turn = |n| {
+        let role = if n % 2 == 0 { Role::User } else { Role::Assistant };
+        Message::new(role, format!("turn {n}"))
     };
     long.messages = (0..41).map(turn).collect();
     run(model, &long).await.unwrap();

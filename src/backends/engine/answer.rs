@@ -75,6 +75,10 @@ impl<D: Decoder> Model for Engine<D> {
     }
 
     fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault> {
+        if job.wants_tools() {
+            let message = "this model calls no tools";
+            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "tools", message)));
+        }
         self.decoder.begin(turn.stop);
         let result = match &job.format {
             Format::Label(labels) => self.choose(job, labels, out, turn.stop),

@@ -4,13 +4,15 @@ use std::time::Instant;
 
 use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
+use serde_json::Map;
 
 use super::stream::{Events, whole};
 use super::{Protocol, now};
 use crate::fit;
 use crate::generate::{Fault, Finish, Out, TokenLogprob, Usage};
-use crate::limits::ANSWER_BYTES_MAX;
+use crate::limits::{ANSWER_BYTES_MAX, TOOL_CALLS_MAX};
 use crate::prompt::{Code, Format, Job, Refusal};
+use crate::tools::{ToolCall, Tools};
 
 /// What one event says, or a whole answer.
 #[derive(Debug, Default, PartialEq)]
@@ -25,10 +27,34 @@ pub(super) struct News {
     pub(super) cached_tokens: Option<u32>,
     /// Tokens of the answer so far.
     pub(super) completion_tokens: Option<u32>,
+    /// More of the tools that it calls.
+    pub(super) calls: Vec<CallPiece>,
     /// How likely these tokens were.
     pub(super) logprobs: Vec<TokenLogprob>,
     /// Nothing comes after this.
     pub(super) is_last: bool,
+}
+
+/// A piece of a call: its head once, its arguments in pieces of text.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct CallPiece {
+    /// Which of several.
+    pub(super) place: u32,
+    /// The provider's name for it.
+    pub(super) id: Option<String>,
+    /// The tool's name.
+    pub(super) name: Option<String>,
+    /// More of the arguments, a JSON object as text.
+    pub(super) arguments: Option<String>,
+}
+
+/// A call as far as it has come in.
+#[derive(Default)]
+struct Partial {
+    place: u32,
+    id: String,
+    name: String,
+    arguments: String,
 }
 
 struct Reader<'o> {
@@ -36,6 +62,10 @@ struct Reader<'o> {
     asked: Instant,
     first: Option<Instant>,
     format: &'o Format,
+    tools: Option<&'o Tools>,
+    /// JSON comes as the arguments of a call; see [`Protocol::json_by_tool`].
+    is_called: bool,
+    calls: Vec<Partial>,
     /// The answer, if it must be JSON.
     kept: Option<String>,
     bytes: usize,
@@ -60,6 +90,9 @@ pub(super) async fn read(
         asked: now(),
         first: None,
         format: &job.format,
+        tools: job.tools.as_deref(),
+        is_called: protocol.json_by_tool && job.format != Format::Text,
+        calls: Vec::new(),
         kept: (job.format != Format::Text).then(String::new),
         bytes: 0,
         pieces: 0,
@@ -128,13 +161,49 @@ impl Reader<'_> {
         known.prompt_tokens = news.prompt_tokens.or(known.prompt_tokens);
         known.cached_tokens = news.cached_tokens.or(known.cached_tokens);
         known.completion_tokens = news.completion_tokens.or(known.completion_tokens);
-        match news.text.filter(|text| !text.is_empty()) {
+        let text = if self.is_called {
+            // what it says besides is no part of the JSON
+            Some(news.calls.into_iter().filter_map(|piece| piece.arguments).collect())
+        } else {
+            self.take_calls(news.calls)?;
+            news.text
+        };
+        match text.filter(|text: &String| !text.is_empty()) {
             Some(text) => self.write(text).await,
             None => {
                 self.out.alive();
                 Ok(())
             }
         }
+    }
+
+    fn take_calls(&mut self, pieces: Vec<CallPiece>) -> Result<(), Fault> {
+        for CallPiece { place, id, name, arguments } in pieces {
+            // some say the head of a call with each piece, and some give all calls one place
+            let is_it = |call: &Partial| {
+                let is_new = id.as_ref().is_some_and(|id| !call.id.is_empty() && call.id != *id);
+                call.place == place && !is_new
+            };
+            let known = self.calls.iter().rposition(is_it);
+            let at = known.unwrap_or_else(|| {
+                self.calls.push(Partial { place, ..Partial::default() });
+                self.calls.len() - 1
+            });
+            let call = &mut self.calls[at];
+            for (known, told) in [(&mut call.id, id), (&mut call.name, name)] {
+                if let (true, Some(told)) = (known.is_empty(), told) {
+                    self.bytes += told.len();
+                    *known = told;
+                }
+            }
+            let more = arguments.unwrap_or_default();
+            self.bytes += more.len();
+            call.arguments.push_str(&more);
+            if self.bytes > ANSWER_BYTES_MAX || self.calls.len() > TOOL_CALLS_MAX {
+                return Err(Fault::Broken("it calls more than it may".to_owned()));
+            }
+        }
+        Ok(())
     }
 
     async fn write(&mut self, text: String) -> Result<(), Fault> {
@@ -150,8 +219,15 @@ impl Reader<'_> {
         self.out.write(text).await.map_err(|_| Fault::Cancelled)
     }
 
-    fn end(self) -> Result<Usage, Fault> {
+    fn end(mut self) -> Result<Usage, Fault> {
         let finish = self.known.finish.ok_or_else(early)?;
+        let tool_calls = self.called(finish)?;
+        let finish = match finish {
+            Finish::Length => Finish::Length,
+            // some say that they stopped where they call, others the other way round
+            Finish::Stop | Finish::ToolCalls if tool_calls.is_empty() => Finish::Stop,
+            Finish::Stop | Finish::ToolCalls => Finish::ToolCalls,
+        };
         if let (Finish::Stop, Some(text)) = (finish, &self.kept) {
             fit::check(self.format, text).map_err(Fault::Broken)?;
         }
@@ -159,6 +235,7 @@ impl Reader<'_> {
         let first = self.first.unwrap_or(ended);
         Ok(Usage {
             finish,
+            tool_calls,
             prompt_tokens: self.known.prompt_tokens.unwrap_or(0),
             cached_tokens: self.known.cached_tokens.unwrap_or(0),
             // one that does not count is taken to write a token a piece
@@ -169,5 +246,34 @@ impl Reader<'_> {
             decode_ms: ended.duration_since(first).as_secs_f64() * 1e3,
             ..Usage::one_piece("")
         })
+    }
+
+    /// The calls, which must be what was offered. Of an answer that was cut off none counts: the last
+    /// is not whole, and nobody knows what would have come behind it.
+    fn called(&mut self, finish: Finish) -> Result<Vec<ToolCall>, Fault> {
+        let partial = std::mem::take(&mut self.calls);
+        if finish == Finish::Length {
+            return Ok(Vec::new());
+        }
+        let calls = partial.into_iter().enumerate().map(|(n, call)| {
+            let arguments = match call.arguments.trim() {
+                "" => Ok(Map::new()),
+                text => serde_json::from_str(text),
+            };
+            let id = if call.id.is_empty() { format!("call_{n}") } else { call.id };
+            let arguments = arguments
+                .map_err(|e| Fault::Broken(format!("the arguments of a call are no JSON: {e}")))?;
+            Ok(ToolCall { id, name: call.name, arguments })
+        });
+        let calls = calls.collect::<Result<Vec<ToolCall>, Fault>>()?;
+        if finish == Finish::ToolCalls && calls.is_empty() && !self.is_called {
+            return Err(Fault::Broken("it ended with a call and calls nothing".to_owned()));
+        }
+        match self.tools {
+            Some(tools) => tools.allow(&calls).map_err(Fault::Broken)?,
+            None if calls.is_empty() => {}
+            None => return Err(Fault::Broken("it calls a tool and was offered none".to_owned())),
+        }
+        Ok(calls)
     }
 }

@@ -11,11 +11,12 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, Header
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{News, forbidden, gave_up, unreadable};
-use super::no_words;
+use super::answer::{CallPiece, News, forbidden, gave_up, unreadable};
+use super::tools_or_answer;
 use crate::generate::{Fault, Finish};
-use crate::prompt::{Format, Job, Role};
+use crate::prompt::{Job, Message, Role};
 use crate::registry::provider::Provider;
+use crate::tools::{Tool, ToolCall, ToolChoice, Tools};
 
 /// The service's name in a signature.
 const SERVICE: &str = "bedrock";
@@ -121,17 +122,11 @@ impl Signer {
 /// # Errors
 /// [`Fault::Unfit`] for what this protocol can't be asked.
 pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
-    if job.format != Format::Text {
-        return Err(no_words());
-    }
+    let tools = tools_or_answer(job)?;
     let sampling = &job.sampling;
-    let text = |text: &str| json!([{"text": text}]);
     let (rules, talk): (Vec<_>, Vec<_>) =
         job.messages.iter().partition(|message| message.role == Role::System);
-    let talk: Vec<Value> = talk
-        .iter()
-        .map(|turn| json!({"role": turn.role, "content": text(&turn.content)}))
-        .collect();
+    let talk = turns(&talk);
     let mut inference = json!({"maxTokens": entry.most_tokens(sampling.max_tokens)});
     let wishes = [
         ("temperature", sampling.temperature.map(|t| json!(t))),
@@ -148,13 +143,56 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
         let rules: Vec<Value> = rules.iter().map(|rule| json!({"text": rule.content})).collect();
         body["system"] = json!(rules);
     }
+    if let Some(tools) = tools {
+        body["toolConfig"] = tool_config(&tools);
+    }
     Ok(body)
+}
+
+/// The conversation. What tools have returned stands in one message of the user.
+fn turns(talk: &[&Message]) -> Vec<Value> {
+    let results = |run: &[&Message]| {
+        let result = |turn: &&Message| {
+            let content = [json!({"text": turn.content})];
+            json!({"toolResult": {"toolUseId": turn.tool_call_id, "content": content}})
+        };
+        json!({"role": "user", "content": run.iter().map(result).collect::<Vec<_>>()})
+    };
+    let said = |turn: &Message| {
+        // a block of text must not be empty
+        let text = Some(&turn.content);
+        let text = text.filter(|text| turn.tool_calls.is_empty() || !text.is_empty());
+        let text = text.map(|text| json!({"text": text}));
+        let call = |call: &ToolCall| json!({"toolUse": {"toolUseId": call.id, "name": call.name, "input": call.arguments}});
+        let blocks = text.into_iter().chain(turn.tool_calls.iter().map(call));
+        json!({"role": turn.role, "content": blocks.collect::<Vec<_>>()})
+    };
+    let runs = talk.chunk_by(|a, b| a.role == Role::Tool && b.role == Role::Tool);
+    runs.map(|run| if run[0].role == Role::Tool { results(run) } else { said(run[0]) }).collect()
+}
+
+/// There is no word for calling none, or one at a time: an answer that does otherwise is not taken.
+fn tool_config(tools: &Tools) -> Value {
+    let tool = |tool: &Tool| {
+        let mut told = json!({"name": tool.name, "inputSchema": {"json": tool.input_schema}});
+        if let Some(description) = &tool.description {
+            told["description"] = json!(description);
+        }
+        json!({"toolSpec": told})
+    };
+    let choice = match &tools.choice {
+        ToolChoice::Auto | ToolChoice::None => json!({"auto": {}}),
+        ToolChoice::Required => json!({"any": {}}),
+        ToolChoice::Named(name) => json!({"tool": name}),
+    };
+    json!({"tools": tools.offered.iter().map(tool).collect::<Vec<_>>(), "toolChoice": choice})
 }
 
 /// One event under its name, or a whole answer.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Event {
+    content_block_start: Option<Head>,
     content_block_delta: Option<Piece>,
     message_stop: Option<Ending>,
     metadata: Option<Metadata>,
@@ -166,14 +204,46 @@ struct Event {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    #[serde(default)]
+    content_block_index: u32,
+    start: Block,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Piece {
+    #[serde(default)]
+    content_block_index: u32,
     delta: Block,
 }
 
-/// A piece of a block, or a whole one; blocks that are no text have none.
-#[derive(Debug, Deserialize)]
+/// A piece of a block, or a whole one; what is neither text nor a call has none of these.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct Block {
     text: Option<String>,
+    tool_use: Option<ToolUse>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ToolUse {
+    tool_use_id: Option<String>,
+    name: Option<String>,
+    /// A piece of text in a stream, an object in a whole answer.
+    input: Option<Value>,
+}
+
+impl Block {
+    /// The call that it is, begins or goes on with, if so.
+    fn call(self, place: u32) -> Option<CallPiece> {
+        let ToolUse { tool_use_id, name, input } = self.tool_use?;
+        let text = |input: Value| input.as_str().map_or_else(|| input.to_string(), str::to_owned);
+        let arguments = input.map(text);
+        Some(CallPiece { place, id: tool_use_id, name, arguments })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -222,13 +292,11 @@ pub(super) fn parse(data: &str) -> Result<News, Fault> {
     if let Some(complaint) = event.exception {
         return Err(gave_up(complaint.message.as_deref()));
     }
-    let text = match (event.content_block_delta, event.output) {
-        (Some(piece), _) => piece.delta.text,
-        (None, Some(output)) => {
-            Some(output.message.content.into_iter().filter_map(|block| block.text).collect())
-        }
-        (None, None) => None,
-    };
+    let begun = event.content_block_start.map(|head| (head.content_block_index, head.start));
+    let more = event.content_block_delta.map(|piece| (piece.content_block_index, piece.delta));
+    let whole = event.output.into_iter().flat_map(|output| (0..).zip(output.message.content));
+    let blocks: Vec<(u32, Block)> = begun.into_iter().chain(more).chain(whole).collect();
+    let text: String = blocks.iter().filter_map(|(_, block)| block.text.as_deref()).collect();
     let reason = event.message_stop.map(|ending| ending.stop_reason).or(event.stop_reason);
     // what it took comes after the end, and is the last
     let is_last = event.metadata.is_some();
@@ -236,7 +304,8 @@ pub(super) fn parse(data: &str) -> Result<News, Fault> {
     let cached = counted.as_ref().and_then(|counted| counted.cache_read_input_tokens);
     let written = counted.as_ref().and_then(|counted| counted.cache_write_input_tokens);
     Ok(News {
-        text,
+        text: Some(text),
+        calls: blocks.into_iter().filter_map(|(n, block)| block.call(n)).collect(),
         finish: reason.map(|reason| finish(&reason)).transpose()?,
         prompt_tokens: counted.as_ref().and_then(|counted| counted.input_tokens).map(|tokens| {
             tokens.saturating_add(cached.unwrap_or(0)).saturating_add(written.unwrap_or(0))
@@ -252,6 +321,7 @@ fn finish(reason: &str) -> Result<Finish, Fault> {
     match reason {
         "end_turn" | "stop_sequence" => Ok(Finish::Stop),
         "max_tokens" | "model_context_window_exceeded" => Ok(Finish::Length),
+        "tool_use" => Ok(Finish::ToolCalls),
         "guardrail_intervened" | "content_filtered" => Err(forbidden()),
         other => Err(Fault::Broken(format!("it ended with {other:?}"))),
     }

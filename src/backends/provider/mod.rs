@@ -23,6 +23,7 @@ mod frames;
 mod openai;
 mod stream;
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,14 +38,18 @@ use crate::limits::{PROVIDER_CONNECT_MAX, PROVIDER_REST_MAX};
 use crate::model::{
     Capabilities, GENERATE, Identification, InferenceSettings, ModelContext, Runtime,
 };
-use crate::prompt::{Code, Job, Refusal};
+use crate::prompt::{Code, Format, Job, Refusal};
 use crate::registry::provider::{Kind, Provider};
 use crate::tls;
+use crate::tools::{Name, Tool, ToolChoice, Tools, any_object};
 
 /// The most of an error's text that is told on, in characters.
 const ERROR_CHARS_MAX: usize = 300;
 /// The most of an error's body that is read, in bytes.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
+
+/// The name of the tool that stands for the answer.
+const ANSWER_TOOL: &str = "answer";
 
 /// How a provider is talked to.
 struct Protocol {
@@ -56,6 +61,8 @@ struct Protocol {
     request: fn(&Job, &Provider) -> Result<Value, Fault>,
     /// What an event says, or a whole answer.
     parse: fn(&str) -> Result<answer::News, Fault>,
+    /// It has no words for JSON, but a tool that it has to call: the answer is that call's arguments.
+    json_by_tool: bool,
 }
 
 const OPENAI: Protocol = Protocol {
@@ -63,12 +70,14 @@ const OPENAI: Protocol = Protocol {
     path: |_| "chat/completions".to_owned(),
     request: openai::request,
     parse: openai::parse,
+    json_by_tool: false,
 };
 const ANTHROPIC: Protocol = Protocol {
     name: "anthropic",
     path: |_| "messages".to_owned(),
     request: anthropic::request,
     parse: anthropic::parse,
+    json_by_tool: true,
 };
 
 #[cfg(feature = "bedrock")]
@@ -77,6 +86,7 @@ const BEDROCK: Protocol = Protocol {
     path: bedrock::path,
     request: bedrock::request,
     parse: bedrock::parse,
+    json_by_tool: true,
 };
 
 fn protocol_of(kind: Kind) -> &'static Protocol {
@@ -164,6 +174,39 @@ fn no_words() -> Fault {
     Fault::Unfit(Refusal::field(Code::Incapable, "format", message))
 }
 
+/// The one tool that stands for the answer where JSON is asked for with `json_by_tool`; its arguments
+/// are the answer.
+fn answer_tool(format: &Format) -> Result<Option<Tool>, Fault> {
+    let input_schema = match format {
+        Format::Text => return Ok(None),
+        Format::Json => any_object(),
+        Format::Schema(schema) if schema["type"] == "object" => schema.as_ref().clone(),
+        Format::Schema(_) => {
+            let message =
+                "this model writes JSON objects only; give the schema \"type\": \"object\"";
+            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)));
+        }
+        Format::Label(_) | Format::Embedding => return Err(no_words()),
+    };
+    let description = Some("Gives the answer. Always call it, with the whole answer.".to_owned());
+    Ok(Some(Tool { name: ANSWER_TOOL.to_owned(), description, input_schema }))
+}
+
+/// The tools of a request with `json_by_tool`: the asker's own, or the one that stands for the answer.
+fn tools_or_answer(job: &Job) -> Result<Option<Cow<'_, Tools>>, Fault> {
+    match (answer_tool(&job.format)?, job.tools.as_deref()) {
+        (None, tools) => Ok(tools.map(Cow::Borrowed)),
+        (Some(tool), None) => {
+            let choice = ToolChoice::Named(Name { name: tool.name.clone() });
+            Ok(Some(Cow::Owned(Tools { offered: vec![tool], choice, parallel: false })))
+        }
+        (Some(_), Some(_)) => {
+            let message = "this model is asked for JSON by a tool; leave out schema or tools";
+            Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)))
+        }
+    }
+}
+
 fn context_of(entry: &Provider) -> ModelContext {
     let uri: Option<http::Uri> = entry.base_url.parse().ok();
     let host = uri.and_then(|uri| uri.host().map(str::to_owned));
@@ -178,6 +221,7 @@ fn context_of(entry: &Provider) -> ModelContext {
             max_output_tokens: entry.max_output_tokens,
             modalities: vec!["text".to_owned()],
             json_schema: entry.json_schema,
+            tools: entry.tools,
             logprobs: entry.logprobs,
             streaming: true,
             talents: vec![GENERATE.to_owned()],

@@ -5,11 +5,12 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{News, forbidden, gave_up, unreadable};
+use super::answer::{CallPiece, News, forbidden, gave_up, unreadable};
 use super::no_words;
 use crate::generate::{Fault, Finish, Logprob, TokenLogprob};
-use crate::prompt::{Format, Job};
+use crate::prompt::{Format, Job, Message};
 use crate::registry::provider::Provider;
+use crate::tools::{Tool, ToolCall, ToolChoice};
 
 /// The last event of a stream.
 const DONE: &str = "[DONE]";
@@ -20,9 +21,10 @@ const DONE: &str = "[DONE]";
 /// [`Fault::Unfit`] for what this protocol can't be asked.
 pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let sampling = &job.sampling;
+    let tools = job.tools.as_deref();
     let mut body = json!({
         "model": entry.model,
-        "messages": job.messages,
+        "messages": job.messages.iter().map(turn).collect::<Vec<_>>(),
         "stream": true,
         "stream_options": {"include_usage": true},
         "max_tokens": entry.most_tokens(sampling.max_tokens),
@@ -33,6 +35,9 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
         ("seed", sampling.seed.map(|seed| json!(seed))),
         ("stop", (!sampling.stop.is_empty()).then(|| json!(sampling.stop))),
         ("response_format", shape(&job.format)?),
+        ("tools", tools.map(|tools| tools.offered.iter().map(tool).collect())),
+        ("tool_choice", tools.map(|tools| choice(&tools.choice))),
+        ("parallel_tool_calls", tools.filter(|tools| !tools.parallel).map(|_| json!(false))),
         ("logprobs", sampling.logprobs.map(|_| json!(true))),
         ("top_logprobs", sampling.logprobs.filter(|n| *n > 0).map(|n| json!(n))),
     ];
@@ -42,6 +47,41 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
         }
     }
     Ok(body)
+}
+
+fn turn(message: &Message) -> Value {
+    let mut turn = json!({"role": message.role, "content": message.content});
+    if let Some(id) = &message.tool_call_id {
+        turn["tool_call_id"] = json!(id);
+    }
+    if !message.tool_calls.is_empty() {
+        let call = |call: &ToolCall| {
+            let function = json!({"name": call.name, "arguments": call.text()});
+            json!({"id": call.id, "type": "function", "function": function})
+        };
+        turn["tool_calls"] = message.tool_calls.iter().map(call).collect();
+        if message.content.is_empty() {
+            turn["content"] = Value::Null;
+        }
+    }
+    turn
+}
+
+fn tool(tool: &Tool) -> Value {
+    let mut function = json!({"name": tool.name, "parameters": tool.input_schema});
+    if let Some(description) = &tool.description {
+        function["description"] = json!(description);
+    }
+    json!({"type": "function", "function": function})
+}
+
+fn choice(choice: &ToolChoice) -> Value {
+    match choice {
+        ToolChoice::Auto => json!("auto"),
+        ToolChoice::None => json!("none"),
+        ToolChoice::Required => json!("required"),
+        ToolChoice::Named(name) => json!({"type": "function", "function": name}),
+    }
 }
 
 fn shape(format: &Format) -> Result<Option<Value>, Fault> {
@@ -106,6 +146,30 @@ impl Token {
 struct Delta {
     content: Option<String>,
     refusal: Option<String>,
+    tool_calls: Option<Vec<Called>>,
+}
+
+/// A call, or a piece of one.
+#[derive(Debug, Deserialize)]
+struct Called {
+    /// Whole answers have none.
+    index: Option<u32>,
+    id: Option<String>,
+    function: Option<Function>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Function {
+    name: Option<String>,
+    arguments: Option<String>,
+}
+
+impl Called {
+    fn piece((n, called): (usize, Called)) -> CallPiece {
+        let Function { name, arguments } = called.function.unwrap_or_default();
+        let place = called.index.unwrap_or_else(|| u32::try_from(n).unwrap_or(u32::MAX));
+        CallPiece { place, id: called.id, name, arguments }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,13 +198,15 @@ pub(super) fn parse(data: &str) -> Result<News, Fault> {
         return Err(gave_up(error["message"].as_str()));
     }
     let choice = event.choices.into_iter().next();
-    let (text, reason, likely) = choice.map_or((None, None, None), |choice| {
-        (choice.delta.content.or(choice.delta.refusal), choice.finish_reason, choice.logprobs)
+    let (delta, reason, likely) = choice.map_or((Delta::default(), None, None), |choice| {
+        (choice.delta, choice.finish_reason, choice.logprobs)
     });
+    let called = delta.tool_calls.unwrap_or_default();
     let tokens = likely.and_then(|likely| likely.content).unwrap_or_default();
     let counted = event.usage.as_ref();
     Ok(News {
-        text,
+        text: delta.content.or(delta.refusal),
+        calls: called.into_iter().enumerate().map(Called::piece).collect(),
         finish: reason.map(|reason| finish(&reason)).transpose()?,
         prompt_tokens: counted.and_then(|counted| counted.prompt_tokens),
         cached_tokens: counted.and_then(|c| c.prompt_tokens_details.as_ref()?.cached_tokens),
@@ -154,6 +220,7 @@ fn finish(reason: &str) -> Result<Finish, Fault> {
     match reason {
         "stop" => Ok(Finish::Stop),
         "length" => Ok(Finish::Length),
+        "tool_calls" | "function_call" => Ok(Finish::ToolCalls),
         "content_filter" => Err(forbidden()),
         other => Err(Fault::Broken(format!("it ended with {other:?}"))),
     }

@@ -11,8 +11,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Door;
+use super::chat::{ANY_MODEL, Wishes};
 use super::errors::{not_ok, refused};
-use super::openai::{ANY_MODEL, Body, Wishes, ours, taken};
+use super::openai::{Body, ours, taken};
 use crate::ingress::answers;
 use crate::prompt::{Code, Format, Message, Refusal, Role};
 use crate::wire::{Ask, AskFormat, Reply, Status, read};
@@ -57,7 +58,7 @@ impl EmbeddingsRequest {
             Input::One(text) => vec![text],
             Input::Many(texts) => texts,
         };
-        let message = |content| Message { role: Role::User, content };
+        let message = |content| Message::new(Role::User, content);
         let model = Some(self.model).filter(|name| !ANY_MODEL.contains(&name.as_str()));
         Ok(Ask {
             messages: Some(texts.into_iter().map(message).collect()),

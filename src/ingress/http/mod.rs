@@ -1,5 +1,6 @@
 //! The HTTP door: `OpenAI`'s chat API, MCP, health and metrics, on loopback unless told otherwise.
 
+mod chat;
 mod embeddings;
 mod errors;
 mod guard;

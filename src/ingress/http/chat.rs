@@ -1,0 +1,332 @@
+//! What a request for a chat completion says, in `OpenAI`'s words, and what it means here.
+//!
+//! The format is that of the API reference's "Create chat completion".
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::prompt::{Class, Code, Message, Mode, Refusal, Role, Strategy};
+use crate::tools::{Name, Tool, ToolCall, ToolChoice, any_object};
+use crate::wire::{Ask, AskFormat, read_value};
+
+/// Names that stand for "whichever model fits".
+pub(super) const ANY_MODEL: [&str; 2] = ["auto", "pilotlight"];
+
+/// The body of a request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChatRequest {
+    pub(super) model: String,
+    messages: Vec<ChatMessage>,
+    tools: Option<Vec<ChatTool>>,
+    tool_choice: Option<ChatToolChoice>,
+    parallel_tool_calls: Option<bool>,
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    seed: Option<u32>,
+    stop: Option<OneOrMany>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u8>,
+    #[serde(default)]
+    pub(super) stream: bool,
+    stream_options: Option<StreamOptions>,
+    response_format: Option<ResponseFormat>,
+    metadata: Option<Map<String, Value>>,
+    n: Option<u32>,
+    // taken without effect: they say nothing about the answer
+    #[serde(rename = "user")]
+    _user: Option<String>,
+    #[serde(rename = "store")]
+    _store: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChatMessage {
+    role: ChatRole,
+    /// May be left out where tools are called.
+    #[serde(default)]
+    content: Option<Content>,
+    #[serde(default)]
+    tool_calls: Option<Vec<ChatCall>>,
+    tool_call_id: Option<String>,
+    // taken without effect: what a model has refused before is no prompt
+    #[serde(rename = "refusal")]
+    _refusal: Option<String>,
+    #[serde(rename = "name")]
+    _name: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ChatRole {
+    System,
+    Developer,
+    User,
+    Assistant,
+    Tool,
+}
+
+/// A tool that is offered.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum ChatTool {
+    Function { function: Function },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Function {
+    name: String,
+    description: Option<String>,
+    parameters: Option<Value>,
+    // taken without effect: arguments are always held to their schema
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum ChatToolChoice {
+    Word(Word),
+    Named(NamedChoice),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Word {
+    Auto,
+    None,
+    Required,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum NamedChoice {
+    Function { function: Name },
+}
+
+/// A call that the model has made before.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum ChatCall {
+    Function { id: String, function: Called },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Called {
+    name: String,
+    /// An object, as text.
+    arguments: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Part {
+    Text { text: String },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct StreamOptions {
+    include_usage: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum ResponseFormat {
+    Text,
+    JsonObject,
+    JsonSchema { json_schema: JsonSchema },
+}
+
+#[derive(Debug, Deserialize)]
+struct JsonSchema {
+    schema: Value,
+}
+
+/// Our own wishes, in `metadata`; other keys there are the caller's own.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Wishes {
+    id: Option<String>,
+    deadline_ms: Option<Value>,
+    class: Option<Class>,
+    mode: Option<Mode>,
+    task: Option<String>,
+    strategy: Option<Strategy>,
+}
+
+impl Wishes {
+    pub(super) fn read(metadata: Option<Map<String, Value>>) -> Result<Wishes, Refusal> {
+        let metadata = Value::Object(metadata.unwrap_or_default());
+        read_value(metadata).map_err(|refusal| Refusal {
+            field: Some(format!("metadata.{}", refusal.field.unwrap_or_default())),
+            ..refusal
+        })
+    }
+
+    /// A request with these wishes and nothing else.
+    pub(super) fn ask(self) -> Result<Ask, Refusal> {
+        Ok(Ask {
+            id: self.id,
+            deadline_ms: self.deadline_ms.as_ref().map(milliseconds).transpose()?,
+            class: self.class.or(Some(Class::Interactive)),
+            mode: self.mode,
+            task: self.task,
+            strategy: self.strategy,
+            ..Ask::default()
+        })
+    }
+}
+
+impl ChatRequest {
+    /// Whether a stream ends with what it took.
+    pub(super) fn includes_usage(&self) -> bool {
+        self.stream_options.as_ref().is_some_and(|options| options.include_usage)
+    }
+
+    /// The same in our own words.
+    pub(super) fn ask(self) -> Result<Ask, Refusal> {
+        if self.n.is_some_and(|n| n != 1) {
+            let message = "only one choice can be asked for";
+            return Err(Refusal::field(Code::Invalid, "n", message));
+        }
+        if self.stream && self.logprobs == Some(true) {
+            let message = "come with a whole answer only; leave stream out";
+            return Err(Refusal::field(Code::Invalid, "logprobs", message));
+        }
+        let wishes = Wishes::read(self.metadata)?;
+        let messages = self.messages.into_iter().enumerate().map(message_of);
+        let messages = messages.collect::<Result<Vec<Message>, Refusal>>()?;
+        let (prompt, messages) = match &wishes.task {
+            // a task has its own template: the text to put there is what the user said last
+            Some(_) => (Some(said_last(messages)?), None),
+            None => (None, Some(messages)),
+        };
+        let (format, schema) = match self.response_format {
+            None | Some(ResponseFormat::Text) => (None, None),
+            Some(ResponseFormat::JsonObject) => (Some(AskFormat::Json), None),
+            Some(ResponseFormat::JsonSchema { json_schema }) => (None, Some(json_schema.schema)),
+        };
+        Ok(Ask {
+            prompt,
+            messages,
+            tools: self.tools.map(|tools| tools.into_iter().map(tool_of).collect()),
+            tool_choice: self.tool_choice.map(choice_of),
+            parallel_tool_calls: self.parallel_tool_calls,
+            format,
+            schema,
+            max_tokens: self.max_completion_tokens.or(self.max_tokens),
+            temperature: self.temperature,
+            top_p: self.top_p,
+            seed: self.seed,
+            logprobs: self.logprobs,
+            top_logprobs: self.top_logprobs,
+            stop: self.stop.map(|stop| match stop {
+                OneOrMany::One(one) => vec![one],
+                OneOrMany::Many(many) => many,
+            }),
+            stream: Some(self.stream),
+            model: Some(self.model).filter(|name| !ANY_MODEL.contains(&name.as_str())),
+            ..wishes.ask()?
+        })
+    }
+}
+
+fn said_last(messages: Vec<Message>) -> Result<String, Refusal> {
+    let last = messages.into_iter().rfind(|message| message.role == Role::User);
+    last.map(|message| message.content).ok_or_else(|| {
+        let message = "a task needs a message of the user";
+        Refusal::field(Code::Invalid, "messages", message)
+    })
+}
+
+fn message_of((n, message): (usize, ChatMessage)) -> Result<Message, Refusal> {
+    let role = match message.role {
+        ChatRole::System | ChatRole::Developer => Role::System,
+        ChatRole::User => Role::User,
+        ChatRole::Assistant => Role::Assistant,
+        ChatRole::Tool => Role::Tool,
+    };
+    let at = |field: &str| format!("messages[{n}].{field}");
+    let calls = message.tool_calls.unwrap_or_default();
+    let content = match message.content {
+        Some(Content::Text(text)) => text,
+        Some(Content::Parts(parts)) => {
+            let texts: Vec<String> = parts.into_iter().map(|Part::Text { text }| text).collect();
+            texts.join("\n")
+        }
+        None if !calls.is_empty() => String::new(),
+        None => return Err(Refusal::field(Code::Invalid, at("content"), "is missing")),
+    };
+    let call_of = |(c, ChatCall::Function { id, function }): (usize, ChatCall)| {
+        let arguments = serde_json::from_str(&function.arguments).map_err(|e| {
+            let place = at(&format!("tool_calls[{c}].function.arguments"));
+            Refusal::field(Code::Invalid, place, format!("is no JSON object: {e}"))
+        })?;
+        Ok(ToolCall { id, name: function.name, arguments })
+    };
+    let tool_calls = calls.into_iter().enumerate().map(call_of).collect::<Result<_, Refusal>>()?;
+    Ok(Message { role, content, tool_calls, tool_call_id: message.tool_call_id })
+}
+
+fn tool_of(ChatTool::Function { function }: ChatTool) -> Tool {
+    let Function { name, description, parameters, .. } = function;
+    Tool { name, description, input_schema: parameters.unwrap_or_else(any_object) }
+}
+
+fn choice_of(choice: ChatToolChoice) -> ToolChoice {
+    match choice {
+        ChatToolChoice::Word(Word::Auto) => ToolChoice::Auto,
+        ChatToolChoice::Word(Word::None) => ToolChoice::None,
+        ChatToolChoice::Word(Word::Required) => ToolChoice::Required,
+        ChatToolChoice::Named(NamedChoice::Function { function }) => ToolChoice::Named(function),
+    }
+}
+
+/// The same refusal with the field's name in `OpenAI`'s words.
+pub(super) fn in_their_words(refusal: Refusal) -> Refusal {
+    let tells = |field: String| {
+        field
+            .replace("].input_schema", "].function.parameters")
+            .replace("].name", "].function.name")
+            .replace("tool_choice.name", "tool_choice.function.name")
+    };
+    Refusal { field: refusal.field.map(tells), ..refusal }
+}
+
+/// A call as the answer holds it.
+pub(super) fn call_json(call: &ToolCall) -> Value {
+    json!({
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.text()},
+    })
+}
+
+/// The official clients send metadata as strings.
+fn milliseconds(value: &Value) -> Result<u64, Refusal> {
+    let number = value.as_u64().or_else(|| value.as_str().and_then(|text| text.parse().ok()));
+    number.ok_or_else(|| {
+        let message = format!("{value} is not a whole number of milliseconds");
+        Refusal::field(Code::Invalid, "metadata.deadline_ms", message)
+    })
+}

@@ -1,0 +1,70 @@
+//! The bounds of single fields.
+
+use serde_json::Value;
+
+use crate::limits::{SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX};
+use crate::prompt::{Code, Refusal};
+
+pub(super) fn check_stops(stops: &[String]) -> Result<(), Refusal> {
+    if stops.len() > STOPS_MAX {
+        let message = format!("{} stop strings, at most {STOPS_MAX}", stops.len());
+        return Err(Refusal::field(Code::TooLarge, "stop", message));
+    }
+    for (at, stop) in stops.iter().enumerate() {
+        if stop.is_empty() || stop.len() > STOP_BYTES_MAX {
+            let message = format!("{} bytes, must be 1 to {STOP_BYTES_MAX}", stop.len());
+            return Err(Refusal::field(Code::Invalid, format!("stop[{at}]"), message));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_range(
+    field: &str,
+    value: Option<f32>,
+    min: f32,
+    max: f32,
+) -> Result<(), Refusal> {
+    match value {
+        Some(v) if !(min..=max).contains(&v) => {
+            let min = if min > 0.0 && min < 1.0 { "more than 0".into() } else { min.to_string() };
+            let message = format!("{v}, must be {min} to {max}");
+            Err(Refusal::field(Code::Invalid, field, message))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+pub(super) fn check_length(field: &str, text: &str, max: usize) -> Result<(), Refusal> {
+    if text.is_empty() || text.len() > max {
+        let message = format!("{} bytes, must be 1 to {max}", text.len());
+        return Err(Refusal::field(Code::Invalid, field, message));
+    }
+    Ok(())
+}
+
+pub(super) fn check_schema(field: &str, schema: &Value) -> Result<(), Refusal> {
+    if !schema.is_object() {
+        let message = "a JSON Schema is an object here";
+        return Err(Refusal::field(Code::Invalid, field, message));
+    }
+    let bytes = schema.to_string().len();
+    if bytes > SCHEMA_BYTES_MAX {
+        let message = format!("{bytes} bytes, at most {SCHEMA_BYTES_MAX}");
+        return Err(Refusal::field(Code::TooLarge, field, message));
+    }
+    if depth(schema) > SCHEMA_DEPTH_MAX {
+        let message = format!("nested deeper than {SCHEMA_DEPTH_MAX}");
+        return Err(Refusal::field(Code::TooLarge, field, message));
+    }
+    Ok(())
+}
+
+/// How deep objects and arrays are nested; `serde_json` refuses more than 128 when it reads.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
