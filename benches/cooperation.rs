@@ -28,6 +28,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pilotlight::calibrate::{Aim, Sample, calibrate};
+use pilotlight::generate::{TokenLogprob, Usage};
+use pilotlight::scheduler::together::mean_logprob;
 use serde_json::{Value, json};
 use support::figures::median;
 use support::model_file;
@@ -71,9 +73,10 @@ async fn ask(service: &Service, report: &Report, metadata: &Value, logprobs: boo
     let ms = started.elapsed().as_secs_f64() * 1e3;
     let text = reply["choices"][0]["message"]["content"].as_str();
     let tokens = reply["choices"][0]["logprobs"]["content"].as_array();
-    let logprob = tokens.filter(|tokens| !tokens.is_empty()).map(|tokens| {
-        let sum: f64 = tokens.iter().map(|token| token["logprob"].as_f64().unwrap()).sum();
-        (sum / tokens.len() as f64) as f32
+    let logprob = tokens.and_then(|tokens| {
+        let tokens: Vec<TokenLogprob> =
+            tokens.iter().map(|token| serde_json::from_value(token.clone()).unwrap()).collect();
+        mean_logprob(&Usage { logprobs: tokens, ..Usage::one_piece("") })
     });
     assert!(status == 200 || text.is_none(), "{reply}");
     if text.is_none() {
@@ -217,12 +220,16 @@ async fn main() {
     for (name, said) in [("device alone", &near), ("cloud alone", &far)] {
         marks.push((name.to_owned(), print_row(name, said)));
     }
-    for strategy in ["cascade", "refine", "compare"] {
-        let said = ask_all(&service, &asked, json!({"strategy": strategy}), false).await;
-        let name = match strategy {
-            "cascade" => format!("cascade at {threshold:.2}"),
-            other => other.to_owned(),
+    for strategy in ["cascade", "refine", "compare", "judged"] {
+        let (wishes, name) = match strategy {
+            "cascade" => (json!({"strategy": "cascade"}), format!("cascade at {threshold:.2}")),
+            "judged" => {
+                let wishes = json!({"strategy": "compare", "judge": "far"});
+                (wishes, "compare, judged by the larger".to_owned())
+            }
+            other => (json!({"strategy": other}), other.to_owned()),
         };
+        let said = ask_all(&service, &asked, wishes, false).await;
         let point = print_row(&name, &said);
         marks.push((name, point));
     }

@@ -164,6 +164,10 @@ pub struct TokenLogprob {
     /// The token and its probability.
     #[serde(flatten)]
     pub token: Logprob,
+    /// The natural logarithm of its probability among the tokens that the format allowed at its place;
+    /// 0 if there was no other, none if every token was allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_logprob: Option<f32>,
     /// The likeliest tokens at its place, the first first.
     pub top_logprobs: Vec<Logprob>,
 }

@@ -109,6 +109,8 @@ pub const LEDGER_WAITING_MAX: usize = 4 * RUNNING_JOBS_MAX;
 pub const LEDGER_LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Models that are asked at once to compare their answers.
 pub const COMPARED_MAX: usize = 3;
+/// Most tokens in which a model says which of several answers is best.
+pub const JUDGE_TOKENS_MAX: u32 = 256;
 /// First requests for which a failed model elsewhere may be asked once more: one in ten.
 pub const RETRY_EVERY: u32 = 10;
 /// Most retries that are saved up while nothing fails.

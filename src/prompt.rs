@@ -208,6 +208,8 @@ pub struct Job {
     /// With [`Strategy::Cascade`], the mean log-probability of its tokens from which on an answer of
     /// the device is good enough; at most 0.
     pub threshold: Option<f32>,
+    /// With [`Strategy::Compare`], the model that says which answer is best where none agree, by name.
+    pub judge: Option<String>,
     /// Services that it has passed already.
     pub hops: u8,
     /// The asker reads the answer piece by piece while it is written.
@@ -268,6 +270,7 @@ impl Job {
             ruled: None,
             strategy: Strategy::Single,
             threshold: None,
+            judge: None,
             hops: 0,
             streamed: false,
         }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use pilotlight::scheduler::decision::Decision;
 use pilotlight::scheduler::explain;
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, answer, ending, entry, error, head, piece};
+use support::cloud::{Act, Cloud, answer, ending, entry, error, head, piece, stream};
 use support::mqtt::App;
 use support::service::{Service, catalog};
 
@@ -183,6 +183,54 @@ async fn answers_are_compared() {
     let lost: Vec<&Value> = attempts.iter().filter(|one| one["outcome"] != "ok").collect();
     assert_eq!(lost.len(), 1, "{reply}");
     assert!(lost[0]["cost_usd"].as_f64().unwrap() > 0.0, "{reply}");
+}
+
+/// What a judge says is taken if it says so in both orders, and else what the rule says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_judge_has_the_last_word_where_none_agree() {
+    fn shown(body: &Value, answer: &str) -> &'static str {
+        let text = body["messages"][0]["content"].as_str().unwrap();
+        let first = text.contains(&format!("Answer A:\n{answer}\n"));
+        if first { r#"{"best": "A"}"# } else { r#"{"best": "B"}"# }
+    }
+    let far = Cloud::start([answer(&["blue"])]).await;
+    let acts: [fn(&Value) -> Vec<u8>; 6] = [
+        |body| stream(&[shown(body, "red or so")]),
+        |body| stream(&[shown(body, "red or so")]),
+        |_| stream(&[r#"{"best": "A"}"#]),
+        |_| stream(&[r#"{"best": "A"}"#]),
+        |_| stream(&["I can't say."]),
+        |_| stream(&["I can't say."]),
+    ];
+    let wise = Cloud::start(acts.map(Act::Make)).await;
+    let (_service, mut app) = service(&[("big", &far), ("wise", &wise)]).await;
+    let judged = json!({"judge": "wise"});
+    let attempts = ["local ok", "big ok", "wise ok", "wise ok"];
+    // the judge is no contestant, and sees both orders
+    let reply = ask(&mut app, "compare", "red or so", judged.clone()).await;
+    assert_eq!(told(&reply), is("red or so", "local", "strategy", &attempts), "{reply}");
+    let steps = reply["decision"]["steps"].as_array().unwrap();
+    let words: Vec<&Value> = steps.iter().map(|step| &step["prefers"]).collect();
+    assert_eq!(words, [&Value::Null, &Value::Null, &json!(0), &json!(0)], "{reply}");
+    let bodies: Vec<Value> = wise.asked().into_iter().map(|asked| asked.body).collect();
+    assert_ne!(shown(&bodies[0], "red or so"), shown(&bodies[1], "red or so"));
+    let cost = reply["usage"]["cost_usd"].as_f64().unwrap();
+    assert!((cost - 3.0 * 0.007).abs() < 1e-9, "{reply}");
+    // one that prefers whatever stands first, and one that says nothing of use
+    let reply = ask(&mut app, "compare", "red or so", judged.clone()).await;
+    assert_eq!(told(&reply), is("blue", "cloud", "strategy", &attempts), "{reply}");
+    let reply = ask(&mut app, "compare", "red or so", judged.clone()).await;
+    assert_eq!((&reply["text"], &reply["status"]), (&json!("blue"), &json!("ok")), "{reply}");
+    // nothing is left to say where two agree
+    let before = wise.asked().len();
+    let reply = ask(&mut app, "compare", "BLUE", judged.clone()).await;
+    assert_eq!((told(&reply).3.len(), wise.asked().len()), (2, before), "{reply}");
+    // a private prompt has no judge either, and without comparing there is nothing to judge
+    let private = json!({"judge": "wise", "mode": "local-only"});
+    assert_eq!(ask(&mut app, "compare", "mine", private).await["text"], "mine");
+    assert_eq!(wise.asked().len(), before);
+    let alone = app.ask("app", json!({"prompt": "hi", "judge": "wise"}).to_string()).await;
+    assert_eq!(alone["error"]["field"], "judge", "{alone}");
 }
 
 /// Whichever strategy is asked for, a private prompt reaches nobody.

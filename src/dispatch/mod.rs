@@ -6,6 +6,7 @@ mod card;
 mod files;
 mod handle;
 mod held;
+mod jury;
 mod keep;
 mod ledger;
 mod passage;

@@ -6,15 +6,16 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::clock;
 use super::handle::{Answer, Dispatch, End};
+use super::{clock, jury};
 use crate::generate::Usage;
 use crate::limits::COMPARED_MAX;
 use crate::model::{Capabilities, GENERATE, LOGPROBS, Reach};
 use crate::prompt::{Job, Message, Mode, Refusal, Role, Strategy};
 use crate::scheduler::decision::{Reason, Step};
-use crate::scheduler::together::{conclude, lacks, record};
+use crate::scheduler::together::{conclude, is_open, lacks, record};
 use crate::scheduler::{Verdict, may_reach};
+use crate::tools::ToolCall;
 
 /// What the second model is told of the first one's draft, before and behind it; then comes what was
 /// asked, as the last, where also a model that only continues texts takes it up.
@@ -39,8 +40,8 @@ struct Work {
 }
 
 /// What came of one model.
-struct Part {
-    text: String,
+pub(super) struct Part {
+    pub(super) text: String,
     end: End,
 }
 
@@ -74,8 +75,8 @@ impl Work {
         wants && is_here && has_others && may_leave(self.job.mode) && !self.left().is_zero()
     }
 
-    /// All at once; who answers the same as another ends the others' work.
-    async fn compare(&self) -> End {
+    /// Who is asked at once. The judge is not, unless it takes part in it to make two.
+    fn contestants(&self) -> Vec<String> {
         let seen = self.dispatch.backends();
         let can = |seen: &&super::Seen| {
             let can = seen.context.as_ref().map(|context| &context.capabilities);
@@ -83,8 +84,20 @@ impl Work {
             may_reach(self.job.mode, seen.reach)
                 && can.is_some_and(|can| can.has(GENERATE) && calls_tools(can))
         };
-        let names: Vec<String> =
-            seen.iter().filter(can).take(COMPARED_MAX).map(|seen| seen.server.clone()).collect();
+        let is_judge = |seen: &&super::Seen| {
+            let model = seen.context.as_ref().map(|context| context.identification.name.as_str());
+            let judge = self.job.judge.as_deref();
+            judge.is_some() && (judge == Some(&seen.server) || judge == model)
+        };
+        let (judges, others): (Vec<_>, Vec<_>) = seen.iter().filter(can).partition(is_judge);
+        let most = if others.len() < 2 { COMPARED_MAX } else { COMPARED_MAX.min(others.len()) };
+        let all = others.into_iter().chain(judges);
+        all.take(most).map(|seen| seen.server.clone()).collect()
+    }
+
+    /// All at once; who answers the same as another ends the others' work.
+    async fn compare(&self) -> End {
+        let names = self.contestants();
         if names.is_empty() || self.job.model.is_some() {
             let part = self.ask(self.step(self.job.mode), false).await;
             return self.end(vec![part]);
@@ -117,7 +130,35 @@ impl Work {
         }
         drop(running);
         let parts = parts.into_iter().flatten().collect();
-        self.end(parts)
+        self.judged(parts).await
+    }
+
+    /// Asks a judge, if there is one and it has something to say.
+    async fn judged(&self, parts: Vec<Part>) -> End {
+        let steps = self.steps(&parts);
+        let Some(judge) = self.job.judge.as_deref().filter(|_| is_open(&steps)) else {
+            return self.conclude(parts, steps);
+        };
+        let good = |at: &usize| steps[*at].answered && steps[*at].lacks.is_none();
+        let good: Vec<usize> = (0..parts.len()).filter(good).collect();
+        let asked = jury::orders(&good).map(|order| {
+            let job = jury::job(&self.step(self.job.mode), judge, &parts, &order);
+            async move {
+                let said = self.ask(job, false).await;
+                (jury::word(&said, &order), said)
+            }
+        });
+        let words = futures::future::join_all(asked).await;
+        let word = |(prefers, said): (Option<usize>, Part)| Step {
+            answered: said.is_answer(),
+            lacks: None,
+            agree: 0,
+            judges: true,
+            prefers,
+            decision: said.end.decision,
+        };
+        let steps = steps.into_iter().chain(words.into_iter().map(word)).collect();
+        self.conclude(parts, steps)
     }
 
     /// A step of it: the same prompt for one model, in the time that is left.
@@ -157,16 +198,26 @@ impl Work {
         lacks(&self.job.format, &part.text, usage, threshold)
     }
 
-    /// One end of all parts: that which counts, with the record of all.
-    fn end(&self, mut parts: Vec<Part>) -> End {
+    fn end(&self, parts: Vec<Part>) -> End {
+        let steps = self.steps(&parts);
+        self.conclude(parts, steps)
+    }
+
+    fn steps(&self, parts: &[Part]) -> Vec<Step> {
         let agree = |part: &Part| parts.iter().filter(|other| other.says_as(part)).count();
         let step = |part: &Part| Step {
             answered: part.is_answer(),
             lacks: self.lack(part),
             agree: u32::try_from(agree(part)).unwrap_or(u32::MAX),
+            judges: false,
+            prefers: None,
             decision: part.end.decision.clone(),
         };
-        let steps: Vec<Step> = parts.iter().map(step).collect();
+        parts.iter().map(step).collect()
+    }
+
+    /// One end of all parts: that which counts, with the record of all steps.
+    fn conclude(&self, mut parts: Vec<Part>, steps: Vec<Step>) -> End {
         let Some(counts) = conclude(self.job.strategy, &steps) else {
             return parts.swap_remove(0).end;
         };
@@ -193,22 +244,33 @@ impl Part {
         Part { text: String::new(), end: End::refused(refusal, Reason::Queue) }
     }
 
-    fn is_answer(&self) -> bool {
+    pub(super) fn is_answer(&self) -> bool {
         self.end.verdict == Verdict::Done
     }
 
-    /// Whether both say the same, but for space, case and the order of JSON keys.
+    fn calls(&self) -> &[ToolCall] {
+        self.end.usage.as_ref().map_or(&[], |usage| &usage.tool_calls)
+    }
+
+    /// All of it as text: what it says, and the tools that it calls.
+    pub(super) fn whole(&self) -> String {
+        let calls = self.calls().iter().map(|call| format!("{} {}", call.name, call.text()));
+        std::iter::once(self.text.clone()).chain(calls).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Whether both say the same, but for space, case and the order of JSON keys, and call the same.
     fn says_as(&self, other: &Part) -> bool {
-        let plain = |text: &str| match serde_json::from_str::<serde_json::Value>(text) {
-            Ok(value) => value.to_string().to_lowercase(),
-            Err(_) => text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase(),
+        let (one, two) = (self.text.to_lowercase(), other.text.to_lowercase());
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+        let is_same = match (value(&one), value(&two)) {
+            (Some(one), Some(two)) => one == two,
+            (_, _) => one.split_whitespace().eq(two.split_whitespace()),
         };
-        let calls = |part: &Part| -> Vec<(String, String)> {
-            let calls = part.end.usage.iter().flat_map(|usage| &usage.tool_calls);
-            calls.map(|call| (call.name.clone(), call.text())).collect()
+        let calls = |part: &Part| -> Vec<_> {
+            let calls = part.calls().iter();
+            calls.map(|call| (call.name.clone(), call.arguments.clone())).collect()
         };
-        let is_same = plain(&self.text) == plain(&other.text) && calls(self) == calls(other);
-        self.is_answer() && other.is_answer() && is_same
+        self.is_answer() && other.is_answer() && is_same && calls(self) == calls(other)
     }
 }
 

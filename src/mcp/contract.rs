@@ -179,6 +179,7 @@ fn make_tool() -> Tool {
             "class": {"type": "string", "enum": ["interactive", "normal", "batch"]},
             "mode": {"type": "string", "enum": ["local-only", "prefer-local", "prefer-cloud", "cloud-only"]},
             "strategy": {"type": "string", "enum": ["single", "cascade", "refine", "compare"]},
+            "judge": {"type": "string", "description": "With compare, the model that says which answer is best."},
             "model": {"type": "string"}
         },
         "additionalProperties": false

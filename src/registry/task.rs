@@ -37,6 +37,9 @@ pub struct Task {
     /// the device is good enough; `pilotlight calibrate` finds it.
     #[serde(default)]
     pub threshold: Option<f32>,
+    /// With the strategy `compare`, the model that says which answer is best where none agree.
+    #[serde(default)]
+    pub judge: Option<String>,
     /// A talent that the model must state.
     #[serde(default)]
     pub talent: Option<String>,
@@ -141,6 +144,10 @@ pub(super) fn check(tasks: &BTreeMap<String, Task>, mistakes: &mut Vec<Mistake>)
         if task.threshold.is_some() && task.strategy != Strategy::Cascade {
             let message = "is for the strategy cascade; name that as well";
             mistake(format!("{path}.threshold"), message.to_owned());
+        }
+        if task.judge.is_some() && task.strategy != Strategy::Compare {
+            let message = "is for the strategy compare; name that as well";
+            mistake(format!("{path}.judge"), message.to_owned());
         }
         if task.strategy != Strategy::Single && task.labels.is_some() {
             let message = "is for text and JSON; labels have a margin instead";

@@ -165,6 +165,12 @@ pub struct Step {
     pub lacks: Option<Reason>,
     /// How many of the answers say the same, itself counted.
     pub agree: u32,
+    /// It is no answer, but a word on which of the steps before is the best.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub judges: bool,
+    /// The step that it prefers, from 0 on, if it could be understood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefers: Option<usize>,
     /// Where it went and why.
     pub decision: Decision,
 }

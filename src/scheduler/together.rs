@@ -2,8 +2,9 @@
 //!
 //! - *cascade*: the first, unless it lacks something; then the second, if it was given.
 //! - *refine*: the second, made from the first; the first if there is no second.
-//! - *compare*: of the answers that lack nothing, that which most agree with; among equals the
-//!   one from furthest away, where the larger models are.
+//! - *compare*: of the answers that lack nothing, that which most agree with; if none agree, that
+//!   which a judge prefers whichever stands first; else the one from furthest away, where the larger
+//!   models are.
 
 use super::decision::{Decision, Reason, Step};
 use super::explain::explain as explain_one;
@@ -11,6 +12,9 @@ use crate::fit;
 use crate::generate::{Finish, Usage};
 use crate::model::Reach;
 use crate::prompt::{Format, Strategy};
+
+/// A log-probability from which on a token was as good as the only one.
+const FORCED: f32 = -1e-6;
 
 /// What an answer lacks, by the signs that cost nothing: its shape, its end, how likely its tokens
 /// were.
@@ -26,12 +30,19 @@ pub fn lacks(format: &Format, text: &str, usage: &Usage, threshold: Option<f32>)
     threshold.is_some_and(|least| mean < least).then_some(Reason::Confidence)
 }
 
-/// The mean log-probability of the tokens of an answer; none if it was not told.
+/// The mean log-probability of those tokens of an answer that the model had to choose, among those
+/// that the format allowed; none if it was not told.
 #[expect(clippy::cast_precision_loss, reason = "an answer has some thousand tokens")]
 pub fn mean_logprob(usage: &Usage) -> Option<f32> {
-    let tokens = &usage.logprobs;
-    let sum: f32 = tokens.iter().map(|one| one.token.logprob).sum();
-    (!tokens.is_empty()).then(|| sum / tokens.len() as f32)
+    let told = usage.logprobs.iter();
+    let chosen = told.filter(|one| one.allowed_logprob.is_none_or(|allowed| allowed < FORCED));
+    let (mut sum, mut count) = (0.0, 0);
+    for one in chosen {
+        sum += one.allowed_logprob.unwrap_or(one.token.logprob);
+        count += 1;
+    }
+    // nothing to choose is nothing to doubt
+    (!usage.logprobs.is_empty()).then(|| if count == 0 { 0.0 } else { sum / count as f32 })
 }
 
 /// Which of these counts, and why; `steps` are in the order in which they were asked.
@@ -49,14 +60,32 @@ pub fn conclude(strategy: Strategy, steps: &[Step]) -> Option<(usize, Reason)> {
         Strategy::Refine if steps[0].answered => (0, steps[last].decision.reason),
         Strategy::Refine | Strategy::Single => own(last),
         Strategy::Compare => {
+            let preferred = preferred(steps);
             let rank = |at: &usize| {
                 let step = &steps[*at];
-                (step.answered, step.lacks.is_none(), step.agree, distance(&step.decision.route))
+                let is_preferred = preferred == Some(*at);
+                let far = distance(&step.decision.route);
+                (step.answered, step.lacks.is_none(), is_preferred, step.agree, far)
             };
-            let best = (0..steps.len()).max_by_key(rank)?;
+            let answers = steps.iter().take_while(|step| !step.judges).count();
+            let best = (0..answers).max_by_key(rank)?;
             if steps[best].answered { (best, Reason::Strategy) } else { own(best) }
         }
     })
+}
+
+/// What all who judge prefer, if they do: one that prefers whatever stands first prefers nothing.
+fn preferred(steps: &[Step]) -> Option<usize> {
+    let mut words = steps.iter().filter(|step| step.judges).map(|step| step.prefers);
+    let first = words.next()??;
+    words.all(|word| word == Some(first)).then_some(first)
+}
+
+/// Whether a judge has something to say: several answers lack nothing, and no two of them agree.
+pub fn is_open(steps: &[Step]) -> bool {
+    let good: Vec<&Step> =
+        steps.iter().filter(|step| step.answered && step.lacks.is_none()).collect();
+    good.len() > 1 && good.iter().all(|step| step.agree == 1)
 }
 
 fn distance(route: &str) -> u8 {
@@ -100,4 +129,30 @@ pub(super) fn explain(decision: &Decision) -> Result<(String, Reason), String> {
     let strategy = decision.strategy.ok_or("the record names no strategy")?;
     let counts = conclude(strategy, &decision.steps).ok_or("the record has no steps")?;
     Ok((decision.steps[counts.0].decision.route.clone(), counts.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::{Logprob, TokenLogprob};
+
+    fn usage(tokens: &[(f32, Option<f32>)]) -> Usage {
+        let token = |(logprob, allowed_logprob): &(f32, Option<f32>)| TokenLogprob {
+            token: Logprob { token: "x".to_owned(), bytes: vec![b'x'], logprob: *logprob },
+            allowed_logprob: *allowed_logprob,
+            top_logprobs: Vec::new(),
+        };
+        Usage { logprobs: tokens.iter().map(token).collect(), ..Usage::one_piece("m") }
+    }
+
+    #[test]
+    fn only_what_could_be_chosen_counts() {
+        assert_eq!(mean_logprob(&usage(&[])), None);
+        assert_eq!(mean_logprob(&usage(&[(-1.0, None), (-3.0, None)])), Some(-2.0));
+        let json = [(-9.0, Some(0.0)), (-4.0, Some(-1.0)), (-2.0, Some(-0.5)), (-7.0, Some(0.0))];
+        assert_eq!(mean_logprob(&usage(&json)), Some(-0.75));
+        assert_eq!(mean_logprob(&usage(&[(-9.0, Some(0.0))])), Some(0.0));
+        let lacks = |least| lacks(&Format::Text, "x", &usage(&json), Some(least));
+        assert_eq!((lacks(-0.8), lacks(-0.7)), (None, Some(Reason::Confidence)));
+    }
 }

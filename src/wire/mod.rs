@@ -118,6 +118,9 @@ pub struct Ask {
     /// How models work together: `single`, `cascade`, `refine` or `compare`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
+    /// With `compare`, the model that says which answer is best where none agree.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge: Option<String>,
     /// The one model that shall answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
@@ -208,6 +211,9 @@ impl Ask {
         if let Some(model) = &self.model {
             check_length("model", model, KEY_BYTES_MAX)?;
         }
+        if let Some(judge) = &self.judge {
+            check_length("judge", judge, KEY_BYTES_MAX)?;
+        }
         if let Some(talent) = &self.talent {
             check_length("talent", talent, KEY_BYTES_MAX)?;
         }
@@ -218,6 +224,10 @@ impl Ask {
         {
             let message = "is for text and JSON; labels have a margin instead";
             return Err(Refusal::field(Code::Invalid, "strategy", message));
+        }
+        if self.judge.is_some() && strategy != Strategy::Compare {
+            let message = "is for the strategy compare; name that as well";
+            return Err(Refusal::field(Code::Invalid, "judge", message));
         }
         Ok(Job {
             id: JobId(0),
@@ -236,6 +246,7 @@ impl Ask {
             model: self.model,
             strategy,
             threshold: task.and_then(|t| t.threshold),
+            judge: self.judge.or_else(|| task.and_then(|t| t.judge.clone())),
             hops: 0,
             streamed: self.stream == Some(true),
         })

@@ -19,6 +19,8 @@ pub enum Act {
     Say(Vec<u8>),
     /// Sends these bytes and then nothing more.
     Hang(Vec<u8>),
+    /// Sends what this makes of the request's body.
+    Make(fn(&Value) -> Vec<u8>),
     /// Sends this head, and then the same bytes without end.
     Flood(Vec<u8>, Vec<u8>),
 }
@@ -99,6 +101,7 @@ impl Cloud {
 
     async fn serve(&self, mut line: impl AsyncRead + AsyncWrite + Unpin) -> Option<()> {
         let asked = read(&mut line).await?;
+        let body = asked.body.clone();
         self.asked.lock().unwrap().push(asked);
         let act = {
             let mut acts = self.acts.lock().unwrap();
@@ -106,6 +109,7 @@ impl Cloud {
         };
         match act {
             Act::Say(bytes) => line.write_all(&bytes).await.ok()?,
+            Act::Make(make) => line.write_all(&make(&body)).await.ok()?,
             Act::Hang(bytes) => {
                 line.write_all(&bytes).await.ok()?;
                 // until the other side closes
@@ -162,10 +166,13 @@ pub fn ending(reason: &str) -> String {
 
 /// A whole answer of these pieces.
 pub fn answer(pieces: &[&str]) -> Act {
+    Act::Say(stream(pieces))
+}
+
+/// The bytes of such an answer.
+pub fn stream(pieces: &[&str]) -> Vec<u8> {
     let pieces: String = pieces.iter().map(|text| piece(text)).collect();
-    Act::Say(
-        format!("{}{pieces}{}", head("200 OK", "text/event-stream", ""), ending("stop")).into(),
-    )
+    format!("{}{pieces}{}", head("200 OK", "text/event-stream", ""), ending("stop")).into()
 }
 
 /// A refusal.

@@ -1,6 +1,6 @@
 //! What every engine must do with a real model, beyond the contract of all that answers.
 
-use pilotlight::generate::{Fault, Finish, Generate, Usage, channel};
+use pilotlight::generate::{Fault, Finish, Generate, TokenLogprob, Usage, channel};
 use pilotlight::prompt::{Class, Code, Format, Job, Message, Role};
 use serde_json::{Value, json};
 
@@ -195,6 +195,7 @@ pub async fn says_how_likely_its_tokens_were(model: &dyn Generate) {
     for at in &usage.logprobs {
         assert_eq!(at.top_logprobs.len(), 3);
         assert!(at.token.logprob <= 0.0 && at.token.logprob.is_finite());
+        assert_eq!(at.allowed_logprob, None);
         // greedy: what was taken was the likeliest
         assert_eq!(at.token, at.top_logprobs[0]);
         assert!(at.top_logprobs.is_sorted_by(|a, b| a.logprob >= b.logprob), "{at:?}");
@@ -203,4 +204,10 @@ pub async fn says_how_likely_its_tokens_were(model: &dyn Generate) {
     asked.format = Format::Schema(json!({"enum": ["q"]}).into());
     let (_, usage) = run(model, &asked).await.unwrap();
     assert!(usage.logprobs.iter().any(|at| at.token != at.top_logprobs[0]), "{usage:?}");
+    // among what was allowed it is likelier, most of all where all that the model would say was not
+    let allowed = |at: &TokenLogprob| at.allowed_logprob.unwrap();
+    for at in &usage.logprobs {
+        assert!(allowed(at) <= 0.0 && allowed(at) >= at.token.logprob - 1e-3, "{at:?}");
+    }
+    assert!(usage.logprobs.iter().any(|at| allowed(at) > at.token.logprob + 0.5), "{usage:?}");
 }

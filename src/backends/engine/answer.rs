@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use toktrie::SimpleVob;
+
 use super::constraint::{Constraint, Factory};
 use super::labels::{Calibration, Chosen, Learned};
 use super::pacer::{Duty, Pacer};
@@ -259,13 +261,17 @@ impl<D: Decoder> Engine<D> {
             // the sampler changes the logits
             let expected =
                 job.sampling.logprobs.map(|top| (top, log_probabilities(self.decoder.logits())));
-            let token = self.next(&mut sampler, constraint.as_mut())?;
+            let allowed = constraint.as_mut().map(Constraint::allowed).transpose()?;
+            let token = self.next(&mut sampler, allowed.as_ref())?;
             if self.decoder.is_end(token) {
                 written.finish = Finish::Stop;
                 break;
             }
             written.tokens += 1;
-            written.logprobs.extend(expected.map(|(top, all)| self.logprob(token, top, &all)));
+            written.logprobs.extend(expected.map(|(top, all)| TokenLogprob {
+                allowed_logprob: allowed.as_ref().map(|allowed| among(token, allowed, &all)),
+                ..self.logprob(token, top, &all)
+            }));
             send(out, text.push(&self.decoder.piece(token)))?;
             if let Some(constraint) = &mut constraint {
                 constraint.accept(token)?;
@@ -326,24 +332,27 @@ impl<D: Decoder> Engine<D> {
                 best.truncate(usize::from(top));
             }
         }
-        TokenLogprob { token: of(token), top_logprobs: best.into_iter().map(of).collect() }
+        let top_logprobs = best.into_iter().map(of).collect();
+        TokenLogprob { token: of(token), allowed_logprob: None, top_logprobs }
     }
 
-    fn next(
-        &mut self,
-        sampler: &mut Sampler,
-        constraint: Option<&mut Constraint>,
-    ) -> Result<u32, Fault> {
+    fn next(&mut self, sampler: &mut Sampler, allowed: Option<&SimpleVob>) -> Result<u32, Fault> {
         let logits = self.decoder.logits();
-        let token = match constraint {
+        let token = match allowed {
             None => sampler.choose(logits, |_| true),
-            Some(constraint) => {
-                let allowed = constraint.allowed()?;
-                sampler.choose(logits, |token| allowed.is_allowed(token))
-            }
+            Some(allowed) => sampler.choose(logits, |token| allowed.is_allowed(token)),
         };
         token.ok_or_else(|| Fault::Broken("no token can come next".to_owned()))
     }
+}
+
+/// The logarithm of a token's probability among those that are allowed.
+fn among(token: u32, allowed: &SimpleVob, all: &[f32]) -> f32 {
+    let of = |token: u32| all.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    let own = of(token);
+    // against its own, so that no other makes it nothing
+    let sum: f32 = allowed.iter().map(|other| (of(other) - own).exp()).sum();
+    if sum.is_finite() { -sum.max(1.0).ln() } else { f32::MIN }
 }
 
 /// What was written.

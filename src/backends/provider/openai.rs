@@ -138,7 +138,7 @@ impl Token {
     fn among_others(mut self) -> TokenLogprob {
         let others = std::mem::take(&mut self.top_logprobs);
         let top_logprobs = others.into_iter().map(Token::alone).collect();
-        TokenLogprob { token: self.alone(), top_logprobs }
+        TokenLogprob { token: self.alone(), allowed_logprob: None, top_logprobs }
     }
 }
 

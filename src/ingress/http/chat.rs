@@ -172,6 +172,7 @@ pub(super) struct Wishes {
     mode: Option<Mode>,
     task: Option<String>,
     strategy: Option<Strategy>,
+    judge: Option<String>,
 }
 
 impl Wishes {
@@ -192,6 +193,7 @@ impl Wishes {
             mode: self.mode,
             task: self.task,
             strategy: self.strategy,
+            judge: self.judge,
             ..Ask::default()
         })
     }
