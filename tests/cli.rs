@@ -215,3 +215,19 @@ async fn ask_here_and_serve_dry() {
     let (code, out, err) = program(folder.path(), &["ask", "--local", "d e f"], &[]).await;
     assert!(code == 0 && out.starts_with("d e f\n"), "{out}{err}");
 }
+
+/// As with `pilotlight doctor | head -1`.
+#[tokio::test]
+async fn a_reader_that_goes_is_no_trouble() {
+    let mut doctor = tokio::process::Command::new(PROGRAM)
+        .args(["doctor", "--samples", "1"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(doctor.stdout.take());
+    let ended =
+        tokio::time::timeout(support::SOON, doctor.wait_with_output()).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!((ended.status.code(), said.as_str()), (Some(141), ""));
+}

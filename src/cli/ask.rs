@@ -70,9 +70,9 @@ impl Ask {
             self.ask_service(ask, &config).await?
         };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&reply)?);
+            say!("{}", serde_json::to_string_pretty(&reply)?);
         } else {
-            println!();
+            say!();
             print_record(&reply)?;
         }
         Ok(if reply.status == Status::Ok { DONE } else { NOT_ANSWERED })
@@ -269,7 +269,7 @@ fn print_record(reply: &Reply) -> anyhow::Result<()> {
         record["confidence"] = serde_json::json!(confidence);
         record["scores"] = serde_json::json!(reply.scores);
     }
-    println!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
+    say!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
     Ok(())
 }
 

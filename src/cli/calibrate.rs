@@ -94,7 +94,7 @@ impl Calibrate {
                 few.least
             ),
         };
-        self.tell(&samples, &found);
+        self.tell(&samples, &found)?;
         let Some(best) = found.best else {
             return Ok(NOT_ANSWERED);
         };
@@ -150,7 +150,7 @@ impl Calibrate {
         }
     }
 
-    fn tell(&self, samples: &[Sample], found: &Found) {
+    fn tell(&self, samples: &[Sample], found: &Found) -> std::io::Result<()> {
         let right = samples.iter().filter(|sample| sample.right).count();
         if self.json {
             let row = |row: &Row| {
@@ -160,29 +160,30 @@ impl Calibrate {
             let tried: Vec<Value> = found.tried.iter().map(row).collect();
             let best = found.best.as_ref().map(row);
             let all = samples.len();
-            println!("{}", json!({"samples": all, "right": right, "tried": tried, "best": best}));
-            return;
+            say!("{}", json!({"samples": all, "right": right, "tried": tried, "best": best}));
+            return Ok(());
         }
-        println!("{} samples, {right} answered rightly by the device", samples.len());
-        println!("threshold     kept    wrong   at most wrong");
+        say!("{} samples, {right} answered rightly by the device", samples.len());
+        say!("threshold     kept    wrong   at most wrong");
         for row in &found.tried {
             let Row { threshold, kept, wrong, bound } = row;
-            println!("{threshold:9.4} {kept:8} {wrong:8} {:14.1} %", 100.0 * bound);
+            say!("{threshold:9.4} {kept:8} {wrong:8} {:14.1} %", 100.0 * bound);
         }
         let (aim, sure) = (100.0 * self.wrong, 100.0 * self.confidence);
         match &found.best {
-            Some(best) => println!(
+            Some(best) => say!(
                 "threshold {}: {} of {} answers stay on the device; of such, at most {aim} % are \
                  wrong, with a confidence of {sure} %",
                 best.threshold,
                 best.kept,
                 samples.len()
             ),
-            None => println!(
+            None => say!(
                 "no threshold can promise that at most {aim} % of what is kept is wrong; nothing is \
                  set. More samples may help, or another model"
             ),
         }
+        Ok(())
     }
 
     /// Writes the threshold into the configuration; it is the old one or the new one, never a part.
@@ -205,7 +206,7 @@ impl Calibrate {
         };
         written().with_context(|| format!("{shown} can't be written"))?;
         if !self.json {
-            println!("{shown}: task {} has it now; the service reads it when it starts", self.task);
+            say!("{shown}: task {} has it now; the service reads it when it starts", self.task);
         }
         Ok(())
     }

@@ -40,10 +40,10 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
             .iter()
             .map(|f| json!({"what": f.what, "good": f.good, "said": f.said}))
             .collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        say!("{}", serde_json::to_string_pretty(&all)?);
     } else {
         for Finding { what, good, said } in &findings {
-            println!("{} {what}: {said}", if *good { "ok  " } else { "look" });
+            say!("{} {what}: {said}", if *good { "ok  " } else { "look" });
         }
     }
     Ok(if good { DONE } else { NOT_READY })
@@ -57,7 +57,7 @@ pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     for _ in 0..count {
         ticks.tick().await;
-        println!("{}", serde_json::to_string(&sensors.read(None))?);
+        say!("{}", serde_json::to_string(&sensors.read(None))?);
     }
     Ok(DONE)
 }

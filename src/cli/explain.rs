@@ -23,14 +23,14 @@ pub(super) struct Explain {
 impl Explain {
     pub(super) fn run(&self) -> anyhow::Result<u8> {
         let decision = self.read()?;
-        print(&decision);
+        print(&decision)?;
         match explain(&decision) {
             Ok((route, reason)) if route == decision.route && reason == decision.reason => {
-                println!("decided again from these figures: the same");
+                say!("decided again from these figures: the same");
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                println!("decided again from these figures: {route}, {}", reason.word());
+                say!("decided again from these figures: {route}, {}", reason.word());
                 Ok(BROKE)
             }
             Err(why) => bail!("it can't be decided again: {why}"),
@@ -61,25 +61,27 @@ impl Explain {
     }
 }
 
-fn print(decision: &Decision) {
-    println!("went: {} because of {}", decision.route, decision.reason.word());
+fn print(decision: &Decision) -> std::io::Result<()> {
+    say!("went: {} because of {}", decision.route, decision.reason.word());
     for attempt in &decision.attempts {
-        println!("tried: {}, {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
+        say!("tried: {}, {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
     }
     if let Some(predicted) = decision.predicted_ms {
-        println!(
+        say!(
             "expected when it came: {:.0} ms in one of two cases, {:.0} ms in 19 of 20",
-            predicted.p50, predicted.p95
+            predicted.p50,
+            predicted.p95
         );
     }
     if let Some(figures) = &decision.figures {
-        print_figures(figures);
+        print_figures(figures)?;
     }
+    Ok(())
 }
 
-fn print_figures(figures: &Figures) {
+fn print_figures(figures: &Figures) -> std::io::Result<()> {
     let Figures { duty, stage, cause, ahead, line, own, away, servers, .. } = figures;
-    println!(
+    say!(
         "the device: {} by {}, engines compute {:.0} % of the time",
         stage.name(),
         cause.name(),
@@ -91,16 +93,18 @@ fn print_figures(figures: &Figures) {
             None if server.full => "had no room".to_owned(),
             None => "could be asked".to_owned(),
         };
-        println!("{} ({}): {state}", server.server, server.reach.name());
+        say!("{} ({}): {state}", server.server, server.reach.name());
     }
     if ahead.worst > 0.0 {
-        println!(
+        say!(
             "before its group: {:.0} ms likely, {:.0} careful, {:.0} at worst",
-            ahead.p50, ahead.p95, ahead.worst
+            ahead.p50,
+            ahead.p95,
+            ahead.worst
         );
     }
     for (at, case) in line.iter().enumerate() {
-        println!(
+        say!(
             "{} {:.0} ms likely, {:.0} careful, {:.0} at worst; {:.0} ms to its deadline{}",
             if at == *own { "this one:" } else { "in line: " },
             case.work.p50,
@@ -111,6 +115,7 @@ fn print_figures(figures: &Figures) {
         );
     }
     if let Some(away) = away {
-        println!("an answer from elsewhere: {:.0} ms likely, {:.0} careful", away.p50, away.p95);
+        say!("an answer from elsewhere: {:.0} ms likely, {:.0} careful", away.p50, away.p95);
     }
+    Ok(())
 }

@@ -1,6 +1,9 @@
 //! The command line: what can be asked of the one binary, and the commands that are not the
 //! service itself.
 
+#[macro_use]
+mod say;
+
 mod ask;
 mod calibrate;
 mod doctor;
@@ -33,6 +36,9 @@ const NOT_READY: u8 = 3;
 /// The prompt was not answered.
 const NOT_ANSWERED: u8 = 4;
 
+/// Nobody reads what is printed: what a shell says of a program that SIGPIPE has ended.
+const UNREAD: u8 = 141;
+
 /// A small flame that is always on: a tiny language model on the device, the cloud only when it
 /// must be.
 #[derive(Debug, Parser)]
@@ -47,7 +53,8 @@ struct Line {
 
 const AFTER: &str = "Exit codes: 0 it worked, 1 something broke, 2 the command line or the \
                      configuration is wrong, 3 the service is not ready, 4 the prompt was not \
-                     answered.";
+                     answered; 141 nobody \
+                     reads what is printed.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -151,7 +158,7 @@ impl Line {
                 };
                 status::run(&config, json).await?
             }
-            Command::Check { file } => check(file.as_deref().or(path)),
+            Command::Check { file } => check(file.as_deref().or(path))?,
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
             Command::Calibrate(calibrate) => {
@@ -218,11 +225,11 @@ fn tell(kind: &str, mistakes: &[Mistake]) {
     }
 }
 
-fn check(path: Option<&std::path::Path>) -> u8 {
+fn check(path: Option<&std::path::Path>) -> anyhow::Result<u8> {
     let Some(config) = loaded(path) else {
-        return WRONG;
+        return Ok(WRONG);
     };
     let count = config.catalog.servers.len();
-    println!("{}: no mistakes, {count} model server(s)", config.path.display());
-    DONE
+    say!("{}: no mistakes, {count} model server(s)", config.path.display());
+    Ok(DONE)
 }

@@ -53,7 +53,7 @@ impl Quantize {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = i32::try_from(threads).context("more processors than can be counted")?;
         crate::backends::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
-        println!("{}", self.to.display());
+        say!("{}", self.to.display());
         Ok(())
     }
 
@@ -74,7 +74,7 @@ impl Convert {
             }
         };
         crate::backends::onnx::convert::convert(&self.from, &self.to, self.weights, progress)?;
-        println!("{}", self.to.display());
+        say!("{}", self.to.display());
         Ok(())
     }
 

@@ -95,7 +95,7 @@ impl Simulate {
         let demand = Demand { load: self.load, burst: self.burst, length };
         if let Some(config) = config {
             let outcome = live(board, demand, self.seed, config).await?;
-            self.print_live(board, &outcome);
+            self.print_live(board, &outcome)?;
             self.draw(board, &outcome)?;
             return Ok(DONE);
         }
@@ -108,7 +108,7 @@ impl Simulate {
         let policies = if self.compare { POLICIES.to_vec() } else { vec![Policy::Ours] };
         let outcome = |policy| (policy, over(board, demand, self.days, policy, &given));
         let outcomes: Vec<(Policy, Outcome)> = policies.into_iter().map(outcome).collect();
-        self.print(board, &outcomes);
+        self.print(board, &outcomes)?;
         if let Some((_, ours)) = outcomes.last() {
             self.draw(board, ours)?;
         }
@@ -132,33 +132,35 @@ impl Simulate {
     }
 
     /// A day with real engines: nobody knows what was needless.
-    fn print_live(&self, board: &Board, outcome: &Outcome) {
+    fn print_live(&self, board: &Board, outcome: &Outcome) -> std::io::Result<()> {
         if self.json {
             let mut record = record(Policy::Ours, outcome);
             record["needless"] = serde_json::Value::Null;
-            println!("{:#}", json!({"board": board.name, "policies": [record]}));
-            return;
+            say!("{:#}", json!({"board": board.name, "policies": [record]}));
+            return Ok(());
         }
         let Outcome { jobs, away, missed, peak_c, hot_s, .. } = outcome;
-        println!(
+        say!(
             "{jobs} prompts: {away} answered elsewhere {:?}, {missed} missed; at most {peak_c:.1} °C, \
              {hot_s:.0} s above the trip point",
             outcome.reasons
         );
+        Ok(())
     }
 
-    fn print(&self, board: &Board, outcomes: &[(Policy, Outcome)]) {
+    fn print(&self, board: &Board, outcomes: &[(Policy, Outcome)]) -> std::io::Result<()> {
         if self.json {
             let all: Vec<_> = outcomes.iter().map(|(policy, o)| record(*policy, o)).collect();
-            println!("{:#}", json!({"board": board.name, "policies": all}));
-            return;
+            say!("{:#}", json!({"board": board.name, "policies": all}));
+            return Ok(());
         }
-        println!("{}", table(outcomes));
+        say!("{}", table(outcomes));
         if let Some((_, ours)) = outcomes.last() {
             let reasons: Vec<String> =
                 ours.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-            println!("{} prompts; our judge sent away: {}", ours.jobs, reasons.join(", "));
+            say!("{} prompts; our judge sent away: {}", ours.jobs, reasons.join(", "));
         }
+        Ok(())
     }
 }
 

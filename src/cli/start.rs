@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use super::{BROKE, Line};
+use super::{BROKE, Line, UNREAD};
 use crate::tls;
 
 /// What is logged if nobody says: our own affairs, and only the troubles of the libraries.
@@ -26,11 +26,18 @@ pub fn main() -> ExitCode {
     tls::install_provider();
     match run(line) {
         Ok(code) => code,
+        Err(error) if is_unread(&error) => ExitCode::from(UNREAD),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(BROKE)
         }
     }
+}
+
+/// Whether nobody reads our output any more.
+fn is_unread(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(line: Line) -> anyhow::Result<ExitCode> {

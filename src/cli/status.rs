@@ -21,35 +21,35 @@ pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
     };
     let state: Value = answer.json().await?;
     if json {
-        println!("{state:#}");
+        say!("{state:#}");
     } else {
-        print(&state, &addr.to_string());
+        print(&state, &addr.to_string())?;
     }
     Ok(if state["ready"] == true { DONE } else { NOT_READY })
 }
 
-fn print(state: &Value, addr: &str) {
+fn print(state: &Value, addr: &str) -> std::io::Result<()> {
     let ready = if state["ready"] == true { "ready" } else { "not ready" };
-    println!("pilotlight {} at {addr}: {ready}", text(&state["version"]));
-    println!("jobs: {} waiting, {} running", state["waiting"], state["running"]);
+    say!("pilotlight {} at {addr}: {ready}", text(&state["version"]));
+    say!("jobs: {} waiting, {} running", state["waiting"], state["running"]);
     let spent = |span: &str| state["spent_usd"][span].as_f64().unwrap_or(0.0);
     if spent("month") > 0.0 {
         let (hour, day, month) = (spent("hour"), spent("day"), spent("month"));
-        println!("spent: {hour} USD this hour, {day} today, {month} this month");
+        say!("spent: {hour} USD this hour, {day} today, {month} this month");
     }
     if state["device"].is_object() {
-        println!("device: {}", device(&state["device"]));
+        say!("device: {}", device(&state["device"]));
     }
     if state["mqtt"].is_object() {
-        println!("broker: {} {}", text(&state["mqtt"]["state"]), text(&state["mqtt"]["reason"]));
+        say!("broker: {} {}", text(&state["mqtt"]["state"]), text(&state["mqtt"]["reason"]));
     }
     for server in state["servers"].as_array().into_iter().flatten() {
         let health = &server["health"];
         let (name, place) = (text(&server["server"]), text(&server["where"]));
-        println!("{name} ({place}): {} {}", text(&health["state"]), text(&health["reason"]));
+        say!("{name} ({place}): {} {}", text(&health["state"]), text(&health["reason"]));
         let runtime = &server["model"]["runtime"];
         if runtime.is_object() {
-            println!(
+            say!(
                 "  {} {} on {} {}, {} MiB, {}loaded in {} ms",
                 text(&server["model"]["identification"]["name"]),
                 text(&runtime["quantization"]),
@@ -60,10 +60,11 @@ fn print(state: &Value, addr: &str) {
                 runtime["load_ms"],
             );
             if let Some(why) = runtime["fallback"].as_str() {
-                println!("  not on the accelerator that was asked for: {why}");
+                say!("  not on the accelerator that was asked for: {why}");
             }
         }
     }
+    Ok(())
 }
 
 /// How hard pressed the device is, in a line.
