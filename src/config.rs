@@ -409,6 +409,7 @@ pub fn dry(config: Config) -> Config {
         reach: crate::model::Reach::Device,
         silence: None,
         talents: Vec::new(),
+        fallbacks: Vec::new(),
         price: crate::money::Price::default(),
     };
     Config { catalog: Catalog { servers: vec![server], ..config.catalog }, ..config }

@@ -17,6 +17,8 @@ pub struct Backend {
     pub reach: Reach,
     /// Talents that the configuration says it has, besides those that it states.
     pub talents: Vec<String>,
+    /// Servers that may answer what this one refuses for its rules or its length.
+    pub fallbacks: Vec<String>,
     /// What its tokens cost.
     pub price: Price,
     /// What answers, while it is up.

@@ -106,6 +106,9 @@ impl World {
                         .map(str::to_owned)
                         .collect(),
                 ),
+                fallbacks: (0..random.usize(0..8) / 3)
+                    .map(|_| format!("server-{}", random.usize(0..5)))
+                    .collect(),
                 ..Card::unknown(&format!("server-{n}"), *random.choice(&reaches).unwrap())
             })
             .collect();
@@ -212,7 +215,8 @@ impl World {
             3 => Fault::Broken("x".into()),
             4 => Fault::Unfit(Refusal::new(Code::Incapable, "x")),
             5 => Fault::Unfit(Refusal::new(Code::Invalid, "x")),
-            6 => Fault::Cancelled,
+            6 => Fault::Unfit(Refusal::new(Code::Forbidden, "x")),
+            7 => Fault::Cancelled,
             _ => {
                 let sure = self.random.f32();
                 let book = self.books.get_mut(&job)?;

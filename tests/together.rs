@@ -23,7 +23,7 @@ use pilotlight::scheduler::explain;
 use serde_json::{Value, json};
 use support::cloud::{Act, Cloud, answer, ending, entry, error, head, piece, stream};
 use support::mqtt::App;
-use support::service::{Service, catalog};
+use support::service::{Service, catalog, program};
 
 /// A service with a scripted model, and clouds that answer so.
 async fn service(clouds: &[(&str, &Cloud)]) -> (Service, App) {
@@ -113,8 +113,42 @@ async fn what_one_provider_forbids_is_not_taken_to_the_next() {
         (&reply["status"], &reply["error"]["code"]),
         (&json!("refused"), &json!("forbidden"))
     );
-    assert_eq!(told(&reply).3, ["a unfit"], "{reply}");
+    assert_eq!(told(&reply).3, ["a forbidden"], "{reply}");
     assert_eq!((strict.asked().len(), lax.asked().len()), (1, 0));
+}
+
+/// Unless the configuration says who may: then nobody else, however near.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_provider_forbids_is_taken_to_those_it_names() {
+    let no = format!("{}{}", head("200 OK", "text/event-stream", ""), ending("content_filter"));
+    let strict = Cloud::start([Act::Say(no.into())]).await;
+    let long = Cloud::start([error("400 Bad Request", "", "context length exceeded")]).await;
+    let lax = Cloud::start([answer(&["gladly"])]).await;
+    let mut catalog = catalog(&["--scripted", "small"]);
+    for (name, cloud) in [("a", &strict), ("b", &long), ("c", &lax), ("d", &lax)] {
+        catalog["pilotlight"]["providers"][name] = entry(&cloud.url);
+    }
+    catalog["pilotlight"]["providers"]["a"]["fallbacks"] = json!(["b", "d"]);
+    catalog["pilotlight"]["providers"]["b"]["fallbacks"] = json!(["d"]);
+    let service = Service::start(&catalog).await;
+    service.ready_all().await;
+    let mut app = App::of(service.mqtt, "app").await;
+    let reply = ask(&mut app, "single", "hello", json!({"mode": "prefer-cloud"})).await;
+    let attempts = ["a forbidden", "b unfit", "d ok"];
+    assert_eq!(told(&reply), is("gladly", "cloud", "policy", &attempts), "{reply}");
+    let servers = reply["decision"]["figures"]["servers"].as_array().unwrap();
+    let lacks: Vec<&Value> = servers.iter().map(|server| &server["lacks"]).collect();
+    assert_eq!(lacks[..4], ["policy", "policy", "capability:context", "policy"], "{reply}");
+    // who is named has to be there
+    catalog["pilotlight"]["providers"]["a"]["fallbacks"] = json!(["b", "a", "e"]);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mcp.json"), catalog.to_string()).unwrap();
+    let (code, said, errors) = program(folder.path(), &["check", "mcp.json"], &[]).await;
+    let all = said + &errors;
+    assert!(
+        code != 0 && all.contains("a.fallbacks[1]: no other model") && all.contains("[2]"),
+        "{all}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

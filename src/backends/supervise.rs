@@ -35,6 +35,7 @@ pub fn supervise(
         server: server.name.clone(),
         reach: server.reach,
         talents: server.talents.clone(),
+        fallbacks: server.fallbacks.clone(),
         price: server.price,
         link: state,
         wanted,

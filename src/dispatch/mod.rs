@@ -75,7 +75,11 @@ pub fn new(
     let dispatch = Dispatch::new(orders, &backends, (load, rate, spent), redactor);
     let backends_count = backends.len();
     let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), hour());
-    let card = |b: &Backend| Card { price: b.price, ..Card::unknown(&b.server, b.reach) };
+    let card = |b: &Backend| Card {
+        price: b.price,
+        fallbacks: b.fallbacks.clone(),
+        ..Card::unknown(&b.server, b.reach)
+    };
     let dispatcher = Dispatcher {
         scheduler: Scheduler::resume(backends.iter().map(card).collect(), keep.read())
             .with_budget(caps, books),
@@ -320,7 +324,8 @@ impl Dispatcher {
 
     /// What is so now; the watcher made after this sees what comes later.
     fn state_of(&mut self, backend: usize) -> Event {
-        let Backend { server, reach, talents, link, price, .. } = &mut self.backends[backend];
+        let Backend { server, reach, talents, fallbacks, link, price, .. } =
+            &mut self.backends[backend];
         match &*link.borrow_and_update() {
             Link::Down(_) => Event::Down(BackendId(backend)),
             Link::Up(generate) => {
@@ -331,6 +336,7 @@ impl Dispatcher {
                 let card = Card {
                     measured: Some(self.keep.measured(server, *reach, context)),
                     price: *price,
+                    fallbacks: fallbacks.clone(),
                     ..card::of(server, *reach, context, talents)
                 };
                 Event::Up(BackendId(backend), card)

@@ -58,6 +58,8 @@ pub struct Server {
     pub silence: Option<Duration>,
     /// Talents that it has besides those that it states.
     pub talents: Vec<String>,
+    /// Servers that may answer what this one refuses, because its rules forbid it or it is too long.
+    pub fallbacks: Vec<String>,
     /// What its tokens cost.
     pub price: Price,
 }
@@ -198,6 +200,8 @@ struct RawOurServer {
     silence_ms: Option<u64>,
     #[serde(default)]
     talents: Vec<String>,
+    #[serde(default)]
+    fallbacks: Vec<String>,
     #[serde(default)]
     price: RawPrice,
 }
@@ -348,7 +352,8 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         });
         let silence = extra.silence_ms.map(Duration::from_millis);
         let price = extra.price.check(&format!("pilotlight.servers.{name}"), mistakes);
-        servers.push(Server { name, link, reach, silence, talents: extra.talents, price });
+        let (talents, fallbacks) = (extra.talents, extra.fallbacks);
+        servers.push(Server { name, link, reach, silence, talents, fallbacks, price });
     }
     for name in ours.servers.keys() {
         let message = "there is no such entry under mcpServers".to_owned();
@@ -359,6 +364,7 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         let message = format!("there are {} models, at most {SERVERS_MAX}", servers.len());
         mistakes.push(Mistake { path: "pilotlight.providers".to_owned(), message });
     }
+    check_fallbacks(&servers, mistakes);
     task::check(&ours.tasks, mistakes);
     check_limits(&ours.device_limits, mistakes);
     if ours.mqtt.serve.as_ref().is_some_and(|topic| !is_topic(topic)) {
@@ -384,6 +390,25 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         device_limits: ours.device_limits,
         mqtt: ours.mqtt,
         http: ours.http,
+    }
+}
+
+/// Who may stand in must be somebody, and somebody else.
+fn check_fallbacks(servers: &[Server], mistakes: &mut Vec<Mistake>) {
+    for server in servers {
+        let others = || servers.iter().filter(|other| other.name != server.name);
+        for (at, name) in server.fallbacks.iter().enumerate() {
+            if others().any(|other| other.name == *name) {
+                continue;
+            }
+            let part =
+                if matches!(server.link, Link::Provider(_)) { "providers" } else { "servers" };
+            let known: Vec<&str> = others().map(|other| other.name.as_str()).collect();
+            let message =
+                format!("no other model is called {name:?}; there are: {}", known.join(", "));
+            let path = format!("pilotlight.{part}.{}.fallbacks[{at}]", server.name);
+            mistakes.push(Mistake { path, message });
+        }
     }
 }
 

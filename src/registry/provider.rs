@@ -104,6 +104,8 @@ pub(super) struct RawProvider {
     silence_ms: Option<u64>,
     #[serde(default)]
     talents: Vec<String>,
+    #[serde(default)]
+    fallbacks: Vec<String>,
 }
 
 /// Adds the providers to the servers, behind them.
@@ -170,6 +172,7 @@ pub(super) fn check(
             reach: raw.reach.unwrap_or(Reach::Cloud),
             silence: Some(raw.silence_ms.map_or(SILENCE, Duration::from_millis)),
             talents: raw.talents,
+            fallbacks: raw.fallbacks,
             price,
         });
     }

@@ -44,6 +44,9 @@ pub enum Reason {
     /// Models worked together as the asker or the task wanted.
     #[serde(rename = "strategy")]
     Strategy,
+    /// The rules of the preferred model forbid the answer, or it is no stand-in for one that refused.
+    #[serde(rename = "policy")]
+    Policy,
     /// A cap on spending leaves nothing for the preferred model.
     #[serde(rename = "budget")]
     Budget,

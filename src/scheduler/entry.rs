@@ -77,6 +77,8 @@ pub(super) struct Entry {
     pub(super) failed: Set,
     /// Backends that can't do it, or not well enough, and what they lack.
     pub(super) unfit: Bounded<(usize, Reason), ATTEMPTS_MAX>,
+    /// Backends that may not answer what another has refused.
+    pub(super) closed: Set,
     /// Backends that it can't pay for now.
     pub(super) broke: Set,
     /// The surest word so far, if none was sure enough.
@@ -113,7 +115,19 @@ impl Entry {
     /// The backends that may be asked for it.
     pub(super) fn candidates(&self) -> Set {
         let unfit: Set = self.unfit.iter().map(|(backend, _)| *backend).collect();
-        self.able.without(unfit).without(self.broke)
+        self.able.without(unfit).without(self.closed).without(self.broke)
+    }
+
+    /// Asks these no more; the record says so.
+    pub(super) fn close(&mut self, closed: Set) {
+        self.closed = self.closed.or(closed);
+        let states = self.figures.iter_mut().flat_map(|figures| &mut figures.servers);
+        for (_, state) in states.enumerate().filter(|(at, _)| closed.has(*at)) {
+            // what it can't do at all was so before
+            if matches!(state.lacks, None | Some(Reason::Resting | Reason::Memory)) {
+                state.lacks = Some(Reason::Policy);
+            }
+        }
     }
 
     pub(super) fn lacks(&self, backend: usize) -> Option<Reason> {

@@ -131,6 +131,8 @@ pub struct Card {
     pub tools: bool,
     /// What it is good at; none before it has stated it.
     pub talents: Option<Vec<String>>,
+    /// Backends that may answer what this one refuses for its rules or its length.
+    pub fallbacks: Vec<String>,
     /// What its tokens cost.
     pub price: Price,
 }
@@ -152,6 +154,7 @@ impl Card {
             json_schema: true,
             tools: true,
             talents: None,
+            fallbacks: Vec::new(),
             price: Price::default(),
         }
     }

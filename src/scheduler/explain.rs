@@ -166,13 +166,18 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     };
     let by_the_last = reason == Reason::Confidence && went_to_the_last(decision, figures);
     let unfit = |code| Fault::Unfit(Refusal::new(code, ""));
+    if last == Some("forbidden") {
+        // it named some who might do it; they could not either
+        let nobody = |backend: &mut super::Backend| backend.card.fallbacks = vec![String::new()];
+        scheduler.backends.iter_mut().for_each(nobody);
+    }
     let end = |outcome| Event::Ended { job, outcome };
     let event = match (last, decision.reason) {
         // after it, nobody else could be paid for
         (Some(last), Reason::Budget) if reason != Reason::Budget => {
             scheduler.backends.iter_mut().for_each(|backend| backend.card.price = price());
             let away = Fault::Away(String::new());
-            let fault = if last == "unfit" { unfit(Code::Incapable) } else { away };
+            let fault = refusal(last).map_or(away, unfit);
             end(Err((fault, Sent::Nothing)))
         }
         (_, Reason::Cancelled) => Event::Gone(job),
@@ -185,14 +190,30 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
         }
         (Some("cancelled"), _) => end(Err((Fault::Cancelled, Sent::Some))),
         // who can't do it at all says why nobody could; a bad request is told as it was routed
-        (Some("unfit"), Reason::Context) if reason != Reason::Context => {
-            end(Err((unfit(Code::Incapable), Sent::Nothing)))
+        (Some(last @ ("unfit" | "forbidden")), Reason::Context | Reason::Policy)
+            if reason != decision.reason =>
+        {
+            let code = refusal(last).unwrap_or(Code::Incapable);
+            end(Err((unfit(code), Sent::Nothing)))
+        }
+        (Some("forbidden"), _) => {
+            scheduler.backends.iter_mut().for_each(|backend| backend.card.fallbacks.clear());
+            end(Err((unfit(Code::Forbidden), Sent::Nothing)))
         }
         (Some("unfit"), _) => end(Err((unfit(Code::Invalid), Sent::Nothing))),
         (Some("ok" | "unsure") | None, _) => end(Ok(Answered::default())),
         (Some(_), _) => end(Err((Fault::Away(String::new()), Sent::Some))),
     };
     Ok(scheduler.on(event, Time(0)))
+}
+
+/// What a model has said by which it was found unfit.
+fn refusal(outcome: &str) -> Option<Code> {
+    match outcome {
+        "unfit" => Some(Code::Incapable),
+        "forbidden" => Some(Code::Forbidden),
+        _ => None,
+    }
 }
 
 /// Whether the record's route is that of the last attempt.
@@ -279,6 +300,8 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
     if decision.reason == Reason::Queue {
         own.leaves = Some(Reason::Queue);
     }
+    let policy = |(_, state): &(usize, &State)| state.lacks == Some(Reason::Policy);
+    own.closed = figures.servers.iter().enumerate().filter(policy).map(|(at, _)| at).collect();
     let before = decision.attempts.len().saturating_sub(1);
     let chosen = decision.attempts.last().map_or("", |last| last.server.as_str());
     for (n, attempt) in decision.attempts.iter().enumerate() {
@@ -295,6 +318,9 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
             }
             ("unfit", _) if !is_last => {
                 let _ = own.unfit.push((at, Reason::Context));
+            }
+            ("forbidden", _) if !is_last => {
+                let _ = own.unfit.push((at, Reason::Policy));
             }
             // who was asked again in the end was no worse than the others
             ("away" | "crashed" | "hung" | "broken", _) if attempt.server != chosen => {

@@ -374,6 +374,7 @@ impl Scheduler {
             }
             let well = self.healthy.has(at);
             let lack = entry.lacks(at).or_else(|| route::lacks(ticket, backend));
+            let lack = lack.or_else(|| entry.closed.has(at).then_some(Reason::Policy));
             let lack = lack.or_else(|| entry.broke.has(at).then_some(Reason::Budget));
             lack.or_else(|| (!well).then(|| self.resting(at)))
         };

@@ -2,7 +2,7 @@
 
 use super::Scheduler;
 use super::decision::{Attempt, Reason};
-use super::entry::{Entry, Running};
+use super::entry::{Entry, Running, Set};
 use super::event::{Answered, BackendId, Effect, Sent, Verdict, Word};
 use crate::generate::Fault;
 use crate::limits::ATTEMPTS_MAX;
@@ -12,6 +12,8 @@ use crate::time::Time;
 
 /// The outcome of an attempt whose confidence is below the margin.
 const UNSURE: &str = "unsure";
+/// The outcome of an attempt at what the model's rules forbid.
+const FORBIDDEN: &str = "forbidden";
 /// The outcome of an attempt that was stopped so that another could answer.
 const RECALLED: &str = "recalled";
 
@@ -33,7 +35,8 @@ impl Scheduler {
                     (run.entry.leaves, run.entry.figures) = (Some(reason), Some(figures));
                     return self.moved(run.entry, now);
                 }
-                self.note(&mut run, fault.name(), (None, cost), now);
+                let outcome = if is_forbidden(&fault) { FORBIDDEN } else { fault.name() };
+                self.note(&mut run, outcome, (None, cost), now);
                 self.failed(run, fault, sent, now);
             }
         }
@@ -112,7 +115,10 @@ impl Scheduler {
             && run.entry.attempts.len() < ATTEMPTS_MAX
             && run.entry.due() > now
             && match &fault {
-                // what one provider's rules forbid is not taken to the next
+                // what one provider's rules forbid is taken to those alone that it names
+                Fault::Unfit(_) if is_forbidden(&fault) => {
+                    !self.backends[run.backend].card.fallbacks.is_empty()
+                }
                 Fault::Unfit(refusal) => refusal.code == Code::Incapable,
                 Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => true,
                 Fault::Cancelled => false,
@@ -122,7 +128,10 @@ impl Scheduler {
         }
         match &fault {
             Fault::Unfit(_) => {
-                let _ = run.entry.unfit.push((run.backend, Reason::Context));
+                let is_forbidden = is_forbidden(&fault);
+                let lack = if is_forbidden { Reason::Policy } else { Reason::Context };
+                let _ = run.entry.unfit.push((run.backend, lack));
+                run.entry.close(self.closed_by(run.backend));
             }
             Fault::Away(_)
             | Fault::Crashed(_)
@@ -131,6 +140,14 @@ impl Scheduler {
             | Fault::Cancelled => run.entry.failed.add(run.backend),
         }
         self.again(run, fault, now);
+    }
+
+    /// Who may not answer what this one refused: if it names some who may, all others.
+    fn closed_by(&self, backend: usize) -> Set {
+        let named = &self.backends[backend].card.fallbacks;
+        let is_named = |at: usize| named.contains(&self.backends[at].card.server);
+        let is_closed = |at: &usize| !named.is_empty() && *at != backend && !is_named(*at);
+        (0..self.backends.len()).filter(is_closed).collect()
     }
 
     /// A job that was called back waits for another to take it.
@@ -200,6 +217,10 @@ impl Scheduler {
         self.effects.push(Effect::Stop { job: entry.job() });
         self.settle(entry, verdict, Some(backend), reason);
     }
+}
+
+fn is_forbidden(fault: &Fault) -> bool {
+    matches!(fault, Fault::Unfit(refusal) if refusal.code == Code::Forbidden)
 }
 
 fn verdict_of(fault: Fault) -> Verdict {

@@ -318,6 +318,7 @@ impl Scheduler {
             able: Set::default(),
             failed: Set::default(),
             unfit: heapless::Vec::new(),
+            closed: Set::default(),
             broke: Set::default(),
             best: None,
             attempts: Vec::new(),

@@ -214,6 +214,7 @@ fn incapable(ticket: &Ticket, lack: Reason) -> (Refusal, Reason) {
         Reason::Context
         | Reason::Confidence
         | Reason::Budget
+        | Reason::Policy
         | Reason::Shape
         | Reason::CutOff
         | Reason::Strategy

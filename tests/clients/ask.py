@@ -148,7 +148,7 @@ def mcp():
 
 
 def tools():
-    """A tool is called and its result is answered, by both protocols of a cloud and both SDKs."""
+    """A tool is called and its result is answered, by each protocol of a cloud and by two SDKs."""
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
     from openai import OpenAI
@@ -156,7 +156,8 @@ def tools():
     schema = {"type": "object", "properties": {"open": {"type": "boolean"}}, "required": ["open"]}
     client = OpenAI(base_url=f"http://127.0.0.1:{HTTP_PORT}/v1", api_key="none")
     offered = [{"type": "function", "function": {"name": "valve", "parameters": schema, "strict": True}}]
-    for model, stream in (("auto", False), ("big-1", True), ("big-2", False), ("big-2", True)):
+    for model, stream in (("auto", False), ("big-1", True), ("big-2", False), ("big-2", True),
+                          ("three", False), ("three", True)):
         messages = [{"role": "user", "content": "It smells of gas."}]
         ask = lambda **more: client.chat.completions.create(
             model=model, messages=messages, tools=offered, **more

@@ -7,7 +7,7 @@
 //! | 400, 404, 413, 422 | unfit | another model may try; this one is not asked again |
 //! | 401, 403 | unfit | the same: a key that is refused is refused again |
 //! | 408, 409, 424, 425, 429, 5xx | away | it rests, for `Retry-After` if it says so; another may try |
-//! | a filter or rule forbids the answer | unfit | the asker is told; no other model is tried |
+//! | a filter or rule forbids the answer | unfit | only its `fallbacks` are tried; without any the asker is told |
 //! | 3xx | broken | nobody is followed to another host with our key |
 //! | no connection, no answer | away, hung | as for 5xx |
 //! | not what it should be | broken | as for 5xx |
