@@ -3,7 +3,8 @@
 //!
 //! The file has one JSON value a line: first the books as they were when the file was made, then
 //! what came since. A last line without an end was never acknowledged and does not count. A thread
-//! of its own writes whatever waits and makes it durable once for all of it.
+//! of its own writes whatever waits and makes it durable once for all of it, if somebody waits for
+//! that: a bill that a power failure takes leaves the hold, which is more. Without caps nobody waits.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -43,17 +44,24 @@ struct Order {
 /// The way to the file.
 pub(super) struct Ledger {
     to: mpsc::Sender<Order>,
+    /// Nothing may be spent that is not in the books.
+    is_binding: bool,
 }
 
 /// A hold on its way to the disk.
-pub(super) struct Pending(Option<oneshot::Receiver<Result<(), String>>>);
+pub(super) enum Pending {
+    /// Nobody needs to wait for it.
+    Free,
+    /// It is being written.
+    Written(oneshot::Receiver<Result<(), String>>),
+    /// There was no room for it.
+    Dropped,
+}
 
 /// What the thread has.
 pub(super) struct Writer {
     from: mpsc::Receiver<Order>,
     disk: Result<Disk, String>,
-    /// Nothing may be spent that is not in the books.
-    is_binding: bool,
 }
 
 struct Disk {
@@ -88,14 +96,21 @@ pub(super) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledg
         None => Err("there is no folder for the books; see PILOTLIGHT_STATE".to_owned()),
     };
     let books = disk.as_ref().map_or_else(|_| Books::default(), |disk| disk.books.clone());
-    (Ledger { to }, Writer { from, disk, is_binding }, books)
+    (Ledger { to, is_binding }, Writer { from, disk }, books)
 }
 
 impl Ledger {
     /// Puts a hold on its way.
     pub(super) fn hold(&self, entry: Entry) -> Pending {
+        if !self.is_binding {
+            self.note(entry);
+            return Pending::Free;
+        }
         let (done, told) = oneshot::channel();
-        Pending(self.to.try_send(Order { entry, done: Some(done) }).ok().map(|()| told))
+        match self.to.try_send(Order { entry, done: Some(done) }) {
+            Ok(()) => Pending::Written(told),
+            Err(_) => Pending::Dropped,
+        }
     }
 
     /// Writes a line that need not be durable at once: without it the hold counts.
@@ -112,8 +127,12 @@ impl Pending {
     /// # Errors
     /// [`Fault::Away`] if it can't be: nothing may be sent.
     pub(super) async fn done(self) -> Result<(), Fault> {
-        let Some(told) = self.0 else {
-            return Err(Fault::Away("the ledger is behind; nothing was sent".to_owned()));
+        let told = match self {
+            Pending::Free => return Ok(()),
+            Pending::Written(told) => told,
+            Pending::Dropped => {
+                return Err(Fault::Away("the ledger is behind; nothing was sent".to_owned()));
+            }
         };
         told.await
             .unwrap_or_else(|_| Err("the books are closed".to_owned()))
@@ -128,18 +147,26 @@ impl Writer {
         // ends with the ledger
         while self.from.blocking_recv_many(&mut orders, LEDGER_WAITING_MAX) > 0 {
             let result = match &mut self.disk {
-                Ok(disk) => disk.write(orders.iter().map(|order| &order.entry)).map_err(|error| {
-                    let file = disk.path.display();
-                    tracing::warn!(%file, %error, "the books can't be written");
-                    format!("the books can't be written: {error}")
-                }),
+                Ok(disk) => {
+                    let is_awaited = orders.iter().any(|order| order.done.is_some());
+                    let entries = orders.iter().map(|order| &order.entry);
+                    disk.write(entries, is_awaited).map_err(|error| {
+                        let file = disk.path.display();
+                        tracing::warn!(%file, %error, "the books can't be written");
+                        format!("the books can't be written: {error}")
+                    })
+                }
                 Err(why) => Err(why.clone()),
             };
-            let result = if self.is_binding { result } else { Ok(()) };
             for done in orders.drain(..).filter_map(|order| order.done) {
                 // the asker may have gone
                 let _ = done.send(result.clone());
             }
+        }
+        if let Ok(disk) = self.disk
+            && let Err(error) = disk.file.sync_data()
+        {
+            tracing::warn!(%error, "the end of the books may not be durable");
         }
     }
 }
@@ -168,9 +195,13 @@ impl Disk {
         Ok(Disk { path, file, books, lines: 0, is_torn: false, _lock: lock })
     }
 
-    /// Writes these lines and makes them durable. After a failure, and from time to time, the file
-    /// is made anew.
-    fn write<'e>(&mut self, entries: impl Iterator<Item = &'e Entry>) -> io::Result<()> {
+    /// Writes these lines and makes them durable, if that is awaited. After a failure, and from time
+    /// to time, the file is made anew.
+    fn write<'e>(
+        &mut self,
+        entries: impl Iterator<Item = &'e Entry>,
+        is_awaited: bool,
+    ) -> io::Result<()> {
         let mut text = Vec::new();
         for entry in entries {
             self.books.write(entry);
@@ -184,7 +215,8 @@ impl Disk {
                 self.lines = 0;
             })
         } else {
-            self.file.write_all(&text).and_then(|()| self.file.sync_data())
+            let written = self.file.write_all(&text);
+            written.and_then(|()| if is_awaited { self.file.sync_data() } else { Ok(()) })
         };
         self.is_torn = result.is_err();
         result
@@ -262,7 +294,7 @@ mod tests {
     fn hold(disk: &mut Disk, call: u64, cents: u32) {
         disk.books.turn(day());
         let line = disk.books.hold(call, "app", usd(cents));
-        disk.write([&line].into_iter()).unwrap();
+        disk.write([&line].into_iter(), true).unwrap();
     }
 
     fn spent(folder: &Path) -> Usd {
@@ -275,12 +307,12 @@ mod tests {
         let mut first = disk(folder.path());
         hold(&mut first, 1, 30);
         hold(&mut first, 2, 50);
-        first.write([&Entry::Bill { call: 1, usd: usd(7) }].into_iter()).unwrap();
+        first.write([&Entry::Bill { call: 1, usd: usd(7) }].into_iter(), false).unwrap();
         drop(first);
         assert_eq!(spent(folder.path()), usd(57));
         // a bill that comes too late finds nothing
         let mut later = disk(folder.path());
-        later.write([&Entry::Bill { call: 2, usd: usd(1) }].into_iter()).unwrap();
+        later.write([&Entry::Bill { call: 2, usd: usd(1) }].into_iter(), true).unwrap();
         drop(later);
         assert_eq!(spent(folder.path()), usd(57));
     }
@@ -333,7 +365,7 @@ mod tests {
         let lines: Vec<Entry> = (1..=LEDGER_LINES_MAX as u64)
             .map(|call| disk.books.hold(call, "app", usd(1)))
             .collect();
-        disk.write(lines.iter()).unwrap();
+        disk.write(lines.iter(), true).unwrap();
         let text = fs::read_to_string(folder.path().join(NAME)).unwrap();
         assert_eq!(text.lines().count(), 1);
         drop(disk);
