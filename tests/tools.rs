@@ -19,7 +19,8 @@ mod support;
 
 use std::sync::Arc;
 
-use pilotlight::generate::{Fault, Finish, Usage};
+use pilotlight::generate::{Fault, Finish, Generate, Usage};
+use pilotlight::mcp::client::{Patience, connect_here};
 use pilotlight::prompt::{Format, Job};
 use pilotlight::registry::catalog::Catalog;
 use pilotlight::wire::{Ask, read_value};
@@ -50,6 +51,11 @@ fn whole(body: &Value) -> Act {
 
 async fn ask(kind: Kind, act: Act, job: &Job) -> (Result<(String, Usage), Fault>, Cloud) {
     let cloud = Cloud::start([act]).await;
+    let result = run(open_as(&entry_of(kind, &cloud)).as_ref(), job).await;
+    (result, cloud)
+}
+
+fn entry_of(kind: Kind, cloud: &Cloud) -> Value {
     let mut entry = entry(&cloud.url);
     match kind {
         Kind::OpenAi => {}
@@ -59,8 +65,7 @@ async fn ask(kind: Kind, act: Act, job: &Job) -> (Result<(String, Usage), Fault>
             (entry["kind"], entry["region"]) = (json!("bedrock"), json!("eu-central-1"));
         }
     }
-    let result = run(open_as(&entry).as_ref(), job).await;
-    (result, cloud)
+    entry
 }
 
 fn valve() -> Value {
@@ -232,6 +237,13 @@ async fn calls_come_back_from_each_in_the_same_words() {
         assert_eq!(serde_json::to_value(&usage.tool_calls).unwrap(), expected, "{kind:?}");
         assert_eq!((usage.prompt_tokens, usage.completion_tokens), (1000, 500), "{kind:?}");
         assert!((usage.cost_usd - 0.007).abs() < 1e-12, "{kind:?}: {}", usage.cost_usd);
+        // through its MCP interface as well
+        let cloud = Cloud::start([streamed(*kind)]).await;
+        let model = open_as(&entry_of(*kind, &cloud));
+        let (remote, _line) = connect_here(model, Patience::default()).await.unwrap();
+        let (text, there) = run(&remote, &talk(&json!({}))).await.unwrap();
+        assert_eq!((text.as_str(), there.tool_calls), ("I act.", usage.tool_calls), "{kind:?}");
+        assert_eq!(remote.context().runtime.location, "cloud");
         // one that answers whole
         let made = [("c", "valve", json!({"open": false})), ("d", "siren", json!({}))];
         let (said, _) = ask(*kind, calls(*kind, "I act.", &made), &once()).await;

@@ -14,9 +14,7 @@ use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::health::Health;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
 use crate::link::{Backend, Link};
-use crate::mcp::client::{
-    Closed, Patience, Remote, connect, connect_here, connect_http, connect_stateless,
-};
+use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http, connect_stateless};
 use crate::mcp::over_mqtt::caller::Switch;
 use crate::model::ModelContext;
 use crate::prompt::Job;
@@ -54,10 +52,24 @@ struct Keeper {
 }
 
 /// A server that has been reached.
-struct Reached {
+enum Reached {
+    /// A provider's, asked by this process itself: there is no line that could close.
+    Here(Arc<dyn Generate>),
+    /// A server at the other end of a line.
+    There(Box<There>),
+}
+
+struct There {
     remote: Remote,
     closed: Closed,
+    /// The process that it is, if it was started here.
     child: Option<Child>,
+}
+
+impl Reached {
+    fn there((remote, closed): (Remote, Closed), child: Option<Child>) -> Reached {
+        Reached::There(Box::new(There { remote, closed, child }))
+    }
 }
 
 impl Keeper {
@@ -123,21 +135,35 @@ impl Keeper {
             Ok(Err(fault)) => return fault.to_string(),
             Err(_) => return format!("it did not state its context in {ENGINE_LOAD_MAX:?}"),
         };
-        let Reached { remote, closed, child } = reached;
-        let context = remote.context();
+        let (trouble, mut troubled) = watch::channel(None);
+        let (up, line): (Arc<dyn Generate>, _) = match reached {
+            Reached::Here(model) => (model, None),
+            // a request that fails says nothing of a line to many workers
+            Reached::There(there) => {
+                let There { remote, closed, child } = *there;
+                let model: Arc<dyn Generate> = match self.server.link {
+                    Entry::Mqtt { .. } => Arc::new(remote),
+                    Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => {
+                        Arc::new(Watched { remote, trouble })
+                    }
+                };
+                (model, Some((closed, child)))
+            }
+        };
+        let context = up.context();
         tracing::info!(
             server = self.server.name,
             model = context.identification.name,
             load_ms = context.runtime.load_ms,
             "a model is ready"
         );
-        let (trouble, mut troubled) = watch::channel(None);
-        // a request that fails says nothing of a line inside this process, or to many workers
-        let up: Arc<dyn Generate> = match self.server.link {
-            Entry::Provider(_) | Entry::Mqtt { .. } => Arc::new(remote),
-            Entry::Child { .. } | Entry::Http { .. } => Arc::new(Watched { remote, trouble }),
-        };
         self.link.send_replace(Link::Up(up));
+        let Some((closed, child)) = line else {
+            return tokio::select! {
+                () = self.unwanted() => "unloaded".to_owned(),
+                () = stop.cancelled() => "stopped".to_owned(),
+            };
+        };
         let Some(mut child) = child else {
             return tokio::select! {
                 () = closed.wait() => "the line was closed".to_owned(),
@@ -180,7 +206,7 @@ impl Keeper {
                     .with_max_line_length(LINE_BYTES_MAX);
                 let reached = connect(line, patience).await;
                 match reached {
-                    Ok((remote, closed)) => Ok(Reached { remote, closed, child: Some(child) }),
+                    Ok(reached) => Ok(Reached::there(reached, Some(child))),
                     Err(fault) => {
                         let left = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
                         let ended = left.map(|status| how_it_ended(status.ok()));
@@ -191,20 +217,14 @@ impl Keeper {
                     }
                 }
             }
-            Entry::Provider(entry) => {
-                let opened = provider::open(entry, patience.silence);
-                let (remote, closed) = connect_here(opened?, patience).await?;
-                Ok(Reached { remote, closed, child: None })
-            }
+            Entry::Provider(entry) => provider::open(entry, patience.silence).map(Reached::Here),
             Entry::Mqtt { topic } => {
                 let none = || Fault::Away("there is no line to a broker here".to_owned());
                 let caller = self.switch.as_ref().ok_or_else(none)?.call(topic).await?;
-                let (remote, closed) = connect_stateless(caller, patience).await?;
-                Ok(Reached { remote, closed, child: None })
+                Ok(Reached::there(connect_stateless(caller, patience).await?, None))
             }
             Entry::Http { url, headers } => {
-                let (remote, closed) = connect_http(url, &headers.0, patience).await?;
-                Ok(Reached { remote, closed, child: None })
+                Ok(Reached::there(connect_http(url, &headers.0, patience).await?, None))
             }
         }
     }

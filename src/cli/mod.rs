@@ -126,11 +126,6 @@ impl Line {
         }
     }
 
-    /// Whether one thread is enough: engines bring their own.
-    fn is_small(&self) -> bool {
-        !matches!(self.command, Command::Serve { .. } | Command::Mcp)
-    }
-
     /// Carries the command out.
     ///
     /// # Errors

@@ -41,13 +41,10 @@ fn is_unread(error: &anyhow::Error) -> bool {
 }
 
 fn run(line: Line) -> anyhow::Result<ExitCode> {
-    let mut builder = if line.is_small() {
-        tokio::runtime::Builder::new_current_thread()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-    };
-    let runtime =
-        builder.worker_threads(2).enable_all().build().context("the runtime can't be started")?;
+    // one thread: the service waits most of the time, and an answer passes so many tasks that handing
+    // them from core to core costs more than it gains; the models compute in processes of their own
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().context("the runtime can't be started")?;
     runtime.block_on(Box::pin(line.run()))
 }
 
