@@ -412,3 +412,23 @@ async fn a_sudden_end_forgets_nothing() {
     let paid = replies.iter().filter(|reply| reply["choices"].is_array()).count();
     assert_eq!((paid, cloud.asked().len()), (2, 2), "{replies:?}");
 }
+
+/// What can't be written into the books is not spent; without a cap there is nothing to be kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_books_nothing_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("state");
+    std::fs::write(&place, "a file where the folder should be").unwrap();
+    let place = [("PILOTLIGHT_STATE", place.to_str().unwrap())];
+    for (budget, calls) in [(json!({"usd_per_day": 50}), 0), (json!({}), 1)] {
+        let cloud = Cloud::start([answer(&["well"])]).await;
+        let service = Service::launch(&catalog(&cloud.url, &budget), "off", &place);
+        service.ready_all().await;
+        let far = json!({"mode": "cloud-only", "deadline_ms": "1500"});
+        let prompt = json!([{"role": "user", "content": "hello"}]);
+        let ask = json!({"model": "big", "messages": prompt, "metadata": far});
+        let (_, reply) = service.chat(ask).await;
+        assert_eq!(reply["choices"].is_array(), calls > 0, "{reply}");
+        assert_eq!(cloud.asked().len(), calls, "{budget}: {reply}");
+    }
+}

@@ -147,8 +147,13 @@ mod tests {
             assert_eq!(again[field], request[field], "{field}");
         }
         // the bound of what it can cost knows of the tools
+        let described = |bytes: usize| {
+            let tool = json!({"name": "valve", "description": "x".repeat(bytes)});
+            checked(json!({"prompt": "shut it", "tools": [tool]})).unwrap().input_tokens_max()
+        };
         let plain = checked(json!({"prompt": "shut it"})).unwrap();
-        assert!(!plain.wants_tools() && job.input_tokens_max() > plain.input_tokens_max() + 600);
+        assert!(!plain.wants_tools() && described(0) > plain.input_tokens_max() + 530);
+        assert_eq!(described(5000), described(0) + 5000);
     }
 
     #[test]
