@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::{CallPiece, News, forbidden, gave_up, unreadable};
-use super::tools_or_answer;
+use super::{tools_or_answer, with_results};
 use crate::generate::{Fault, Finish};
 use crate::prompt::{Job, Message as Turn, Role};
 use crate::registry::provider::Provider;
@@ -30,7 +30,7 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let rules: Vec<&str> = rules.iter().map(|message| message.content.as_str()).collect();
     let mut body = json!({
         "model": entry.model,
-        "messages": turns(&talk),
+        "messages": with_results(&talk, result, said),
         "stream": true,
         "max_tokens": entry.most_tokens(sampling.max_tokens),
     });
@@ -51,24 +51,19 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     Ok(body)
 }
 
-/// The conversation. What tools have returned stands in one message of the user.
-fn turns(talk: &[&Turn]) -> Vec<Value> {
-    let results = |run: &[&Turn]| {
-        let result = |turn: &&Turn| json!({"type": "tool_result", "tool_use_id": turn.tool_call_id, "content": turn.content});
-        json!({"role": "user", "content": run.iter().map(result).collect::<Vec<_>>()})
-    };
-    let said = |turn: &Turn| {
-        if turn.tool_calls.is_empty() {
-            return json!({"role": turn.role, "content": turn.content});
-        }
-        let text = Some(&turn.content).filter(|text| !text.is_empty());
-        let text = text.map(|text| json!({"type": "text", "text": text}));
-        let call = |call: &ToolCall| json!({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments});
-        let blocks = text.into_iter().chain(turn.tool_calls.iter().map(call));
-        json!({"role": turn.role, "content": blocks.collect::<Vec<_>>()})
-    };
-    let runs = talk.chunk_by(|a, b| a.role == Role::Tool && b.role == Role::Tool);
-    runs.map(|run| if run[0].role == Role::Tool { results(run) } else { said(run[0]) }).collect()
+fn result(turn: &Turn) -> Value {
+    json!({"type": "tool_result", "tool_use_id": turn.tool_call_id, "content": turn.content})
+}
+
+fn said(turn: &Turn) -> Value {
+    if turn.tool_calls.is_empty() {
+        return json!({"role": turn.role, "content": turn.content});
+    }
+    let text = Some(&turn.content).filter(|text| !text.is_empty());
+    let text = text.map(|text| json!({"type": "text", "text": text}));
+    let call = |call: &ToolCall| json!({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments});
+    let blocks = text.into_iter().chain(turn.tool_calls.iter().map(call));
+    json!({"role": turn.role, "content": blocks.collect::<Vec<_>>()})
 }
 
 fn choice(tools: &Tools) -> Value {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::{CallPiece, News, forbidden, gave_up, unreadable};
-use super::tools_or_answer;
+use super::{tools_or_answer, with_results};
 use crate::generate::{Fault, Finish};
 use crate::prompt::{Job, Message, Role};
 use crate::registry::provider::Provider;
@@ -126,7 +126,7 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let sampling = &job.sampling;
     let (rules, talk): (Vec<_>, Vec<_>) =
         job.messages.iter().partition(|message| message.role == Role::System);
-    let talk = turns(&talk);
+    let talk = with_results(&talk, result, said);
     let mut inference = json!({"maxTokens": entry.most_tokens(sampling.max_tokens)});
     let wishes = [
         ("temperature", sampling.temperature.map(|t| json!(t))),
@@ -149,26 +149,19 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     Ok(body)
 }
 
-/// The conversation. What tools have returned stands in one message of the user.
-fn turns(talk: &[&Message]) -> Vec<Value> {
-    let results = |run: &[&Message]| {
-        let result = |turn: &&Message| {
-            let content = [json!({"text": turn.content})];
-            json!({"toolResult": {"toolUseId": turn.tool_call_id, "content": content}})
-        };
-        json!({"role": "user", "content": run.iter().map(result).collect::<Vec<_>>()})
-    };
-    let said = |turn: &Message| {
-        // a block of text must not be empty
-        let text = Some(&turn.content);
-        let text = text.filter(|text| turn.tool_calls.is_empty() || !text.is_empty());
-        let text = text.map(|text| json!({"text": text}));
-        let call = |call: &ToolCall| json!({"toolUse": {"toolUseId": call.id, "name": call.name, "input": call.arguments}});
-        let blocks = text.into_iter().chain(turn.tool_calls.iter().map(call));
-        json!({"role": turn.role, "content": blocks.collect::<Vec<_>>()})
-    };
-    let runs = talk.chunk_by(|a, b| a.role == Role::Tool && b.role == Role::Tool);
-    runs.map(|run| if run[0].role == Role::Tool { results(run) } else { said(run[0]) }).collect()
+fn result(turn: &Message) -> Value {
+    let content = [json!({"text": turn.content})];
+    json!({"toolResult": {"toolUseId": turn.tool_call_id, "content": content}})
+}
+
+fn said(turn: &Message) -> Value {
+    // a block of text must not be empty
+    let text = Some(&turn.content);
+    let text = text.filter(|text| turn.tool_calls.is_empty() || !text.is_empty());
+    let text = text.map(|text| json!({"text": text}));
+    let call = |call: &ToolCall| json!({"toolUse": {"toolUseId": call.id, "name": call.name, "input": call.arguments}});
+    let blocks = text.into_iter().chain(turn.tool_calls.iter().map(call));
+    json!({"role": turn.role, "content": blocks.collect::<Vec<_>>()})
 }
 
 /// There is no word for calling none, or one at a time: an answer that does otherwise is not taken.

@@ -31,14 +31,14 @@ use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
 };
 use reqwest::{Response, StatusCode, redirect};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::limits::{PROVIDER_CONNECT_MAX, PROVIDER_REST_MAX};
 use crate::model::{
     Capabilities, GENERATE, Identification, InferenceSettings, ModelContext, Runtime,
 };
-use crate::prompt::{Code, Format, Job, Refusal};
+use crate::prompt::{Code, Format, Job, Message, Refusal, Role};
 use crate::registry::provider::{Kind, Provider};
 use crate::tls;
 use crate::tools::{Name, Tool, ToolChoice, Tools, any_object};
@@ -205,6 +205,24 @@ fn tools_or_answer(job: &Job) -> Result<Option<Cow<'_, Tools>>, Fault> {
             Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)))
         }
     }
+}
+
+/// The turns of a conversation where what tools have returned stands in one message of the user, a block
+/// for each result; every other turn as `said` has it.
+fn with_results(
+    talk: &[&Message],
+    result: fn(&Message) -> Value,
+    said: fn(&Message) -> Value,
+) -> Vec<Value> {
+    let is_result = |turn: &Message| turn.role == Role::Tool;
+    let turn = |run: &[&Message]| {
+        if !is_result(run[0]) {
+            return said(run[0]);
+        }
+        let results: Vec<Value> = run.iter().map(|turn| result(turn)).collect();
+        json!({"role": Role::User, "content": results})
+    };
+    talk.chunk_by(|a, b| is_result(a) && is_result(b)).map(turn).collect()
 }
 
 fn context_of(entry: &Provider) -> ModelContext {
