@@ -13,7 +13,7 @@ use crate::limits::COMPARED_MAX;
 use crate::model::{Capabilities, GENERATE, LOGPROBS, Reach};
 use crate::prompt::{Job, Message, Mode, Refusal, Role, Strategy};
 use crate::scheduler::decision::{Reason, Step};
-use crate::scheduler::together::{conclude, is_open, lacks, record};
+use crate::scheduler::together::{conclude, contested, lacks, record};
 use crate::scheduler::{Verdict, may_reach};
 use crate::tools::ToolCall;
 
@@ -136,12 +136,11 @@ impl Work {
     /// Asks a judge, if there is one and it has something to say.
     async fn judged(&self, parts: Vec<Part>) -> End {
         let steps = self.steps(&parts);
-        let Some(judge) = self.job.judge.as_deref().filter(|_| is_open(&steps)) else {
+        let contested = contested(&steps);
+        let Some(judge) = self.job.judge.as_deref().filter(|_| !contested.is_empty()) else {
             return self.conclude(parts, steps);
         };
-        let good = |at: &usize| steps[*at].answered && steps[*at].lacks.is_none();
-        let good: Vec<usize> = (0..parts.len()).filter(good).collect();
-        let asked = jury::orders(&good).map(|order| {
+        let asked = jury::orders(&contested).map(|order| {
             let job = jury::job(&self.step(self.job.mode), judge, &parts, &order);
             async move {
                 let said = self.ask(job, false).await;
@@ -266,11 +265,10 @@ impl Part {
             (Some(one), Some(two)) => one == two,
             (_, _) => one.split_whitespace().eq(two.split_whitespace()),
         };
-        let calls = |part: &Part| -> Vec<_> {
-            let calls = part.calls().iter();
-            calls.map(|call| (call.name.clone(), call.arguments.clone())).collect()
-        };
-        self.is_answer() && other.is_answer() && is_same && calls(self) == calls(other)
+        let calls = self.calls().iter().zip(other.calls());
+        let calls_same = self.calls().len() == other.calls().len()
+            && calls.into_iter().all(|(a, b)| a.name == b.name && a.arguments == b.arguments);
+        self.is_answer() && other.is_answer() && is_same && calls_same
     }
 }
 

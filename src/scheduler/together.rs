@@ -81,11 +81,13 @@ fn preferred(steps: &[Step]) -> Option<usize> {
     words.all(|word| word == Some(first)).then_some(first)
 }
 
-/// Whether a judge has something to say: several answers lack nothing, and no two of them agree.
-pub fn is_open(steps: &[Step]) -> bool {
-    let good: Vec<&Step> =
-        steps.iter().filter(|step| step.answered && step.lacks.is_none()).collect();
-    good.len() > 1 && good.iter().all(|step| step.agree == 1)
+/// What a judge decides between: the answers that lack nothing, if no two of them agree; else it has
+/// nothing to say, and there are none.
+pub fn contested(steps: &[Step]) -> Vec<usize> {
+    let is_good = |at: &usize| steps[*at].answered && steps[*at].lacks.is_none();
+    let good: Vec<usize> = (0..steps.len()).filter(is_good).collect();
+    let is_open = good.len() > 1 && good.iter().all(|at| steps[*at].agree == 1);
+    if is_open { good } else { Vec::new() }
 }
 
 fn distance(route: &str) -> u8 {
