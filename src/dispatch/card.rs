@@ -1,15 +1,20 @@
 //! What the judge is told of a model that is up.
 
-use crate::model::{CLASSIFY, EMBED, GENERATE, LOGPROBS, ModelContext, Reach};
+use crate::link::Backend;
+use crate::model::{CLASSIFY, EMBED, GENERATE, LOGPROBS, ModelContext};
 use crate::scheduler::Card;
 
+/// What the configuration says of a model that has not stated anything yet.
+pub(super) fn unknown(backend: &Backend) -> Card {
+    Card {
+        price: backend.price,
+        fallbacks: backend.fallbacks.clone(),
+        ..Card::unknown(&backend.server, backend.reach)
+    }
+}
+
 /// What a model states, and the configuration of it, as far as the judge asks.
-pub(super) fn of(
-    server: &str,
-    reach: Reach,
-    context: &ModelContext,
-    configured: &[String],
-) -> Card {
+pub(super) fn of(backend: &Backend, context: &ModelContext) -> Card {
     Card {
         model: Some(context.identification.name.clone()),
         slots: context.runtime.slots,
@@ -20,8 +25,8 @@ pub(super) fn of(
         context_tokens: context.capabilities.context_tokens,
         json_schema: context.capabilities.json_schema,
         tools: context.capabilities.tools,
-        talents: Some(talents(context, configured)),
-        ..Card::unknown(server, reach)
+        talents: Some(talents(context, &backend.talents)),
+        ..unknown(backend)
     }
 }
 

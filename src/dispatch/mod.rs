@@ -75,13 +75,8 @@ pub fn new(
     let dispatch = Dispatch::new(orders, &backends, (load, rate, spent), redactor);
     let backends_count = backends.len();
     let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), hour());
-    let card = |b: &Backend| Card {
-        price: b.price,
-        fallbacks: b.fallbacks.clone(),
-        ..Card::unknown(&b.server, b.reach)
-    };
     let dispatcher = Dispatcher {
-        scheduler: Scheduler::resume(backends.iter().map(card).collect(), keep.read())
+        scheduler: Scheduler::resume(backends.iter().map(card::unknown).collect(), keep.read())
             .with_budget(caps, books),
         ledger: Some(ledger),
         writer: Some(writer),
@@ -324,20 +319,18 @@ impl Dispatcher {
 
     /// What is so now; the watcher made after this sees what comes later.
     fn state_of(&mut self, backend: usize) -> Event {
-        let Backend { server, reach, talents, fallbacks, link, price, .. } =
-            &mut self.backends[backend];
-        match &*link.borrow_and_update() {
+        let link = self.backends[backend].link.borrow_and_update().clone();
+        match link {
             Link::Down(_) => Event::Down(BackendId(backend)),
             Link::Up(generate) => {
-                if *reach == Reach::Device {
+                let of = &self.backends[backend];
+                if of.reach == Reach::Device {
                     generate.pace(self.strain.borrow().duty);
                 }
                 let context = generate.context();
                 let card = Card {
-                    measured: Some(self.keep.measured(server, *reach, context)),
-                    price: *price,
-                    fallbacks: fallbacks.clone(),
-                    ..card::of(server, *reach, context, talents)
+                    measured: Some(self.keep.measured(&of.server, of.reach, context)),
+                    ..card::of(of, context)
                 };
                 Event::Up(BackendId(backend), card)
             }
