@@ -16,7 +16,6 @@ use regex::{Regex, RegexBuilder};
 
 use crate::limits::{REDACT_NAME_BYTES_MAX, REDACT_PATTERN_BYTES_MAX, REDACT_PROGRAM_BYTES_MAX};
 use crate::prompt::{Format, Job, Message};
-use crate::tools::ToolCall;
 
 /// No placeholder is longer: brackets, a rule's name, two numbers.
 const MARK_BYTES_MAX: usize = REDACT_NAME_BYTES_MAX + 48;
@@ -145,9 +144,10 @@ impl Redactor {
             .messages
             .iter()
             .map(|turn| Message {
+                role: turn.role,
                 content: self.hide_in(&turn.content, &mut marks),
                 tool_calls: self.hide_in_calls(&turn.tool_calls, &mut marks),
-                ..turn.clone()
+                tool_call_id: turn.tool_call_id.clone(),
             })
             .collect();
         let is_json = matches!(job.format, Format::Json | Format::Schema(_));
@@ -235,10 +235,10 @@ struct Marks {
 
 impl Marks {
     fn of(messages: &[Message]) -> Marks {
-        let called = messages.iter().flat_map(|turn| &turn.tool_calls).map(ToolCall::text);
-        let texts = messages.iter().map(|turn| turn.content.clone()).chain(called);
-        let taken: BTreeSet<u32> =
-            texts.flat_map(|text| salts(&text).collect::<Vec<_>>()).collect();
+        let said = messages.iter().flat_map(|turn| salts(&turn.content));
+        let called = messages.iter().flat_map(|turn| &turn.tool_calls);
+        let called = called.flat_map(|call| salts(&call.text()).collect::<Vec<u32>>());
+        let taken: BTreeSet<u32> = said.chain(called).collect();
         let free = (0..u32::MAX).find(|n| !taken.contains(n)).unwrap_or_default();
         let salt = if free == 0 { "_".to_owned() } else { format!("_{free}_") };
         Marks { salt, values: BTreeMap::new(), counts: BTreeMap::new() }
@@ -306,7 +306,7 @@ impl Hidden {
 
     /// What puts them back.
     pub fn restorer(&self) -> Restorer {
-        Restorer { back: Arc::clone(&self.back), waiting: String::new() }
+        Restorer::new(&self.back)
     }
 }
 
@@ -318,6 +318,10 @@ pub struct Restorer {
 }
 
 impl Restorer {
+    fn new(back: &Arc<BTreeMap<String, String>>) -> Restorer {
+        Restorer { back: Arc::clone(back), waiting: String::new() }
+    }
+
     /// What is known of the answer after this piece.
     pub fn push(&mut self, piece: &str) -> String {
         self.waiting.push_str(piece);

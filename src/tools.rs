@@ -158,7 +158,7 @@ impl Tools {
 impl ToolCall {
     /// Its arguments as text.
     pub fn text(&self) -> String {
-        Value::Object(self.arguments.clone()).to_string()
+        serde_json::to_string(&self.arguments).unwrap_or_default()
     }
 
     /// Bytes of its name and arguments.

@@ -41,7 +41,7 @@ impl Hidden {
     pub fn restore(&self, calls: &mut [ToolCall]) {
         for call in calls {
             call.arguments = each_text(&call.arguments, &mut |text| {
-                let mut restorer = Restorer { back: self.plain.clone(), waiting: String::new() };
+                let mut restorer = Restorer::new(&self.plain);
                 restorer.push(text) + &restorer.finish()
             });
         }

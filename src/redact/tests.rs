@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::prompt::Role;
+use crate::tools::ToolCall;
 
 fn all() -> Redactor {
     let mut redactor = Redactor::default();
