@@ -35,7 +35,6 @@ const WRONG: u8 = 2;
 const NOT_READY: u8 = 3;
 /// The prompt was not answered.
 const NOT_ANSWERED: u8 = 4;
-
 /// Nobody reads what is printed: what a shell says of a program that SIGPIPE has ended.
 const UNREAD: u8 = 141;
 
@@ -53,8 +52,7 @@ struct Line {
 
 const AFTER: &str = "Exit codes: 0 it worked, 1 something broke, 2 the command line or the \
                      configuration is wrong, 3 the service is not ready, 4 the prompt was not \
-                     answered; 141 nobody \
-                     reads what is printed.";
+                     answered; 141 nobody reads what is printed.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
