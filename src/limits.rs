@@ -105,6 +105,8 @@ pub const LEDGER_LINES_MAX: usize = 10_000;
 pub const LEDGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Lines that may wait to be written into the ledger.
 pub const LEDGER_WAITING_MAX: usize = 4 * RUNNING_JOBS_MAX;
+/// Between two writings of the ledger where no cap asks for more.
+pub const LEDGER_REST: Duration = Duration::from_millis(20);
 /// Longest wait, at the start, for a service that still keeps the books and may be ending.
 pub const LEDGER_LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Models that are asked at once to compare their answers.

@@ -4,7 +4,9 @@
 //! The file has one JSON value a line: first the books as they were when the file was made, then
 //! what came since. A last line without an end was never acknowledged and does not count. A thread
 //! of its own writes whatever waits and makes it durable once for all of it, if somebody waits for
-//! that: a bill that a power failure takes leaves the hold, which is more. Without caps nobody waits.
+//! that: a bill that a power failure takes leaves the hold, which is more. Without caps nobody waits,
+//! and the thread is not woken for each line: what was spent in the last [`LEDGER_REST`] before a sudden
+//! end may be missing.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -17,7 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{clock, files};
 use crate::generate::Fault;
-use crate::limits::{LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_LOCK_WAIT, LEDGER_WAITING_MAX};
+use crate::limits::{
+    LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_LOCK_WAIT, LEDGER_REST, LEDGER_WAITING_MAX,
+};
 use crate::money::{Hour, Usd};
 use crate::scheduler::books::{Books, Entry};
 
@@ -62,6 +66,8 @@ pub(super) enum Pending {
 pub(super) struct Writer {
     from: mpsc::Receiver<Order>,
     disk: Result<Disk, String>,
+    /// As the ledger's.
+    is_binding: bool,
 }
 
 struct Disk {
@@ -96,7 +102,7 @@ pub(super) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledg
         None => Err("there is no folder for the books; see PILOTLIGHT_STATE".to_owned()),
     };
     let books = disk.as_ref().map_or_else(|_| Books::default(), |disk| disk.books.clone());
-    (Ledger { to, is_binding }, Writer { from, disk }, books)
+    (Ledger { to, is_binding }, Writer { from, disk, is_binding }, books)
 }
 
 impl Ledger {
@@ -161,6 +167,9 @@ impl Writer {
             for done in orders.drain(..).filter_map(|order| order.done) {
                 // the asker may have gone
                 let _ = done.send(result.clone());
+            }
+            if !self.is_binding {
+                thread::sleep(LEDGER_REST);
             }
         }
         if let Ok(disk) = self.disk
