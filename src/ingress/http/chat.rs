@@ -3,7 +3,7 @@
 //! The format is that of the API reference's "Create chat completion".
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::prompt::{Class, Code, Message, Mode, Refusal, Role, Strategy};
 use crate::tools::{Name, Tool, ToolCall, ToolChoice, any_object};
@@ -313,15 +313,6 @@ pub(super) fn in_their_words(refusal: Refusal) -> Refusal {
             .replace("tool_choice.name", "tool_choice.function.name")
     };
     Refusal { field: refusal.field.map(tells), ..refusal }
-}
-
-/// A call as the answer holds it.
-pub(super) fn call_json(call: &ToolCall) -> Value {
-    json!({
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.text()},
-    })
 }
 
 /// The official clients send metadata as strings.

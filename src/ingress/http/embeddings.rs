@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 use super::Door;
 use super::chat::{ANY_MODEL, Wishes};
+use super::completion::Ours;
 use super::errors::{not_ok, refused};
-use super::openai::{Body, ours, taken};
+use super::openai::{Body, taken};
 use crate::ingress::answers;
 use crate::prompt::{Code, Format, Message, Refusal, Role};
 use crate::wire::{Ask, AskFormat, Reply, Status, read};
@@ -109,7 +110,7 @@ pub(super) async fn embed(State(door): State<Door>, body: Body) -> Response {
         "data": data.collect::<Vec<_>>(),
         "model": reply.source.as_ref().map_or("", |source| source.model.as_str()),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        "pilotlight": ours(&reply),
+        "pilotlight": Ours::of(&reply),
     }))
     .into_response()
 }

@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::openai::ours;
+use super::completion::Ours;
 use crate::prompt::{Code, Refusal};
 use crate::wire::{Reply, Status};
 
@@ -66,7 +66,7 @@ pub(super) fn error_of(reply: &Reply) -> Value {
             "param": error.and_then(|e| e.field.clone()),
             "code": error.map(|e| e.code.clone()),
         },
-        "pilotlight": ours(reply),
+        "pilotlight": Ours::of(reply),
     })
 }
 
@@ -82,7 +82,7 @@ pub(super) fn not_ok(reply: &Reply) -> Response {
             retry_after: reply.retry_after_ms.map(std::time::Duration::from_millis),
         };
         let mut body = error_body(&refusal);
-        body["pilotlight"] = ours(reply);
+        body["pilotlight"] = json!(Ours::of(reply));
         return refused_as(&refusal, &body);
     }
     let status = match reply.status {

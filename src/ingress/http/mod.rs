@@ -1,6 +1,7 @@
 //! The HTTP door: `OpenAI`'s chat API, MCP, health and metrics, on loopback unless told otherwise.
 
 mod chat;
+mod completion;
 mod embeddings;
 mod errors;
 mod guard;

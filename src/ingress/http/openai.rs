@@ -3,7 +3,7 @@
 //! The format is that of the API reference's "Create chat completion" and "List models".
 
 use std::convert::Infallible;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -12,13 +12,14 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::StreamExt;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Door;
-use super::chat::{ChatRequest, call_json, in_their_words};
+use super::chat::{ChatRequest, in_their_words};
+use super::completion::Head;
 use super::errors::{error_of, not_ok, refused};
 use crate::dispatch::{Answer, Seen};
-use crate::generate::Finish;
 use crate::ingress::answers;
 use crate::prompt::{Code, Format, Refusal};
 use crate::wire::{Reply, Status, read};
@@ -57,7 +58,7 @@ struct Started {
     format: Format,
     stream: bool,
     include_usage: bool,
-    model: String,
+    head: Head,
 }
 
 fn start(door: &Door, body: &[u8]) -> Result<Started, Refusal> {
@@ -68,71 +69,42 @@ fn start(door: &Door, body: &[u8]) -> Result<Started, Refusal> {
     let job = request.ask()?.check("http", &door.catalog).map_err(in_their_words)?;
     let (id, format) = (job.key.clone(), job.format.clone());
     let answer = door.dispatch.submit(job)?;
-    Ok(Started { answer, id, format, stream, include_usage, model })
+    let head = Head::new(answer.job, model);
+    Ok(Started { answer, id, format, stream, include_usage, head })
 }
 
 async fn whole(door: Door, started: Started) -> Response {
-    let Started { answer, id, format, model, .. } = started;
-    let completion = format!("chatcmpl-{}", answer.job.0);
+    let Started { answer, id, format, head, .. } = started;
     let (text, end) = answer.collect().await;
     let reply = answers::reply(id, &format, text, end);
     door.metrics.replied("http", &reply);
     if reply.status != Status::Ok {
         return not_ok(&reply);
     }
-    let body = json!({
-        "id": completion,
-        "object": "chat.completion",
-        "created": now_s(),
-        "model": reply.source.as_ref().map_or(model.as_str(), |s| s.model.as_str()),
-        "choices": [{
-            "index": 0,
-            "message": said(&reply),
-            "logprobs": logprobs(&reply),
-            "finish_reason": finish_reason(&reply),
-        }],
-        "usage": usage(&reply),
-        "pilotlight": ours(&reply),
-    });
-    Json(body).into_response()
+    Json(head.whole(&reply)).into_response()
 }
 
 fn streamed(door: Door, started: Started) -> Response {
-    let Started { answer, id, format, include_usage, model, .. } = started;
-    let completion = format!("chatcmpl-{}", answer.job.0);
-    let created = now_s();
-    let chunk = move |delta: Value, finish: Value, extra: Option<Value>| {
-        let mut chunk = json!({
-            "id": completion,
-            "object": "chat.completion.chunk",
-            "created": created,
-            "model": model,
-            "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}],
-        });
-        if let Some(extra) = extra {
-            chunk["pilotlight"] = extra;
-        }
-        chunk
-    };
+    let Started { answer, id, format, include_usage, head, .. } = started;
+    let asked = Arc::new((door, id, format, head));
     // one step a piece, then one for each event behind the last
-    let first = chunk(json!({"role": "assistant", "content": ""}), Value::Null, None);
-    let stream = futures::stream::unfold(Step::First(answer, first), move |step| {
-        let (door, id, format, chunk) = (door.clone(), id.clone(), format.clone(), chunk.clone());
+    let stream = futures::stream::unfold(Step::First(answer), move |step| {
+        let asked = Arc::clone(&asked);
         async move {
+            let (door, id, format, head) = asked.as_ref();
             match step {
-                Step::First(answer, first) => {
-                    Some((event(&first), Step::Pieces(answer, String::new())))
+                Step::First(answer) => {
+                    Some((event(&head.opening()), Step::Pieces(answer, String::new())))
                 }
                 Step::Pieces(mut answer, mut text) => match answer.next().await {
                     Some(piece) => {
                         text.push_str(&piece.text);
-                        let data = chunk(json!({"content": piece.text}), Value::Null, None);
-                        Some((event(&data), Step::Pieces(answer, text)))
+                        Some((event(&head.piece(&piece.text)), Step::Pieces(answer, text)))
                     }
                     None => {
-                        let reply = answers::reply(id, &format, text, answer.end().await);
+                        let reply = answers::reply(id.clone(), format, text, answer.end().await);
                         door.metrics.replied("http", &reply);
-                        let mut last = endings(&reply, include_usage, chunk).into_iter();
+                        let mut last = endings(head, &reply, include_usage).into_iter();
                         last.next().map(|event| (event, Step::Last(last)))
                     }
                 },
@@ -144,92 +116,25 @@ fn streamed(door: Door, started: Started) -> Response {
 }
 
 enum Step {
-    First(Answer, Value),
+    First(Answer),
     Pieces(Answer, String),
     Last(std::vec::IntoIter<Event>),
 }
 
-/// What comes behind the last piece: the calls of tools, the end, the usage, the mark.
-fn endings(
-    reply: &Reply,
-    include_usage: bool,
-    chunk: impl Fn(Value, Value, Option<Value>) -> Value,
-) -> Vec<Event> {
-    let mut last = Vec::new();
-    if reply.status == Status::Ok {
-        if !reply.tool_calls.is_empty() {
-            last.push(event(&chunk(call_pieces(reply), Value::Null, None)));
-        }
-        last.push(event(&chunk(json!({}), json!(finish_reason(reply)), Some(ours(reply)))));
-        if include_usage {
-            let mut data = chunk(json!({}), Value::Null, None);
-            data["choices"] = json!([]);
-            data["usage"] = usage(reply);
-            last.push(event(&data));
-        }
+/// What comes behind the last piece, or the error, and the mark.
+fn endings(head: &Head, reply: &Reply, include_usage: bool) -> Vec<Event> {
+    let mut last: Vec<Event> = if reply.status == Status::Ok {
+        head.endings(reply, include_usage).iter().map(event).collect()
     } else {
-        last.push(event(&error_of(reply)));
-    }
+        vec![event(&error_of(reply))]
+    };
     last.push(Event::default().data("[DONE]"));
     last
 }
 
-fn event(data: &Value) -> Event {
-    Event::default().data(data.to_string())
-}
-
-fn logprobs(reply: &Reply) -> Value {
-    if reply.logprobs.is_empty() { Value::Null } else { json!({"content": reply.logprobs}) }
-}
-
-/// What the model says and calls; a call alone has no text.
-fn said(reply: &Reply) -> Value {
-    let text = reply.text.as_ref().filter(|text| reply.tool_calls.is_empty() || !text.is_empty());
-    let mut said = json!({"role": "assistant", "content": text, "refusal": null});
-    if !reply.tool_calls.is_empty() {
-        said["tool_calls"] = reply.tool_calls.iter().map(call_json).collect();
-    }
-    said
-}
-
-/// The calls as a stream tells them: each whole, with its place.
-fn call_pieces(reply: &Reply) -> Value {
-    let piece = |(index, call)| {
-        let mut piece = call_json(call);
-        piece["index"] = json!(index);
-        piece
-    };
-    json!({"tool_calls": reply.tool_calls.iter().enumerate().map(piece).collect::<Vec<_>>()})
-}
-
-fn finish_reason(reply: &Reply) -> &'static str {
-    match reply.finish {
-        Some(Finish::Length) => "length",
-        Some(Finish::ToolCalls) => "tool_calls",
-        Some(Finish::Stop) | None => "stop",
-    }
-}
-
-fn usage(reply: &Reply) -> Value {
-    let Some(usage) = reply.usage else {
-        return Value::Null;
-    };
-    json!({
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    })
-}
-
-pub(super) fn ours(reply: &Reply) -> Value {
-    let mut ours =
-        json!({"source": reply.source, "decision": reply.decision, "timing": reply.timing});
-    if let Some(confidence) = reply.confidence {
-        ours["confidence"] = json!(confidence);
-        ours["scores"] = json!(reply.scores);
-    }
-    ours
+fn event(data: &impl Serialize) -> Event {
+    // texts and numbers are always JSON
+    Event::default().data(serde_json::to_string(data).unwrap_or_default())
 }
 
 /// `GET /v1/models`
@@ -246,8 +151,4 @@ pub(super) async fn models(State(door): State<Door>) -> Json<Value> {
     };
     let data: Vec<Value> = door.dispatch.backends().into_iter().filter_map(card).collect();
     Json(json!({"object": "list", "data": data}))
-}
-
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }
