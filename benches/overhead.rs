@@ -18,13 +18,12 @@ mod support;
 use std::time::{Duration, Instant};
 
 use pilotlight::generate::Generate;
-use pilotlight::mcp::client::connect_here;
 use serde_json::json;
 use support::contract::{job, run};
 use support::figures::memory;
 use support::mqtt::{App, Mosquitto};
 use support::service::{Service, catalog};
-use support::{child, over_http, patience, scripted};
+use support::{child, over_channels, over_http, scripted};
 
 const CALLS: usize = 400;
 const ROUNDS: usize = 2000;
@@ -79,7 +78,7 @@ async fn main() {
     println!("{:24} {:>10} {:>12}", "transport", "a call", "a token more");
     row("none", scripted().as_ref()).await;
     {
-        let (remote, _line) = connect_here(scripted(), patience()).await.unwrap();
+        let (remote, _line) = over_channels(scripted()).await;
         row("MCP, typed channels", &remote).await;
     }
     {

@@ -15,27 +15,13 @@
 
 mod support;
 
-use aws_smithy_eventstream::frame::write_message_to;
-use aws_smithy_types::event_stream::{Header, HeaderValue, Message as Frame};
 use pilotlight::generate::{Fault, Finish, Usage};
 use pilotlight::prompt::{Format, Job, Message, Role};
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, entry, error, head, open_as};
+use support::cloud::{Act, Cloud, entry, error, frame, framed as stream, head, open_as};
 use support::contract::{job, run};
 
 const SECRET: &str = "wJalr-canary-7f3a9d51";
-
-fn frame(kind: &str, name: &str, payload: &Value) -> Vec<u8> {
-    let text = |text: &str| HeaderValue::String(text.to_owned().into());
-    let named = if kind == "event" { ":event-type" } else { ":exception-type" };
-    let frame = Frame::new(payload.to_string())
-        .add_header(Header::new(":message-type", text(kind)))
-        .add_header(Header::new(named, text(name)))
-        .add_header(Header::new(":content-type", text("application/json")));
-    let mut bytes = Vec::new();
-    write_message_to(&frame, &mut bytes).unwrap();
-    bytes
-}
 
 fn event(name: &str, payload: &Value) -> Vec<u8> {
     frame("event", name, payload)
@@ -50,13 +36,6 @@ fn delta(text: &str) -> Vec<u8> {
 
 fn stop(reason: &str) -> Vec<u8> {
     event("messageStop", &json!({"stopReason": reason}))
-}
-
-/// An answer of these frames.
-fn stream(frames: &[Vec<u8>]) -> Act {
-    let mut bytes = head("200 OK", "application/vnd.amazon.eventstream", "").into_bytes();
-    bytes.extend(frames.concat());
-    Act::Say(bytes)
 }
 
 async fn ask(act: Act, job: Job) -> (Result<(String, Usage), Fault>, Cloud) {

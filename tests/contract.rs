@@ -19,11 +19,10 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use pilotlight::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
-use pilotlight::mcp::client::connect_here;
 use pilotlight::model::ModelContext;
 use pilotlight::prompt::Job;
 use support::contract::{SCRIPTED, holds, job, run};
-use support::{SOON, child, over_http, patience, scripted};
+use support::{SOON, child, over_channels, over_http, scripted};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -49,7 +48,7 @@ async fn without_a_transport() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_typed_channels() {
-    let (remote, _line) = connect_here(scripted(), patience()).await.unwrap();
+    let (remote, _line) = over_channels(scripted()).await;
     holds(&remote, &SCRIPTED).await;
     ten_thousand_calls(&remote).await;
 }
@@ -72,9 +71,9 @@ async fn over_http_to_the_services_stack() {
 /// A model behind a model behind a model: every room between passes the answer on unharmed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_three_lines_in_a_row() {
-    let (inner, _one) = connect_here(scripted(), patience()).await.unwrap();
+    let (inner, _one) = over_channels(scripted()).await;
     let (middle, _two, _stop) = over_http(Arc::new(inner)).await;
-    let (outer, _three) = connect_here(Arc::new(middle), patience()).await.unwrap();
+    let (outer, _three) = over_channels(Arc::new(middle)).await;
     holds(&outer, &SCRIPTED).await;
 }
 
@@ -121,7 +120,7 @@ async fn a_server_is_told_when_the_asker_goes() {
         Arc::new(Watched { model: scripted(), begun, ended })
     };
     let here = watched();
-    let (remote, _line) = connect_here(here.clone(), patience()).await.unwrap();
+    let (remote, _line) = over_channels(here.clone()).await;
     leaves_in_the_middle(&remote, &here).await;
     let there = watched();
     let (remote, _line, _stop) = over_http(there.clone()).await;

@@ -25,16 +25,15 @@ use pilotlight::backends::engine::OnThread;
 use pilotlight::backends::gguf::{self, Options};
 use pilotlight::generate::Generate;
 use pilotlight::labels::Labels;
-use pilotlight::mcp::client::{Patience, connect_here};
 use pilotlight::prompt::Format;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 use support::contract::{holds_over_every_transport, job, run};
 use support::engine::{REAL, works};
-use support::model_file;
 use support::mqtt::App;
 use support::reports;
 use support::service::{Service, catalog, program, signal};
+use support::{model_file, over_channels};
 
 fn options(path: &Path) -> Options {
     Options {
@@ -55,8 +54,7 @@ async fn model() -> OnThread {
 /// Over the line that the service uses: its pauses are told apart from its work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paced_engine_pauses() {
-    let (remote, _closed) =
-        connect_here(Arc::new(model().await), Patience::default()).await.unwrap();
+    let (remote, _closed) = over_channels(Arc::new(model().await)).await;
     let mut slow = Vec::new();
     for duty in [1.0, 0.2] {
         remote.pace(duty);

@@ -20,7 +20,6 @@ mod support;
 use std::sync::Arc;
 
 use pilotlight::generate::{Fault, Finish, Generate, Usage};
-use pilotlight::mcp::client::{Patience, connect_here};
 use pilotlight::prompt::{Format, Job};
 use pilotlight::registry::catalog::Catalog;
 use pilotlight::wire::{Ask, read_value};
@@ -28,6 +27,7 @@ use serde_json::{Value, json};
 use support::cloud::{Act, Cloud, answer, ending, entry, event, head, open_as};
 use support::contract::run;
 use support::mqtt::App;
+use support::over_channels;
 use support::service::{Service, catalog, client};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -137,17 +137,8 @@ fn calls(kind: Kind, text: &str, calls: &[(&str, &str, Value)]) -> Act {
 
 #[cfg(feature = "bedrock")]
 fn frames(events: &[(&str, Value)]) -> Act {
-    use aws_smithy_eventstream::frame::write_message_to;
-    use aws_smithy_types::event_stream::{Header, HeaderValue, Message as Frame};
-    let text = |text: &str| HeaderValue::String(text.to_owned().into());
-    let mut bytes = head("200 OK", "application/vnd.amazon.eventstream", "").into_bytes();
-    for (name, payload) in events {
-        let frame = Frame::new(payload.to_string())
-            .add_header(Header::new(":message-type", text("event")))
-            .add_header(Header::new(":event-type", text(name)));
-        write_message_to(&frame, &mut bytes).unwrap();
-    }
-    Act::Say(bytes)
+    use support::cloud::{frame, framed};
+    framed(&events.iter().map(|(name, payload)| frame("event", name, payload)).collect::<Vec<_>>())
 }
 
 fn sse(events: &[Value], end: &str) -> Act {
@@ -240,7 +231,7 @@ async fn calls_come_back_from_each_in_the_same_words() {
         // through its MCP interface as well
         let cloud = Cloud::start([streamed(*kind)]).await;
         let model = open_as(&entry_of(*kind, &cloud));
-        let (remote, _line) = connect_here(model, Patience::default()).await.unwrap();
+        let (remote, _line) = over_channels(model).await;
         let (text, there) = run(&remote, &talk(&json!({}))).await.unwrap();
         assert_eq!((text.as_str(), there.tool_calls), ("I act.", usage.tool_calls), "{kind:?}");
         assert_eq!(remote.context().runtime.location, "cloud");

@@ -1,9 +1,9 @@
 //! Any MCP server with the `generate` tool, as something that can answer a prompt.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
+use rmcp::RoleClient;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CallToolResult, ClientConfig, ClientNotification,
     ClientRequest, CustomNotification, ErrorCode, JsonObject, ProtocolVersion,
@@ -16,7 +16,6 @@ use rmcp::service::{
 };
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use rmcp::transport::{StreamableHttpClientTransport, Transport};
-use rmcp::{RoleClient, RoleServer};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -26,7 +25,6 @@ use super::contract::{
     context_uri, model_of_uri,
 };
 use super::line::Line;
-use super::server::{One, Server, serve};
 use super::tap::{Beat, Sink, Tap};
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
@@ -74,17 +72,12 @@ async fn tell_pace(peer: Peer<RoleClient>, mut pace: watch::Receiver<f32>) {
 }
 
 /// Ends when the line has been closed, by either side. Dropping it closes the line.
-pub struct Closed {
-    ours: RunningService<RoleClient, ClientConfig>,
-    /// The other end, if it is in this process.
-    theirs: Option<RunningService<RoleServer, Server>>,
-}
+pub struct Closed(RunningService<RoleClient, ClientConfig>);
 
 impl Closed {
     /// Waits for the end of the line.
     pub async fn wait(self) {
-        let _ = self.ours.waiting().await;
-        drop(self.theirs);
+        let _ = self.0.waiting().await;
     }
 }
 
@@ -152,7 +145,7 @@ where
     let guard = LineGuard { line: Some(service.cancellation_token()), _teller: teller };
     let context = read_context(&peer).await?;
     let remote = Remote { peer, context, silence: patience.silence, pace, _line: guard };
-    Ok((remote, Closed { ours: service, theirs: None }))
+    Ok((remote, Closed(service)))
 }
 
 /// Opens a line over streamable HTTP.
@@ -185,21 +178,6 @@ pub async fn connect_http(
         .build()
         .map_err(|e| Fault::Away(format!("the HTTP client can't be made: {e}")))?;
     connect(StreamableHttpClientTransport::with_client(client, config), patience).await
-}
-
-/// Puts a model behind a line inside this process.
-///
-/// # Errors
-/// As [`connect`].
-pub async fn connect_here(
-    generate: Arc<dyn Generate>,
-    patience: Patience,
-) -> Result<(Remote, Closed), Fault> {
-    let (ours, theirs) = super::pair::pair();
-    let serve = Box::pin(serve(Arc::new(One(generate)), theirs));
-    let (served, reached) = tokio::join!(serve, Box::pin(connect(ours, patience)));
-    let (remote, closed) = reached?;
-    Ok((remote, Closed { theirs: Some(served?), ..closed }))
 }
 
 async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {

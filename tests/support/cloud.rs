@@ -204,3 +204,27 @@ pub fn open_as(entry: &Value) -> Arc<dyn Generate> {
     let Link::Provider(entry) = &catalog.servers[0].link else { panic!("it is no provider") };
     provider::open(entry, catalog.servers[0].silence.unwrap()).unwrap()
 }
+
+/// A frame of AWS's event streams: an `event` or an `exception` of this name.
+#[cfg(feature = "bedrock")]
+pub fn frame(kind: &str, name: &str, payload: &Value) -> Vec<u8> {
+    use aws_smithy_eventstream::frame::write_message_to;
+    use aws_smithy_types::event_stream::{Header, HeaderValue, Message};
+    let text = |text: &str| HeaderValue::String(text.to_owned().into());
+    let named = if kind == "event" { ":event-type" } else { ":exception-type" };
+    let frame = Message::new(payload.to_string())
+        .add_header(Header::new(":message-type", text(kind)))
+        .add_header(Header::new(named, text(name)))
+        .add_header(Header::new(":content-type", text("application/json")));
+    let mut bytes = Vec::new();
+    write_message_to(&frame, &mut bytes).unwrap();
+    bytes
+}
+
+/// An answer of these frames.
+#[cfg(feature = "bedrock")]
+pub fn framed(frames: &[Vec<u8>]) -> Act {
+    let mut bytes = head("200 OK", "application/vnd.amazon.eventstream", "").into_bytes();
+    bytes.extend(frames.concat());
+    Act::Say(bytes)
+}

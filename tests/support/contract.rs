@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use pilotlight::generate::{Fault, Finish, Generate, Usage, channel};
 use pilotlight::labels::Labels;
-use pilotlight::mcp::client::connect_here;
 use pilotlight::model::{CLASSIFY, EMBED, GENERATE};
 use pilotlight::prompt::{Code, Format, Job, Message, Role, Sampling};
 use tokio::time::timeout;
 
-use super::{SOON, child, over_http, patience};
+use super::{SOON, child, over_channels, over_http};
 
 /// Prompts that make the model do what the suite needs.
 pub struct Prompts {
@@ -65,7 +64,7 @@ pub async fn holds_over_every_transport(
     prompts: &Prompts,
 ) {
     holds(model.as_ref(), prompts).await;
-    let (remote, _line) = connect_here(Arc::clone(&model), patience()).await.unwrap();
+    let (remote, _line) = over_channels(Arc::clone(&model)).await;
     holds(&remote, prompts).await;
     let (remote, _line, _stop) = over_http(model).await;
     holds(&remote, prompts).await;

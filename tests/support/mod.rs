@@ -23,7 +23,8 @@ use pilotlight::backends::scripted::{Crash, Scripted};
 use pilotlight::generate::Generate;
 use pilotlight::ingress::http;
 use pilotlight::mcp::client::{Closed, Patience, Remote, connect, connect_http};
-use pilotlight::mcp::server::{One, Server};
+use pilotlight::mcp::pair::pair;
+use pilotlight::mcp::server::{One, Server, serve};
 use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,16 @@ pub fn scripted() -> Arc<dyn Generate> {
 
 pub fn patience() -> Patience {
     Patience { silence: Duration::from_secs(20) }
+}
+
+/// A model behind a line of MCP inside this process.
+pub async fn over_channels(model: Arc<dyn Generate>) -> (Remote, Closed) {
+    let (ours, theirs) = pair();
+    tokio::spawn(async move {
+        let served = serve(Arc::new(One(model)), theirs).await.unwrap();
+        served.waiting().await
+    });
+    connect(ours, patience()).await.unwrap()
 }
 
 /// A model in a child process, over its standard input and output.
