@@ -1,5 +1,7 @@
 //! What a service between an asker and a provider adds to a provider that answers at once: ours, ours
-//! with caps on spending and with redaction, and `LiteLLM`'s proxy if `LITELLM` names its program.
+//! with caps on spending and with redaction, a bare hop that reads nothing and hands each request on
+//! (what the libraries and the system cost in any case), and `LiteLLM`'s proxy if `LITELLM` names its
+//! program.
 //! The same client asks the provider itself and each service in turn, at a fixed rate whatever comes
 //! back, in rounds; every figure of the table is the median of the rounds.
 #![allow(
@@ -19,6 +21,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +32,7 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use support::figures::{median, memory};
 use support::service::{Service, catalog, free_port};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -164,6 +168,36 @@ async fn ours(provider: &str, policy: Value) -> Service {
     service
 }
 
+/// Names the provider to the process that is the bare hop.
+const HOP: &str = "GATEWAY_BENCH_HOP";
+
+/// A process of this program that only hands on, by the same libraries and by one thread as ours.
+async fn hop(provider: &str) -> (Child, String) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .env(HOP, provider)
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let url = lines.next_line().await.unwrap().unwrap();
+    (child, url)
+}
+
+async fn be_the_hop(provider: String) {
+    let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build().unwrap();
+    let pass = async move |body: Bytes| {
+        let sent = client.post(format!("{provider}/chat/completions"));
+        let sent = sent.header(CONTENT_TYPE, "application/json").body(body);
+        let answer = sent.send().await.unwrap().bytes().await.unwrap();
+        ([(CONTENT_TYPE, "application/json")], answer)
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("http://{}/v1", listener.local_addr().unwrap());
+    let routes = axum::Router::new().route("/v1/chat/completions", post(pass));
+    axum::serve(NoDelay(listener), routes).await.unwrap();
+}
+
 /// `LiteLLM`'s proxy before that provider, once it answers.
 async fn litellm(provider: &str, program: &str, folder: &std::path::Path) -> (Child, String) {
     let port = free_port();
@@ -196,9 +230,22 @@ async fn litellm(provider: &str, program: &str, folder: &std::path::Path) -> (Ch
     (child, url)
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() {
+fn main() {
+    let one_thread = std::env::var(HOP);
+    let mut runtime = match one_thread {
+        Ok(_) => tokio::runtime::Builder::new_current_thread(),
+        Err(_) => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    match one_thread {
+        Ok(provider) => runtime.block_on(be_the_hop(provider)),
+        Err(_) => runtime.block_on(measure()),
+    }
+}
+
+async fn measure() {
     let provider = provider().await;
+    let (_hop, bare) = hop(&provider).await;
     let plain = ours(&provider, json!({})).await;
     let capped = ours(&provider, json!({"budget": {"usd_per_day": 1000.0}})).await;
     let hiding = ours(&provider, json!({"redact": ["email", "phone", "coordinates"]})).await;
@@ -209,6 +256,7 @@ async fn main() {
     };
     let mut ways = vec![
         ("provider itself", provider.clone()),
+        ("a bare hop", bare),
         ("pilotlight", plain.url("/v1")),
         ("pilotlight, caps", capped.url("/v1")),
         ("pilotlight, redaction", hiding.url("/v1")),
