@@ -4,6 +4,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::FutureExt;
 use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -77,7 +78,7 @@ impl Keeper {
         let mut rest = REST_MIN;
         // ends with the service
         while !stop.is_cancelled() {
-            if !self.is_wanted(&stop).await {
+            if !self.is_wanted(&stop).await || !self.is_there(&stop).await {
                 return;
             }
             let started = now();
@@ -88,7 +89,8 @@ impl Keeper {
             if stop.is_cancelled() {
                 return;
             }
-            if started.elapsed() > REST_MAX {
+            let was_up = matches!(&*self.link.borrow(), Link::Up(_));
+            if started.elapsed() > REST_MAX || (was_up && self.awaited().is_some()) {
                 rest = REST_MIN;
             }
             let server = &self.server.name;
@@ -115,6 +117,29 @@ impl Keeper {
         }
         tokio::select! {
             came = wanted.wait_for(|wanted| *wanted) => came.is_ok(),
+            () = stop.cancelled() => false,
+        }
+    }
+
+    /// What tells when there is somebody to ask, so that it need not be tried.
+    fn awaited(&self) -> Option<(&Switch, &str)> {
+        match &self.server.link {
+            Entry::Mqtt { topic } => self.switch.as_ref().map(|switch| (switch, topic.as_str())),
+            Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => None,
+        }
+    }
+
+    /// Waits until there is somebody to ask, where that can be known; whether that came before `stop`.
+    async fn is_there(&self, stop: &CancellationToken) -> bool {
+        let Some((switch, topic)) = self.awaited() else { return true };
+        // what is wrong with it is told by who asks
+        if switch.ready(topic).now_or_never().is_some() {
+            return true;
+        }
+        let reason = "the broker is away, or no worker is at it".to_owned();
+        self.link.send_replace(Link::Down(Health::Resting { reason }));
+        tokio::select! {
+            _ = switch.ready(topic) => true,
             () = stop.cancelled() => false,
         }
     }

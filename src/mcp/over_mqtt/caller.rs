@@ -84,24 +84,41 @@ impl Switch {
         Some(message)
     }
 
-    /// A line to a service, once one of its workers is there. It takes the place of an earlier one.
+    /// Waits until the line to the broker is up and a worker of this service is there.
     ///
     /// # Errors
-    /// [`Fault::Away`] if there is no such service.
-    pub async fn call(&self, base: &str) -> Result<Caller, Fault> {
-        let (to, inbox) = mpsc::channel(8 * MQTT_INBOX_MAX);
-        let (topics, mut workers) = {
-            let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-            let service = services
-                .get_mut(base)
-                .ok_or_else(|| Fault::Away(format!("{base} is not subscribed to")))?;
-            service.to = Some(to);
-            (service.topics.clone(), service.workers.subscribe())
+    /// [`Fault::Away`] if there is no such service, or the line has ended.
+    pub async fn ready(&self, base: &str) -> Result<(), Fault> {
+        let mut workers = {
+            let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+            services.get(base).ok_or_else(|| unknown(base))?.workers.subscribe()
         };
         let mut line = self.bus.line();
         let gone = |_| Fault::Away("the line to the broker has ended".to_owned());
-        line.wait_for(|line| *line == Line::Up).await.map_err(gone)?;
-        workers.wait_for(|all| !all.is_empty()).await.map_err(gone)?;
+        // each may go while the other is waited for
+        while *line.borrow_and_update() != Line::Up || workers.borrow_and_update().is_empty() {
+            tokio::select! {
+                changed = line.changed() => changed.map_err(gone)?,
+                changed = workers.changed() => changed.map_err(gone)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A line to a service, once one of its workers is there. It takes the place of an earlier one.
+    ///
+    /// # Errors
+    /// As [`Switch::ready`].
+    pub async fn call(&self, base: &str) -> Result<Caller, Fault> {
+        let (to, inbox) = mpsc::channel(8 * MQTT_INBOX_MAX);
+        let (topics, workers) = {
+            let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+            let service = services.get_mut(base).ok_or_else(|| unknown(base))?;
+            service.to = Some(to);
+            (service.topics.clone(), service.workers.subscribe())
+        };
+        self.ready(base).await?;
+        let line = self.bus.line();
         Ok(Caller {
             answer: topics.answer(&self.caller),
             topics,
@@ -113,6 +130,10 @@ impl Switch {
             ready: VecDeque::new(),
         })
     }
+}
+
+fn unknown(base: &str) -> Fault {
+    Fault::Away(format!("{base} is not subscribed to"))
 }
 
 /// A client's transport to one service.
