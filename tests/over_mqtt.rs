@@ -18,13 +18,18 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use support::cloud::{Cloud, answer, entry};
+use support::cloud::{Act, Cloud, answer, ending, entry, head, piece};
+use support::figures::memory;
 use support::mqtt::{App, Gate, Mosquitto};
 use support::service::{Service, catalog, signal};
+use support::storm;
 
 const TOPIC: &str = "pilotlight/mcp/big";
 
@@ -241,6 +246,153 @@ async fn whatever_breaks_is_told_in_time() {
         let reply = app.ask("app", far("well again", 10_000)).await;
         assert_eq!(reply["text"], "well again", "{what}: {reply}");
         drop((again, worker));
+    }
+}
+
+/// What breaks again and again, and comes back.
+#[derive(Debug, Clone, Copy)]
+enum Break {
+    Worker,
+    WorkersLine,
+    DevicesLine,
+    Broker,
+}
+
+/// A worker whose only model is that provider: it is a cloud's way in and no device.
+fn relay(port: u16, name: &str, cloud: &Cloud) -> Service {
+    let mut catalog = json!({"pilotlight": {"providers": {"big": entry(&cloud.url)}}});
+    catalog["pilotlight"]["device"]["name"] = json!(name);
+    catalog["pilotlight"]["mqtt"] = json!({"serve": TOPIC});
+    catalog["pilotlight"]["providers"]["big"]["slots"] = json!(64);
+    Service::launch(&catalog, &at(port), &[("PILOTLIGHT_LOG", "error")])
+}
+
+/// Says what it was asked, in three parts.
+fn repeated(body: &Value) -> Vec<Vec<u8>> {
+    let said = body["messages"][0]["content"].as_str().unwrap();
+    let parts = [head("200 OK", "text/event-stream", ""), piece(said), ending("stop")];
+    parts.map(String::into_bytes).to_vec()
+}
+
+/// All of it.
+struct Field {
+    broker: Mosquitto,
+    near: Gate,
+    wide: Gate,
+    workers: [Service; 2],
+    cloud: Cloud,
+}
+
+impl Field {
+    /// Breaks it, and mends it a little later.
+    async fn strike(&mut self, what: Break, n: usize) {
+        let a_while = Duration::from_millis(fastrand::u64(20..400));
+        match what {
+            Break::Worker => {
+                let worker = &mut self.workers[n % 2];
+                worker.child.kill().await.unwrap();
+                tokio::time::sleep(a_while).await;
+                *worker = relay(self.wide.port, &format!("w{n}"), &self.cloud);
+            }
+            Break::WorkersLine | Break::DevicesLine => {
+                let gate = if matches!(what, Break::WorkersLine) { &self.wide } else { &self.near };
+                gate.shut();
+                tokio::time::sleep(a_while).await;
+                gate.open();
+            }
+            Break::Broker => {
+                self.broker.child.kill().await.unwrap();
+                tokio::time::sleep(a_while).await;
+                let port = self.broker.port;
+                let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\n");
+                self.broker = Mosquitto::with(port, &config).await;
+            }
+        }
+    }
+}
+
+/// Requests without a pause while something breaks again and again: each has its one end in time, an
+/// answer is the one to what was asked, no attempt is paid for twice, and nothing piles up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_faults_ends_every_request_in_time() {
+    for what in [Break::Worker, Break::WorkersLine, Break::DevicesLine, Break::Broker] {
+        let cloud = Cloud::start([Act::Slow(Duration::from_millis(50), repeated)]).await;
+        let broker = Mosquitto::start().await;
+        let (near, wide) = (Gate::to(broker.port).await, Gate::to(broker.port).await);
+        let catalog = json!({
+            "mcpServers": {"far": {"type": "mqtt", "topic": TOPIC}},
+            "pilotlight": {"device": {"name": "dev"}},
+        });
+        let device = Service::launch(&catalog, &at(near.port), &[("PILOTLIGHT_LOG", "error")]);
+        let workers = ["w1", "w2"].map(|name| relay(wide.port, name, &cloud));
+        let mut field = Field { broker, near, wide, workers, cloud: cloud.clone() };
+        device.ready_all().await;
+        let before = memory(device.child.id().unwrap()).resident;
+
+        let over = Arc::new(AtomicBool::new(false));
+        let strikes = async {
+            let mut strikes = 0;
+            while !over.load(Ordering::Relaxed) {
+                field.strike(what, strikes).await;
+                strikes += 1;
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(100..900))).await;
+            }
+            strikes
+        };
+        let ask = async |n: usize| {
+            let (prompt, began) = (format!("request {n}"), Instant::now());
+            let body = json!({
+                "model": "auto", "messages": [{"role": "user", "content": prompt}],
+                "metadata": {"deadline_ms": "1500", "mode": "cloud-only"},
+            });
+            let (status, reply) = device.chat(body).await;
+            (prompt, status, reply, began.elapsed())
+        };
+        let count = 24 * storm();
+        let asks = futures::stream::iter(0..count).map(ask).buffer_unordered(24);
+        let asks = async {
+            let ends: Vec<_> = asks.collect().await;
+            over.store(true, Ordering::Relaxed);
+            ends
+        };
+        let (ends, strikes) = tokio::join!(asks, strikes);
+
+        let mut paid: BTreeMap<String, usize> = BTreeMap::new();
+        for asked in cloud.asked() {
+            let prompt = asked.body["messages"][0]["content"].as_str().unwrap().to_owned();
+            *paid.entry(prompt).or_default() += 1;
+        }
+        let mut answered = 0;
+        for (prompt, status, reply, took) in ends {
+            assert!(took < Duration::from_millis(2_500), "{what:?}: {took:?} {reply}");
+            let attempts =
+                reply["pilotlight"]["decision"]["attempts"].as_array().map_or(0, Vec::len);
+            let paid = paid.get(&prompt).copied().unwrap_or_default();
+            assert!(paid <= attempts, "{what:?}: {paid} calls were paid: {reply}");
+            if status == 200 {
+                assert_eq!(reply["choices"][0]["message"]["content"], prompt, "{what:?}");
+                answered += 1;
+            } else {
+                assert!(reply["error"]["message"].is_string(), "{what:?}: {status} {reply}");
+            }
+        }
+        let mended = Instant::now();
+        device.until("well again", |state| state["mqtt"]["state"] == "up").await;
+        device.ready_all().await;
+        device.until("done", |state| state["running"] == 0).await;
+        let body = json!({
+            "model": "auto", "messages": [{"role": "user", "content": "well again"}],
+            "metadata": {"deadline_ms": "20000", "mode": "cloud-only"},
+        });
+        let (status, reply) = device.chat(body).await;
+        assert_eq!(status, 200, "{what:?}: {reply}");
+        let well = mended.elapsed();
+        let grown = memory(device.child.id().unwrap()).resident - before;
+        println!(
+            "{what:?} broken {strikes} times: {answered} of {count} answered in time, the next one \
+             {well:.1?} after the last time, {grown:.1} MiB more"
+        );
+        assert!(answered > 0 && grown < 20.0, "{what:?}: {answered} of {count}, {grown} MiB");
     }
 }
 

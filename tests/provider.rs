@@ -34,6 +34,7 @@ use support::contract::{job, run};
 use support::figures::memory;
 use support::mqtt::App;
 use support::service::{Service, program};
+use support::storm;
 
 async fn ask(
     acts: impl IntoIterator<Item = Act>,
@@ -420,11 +421,6 @@ async fn the_key_is_in_no_log_and_a_prompt_in_none_above_trace() {
         assert!(!told || level == "trace", "{log}");
     }
     assert!(cloud.asked()[1].head.contains(KEY), "it was not sent at all");
-}
-
-/// How often each failure is tried; `STORM=1000` for the long run.
-fn storm() -> usize {
-    std::env::var("STORM").map_or(10, |each| each.parse().unwrap())
 }
 
 /// Each failure over and over at the model itself, without the judge that would let it rest.

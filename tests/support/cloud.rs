@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use pilotlight::backends::provider;
 use pilotlight::generate::Generate;
@@ -21,6 +22,8 @@ pub enum Act {
     Hang(Vec<u8>),
     /// Sends what this makes of the request's body.
     Make(fn(&Value) -> Vec<u8>),
+    /// Sends each of these parts after this pause.
+    Slow(Duration, fn(&Value) -> Vec<Vec<u8>>),
     /// Sends this head, and then the same bytes without end.
     Flood(Vec<u8>, Vec<u8>),
 }
@@ -110,6 +113,12 @@ impl Cloud {
         match act {
             Act::Say(bytes) => line.write_all(&bytes).await.ok()?,
             Act::Make(make) => line.write_all(&make(&body)).await.ok()?,
+            Act::Slow(pause, make) => {
+                for part in make(&body) {
+                    tokio::time::sleep(pause).await;
+                    line.write_all(&part).await.ok()?;
+                }
+            }
             Act::Hang(bytes) => {
                 line.write_all(&bytes).await.ok()?;
                 // until the other side closes

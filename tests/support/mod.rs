@@ -35,6 +35,11 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_pilotlight");
 /// Generous: it only bounds how long a broken test hangs.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// How often each failure is tried; `STORM=1000` for the long run.
+pub fn storm() -> usize {
+    std::env::var("STORM").map_or(10, |each| each.parse().unwrap())
+}
+
 pub fn scripted() -> Arc<dyn Generate> {
     Arc::new(Scripted::new("scripted", 8, Crash::Report))
 }
