@@ -143,6 +143,10 @@ pub enum AskFormat {
 /// # Errors
 /// [`Code::Malformed`] if it is not JSON, [`Code::Invalid`] with the field if a value is wrong.
 pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    if let Ok(value) = serde_json::from_slice(bytes) {
+        return Ok(value);
+    }
+    // once more, with an eye on the place
     let mut text = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut text).map_err(|e| misread(&e))?;
     text.end().map_err(|e| Refusal::new(Code::Malformed, format!("not valid JSON: {e}")))?;
