@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
 };
-use reqwest::{Response, StatusCode, redirect};
+use reqwest::{Response, StatusCode, Url, redirect};
 use serde_json::{Value, json};
 
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
@@ -102,6 +102,7 @@ fn protocol_of(kind: Kind) -> &'static Protocol {
 struct Cloud {
     entry: Provider,
     protocol: &'static Protocol,
+    url: Url,
     #[cfg(feature = "bedrock")]
     signer: Option<bedrock::Signer>,
     client: reqwest::Client,
@@ -132,9 +133,13 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         .tcp_nodelay(true)
         .build()
         .map_err(|e| away(format!("the HTTP client can't be made: {e}")))?;
+    let protocol = protocol_of(entry.kind);
+    let url = format!("{}/{}", entry.base_url, (protocol.path)(entry));
+    let url = Url::parse(&url).map_err(|e| away(format!("{url} is no URL: {e}")))?;
     Ok(Arc::new(Cloud {
         entry: entry.clone(),
-        protocol: protocol_of(entry.kind),
+        protocol,
+        url,
         #[cfg(feature = "bedrock")]
         signer: match entry.kind {
             Kind::Bedrock => Some(bedrock::Signer::of(entry)?),
@@ -290,14 +295,15 @@ impl Generate for Cloud {
 
 impl Cloud {
     async fn send(&self, body: &Value) -> Result<Response, Fault> {
-        let url = format!("{}/{}", self.entry.base_url, (self.protocol.path)(&self.entry));
         let key = format!("{:032x}", fastrand::u128(..));
         let body = body.to_string();
-        let request = self.client.post(&url).header("idempotency-key", key);
+        let request = self.client.post(self.url.clone()).header("idempotency-key", key);
         let request = request.header(CONTENT_TYPE, "application/json");
         #[cfg(feature = "bedrock")]
         let request = match &self.signer {
-            Some(signer) => request.headers(signer.headers(&url, body.as_bytes(), clock())?),
+            Some(signer) => {
+                request.headers(signer.headers(self.url.as_str(), body.as_bytes(), clock())?)
+            }
             None => request,
         };
         let sent = request.body(body).send();
