@@ -2,6 +2,8 @@
 //!
 //! The format is that of the API reference's "Create embeddings".
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -71,7 +73,7 @@ impl EmbeddingsRequest {
 }
 
 /// `POST /v1/embeddings`
-pub(super) async fn embed(State(door): State<Door>, body: Body) -> Response {
+pub(super) async fn embed(State(door): State<Arc<Door>>, body: Body) -> Response {
     let started = taken(body).and_then(|body| {
         let request: EmbeddingsRequest = read(&body)?;
         let encoding = request.encoding_format;

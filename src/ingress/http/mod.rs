@@ -45,7 +45,6 @@ use crate::metrics::Metrics;
 use crate::registry::catalog::Catalog;
 
 /// What the handlers need.
-#[derive(Clone)]
 pub struct Door {
     /// Where jobs go.
     pub dispatch: Dispatch,
@@ -71,6 +70,7 @@ pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// The routes of the service.
 pub fn routes(door: Door, guard: Guard, stop: CancellationToken) -> Router {
+    let door = Arc::new(door);
     let whole = Arc::new(Whole::new(door.dispatch.clone(), Arc::clone(&door.catalog)));
     let routes = Router::new()
         .route("/v1/chat/completions", post(openai::complete))
@@ -78,7 +78,7 @@ pub fn routes(door: Door, guard: Guard, stop: CancellationToken) -> Router {
         .route("/v1/models", get(openai::models))
         .route("/metrics", get(metrics))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
-        .with_state(door.clone());
+        .with_state(Arc::clone(&door));
     let open = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -180,7 +180,7 @@ async fn linger(mut stream: TcpStream) {
     }
 }
 
-async fn ready(State(door): State<Door>) -> Response {
+async fn ready(State(door): State<Arc<Door>>) -> Response {
     let servers: Vec<_> = door
         .dispatch
         .backends()
@@ -214,7 +214,7 @@ async fn ready(State(door): State<Door>) -> Response {
     (status, Json(body)).into_response()
 }
 
-async fn metrics(State(door): State<Door>) -> Result<impl IntoResponse, Infallible> {
+async fn metrics(State(door): State<Arc<Door>>) -> Result<impl IntoResponse, Infallible> {
     let servers = door.dispatch.backends().into_iter();
     let servers: Vec<_> = servers.map(|seen| (seen.server, seen.health == Health::Ready)).collect();
     let mqtt = door.line.as_ref().is_some_and(|line| *line.borrow() == Line::Up);

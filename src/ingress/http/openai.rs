@@ -39,7 +39,7 @@ pub(super) fn taken(body: Body) -> Result<Bytes, Refusal> {
 }
 
 /// `POST /v1/chat/completions`
-pub(super) async fn complete(State(door): State<Door>, body: Body) -> Response {
+pub(super) async fn complete(State(door): State<Arc<Door>>, body: Body) -> Response {
     let started = taken(body).and_then(|body| start(&door, &body));
     match started {
         Err(refusal) => {
@@ -73,7 +73,7 @@ fn start(door: &Door, body: &[u8]) -> Result<Started, Refusal> {
     Ok(Started { answer, id, format, stream, include_usage, head })
 }
 
-async fn whole(door: Door, started: Started) -> Response {
+async fn whole(door: Arc<Door>, started: Started) -> Response {
     let Started { answer, id, format, head, .. } = started;
     let (text, end) = answer.collect().await;
     let reply = answers::reply(id, &format, text, end);
@@ -84,7 +84,7 @@ async fn whole(door: Door, started: Started) -> Response {
     Json(head.whole(&reply)).into_response()
 }
 
-fn streamed(door: Door, started: Started) -> Response {
+fn streamed(door: Arc<Door>, started: Started) -> Response {
     let Started { answer, id, format, include_usage, head, .. } = started;
     let asked = Arc::new((door, id, format, head));
     // one step a piece, then one for each event behind the last
@@ -138,7 +138,7 @@ fn event(data: &impl Serialize) -> Event {
 }
 
 /// `GET /v1/models`
-pub(super) async fn models(State(door): State<Door>) -> Json<Value> {
+pub(super) async fn models(State(door): State<Arc<Door>>) -> Json<Value> {
     let card = |seen: Seen| {
         let context = seen.context?;
         Some(json!({
