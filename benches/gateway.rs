@@ -3,7 +3,8 @@
 //! (what the libraries and the system cost in any case), and `LiteLLM`'s proxy if `LITELLM` names its
 //! program.
 //! The same client asks the provider itself and each service in turn, at a fixed rate whatever comes
-//! back, in rounds; every figure of the table is the median of the rounds.
+//! back, in rounds; every figure of the table is the median of the rounds. None is asked while
+//! `LiteLLM` works off what it was sent before.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,7 +31,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
-use support::figures::{median, memory};
+use support::figures::{median, memory, processor_s};
 use support::service::{Service, catalog, free_port};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -45,6 +46,9 @@ const ROUNDS: usize = 3;
 const LATE: Duration = Duration::from_secs(5);
 /// Requests under way at once; more are not sent and count as late.
 const OPEN_MAX: usize = 512;
+
+/// Longest wait until a service has worked off what it was sent.
+const IDLE_MAX: Duration = Duration::from_secs(120);
 
 /// A provider that answers at once, whole or as a stream.
 async fn provider() -> String {
@@ -231,6 +235,20 @@ async fn litellm(provider: &str, program: &str, folder: &std::path::Path) -> (Ch
     (child, url)
 }
 
+/// Waits until a process has worked off what it was sent, so that it takes no time from others.
+async fn idle(child: &Child) {
+    let pid = child.id().unwrap();
+    let end = Instant::now() + IDLE_MAX;
+    loop {
+        let before = processor_s(pid);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if processor_s(pid) - before < 0.1 {
+            return;
+        }
+        assert!(Instant::now() < end, "it still works after {IDLE_MAX:?}");
+    }
+}
+
 fn main() {
     let one_thread = std::env::var(HOP);
     let mut runtime = match one_thread {
@@ -273,6 +291,9 @@ async fn measure() {
         let mut rounds: Vec<Vec<Round>> = ways.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
             for ((_, url), rounds) in ways.iter().zip(&mut rounds) {
+                if let Some((child, _)) = &other {
+                    idle(child).await;
+                }
                 round(&client, url, rate, Duration::from_millis(500)).await;
                 rounds.push(round(&client, url, rate, ROUND).await);
             }

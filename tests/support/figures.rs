@@ -25,3 +25,13 @@ pub fn memory(pid: u32) -> Memory {
     };
     Memory { resident: field("VmRSS"), anonymous: field("RssAnon") }
 }
+
+/// Processor time that a process has used, seconds. Source: proc_pid_stat(5), fields 14 and 15.
+pub fn processor_s(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // the name of the program may have spaces
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let ticks = fields.split_whitespace().skip(11).take(2).map(|n| n.parse::<u32>().unwrap());
+    // the kernel tells them in hundredths on every architecture of ours
+    f64::from(ticks.sum::<u32>()) / 100.0
+}
