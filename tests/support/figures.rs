@@ -26,7 +26,7 @@ pub fn memory(pid: u32) -> Memory {
     Memory { resident: field("VmRSS"), anonymous: field("RssAnon") }
 }
 
-/// Processor time that a process has used, seconds. Source: proc_pid_stat(5), fields 14 and 15.
+/// Processor time that a process has used, seconds. Source: the manual page `proc_pid_stat(5)`, fields 14 and 15.
 pub fn processor_s(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     // the name of the program may have spaces
