@@ -31,6 +31,7 @@ use support::cloud::{
     Act, Cloud, KEY, answer, ending, entry, error, event, head, open, open_as, piece,
 };
 use support::contract::{job, run};
+use support::failures::failures;
 use support::figures::memory;
 use support::mqtt::App;
 use support::service::{Service, program};
@@ -140,51 +141,6 @@ async fn one_that_does_not_stream_is_read_whole() {
     let (said, _) = ask([Act::Say(said.into())], job("hello", 4)).await;
     let (text, usage) = said.unwrap();
     assert_eq!((text.as_str(), usage.finish), ("All at once.", Finish::Length));
-}
-
-/// Everything that can go wrong: what it is, what the cloud does, and what it is called here.
-fn failures() -> Vec<(&'static str, Act, &'static str)> {
-    let stream = |rest: &str| -> Vec<u8> {
-        format!("{}{rest}", head("200 OK", "text/event-stream", "")).into()
-    };
-    let complaint = format!("Incorrect API key provided: {KEY}");
-    let redirect = "location: http://169.254.169.254/latest\r\n";
-    let zeros = vec![b'0'; 1 << 16];
-    vec![
-        ("bad key", error("401 Unauthorized", "", &complaint), "unfit"),
-        ("bad request", error("400 Bad Request", "", "no"), "unfit"),
-        ("no such model", error("404 Not Found", "", "no"), "unfit"),
-        ("too many", error("429 Too Many Requests", "", "slow down"), "away"),
-        ("broken inside", error("500 Internal Server Error", "", "oh"), "away"),
-        ("overloaded", error("503 Service Unavailable", "", "oh"), "away"),
-        ("redirect", error("302 Found", redirect, "elsewhere"), "broken"),
-        ("no answer", Act::Hang(Vec::new()), "hung"),
-        ("silent in the head", Act::Hang(b"HTTP/1.1 200".to_vec()), "hung"),
-        ("silent in the middle", Act::Hang(stream(&piece("a"))), "hung"),
-        ("cut off", Act::Say(stream(&piece("a"))), "crashed"),
-        ("half an event", Act::Say(stream("data: {\"choices\": [{\"del")), "crashed"),
-        ("no JSON", Act::Say(stream("data: {\"choices\": [}\n\n")), "broken"),
-        (
-            "another page",
-            Act::Say(format!("{}<html>", head("200 OK", "text/html", "")).into()),
-            "broken",
-        ),
-        (
-            "gave up",
-            Act::Say(stream("data: {\"error\": {\"message\": \"overloaded\"}}\n\n")),
-            "crashed",
-        ),
-        ("forbidden", Act::Say(stream(&ending("content_filter"))), "unfit"),
-        ("tools", Act::Say(stream(&ending("tool_calls"))), "broken"),
-        ("no HTTP", Act::Say(b"SSH-2.0-OpenSSH\r\n".to_vec()), "away"),
-        ("an event without end", Act::Flood(stream("data: "), zeros.clone()), "broken"),
-        ("pieces without end", Act::Flood(stream(""), piece(&"a".repeat(4000)).into()), "broken"),
-        (
-            "a body without end",
-            Act::Flood(head("200 OK", "application/json", "").into(), zeros),
-            "broken",
-        ),
-    ]
 }
 
 /// What each failure is called, and that the key is not in it.
@@ -444,6 +400,21 @@ async fn failures_over_and_over_are_told_apart_and_leave_nothing_behind() {
         let grown = memory(me).resident - before;
         println!("{name}: {as_told} of {} {expected}, {grown:.1} MiB more", faults.len());
     }
+}
+
+/// The same for a host whose certificate nobody vouches for; it is never told the key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_certificate_over_and_over_is_told_apart() {
+    let (cloud, _) = Cloud::start_encrypted([answer(&["x"])]).await;
+    let model = open(&cloud.url);
+    let one = async |_| run(model.as_ref(), &job("hello", 4)).await.unwrap_err();
+    let before = memory(std::process::id()).resident;
+    let faults = futures::stream::iter(0..storm()).map(one).buffer_unordered(16);
+    let faults: Vec<Fault> = faults.collect().await;
+    assert!(faults.iter().all(|fault| fault.name() == "away"), "{faults:?}");
+    assert!(cloud.asked().is_empty());
+    let grown = memory(std::process::id()).resident - before;
+    println!("bad certificate: {} of {} away, {grown:.1} MiB more", faults.len(), storm());
 }
 
 /// Requests while everything goes wrong in turn: each has its one answer in time, none is sent twice

@@ -4,6 +4,7 @@
 pub mod cloud;
 pub mod contract;
 pub mod engine;
+pub mod failures;
 pub mod figures;
 pub mod labelled;
 pub mod mqtt;
