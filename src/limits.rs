@@ -136,6 +136,9 @@ pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 /// How long running work may go on after a stop was asked for.
 pub const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// How long the end of the program waits for calls to the system that can't be stopped: a last write to
+/// a pipe ends by itself, the lookup of a name may not for a long time.
+pub const LAST_CALLS_MAX: Duration = Duration::from_secs(1);
 
 /// How long a failed backend rests before it is tried again, first and at most.
 pub const REST_MIN: Duration = Duration::from_millis(250);
@@ -150,8 +153,17 @@ pub const ENGINE_LOAD_MAX: Duration = Duration::from_secs(180);
 /// How long a child may take to end by itself once its input is closed.
 pub const CHILD_EXIT_MAX: Duration = Duration::from_secs(2);
 
-/// How long the way to a provider may take to open.
-pub const PROVIDER_CONNECT_MAX: Duration = Duration::from_secs(5);
+/// How long the way to a provider or a peer may take to open.
+pub const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// How long what was sent there may stay without the acknowledgement of its TCP: then the line is given
+/// up, for the other side, or the way to it, is gone without a word.
+pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
+/// How long a lookup of a name is waited for where addresses from before are known.
+///
+/// RFC 8767 proposes 1.8 s for a resolver; a prompt's deadline may be shorter than that.
+pub const LOOKUP_PATIENCE: Duration = Duration::from_millis(500);
+/// How old such addresses may be: the lower of the two bounds that RFC 8767 proposes.
+pub const LOOKUP_KNOWN_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The longest that a provider's wish to be left alone is followed.
 pub const PROVIDER_REST_MAX: Duration = Duration::from_secs(600);
 /// Most bytes of a provider's answer that are read, its frame included.

@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floor of each room; a room may name only lower floors, and itself.
-const FLOORS: [(&str, u8); 33] = [
+const FLOORS: [(&str, u8); 34] = [
     ("cli", 6),
     ("config", 6),
     ("daemon", 6),
@@ -31,6 +31,7 @@ const FLOORS: [(&str, u8); 33] = [
     ("bus", 2),
     ("device", 3),
     ("link", 2),
+    ("lookup", 2),
     ("mcp", 3),
     ("metrics", 3),
     ("tls", 3),

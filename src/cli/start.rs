@@ -10,6 +10,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use super::{BROKE, Line, UNREAD};
+use crate::limits::LAST_CALLS_MAX;
 use crate::tls;
 
 /// What is logged if nobody says: our own affairs, and only the troubles of the libraries.
@@ -45,7 +46,10 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
     // them from core to core costs more than it gains; the models compute in processes of their own
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("the runtime can't be started")?;
-    runtime.block_on(Box::pin(line.run()))
+    let code = runtime.block_on(Box::pin(line.run()));
+    // what must be done was waited for; a name server that is silent is not
+    runtime.shutdown_timeout(LAST_CALLS_MAX);
+    code
 }
 
 /// Standard output belongs to answers and to MCP: logs go to standard error.

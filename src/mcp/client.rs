@@ -27,7 +27,10 @@ use super::contract::{
 use super::line::Line;
 use super::tap::{Beat, Sink, Tap};
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
-use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
+use crate::limits::{
+    ANSWER_BYTES_MAX, CONNECT_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX, UNACKNOWLEDGED_MAX,
+};
+use crate::lookup::Lookup;
 use crate::model::ModelContext;
 use crate::prompt::{Code, Job, Refusal};
 use crate::wire::Ask;
@@ -174,7 +177,9 @@ pub async fn connect_http(
     let client = reqwest::Client::builder()
         .tcp_nodelay(true)
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(Duration::from_secs(10))
+        .connect_timeout(CONNECT_MAX)
+        .tcp_user_timeout(UNACKNOWLEDGED_MAX)
+        .dns_resolver(Lookup::new(url.starts_with("https:")))
         .build()
         .map_err(|e| Fault::Away(format!("the HTTP client can't be made: {e}")))?;
     connect(StreamableHttpClientTransport::with_client(client, config), patience).await

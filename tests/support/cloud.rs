@@ -53,27 +53,28 @@ impl Cloud {
 
     /// The same behind TLS, with a certificate for `localhost`; also gives the certificate, as PEM.
     pub async fn start_encrypted(acts: impl IntoIterator<Item = Act>) -> (Cloud, String) {
-        pilotlight::tls::install_provider();
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key =
-            rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let config = rustls::ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let cloud = Cloud::open(acts, Some(TlsAcceptor::from(Arc::new(config)))).await;
-        (cloud, made.cert.pem())
+        Cloud::start_named("localhost", acts).await
     }
 
-    async fn open(acts: impl IntoIterator<Item = Act>, tls: Option<TlsAcceptor>) -> Cloud {
+    /// The same under another name.
+    pub async fn start_named(name: &str, acts: impl IntoIterator<Item = Act>) -> (Cloud, String) {
+        let (config, certificate) = proof_of(name);
+        let tls = TlsAcceptor::from(Arc::new(config));
+        (Cloud::open(acts, Some((name, tls))).await, certificate)
+    }
+
+    async fn open(
+        acts: impl IntoIterator<Item = Act>,
+        named: Option<(&str, TlsAcceptor)>,
+    ) -> Cloud {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (url, tls) = match named {
+            Some((name, tls)) => (format!("https://{name}:{}/v1", address.port()), Some(tls)),
+            None => (format!("http://{address}/v1"), None),
+        };
         let cloud = Cloud {
-            url: match &tls {
-                Some(_) => {
-                    format!("https://localhost:{}/v1", listener.local_addr().unwrap().port())
-                }
-                None => format!("http://{}/v1", listener.local_addr().unwrap()),
-            },
+            url,
             acts: Arc::new(Mutex::new(acts.into_iter().collect())),
             asked: Arc::default(),
             opened: Arc::default(),
@@ -132,6 +133,18 @@ impl Cloud {
         }
         line.shutdown().await.ok()
     }
+}
+
+/// What a server of this name or address proves itself by, and the certificate as PEM.
+pub fn proof_of(name: &str) -> (rustls::ServerConfig, String) {
+    pilotlight::tls::install_provider();
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    (config, made.cert.pem())
 }
 
 async fn read(line: &mut (impl AsyncRead + Unpin)) -> Option<Asked> {

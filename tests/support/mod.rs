@@ -10,6 +10,7 @@ pub mod labelled;
 pub mod mqtt;
 #[cfg(feature = "engine")]
 pub mod nearness;
+pub mod network;
 pub mod reports;
 pub mod service;
 

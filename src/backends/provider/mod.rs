@@ -34,7 +34,8 @@ use reqwest::{Response, StatusCode, Url, redirect};
 use serde_json::{Value, json};
 
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
-use crate::limits::{PROVIDER_CONNECT_MAX, PROVIDER_REST_MAX};
+use crate::limits::{CONNECT_MAX, PROVIDER_REST_MAX, UNACKNOWLEDGED_MAX};
+use crate::lookup::Lookup;
 use crate::model::{
     Capabilities, GENERATE, Identification, InferenceSettings, ModelContext, Runtime,
 };
@@ -128,9 +129,11 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         .tls_backend_preconfigured(tls)
         .default_headers(headers)
         .redirect(redirect::Policy::none())
-        .connect_timeout(PROVIDER_CONNECT_MAX)
+        .connect_timeout(CONNECT_MAX)
         .read_timeout(silence)
         .tcp_nodelay(true)
+        .tcp_user_timeout(UNACKNOWLEDGED_MAX)
+        .dns_resolver(Lookup::new(entry.base_url.starts_with("https:")))
         .build()
         .map_err(|e| away(format!("the HTTP client can't be made: {e}")))?;
     let protocol = protocol_of(entry.kind);
