@@ -1,6 +1,6 @@
 //! The environment, `.env` and `mcp.json` into one checked configuration, or every mistake.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use crate::limits::CONFIG_BYTES_MAX;
 use crate::prompt::is_name;
 use crate::registry::catalog::{self, Catalog, Mistake, Secret};
 use crate::registry::expand::Variables;
+use crate::registry::secrets;
 use crate::tls;
 
 /// What the variables of the environment mean; all else that starts with `PILOTLIGHT_` is a
@@ -121,7 +122,8 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
         mistakes.extend(found);
         Catalog::default()
     });
-    let warnings = looks_secret(&text);
+    let warnings =
+        serde_json::from_str(&text).map_or_else(|_| Vec::new(), |file| secrets::literal(&file));
     let mut reader = Reader { variables, mistakes };
     let config = reader.config(path, catalog, warnings);
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
@@ -356,53 +358,11 @@ impl Reader<'_> {
     }
 }
 
-/// Places in the file that hold what looks like a secret itself instead of its name.
-fn looks_secret(text: &str) -> Vec<Mistake> {
-    fn walk(value: &serde_json::Value, path: &str, found: &mut Vec<Mistake>) {
-        match value {
-            serde_json::Value::Object(map) => {
-                for (key, value) in map {
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    let secret_name =
-                        ["token", "password", "secret", "authorization", "api_key", "apikey"]
-                            .iter()
-                            .any(|word| key.to_ascii_lowercase().contains(word));
-                    match value.as_str() {
-                        Some(text)
-                            if secret_name
-                                && !text.contains("${")
-                                && !text.starts_with("cred:") =>
-                        {
-                            let message = "looks like a secret; write ${NAME} or cred:NAME and keep the value elsewhere";
-                            found.push(Mistake { path, message: message.to_owned() });
-                        }
-                        Some(_) | None => walk(value, &path, found),
-                    }
-                }
-            }
-            serde_json::Value::Array(items) => {
-                for item in items {
-                    walk(item, path, found);
-                }
-            }
-            serde_json::Value::Null
-            | serde_json::Value::Bool(_)
-            | serde_json::Value::Number(_)
-            | serde_json::Value::String(_) => {}
-        }
-    }
-    let mut found = Vec::new();
-    if let Ok(value) = serde_json::from_str(text) {
-        walk(&value, "", &mut found);
-    }
-    found
-}
-
 /// A catalog with one scripted model, for `serve --dry`.
 pub fn dry(config: Config) -> Config {
     let args = ["engine", "--scripted", "dry"].map(str::to_owned).to_vec();
-    let link =
-        catalog::Link::Child { command: "pilotlight".to_owned(), args, env: BTreeMap::new() };
+    let (env, hidden) = (BTreeMap::new(), BTreeSet::new());
+    let link = catalog::Link::Child { command: "pilotlight".to_owned(), args, env, hidden };
     let server = catalog::Server {
         name: "dry".to_owned(),
         link,

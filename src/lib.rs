@@ -21,7 +21,7 @@
 //! 5 ingress    ingress/{mqtt, http}                         one client's protocol each
 //! 4 rooms      dispatch, backends/{engine, gguf, onnx, scripted, supervise}, simulate
 //! 3 hands      mcp (port and lines), tls, broker, metrics, device
-//! 2 shapes     wire (requests and replies as JSON), link (a backend's state), bus (the MQTT line), lookup
+//! 2 shapes     wire (requests and replies as JSON), link (a backend's state), bus (the MQTT line), web
 //! 1 judgement  scheduler, registry, pressure                PURE
 //! 0 words      limits, prompt, labels, fit, model, money, health, strain, generate, time  PURE
 //! ```
@@ -72,7 +72,7 @@ pub mod tls;
 // 2 shapes
 pub mod bus;
 pub mod link;
-pub mod lookup;
+pub mod web;
 pub mod wire;
 // 1 judgement
 pub mod pressure;

@@ -1,5 +1,6 @@
 //! Keeps one model server reachable: starts it, watches it, starts it again after a rest.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +21,10 @@ use crate::mcp::over_mqtt::caller::Switch;
 use crate::model::ModelContext;
 use crate::prompt::Job;
 use crate::registry::catalog::{Link as Entry, Server};
+
+/// Variables that hold secrets of the service itself, or say where they lie: no child gets them.
+const SECRETS: [&str; 3] =
+    ["PILOTLIGHT_MQTT_PASSWORD", "PILOTLIGHT_HTTP_TOKEN", "CREDENTIALS_DIRECTORY"];
 
 /// Makes a backend of a catalog entry, and the task that keeps it alive until `stop`; `switch` knows
 /// the services on the line to the broker, if there is one.
@@ -222,8 +227,8 @@ impl Keeper {
         let patience =
             Patience { silence: self.server.silence.unwrap_or(Patience::default().silence) };
         match &self.server.link {
-            Entry::Child { command, args, env } => {
-                let mut child = spawn(command, args, env)?;
+            Entry::Child { command, args, env, hidden } => {
+                let mut child = spawn(command, args, env, hidden)?;
                 let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
                     return Err(Fault::Away("the child has no pipes".to_owned()));
                 };
@@ -258,7 +263,8 @@ impl Keeper {
 fn spawn(
     command: &str,
     args: &[String],
-    env: &std::collections::BTreeMap<String, String>,
+    env: &BTreeMap<String, String>,
+    hidden: &BTreeSet<String>,
 ) -> Result<Child, Fault> {
     let program = if command == "pilotlight" {
         std::env::current_exe()
@@ -266,7 +272,11 @@ fn spawn(
     } else {
         command.into()
     };
-    Command::new(program)
+    let mut command_line = Command::new(program);
+    for secret in hidden.iter().map(String::as_str).chain(SECRETS) {
+        command_line.env_remove(secret);
+    }
+    command_line
         .args(args)
         .envs(env)
         // an abort in llama.cpp must not attach a debugger

@@ -70,6 +70,8 @@ impl Engine {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         go_with_the_parent()?;
         be_first_to_be_killed();
+        // only now: the kernel takes no score from who can't be looked into
+        super::start::leave_no_core()?;
         let generate: Arc<dyn Generate> = match (&self.scripted, &self.onnx) {
             (Some(name), _) => Arc::new(Scripted::new(name, self.slots, Crash::Abort)),
             (None, Some(_)) => self.open_onnx().await?,

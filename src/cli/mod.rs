@@ -199,6 +199,10 @@ impl Line {
 
 /// The configuration, or every mistake in it on standard error.
 fn loaded(path: Option<&std::path::Path>) -> Option<Config> {
+    if let Err(error) = start::leave_no_core() {
+        eprintln!("error: {error:#}");
+        return None;
+    }
     let config = config::variables().and_then(|variables| config::load(path, &variables));
     match config {
         Ok(config) => {

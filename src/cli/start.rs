@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use nix::sys::prctl;
 use tracing_subscriber::EnvFilter;
 
 use super::{BROKE, Line, UNREAD};
@@ -50,6 +51,15 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
     // what must be done was waited for; a name server that is silent is not
     runtime.shutdown_timeout(LAST_CALLS_MAX);
     code
+}
+
+/// A core dump would hold keys and prompts: the kernel writes none of this process, and lets nobody but
+/// root look into it.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(super) fn leave_no_core() -> anyhow::Result<()> {
+    prctl::set_dumpable(false).context("the kernel does not say that it writes no core dump")
 }
 
 /// Standard output belongs to answers and to MCP: logs go to standard error.

@@ -27,12 +27,10 @@ use super::contract::{
 use super::line::Line;
 use super::tap::{Beat, Sink, Tap};
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
-use crate::limits::{
-    ANSWER_BYTES_MAX, CONNECT_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX, UNACKNOWLEDGED_MAX,
-};
-use crate::lookup::Lookup;
+use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
 use crate::model::ModelContext;
 use crate::prompt::{Code, Job, Refusal};
+use crate::web;
 use crate::wire::Ask;
 
 /// A model behind an MCP line.
@@ -174,12 +172,8 @@ pub async fn connect_http(
         .custom_headers(custom)
         .max_sse_event_size(4 * ANSWER_BYTES_MAX)
         .max_json_response_size(4 * ANSWER_BYTES_MAX);
-    let client = reqwest::Client::builder()
-        .tcp_nodelay(true)
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_MAX)
-        .tcp_user_timeout(UNACKNOWLEDGED_MAX)
-        .dns_resolver(Lookup::new(url.starts_with("https:")))
+    let parsed = reqwest::Url::parse(url);
+    let client = web::client(&parsed.map_err(|e| Fault::Away(format!("{url} is no URL: {e}")))?)
         .build()
         .map_err(|e| Fault::Away(format!("the HTTP client can't be made: {e}")))?;
     connect(StreamableHttpClientTransport::with_client(client, config), patience).await

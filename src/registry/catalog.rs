@@ -1,6 +1,6 @@
 //! `mcp.json` as the service understands it: every server and task, checked, or every mistake.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -10,6 +10,7 @@ use super::budget::{RawBudget, RawPrice};
 use super::expand::{Variables, expand};
 use super::provider::{self, Provider, RawProvider};
 use super::redact::{self, RawRule};
+use super::secrets;
 use super::server::{RawServer, TOPIC_LEVELS, is_topic};
 use super::task::{self, Task};
 use crate::limits::{DEADLINE_MAX, SERVERS_MAX};
@@ -75,6 +76,8 @@ pub enum Link {
         args: Vec<String>,
         /// Its environment besides ours.
         env: BTreeMap<String, String>,
+        /// Variables of ours that it does not get, because they hold secrets.
+        hidden: BTreeSet<String>,
     },
     /// Streamable HTTP.
     Http {
@@ -242,6 +245,7 @@ pub fn read(text: &str, variables: &Variables) -> Result<Catalog, Vec<Mistake>> 
     let mistake = |path: &str, message: String| Mistake { path: path.to_owned(), message };
     let value: Value = serde_json::from_str(text)
         .map_err(|e| vec![mistake("mcp.json", format!("not valid JSON: {e}"))])?;
+    let secrets = secrets::variables(&value);
     let Value::Object(mut top) = expand_all(value, "", variables, &mut mistakes) else {
         return Err(vec![mistake("mcp.json", "must be a JSON object".to_owned())]);
     };
@@ -265,7 +269,12 @@ pub fn read(text: &str, variables: &Variables) -> Result<Catalog, Vec<Mistake>> 
             return Err(mistakes);
         }
     };
-    let catalog = check(raw_servers, ours, &mut mistakes);
+    let mut catalog = check(raw_servers, ours, &mut mistakes);
+    for server in &mut catalog.servers {
+        if let Link::Child { hidden, .. } = &mut server.link {
+            hidden.clone_from(&secrets);
+        }
+    }
     if mistakes.is_empty() { Ok(catalog) } else { Err(mistakes) }
 }
 

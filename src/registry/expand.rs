@@ -34,12 +34,23 @@ pub fn expand(text: &str, variables: &Variables) -> Result<String, String> {
     Ok(out)
 }
 
-fn value_of(inside: &str, variables: &Variables) -> Result<String, String> {
+/// The variables that a string names.
+pub(super) fn names(text: &str) -> impl Iterator<Item = &str> {
+    let inside = text.split("${").skip(1).filter_map(|rest| rest.split_once('}'));
+    inside.map(|(inside, _)| split(inside).0)
+}
+
+/// The name of a variable and what stands for it if it is not set.
+fn split(inside: &str) -> (&str, Option<&str>) {
     let (name, default) = match inside.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
         None => (inside, None),
     };
-    let name = name.strip_prefix("env:").unwrap_or(name);
+    (name.strip_prefix("env:").unwrap_or(name), default)
+}
+
+fn value_of(inside: &str, variables: &Variables) -> Result<String, String> {
+    let (name, default) = split(inside);
     match (variables.get(name).filter(|value| !value.is_empty()), default) {
         (Some(value), _) => Ok(value.clone()),
         (None, Some(default)) => Ok(default.to_owned()),

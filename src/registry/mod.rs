@@ -7,5 +7,6 @@ pub mod expand;
 pub mod provider;
 mod redact;
 pub mod rule;
+pub mod secrets;
 mod server;
 pub mod task;

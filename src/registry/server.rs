@@ -1,6 +1,6 @@
 //! An entry of `mcpServers` as it is written: a command, a URL or a topic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -52,7 +52,7 @@ impl RawServer {
                 mistake("the sse transport has been replaced; use type \"http\" (streamable HTTP)")
             }
             (None | Some("stdio"), Some(command), None) if !command.is_empty() => {
-                Some(Link::Child { command, args: raw.args, env: raw.env })
+                Some(Link::Child { command, args: raw.args, env: raw.env, hidden: BTreeSet::new() })
             }
             (None | Some("http" | "streamable-http"), None, Some(url))
                 if url.starts_with("http://") || url.starts_with("https://") =>

@@ -30,12 +30,11 @@ use std::time::{Duration, Instant};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
 };
-use reqwest::{Response, StatusCode, Url, redirect};
+use reqwest::{Response, StatusCode, Url};
 use serde_json::{Value, json};
 
 use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
-use crate::limits::{CONNECT_MAX, PROVIDER_REST_MAX, UNACKNOWLEDGED_MAX};
-use crate::lookup::Lookup;
+use crate::limits::PROVIDER_REST_MAX;
 use crate::model::{
     Capabilities, GENERATE, Identification, InferenceSettings, ModelContext, Runtime,
 };
@@ -43,6 +42,7 @@ use crate::prompt::{Code, Format, Job, Message, Refusal, Role};
 use crate::registry::provider::{Kind, Provider};
 use crate::tls;
 use crate::tools::{Name, Tool, ToolChoice, Tools, any_object};
+use crate::web;
 
 /// The most of an error's text that is told on, in characters.
 const ERROR_CHARS_MAX: usize = 300;
@@ -125,20 +125,15 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let headers =
         headers_of(entry).ok_or_else(|| away("the key can't stand in a header".to_owned()))?;
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .default_headers(headers)
-        .redirect(redirect::Policy::none())
-        .connect_timeout(CONNECT_MAX)
-        .read_timeout(silence)
-        .tcp_nodelay(true)
-        .tcp_user_timeout(UNACKNOWLEDGED_MAX)
-        .dns_resolver(Lookup::new(entry.base_url.starts_with("https:")))
-        .build()
-        .map_err(|e| away(format!("the HTTP client can't be made: {e}")))?;
     let protocol = protocol_of(entry.kind);
     let url = format!("{}/{}", entry.base_url, (protocol.path)(entry));
     let url = Url::parse(&url).map_err(|e| away(format!("{url} is no URL: {e}")))?;
+    let client = web::client(&url)
+        .tls_backend_preconfigured(tls)
+        .default_headers(headers)
+        .read_timeout(silence)
+        .build()
+        .map_err(|e| away(format!("the HTTP client can't be made: {e}")))?;
     Ok(Arc::new(Cloud {
         entry: entry.clone(),
         protocol,

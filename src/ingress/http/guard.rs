@@ -1,6 +1,5 @@
 //! Who may come in: the host that is asked for, the web page that asks, the token.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::prompt::{Code, Refusal};
 use crate::registry::catalog::Secret;
+use crate::web::is_loopback;
 
 /// What is let in.
 #[derive(Debug, Clone, Default)]
@@ -82,11 +82,6 @@ fn host_of(headers: &HeaderMap) -> Option<&str> {
         return rest.split_once(']').map(|(address, _)| address);
     }
     Some(host.split_once(':').map_or(host, |(name, _)| name))
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback())
 }
 
 impl Guard {

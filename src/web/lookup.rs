@@ -21,7 +21,7 @@ type Addresses = Vec<SocketAddr>;
 type Found = Result<Addresses, String>;
 
 /// Finds the addresses of one host, for a client that asks for no other.
-pub struct Lookup(Arc<Mutex<State>>);
+pub(super) struct Lookup(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -37,7 +37,7 @@ struct State {
 impl Lookup {
     /// For a host that has to prove by a certificate that it is the one of this name, or for one that
     /// has not.
-    pub fn new(is_proven: bool) -> Lookup {
+    pub(super) fn new(is_proven: bool) -> Lookup {
         Lookup(Arc::new(Mutex::new(State { is_proven, ..State::default() })))
     }
 }
