@@ -14,8 +14,10 @@ use super::{BROKE, Line, UNREAD};
 use crate::limits::LAST_CALLS_MAX;
 use crate::tls;
 
-/// What is logged if nobody says: our own affairs, and only the troubles of the libraries.
-const LOG: &str = "info,rmcp=error,llama-cpp-2=warn,ort=warn,mqtt5=error,rumqttc=warn";
+/// What is logged if nobody says: our own affairs, and only the troubles of the libraries. What
+/// `rmcp::service` calls an error is a line that has gone; who needed it says so.
+const LOG: &str =
+    "info,rmcp=error,rmcp::service=off,llama-cpp-2=warn,ort=warn,mqtt5=error,rumqttc=warn";
 /// The same for short commands.
 const LOG_QUIET: &str = "error,rmcp=off,llama-cpp-2=error,ort=error";
 /// Libraries that print whole messages, prompts among them: they are heard with `trace` only.
