@@ -15,6 +15,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use nix::sys::signal::Signal;
 use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
@@ -437,4 +439,35 @@ async fn over_mutual_tls() {
     service.ready().await;
     let mut app = App::of(broker.port, "app").await;
     assert_eq!(app.ask("app", "secret").await["text"], "secret");
+}
+
+/// Devices of a group share the requests to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_shares_its_requests() {
+    let broker = Mosquitto::start().await;
+    let member = |name: &str| {
+        let mut catalog = catalog(&["--scripted", name]);
+        catalog["pilotlight"]["device"] = json!({"name": name, "group": "line-3"});
+        Service::launch(&catalog, &format!("mqtt://127.0.0.1:{}", broker.port), &[])
+    };
+    let (one, two) = (member("d1"), member("d2"));
+    one.ready_all().await;
+    two.ready_all().await;
+    one.ready().await;
+    two.ready().await;
+    let mut app = App::connect(broker.port, "asker", &["pilotlight/group/line-3/reply/app"]).await;
+    for n in 0..20 {
+        let payload = json!({"id": n.to_string(), "prompt": "hello"}).to_string();
+        let topic = "pilotlight/group/line-3/request/app";
+        app.send(topic, payload, PublishProperties::default()).await;
+    }
+    let (mut who, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..20 {
+        let reply = app.reply().await;
+        assert_eq!(reply["status"], "ok", "{reply}");
+        who.insert(reply["source"]["model"].as_str().unwrap().to_owned());
+        assert!(ids.insert(reply["id"].as_str().unwrap().to_owned()), "{reply}");
+    }
+    app.stays_silent().await;
+    assert_eq!(who.len(), 2, "{who:?}");
 }

@@ -431,33 +431,49 @@ async fn a_call_that_nobody_waits_for_is_stopped() {
     assert_eq!(app.ask("app", far("and now", 5_000)).await["text"], "and now");
 }
 
-/// Devices of a group share the requests to it.
+/// A caller written by the book: its one call, which its broker delivers twice, is made once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_shares_its_requests() {
+async fn a_call_that_arrives_twice_is_made_once() {
     let broker = Mosquitto::start().await;
-    let member = |name: &str| {
-        let mut catalog = catalog(&["--scripted", name]);
-        catalog["pilotlight"]["device"] = json!({"name": name, "group": "line-3"});
-        Service::launch(&catalog, &at(broker.port), &[])
-    };
-    let (one, two) = (member("d1"), member("d2"));
-    one.ready_all().await;
-    two.ready_all().await;
-    one.ready().await;
-    two.ready().await;
-    let mut app = App::connect(broker.port, "asker", &["pilotlight/group/line-3/reply/app"]).await;
-    for n in 0..20 {
-        let payload = json!({"id": n.to_string(), "prompt": "hello"}).to_string();
-        let topic = "pilotlight/group/line-3/request/app";
-        app.send(topic, payload, PublishProperties::default()).await;
+    let worker = worker(broker.port, "w1");
+    worker.ready_all().await;
+    worker.ready().await;
+    let answers = format!("{TOPIC}/answer/by-the-book");
+    let mut caller = App::connect(broker.port, "by-the-book", &[&answers]).await;
+    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {
+        "name": "generate", "arguments": {"prompt": "hello there"},
+        "_meta": {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientInfo": {"name": "by-the-book", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {},
+        },
+    }});
+    for mark in ["first mark", "first mark", "second mark", "first mark"] {
+        let properties = PublishProperties {
+            response_topic: Some(answers.clone()),
+            correlation_data: Some(mark.into()),
+            message_expiry_interval: Some(10),
+            ..PublishProperties::default()
+        };
+        caller.send(&format!("{TOPIC}/call"), call.to_string(), properties).await;
     }
-    let (mut who, mut ids) = (BTreeSet::new(), BTreeSet::new());
-    for _ in 0..20 {
-        let reply = app.reply().await;
-        assert_eq!(reply["status"], "ok", "{reply}");
-        who.insert(reply["source"]["model"].as_str().unwrap().to_owned());
-        assert!(ids.insert(reply["id"].as_str().unwrap().to_owned()), "{reply}");
+    let mut came: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for _ in 0..4 {
+        let message = caller.next().await;
+        let properties = message.properties.unwrap();
+        let mark = String::from_utf8(properties.correlation_data.unwrap().to_vec()).unwrap();
+        let said = came.entry(mark).or_default();
+        let number = ("mcp-seq".to_owned(), said.len().to_string());
+        let told = properties.user_properties;
+        assert!(told.contains(&("mcp-worker".to_owned(), "w1".to_owned())), "{told:?}");
+        assert!(told.contains(&number), "{told:?}");
+        said.push(String::from_utf8(message.payload.to_vec()).unwrap());
     }
-    app.stays_silent().await;
-    assert_eq!(who.len(), 2, "{who:?}");
+    caller.stays_silent().await;
+    for mark in ["first mark", "second mark"] {
+        let [taken, response] = &came[mark][..] else { panic!("{came:?}") };
+        assert_eq!(taken, "");
+        let response: Value = serde_json::from_str(response).unwrap();
+        assert_eq!(response["result"]["structuredContent"]["text"], "hello there", "{response}");
+    }
 }

@@ -131,3 +131,20 @@ impl State {
         (when.elapsed() <= LOOKUP_KNOWN_MAX).then(|| known.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without a certificate, who has an address now may be somebody else.
+    #[test]
+    fn only_a_host_that_proves_itself_is_known_from_before() {
+        let found = Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))]);
+        for (is_proven, name) in [(true, "a"), (true, "b"), (false, "a")] {
+            let mut state = State { name: "a".to_owned(), is_proven, ..State::default() };
+            state.end(name, &found);
+            let known = state.known("a").is_some();
+            assert_eq!(known, is_proven && name == "a", "{is_proven} {name}");
+        }
+    }
+}

@@ -239,7 +239,7 @@ impl Caller {
         }
     }
 
-    /// Ends a call that will have no response, and lets the worker know.
+    /// Ends a call that will have no response.
     fn fail(&mut self, mark: &Bytes, why: &str) {
         if let Some(call) = self.calls.remove(mark) {
             let code = if call.parts.has_begun() { LOST } else { NOT_TAKEN };
