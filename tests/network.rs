@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use pilotlight::generate::{Fault, Generate};
 use serde_json::{Value, json};
-use support::cloud::{Cloud, answer, entry, open_as};
+use support::cloud::{Cloud, answer, open_as, trusting};
 use support::contract::{job, run};
-use support::figures::{median, memory};
-use support::network::{Far, NameServer, Naming, in_own_network, ip, threads};
+use support::figures::{median, memory, threads};
+use support::network::{Far, NameServer, Naming, in_own_network, ip};
 use support::service::Service;
 use support::storm;
 
@@ -56,13 +56,9 @@ fn took(what: &str, asked: &[(Result<String, Fault>, Duration)]) -> Duration {
     longest
 }
 
-/// The entry of a provider that proves itself by this certificate.
+/// The entry of a provider that proves itself by this certificate, and how long it may be silent.
 fn trusted(url: &str, certificate: &str, silence_ms: u64) -> (Value, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = folder.path().join("ca.pem");
-    std::fs::write(&ca, certificate).unwrap();
-    let mut entry = entry(url);
-    entry["ca"] = json!(ca);
+    let (mut entry, folder) = trusting(url, certificate);
     entry["silence_ms"] = json!(silence_ms);
     (entry, folder)
 }
@@ -116,17 +112,8 @@ fn a_slow_name_server_is_waited_for_once() {
 
 /// What the service told those of `count` askers who got no answer; each has heard in time.
 async fn failed(service: &Service, count: usize, deadline_ms: u64) -> Vec<Value> {
-    let deadline = Duration::from_millis(deadline_ms);
     let one = async |n: usize| {
-        let body = json!({
-            "model": "auto", "messages": [{"role": "user", "content": format!("request {n}")}],
-            "metadata": {"deadline_ms": deadline_ms, "mode": "cloud-only"},
-        });
-        let began = Instant::now();
-        let (status, answer) = service.chat(body).await;
-        let took = began.elapsed();
-        assert!(took < deadline + Duration::from_secs(1), "{n} took {took:?}: {answer}");
-        assert!(status == 200 || answer["error"]["message"].is_string(), "{status} {answer}");
+        let (status, answer) = service.cloud_in_time(&format!("request {n}"), deadline_ms).await;
         (status != 200).then_some(answer)
     };
     let told = futures::stream::iter(0..count).map(one).buffer_unordered(SLOTS);

@@ -28,7 +28,7 @@ use pilotlight::registry::catalog::{self, Link};
 use pilotlight::registry::expand::Variables;
 use serde_json::{Value, json};
 use support::cloud::{
-    Act, Cloud, KEY, answer, ending, entry, error, event, head, open, open_as, piece,
+    Act, Cloud, KEY, answer, ending, entry, error, event, head, open, open_as, piece, trusting,
 };
 use support::contract::{job, run};
 use support::failures::failures;
@@ -180,14 +180,10 @@ async fn a_host_that_proves_nothing_is_not_told_the_key() {
 #[tokio::test]
 async fn a_private_authority_is_trusted_if_it_is_named() {
     let (cloud, certificate) = Cloud::start_encrypted([answer(&["secret"])]).await;
-    let folder = tempfile::tempdir().unwrap();
-    let ca = folder.path().join("ca.pem");
-    std::fs::write(&ca, certificate).unwrap();
+    let (mut trusted, _folder) = trusting(&cloud.url, &certificate);
     let fault = run(open(&cloud.url).as_ref(), &job("hello", 4)).await.unwrap_err();
     assert!(fault.name() == "away" && fault.to_string().contains("certificate"), "{fault}");
     assert!(cloud.asked().is_empty());
-    let mut trusted = entry(&cloud.url);
-    trusted["ca"] = json!(ca);
     let (text, _) = run(open_as(&trusted).as_ref(), &job("hello", 4)).await.unwrap();
     assert_eq!(text, "secret");
     // the certificate is that of another name
@@ -379,17 +375,22 @@ async fn the_key_is_in_no_log_and_a_prompt_in_none_above_trace() {
     assert!(cloud.asked()[1].head.contains(KEY), "it was not sent at all");
 }
 
+/// How often one fails, 16 at once, and by how many MiB this process has grown.
+async fn over_and_over(url: &str) -> (Vec<Fault>, f64) {
+    let (model, me) = (open(url), std::process::id());
+    let one = async |_| run(model.as_ref(), &job("hello", 4)).await.unwrap_err();
+    let before = memory(me).resident;
+    let faults = futures::stream::iter(0..storm()).map(one).buffer_unordered(16);
+    let faults = faults.collect().await;
+    (faults, memory(me).resident - before)
+}
+
 /// Each failure over and over at the model itself, without the judge that would let it rest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_over_and_over_are_told_apart_and_leave_nothing_behind() {
-    let me = std::process::id();
     for (name, act, expected) in failures() {
         let cloud = Cloud::start([act]).await;
-        let model = open(&cloud.url);
-        let one = async |_| run(model.as_ref(), &job("hello", 4)).await.unwrap_err();
-        let before = memory(me).resident;
-        let faults = futures::stream::iter(0..storm()).map(one).buffer_unordered(16);
-        let faults: Vec<Fault> = faults.collect().await;
+        let (faults, grown) = over_and_over(&cloud.url).await;
         // many at once may also find that the line broke before its head was read
         let as_told = faults.iter().filter(|fault| fault.name() == expected).count();
         assert!(
@@ -397,7 +398,6 @@ async fn failures_over_and_over_are_told_apart_and_leave_nothing_behind() {
             "{name}: {as_told} of {}: {faults:?}",
             faults.len()
         );
-        let grown = memory(me).resident - before;
         println!("{name}: {as_told} of {} {expected}, {grown:.1} MiB more", faults.len());
     }
 }
@@ -406,14 +406,9 @@ async fn failures_over_and_over_are_told_apart_and_leave_nothing_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_certificate_over_and_over_is_told_apart() {
     let (cloud, _) = Cloud::start_encrypted([answer(&["x"])]).await;
-    let model = open(&cloud.url);
-    let one = async |_| run(model.as_ref(), &job("hello", 4)).await.unwrap_err();
-    let before = memory(std::process::id()).resident;
-    let faults = futures::stream::iter(0..storm()).map(one).buffer_unordered(16);
-    let faults: Vec<Fault> = faults.collect().await;
+    let (faults, grown) = over_and_over(&cloud.url).await;
     assert!(faults.iter().all(|fault| fault.name() == "away"), "{faults:?}");
     assert!(cloud.asked().is_empty());
-    let grown = memory(std::process::id()).resident - before;
     println!("bad certificate: {} of {} away, {grown:.1} MiB more", faults.len(), storm());
 }
 
@@ -424,26 +419,14 @@ async fn a_storm_of_failures_ends_every_request_in_time() {
     let acts = failures().into_iter().map(|(_, act, _)| act).chain([answer(&["ok"])]);
     let acts: Vec<Act> = acts.collect();
     let count = storm() * acts.len();
-    let cloud = Cloud::start((0..20 * count).map(|n| acts[n % acts.len()].clone())).await;
+    let cloud = Cloud::start_round(acts).await;
     let mut catalog = json!({"pilotlight": {"providers": {"big": entry(&cloud.url)}}});
     catalog["pilotlight"]["device"] = json!({"name": "dev"});
     let service = Service::launch(&catalog, "off", &[("PILOTLIGHT_LOG", "error")]);
     service.ready().await;
     let pid = service.child.id().unwrap();
     let before = memory(pid).resident;
-    let deadline = Duration::from_millis(800);
-    let one = async |n: usize| {
-        let body = json!({
-            "model": "auto", "messages": [{"role": "user", "content": format!("request {n}")}],
-            "metadata": {"deadline_ms": "800", "mode": "cloud-only"},
-        });
-        let began = Instant::now();
-        let (status, answer) = service.chat(body).await;
-        let took = began.elapsed();
-        assert!(took < deadline + Duration::from_secs(1), "{n} took {took:?}: {answer}");
-        assert!(status == 200 || answer["error"]["message"].is_string(), "{n}: {status} {answer}");
-        status == 200
-    };
+    let one = async |n: usize| service.cloud_in_time(&format!("request {n}"), 800).await.0 == 200;
     let answered = futures::stream::iter(0..count).map(one).buffer_unordered(24);
     let answered = answered.filter(|ok| futures::future::ready(*ok)).count().await;
     let key = |head: &str| {

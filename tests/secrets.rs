@@ -23,7 +23,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::cloud::{Cloud, KEY, answer, entry};
+use support::cloud::{Cloud, KEY, answer, entry, trusting};
 use support::service::{Service, catalog, signal};
 use support::{PROGRAM, SOON};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -122,7 +122,7 @@ async fn a_child_is_not_told_the_keys_of_others() {
     drop(service);
 }
 
-/// A proxy that opens tunnels to this machine, whatever the name, and writes down all that it sees.
+/// A proxy that opens tunnels to this machine, whatever the name, and writes down how each line begins.
 async fn proxy() -> (String, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -154,11 +154,7 @@ async fn a_proxy_is_followed_but_not_to_this_machine() {
     let (far, certificate) = Cloud::start_named("cloud.test", [answer(&["far"])]).await;
     let here = Cloud::start([answer(&["here"])]).await;
     let near = Service::start(&catalog(&["--scripted", "near"])).await;
-    let folder = tempfile::tempdir().unwrap();
-    let ca = folder.path().join("ca.pem");
-    std::fs::write(&ca, certificate).unwrap();
-    let mut big = entry(&far.url);
-    big["ca"] = json!(ca);
+    let (big, _folder) = trusting(&far.url, &certificate);
     let proxies: Vec<(&str, &str)> =
         ["HTTPS_PROXY", "HTTP_PROXY", "http_proxy", "ALL_PROXY"].map(|name| (name, &*proxy)).into();
     let with = |providers: Value, servers: Value| {

@@ -40,15 +40,22 @@ pub struct Asked {
 pub struct Cloud {
     pub url: String,
     acts: Arc<Mutex<VecDeque<Act>>>,
+    /// The first comes again after the last.
+    is_round: bool,
     asked: Arc<Mutex<Vec<Asked>>>,
     /// Connections that were opened.
     opened: Arc<Mutex<usize>>,
 }
 
 impl Cloud {
+    /// Does these in turn, again and again.
+    pub async fn start_round(acts: impl IntoIterator<Item = Act>) -> Cloud {
+        Cloud::open(acts, None, true).await
+    }
+
     /// Does these, the last for ever.
     pub async fn start(acts: impl IntoIterator<Item = Act>) -> Cloud {
-        Cloud::open(acts, None).await
+        Cloud::open(acts, None, false).await
     }
 
     /// The same behind TLS, with a certificate for `localhost`; also gives the certificate, as PEM.
@@ -60,12 +67,13 @@ impl Cloud {
     pub async fn start_named(name: &str, acts: impl IntoIterator<Item = Act>) -> (Cloud, String) {
         let (config, certificate) = proof_of(name);
         let tls = TlsAcceptor::from(Arc::new(config));
-        (Cloud::open(acts, Some((name, tls))).await, certificate)
+        (Cloud::open(acts, Some((name, tls)), false).await, certificate)
     }
 
     async fn open(
         acts: impl IntoIterator<Item = Act>,
         named: Option<(&str, TlsAcceptor)>,
+        is_round: bool,
     ) -> Cloud {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -76,6 +84,7 @@ impl Cloud {
         let cloud = Cloud {
             url,
             acts: Arc::new(Mutex::new(acts.into_iter().collect())),
+            is_round,
             asked: Arc::default(),
             opened: Arc::default(),
         };
@@ -109,7 +118,14 @@ impl Cloud {
         self.asked.lock().unwrap().push(asked);
         let act = {
             let mut acts = self.acts.lock().unwrap();
-            if acts.len() > 1 { acts.pop_front()? } else { acts.front()?.clone() }
+            if self.is_round {
+                acts.rotate_left(1);
+                acts.back()?.clone()
+            } else if acts.len() > 1 {
+                acts.pop_front()?
+            } else {
+                acts.front()?.clone()
+            }
         };
         match act {
             Act::Say(bytes) => line.write_all(&bytes).await.ok()?,
@@ -213,6 +229,16 @@ pub fn entry(url: &str) -> Value {
         "context_tokens": 8000, "max_output_tokens": 400, "price": {"input": 2.0, "output": 10.0},
         "silence_ms": 400,
     })
+}
+
+/// The same for one that proves itself by this certificate, which lies in the folder.
+pub fn trusting(url: &str, certificate: &str) -> (Value, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, certificate).unwrap();
+    let mut entry = entry(url);
+    entry["ca"] = json!(ca);
+    (entry, folder)
 }
 
 /// The provider as the service opens it.

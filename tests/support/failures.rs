@@ -1,13 +1,18 @@
 //! What a provider may do wrong.
 
 use std::process::Command;
+use std::sync::LazyLock;
 
 use super::cloud::{Act, KEY, ending, error, head, piece};
 
 /// 100 MB that are 100 KB on the way.
-fn bomb(kind: &str) -> Vec<u8> {
+static BOMB: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let gzip = Command::new("sh").args(["-c", "head -c 100000000 /dev/zero | gzip"]).output();
-    [head("200 OK", kind, "content-encoding: gzip\r\n").into_bytes(), gzip.unwrap().stdout].concat()
+    gzip.unwrap().stdout
+});
+
+fn bomb(kind: &str) -> Vec<u8> {
+    [head("200 OK", kind, "content-encoding: gzip\r\n").as_bytes(), &BOMB].concat()
 }
 
 /// Everything that can go wrong: what it is, what the cloud does, and what it is called here.

@@ -35,3 +35,8 @@ pub fn processor_s(pid: u32) -> f64 {
     // the kernel tells them in hundredths on every architecture of ours
     f64::from(ticks.sum::<u32>()) / 100.0
 }
+
+/// The threads of a process.
+pub fn threads(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
+}

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -190,9 +189,4 @@ impl Far {
     pub fn opened(&self) -> usize {
         self.opened.load(Ordering::Relaxed)
     }
-}
-
-/// The threads of a process.
-pub fn threads(pid: u32) -> usize {
-    std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task")).unwrap().count()
 }

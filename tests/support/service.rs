@@ -126,6 +126,24 @@ impl Service {
         self.post("/v1/chat/completions", &body).await
     }
 
+    /// Asks for an answer from the cloud alone; the end must come at the latest a second after the
+    /// deadline, and say what happened.
+    pub async fn cloud_in_time(&self, prompt: &str, deadline_ms: u64) -> (u16, Value) {
+        let began = Instant::now();
+        let (status, answer) = self
+            .chat(serde_json::json!({
+                "model": "auto", "messages": [{"role": "user", "content": prompt}],
+                "metadata": {"deadline_ms": deadline_ms.to_string(), "mode": "cloud-only"},
+            }))
+            .await;
+        let took = began.elapsed();
+        let most = Duration::from_millis(deadline_ms + 1000);
+        assert!(took < most, "{prompt:?} took {took:?}: {answer}");
+        let is_told = status == 200 || answer["error"]["message"].is_string();
+        assert!(is_told, "{prompt:?}: {status} {answer}");
+        (status, answer)
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let answer = client().post(self.url(path)).json(body).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
