@@ -19,9 +19,9 @@
 //! ```text
 //! 6 roof       main, cli, daemon, config                    know everyone, known by no one
 //! 5 ingress    ingress/{mqtt, http}                         one client's protocol each
-//! 4 rooms      dispatch, backends/{engine, gguf, onnx, scripted, supervise}, simulate
+//! 4 rooms      dispatch, backends/{engine, gguf, onnx, provider, supervise}, simulate
 //! 3 hands      mcp (port and lines), tls, broker, metrics, device
-//! 2 shapes     wire (requests and replies as JSON), link (a backend's state), bus (the MQTT line), web
+//! 2 shapes     wire (requests and replies as JSON), link (a backend's state), bus (MQTT), web (HTTP)
 //! 1 judgement  scheduler, registry, pressure                PURE
 //! 0 words      limits, prompt, labels, fit, model, money, health, strain, generate, time  PURE
 //! ```
