@@ -28,8 +28,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pilotlight::calibrate::{Aim, Sample, calibrate};
-use pilotlight::generate::{TokenLogprob, Usage};
-use pilotlight::scheduler::together::mean_logprob;
+use pilotlight::model::generate::{TokenLogprob, Usage};
+use pilotlight::scheduler::strategy::mean_logprob;
 use serde_json::{Value, json};
 use support::figures::median;
 use support::model_file;

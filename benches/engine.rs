@@ -28,7 +28,7 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
-use pilotlight::generate::{Generate, Usage};
+use pilotlight::model::generate::{Generate, Usage};
 use support::contract::{job, run};
 use support::figures::{median, memory};
 use support::{child, model_file};

@@ -189,7 +189,7 @@ async fn hop(provider: &str) -> (Child, String) {
 }
 
 async fn be_the_hop(provider: String) {
-    pilotlight::tls::install_provider();
+    pilotlight::net::tls::install_provider();
     let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build().unwrap();
     let pass = async move |body: Bytes| {
         let sent = client.post(format!("{provider}/chat/completions"));

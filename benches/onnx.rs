@@ -23,7 +23,7 @@ use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use pilotlight::backends::onnx::convert::{Weights, convert};
+use pilotlight::convert::{Weights, convert};
 use pilotlight::mcp::client::{Closed, Remote};
 use serde_json::Value;
 use support::contract::{job, run};

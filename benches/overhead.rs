@@ -17,7 +17,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use pilotlight::generate::Generate;
+use pilotlight::model::generate::Generate;
 use serde_json::json;
 use support::contract::{job, run};
 use support::figures::memory;

@@ -20,9 +20,9 @@ mod support;
 
 use std::path::Path;
 
-use pilotlight::backends::engine::{Calibration, Reading};
-use pilotlight::backends::onnx::convert::{Weights, convert};
-use pilotlight::backends::{gguf, onnx};
+use pilotlight::convert::{Weights, convert};
+use pilotlight::engines::worker::{Calibration, Reading};
+use pilotlight::engines::{gguf, onnx};
 use support::nearness::nearness;
 use support::{model_file, runtime};
 

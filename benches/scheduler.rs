@@ -13,8 +13,8 @@
 use std::time::{Duration, Instant};
 
 use pilotlight::limits::WAITING_JOBS_MAX;
-use pilotlight::model::Reach;
-use pilotlight::prompt::{Class, JobId, Mode};
+use pilotlight::model::context::Reach;
+use pilotlight::request::job::{Class, JobId, Mode};
 use pilotlight::scheduler::{Answered, BackendId, Card, Effect, Event, Scheduler, Spent, Ticket};
 use pilotlight::time::Time;
 

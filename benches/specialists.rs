@@ -26,10 +26,10 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pilotlight::backends::engine::{Calibration, OnThread};
-use pilotlight::backends::{gguf, onnx};
-use pilotlight::generate::Generate;
-use pilotlight::prompt::Format;
+use pilotlight::engines::worker::{Calibration, OnThread};
+use pilotlight::engines::{gguf, onnx};
+use pilotlight::model::generate::Generate;
+use pilotlight::request::format::Format;
 use serde_json::json;
 use support::contract::{job, run};
 use support::figures::median;

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::catalog::catalog;
+use crate::catalog::catalog::{Catalog, Mistake, Secret};
+use crate::catalog::expand::Variables;
+use crate::catalog::secrets;
 use crate::ingress::http::Guard;
 use crate::limits::CONFIG_BYTES_MAX;
-use crate::prompt::is_name;
-use crate::registry::catalog::{self, Catalog, Mistake, Secret};
-use crate::registry::expand::Variables;
-use crate::registry::secrets;
-use crate::tls;
+use crate::net::tls;
+use crate::request::name::is_name;
 
 /// What the variables of the environment mean; all else that starts with `PILOTLIGHT_` is a
 /// mistake.
@@ -366,7 +367,7 @@ pub fn dry(config: Config) -> Config {
     let server = catalog::Server {
         name: "dry".to_owned(),
         link,
-        reach: crate::model::Reach::Device,
+        reach: crate::model::context::Reach::Device,
         silence: None,
         talents: Vec::new(),
         fallbacks: Vec::new(),

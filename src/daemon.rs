@@ -4,7 +4,6 @@ use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -14,22 +13,27 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::backends::supervise::supervise;
-use crate::bus::{self, Bus};
+use crate::backends::supervisor::supervise;
+use crate::catalog::catalog::{Catalog, DeviceLimits};
+use crate::clock;
 use crate::config::{Config, Http, Mqtt};
-use crate::device::{self, Reading, Sensors};
-use crate::dispatch::whole::Whole;
-use crate::dispatch::{self, Dispatch, Keep, Policy};
+use crate::device;
+use crate::device::{Reading, Sensors};
+use crate::dispatch;
+use crate::dispatch::{Dispatch, Keep, Policy};
+use crate::ingress;
+use crate::ingress::mcp::Whole;
 use crate::ingress::mqtt::topics::Topics;
-use crate::ingress::{http, mqtt};
 use crate::limits::MQTT_INBOX_MAX;
+use crate::mcp::over_mqtt;
 use crate::mcp::over_mqtt::caller::Switch;
-use crate::mcp::over_mqtt::{self, worker};
+use crate::mcp::over_mqtt::worker;
 use crate::metrics::Metrics;
+use crate::mqtt;
+use crate::mqtt::Bus;
+use crate::net::tls;
 use crate::pressure::Bounds;
-use crate::registry::catalog::{Catalog, DeviceLimits};
-use crate::strain::Strain;
-use crate::tls;
+use crate::pressure::level::Strain;
 
 /// Tasks that stop together.
 struct Floor {
@@ -126,7 +130,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut broker = Floor::new("broker");
     start_broker(&config, &mut broker).await?;
     let listener = match &config.http {
-        Some(Http { listen, .. }) => Some(http::listen(*listen).await?),
+        Some(Http { listen, .. }) => Some(ingress::http::listen(*listen).await?),
         None => None,
     };
     let catalog = Arc::new(config.catalog.clone());
@@ -149,7 +153,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         serve_calls(&config, &core.dispatch, &mut doors, &mut lines)?;
         let (dispatch, catalog, metrics) =
             (core.dispatch.clone(), Arc::clone(&catalog), metrics.clone());
-        let health = mqtt::health::tell(
+        let health = ingress::mqtt::health::tell(
             bus.clone(),
             topics.health(),
             dispatch.clone(),
@@ -157,15 +161,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             doors.stop.clone(),
         );
         doors.add(health);
-        let door = mqtt::Door { bus, dispatch, catalog, topics, metrics };
+        let door = ingress::mqtt::Door { bus, dispatch, catalog, topics, metrics };
         doors.add(door.run(inbox, doors.stop.clone()));
     }
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {
         let addr = listener.local_addr()?;
         let dispatch = core.dispatch.clone();
-        let door = http::Door { dispatch, catalog, metrics, line, reading };
-        let routes = http::routes(door, guard, doors.stop.clone());
-        doors.add(http::serve(listener, routes, doors.stop.clone()));
+        let door = ingress::http::Door { dispatch, catalog, metrics, line, reading };
+        let routes = ingress::http::routes(door, guard, doors.stop.clone());
+        doors.add(ingress::http::serve(listener, routes, doors.stop.clone()));
         tracing::info!(%addr, "the HTTP door is open");
     }
     words.wait().await;
@@ -199,7 +203,7 @@ async fn start_broker(config: &Config, floor: &mut Floor) -> anyhow::Result<()> 
     let Some(listen) = config.broker else {
         return Ok(());
     };
-    let (addr, serve) = crate::broker::open(listen, floor.stop.clone()).await?;
+    let (addr, serve) = crate::mqtt::broker::open(listen, floor.stop.clone()).await?;
     floor.add(serve);
     tracing::info!(%addr, "the embedded broker is open");
     Ok(())
@@ -215,7 +219,7 @@ async fn start_broker(_config: &Config, _floor: &mut Floor) -> anyhow::Result<()
 struct OnMqtt {
     bus: Bus,
     /// What comes for the door.
-    inbox: mpsc::Receiver<bus::Message>,
+    inbox: mpsc::Receiver<mqtt::Message>,
     topics: Topics,
     switch: Switch,
 }
@@ -226,7 +230,7 @@ impl OnMqtt {
             .in_group(&mqtt.prefix, config.catalog.device.group.as_deref());
         let mut options = bus_options(mqtt, &config.device, &topics)?;
         options.filters.extend(Switch::filters(&config.device, config.catalog.services()));
-        let (bus, mut all, driver) = bus::open(options, lines.stop.clone());
+        let (bus, mut all, driver) = mqtt::open(options, lines.stop.clone());
         lines.add(driver);
         let switch = Switch::new(bus.clone(), &config.device, config.catalog.services());
         let (to, inbox) = mpsc::channel(MQTT_INBOX_MAX);
@@ -258,12 +262,12 @@ fn serve_calls(
     };
     let topics = over_mqtt::Topics::new(base);
     let name = config.device.clone();
-    let options = bus::Options {
+    let options = mqtt::Options {
         filters: worker::filters(&topics),
         presence: Some(worker::presence(&topics, &name)),
         ..line_options(mqtt, format!("pilotlight-{name}-worker"))?
     };
-    let (bus, inbox, driver) = bus::open(options, lines.stop.clone());
+    let (bus, inbox, driver) = mqtt::open(options, lines.stop.clone());
     lines.add(driver);
     let shelf = Arc::new(Whole::new(dispatch.clone(), Arc::new(config.catalog.clone())));
     let worker = worker::Worker { bus, shelf, topics, name };
@@ -273,8 +277,8 @@ fn serve_calls(
 }
 
 /// The line of the service itself.
-fn bus_options(mqtt: &Mqtt, device: &str, topics: &Topics) -> anyhow::Result<bus::Options> {
-    let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+fn bus_options(mqtt: &Mqtt, device: &str, topics: &Topics) -> anyhow::Result<mqtt::Options> {
+    let epoch = clock::since_epoch().as_secs();
     let presence = |state: &str| {
         let word = json!({
             "state": state,
@@ -285,14 +289,14 @@ fn bus_options(mqtt: &Mqtt, device: &str, topics: &Topics) -> anyhow::Result<bus
         Bytes::from(word.to_string())
     };
     let base = line_options(mqtt, format!("pilotlight-{device}"))?;
-    Ok(bus::Options {
+    Ok(mqtt::Options {
         filters: topics.filters(),
-        presence: Some(bus::Presence {
+        presence: Some(mqtt::Presence {
             topic: topics.status(),
             online: presence("online"),
             offline: presence("offline"),
         }),
-        session: bus::Session::Kept,
+        session: mqtt::Session::Kept,
         ..base
     })
 }
@@ -301,9 +305,9 @@ fn bus_options(mqtt: &Mqtt, device: &str, topics: &Topics) -> anyhow::Result<bus
 ///
 /// # Errors
 /// If a certificate can't be used.
-pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<bus::Options> {
+pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<mqtt::Options> {
     let tls = mqtt.tls.as_ref().map(tls::client).transpose();
-    Ok(bus::Options {
+    Ok(mqtt::Options {
         host: mqtt.host.clone(),
         port: mqtt.port,
         tls: tls.context("the line to the broker can't be encrypted")?,
@@ -311,7 +315,7 @@ pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<bus::Optio
         credentials: mqtt.credentials.clone().map(|(user, password)| (user, password.0)),
         filters: Vec::new(),
         presence: None,
-        session: bus::Session::Clean,
+        session: mqtt::Session::Clean,
     })
 }
 

@@ -52,43 +52,38 @@
 //! 8. A peer is trusted no more than a client; hops are bounded.
 //! 9. A request is acknowledged to the broker only when its answer has been.
 
-// 6 roof
+// entry points
 pub mod cli;
 pub mod config;
 pub mod daemon;
-// 5 ingress
 pub mod ingress;
-// 4 rooms
+// what answers a request
 pub mod backends;
+#[cfg(feature = "onnx")]
+pub mod convert;
 pub mod dispatch;
+pub mod engines;
+pub mod providers;
 pub mod simulate;
-// 3 hands
-#[cfg(feature = "embedded-broker")]
-pub mod broker;
+pub mod strategy;
+// protocols, connections, disk, sensors
+pub mod clock;
 pub mod device;
 pub mod mcp;
 pub mod metrics;
-pub mod tls;
-// 2 shapes
-pub mod bus;
-pub mod link;
-pub mod web;
+pub mod mqtt;
+pub mod net;
+pub mod store;
 pub mod wire;
-// 1 judgement
-pub mod pressure;
-pub mod registry;
-pub mod scheduler;
-// 0 words
+// decisions, pure
 pub mod calibrate;
-pub mod fit;
-pub mod generate;
-pub mod health;
-pub mod labels;
+pub mod catalog;
+pub mod pressure;
+pub mod redact;
+pub mod scheduler;
+// vocabulary, pure
 pub mod limits;
 pub mod model;
 pub mod money;
-pub mod prompt;
-pub mod redact;
-pub mod strain;
+pub mod request;
 pub mod time;
-pub mod tools;

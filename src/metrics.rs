@@ -11,8 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::pressure::level::Strain;
 use crate::scheduler::decision::Decision;
-use crate::strain::Strain;
 use crate::wire::{Reply, Status};
 
 /// All metrics; cheap to clone.

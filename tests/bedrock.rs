@@ -15,8 +15,9 @@
 
 mod support;
 
-use pilotlight::generate::{Fault, Finish, Usage};
-use pilotlight::prompt::{Format, Job, Message, Role};
+use pilotlight::model::generate::{Fault, Finish, Usage};
+use pilotlight::request::format::Format;
+use pilotlight::request::job::{Job, Message, Role};
 use serde_json::{Value, json};
 use support::cloud::{Act, Cloud, entry, error, frame, framed as stream, head, open_as};
 use support::contract::{job, run};

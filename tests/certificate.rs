@@ -16,9 +16,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pilotlight::generate::Fault;
-use pilotlight::model::Reach;
-use pilotlight::prompt::{Class, JobId, Mode};
+use pilotlight::model::context::Reach;
+use pilotlight::model::generate::Fault;
+use pilotlight::request::job::{Class, JobId, Mode};
 use pilotlight::scheduler::{Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket};
 use pilotlight::time::Time;
 

@@ -18,9 +18,9 @@ mod support;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use pilotlight::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
-use pilotlight::model::ModelContext;
-use pilotlight::prompt::Job;
+use pilotlight::model::context::ModelContext;
+use pilotlight::model::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
+use pilotlight::request::job::Job;
 use support::contract::{SCRIPTED, holds, job, run};
 use support::{SOON, child, over_channels, over_http, scripted};
 use tokio::sync::Notify;

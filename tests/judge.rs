@@ -11,14 +11,14 @@
 
 use std::time::Duration;
 
-use pilotlight::generate::Fault;
-use pilotlight::model::Reach;
-use pilotlight::prompt::{Class, JobId, Mode};
+use pilotlight::model::context::Reach;
+use pilotlight::model::generate::Fault;
+use pilotlight::pressure::level::{Cause, Stage, Strain};
+use pilotlight::request::job::{Class, JobId, Mode};
 use pilotlight::scheduler::decision::Reason;
 use pilotlight::scheduler::{
     Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict,
 };
-use pilotlight::strain::{Cause, Stage, Strain};
 use pilotlight::time::Time;
 
 const LOCAL: BackendId = BackendId(0);

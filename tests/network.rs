@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use pilotlight::generate::{Fault, Generate};
+use pilotlight::model::generate::{Fault, Generate};
 use serde_json::{Value, json};
 use support::cloud::{Cloud, answer, open_as, trusting};
 use support::contract::{job, run};

@@ -20,12 +20,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use pilotlight::backends::engine::Calibration;
-use pilotlight::backends::engine::OnThread;
-use pilotlight::backends::gguf;
-use pilotlight::backends::onnx::convert::{Weights, convert};
-use pilotlight::backends::onnx::{self, Options};
-use pilotlight::generate::Generate;
+use pilotlight::convert::{Weights, convert};
+use pilotlight::engines::gguf;
+use pilotlight::engines::onnx;
+use pilotlight::engines::onnx::Options;
+use pilotlight::engines::worker::Calibration;
+use pilotlight::engines::worker::OnThread;
+use pilotlight::model::generate::Generate;
 use serde_json::{Value, json};
 use support::contract::{holds_over_every_transport, job, run};
 use support::engine::{

@@ -12,9 +12,9 @@
 use std::path::Path;
 
 use pilotlight::device::Sensors;
+use pilotlight::pressure::level::{Stage, Strain};
 use pilotlight::pressure::{Amount, Board, Bounds, Gauge, Sample, Zone};
 use pilotlight::scheduler::explain;
-use pilotlight::strain::{Stage, Strain};
 use pilotlight::time::Time;
 use proptest::collection::vec;
 use proptest::option;

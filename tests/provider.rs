@@ -20,12 +20,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use pilotlight::backends::provider;
-use pilotlight::generate::{Fault, Finish, Usage, channel};
+use pilotlight::catalog::catalog;
+use pilotlight::catalog::catalog::Link;
+use pilotlight::catalog::expand::Variables;
 use pilotlight::limits::PROVIDER_HELD_BYTES_MAX;
-use pilotlight::prompt::{Code, Format, Job};
-use pilotlight::registry::catalog::{self, Link};
-use pilotlight::registry::expand::Variables;
+use pilotlight::model::generate::{Fault, Finish, Usage, channel};
+use pilotlight::providers;
+use pilotlight::request::format::Format;
+use pilotlight::request::job::Job;
+use pilotlight::request::refusal::Code;
 use serde_json::{Value, json};
 use support::cloud::{
     Act, Cloud, KEY, answer, ending, entry, error, event, head, open, open_as, piece, trusting,
@@ -172,7 +175,7 @@ async fn a_host_that_proves_nothing_is_not_told_the_key() {
     let file = json!({"pilotlight": {"providers": {"big": missing}}}).to_string();
     let catalog = catalog::read(&file, &Variables::new()).unwrap();
     let Link::Provider(missing) = &catalog.servers[0].link else { panic!("it is no provider") };
-    let fault = provider::open(missing, Duration::from_secs(1)).err().unwrap();
+    let fault = providers::open(missing, Duration::from_secs(1)).err().unwrap();
     assert!(fault.to_string().contains("/nowhere/ca.pem can't be read"), "{fault}");
 }
 

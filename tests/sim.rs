@@ -16,14 +16,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pilotlight::generate::Fault;
 use pilotlight::limits::{ATTEMPTS_MAX, RUNNING_JOBS_MAX, WAITING_BYTES_MAX, WAITING_JOBS_MAX};
-use pilotlight::model::{CLASSIFY, GENERATE, Reach};
-use pilotlight::prompt::{Class, Code, JobId, Mode, Refusal};
+use pilotlight::model::context::Reach;
+use pilotlight::model::generate::Fault;
+use pilotlight::pressure::level::{Cause, Stage, Strain};
+use pilotlight::request::job::{Class, JobId, Mode};
+use pilotlight::request::refusal::{Code, Refusal};
+use pilotlight::request::skill::{CLASSIFY, GENERATE};
 use pilotlight::scheduler::{
     Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict, explain,
 };
-use pilotlight::strain::{Cause, Stage, Strain};
 use pilotlight::time::Time;
 
 const DAYS: u64 = 2_000;

@@ -22,10 +22,11 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pilotlight::generate::Fault;
-use pilotlight::model::Reach;
+use pilotlight::model::context::Reach;
+use pilotlight::model::generate::Fault;
 use pilotlight::money::{Caps, Hour, Limits, Price, SPANS, Usd};
-use pilotlight::prompt::{Code, Job, JobId, Mode, Refusal};
+use pilotlight::request::job::{Job, JobId, Mode};
+use pilotlight::request::refusal::{Code, Refusal};
 use pilotlight::scheduler::books::{Books, Entry};
 use pilotlight::scheduler::decision::Reason;
 use pilotlight::scheduler::{
@@ -364,7 +365,7 @@ async fn a_thousand_at_once_pass_no_cap() {
     let catalog = catalog(&cloud.url, &json!({"usd_per_day": 50}));
     let service = Service::launch(&catalog, "off", &[]);
     service.ready_all().await;
-    pilotlight::tls::install_provider();
+    pilotlight::net::tls::install_provider();
     let asking = (0..1000).map(|_| ask_until_told(&service));
     let replies = futures::future::join_all(asking).await;
     let paid = replies.iter().filter(|reply| reply["choices"].is_array()).count();

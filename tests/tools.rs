@@ -19,9 +19,10 @@ mod support;
 
 use std::sync::Arc;
 
-use pilotlight::generate::{Fault, Finish, Generate, Usage};
-use pilotlight::prompt::{Format, Job};
-use pilotlight::registry::catalog::Catalog;
+use pilotlight::catalog::catalog::Catalog;
+use pilotlight::model::generate::{Fault, Finish, Generate, Usage};
+use pilotlight::request::format::Format;
+use pilotlight::request::job::Job;
 use pilotlight::wire::{Ask, read_value};
 use serde_json::{Value, json};
 use support::cloud::{Act, Cloud, answer, ending, entry, event, head, open_as};

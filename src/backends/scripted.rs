@@ -9,14 +9,15 @@
 
 use std::time::Duration;
 
-use super::text::TextOut;
-use crate::generate::{BoxFuture, Fault, Finish, Generate, Out, Usage};
-use crate::labels::{Classification, Labels};
+use crate::engines::text::TextOut;
 use crate::limits::OUTPUT_TOKENS_MAX;
-use crate::model::{
-    CLASSIFY, Capabilities, GENERATE, Identification, ModelContext, Runtime, Tokenizer,
-};
-use crate::prompt::{Code, Format, Job, Refusal};
+use crate::model::context::{Capabilities, Identification, ModelContext, Runtime, Tokenizer};
+use crate::model::generate::{BoxFuture, Fault, Finish, Generate, Out, Usage};
+use crate::request::format::Format;
+use crate::request::job::Job;
+use crate::request::labels::{Classification, Labels};
+use crate::request::refusal::{Code, Refusal};
+use crate::request::skill::{CLASSIFY, GENERATE};
 
 /// The scripted model.
 pub struct Scripted {

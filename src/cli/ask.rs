@@ -10,14 +10,17 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::{DONE, NOT_ANSWERED};
-use crate::bus::{self, Line, Outgoing};
 use crate::config::Config;
 use crate::daemon::{Core, calm, keep_of, line_options};
 use crate::ingress::answers;
 use crate::ingress::mqtt::topics::Topics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX};
-use crate::prompt::{Class, Mode};
-use crate::wire::{self, AskFormat, Reply, Status};
+use crate::mqtt;
+use crate::mqtt::{Line, Outgoing};
+use crate::request::job::{Class, Mode};
+use crate::strategy;
+use crate::wire;
+use crate::wire::{AskFormat, Reply, Status};
 
 /// How long the broker may take to be reached.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -113,7 +116,7 @@ impl Ask {
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
         }
-        let mut answer = core.dispatch.submit(job)?;
+        let mut answer = strategy::submit(&core.dispatch, job)?;
         let mut text = String::new();
         while let Some(chunk) = answer.next().await {
             if !self.json {
@@ -135,7 +138,7 @@ impl Ask {
         let mut options = line_options(mqtt, format!("pilotlight-{app}"))?;
         options.filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];
         let stop = CancellationToken::new();
-        let (line, mut inbox, driver) = bus::open(options, stop.clone());
+        let (line, mut inbox, driver) = mqtt::open(options, stop.clone());
         let work = async {
             self.wait_for_line(&line, &mqtt.host, mqtt.port).await?;
             let id = ask.id.clone();
@@ -164,7 +167,7 @@ impl Ask {
         reply
     }
 
-    async fn wait_for_line(&self, line: &bus::Bus, host: &str, port: u16) -> anyhow::Result<()> {
+    async fn wait_for_line(&self, line: &mqtt::Bus, host: &str, port: u16) -> anyhow::Result<()> {
         let mut state = line.line();
         let up = tokio::time::timeout(CONNECT_MAX, state.wait_for(|line| *line == Line::Up)).await;
         if matches!(up, Ok(Ok(_))) {
@@ -179,7 +182,7 @@ impl Ask {
 
     async fn read(
         &self,
-        inbox: &mut tokio::sync::mpsc::Receiver<bus::Message>,
+        inbox: &mut tokio::sync::mpsc::Receiver<mqtt::Message>,
         topics: &Topics,
         app: &str,
     ) -> anyhow::Result<Reply> {

@@ -12,15 +12,17 @@ use serde_json::{Value, json};
 
 use super::{DONE, NOT_ANSWERED};
 use crate::calibrate::{Aim, Found, Row, Sample, calibrate, least};
+use crate::catalog::edit::set_in_task;
 use crate::config::Config;
 use crate::daemon::{Core, calm};
 use crate::dispatch::{Dispatch, Keep};
 use crate::limits::{CALIBRATION_BYTES_MAX, CALIBRATION_LINES_MAX, ENGINE_LOAD_MAX};
-use crate::prompt::{Class, Mode, Strategy};
-use crate::registry::edit::set_in_task;
+use crate::request::job::{Class, Mode, Strategy};
 use crate::scheduler::Verdict;
-use crate::scheduler::together::{lacks, mean_logprob};
-use crate::wire::{self, Ask};
+use crate::scheduler::strategy::{lacks, mean_logprob};
+use crate::strategy;
+use crate::wire;
+use crate::wire::Ask;
 
 #[derive(Debug, Args)]
 pub(super) struct Calibrate {
@@ -219,11 +221,11 @@ fn shown(threshold: f32) -> Option<f64> {
 
 async fn asked(
     dispatch: &Dispatch,
-    job: crate::prompt::Job,
+    job: crate::request::job::Job,
     line: &Line,
 ) -> anyhow::Result<Sample> {
     let format = job.format.clone();
-    let mut answer = dispatch.submit(job)?;
+    let mut answer = strategy::submit(dispatch, job)?;
     let mut text = String::new();
     while let Some(chunk) = answer.next().await {
         text.push_str(&chunk.text);

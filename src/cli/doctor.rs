@@ -6,10 +6,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{DONE, NOT_READY};
-use crate::config::{self, Config};
+use crate::catalog::catalog::Link;
+use crate::config;
+use crate::config::Config;
 use crate::device::{Sensors, memory};
 use crate::limits::SAMPLE_EVERY;
-use crate::registry::catalog::Link;
 
 /// One thing that was looked at.
 struct Finding {

@@ -13,10 +13,10 @@ use crate::backends::scripted::{Crash, Scripted};
 use crate::config::Config;
 use crate::daemon::{Core, calm};
 use crate::dispatch::Keep;
-use crate::dispatch::whole::Whole;
-use crate::generate::Generate;
+use crate::ingress::mcp::Whole;
 use crate::limits::LINE_BYTES_MAX;
 use crate::mcp::server::{One, Shelf, serve};
+use crate::model::generate::Generate;
 
 #[derive(Debug, Args)]
 pub(super) struct Engine {
@@ -50,7 +50,7 @@ pub(super) struct Engine {
     /// What computes an ONNX model, the first that can; the processor if not given.
     #[cfg(feature = "onnx")]
     #[arg(long = "provider", value_name = "NAME", value_delimiter = ',')]
-    providers: Vec<crate::backends::onnx::Provider>,
+    providers: Vec<crate::engines::onnx::Provider>,
     /// Try another provider, and the processor at last, if one can't.
     #[arg(long)]
     fallback: bool,
@@ -60,7 +60,7 @@ pub(super) struct Engine {
     /// How the bias towards some labels is taken off when labels are scored.
     #[cfg(feature = "engine")]
     #[arg(long, default_value = "running")]
-    calibration: crate::backends::engine::Calibration,
+    calibration: crate::engines::worker::Calibration,
     /// Prompts that a scripted model answers at once.
     #[arg(long, default_value_t = 4)]
     slots: u32,
@@ -82,7 +82,7 @@ impl Engine {
 
     #[cfg(feature = "onnx")]
     async fn open_onnx(self) -> anyhow::Result<Arc<dyn Generate>> {
-        let options = crate::backends::onnx::Options {
+        let options = crate::engines::onnx::Options {
             path: self.onnx.context("--onnx is needed")?,
             name: self.name,
             context_tokens: self.context,
@@ -93,7 +93,7 @@ impl Engine {
             fallback: self.fallback,
             calibration: self.calibration,
         };
-        Ok(Arc::new(crate::backends::onnx::open(options).await?))
+        Ok(Arc::new(crate::engines::onnx::open(options).await?))
     }
 
     #[cfg(not(feature = "onnx"))]
@@ -105,7 +105,7 @@ impl Engine {
 
     #[cfg(feature = "gguf")]
     async fn open_gguf(self) -> anyhow::Result<Arc<dyn Generate>> {
-        let options = crate::backends::gguf::Options {
+        let options = crate::engines::gguf::Options {
             path: self.gguf.context("--gguf is needed")?,
             name: self.name,
             context_tokens: self.context,
@@ -114,7 +114,7 @@ impl Engine {
             gpu_layers: self.gpu_layers,
             calibration: self.calibration,
         };
-        Ok(Arc::new(crate::backends::gguf::open(options).await?))
+        Ok(Arc::new(crate::engines::gguf::open(options).await?))
     }
 
     #[cfg(not(feature = "gguf"))]

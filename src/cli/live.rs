@@ -9,21 +9,23 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::catalog::catalog::Catalog;
+use crate::clock;
 use crate::config::{Config, dry};
 use crate::daemon::Core;
 use crate::device::Sensors;
 use crate::dispatch::{Dispatch, End, Keep};
-use crate::health::Health;
 use crate::limits::{ENGINE_LOAD_MAX, SAMPLE_EVERY};
-use crate::model::Reach;
+use crate::model::context::Reach;
+use crate::model::health::Health;
+use crate::pressure::level::{Stage, Strain};
 use crate::pressure::{Gauge, Sample, Zone};
-use crate::prompt::Job;
-use crate::registry::catalog::Catalog;
+use crate::request::job::Job;
 use crate::scheduler::Verdict;
 use crate::simulate::board::{Board, Chip};
 use crate::simulate::load::{Demand, Order, day};
 use crate::simulate::world::{Outcome, Second};
-use crate::strain::{Stage, Strain};
+use crate::strategy;
 use crate::time::Time;
 
 /// A model that is somewhere else, if the configuration has none.
@@ -75,7 +77,7 @@ fn with_another(config: Config) -> Catalog {
     let mut catalog = config.catalog.clone();
     if catalog.servers.iter().all(|server| server.reach == Reach::Device) {
         let scripted = dry(config).catalog.servers.into_iter();
-        catalog.servers.extend(scripted.map(|server| crate::registry::catalog::Server {
+        catalog.servers.extend(scripted.map(|server| crate::catalog::catalog::Server {
             name: ELSEWHERE.to_owned(),
             reach: Reach::Cloud,
             ..server
@@ -117,7 +119,7 @@ struct Day {
 
 impl Day {
     async fn pass(&mut self, dispatch: &Dispatch, orders: Vec<Order>) {
-        let began = Instant::now();
+        let began = Instant::from(clock::now());
         let count = orders.len();
         let (ends_in, mut ends) = mpsc::channel(count.max(1));
         let mut asked = JoinSet::new();
@@ -125,7 +127,7 @@ impl Day {
             let (dispatch, ends_in) = (dispatch.clone(), ends_in.clone());
             asked.spawn(async move {
                 tokio::time::sleep_until(began + order.at).await;
-                let end = match dispatch.submit(job_of(&order)) {
+                let end = match strategy::submit(&dispatch, job_of(&order)) {
                     Ok(answer) => Some(answer.collect().await.1),
                     Err(_) => None,
                 };

@@ -21,9 +21,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::start::main;
-use crate::config::{self, Config};
+use crate::catalog::catalog::Mistake;
+use crate::config;
+use crate::config::Config;
 use crate::daemon;
-use crate::registry::catalog::Mistake;
 
 /// It worked.
 const DONE: u8 = 0;

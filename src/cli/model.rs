@@ -22,7 +22,7 @@ pub(super) struct Quantize {
     /// How the weights are stored.
     #[cfg(feature = "gguf")]
     #[arg(long, default_value = "q8_0")]
-    weights: crate::backends::gguf::quantize::Weights,
+    weights: crate::engines::gguf::quantize::Weights,
 }
 
 #[derive(Debug, Args)]
@@ -35,7 +35,7 @@ pub(super) struct Convert {
     /// How the weights are stored.
     #[cfg(feature = "onnx")]
     #[arg(long, default_value = "int8")]
-    weights: crate::backends::onnx::convert::Weights,
+    weights: crate::convert::Weights,
 }
 
 impl Model {
@@ -52,7 +52,7 @@ impl Quantize {
     fn run(self) -> anyhow::Result<()> {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = i32::try_from(threads).context("more processors than can be counted")?;
-        crate::backends::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
+        crate::engines::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
         say!("{}", self.to.display());
         Ok(())
     }
@@ -73,7 +73,7 @@ impl Convert {
                 eprint!("\rlayer {done} of {all}{}", if done == all { "\n" } else { "" });
             }
         };
-        crate::backends::onnx::convert::convert(&self.from, &self.to, self.weights, progress)?;
+        crate::convert::convert(&self.from, &self.to, self.weights, progress)?;
         say!("{}", self.to.display());
         Ok(())
     }

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{BROKE, Line, UNREAD};
 use crate::limits::LAST_CALLS_MAX;
-use crate::tls;
+use crate::net::tls;
 
 /// What is logged if nobody says: our own affairs, and only the troubles of the libraries. What
 /// `rmcp::service` calls an error is a line that has gone; who needed it says so.

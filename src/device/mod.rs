@@ -7,7 +7,6 @@ mod thermal;
 mod trigger;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde_json::{Value, json};
 use sysinfo::System;
@@ -17,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use self::board::Firmware;
 use self::memory::Stalls;
 use self::trigger::{FIRED_STALL, Trigger};
+use crate::clock::now;
 use crate::limits::{SAMPLE_EVERY, SAMPLE_MAX};
+use crate::pressure::level::{Stage, Strain};
 use crate::pressure::{Amount, Bounds, Gauge, Sample};
-use crate::strain::{Stage, Strain};
 use crate::time::Time;
 
 /// How the device is at a moment.
@@ -245,11 +245,6 @@ fn is_news(before: &Strain, after: &Strain) -> bool {
         || far(before.heat, after.heat)
         || far(before.memory, after.memory)
         || far(before.disk, after.disk)
-}
-
-#[expect(clippy::disallowed_methods, reason = "sensors are read by the clock")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::clock;
-use super::ledger::Pending;
-use super::passage::Passage;
-use crate::generate::{Chunk, Fault, Generate, Out, Usage, channel};
+use super::egress::Passage;
+use crate::clock;
 use crate::limits::ANSWER_BYTES_MAX;
+use crate::model::generate::{Chunk, Fault, Generate, Out, Usage, channel};
 use crate::redact::Restorer;
+use crate::store::ledger::Pending;
 
 /// An attempt that worked.
 pub(super) struct Said {
@@ -86,7 +86,7 @@ impl Reader<'_> {
             self.out.alive();
             return Ok(());
         }
-        self.first.get_or_insert_with(clock);
+        self.first.get_or_insert_with(clock::now);
         self.bytes += text.len();
         if self.bytes > ANSWER_BYTES_MAX {
             return Err(Fault::Broken("the answer is longer than it may be".to_owned()));

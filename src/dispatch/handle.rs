@@ -8,14 +8,15 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{clock, together};
-use crate::generate::{BoxFuture, Chunk, Out, Usage, channel};
-use crate::health::Health;
-use crate::link::{Backend, Link};
-use crate::model::{ModelContext, Reach};
+use crate::clock;
+use crate::model::context::{ModelContext, Reach};
+use crate::model::generate::{BoxFuture, Chunk, Out, Usage, channel};
+use crate::model::health::Health;
+use crate::model::link::{Backend, Link};
 use crate::money::Span;
-use crate::prompt::{Code, Job, JobId, Mode, Refusal, Strategy};
 use crate::redact::{Hidden, Redactor};
+use crate::request::job::{Job, JobId, Mode};
+use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
 use crate::scheduler::books::Books;
 use crate::scheduler::decision::{Decision, Pressure, Reason};
@@ -104,7 +105,7 @@ pub struct End {
     pub usage: Option<Usage>,
     /// The answer, if it was kept back until it was clear that it counts: [`Answer::next`] hands it
     /// out as the only piece.
-    pub(super) kept: Option<String>,
+    pub(crate) kept: Option<String>,
     /// Where it went and why.
     pub decision: Decision,
     /// The server that had it last.
@@ -155,25 +156,12 @@ impl Dispatch {
         Dispatch { orders, next, backends, load, rate, spent, redactor }
     }
 
-    /// Hands a job in. If models shall work together on it, they are asked while the answer is read.
+    /// Submits a job that one model answers.
     ///
     /// # Errors
-    /// [`Code::Busy`] if too many requests stand at the doors, [`Code::Unavailable`] if the
+    /// [`Code::Busy`] if too many requests are being handed in, [`Code::Unavailable`] if the
     /// service has stopped.
-    pub fn submit(&self, job: Job) -> Result<Answer, Refusal> {
-        if job.strategy == Strategy::Single {
-            return self.submit_single(job);
-        }
-        let id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
-        let work: BoxFuture<'static, End> = Box::pin(together::run(self.clone(), job));
-        Ok(Answer { work: Some(work), ..Answer::closed(id) })
-    }
-
-    /// Hands in what one model shall answer.
-    ///
-    /// # Errors
-    /// As [`Dispatch::submit`].
-    pub(super) fn submit_single(&self, mut job: Job) -> Result<Answer, Refusal> {
+    pub fn submit(&self, mut job: Job) -> Result<Answer, Refusal> {
         job.id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
         let id = job.id;
         let (out, chunks) = channel();
@@ -189,9 +177,15 @@ impl Dispatch {
             }
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
-        let arrived = clock();
+        let arrived = clock::now();
         let work = None;
         Ok(Answer { job: id, chunks, end: ended, arrived, first: None, ended: None, work, guard })
+    }
+
+    /// An answer that `work` makes while it is read.
+    pub(crate) fn answer_of(&self, work: BoxFuture<'static, End>) -> Answer {
+        let id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
+        Answer { work: Some(work), ..Answer::closed(id) }
     }
 
     /// Every backend as it is now.
@@ -249,12 +243,12 @@ impl Answer {
     fn closed(job: JobId) -> Answer {
         let ((_, chunks), (_, end)) = (channel(), oneshot::channel());
         let guard = Guard(CancellationToken::new());
-        let (arrived, first, ended, work) = (clock(), None, None, None);
+        let (arrived, first, ended, work) = (clock::now(), None, None, None);
         Answer { job, chunks, end, arrived, first, ended, work, guard }
     }
 
     /// What stops the work on it; its end still comes.
-    pub(super) fn stopper(&self) -> CancellationToken {
+    pub(crate) fn stopper(&self) -> CancellationToken {
         self.guard.0.clone()
     }
 
@@ -317,7 +311,7 @@ impl End {
     }
 
     /// The end of a job that was not taken.
-    pub(super) fn refused(refusal: Refusal, reason: Reason) -> End {
+    pub(crate) fn refused(refusal: Refusal, reason: Reason) -> End {
         let decision = Decision {
             route: "none".to_owned(),
             reason,

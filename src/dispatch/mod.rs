@@ -2,17 +2,11 @@
 //! what it says. It reads the clock and starts the attempts; it decides nothing.
 
 mod attempt;
-mod card;
-mod files;
+mod egress;
+mod engine_rate;
 mod handle;
-mod held;
-mod jury;
-mod keep;
-mod ledger;
-mod passage;
-mod pulse;
-mod together;
-pub mod whole;
+mod in_flight;
+mod profile;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,32 +17,28 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::{Said, paid};
+use self::egress::Passage;
+use self::engine_rate::Pulse;
 use self::handle::Order;
 pub use self::handle::{Answer, Dispatch, End, Seen, Spending};
-use self::held::Held;
-pub use self::keep::Keep;
-use self::ledger::{Ledger, Writer, hour};
-use self::passage::Passage;
-use self::pulse::Pulse;
-use crate::generate::{Fault, Out};
+use self::in_flight::Held;
+use crate::clock;
 use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
-use crate::link::{Backend, Link};
-use crate::model::Reach;
+use crate::model::context::Reach;
+use crate::model::generate::{Fault, Out};
+use crate::model::link::{Backend, Link};
 use crate::money::{Caps, Hour, Usd};
-use crate::prompt::{Class, Job, JobId};
+use crate::pressure::level::Strain;
 use crate::redact::{Hidden, Redactor};
+use crate::request::job::{Class, Job, JobId};
 use crate::scheduler::books::Entry;
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
     Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict,
 };
-use crate::strain::Strain;
+pub use crate::store::learned::Keep;
+use crate::store::ledger::{self, Ledger, Writer};
 use crate::time::Time;
-
-#[expect(clippy::disallowed_methods, reason = "the dispatcher is the one that reads the clock")]
-fn clock() -> Instant {
-    Instant::now()
-}
 
 /// What the configuration says of money and of what the cloud may read.
 #[derive(Debug, Clone, Default)]
@@ -74,16 +64,16 @@ pub fn new(
     let (spent_out, spent) = watch::channel(Spending::default());
     let dispatch = Dispatch::new(orders, &backends, (load, rate, spent), redactor);
     let backends_count = backends.len();
-    let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), hour());
+    let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
     let dispatcher = Dispatcher {
-        scheduler: Scheduler::resume(backends.iter().map(card::unknown).collect(), keep.read())
+        scheduler: Scheduler::resume(backends.iter().map(profile::unknown).collect(), keep.read())
             .with_budget(caps, books),
         ledger: Some(ledger),
         writer: Some(writer),
         spent: spent_out,
         keep,
         keep_at: None,
-        origin: clock(),
+        origin: clock::now(),
         backends,
         strain,
         inbox,
@@ -165,7 +155,7 @@ impl Dispatcher {
                 Ok(()) = self.strain.changed(), if !blind => Some(self.strained()),
                 Some(()) = woken => Some(Event::Tick),
                 () = stop.cancelled(), if drain_until.is_none() => {
-                    drain_until = Some(clock() + DRAIN_MAX);
+                    drain_until = Some(clock::now() + DRAIN_MAX);
                     Some(Event::Drain)
                 }
             };
@@ -173,7 +163,7 @@ impl Dispatcher {
                 self.judge(event);
             }
             self.keep_learned();
-            if drain_until.is_some_and(|until| clock() >= until) {
+            if drain_until.is_some_and(|until| clock::now() >= until) {
                 tracing::warn!(left = self.jobs.len(), "stopped before all work had ended");
                 break;
             }
@@ -192,7 +182,7 @@ impl Dispatcher {
 
     /// Writes down what was learned, once it is time.
     fn keep_learned(&mut self) {
-        if self.keep_at.is_some_and(|at| at <= clock()) {
+        if self.keep_at.is_some_and(|at| at <= clock::now()) {
             self.keep_at = None;
             let (keep, learned) = (self.keep.clone(), self.scheduler.learned());
             self.watches.spawn_blocking(move || {
@@ -203,7 +193,7 @@ impl Dispatcher {
     }
 
     fn judge(&mut self, event: Event) {
-        let hour = hour();
+        let hour = ledger::hour();
         if self.hour.replace(hour) != Some(hour) {
             self.on(Event::Clock(hour));
         }
@@ -281,7 +271,7 @@ impl Dispatcher {
                 }
                 held.said.push((backend, said));
                 if self.keep.is_wanted() {
-                    self.keep_at.get_or_insert_with(|| clock() + LEARNED_EVERY);
+                    self.keep_at.get_or_insert_with(|| clock::now() + LEARNED_EVERY);
                 }
                 let cost = Usd::at_least(cost_usd);
                 Ok(Answered { confidence, cost, spent: took })
@@ -330,7 +320,7 @@ impl Dispatcher {
                 let context = generate.context();
                 let card = Card {
                     measured: Some(self.keep.measured(&of.server, of.reach, context)),
-                    ..card::of(of, context)
+                    ..profile::of(of, context)
                 };
                 Event::Up(BackendId(backend), card)
             }
@@ -463,7 +453,7 @@ impl Dispatcher {
     fn tell_hidden(&self, decision: &mut Decision, hidden: &Hidden) {
         for attempt in &mut decision.attempts {
             let of = self.backends.iter().find(|backend| backend.server == attempt.server);
-            if of.is_some_and(|backend| passage::hides(backend.reach)) {
+            if of.is_some_and(|backend| egress::hides(backend.reach)) {
                 attempt.redacted = hidden.count();
             }
         }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::dispatch::End;
-use crate::generate::{Fault, Finish};
-use crate::prompt::{Code, Format, Refusal};
+use crate::model::generate::{Fault, Finish};
+use crate::request::format::Format;
+use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
 use crate::wire::{Reply, ReplyUsage, Source, Status, Timing, WireError};
 

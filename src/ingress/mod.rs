@@ -1,5 +1,6 @@
-//! The doors: each speaks one client's protocol and hands jobs to the dispatcher.
+//! Interfaces: each speaks one client's protocol and hands jobs to the dispatcher.
 
 pub mod answers;
 pub mod http;
+pub mod mcp;
 pub mod mqtt;

@@ -24,13 +24,14 @@ use super::contract::{
     Generated, LOST, META_DEADLINE, META_HOPS, NOT_TAKEN, NotGenerated, PACE, Pace, TOOL,
     context_uri, model_of_uri,
 };
-use super::line::Line;
 use super::tap::{Beat, Sink, Tap};
-use crate::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use super::transport::Line;
 use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
-use crate::model::ModelContext;
-use crate::prompt::{Code, Job, Refusal};
-use crate::web;
+use crate::model::context::ModelContext;
+use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::net::client;
+use crate::request::job::Job;
+use crate::request::refusal::{Code, Refusal};
 use crate::wire::Ask;
 
 /// A model behind an MCP line.
@@ -173,9 +174,10 @@ pub async fn connect_http(
         .max_sse_event_size(4 * ANSWER_BYTES_MAX)
         .max_json_response_size(4 * ANSWER_BYTES_MAX);
     let parsed = reqwest::Url::parse(url);
-    let client = web::client(&parsed.map_err(|e| Fault::Away(format!("{url} is no URL: {e}")))?)
-        .build()
-        .map_err(|e| Fault::Away(format!("the HTTP client can't be made: {e}")))?;
+    let client =
+        client::builder(&parsed.map_err(|e| Fault::Away(format!("{url} is no URL: {e}")))?)
+            .build()
+            .map_err(|e| Fault::Away(format!("the HTTP client can't be made: {e}")))?;
     connect(StreamableHttpClientTransport::with_client(client, config), patience).await
 }
 

@@ -7,11 +7,12 @@ use rmcp::model::{ErrorCode, JsonObject, RequestMetaObject, Tool, ToolAnnotation
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::generate::{Fault, Usage};
 use crate::limits::{
     DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, OUTPUT_TOKENS_MAX, TOP_LOGPROBS_MAX,
 };
-use crate::prompt::{Code, Message, Refusal, Role};
+use crate::model::generate::{Fault, Usage};
+use crate::request::job::{Message, Role};
+use crate::request::refusal::{Code, Refusal};
 use crate::wire::{Ask, AskFormat, WireError};
 
 /// The tool of every model.

@@ -2,8 +2,8 @@
 
 pub mod client;
 pub mod contract;
-mod line;
 pub mod over_mqtt;
 pub mod pair;
 pub mod server;
 mod tap;
+mod transport;

@@ -19,12 +19,15 @@ use super::contract::{
     EMBED_TOOL, Embed, Generated, NotGenerated, PACE, Pace, TOOL, context_uri, deadline_of,
     embed_tool, hops_of, model_of_uri, tool,
 };
-use super::line::Line;
-use crate::generate::{BoxFuture, Fault, Generate, Usage, channel};
+use super::transport::Line;
+use crate::catalog::catalog::Catalog;
 use crate::limits::ANSWER_BYTES_MAX;
-use crate::model::{EMBED, ModelContext};
-use crate::prompt::{Format, Job, Refusal};
-use crate::registry::catalog::Catalog;
+use crate::model::context::ModelContext;
+use crate::model::generate::{BoxFuture, Fault, Generate, Usage, channel};
+use crate::request::format::Format;
+use crate::request::job::Job;
+use crate::request::refusal::Refusal;
+use crate::request::skill::EMBED;
 use crate::wire::{Ask, read_value};
 
 /// What a server shows: something to ask, and the models behind it.

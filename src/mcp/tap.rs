@@ -18,7 +18,7 @@ use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::sync::mpsc;
 
-use super::line::Line;
+use super::transport::Line;
 
 /// What comes for one request.
 #[derive(Debug, Clone, PartialEq, Eq)]

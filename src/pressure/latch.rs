@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::strain::Stage;
+use super::level::Stage;
 use crate::time::Time;
 
 /// How long it must have been well before it opens.

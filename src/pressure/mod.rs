@@ -9,6 +9,7 @@
 //! not there.
 
 pub mod latch;
+pub mod level;
 pub mod trend;
 
 use std::collections::BTreeMap;
@@ -16,9 +17,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use self::latch::{Latch, Levels};
+use self::level::{Cause, Stage, Strain};
 use self::trend::Trend;
 use crate::limits::ZONES_MAX;
-use crate::strain::{Cause, Stage, Strain};
 use crate::time::Time;
 
 /// How far the trend of a temperature is carried on, in seconds.

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::{Hidden, Marks, Redactor, Restorer};
-use crate::tools::ToolCall;
+use crate::request::tools::ToolCall;
 
 /// Under this name the arguments of a call stand as a text, if what was hidden of them leaves no JSON.
 const AS_TEXT: &str = "arguments";

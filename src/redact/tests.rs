@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::prompt::Role;
-use crate::tools::ToolCall;
+use crate::request::job::Role;
+use crate::request::tools::ToolCall;
 
 fn all() -> Redactor {
     let mut redactor = Redactor::default();

@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::Scheduler;
 use super::books::{Books, Entry as Line, Fits};
 use super::decision::Reason;
-use super::entry::{Entry, Running, Set};
 use super::event::{Answered, Effect, Sent, Ticket, Verdict};
-use crate::generate::Fault;
+use super::queued::{Entry, Running, Set};
+use crate::model::generate::Fault;
 use crate::money::{Caps, Hour, Span, Usd};
-use crate::prompt::{Code, Refusal};
+use crate::request::refusal::{Code, Refusal};
 use crate::time::Time;
 
 impl Scheduler {

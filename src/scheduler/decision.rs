@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::predict::Spread;
-use crate::model::Reach;
+use crate::model::context::Reach;
 use crate::money::Usd;
-use crate::prompt::{Class, Mode, Strategy};
-use crate::strain::{Cause, Stage};
+use crate::pressure::level::{Cause, Stage};
+use crate::request::job::{Class, Mode, Strategy};
 
 /// Why a job went where it went, or nowhere. The list is closed and documented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

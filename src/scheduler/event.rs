@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use super::books::Entry;
 use super::decision::Decision;
-use crate::generate::{Fault, Usage};
-use crate::model::{InferenceSettings, LOGPROBS, Reach};
+use crate::model::context::{InferenceSettings, Reach};
+use crate::model::generate::{Fault, Usage};
 use crate::money::{Hour, Price, Usd};
-use crate::prompt::{Class, Format, Job, JobId, Mode, Refusal};
-use crate::strain::Strain;
+use crate::pressure::level::Strain;
+use crate::request::format::Format;
+use crate::request::job::{Class, Job, JobId, Mode};
+use crate::request::refusal::Refusal;
+use crate::request::skill::LOGPROBS;
 use crate::time::Time;
 
 /// What the judge knows of a job.

@@ -68,8 +68,8 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Reach;
-    use crate::prompt::JobId;
+    use crate::model::context::Reach;
+    use crate::request::job::JobId;
     use crate::scheduler::tests::{card, ticket};
     use crate::scheduler::{Answered, BackendId, Event, Spent, Ticket};
     use crate::time::Time;

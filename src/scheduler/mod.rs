@@ -9,54 +9,55 @@
 //! backend runs more than its slots, the queue is within its bounds, and a job that could start
 //! has started.
 
+mod attempts;
 pub mod books;
 mod breaker;
 mod budget;
+mod concurrency;
 pub mod decision;
-mod entry;
 mod event;
-mod explain;
-mod flow;
-mod judge;
+mod fairness;
+mod feasibility;
 mod learned;
-mod life;
-mod plan;
+mod offload;
 mod predict;
 mod queue;
+mod queued;
+mod replay;
 mod route;
-mod runs;
-mod share;
+mod running;
 mod start;
+pub mod strategy;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
 mod tests;
-pub mod together;
 mod window;
 
 use std::time::Duration;
 
 use self::books::Books;
 use self::breaker::Breaker;
+use self::concurrency::{Flow, Retries};
 use self::decision::{Decision, Pressure, Reason};
-use self::entry::{Entry, Set};
 pub use self::event::{
     Answered, BackendId, Card, Effect, Event, Sent, Spent, Ticket, Verdict, Word,
 };
-pub use self::explain::explain;
-use self::flow::{Flow, Retries};
+use self::fairness::Shares;
 pub use self::learned::Learned;
 pub use self::predict::Spread;
 use self::predict::{Load, Predictor, Rates};
 use self::queue::Queue;
+use self::queued::{Entry, Set};
+pub use self::replay::explain;
 use self::route::Sides;
 pub use self::route::may_reach;
-use self::runs::Runs;
-use self::share::Shares;
+use self::running::Runs;
 use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
-use crate::model::Reach;
+use crate::model::context::Reach;
 use crate::money::Caps;
-use crate::prompt::{Class, Code, JobId, Refusal};
-use crate::strain::{Cause, Stage, Strain};
+use crate::pressure::level::{Cause, Stage, Strain};
+use crate::request::job::{Class, JobId};
+use crate::request::refusal::{Code, Refusal};
 use crate::time::Time;
 
 #[derive(Debug)]
@@ -333,7 +334,7 @@ impl Scheduler {
 
     /// Finds the engine that would answer it here, and what it asks of that.
     fn house(&self, entry: &mut Entry) {
-        use crate::prompt::Mode;
+        use crate::request::job::Mode;
         let here = entry.candidates().and(self.sides.device);
         let up = here.and(self.healthy);
         entry.home = None;

@@ -421,7 +421,7 @@ impl Predictor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Reach;
+    use crate::model::context::Reach;
     use crate::scheduler::tests::{card, ticket};
 
     fn close(a: f64, b: f64) {

@@ -2,10 +2,10 @@
 
 use heapless::{LinearMap, Vec as Bounded};
 
-use super::entry::Entry;
-use super::share::AppId;
+use super::fairness::AppId;
+use super::queued::Entry;
 use crate::limits::{WAITING_BYTES_MAX, WAITING_JOBS_MAX};
-use crate::prompt::JobId;
+use crate::request::job::JobId;
 use crate::time::Time;
 
 /// The waiting jobs, in the order of class and deadline.
@@ -101,9 +101,9 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompt::Class;
+    use crate::request::job::Class;
     use crate::scheduler::Ticket;
-    use crate::scheduler::share::Shares;
+    use crate::scheduler::fairness::Shares;
     use crate::scheduler::tests::{entry, ticket};
 
     fn order_of(queue: &Queue) -> Vec<u64> {

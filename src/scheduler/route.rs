@@ -15,10 +15,11 @@
 
 use super::Backend;
 use super::decision::Reason;
-use super::entry::{Entry, Set};
 use super::event::Ticket;
-use crate::model::Reach;
-use crate::prompt::{Code, Mode, Refusal};
+use super::queued::{Entry, Set};
+use crate::model::context::Reach;
+use crate::request::job::Mode;
+use crate::request::refusal::{Code, Refusal};
 
 /// Fewest bytes of text that one token is taken for when a context length is checked before the
 /// tokenizer has seen the text. A tokenizer never makes more than one token of a byte, and

@@ -5,12 +5,12 @@ use std::time::Duration;
 use heapless::Vec as Bounded;
 
 use super::decision::Reason;
-use super::entry::{Entry, Running, Set};
 use super::event::{BackendId, Effect};
+use super::queued::{Entry, Running, Set};
 use super::{Scheduler, route};
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
-use crate::prompt::Class;
-use crate::strain::Stage;
+use crate::pressure::level::Stage;
+use crate::request::job::Class;
 use crate::time::Time;
 
 /// Engine time that batch jobs are owed when one of them is served before all others, in

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::*;
-use crate::generate::Fault;
 use crate::limits::{REST_MAX, REST_MIN, RETRIES_SAVED_MAX, RETRY_EVERY, WAITING_JOBS_MAX};
-use crate::model::{CLASSIFY, EMBED, GENERATE};
-use crate::prompt::{Class, Mode};
+use crate::model::generate::Fault;
+use crate::request::job::{Class, Mode};
+use crate::request::skill::{CLASSIFY, EMBED, GENERATE};
 
 /// A small job with a minute's time.
 pub(super) fn ticket(id: u64) -> Ticket {

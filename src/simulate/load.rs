@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::board::Board;
-use crate::prompt::{Class, Mode};
+use crate::request::job::{Class, Mode};
 
 /// One prompt of a simulated day.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::prompt::{JobId, Mode};
+use crate::request::job::{JobId, Mode};
 use crate::scheduler::decision::{Decision, Pressure, Reason};
 use crate::scheduler::{BackendId, Card, Effect, Event, Scheduler, Ticket, Verdict};
 use crate::time::Time;

@@ -10,13 +10,13 @@ use fastrand::Rng;
 use super::board::{Board, Chip};
 use super::load::Order;
 use super::policy::{AWAY, HERE, Judge, Policy, judge, time_away};
-use crate::generate::Fault;
-use crate::model::Reach;
+use crate::model::context::Reach;
+use crate::model::generate::Fault;
+use crate::pressure::level::{Stage, Strain};
 use crate::pressure::{Amount, Gauge, Sample, Zone};
-use crate::prompt::{Class, JobId};
+use crate::request::job::{Class, JobId};
 use crate::scheduler::decision::Reason;
 use crate::scheduler::{Answered, Card, Effect, Event, Sent, Spent, Ticket, Verdict};
-use crate::strain::{Stage, Strain};
 use crate::time::Time;
 
 /// How often the sensors are read.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::limits::{SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX};
-use crate::prompt::{Code, Refusal};
+use crate::request::refusal::{Code, Refusal};
 
 pub(super) fn check_stops(stops: &[String]) -> Result<(), Refusal> {
     if stops.len() > STOPS_MAX {

@@ -16,17 +16,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use self::checks::{check_length, check_range, check_schema, check_stops};
-use crate::labels::Labels;
+use crate::catalog::catalog::Catalog;
+use crate::catalog::task::Task;
 use crate::limits::{
     DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, KEY_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX,
     PROMPT_BYTES_MAX, TOP_LOGPROBS_MAX,
 };
-use crate::prompt::{
-    Class, Code, Format, Job, JobId, Message, Mode, Refusal, Role, Sampling, Strategy,
-};
-use crate::registry::catalog::Catalog;
-use crate::registry::task::Task;
-use crate::tools::{Tool, ToolChoice};
+use crate::request::format::Format;
+use crate::request::job::{Class, Job, JobId, Message, Mode, Role, Sampling, Strategy};
+use crate::request::labels::Labels;
+use crate::request::refusal::{Code, Refusal};
+use crate::request::tools::{Tool, ToolChoice};
 
 /// A request as it is written, before it is checked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

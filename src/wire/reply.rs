@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::generate::{Finish, TokenLogprob, Usage};
-use crate::prompt::{Code, Refusal};
+use crate::model::generate::{Finish, TokenLogprob, Usage};
+use crate::request::refusal::{Code, Refusal};
+use crate::request::tools::ToolCall;
 use crate::scheduler::decision::Decision;
-use crate::tools::ToolCall;
 
 /// The one answer to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use super::Ask;
 use super::checks::{check_length, check_schema};
 use crate::limits::{TOOL_CALL_ID_BYTES_MAX, TOOL_CALLS_MAX, TOOLS_BYTES_MAX};
-use crate::prompt::{Code, Format, Message, Refusal, Role, is_name};
-use crate::tools::{ToolChoice, Tools};
+use crate::request::format::Format;
+use crate::request::job::{Message, Role};
+use crate::request::name::is_name;
+use crate::request::refusal::{Code, Refusal};
+use crate::request::tools::{ToolChoice, Tools};
 
 impl Ask {
     /// The tools of a request with these messages.
@@ -113,10 +116,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::registry::catalog::Catalog;
+    use crate::catalog::catalog::Catalog;
     use crate::wire::read_value;
 
-    fn checked(request: Value) -> Result<crate::prompt::Job, Refusal> {
+    fn checked(request: Value) -> Result<crate::request::job::Job, Refusal> {
         read_value::<Ask>(request)?.check("app", &Catalog::default())
     }
 

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pilotlight::backends::provider;
-use pilotlight::generate::Generate;
-use pilotlight::registry::catalog::{self, Link};
-use pilotlight::registry::expand::Variables;
+use pilotlight::catalog::catalog;
+use pilotlight::catalog::catalog::Link;
+use pilotlight::catalog::expand::Variables;
+use pilotlight::model::generate::Generate;
+use pilotlight::providers;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -153,7 +154,7 @@ impl Cloud {
 
 /// What a server of this name or address proves itself by, and the certificate as PEM.
 pub fn proof_of(name: &str) -> (rustls::ServerConfig, String) {
-    pilotlight::tls::install_provider();
+    pilotlight::net::tls::install_provider();
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let config = rustls::ServerConfig::builder()
@@ -250,7 +251,7 @@ pub fn open_as(entry: &Value) -> Arc<dyn Generate> {
     let file = json!({"pilotlight": {"providers": {"big": entry}}}).to_string();
     let catalog = catalog::read(&file, &Variables::new()).unwrap();
     let Link::Provider(entry) = &catalog.servers[0].link else { panic!("it is no provider") };
-    provider::open(entry, catalog.servers[0].silence.unwrap()).unwrap()
+    providers::open(entry, catalog.servers[0].silence.unwrap()).unwrap()
 }
 
 /// A frame of AWS's event streams: an `event` or an `exception` of this name.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pilotlight::generate::{Fault, Finish, Generate, Usage, channel};
-use pilotlight::labels::Labels;
-use pilotlight::model::{CLASSIFY, EMBED, GENERATE};
-use pilotlight::prompt::{Code, Format, Job, Message, Role, Sampling};
+use pilotlight::model::generate::{Fault, Finish, Generate, Usage, channel};
+use pilotlight::request::format::Format;
+use pilotlight::request::job::{Job, Message, Role, Sampling};
+use pilotlight::request::labels::Labels;
+use pilotlight::request::refusal::Code;
+use pilotlight::request::skill::{CLASSIFY, EMBED, GENERATE};
 use tokio::time::timeout;
 
 use super::{SOON, child, over_channels, over_http};

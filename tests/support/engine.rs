@@ -1,7 +1,9 @@
 //! What every engine must do with a real model, beyond the contract of all that answers.
 
-use pilotlight::generate::{Fault, Finish, Generate, TokenLogprob, Usage, channel};
-use pilotlight::prompt::{Class, Code, Format, Job, Message, Role};
+use pilotlight::model::generate::{Fault, Finish, Generate, TokenLogprob, Usage, channel};
+use pilotlight::request::format::Format;
+use pilotlight::request::job::{Class, Job, Message, Role};
+use pilotlight::request::refusal::Code;
 use serde_json::{Value, json};
 
 use super::contract::{Prompts, job, run};

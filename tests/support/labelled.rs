@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pilotlight::labels::Labels;
-use pilotlight::prompt::{Format, Job};
+use pilotlight::request::format::Format;
+use pilotlight::request::job::Job;
+use pilotlight::request::labels::Labels;
 
 /// The tasks that there are prompts for.
 pub const TASKS: [&str; 3] = ["severity", "topic", "intent"];

@@ -22,11 +22,11 @@ use std::time::Duration;
 
 use axum::Router;
 use pilotlight::backends::scripted::{Crash, Scripted};
-use pilotlight::generate::Generate;
 use pilotlight::ingress::http;
 use pilotlight::mcp::client::{Closed, Patience, Remote, connect, connect_http};
 use pilotlight::mcp::pair::pair;
 use pilotlight::mcp::server::{One, Server, serve};
+use pilotlight::model::generate::Generate;
 use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -78,7 +78,7 @@ pub async fn child(args: &[&str]) -> (Remote, Closed, Child) {
 
 /// A model behind the service's HTTP stack; stops when the token is cancelled.
 pub async fn over_http(model: Arc<dyn Generate>) -> (Remote, Closed, CancellationToken) {
-    pilotlight::tls::install_provider();
+    pilotlight::net::tls::install_provider();
     let stop = CancellationToken::new();
     let guard = http::Guard::default();
     let handler = Server::new(Arc::new(One(model)));

@@ -1,6 +1,6 @@
 //! How near the readings of two models are.
 
-use pilotlight::backends::engine::Reading;
+use pilotlight::engines::worker::Reading;
 
 /// How near two readings of one text are.
 #[derive(Debug)]

@@ -182,7 +182,7 @@ pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
 }
 
 pub fn client() -> reqwest::Client {
-    pilotlight::tls::install_provider();
+    pilotlight::net::tls::install_provider();
     reqwest::Client::builder().no_proxy().timeout(SOON).build().unwrap()
 }
 

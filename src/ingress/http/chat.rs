@@ -5,8 +5,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::prompt::{Class, Code, Message, Mode, Refusal, Role, Strategy};
-use crate::tools::{Name, Tool, ToolCall, ToolChoice, any_object};
+use crate::request::job::{Class, Message, Mode, Role, Strategy};
+use crate::request::refusal::{Code, Refusal};
+use crate::request::tools::{Name, Tool, ToolCall, ToolChoice, any_object};
 use crate::wire::{Ask, AskFormat, read_value};
 
 /// Names that stand for "whichever model fits".

@@ -4,14 +4,14 @@
 //! chunk object"; `pilotlight` is ours.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::generate::{Finish, TokenLogprob};
-use crate::prompt::JobId;
+use crate::clock;
+use crate::model::generate::{Finish, TokenLogprob};
+use crate::request::job::JobId;
+use crate::request::tools::ToolCall;
 use crate::scheduler::decision::Decision;
-use crate::tools::ToolCall;
 use crate::wire::{Reply, ReplyUsage, Source, Timing};
 
 /// What each part of an answer says of the whole.
@@ -125,7 +125,7 @@ pub(super) struct Ours<'a> {
 impl Head {
     /// That of the answer to this job, which asked for this model.
     pub(super) fn new(job: JobId, model: String) -> Head {
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let created = clock::since_epoch().as_secs();
         Head { id: format!("chatcmpl-{}", job.0), created, model }
     }
 

@@ -18,7 +18,10 @@ use super::completion::Ours;
 use super::errors::{not_ok, refused};
 use super::openai::{Body, taken};
 use crate::ingress::answers;
-use crate::prompt::{Code, Format, Message, Refusal, Role};
+use crate::request::format::Format;
+use crate::request::job::{Message, Role};
+use crate::request::refusal::{Code, Refusal};
+use crate::strategy;
 use crate::wire::{Ask, AskFormat, Reply, Status, read};
 
 #[derive(Debug, Deserialize)]
@@ -79,7 +82,7 @@ pub(super) async fn embed(State(door): State<Arc<Door>>, body: Body) -> Response
         let encoding = request.encoding_format;
         let job = request.ask()?.check("http", &door.catalog)?;
         let id = job.key.clone();
-        Ok((door.dispatch.submit(job)?, id, encoding))
+        Ok((strategy::submit(&door.dispatch, job)?, id, encoding))
     });
     let (answer, id, encoding) = match started {
         Ok(started) => started,

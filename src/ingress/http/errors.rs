@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::completion::Ours;
-use crate::prompt::{Code, Refusal};
+use crate::request::refusal::{Code, Refusal};
 use crate::wire::{Reply, Status};
 
 /// A refusal in the API's words.

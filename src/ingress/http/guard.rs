@@ -8,9 +8,9 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 
-use crate::prompt::{Code, Refusal};
-use crate::registry::catalog::Secret;
-use crate::web::is_loopback;
+use crate::catalog::catalog::Secret;
+use crate::net::client::is_loopback;
+use crate::request::refusal::{Code, Refusal};
 
 /// What is let in.
 #[derive(Debug, Clone, Default)]

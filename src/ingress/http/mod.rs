@@ -31,18 +31,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::guard::{Guard, protect};
-use crate::bus::Line;
+use super::mcp::Whole;
+use crate::catalog::catalog::Catalog;
 use crate::device::Reading;
 use crate::dispatch::Dispatch;
-use crate::dispatch::whole::Whole;
-use crate::health::Health;
 use crate::limits::{
     DRAIN_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_LINGER_BYTES_MAX, HTTP_LINGER_MAX,
     REQUEST_BYTES_MAX,
 };
 use crate::mcp::server::Server;
 use crate::metrics::Metrics;
-use crate::registry::catalog::Catalog;
+use crate::model::health::Health;
+use crate::mqtt::Line;
 
 /// What the handlers need.
 pub struct Door {

@@ -21,7 +21,9 @@ use super::completion::Head;
 use super::errors::{error_of, not_ok, refused};
 use crate::dispatch::{Answer, Seen};
 use crate::ingress::answers;
-use crate::prompt::{Code, Format, Refusal};
+use crate::request::format::Format;
+use crate::request::refusal::{Code, Refusal};
+use crate::strategy;
 use crate::wire::{Reply, Status, read};
 
 /// A body as axum has read it.
@@ -68,7 +70,7 @@ fn start(door: &Door, body: &[u8]) -> Result<Started, Refusal> {
     let model = request.model.clone();
     let job = request.ask()?.check("http", &door.catalog).map_err(in_their_words)?;
     let (id, format) = (job.key.clone(), job.format.clone());
-    let answer = door.dispatch.submit(job)?;
+    let answer = strategy::submit(&door.dispatch, job)?;
     let head = Head::new(answer.job, model);
     Ok(Started { answer, id, format, stream, include_usage, head })
 }

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, Outgoing};
 use crate::device::Reading;
 use crate::dispatch::Dispatch;
 use crate::limits::HEALTH_EVERY;
-use crate::model::Reach;
+use crate::model::context::Reach;
+use crate::mqtt::{Bus, Outgoing};
 
 /// Publishes until `stop`.
 pub async fn tell(

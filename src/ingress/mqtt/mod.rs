@@ -4,7 +4,7 @@
 //! between, the broker hands it out again.
 
 pub mod health;
-mod seen;
+mod replay;
 pub mod topics;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,15 +17,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::seen::{Key, Known, Seen};
+use self::replay::{Key, Known, Seen};
 use self::topics::{Asked, Topics};
 use super::answers;
-use crate::bus::{Bus, Message, Outgoing, Ticket};
+use crate::catalog::catalog::Catalog;
+use crate::clock;
 use crate::dispatch::{Answer, Dispatch};
 use crate::limits::{DRAIN_MAX, REQUEST_BYTES_MAX};
 use crate::metrics::Metrics;
-use crate::prompt::{Code, Job, Refusal};
-use crate::registry::catalog::Catalog;
+use crate::mqtt::{Bus, Message, Outgoing, Ticket};
+use crate::request::job::Job;
+use crate::request::refusal::{Code, Refusal};
+use crate::strategy;
 use crate::wire::{Ask, Reply, Status, read};
 
 /// The door.
@@ -93,7 +96,7 @@ impl Door {
                     }
                 }
                 () = stop.cancelled(), if drain_until.is_none() => {
-                    drain_until = Some(tokio::time::Instant::now() + DRAIN_MAX);
+                    drain_until = Some(tokio::time::Instant::from(clock::now()) + DRAIN_MAX);
                 }
                 Some(()) = OptionFuture::from(drain_until.map(tokio::time::sleep_until)) => {
                     tracing::warn!(left = running.len(), "stopped before all replies were out");
@@ -197,7 +200,7 @@ impl Door {
     ) {
         let id = job.key.clone();
         let format = job.format.clone();
-        match self.dispatch.submit(job) {
+        match strategy::submit(&self.dispatch, job) {
             Err(refusal) => {
                 if let Some(key) = key {
                     drop(seen.ended(&key, None));

@@ -1,8 +1,8 @@
 //! The topics of one device, and what a topic says of a request.
 
 use crate::limits::NAME_BYTES_MAX;
-use crate::prompt::is_name;
-use crate::prompt::{Code, Refusal};
+use crate::request::name::is_name;
+use crate::request::refusal::{Code, Refusal};
 
 /// The topics of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,10 +15,11 @@ use tokio::time::Instant;
 
 use super::parts::Parts;
 use super::{ONLINE, Topics, WORKER, property};
-use crate::bus::{Bus, Line, Message, Outgoing};
-use crate::generate::Fault;
+use crate::clock;
 use crate::limits::{CALL_TAKEN_MAX, MQTT_INBOX_MAX, REQUEST_BYTES_MAX, WORKERS_MAX};
 use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
+use crate::model::generate::Fault;
+use crate::mqtt::{Bus, Line, Message, Outgoing};
 
 /// All services that this device asks; cheap to clone.
 #[derive(Clone)]
@@ -182,7 +183,7 @@ impl Caller {
                 };
                 // at most once: a call that was sent again might be paid for again
                 self.bus.once(message).map_err(|_| io::Error::other("the broker is away"))?;
-                let taken_by = Instant::now() + CALL_TAKEN_MAX;
+                let taken_by = Instant::from(clock::now()) + CALL_TAKEN_MAX;
                 let call = Call {
                     id: request.id.clone(),
                     parts: Parts::default(),
@@ -250,7 +251,7 @@ impl Caller {
 
     /// The calls of workers that are not there any more, and those that nobody has taken in time.
     fn sweep(&mut self) {
-        let now = Instant::now();
+        let now = Instant::from(clock::now());
         let workers = self.workers.borrow_and_update().clone();
         let is_lost = |call: &Call| match &call.worker {
             Some(worker) => !workers.contains(worker),
@@ -298,7 +299,9 @@ impl Transport<RoleClient> for Caller {
             if *self.line.borrow() != Line::Up || self.workers.borrow().is_empty() {
                 return None;
             }
-            let wake = self.wake_at().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let wake = self
+                .wake_at()
+                .unwrap_or_else(|| Instant::from(clock::now()) + Duration::from_secs(3600));
             tokio::select! {
                 message = self.inbox.recv() => self.came(&message?),
                 changed = self.line.changed() => changed.ok()?,

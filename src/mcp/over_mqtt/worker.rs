@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::parts::Numbers;
 use super::{OFFLINE, ONLINE, Topics, WORKER};
-use crate::bus::{Bus, Line, Message, Outgoing, Presence};
+use crate::clock;
 use crate::limits::{CALLS_MAX, CALLS_REMEMBERED_MAX, DRAIN_MAX, NAME_BYTES_MAX};
 use crate::mcp::contract::NOT_TAKEN;
 use crate::mcp::pair::pair;
 use crate::mcp::server::{Shelf, serve};
+use crate::mqtt::{Bus, Line, Message, Outgoing, Presence};
 
 /// How long an answer waits before it is offered again, if the line has no room.
 const ANSWER_RETRY: Duration = Duration::from_millis(2);
@@ -112,7 +113,7 @@ impl Worker {
                     }
                 }
                 () = stop.cancelled(), if drain_until.is_none() => {
-                    drain_until = Some(Instant::now() + DRAIN_MAX);
+                    drain_until = Some(Instant::from(clock::now()) + DRAIN_MAX);
                 }
                 Some(()) = OptionFuture::from(drain_until.map(tokio::time::sleep_until)) => {
                     tracing::warn!(left = running.len(), "stopped before all calls were answered");
@@ -127,7 +128,7 @@ impl Worker {
         let mark = message.correlation.clone().filter(|mark| mark.len() <= NAME_BYTES_MAX)?;
         let answer = message.response_topic.clone()?;
         let caller = answer.strip_prefix(&self.topics.answers())?;
-        if !crate::prompt::is_name(caller) || message.retained {
+        if !crate::request::name::is_name(caller) || message.retained {
             return None;
         }
         Some(Call {

@@ -1,0 +1,350 @@
+//! Keeps one model server reachable: starts it, watches it, starts it again after a rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+
+use futures::FutureExt;
+use rmcp::transport::async_rw::AsyncRwTransport;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::catalog::{Link as Entry, Server};
+use crate::clock::now;
+use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
+use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http, connect_stateless};
+use crate::mcp::over_mqtt::caller::Switch;
+use crate::model::context::ModelContext;
+use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::model::health::Health;
+use crate::model::link::{Backend, Link};
+use crate::providers;
+use crate::request::job::Job;
+
+/// Variables that hold secrets of the service itself, or say where they lie: no child gets them.
+const SECRETS: [&str; 3] =
+    ["PILOTLIGHT_MQTT_PASSWORD", "PILOTLIGHT_HTTP_TOKEN", "CREDENTIALS_DIRECTORY"];
+
+/// Makes a backend of a catalog entry, and the task that keeps it alive until `stop`; `switch` knows
+/// the services on the line to the broker, if there is one.
+pub fn supervise(
+    server: &Server,
+    switch: Option<Switch>,
+    stop: CancellationToken,
+) -> (Backend, impl Future<Output = ()> + Send + 'static) {
+    let (link, state) = watch::channel(Link::Down(Health::Starting));
+    let (wanted, is_wanted) = watch::channel(true);
+    let backend = Backend {
+        server: server.name.clone(),
+        reach: server.reach,
+        talents: server.talents.clone(),
+        fallbacks: server.fallbacks.clone(),
+        price: server.price,
+        link: state,
+        wanted,
+    };
+    let keeper = Keeper { server: server.clone(), switch, link, wanted: is_wanted };
+    (backend, keeper.run(stop))
+}
+
+struct Keeper {
+    server: Server,
+    /// The services on the line to the broker.
+    switch: Option<Switch>,
+    link: watch::Sender<Link>,
+    /// Whether it shall be up.
+    wanted: watch::Receiver<bool>,
+}
+
+/// A server that has been reached.
+enum Reached {
+    /// A provider's, asked by this process itself: there is no line that could close.
+    Here(Arc<dyn Generate>),
+    /// A server at the other end of a line.
+    There(Box<There>),
+}
+
+struct There {
+    remote: Remote,
+    closed: Closed,
+    /// The process that it is, if it was started here.
+    child: Option<Child>,
+}
+
+impl Reached {
+    fn there((remote, closed): (Remote, Closed), child: Option<Child>) -> Reached {
+        Reached::There(Box::new(There { remote, closed, child }))
+    }
+}
+
+impl Keeper {
+    async fn run(self, stop: CancellationToken) {
+        let mut rest = REST_MIN;
+        // ends with the service
+        while !stop.is_cancelled() {
+            if !self.is_wanted(&stop).await || !self.is_there(&stop).await {
+                return;
+            }
+            let started = now();
+            let reason = tokio::select! {
+                reason = self.once(&stop) => reason,
+                () = stop.cancelled() => return,
+            };
+            if stop.is_cancelled() {
+                return;
+            }
+            let was_up = matches!(&*self.link.borrow(), Link::Up(_));
+            if started.elapsed() > REST_MAX || (was_up && self.awaited().is_some()) {
+                rest = REST_MIN;
+            }
+            let server = &self.server.name;
+            if !*self.wanted.borrow() {
+                tracing::info!(server, "a model was unloaded to give its memory back");
+                continue;
+            }
+            tracing::warn!(server, reason, rest_ms = rest.as_millis(), "a model server went away");
+            self.link.send_replace(Link::Down(Health::Resting { reason }));
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = stop.cancelled() => return,
+            }
+            rest = (rest * 2).min(REST_MAX);
+        }
+    }
+
+    /// Waits until it shall be up; whether that came before `stop`.
+    async fn is_wanted(&self, stop: &CancellationToken) -> bool {
+        let mut wanted = self.wanted.clone();
+        if !*wanted.borrow() {
+            let reason = "unloaded: memory is short".to_owned();
+            self.link.send_replace(Link::Down(Health::Resting { reason }));
+        }
+        tokio::select! {
+            came = wanted.wait_for(|wanted| *wanted) => came.is_ok(),
+            () = stop.cancelled() => false,
+        }
+    }
+
+    /// What tells when there is somebody to ask, so that it need not be tried.
+    fn awaited(&self) -> Option<(&Switch, &str)> {
+        match &self.server.link {
+            Entry::Mqtt { topic } => self.switch.as_ref().map(|switch| (switch, topic.as_str())),
+            Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => None,
+        }
+    }
+
+    /// Waits until there is somebody to ask, where that can be known; whether that came before `stop`.
+    async fn is_there(&self, stop: &CancellationToken) -> bool {
+        let Some((switch, topic)) = self.awaited() else { return true };
+        // what is wrong with it is told by who asks
+        if switch.ready(topic).now_or_never().is_some() {
+            return true;
+        }
+        let reason = "the broker is away, or no worker is at it".to_owned();
+        self.link.send_replace(Link::Down(Health::Resting { reason }));
+        tokio::select! {
+            _ = switch.ready(topic) => true,
+            () = stop.cancelled() => false,
+        }
+    }
+
+    /// Ends when it shall not be up any more.
+    async fn unwanted(&self) {
+        let mut wanted = self.wanted.clone();
+        if wanted.wait_for(|wanted| !*wanted).await.is_err() {
+            // the dispatcher has ended; `stop` follows
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// From start to end of one life of the server; says how it ended.
+    async fn once(&self, stop: &CancellationToken) -> String {
+        let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.reach()).await {
+            Ok(Ok(reached)) => reached,
+            Ok(Err(fault)) => return fault.to_string(),
+            Err(_) => return format!("it did not state its context in {ENGINE_LOAD_MAX:?}"),
+        };
+        let (trouble, mut troubled) = watch::channel(None);
+        let (up, line): (Arc<dyn Generate>, _) = match reached {
+            Reached::Here(model) => (model, None),
+            // a request that fails says nothing of a line to many workers
+            Reached::There(there) => {
+                let There { remote, closed, child } = *there;
+                let model: Arc<dyn Generate> = match self.server.link {
+                    Entry::Mqtt { .. } => Arc::new(remote),
+                    Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => {
+                        Arc::new(Watched { remote, trouble })
+                    }
+                };
+                (model, Some((closed, child)))
+            }
+        };
+        let context = up.context();
+        tracing::info!(
+            server = self.server.name,
+            model = context.identification.name,
+            load_ms = context.runtime.load_ms,
+            "a model is ready"
+        );
+        self.link.send_replace(Link::Up(up));
+        let Some((closed, child)) = line else {
+            return tokio::select! {
+                () = self.unwanted() => "unloaded".to_owned(),
+                () = stop.cancelled() => "stopped".to_owned(),
+            };
+        };
+        let Some(mut child) = child else {
+            return tokio::select! {
+                () = closed.wait() => "the line was closed".to_owned(),
+                why = trouble_of(&mut troubled) => why.to_owned(),
+                () = self.unwanted() => "unloaded".to_owned(),
+                () = stop.cancelled() => "stopped".to_owned(),
+            };
+        };
+        tokio::select! {
+            status = child.wait() => how_it_ended(status.ok()),
+            () = closed.wait() => {
+                match tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await {
+                    Ok(status) => how_it_ended(status.ok()),
+                    Err(_) => end(&mut child, "it closed its output").await,
+                }
+            }
+            why = trouble_of(&mut troubled) => end(&mut child, why).await,
+            () = self.unwanted() => self.let_end(&mut child, ("unloading", "unloaded")).await,
+            () = stop.cancelled() => self.let_end(&mut child, ("stopping", "stopped")).await,
+        }
+    }
+
+    /// Closes the child's input, which asks it to end by itself, and ends it if it does not.
+    async fn let_end(&self, child: &mut Child, (reason, ended): (&str, &str)) -> String {
+        self.link.send_replace(Link::Down(Health::Resting { reason: reason.to_owned() }));
+        let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
+        end(child, ended).await
+    }
+
+    async fn reach(&self) -> Result<Reached, Fault> {
+        let patience =
+            Patience { silence: self.server.silence.unwrap_or(Patience::default().silence) };
+        match &self.server.link {
+            Entry::Child { command, args, env, hidden } => {
+                let mut child = spawn(command, args, env, hidden)?;
+                let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+                    return Err(Fault::Away("the child has no pipes".to_owned()));
+                };
+                let line = AsyncRwTransport::new_client(output, input)
+                    .with_max_line_length(LINE_BYTES_MAX);
+                let reached = connect(line, patience).await;
+                match reached {
+                    Ok(reached) => Ok(Reached::there(reached, Some(child))),
+                    Err(fault) => {
+                        let left = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
+                        let ended = left.map(|status| how_it_ended(status.ok()));
+                        let ended = ended.unwrap_or_else(|_| "still runs".to_owned());
+                        let why =
+                            if let Fault::Away(why) = fault { why } else { fault.to_string() };
+                        Err(Fault::Away(format!("{why}; {ended}; its own log says more")))
+                    }
+                }
+            }
+            Entry::Provider(entry) => providers::open(entry, patience.silence).map(Reached::Here),
+            Entry::Mqtt { topic } => {
+                let none = || Fault::Away("there is no line to a broker here".to_owned());
+                let caller = self.switch.as_ref().ok_or_else(none)?.call(topic).await?;
+                Ok(Reached::there(connect_stateless(caller, patience).await?, None))
+            }
+            Entry::Http { url, headers } => {
+                Ok(Reached::there(connect_http(url, &headers.0, patience).await?, None))
+            }
+        }
+    }
+}
+
+fn spawn(
+    command: &str,
+    args: &[String],
+    env: &BTreeMap<String, String>,
+    hidden: &BTreeSet<String>,
+) -> Result<Child, Fault> {
+    let program = if command == "pilotlight" {
+        std::env::current_exe()
+            .map_err(|e| Fault::Away(format!("this program can't be found: {e}")))?
+    } else {
+        command.into()
+    };
+    let mut command_line = Command::new(program);
+    for secret in hidden.iter().map(String::as_str).chain(SECRETS) {
+        command_line.env_remove(secret);
+    }
+    command_line
+        .args(args)
+        .envs(env)
+        // an abort in llama.cpp must not attach a debugger
+        .env("GGML_NO_BACKTRACE", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        // a Ctrl-C at the terminal is ours to hand on
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| Fault::Away(format!("{command} can't be started: {e}")))
+}
+
+fn how_it_ended(status: Option<ExitStatus>) -> String {
+    match status {
+        Some(status) => format!("it ended by itself ({status})"),
+        None => "it ended".to_owned(),
+    }
+}
+
+async fn end(child: &mut Child, why: &str) -> String {
+    let _ = child.kill().await;
+    why.to_owned()
+}
+
+/// Tells the keeper when a request shows that the server must be started anew.
+struct Watched {
+    remote: Remote,
+    trouble: watch::Sender<Option<&'static str>>,
+}
+
+/// Why it must be started anew, once a request has shown that.
+async fn trouble_of(troubled: &mut watch::Receiver<Option<&'static str>>) -> &'static str {
+    let why = troubled.wait_for(Option::is_some).await.ok().and_then(|why| *why);
+    match why {
+        Some(why) => why,
+        // nobody can ask it any more
+        None => std::future::pending().await,
+    }
+}
+
+impl Generate for Watched {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        Box::pin(async move {
+            let result = self.remote.generate(job, out).await;
+            let why = match &result {
+                Err(Fault::Hung(_)) => "it was silent for too long",
+                Err(Fault::Crashed(_)) => "its line broke in the middle of an answer",
+                Err(Fault::Away(_)) => "it could not take a request",
+                Ok(_) | Err(Fault::Cancelled | Fault::Unfit(_) | Fault::Broken(_)) => {
+                    return result;
+                }
+            };
+            self.trouble.send_replace(Some(why));
+            result
+        })
+    }
+
+    fn context(&self) -> &ModelContext {
+        self.remote.context()
+    }
+
+    fn pace(&self, duty: f32) {
+        self.remote.pace(duty);
+    }
+}

@@ -1,0 +1,249 @@
+//! Makes an ONNX model folder: from a GGUF file, so that one model feeds both engines, or from the
+//! folder of a sentence encoder.
+
+mod bert;
+mod builder;
+mod gguf;
+mod llama;
+mod proto;
+mod tokenizer;
+mod weights;
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use prost::Message;
+use serde_json::{Value as Json, json};
+
+use self::builder::DATA;
+use self::gguf::Gguf;
+use self::llama::Sizes;
+pub use self::weights::Weights;
+use crate::engines::onnx::encoder::{LENGTH_CONFIG, POOLING_CONFIG};
+use crate::engines::onnx::files::{CONFIG, MODEL, MODEL_CONFIG, ORIGIN, Origin, TOKENIZER};
+use crate::engines::onnx::folder::TOKENIZER_CONFIG;
+use crate::engines::worker::sha256;
+
+/// Writes the folder `to` from `from`, a GGUF file or the folder of a sentence encoder; `to` is complete or not there. `progress` is told
+/// the layers that are done, and how many there are.
+///
+/// # Errors
+/// If the model is of a kind that is not supported (the error names what is), is damaged, or the
+/// folder can't be written.
+pub fn convert(
+    from: &Path,
+    to: &Path,
+    weights: Weights,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<()> {
+    if to.exists() {
+        bail!("{} is already there; remove it first, or choose another name", to.display());
+    }
+    let part = to.with_extension("part");
+    if part.exists() {
+        fs::remove_dir_all(&part)?;
+    }
+    fs::create_dir_all(&part).with_context(|| format!("{} can't be made", part.display()))?;
+    let written = if from.is_dir() {
+        encoder(from, &part, weights, &mut progress)
+    } else {
+        llama(from, &part, weights, &mut progress)
+    };
+    let origin = match written.with_context(|| format!("{} can't be converted", from.display())) {
+        Ok(origin) => origin,
+        Err(error) => {
+            fs::remove_dir_all(&part)?;
+            return Err(error);
+        }
+    };
+    let files = [MODEL, DATA, TOKENIZER];
+    let digests = files.iter().map(|&name| Ok((name.to_owned(), sha256(&part.join(name))?)));
+    let quantization = weights.name().to_owned();
+    let origin = Origin { quantization, sha256: digests.collect::<Result<_>>()?, ..origin };
+    write_json(&part.join(ORIGIN), &serde_json::to_value(origin)?)?;
+    fs::rename(&part, to).with_context(|| format!("{} can't be written", to.display()))
+}
+
+/// A Llama-family model that writes; says where it comes from.
+fn llama(
+    from: &Path,
+    part: &Path,
+    weights: Weights,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Origin> {
+    let model = Gguf::open(from)?;
+    let sizes = Sizes::of(&model)?;
+    let tokenizer = tokenizer::tokenizer(&model)?;
+    let data = File::create(part.join(DATA))?;
+    let graph = llama::build(&model, &sizes, weights, data, |done| progress(done, sizes.layers))?;
+    write(&part.join(MODEL), &graph.encode_to_vec())?;
+    write_json(&part.join(TOKENIZER), &tokenizer)?;
+    write_json(&part.join(TOKENIZER_CONFIG), &tokenizer_config(&model))?;
+    write_json(&part.join(CONFIG), &config(&model, &sizes))?;
+    let text = |key: &str| model.text(key).filter(|text| !text.is_empty()).map(str::to_owned);
+    Ok(Origin {
+        name: text("general.basename").or_else(|| text("general.name")),
+        version: text("general.version"),
+        provider: text("general.organization"),
+        licence: text("general.license"),
+        ..Origin::default()
+    })
+}
+
+/// A BERT-family sentence encoder; says where it comes from.
+fn encoder(
+    from: &Path,
+    part: &Path,
+    weights: Weights,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Origin> {
+    let config: Json = serde_json::from_slice(&read(&from.join(MODEL_CONFIG))?)
+        .with_context(|| format!("{MODEL_CONFIG} is no JSON"))?;
+    let sizes = bert::Sizes::of(&config)?;
+    let data = File::create(part.join(DATA))?;
+    let graph = bert::build(from, &sizes, weights, data, |done| progress(done, sizes.layers))?;
+    write(&part.join(MODEL), &graph.encode_to_vec())?;
+    for name in [MODEL_CONFIG, TOKENIZER] {
+        write(&part.join(name), &read(&from.join(name))?)?;
+    }
+    for name in [LENGTH_CONFIG, POOLING_CONFIG] {
+        let (from, to) = (from.join(name), part.join(name));
+        if from.exists() {
+            to.parent().map_or(Ok(()), fs::create_dir_all)?;
+            write(&to, &read(&from)?)?;
+        }
+    }
+    let name = config["_name_or_path"].as_str().map(str::to_owned);
+    Ok(Origin { name, ..Origin::default() })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("{} can't be read", path.display()))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes)
+        .and_then(|()| File::open(path)?.sync_all())
+        .with_context(|| format!("{} can't be written", path.display()))
+}
+
+fn write_json(path: &Path, value: &Json) -> Result<()> {
+    write(path, serde_json::to_string_pretty(value)?.as_bytes())
+}
+
+/// A special token of the model, by the key of its id: its id and its text.
+fn special(model: &Gguf, key: &str) -> Option<(usize, String)> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an id")]
+    let id = model.number(&format!("tokenizer.ggml.{key}_token_id"))? as usize;
+    Some((id, model.texts("tokenizer.ggml.tokens").ok()?.get(id)?.clone()))
+}
+
+fn tokenizer_config(model: &Gguf) -> Json {
+    let text = |key: &str| special(model, key).map(|(_, text)| text);
+    let add_bos = matches!(
+        model.value("tokenizer.ggml.add_bos_token"),
+        Some(gguf::Value::Real(yes)) if *yes > 0.0
+    );
+    json!({
+        "bos_token": text("bos"),
+        "eos_token": text("eos"),
+        "add_bos_token": add_bos,
+        "chat_template": model.text("tokenizer.chat_template"),
+    })
+}
+
+/// The configuration as onnxruntime-genai writes and reads it.
+fn config(model: &Gguf, sizes: &Sizes) -> Json {
+    let id = |key: &str| special(model, key).map(|(id, _)| id);
+    json!({
+        "model": {
+            "type": "llama",
+            "bos_token_id": id("bos"),
+            "eos_token_id": id("eos"),
+            "pad_token_id": id("padding").or_else(|| id("eos")),
+            "context_length": sizes.context,
+            "vocab_size": sizes.vocabulary,
+            "decoder": {
+                "filename": MODEL,
+                "head_size": sizes.head,
+                "hidden_size": sizes.hidden,
+                "num_attention_heads": sizes.heads,
+                "num_hidden_layers": sizes.layers,
+                "num_key_value_heads": sizes.kv_heads,
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value"
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value"
+                }
+            }
+        },
+        "search": {"max_length": sizes.context, "past_present_share_buffer": true}
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::proto::{DimensionProto, ModelProto};
+    use super::*;
+    use crate::engines::onnx::{Options, load};
+    use crate::engines::worker::Decoder as _;
+
+    fn options(path: &Path) -> Options {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        Options {
+            context_tokens: 512,
+            threads: 1,
+            runtime: Some(here.join(".tools/onnxruntime")),
+            ..Options::of(path)
+        }
+    }
+
+    /// Our graph without the choice of the last token before the head.
+    fn with_all_logits(graph: &[u8]) -> Vec<u8> {
+        let mut model = ModelProto::decode(graph).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        graph.node.retain(|node| node.output != ["normed_last"]);
+        let inputs = graph.node.iter_mut().flat_map(|node| &mut node.input);
+        for input in inputs.filter(|input| *input == "normed_last") {
+            "normed".clone_into(input);
+        }
+        let logits = graph.output.iter_mut().find(|output| output.name == "logits").unwrap();
+        let shape = logits.r#type.as_mut().unwrap().tensor_type.as_mut().unwrap();
+        let rows = &mut shape.shape.as_mut().unwrap().dim[1];
+        *rows = DimensionProto { dim_value: None, dim_param: Some("tokens".to_owned()) };
+        model.encode_to_vec()
+    }
+
+    /// A graph may give the logits of every token, as those of onnxruntime-genai's builder do.
+    #[test]
+    fn a_graph_that_gives_all_logits_reads_alike() {
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-onnx-int8");
+        let work = tempfile::tempdir().unwrap();
+        for name in ["model.onnx.data", "tokenizer.json", "tokenizer_config.json", CONFIG] {
+            fs::hard_link(ours.join(name), work.path().join(name)).unwrap();
+        }
+        let graph = with_all_logits(&fs::read(ours.join(MODEL)).unwrap());
+        fs::write(work.path().join(MODEL), graph).unwrap();
+        let mut one = load::load(&options(&ours)).unwrap().0;
+        let mut other = load::load(&options(work.path())).unwrap().0;
+        // steps of several lengths: two chunks of a prompt, then single tokens
+        for tokens in [&[1, 2, 3, 4, 5, 6, 7][..], &[8, 9, 10], &[11], &[12]] {
+            for model in [&mut one, &mut other] {
+                model.read(tokens).unwrap();
+            }
+            let pairs = one.logits().iter().zip(other.logits());
+            let apart = pairs.map(|(a, b)| (*a - *b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-2, "{apart} after {tokens:?}");
+        }
+    }
+}

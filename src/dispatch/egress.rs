@@ -1,0 +1,81 @@
+//! The one way from the dispatcher to a model: what may not go there does not come through, and what
+//! goes to a cloud goes without what is to be hidden.
+
+use std::borrow::Cow;
+
+use crate::model::context::Reach;
+use crate::model::generate::{Fault, Usage};
+use crate::redact::{Hidden, Restorer};
+use crate::request::job::Job;
+use crate::scheduler::may_reach;
+
+/// A job that may be sent to a model at one distance. Nothing else can be handed to a model, and
+/// [`Passage::new`] is the only way to have one.
+pub(super) struct Passage<'a> {
+    job: Cow<'a, Job>,
+    hidden: Option<&'a Hidden>,
+}
+
+impl<'a> Passage<'a> {
+    /// Lets a job pass to a model at this distance.
+    ///
+    /// # Errors
+    /// [`Fault::Broken`] if its mode forbids that: the judge should not have asked for it.
+    pub(super) fn new(
+        job: &'a Job,
+        reach: Reach,
+        hidden: Option<&'a Hidden>,
+    ) -> Result<Passage<'a>, Fault> {
+        if !may_reach(job.mode, reach) {
+            let why = "a private prompt was routed too far; it was not sent";
+            return Err(Fault::Broken(why.to_owned()));
+        }
+        let hidden = hidden.filter(|_| hides(reach));
+        let job = match hidden {
+            Some(hidden) => Cow::Owned(Job { messages: hidden.messages.clone(), ..job.clone() }),
+            None => Cow::Borrowed(job),
+        };
+        Ok(Passage { job, hidden })
+    }
+
+    /// What may be sent.
+    pub(super) fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// Puts back what was hidden into the calls of tools.
+    pub(super) fn restore(&self, usage: &mut Usage) {
+        if let Some(hidden) = self.hidden {
+            hidden.restore(&mut usage.tool_calls);
+        }
+    }
+
+    /// What puts back what was hidden into the text, if anything was.
+    pub(super) fn restorer(&self) -> Option<Restorer> {
+        self.hidden.map(Hidden::restorer)
+    }
+}
+
+/// Whether anything is hidden from models at this distance.
+pub(super) fn hides(reach: Reach) -> bool {
+    reach == Reach::Cloud
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::job::Mode;
+
+    #[test]
+    fn a_private_prompt_does_not_pass() {
+        let reaches = [Reach::Device, Reach::Peer, Reach::Cloud];
+        let passes = |mode| {
+            let job = Job { mode, ..Job::plain("hello", std::time::Duration::from_secs(1)) };
+            reaches.map(|reach| Passage::new(&job, reach, None).is_ok())
+        };
+        assert_eq!(passes(Mode::LocalOnly), [true, false, false]);
+        assert_eq!(passes(Mode::PreferLocal), [true; 3]);
+        assert_eq!(passes(Mode::PreferCloud), [true; 3]);
+        assert_eq!(passes(Mode::CloudOnly), [false, true, true]);
+    }
+}

@@ -1,0 +1,59 @@
+//! An engine's rate against what is usual for it: the sign of heat where no sensor gives one.
+
+use crate::model::generate::Usage;
+
+/// Fewest tokens of an answer that say something of a rate.
+const TOKENS_MIN: u32 = 8;
+/// How much one answer moves the usual rate, up and down: what is usual is near the best that was
+/// seen, and fades slowly.
+const UP: f64 = 0.2;
+const DOWN: f64 = 0.002;
+/// How much one answer moves the present rate.
+const PRESENT: f64 = 0.3;
+
+/// The rates of one engine, in tokens a second.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Pulse {
+    usual: Option<f64>,
+    present: f64,
+}
+
+impl Pulse {
+    /// Takes an answer in; the present rate against the usual one, if it says something.
+    pub(super) fn beat(&mut self, usage: &Usage) -> Option<f64> {
+        if usage.completion_tokens < TOKENS_MIN || usage.decode_ms <= 0.0 {
+            return None;
+        }
+        let rate = f64::from(usage.completion_tokens) / usage.decode_ms * 1e3;
+        let Some(usual) = self.usual.as_mut() else {
+            (self.usual, self.present) = (Some(rate), rate);
+            return Some(1.0);
+        };
+        self.present += (rate - self.present) * PRESENT;
+        *usual += (rate - *usual) * if rate > *usual { UP } else { DOWN };
+        Some(self.present / *usual)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(tokens: u32, ms: f64) -> Usage {
+        Usage { completion_tokens: tokens, decode_ms: ms, ..Usage::one_piece("x") }
+    }
+
+    #[test]
+    fn a_slower_engine_is_seen_and_a_short_answer_says_nothing() {
+        let mut pulse = Pulse::default();
+        assert_eq!(pulse.beat(&answer(2, 1.0)), None);
+        for _ in 0..20 {
+            assert!(pulse.beat(&answer(50, 500.0)).unwrap() > 0.99);
+        }
+        for _ in 0..20 {
+            pulse.beat(&answer(50, 1000.0));
+        }
+        let share = pulse.beat(&answer(50, 1000.0)).unwrap();
+        assert!((0.45..0.6).contains(&share), "{share}");
+    }
+}

@@ -1,0 +1,45 @@
+//! What the judge is told of a model that is up.
+
+use crate::model::context::ModelContext;
+use crate::model::link::Backend;
+use crate::request::skill::{CLASSIFY, EMBED, GENERATE, LOGPROBS};
+use crate::scheduler::Card;
+
+/// What the configuration says of a model that has not stated anything yet.
+pub(super) fn unknown(backend: &Backend) -> Card {
+    Card {
+        price: backend.price,
+        fallbacks: backend.fallbacks.clone(),
+        ..Card::unknown(&backend.server, backend.reach)
+    }
+}
+
+/// What a model states, and the configuration of it, as far as the judge asks.
+pub(super) fn of(backend: &Backend, context: &ModelContext) -> Card {
+    Card {
+        model: Some(context.identification.name.clone()),
+        slots: context.runtime.slots,
+        urgent_first: context.runtime.urgent_first,
+        read_ms: context.runtime.prefill_tokens_per_s.and_then(ms_a_token),
+        write_ms: context.runtime.decode_tokens_per_s.and_then(ms_a_token),
+        max_tokens: context.inference_settings.max_tokens,
+        context_tokens: context.capabilities.context_tokens,
+        json_schema: context.capabilities.json_schema,
+        tools: context.capabilities.tools,
+        talents: Some(talents(context, &backend.talents)),
+        ..unknown(backend)
+    }
+}
+
+fn ms_a_token(tokens_per_s: f64) -> Option<f64> {
+    (tokens_per_s.is_finite() && tokens_per_s > 0.0).then(|| 1e3 / tokens_per_s)
+}
+
+/// What a model is good at: what it states, what follows from that, and what the configuration
+/// says.
+fn talents(context: &ModelContext, configured: &[String]) -> Vec<String> {
+    let can = &context.capabilities;
+    let known = [GENERATE, CLASSIFY, EMBED, LOGPROBS].into_iter().filter(|talent| can.has(talent));
+    let known = known.map(str::to_owned);
+    known.chain(can.talents.iter().cloned()).chain(configured.iter().cloned()).collect()
+}

@@ -1,0 +1,58 @@
+//! A conversation as the tokens of a GGUF model.
+
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::token::LlamaToken;
+
+use crate::engines::template::{Part, Template};
+use crate::request::job::Message;
+use crate::request::refusal::Refusal;
+
+/// Reads the template of a file; none if it has none.
+pub(super) fn of(model: &LlamaModel) -> Result<Option<Template>, String> {
+    let Ok(source) = model.chat_template(None) else {
+        return Ok(None);
+    };
+    let source = source.to_string().map_err(|e| format!("the chat template is no text: {e}"))?;
+    let text_of = |token: LlamaToken| {
+        let bytes =
+            if token.0 < 0 { Vec::new() } else { model.vocab().token_to_piece(token, true, None) };
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    Template::new(source, text_of(model.vocab().bos()), text_of(model.vocab().eos())).map(Some)
+}
+
+/// The tokens of a conversation, as the model wants to read it.
+pub(super) fn tokens(
+    model: &LlamaModel,
+    template: Option<&Template>,
+    messages: &[Message],
+) -> Result<Vec<LlamaToken>, Refusal> {
+    let vocab = model.vocab();
+    let mut tokens = Vec::new();
+    match template {
+        Some(template) => {
+            for part in template.parts(messages)? {
+                let (text, control) = match &part {
+                    Part::Control(text) => (text, true),
+                    Part::Plain(text) => (text, false),
+                };
+                vocab.tokenize_into(text.as_bytes(), &mut tokens, false, control);
+            }
+        }
+        None => {
+            let text: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+            vocab.tokenize_into(text.join("\n").as_bytes(), &mut tokens, false, false);
+        }
+    }
+    begin(model, &mut tokens);
+    Ok(tokens)
+}
+
+/// Puts the token that begins a text before it, if the model wants one and it is not there.
+pub(super) fn begin(model: &LlamaModel, tokens: &mut Vec<LlamaToken>) {
+    let vocab = model.vocab();
+    let bos = vocab.bos();
+    if vocab.should_add_bos() && bos.0 >= 0 && tokens.first() != Some(&bos) {
+        tokens.insert(0, bos);
+    }
+}

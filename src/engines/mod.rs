@@ -1,0 +1,15 @@
+//! Engines: local models, each run by a thread of its own in a child process.
+
+#[cfg(feature = "onnx")]
+mod classifier;
+#[cfg(feature = "gguf")]
+pub mod gguf;
+#[cfg(feature = "onnx")]
+pub mod onnx;
+#[cfg(feature = "engine")]
+pub mod sampler;
+#[cfg(feature = "engine")]
+mod template;
+pub mod text;
+#[cfg(feature = "engine")]
+pub mod worker;

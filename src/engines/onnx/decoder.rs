@@ -1,0 +1,365 @@
+//! ONNX Runtime behind the port of the engine's thread: one session, and the keys and values of the
+//! tokens read so far. Where the graph can, past and present share their buffers; else each step gives
+//! new ones, which takes a copy of all of them for each token.
+
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{IoBinding, Session, SessionInputValue};
+use ort::value::{Shape, Tensor, TensorValueType};
+use toktrie::TokTrie;
+
+use super::folder::Folder;
+use super::vocabulary::Vocabulary;
+use crate::engines::worker::{Decoder, common};
+use crate::model::generate::Fault;
+use crate::request::job::Message;
+use crate::request::refusal::Refusal;
+
+/// Prompt tokens that are read in one step: room to stop in between, and a lower peak of memory.
+const STEP_TOKENS: usize = 256;
+
+/// The beginning of one conversation, kept ready.
+struct Prefix {
+    /// The tokens whose keys and values the buffers hold.
+    tokens: Vec<u32>,
+    /// Keys and values of each layer: room for a whole context if they are shared, else as many as
+    /// there are tokens.
+    buffers: Vec<[Tensor<f32>; 2]>,
+    used: u64,
+}
+
+impl Prefix {
+    /// Keeps the first tokens. What lies behind them in shared buffers is written over.
+    fn cut(&mut self, kept: usize, shared: bool) -> ort::Result<()> {
+        if kept >= self.tokens.len() {
+            return Ok(());
+        }
+        self.tokens.truncate(kept);
+        if !shared {
+            for buffer in self.buffers.iter_mut().flatten() {
+                *buffer = first(buffer, kept)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The keys or values of the first tokens: [batch, heads, tokens, numbers].
+fn first(buffer: &Tensor<f32>, kept: usize) -> ort::Result<Tensor<f32>> {
+    let (shape, numbers) = buffer.try_extract_tensor::<f32>()?;
+    let size = |n: usize| shape.get(n).and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
+    let (heads, tokens, head) = (size(1), size(2), size(3));
+    let rows = numbers.chunks((tokens * head).max(1)).take(heads);
+    let kept_numbers: Vec<f32> =
+        rows.flat_map(|row| row.iter().take(kept * head).copied()).collect();
+    let mut cut = Tensor::<f32>::new(&Allocator::default(), [1, heads, kept, head])?;
+    cut.try_extract_tensor_mut::<f32>()?.1.copy_from_slice(&kept_numbers);
+    Ok(cut)
+}
+
+pub(super) struct Onnx {
+    session: Session,
+    binding: IoBinding,
+    folder: Folder,
+    vocabulary: Vocabulary,
+    prefixes: Vec<Prefix>,
+    /// The prefix that is bound to the session.
+    current: usize,
+    requests: u64,
+    capacity: usize,
+    positions: bool,
+    /// Tokens of the last step.
+    rows: usize,
+    logits: Vec<f32>,
+}
+
+impl Onnx {
+    pub(super) fn new(
+        session: Session,
+        folder: Folder,
+        vocabulary: Vocabulary,
+        capacity: usize,
+        prefixes: u32,
+    ) -> Result<Onnx, Fault> {
+        let positions = session.inputs().iter().any(|i| i.name() == folder.names.position_ids);
+        let mut made = Vec::new();
+        for _ in 0..prefixes {
+            let room = if folder.shared { capacity } else { 0 };
+            let buffers = (0..folder.layers).map(|_| buffers(&session, &folder, room));
+            let buffers = buffers.collect::<ort::Result<_>>().map_err(|e| {
+                Fault::Away(format!("there is no room for a context of {capacity} tokens: {e}"))
+            })?;
+            made.push(Prefix { tokens: Vec::new(), buffers, used: 0 });
+        }
+        let binding = session.create_binding().map_err(broken)?;
+        let mut onnx = Onnx {
+            session,
+            binding,
+            folder,
+            vocabulary,
+            prefixes: made,
+            current: 0,
+            requests: 0,
+            capacity,
+            positions,
+            rows: 0,
+            logits: Vec::new(),
+        };
+        onnx.bind(0).map_err(broken)?;
+        Ok(onnx)
+    }
+
+    /// Makes the session read from and write to the buffers of one prefix.
+    fn bind(&mut self, prefix: usize) -> ort::Result<()> {
+        self.current = prefix;
+        if !self.folder.shared {
+            return Ok(());
+        }
+        let names = &self.folder.names;
+        for (layer, pair) in self.prefixes[prefix].buffers.iter_mut().enumerate() {
+            let layer = layer.to_string();
+            for (part, buffer) in pair.iter_mut().enumerate() {
+                self.binding
+                    .bind_output(names.present[part].replace("%d", &layer), &mut *buffer)?;
+                self.binding.bind_input(names.past[part].replace("%d", &layer), &*buffer)?;
+            }
+        }
+        self.bind_logits()
+    }
+
+    /// Lets the runtime make new room for the logits. It keeps what it made for the next step, which
+    /// fits only as long as that has as many tokens: a graph may give the logits of all of them.
+    fn bind_logits(&mut self) -> ort::Result<()> {
+        let memory = MemoryInfo::new(
+            AllocationDevice::CPU,
+            0,
+            AllocatorType::Device,
+            MemoryType::CPUOutput,
+        )?;
+        self.binding.bind_output_to_device(self.folder.names.logits.clone(), &memory)
+    }
+
+    /// The prefix that goes on in this prompt; else the one that was not used for the longest time.
+    fn choose(&self, prompt: &[u32]) -> usize {
+        let goes_on = |prefix: &Prefix| {
+            let kept = common(&prefix.tokens, prompt);
+            // all conversations begin with the template's words: that alone is no reason to throw
+            // another one's away
+            (2 * kept >= prefix.tokens.len() && kept > 0).then_some(kept)
+        };
+        let all = || self.prefixes.iter().enumerate();
+        let longest = all().filter_map(|(n, prefix)| Some((goes_on(prefix)?, n))).max();
+        let oldest = || all().min_by_key(|(_, prefix)| prefix.used).map(|(n, _)| n);
+        longest.map(|(_, n)| n).or_else(oldest).unwrap_or(0)
+    }
+
+    fn step_through(&mut self, tokens: &[u32]) -> ort::Result<()> {
+        let names = &self.folder.names;
+        let past = self.prefixes[self.current].tokens.len();
+        let total = past + tokens.len();
+        let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+        let mut inputs = vec![
+            (names.input_ids.clone(), Tensor::from_array(([1, tokens.len()], ids))?),
+            (names.attention_mask.clone(), Tensor::from_array(([1, total], vec![1_i64; total]))?),
+        ];
+        if self.positions {
+            let positions: Vec<i64> = (past..total).filter_map(|n| i64::try_from(n).ok()).collect();
+            let positions = Tensor::from_array(([1, tokens.len()], positions))?;
+            inputs.push((names.position_ids.clone(), positions));
+        }
+        if self.folder.shared && tokens.len() != self.rows {
+            self.rows = tokens.len();
+            self.bind_logits()?;
+        }
+        if self.folder.shared { self.run_shared(&inputs) } else { self.run_growing(&inputs) }
+    }
+
+    fn run_shared(&mut self, inputs: &[(String, Tensor<i64>)]) -> ort::Result<()> {
+        for (name, value) in inputs {
+            self.binding.bind_input(name.clone(), value)?;
+        }
+        let known = self.vocabulary.size() as usize;
+        let outputs = self.session.run_binding(&self.binding)?;
+        let logits = outputs.get(&self.folder.names.logits);
+        let logits = logits.ok_or_else(|| ort::Error::new("no logits"))?;
+        last_row(logits.try_extract_tensor::<f32>()?, known, &mut self.logits);
+        Ok(())
+    }
+
+    fn run_growing(&mut self, inputs: &[(String, Tensor<i64>)]) -> ort::Result<()> {
+        let names = &self.folder.names;
+        let prefix = &mut self.prefixes[self.current];
+        let mut all: Vec<(String, SessionInputValue<'_>)> =
+            inputs.iter().map(|(name, value)| (name.clone(), value.into())).collect();
+        for (layer, pair) in prefix.buffers.iter().enumerate() {
+            for (name, buffer) in names.past.iter().zip(pair) {
+                all.push((name.replace("%d", &layer.to_string()), buffer.into()));
+            }
+        }
+        let mut outputs = self.session.run(all)?;
+        let mut taken = |name: &str| {
+            let value = outputs.remove(name);
+            value.ok_or_else(|| ort::Error::new(format!("the graph gives no {name}")))
+        };
+        let known = self.vocabulary.size() as usize;
+        let logits = taken(&names.logits)?;
+        last_row(logits.try_extract_tensor::<f32>()?, known, &mut self.logits);
+        let mut grown = Vec::with_capacity(prefix.buffers.len());
+        for layer in 0..prefix.buffers.len() {
+            let mut part = |n: usize| {
+                let value = taken(&names.present[n].replace("%d", &layer.to_string()))?;
+                value.downcast::<TensorValueType<f32>>()
+            };
+            grown.push([part(0)?, part(1)?]);
+        }
+        prefix.buffers = grown;
+        Ok(())
+    }
+}
+
+/// The logits of the last token; a graph may give those of all, and may have room for more tokens
+/// than the tokenizer knows.
+fn last_row((shape, numbers): (&Shape, &[f32]), known: usize, into: &mut Vec<f32>) {
+    let width = shape.last().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
+    let last = numbers.len().saturating_sub(width);
+    into.clear();
+    into.extend_from_slice(&numbers[last..last + known.min(width)]);
+}
+
+fn buffers(session: &Session, folder: &Folder, capacity: usize) -> ort::Result<[Tensor<f32>; 2]> {
+    let shape = [1, folder.kv_heads, capacity, folder.head];
+    let make = || Tensor::<f32>::new(session.allocator(), shape);
+    Ok([make()?, make()?])
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands on")]
+fn broken(error: ort::Error) -> Fault {
+    Fault::Broken(format!("ONNX Runtime could not go on: {error}"))
+}
+
+impl Decoder for Onnx {
+    fn tokens(&mut self, messages: &[Message]) -> Result<Vec<u32>, Refusal> {
+        self.vocabulary.conversation(self.folder.template.as_ref(), messages)
+    }
+
+    fn encode(&mut self, text: &str, begins: bool) -> Result<Vec<u32>, Refusal> {
+        let tokens = self.vocabulary.encode(text, false)?;
+        Ok(if begins { self.vocabulary.begin(tokens) } else { tokens })
+    }
+
+    fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault> {
+        self.requests += 1;
+        let best = self.choose(prompt);
+        if best != self.current {
+            self.bind(best).map_err(broken)?;
+        }
+        let requests = self.requests;
+        let prefix = &mut self.prefixes[best];
+        let kept = common(&prefix.tokens, prompt);
+        prefix.cut(kept, self.folder.shared).map_err(broken)?;
+        prefix.used = requests;
+        Ok(kept)
+    }
+
+    fn read(&mut self, tokens: &[u32]) -> Result<(), Fault> {
+        // the runtime trusts the mask and the ids: a wrong one ends the process
+        let past = self.prefixes[self.current].tokens.len();
+        let wrong = tokens.iter().find(|&&token| token >= self.vocabulary.size());
+        if tokens.is_empty() || past + tokens.len() > self.capacity || wrong.is_some() {
+            let n = tokens.len();
+            return Err(Fault::Broken(format!("{n} tokens can't be read behind {past}")));
+        }
+        self.step_through(tokens).map_err(broken)?;
+        self.prefixes[self.current].tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    fn forget(&mut self, last: usize) -> Result<(), Fault> {
+        let shared = self.folder.shared;
+        let prefix = &mut self.prefixes[self.current];
+        prefix.cut(prefix.tokens.len().saturating_sub(last), shared).map_err(broken)
+    }
+
+    fn kept(&self) -> u32 {
+        u32::try_from(self.prefixes.len()).unwrap_or(1)
+    }
+
+    fn step(&self) -> usize {
+        STEP_TOKENS
+    }
+
+    fn logits(&mut self) -> &mut [f32] {
+        &mut self.logits
+    }
+
+    fn is_end(&self, token: u32) -> bool {
+        self.vocabulary.is_end(token)
+    }
+
+    fn piece(&self, token: u32) -> Vec<u8> {
+        self.vocabulary.piece(token)
+    }
+
+    fn trie(&self) -> TokTrie {
+        self.vocabulary.trie()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engines::onnx::{Options, load};
+
+    /// The model that `scripts/test` makes, with room for 16 tokens.
+    fn small() -> Onnx {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let path = here.join("models/smollm2-135m-onnx-int8");
+        assert!(path.is_dir(), "{} is missing: run scripts/test", path.display());
+        let options = Options {
+            context_tokens: 16,
+            threads: 1,
+            runtime: Some(here.join(".tools/onnxruntime")),
+            ..Options::of(path)
+        };
+        load::load(&options).unwrap().0
+    }
+
+    /// What would end the process, or be read from somewhere else in memory, does not reach the
+    /// runtime, and the next step is unharmed.
+    #[test]
+    fn ids_and_lengths_are_checked_before_the_runtime_sees_them() {
+        let mut model = small();
+        let size = model.vocabulary.size();
+        model.reuse(&[]).unwrap();
+        model.read(&[1, 2]).unwrap();
+        model.read(&[3]).unwrap();
+        let expected = model.logits().to_vec();
+        for wrong in [&[size][..], &[1, u32::MAX], &[], &[1; 14], &[1; 100]] {
+            assert!(matches!(model.read(wrong), Err(Fault::Broken(_))), "{} tokens", wrong.len());
+        }
+        model.read(&[4; 13]).unwrap();
+        assert!(matches!(model.read(&[4]), Err(Fault::Broken(_))), "beyond its room");
+        model.forget(14).unwrap();
+        model.read(&[3]).unwrap();
+        let apart = model.logits().iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        assert!(apart.fold(0.0, f32::max) < 1e-3, "the cache was harmed");
+    }
+
+    #[test]
+    fn what_continues_is_scored_and_the_cache_is_as_before() {
+        let mut model = small();
+        model.reuse(&[]).unwrap();
+        model.read(&[1, 2]).unwrap();
+        model.read(&[3]).unwrap();
+        let all = vec![vec![7], vec![7, 8, 9], vec![11, 12]];
+        let scores = model.continuations(&all).unwrap();
+        assert!(scores[1] < scores[0] && scores.iter().all(|s| s.is_finite() && *s < 0.0));
+        model.forget(1).unwrap();
+        model.read(&[3]).unwrap();
+        let again = model.continuations(&all).unwrap();
+        for (a, b) in scores.iter().zip(&again) {
+            assert!((a - b).abs() < 1e-3, "{scores:?} {again:?}");
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! A sentence encoder: what texts mean as vectors of length 1, and which label a text is nearest to.
+//!
+//! Read are folders made by `pilotlight model convert` and by optimum: a graph that takes token ids
+//! and a mask and gives a vector for each token or each text, and the files of sentence-transformers
+//! that say how the vectors of the tokens are put together.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ort::session::{Session, SessionInputValue};
+use ort::value::{Outlet, Tensor};
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use super::Options;
+use super::files::{CONFIG, Files, MODEL, MODEL_CONFIG, TOKENIZER, json};
+use super::load;
+use super::runtime;
+use crate::clock::now;
+use crate::engines::classifier::Classifier;
+use crate::engines::worker::room;
+use crate::engines::worker::room::WORK_BYTES;
+use crate::engines::worker::{Model, Reading, Sets, Turn};
+use crate::model::context;
+use crate::model::context::{Capabilities, InferenceSettings, ModelContext};
+use crate::model::generate::{Fault, Out, Usage};
+use crate::request::format::Format;
+use crate::request::job::Job;
+use crate::request::labels::{Classification, Labels};
+use crate::request::refusal::{Code, Refusal};
+use crate::request::skill;
+
+/// How long a text may be.
+pub(super) const LENGTH_CONFIG: &str = "sentence_bert_config.json";
+/// How the vectors of tokens become that of a text.
+pub(super) const POOLING_CONFIG: &str = "1_Pooling/config.json";
+/// Texts that go through the graph together; between two batches a request can be stopped.
+const BATCH: usize = 8;
+/// Longest text, in tokens, if the folder does not say.
+const LENGTH: usize = 256;
+/// Tokens that are read to learn how fast this model is here.
+const PROBE_WORDS: usize = 32;
+/// The outputs that are looked for, the best first; else the first one is taken.
+const OUTPUTS: [&str; 3] = ["sentence_embedding", "last_hidden_state", "token_embeddings"];
+
+/// Whether a folder holds an encoder: a model of its own kind that does not write.
+pub(super) fn is_one(path: &Path) -> bool {
+    let config = json(&path.join(MODEL_CONFIG)).ok().flatten().unwrap_or_default();
+    let names = config["architectures"].as_array();
+    let names: Vec<&str> = names.into_iter().flatten().filter_map(Value::as_str).collect();
+    let writes = |name: &&str| name.contains("CausalLM") || name.contains("LMHead");
+    !path.join(CONFIG).exists() && !names.is_empty() && !names.iter().any(writes)
+}
+
+/// How the vectors of tokens become that of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The first one.
+    First,
+}
+
+/// What was learned of one set of labels.
+#[derive(Debug, Default)]
+struct Learned {
+    /// Examples that are still to be read, with the places of their labels.
+    ahead: Vec<(usize, String)>,
+    read: Vec<(usize, Vec<f32>)>,
+    classifier: Option<Classifier>,
+}
+
+impl Learned {
+    fn of(labels: &Labels) -> Learned {
+        // of a label without examples its own words are all that is known
+        let bare = labels.examples.iter().enumerate().filter(|(_, (_, texts))| texts.is_empty());
+        let bare = bare.map(|(n, (label, _))| (n, label.replace(['_', '-'], " ")));
+        let ahead = labels.all().map(|(n, text)| (n, text.to_owned())).chain(bare).collect();
+        Learned { ahead, ..Learned::default() }
+    }
+}
+
+pub(super) struct Encoder {
+    session: Session,
+    tokenizer: Tokenizer,
+    facts: ModelContext,
+    /// Most tokens of a text.
+    longest: usize,
+    pooling: Pooling,
+    /// The graph wants to be told which text of a pair a token belongs to.
+    types: bool,
+    output: String,
+    sets: Sets<Learned>,
+}
+
+impl Encoder {
+    /// Opens the folder.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] that says what is wrong and what to do.
+    pub(super) fn load(options: &Options) -> Result<Encoder, Fault> {
+        let files = Files::read(&options.path, MODEL)?;
+        let memory_bytes = files.bytes() + WORK_BYTES;
+        room::for_model(&files.path, memory_bytes)?;
+        let runtime = runtime::start(options.runtime.as_deref())?;
+        let (opened, digest) = load::open(&files, runtime, options)?;
+        let config = json(&files.path.join(MODEL_CONFIG))?.unwrap_or_default();
+        let longest = longest(&files, &config)?;
+        let mut tokenizer = tokenizer(&files.path.join(TOKENIZER))?;
+        // a user's text never holds control tokens
+        tokenizer.set_encode_special_tokens(true);
+        let (types, output) = check_graph(&files, &opened.session)?;
+        let facts = ModelContext {
+            identification: load::identity(
+                &files,
+                options,
+                config["model_type"].as_str().unwrap_or_default(),
+                digest,
+            ),
+            capabilities: Capabilities {
+                context_tokens: u32::try_from(longest).unwrap_or(u32::MAX),
+                modalities: vec!["text".to_owned()],
+                embeddings: true,
+                talents: vec![skill::CLASSIFY.to_owned(), skill::EMBED.to_owned()],
+                ..Capabilities::default()
+            },
+            inference_settings: InferenceSettings::default(),
+            tokenizer: context::Tokenizer {
+                kind: "WordPiece".to_owned(),
+                vocab_size: u32::try_from(tokenizer.get_vocab_size(true)).unwrap_or(u32::MAX),
+                ..context::Tokenizer::default()
+            },
+            runtime: load::runtime_facts(&files, options, runtime, &opened, memory_bytes),
+        };
+        let pooling = pooling(&files)?;
+        let session = opened.session;
+        let sets = Sets::default();
+        Ok(Encoder { session, tokenizer, facts, longest, pooling, types, output, sets })
+    }
+
+    /// The vectors of some texts, and how many tokens they have.
+    fn embed(
+        &mut self,
+        texts: &[&str],
+        stop: &AtomicBool,
+    ) -> Result<(Vec<Vec<f32>>, usize), Fault> {
+        let mut vectors = Vec::with_capacity(texts.len());
+        let mut count = 0;
+        for batch in texts.chunks(BATCH) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Fault::Cancelled);
+            }
+            let tokens: Vec<Vec<u32>> =
+                batch.iter().map(|text| self.tokens(text)).collect::<Result<_, _>>()?;
+            count += tokens.iter().map(Vec::len).sum::<usize>();
+            let read = self.read(&tokens).map_err(|error| {
+                Fault::Broken(format!("ONNX Runtime could not read a text: {error}"))
+            })?;
+            vectors.extend(read);
+        }
+        Ok((vectors, count))
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, Fault> {
+        let unfit = |message| Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+        let tokens = match self.tokenizer.encode_fast(text, true) {
+            Ok(encoded) => encoded.get_ids().to_vec(),
+            Err(error) => return unfit(format!("it can't be tokenized: {error}")),
+        };
+        let (n, most) = (tokens.len(), self.longest);
+        if n > most {
+            return unfit(format!("a text has {n} tokens and this model reads at most {most}"));
+        }
+        Ok(tokens)
+    }
+
+    fn read(&mut self, texts: &[Vec<u32>]) -> ort::Result<Vec<Vec<f32>>> {
+        let longest = texts.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let shape = [texts.len(), longest];
+        let padded = |of: fn(u32) -> i64| {
+            let rows = texts.iter().flat_map(move |tokens| {
+                let fill = std::iter::repeat_n(0, longest - tokens.len());
+                tokens.iter().map(move |&token| of(token)).chain(fill)
+            });
+            Tensor::from_array((shape, rows.collect::<Vec<i64>>()))
+        };
+        let ids = padded(i64::from)?;
+        let mut inputs: Vec<(&str, SessionInputValue<'_>)> =
+            vec![("input_ids", ids.into()), ("attention_mask", padded(|_| 1)?.into())];
+        if self.types {
+            inputs.push(("token_type_ids", padded(|_| 0)?.into()));
+        }
+        let outputs = self.session.run(inputs)?;
+        let output = outputs.get(&self.output).ok_or_else(|| ort::Error::new("no output"))?;
+        let (shape, numbers) = output.try_extract_tensor::<f32>()?;
+        let width = shape.last().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0).max(1);
+        // the vector of each text, or of each token of each text
+        let each = if shape.len() == 2 { 1 } else { longest };
+        let vectors = numbers.chunks(width * each).zip(texts).map(|(rows, tokens)| {
+            let counted = match self.pooling {
+                Pooling::Mean if each > 1 => tokens.len(),
+                Pooling::Mean | Pooling::First => 1,
+            };
+            unit(rows.chunks(width).take(counted), width)
+        });
+        Ok(vectors.collect())
+    }
+
+    /// Reads the examples and fits the classifier. What was read before the flag was set is kept:
+    /// the next request goes on from there.
+    fn learn(
+        &mut self,
+        labels: &Labels,
+        learned: &mut Learned,
+        stop: &AtomicBool,
+    ) -> Result<(), Fault> {
+        while !learned.ahead.is_empty() {
+            let from = learned.ahead.len().saturating_sub(BATCH);
+            let texts: Vec<&str> = learned.ahead[from..].iter().map(|(_, t)| t.as_str()).collect();
+            let (vectors, _) = self.embed(&texts, stop)?;
+            let places = learned.ahead.drain(from..).map(|(n, _)| n);
+            learned.read.extend(places.zip(vectors));
+        }
+        let fit = || Classifier::fit(&learned.read, labels.examples.len());
+        learned.classifier.get_or_insert_with(fit);
+        Ok(())
+    }
+
+    fn classify(
+        &mut self,
+        text: &str,
+        labels: &Arc<Labels>,
+        stop: &AtomicBool,
+    ) -> Result<(Classification, usize), Fault> {
+        let mut learned = self.sets.take(labels).unwrap_or_else(|| Learned::of(labels));
+        let result = self.learn(labels, &mut learned, stop).and_then(|()| {
+            let (vectors, tokens) = self.embed(&[text], stop)?;
+            let said = learned.classifier.as_ref().zip(vectors.first());
+            let said = said.map(|(classifier, vector)| classifier.probabilities(vector));
+            let said = said.and_then(|said| Classification::of(labels, &said));
+            Ok((said.ok_or_else(|| Fault::Broken("there are no labels".to_owned()))?, tokens))
+        });
+        self.sets.keep(labels, learned);
+        result
+    }
+}
+
+impl Model for Encoder {
+    fn facts(&mut self) -> &mut ModelContext {
+        &mut self.facts
+    }
+
+    fn measure(&mut self) -> Result<(), Fault> {
+        let text = ["flame"; PROBE_WORDS].join(" ");
+        let never = AtomicBool::new(false);
+        // the first run also makes work space
+        self.embed(&[&text], &never)?;
+        let started = now();
+        let (_, tokens) = self.embed(&[&text], &never)?;
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let rate = tokens as f64 / started.elapsed().as_secs_f64();
+        self.facts.runtime.prefill_tokens_per_s = Some((rate * 10.0).round() / 10.0);
+        Ok(())
+    }
+
+    fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault> {
+        let stop = turn.stop;
+        let started = now();
+        let texts: Vec<&str> = job.messages.iter().map(|m| m.content.as_str()).collect();
+        let (text, tokens, classification) = match &job.format {
+            Format::Label(labels) => {
+                let (said, tokens) = self.classify(&job.text(), labels, stop)?;
+                (said.label.clone(), tokens, Some(said))
+            }
+            Format::Embedding => {
+                let (vectors, tokens) = self.embed(&texts, stop)?;
+                let text = serde_json::to_string(&vectors);
+                (text.map_err(|e| Fault::Broken(e.to_string()))?, tokens, None)
+            }
+            Format::Text | Format::Json | Format::Schema(_) => {
+                let message = "this model classifies and embeds; it does not write";
+                return Err(Fault::Unfit(Refusal::field(Code::Incapable, "format", message)));
+            }
+        };
+        out.write_blocking(text).map_err(|_| Fault::Cancelled)?;
+        Ok(Usage {
+            prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+            prefill_ms: started.elapsed().as_secs_f64() * 1e3,
+            classification,
+            ..Usage::one_piece(&self.facts.identification.name)
+        })
+    }
+
+    fn read_text(&mut self, _text: &str) -> Result<Reading, Fault> {
+        let message = "an encoder expects no next token";
+        Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)))
+    }
+}
+
+/// The mean of some vectors, with length 1.
+fn unit<'v>(rows: impl Iterator<Item = &'v [f32]>, width: usize) -> Vec<f32> {
+    let mut sum = vec![0.0_f32; width];
+    for row in rows {
+        for (sum, x) in sum.iter_mut().zip(row) {
+            *sum += x;
+        }
+    }
+    let length = sum.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+    sum.iter().map(|x| x / length).collect()
+}
+
+fn tokenizer(path: &Path) -> Result<Tokenizer, Fault> {
+    let shown = path.display();
+    let away = |e: &dyn std::fmt::Display| {
+        Fault::Away(format!("the tokenizer {shown} can't be read: {e}"))
+    };
+    let mut tokenizer = Tokenizer::from_file(path).map_err(|e| away(&e))?;
+    tokenizer.with_truncation(None).map_err(|e| away(&e))?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}
+
+fn longest(files: &Files, config: &Value) -> Result<usize, Fault> {
+    let told = json(&files.path.join(LENGTH_CONFIG))?.unwrap_or_default();
+    let told = told["max_seq_length"].as_u64().or(config["max_position_embeddings"].as_u64());
+    Ok(told.and_then(|n| usize::try_from(n).ok()).unwrap_or(LENGTH))
+}
+
+fn pooling(files: &Files) -> Result<Pooling, Fault> {
+    let path = files.path.join(POOLING_CONFIG);
+    let Some(told) = json(&path)? else {
+        return Ok(Pooling::Mean);
+    };
+    let on = |key: &str| told[key] == true;
+    match (on("pooling_mode_mean_tokens"), on("pooling_mode_cls_token")) {
+        (true, false) => Ok(Pooling::Mean),
+        (false, true) => Ok(Pooling::First),
+        _ => Err(Fault::Away(format!(
+            "{} asks for a pooling that is not supported, only mean or first token are",
+            path.display()
+        ))),
+    }
+}
+
+/// Whether the graph can be driven: whether it wants types, and which output is read.
+fn check_graph(files: &Files, session: &Session) -> Result<(bool, String), Fault> {
+    let refuse = |why: String| {
+        Err(Fault::Away(format!("the graph {} can't be used: {why}", files.graph.display())))
+    };
+    let mut types = false;
+    for input in session.inputs() {
+        match input.name() {
+            "input_ids" | "attention_mask" => {}
+            "token_type_ids" => types = true,
+            other => return refuse(format!("its input {other} is not known")),
+        }
+    }
+    let names: Vec<&str> = session.outputs().iter().map(Outlet::name).collect();
+    let known = OUTPUTS.iter().copied().find(|name| names.contains(name));
+    match known.or_else(|| names.first().copied()) {
+        Some(name) => Ok((types, name.to_owned())),
+        None => refuse("it has no output".to_owned()),
+    }
+}

@@ -1,0 +1,144 @@
+//! The files of a model folder: where they come from, and whether they are what was written.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::engines::worker::sha256;
+use crate::model::generate::Fault;
+
+/// The graph, unless the configuration names another.
+pub(super) const MODEL: &str = "model.onnx";
+/// The tokenizer, as the tokenizers library writes it.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+/// The model's own description.
+pub(super) const MODEL_CONFIG: &str = "config.json";
+/// onnxruntime-genai's description of the graph of a model that writes.
+pub(super) const CONFIG: &str = "genai_config.json";
+/// Where the weights come from.
+pub(super) const ORIGIN: &str = "pilotlight.json";
+
+/// Where a converted model comes from.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Origin {
+    pub(super) name: Option<String>,
+    pub(super) version: Option<String>,
+    pub(super) provider: Option<String>,
+    pub(super) licence: Option<String>,
+    pub(super) quantization: String,
+    /// SHA-256 of each file, hexadecimal.
+    pub(super) sha256: BTreeMap<String, String>,
+}
+
+/// A folder with a graph.
+pub(super) struct Files {
+    pub(super) path: PathBuf,
+    pub(super) graph: PathBuf,
+    pub(super) origin: Origin,
+}
+
+impl Files {
+    /// Reads where the weights come from.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] that names what is not there or can't be read.
+    pub(super) fn read(path: &Path, graph: &str) -> Result<Files, Fault> {
+        if !path.is_dir() {
+            return Err(Fault::Away(format!("there is no model folder {}", path.display())));
+        }
+        let origin = json(&path.join(ORIGIN))?.map(serde_json::from_value::<Origin>).transpose();
+        let origin = origin.map_err(|e| damaged(&path.join(ORIGIN), &e))?.unwrap_or_default();
+        Ok(Files { path: path.to_owned(), graph: path.join(graph), origin })
+    }
+
+    /// The folder's own name.
+    pub(super) fn name(&self) -> String {
+        let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
+        name.unwrap_or_else(|| "onnx".to_owned())
+    }
+
+    /// What names the weights: their SHA-256 as it was written down, else one over all files of the
+    /// graph as they are.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] that names the file that can't be read.
+    pub(super) fn digest(&self) -> Result<String, Fault> {
+        let recorded = self.origin.sha256.iter().find(|(name, _)| is_weights(name));
+        if let Some((_, digest)) = recorded {
+            return Ok(digest.clone());
+        }
+        let mut all = Sha256::new();
+        for path in self.graph_files() {
+            all.update(sha256(&path).map_err(|e| damaged(&path, &e))?);
+        }
+        Ok(format!("{:x}", all.finalize()))
+    }
+
+    /// Looks whether everything but the weights is what was written.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] that names the file that has changed.
+    pub(super) fn verify(&self) -> Result<(), Fault> {
+        self.verify_files(|name| !is_weights(name))
+    }
+
+    /// Looks whether the weights are those that were written; a flipped byte would be read as if
+    /// nothing were wrong.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] that names the file that has changed.
+    pub(super) fn verify_weights(&self) -> Result<(), Fault> {
+        self.verify_files(is_weights)
+    }
+
+    fn verify_files(&self, wanted: impl Fn(&str) -> bool) -> Result<(), Fault> {
+        for (name, expected) in self.origin.sha256.iter().filter(|(name, _)| wanted(name)) {
+            let path = self.path.join(name);
+            let found = sha256(&path).map_err(|e| damaged(&path, &e))?;
+            if found != *expected {
+                return Err(Fault::Away(format!(
+                    "{} is not what was written: its SHA-256 has changed; convert the model again",
+                    path.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all files of the graph.
+    pub(super) fn bytes(&self) -> u64 {
+        let lengths = self.graph_files().into_iter().map(fs::metadata);
+        lengths.filter_map(Result::ok).map(|meta| meta.len()).sum()
+    }
+
+    fn graph_files(&self) -> Vec<PathBuf> {
+        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let files = files.filter(|file| file.file_name().to_string_lossy().contains(".onnx"));
+        let mut paths: Vec<PathBuf> = files.map(|file| file.path()).collect();
+        paths.sort();
+        paths
+    }
+}
+
+/// Whether a file of this name holds weights, beside the graph.
+fn is_weights(name: &str) -> bool {
+    name.contains(".onnx") && name.contains("data")
+}
+
+/// A JSON file; none if it is not there.
+pub(super) fn json(path: &Path) -> Result<Option<Value>, Fault> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e))?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(damaged(path, &error)),
+    }
+}
+
+pub(super) fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Fault {
+    Fault::Away(format!("{} can't be read: {error}", path.display()))
+}

@@ -1,0 +1,211 @@
+//! Opens a model folder: runtime, weights, tokenizer, and whether they fit together.
+
+use ort::session::Session;
+use ort::value::{TensorElementType, ValueType};
+
+use super::Options;
+use super::decoder::Onnx;
+use super::files::{Files, TOKENIZER};
+use super::folder::Folder;
+use super::runtime;
+use super::runtime::Runtime;
+use super::session;
+use super::session::{Opened, Provider};
+use super::vocabulary::Vocabulary;
+use super::{encoder, prepared};
+use crate::clock::now;
+use crate::engines::worker::room;
+use crate::engines::worker::room::WORK_BYTES;
+use crate::engines::worker::{Engine, Line, template_digest, threads_or_all};
+use crate::limits::OUTPUT_TOKENS_MAX;
+use crate::model::context;
+use crate::model::context::{Capabilities, Identification, InferenceSettings, ModelContext};
+use crate::model::generate::Fault;
+use crate::request::skill;
+
+/// Most prefixes that may be kept.
+const PREFIXES_MAX: u32 = 64;
+
+/// Loads the model and serves the line.
+pub(super) fn run(mut options: Options, line: Line) {
+    options.threads = threads_or_all(options.threads);
+    let started = now();
+    if encoder::is_one(&options.path) {
+        return match encoder::Encoder::load(&options) {
+            Ok(encoder) => line.serve(encoder, started),
+            Err(fault) => line.fail(fault),
+        };
+    }
+    match load(&options) {
+        Ok((decoder, facts)) => {
+            line.serve(Engine::new(decoder, facts, options.calibration), started);
+        }
+        Err(fault) => line.fail(fault),
+    }
+}
+
+/// Everything up to the first prompt.
+///
+/// # Errors
+/// [`Fault::Away`] that says what is wrong and what to do.
+pub(super) fn load(options: &Options) -> Result<(Onnx, ModelContext), Fault> {
+    room::for_context(options.context_tokens)?;
+    if !(1..=PREFIXES_MAX).contains(&options.prefixes) {
+        let asked = options.prefixes;
+        return Err(Fault::Away(format!(
+            "{asked} prefixes are not possible, at least 1 and at most {PREFIXES_MAX}"
+        )));
+    }
+    let folder = Folder::read(&options.path)?;
+    let length = options.context_tokens.min(folder.context);
+    let memory_bytes = needed_bytes(&folder, length, options.prefixes);
+    room::for_model(&folder.files.path, memory_bytes)?;
+    let runtime = runtime::start(options.runtime.as_deref())?;
+    let (opened, vocabulary) = std::thread::scope(|threads| {
+        let vocabulary = threads.spawn(|| {
+            let bos = folder.bos.as_deref().filter(|_| folder.add_bos);
+            let path = folder.files.path.join(TOKENIZER);
+            Vocabulary::read(&path, bos, &folder.ends, folder.eos.as_deref())
+        });
+        (open(&folder.files, runtime, options), vocabulary.join())
+    });
+    let broken = |_| Fault::Broken("a thread of the loader has ended".to_owned());
+    let (opened, digest) = opened?;
+    let vocabulary = vocabulary.map_err(broken)??;
+    check_graph(&opened.session, &folder)?;
+    let mut facts = describe(&folder, &vocabulary, options, digest, length);
+    facts.runtime = runtime_facts(&folder.files, options, runtime, &opened, memory_bytes);
+    let session = opened.session;
+    let decoder = Onnx::new(session, folder, vocabulary, length as usize, options.prefixes)?;
+    Ok((decoder, facts))
+}
+
+/// Checks the files and opens the graph; gives what names the weights as well.
+///
+/// # Errors
+/// [`Fault::Away`] that says what is wrong.
+pub(super) fn open(
+    files: &Files,
+    runtime: &Runtime,
+    options: &Options,
+) -> Result<(Opened, String), Fault> {
+    files.verify()?;
+    let digest = files.digest()?;
+    if options.providers.iter().any(|provider| *provider != Provider::Cpu) {
+        // only what is prepared for the processor is looked at there
+        files.verify_weights()?;
+    }
+    let prepared = || prepared::graph(files, &digest, runtime);
+    let opened = session::open(runtime, &files.graph, prepared, options)?;
+    Ok((opened, digest))
+}
+
+/// Weights, key-value buffers and work space.
+fn needed_bytes(folder: &Folder, length: u32, prefixes: u32) -> u64 {
+    // keys and values, four bytes each
+    let token = (folder.layers * folder.kv_heads * folder.head * 2 * 4) as u64;
+    folder.files.bytes() + token * u64::from(length) * u64::from(prefixes) + WORK_BYTES
+}
+
+/// Whether the graph is one that can be driven here.
+fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
+    let refuse = |why: String| {
+        Err(Fault::Away(format!("the graph {} can't be used: {why}", folder.files.graph.display())))
+    };
+    let names = &folder.names;
+    let mut wanted = vec![names.input_ids.clone(), names.attention_mask.clone()];
+    for layer in 0..folder.layers {
+        wanted.extend(names.past.iter().map(|name| name.replace("%d", &layer.to_string())));
+    }
+    for name in &wanted {
+        let Some(input) = session.inputs().iter().find(|input| input.name() == name) else {
+            return refuse(format!("it has no input {name}"));
+        };
+        let ValueType::Tensor { ty, .. } = input.dtype() else {
+            return refuse(format!("its input {name} is no tensor"));
+        };
+        let past = name != &names.input_ids && name != &names.attention_mask;
+        let expected = if past { TensorElementType::Float32 } else { TensorElementType::Int64 };
+        if *ty != expected {
+            return refuse(format!("its input {name} is of type {ty}, not {expected}"));
+        }
+    }
+    let known = |name: &str| wanted.iter().any(|want| want == name) || name == names.position_ids;
+    match session.inputs().iter().find(|input| !known(input.name())) {
+        Some(other) => refuse(format!("its input {} is not known", other.name())),
+        None => Ok(()),
+    }
+}
+
+/// Where and how it runs.
+pub(super) fn runtime_facts(
+    files: &Files,
+    options: &Options,
+    runtime: &Runtime,
+    opened: &Opened,
+    memory_bytes: u64,
+) -> context::Runtime {
+    context::Runtime {
+        backend: "onnxruntime".to_owned(),
+        version: runtime.version.clone(),
+        quantization: files.origin.quantization.clone(),
+        location: "device".to_owned(),
+        threads: options.threads,
+        accelerator: opened.accelerator.clone(),
+        fallback: opened.fallback.clone(),
+        slots: 1,
+        memory_bytes,
+        ..context::Runtime::default()
+    }
+}
+
+/// Who it is.
+pub(super) fn identity(
+    files: &Files,
+    options: &Options,
+    family: &str,
+    digest: String,
+) -> Identification {
+    Identification {
+        name: options.name.clone().unwrap_or_else(|| files.name()),
+        family: family.to_owned(),
+        version: files.origin.version.clone(),
+        provider: files.origin.provider.clone(),
+        digest: Some(digest),
+        licence: files.origin.licence.clone(),
+    }
+}
+
+fn describe(
+    folder: &Folder,
+    vocabulary: &Vocabulary,
+    options: &Options,
+    digest: String,
+    context_tokens: u32,
+) -> ModelContext {
+    let special = [("bos", &folder.bos), ("eos", &folder.eos)];
+    ModelContext {
+        identification: identity(&folder.files, options, &folder.family, digest),
+        capabilities: Capabilities {
+            context_tokens,
+            max_output_tokens: OUTPUT_TOKENS_MAX.min(context_tokens),
+            modalities: vec!["text".to_owned()],
+            json_schema: true,
+            streaming: true,
+            logprobs: true,
+            talents: vec![skill::GENERATE.to_owned(), skill::CLASSIFY.to_owned()],
+            ..Capabilities::default()
+        },
+        inference_settings: InferenceSettings::default(),
+        tokenizer: context::Tokenizer {
+            kind: vocabulary.kind(),
+            vocab_size: vocabulary.size(),
+            special_tokens: special
+                .into_iter()
+                .filter_map(|(name, text)| Some((name.to_owned(), text.clone()?)))
+                .collect(),
+            chat_template_digest: folder.template.as_ref().map(template_digest),
+        },
+        ..ModelContext::default()
+    }
+}

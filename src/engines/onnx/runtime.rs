@@ -1,0 +1,182 @@
+//! Finds ONNX Runtime, looks whether the library is whole, and starts it once.
+//!
+//! The library is not linked: a board may need its maker's own build. A truncated one would kill
+//! the process with SIGBUS when it is loaded, so its head is held against its length first.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use ort::environment::Environment;
+
+use crate::engines::worker::sha256;
+use crate::model::generate::Fault;
+
+/// The folder of a package's own libraries.
+const PACKAGE: &str = "/usr/lib/pilotlight";
+/// Where systems keep libraries; `*` stands for the name of the architecture.
+const SYSTEM: [&str; 4] = ["/usr/local/lib", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib"];
+/// The beginning of the library's name.
+const NAME: &str = "libonnxruntime.so";
+/// What a file of checksums is called beside its library.
+const CHECKSUM: &str = ".sha256";
+#[cfg(target_arch = "x86_64")]
+const MACHINE: u16 = 62;
+#[cfg(target_arch = "aarch64")]
+const MACHINE: u16 = 183;
+
+/// The runtime of this process.
+pub(super) struct Runtime {
+    pub(super) environment: Environment,
+    pub(super) version: String,
+}
+
+/// Starts the runtime, or gives the one that runs: there is one in a process.
+///
+/// # Errors
+/// [`Fault::Away`] that says where was looked, and what is wrong with what was found.
+pub(super) fn start(asked: Option<&Path>) -> Result<&'static Runtime, Fault> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    // the runtime refuses a second environment, so who comes at the same time waits for the first
+    static STARTING: Mutex<()> = Mutex::new(());
+    let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let path = find(asked)?;
+    check(&path).map_err(|why| Fault::Away(format!("{} is not loaded: {why}", path.display())))?;
+    let broken = |e: &dyn std::fmt::Display| {
+        Fault::Away(format!("ONNX Runtime at {} can't be used: {e}", path.display()))
+    };
+    let builder = ort::init_from(&path).map_err(|e| broken(&e))?;
+    let environment =
+        builder.with_name("pilotlight").with_telemetry(false).build().map_err(|e| broken(&e))?;
+    let runtime = Runtime { environment, version: version(&path) };
+    tracing::info!(library = %path.display(), version = runtime.version, "ONNX Runtime is loaded");
+    Ok(RUNTIME.get_or_init(|| runtime))
+}
+
+/// Looks in the order: as configured, `$ORT_DYLIB_PATH`, the package's folder, beside this program,
+/// the system.
+fn find(asked: Option<&Path>) -> Result<PathBuf, Fault> {
+    let variable = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+    let told = asked.map(Path::to_owned).or(variable.filter(|path| !path.as_os_str().is_empty()));
+    if let Some(path) = told {
+        // what was asked for by name is not replaced by something else
+        let found = if path.is_dir() { in_folder(&path) } else { Some(path.clone()) };
+        return found.filter(|path| path.is_file()).ok_or_else(|| {
+            Fault::Away(format!("there is no ONNX Runtime library at {}", path.display()))
+        });
+    }
+    let program = std::env::current_exe().ok();
+    let beside = program.as_deref().and_then(Path::parent).map(Path::to_owned);
+    let system = SYSTEM.iter().map(|path| path.replace('*', std::env::consts::ARCH));
+    let folders: Vec<PathBuf> = std::iter::once(PathBuf::from(PACKAGE))
+        .chain(beside)
+        .chain(system.map(PathBuf::from))
+        .collect();
+    folders.iter().find_map(|folder| in_folder(folder)).ok_or_else(|| {
+        let looked: Vec<String> = folders.iter().map(|path| path.display().to_string()).collect();
+        Fault::Away(format!(
+            "there is no ONNX Runtime: no {NAME} in {}; name it with --runtime or $ORT_DYLIB_PATH",
+            looked.join(", ")
+        ))
+    })
+}
+
+/// The newest library of a folder.
+fn in_folder(folder: &Path) -> Option<PathBuf> {
+    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    let libraries = files.filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(NAME) && !name.ends_with(CHECKSUM)
+    });
+    libraries.max_by_key(|path| numbers(path))
+}
+
+/// The numbers of a library's version, from its name.
+fn numbers(path: &Path) -> Vec<u32> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let version = name.strip_prefix(NAME).unwrap_or_default().trim_start_matches('.');
+    version.split('.').filter_map(|n| n.parse().ok()).collect()
+}
+
+fn version(path: &Path) -> String {
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let numbers: Vec<String> = numbers(&real).iter().map(u32::to_string).collect();
+    if numbers.is_empty() { ort::info().to_owned() } else { numbers.join(".") }
+}
+
+/// Whether the library is one, is for this machine, is as long as its head says, and is what the
+/// file of checksums beside it says, if there is one.
+fn check(path: &Path) -> Result<(), String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let mut head = [0_u8; 64];
+    file.read_exact_at(&mut head, 0).map_err(|_| "it is no library".to_owned())?;
+    // 64 bits, the lower byte first
+    if !head.starts_with(b"\x7fELF\x02\x01") {
+        return Err("it is no library for a 64-bit machine".to_owned());
+    }
+    let two = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
+    let machine = two(18);
+    if machine != MACHINE {
+        return Err(format!("it is for another machine (ELF machine {machine})"));
+    }
+    let mut sections = [0; 8];
+    sections.copy_from_slice(&head[40..48]);
+    let table = u64::from(two(58)) * u64::from(two(60));
+    let end = u64::from_le_bytes(sections).saturating_add(table);
+    if end > length {
+        return Err(format!("it is truncated: {length} of {end} bytes are there"));
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(CHECKSUM);
+    let Ok(told) = fs::read_to_string(&beside) else {
+        return Ok(());
+    };
+    let expected = told.split_whitespace().next().unwrap_or_default().to_lowercase();
+    let found = sha256(path).map_err(|e| e.to_string())?;
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("its SHA-256 is {found}, and the file beside it says {expected}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_library_of_a_folder_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["libonnxruntime.so.1.9.0", "libonnxruntime.so.1.32.0", "libother.so.9"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        fs::write(folder.path().join("libonnxruntime.so.1.32.0.sha256"), "x").unwrap();
+        let found = in_folder(folder.path()).unwrap();
+        assert!(found.ends_with("libonnxruntime.so.1.32.0"));
+        assert_eq!(version(&found), "1.32.0");
+    }
+
+    #[test]
+    fn what_is_no_whole_library_is_not_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let real = fs::read(std::env::current_exe().unwrap()).unwrap();
+        let refused = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            check(&path).err()
+        };
+        assert_eq!(refused(&real), None);
+        assert!(refused(&real[..real.len() - 1]).unwrap().contains("truncated"));
+        assert!(refused(b"no library").unwrap().contains("no library"));
+        let mut foreign = real.clone();
+        foreign[18] = 40;
+        assert!(refused(&foreign).unwrap().contains("another machine"));
+        fs::write(folder.path().join("libonnxruntime.so.sha256"), "00  x").unwrap();
+        assert!(refused(&real).unwrap().contains("SHA-256"));
+    }
+}

@@ -1,0 +1,208 @@
+//! A folder's tokenizer: conversations to tokens, tokens to bytes.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use tokenizers::{ModelWrapper, Tokenizer};
+use toktrie::TokTrie;
+
+use crate::engines::template::{Part, Template};
+use crate::engines::worker::constraint::{Word, trie};
+use crate::model::generate::Fault;
+use crate::request::job::Message;
+use crate::request::refusal::{Code, Refusal};
+
+/// A vocabulary.
+pub(super) struct Vocabulary {
+    tokenizer: Tokenizer,
+    /// How many tokens there are; the graph may have room for more.
+    size: u32,
+    special: BTreeSet<u32>,
+    bytes: Bytes,
+    bos: Option<u32>,
+    /// The tokens that end an answer, the usual one first.
+    ends: Vec<u32>,
+}
+
+/// How the texts of tokens stand for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bytes {
+    /// Each byte is a printable character, as in GPT-2.
+    Level,
+    /// Blanks are `▁`, other bytes `<0x0A>`, as in `SentencePiece`.
+    Fallback,
+}
+
+impl Vocabulary {
+    /// Reads `tokenizer.json`. `bos` is put before each prompt if it is given; `ends` end an
+    /// answer, or `eos` if there are none.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] if it can't be read or is of a kind that is not supported.
+    pub(super) fn read(
+        path: &Path,
+        bos: Option<&str>,
+        ends: &[u32],
+        eos: Option<&str>,
+    ) -> Result<Vocabulary, Fault> {
+        let shown = path.display();
+        let away = |message: String| Fault::Away(message);
+        let mut tokenizer = Tokenizer::from_file(path)
+            .map_err(|e| away(format!("the tokenizer {shown} can't be read: {e}")))?;
+        tokenizer.with_truncation(None).map_err(|e| away(format!("{shown}: {e}")))?;
+        tokenizer.with_padding(None);
+        let decoder = serde_json::to_string(&tokenizer.get_decoder()).unwrap_or_default();
+        let bytes = if decoder.contains("\"ByteLevel\"") {
+            Bytes::Level
+        } else if decoder.contains("\"ByteFallback\"") {
+            Bytes::Fallback
+        } else {
+            return Err(away(format!(
+                "the tokenizer {shown} is not supported, only byte-level BPE and byte fallback are"
+            )));
+        };
+        let added = tokenizer.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let own = u32::try_from(tokenizer.get_vocab_size(false)).unwrap_or(u32::MAX);
+        let size = added.keys().map(|last| last + 1).fold(own, u32::max);
+        let bos = bos.and_then(|bos| tokenizer.token_to_id(bos));
+        let ends = if ends.is_empty() {
+            eos.and_then(|eos| tokenizer.token_to_id(eos)).into_iter().collect()
+        } else {
+            ends.to_vec()
+        };
+        Ok(Vocabulary { tokenizer, size, special, bytes, bos, ends })
+    }
+
+    pub(super) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// The kind of tokenizer, by the name of its model.
+    pub(super) fn kind(&self) -> String {
+        let kind = match self.tokenizer.get_model() {
+            ModelWrapper::BPE(_) => "BPE",
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "WordLevel",
+            ModelWrapper::Unigram(_) => "Unigram",
+        };
+        kind.to_owned()
+    }
+
+    /// Whether this token ends an answer.
+    pub(super) fn is_end(&self, token: u32) -> bool {
+        self.ends.contains(&token)
+    }
+
+    /// The tokens of a conversation; only what the template wrote is read for control tokens.
+    pub(super) fn conversation(
+        &mut self,
+        template: Option<&Template>,
+        messages: &[Message],
+    ) -> Result<Vec<u32>, Refusal> {
+        let parts = match template {
+            Some(template) => template.parts(messages)?,
+            None => {
+                let text: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+                vec![Part::Plain(text.join("\n"))]
+            }
+        };
+        let mut tokens = Vec::new();
+        for part in &parts {
+            let (text, control) = match part {
+                Part::Control(text) => (text, true),
+                Part::Plain(text) => (text, false),
+            };
+            tokens.extend(self.encode(text, control)?);
+        }
+        Ok(self.begin(tokens))
+    }
+
+    /// Puts the token that begins a text before it, if there is one and it is not there.
+    pub(super) fn begin(&self, mut tokens: Vec<u32>) -> Vec<u32> {
+        if let Some(bos) = self.bos
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
+        }
+        tokens
+    }
+
+    /// The tokens of a text; `control` says whether control tokens may be among them.
+    pub(super) fn encode(&mut self, text: &str, control: bool) -> Result<Vec<u32>, Refusal> {
+        self.tokenizer.set_encode_special_tokens(!control);
+        let encoded = self.tokenizer.encode_fast(text, false);
+        let encoded = encoded.map_err(|e| {
+            Refusal::field(Code::Invalid, "prompt", format!("it can't be tokenized: {e}"))
+        })?;
+        Ok(encoded.get_ids().to_vec())
+    }
+
+    /// The bytes that a token adds to an answer; none for a control token.
+    pub(super) fn piece(&self, token: u32) -> Vec<u8> {
+        if self.special.contains(&token) {
+            return Vec::new();
+        }
+        let text = self.tokenizer.id_to_token(token).unwrap_or_default();
+        match self.bytes {
+            Bytes::Level => level(&text),
+            Bytes::Fallback => fallback(&text),
+        }
+    }
+
+    /// The vocabulary as a tree of bytes.
+    pub(super) fn trie(&self) -> TokTrie {
+        let words = (0..self.size).map(|token| {
+            let piece = self.piece(token);
+            if piece.is_empty() {
+                Word::Control(self.tokenizer.id_to_token(token).unwrap_or_default().into_bytes())
+            } else {
+                Word::Text(piece)
+            }
+        });
+        trie(words, &self.ends)
+    }
+}
+
+/// The bytes of a token of GPT-2's alphabet, in which a byte that can't be printed is moved up to
+/// U+0100 and following.
+fn level(text: &str) -> Vec<u8> {
+    let printable = |b: u8| matches!(b, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    let moved: Vec<u8> = (0..=255_u8).filter(|&b| !printable(b)).collect();
+    let mut bytes = Vec::with_capacity(text.len());
+    for letter in text.chars() {
+        let code = u32::from(letter);
+        let plain = u8::try_from(code).ok().filter(|&b| printable(b));
+        let up = || moved.get(usize::try_from(code.checked_sub(256)?).ok()?).copied();
+        match plain.or_else(up) {
+            Some(byte) => bytes.push(byte),
+            // an added token is written as it stands
+            None => bytes.extend(letter.to_string().bytes()),
+        }
+    }
+    bytes
+}
+
+/// The bytes of a token of `SentencePiece`'s alphabet.
+fn fallback(text: &str) -> Vec<u8> {
+    let code = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+        Some(byte) => vec![byte],
+        None => text.replace('\u{2581}', " ").into_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_from_both_alphabets() {
+        assert_eq!(level("Ġhello"), b" hello");
+        assert_eq!(level("Ċ"), b"\n");
+        assert_eq!(level("Ã©"), "é".as_bytes());
+        assert_eq!(level("ł"), [0xA0]);
+        assert_eq!(fallback("<0x0A>"), b"\n");
+        assert_eq!(fallback("▁hello"), b" hello");
+    }
+}

@@ -1,0 +1,105 @@
+//! Holds an answer to JSON or a JSON Schema: which tokens may come next.
+
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{ApproximateTokEnv, SimpleVob, TokRxInfo, TokTrie};
+
+use crate::model::generate::Fault;
+use crate::request::format::Format;
+use crate::request::refusal::{Code, Refusal};
+
+/// Makes constraints for one vocabulary; building it takes some 100 ms, once.
+pub(super) struct Factory(ParserFactory);
+
+/// The rules for one answer.
+pub(super) struct Constraint(Matcher);
+
+impl Factory {
+    pub(super) fn new(trie: TokTrie) -> Result<Factory, Fault> {
+        let environment = Arc::new(ApproximateTokEnv::new(trie));
+        let mut factory = ParserFactory::new_simple(&(environment as _))
+            .map_err(|e| Fault::Broken(format!("the vocabulary can't be constrained: {e}")))?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Factory(factory))
+    }
+
+    /// The rules that a format asks for; none for text.
+    ///
+    /// # Errors
+    /// [`Fault::Unfit`] if the schema can't be satisfied or is not understood.
+    pub(super) fn constrain(&self, format: &Format) -> Result<Option<Constraint>, Fault> {
+        let schema = match format {
+            Format::Text | Format::Label(_) | Format::Embedding => return Ok(None),
+            Format::Json => json!({"type": "object"}),
+            Format::Schema(schema) => schema.as_ref().clone(),
+        };
+        let grammar = TopLevelGrammar::from_json_schema(compact(schema));
+        let matcher = Matcher::new(self.0.create_parser(grammar));
+        match matcher.get_error() {
+            None => Ok(Some(Constraint(matcher))),
+            Some(error) => {
+                let message = format!("this schema can't be followed: {}", first_line(&error));
+                Err(Fault::Unfit(Refusal::field(Code::Invalid, "schema", message)))
+            }
+        }
+    }
+}
+
+impl Constraint {
+    /// The tokens that may come next; the end of the answer is among them when it may end.
+    pub(super) fn allowed(&mut self) -> Result<SimpleVob, Fault> {
+        self.0.compute_mask_or_eos().map_err(|e| {
+            Fault::Broken(format!("the schema leads nowhere: {}", first_line(&e.to_string())))
+        })
+    }
+
+    /// Takes note of the token that came.
+    pub(super) fn accept(&mut self, token: u32) -> Result<(), Fault> {
+        self.0.consume_token(token).map_err(|e| {
+            Fault::Broken(format!("the schema was left: {}", first_line(&e.to_string())))
+        })
+    }
+
+    /// Whether nothing more can come.
+    pub(super) fn is_done(&self) -> bool {
+        self.0.is_stopped()
+    }
+}
+
+/// A tiny model fills flexible white space for ever: none is allowed unless the schema says so.
+fn compact(mut schema: Value) -> Value {
+    if let Value::Object(map) = &mut schema {
+        map.entry("x-guidance").or_insert_with(|| json!({"whitespace_flexible": false}));
+    }
+    schema
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// One token of a vocabulary.
+pub enum Word {
+    /// What it adds to a text.
+    Text(Vec<u8>),
+    /// A control token, by its name: no text matches it.
+    Control(Vec<u8>),
+}
+
+/// A vocabulary, in the order of its ids, as a tree of bytes. `ends` are the tokens that end an
+/// answer, the usual one first.
+pub fn trie(words: impl Iterator<Item = Word>, ends: &[u32]) -> TokTrie {
+    let words: Vec<Vec<u8>> = words
+        .map(|word| match word {
+            Word::Text(bytes) => bytes,
+            Word::Control(name) => [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_slice()].concat(),
+        })
+        .collect();
+    let count = u32::try_from(words.len()).unwrap_or(u32::MAX);
+    let info = TokRxInfo::new(count, ends.first().copied().unwrap_or_default());
+    TokTrie::from(&info, &words).with_eos_tokens(ends)
+}

@@ -1,0 +1,119 @@
+//! This whole service as one model, and the contexts of all models behind it.
+
+use std::sync::Arc;
+
+use crate::catalog::catalog::Catalog;
+use crate::dispatch::Dispatch;
+use crate::limits::OUTPUT_TOKENS_MAX;
+use crate::mcp::server::Shelf;
+use crate::model::context::{Capabilities, Identification, ModelContext, Runtime};
+use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::request::job::Job;
+use crate::scheduler::Verdict;
+use crate::strategy;
+
+/// The service as something that can answer a prompt.
+pub struct Whole {
+    dispatch: Dispatch,
+    catalog: Arc<Catalog>,
+    context: ModelContext,
+}
+
+impl Whole {
+    /// The service behind this dispatcher.
+    pub fn new(dispatch: Dispatch, catalog: Arc<Catalog>) -> Whole {
+        let context = ModelContext {
+            identification: Identification {
+                name: "pilotlight".to_owned(),
+                family: "service".to_owned(),
+                version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+                ..Identification::default()
+            },
+            capabilities: Capabilities {
+                context_tokens: u32::MAX,
+                max_output_tokens: OUTPUT_TOKENS_MAX,
+                modalities: vec!["text".to_owned()],
+                json_schema: true,
+                streaming: true,
+                ..Capabilities::default()
+            },
+            runtime: Runtime {
+                backend: "pilotlight".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                location: "device".to_owned(),
+                slots: u32::try_from(crate::limits::RUNNING_JOBS_MAX).unwrap_or(1),
+                ..Runtime::default()
+            },
+            ..ModelContext::default()
+        };
+        Whole { dispatch, catalog, context }
+    }
+
+    async fn run(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+        let mut answer = strategy::submit(&self.dispatch, job.clone()).map_err(Fault::Unfit)?;
+        loop {
+            let chunk = tokio::select! {
+                chunk = answer.next() => chunk,
+                () = out.gone() => return Err(Fault::Cancelled),
+            };
+            let Some(chunk) = chunk else { break };
+            out.write(chunk.text).await.map_err(|_| Fault::Cancelled)?;
+        }
+        let end = answer.end().await;
+        match (end.verdict, end.usage) {
+            (Verdict::Done, Some(usage)) => Ok(Usage {
+                decision: serde_json::to_value(&end.decision).ok(),
+                cost_usd: end.decision.cost_usd(),
+                chunks: out.written(),
+                ..usage
+            }),
+            (Verdict::Done, None) => Err(Fault::Broken("answered without a count".to_owned())),
+            (Verdict::Refused(refusal), _) => Err(Fault::Unfit(refusal)),
+            (Verdict::Expired, _) => Err(Fault::Hung("the deadline passed".to_owned())),
+            (Verdict::Cancelled, _) => Err(Fault::Cancelled),
+            (Verdict::Failed(fault), _) => Err(fault),
+        }
+    }
+}
+
+impl Generate for Whole {
+    fn generate<'a>(
+        &'a self,
+        job: &'a Job,
+        out: &'a mut Out,
+    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+        Box::pin(self.run(job, out))
+    }
+
+    fn context(&self) -> &ModelContext {
+        &self.context
+    }
+}
+
+impl Shelf for Whole {
+    fn generate(&self) -> &dyn Generate {
+        self
+    }
+
+    /// First the service itself, then every model that is up.
+    fn models(&self) -> Vec<ModelContext> {
+        let behind = self.dispatch.backends().into_iter().filter_map(|seen| seen.context);
+        let behind: Vec<ModelContext> = behind.collect();
+        let mut whole = self.context.clone();
+        // it can what any of them can
+        for model in &behind {
+            let can = &model.capabilities;
+            whole.capabilities.embeddings |= can.embeddings;
+            whole.capabilities.logprobs |= can.logprobs;
+            whole.capabilities.tools |= can.tools;
+            whole.capabilities.talents.extend(can.talents.iter().cloned());
+        }
+        whole.capabilities.talents.sort();
+        whole.capabilities.talents.dedup();
+        std::iter::once(whole).chain(behind).collect()
+    }
+
+    fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+}

@@ -1,0 +1,47 @@
+//! The thread between whoever keeps a model reachable and whoever asks it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::context::Reach;
+use super::generate::Generate;
+use super::health::Health;
+use crate::money::Price;
+
+/// A model as the dispatcher holds it.
+pub struct Backend {
+    /// Its name in `mcp.json`.
+    pub server: String,
+    /// How far away it is.
+    pub reach: Reach,
+    /// Talents that the configuration says it has, besides those that it states.
+    pub talents: Vec<String>,
+    /// Servers that may answer what this one refuses for its rules or its length.
+    pub fallbacks: Vec<String>,
+    /// What its tokens cost.
+    pub price: Price,
+    /// What answers, while it is up.
+    pub link: watch::Receiver<Link>,
+    /// Whether it shall be up: one that is not wanted gives its memory back.
+    pub wanted: watch::Sender<bool>,
+}
+
+/// The present state of a backend.
+#[derive(Clone)]
+pub enum Link {
+    /// It can't be asked.
+    Down(Health),
+    /// It can.
+    Up(Arc<dyn Generate>),
+}
+
+impl Link {
+    /// The same as a word and a reason.
+    pub fn health(&self) -> Health {
+        match self {
+            Link::Down(health) => health.clone(),
+            Link::Up(_) => Health::Ready,
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! AWS Bedrock's Converse: what is asked, how it is signed, and what each event says.
+//!
+//! Source: the API reference of `ConverseStream`; Signature Version 4 is made by AWS's own crate.
+
+use std::time::SystemTime;
+
+use aws_credential_types::Credentials;
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::sign::v4::SigningParams;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::{CallPiece, News, forbidden, gave_up, unreadable};
+use super::{tools_or_answer, with_results};
+use crate::catalog::provider::Provider;
+use crate::model::generate::{Fault, Finish};
+use crate::request::job::{Job, Message, Role};
+use crate::request::tools::{Tool, ToolCall, ToolChoice, Tools};
+
+/// The service's name in a signature.
+const SERVICE: &str = "bedrock";
+/// The kind of every body.
+const JSON: &str = "application/json";
+
+/// What follows the base URL; a model's name may hold colons and slashes.
+pub(super) fn path(entry: &Provider) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    let bytes = entry.model.bytes().map(|byte| {
+        if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }
+    });
+    let model: String = bytes.collect();
+    format!("model/{model}/converse-stream")
+}
+
+/// What proves who asks: a pair of keys that signs each request, or a key that is sent along.
+#[derive(Debug)]
+pub(super) struct Signer {
+    region: String,
+    who: Who,
+}
+
+#[derive(Debug)]
+enum Who {
+    Pair(Credentials),
+    Bearer(HeaderValue),
+}
+
+impl Signer {
+    /// For a key of the form `ID:SECRET` or `ID:SECRET:TOKEN`, else an API key.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] without a key, or with one that can't be either.
+    pub(super) fn of(entry: &Provider) -> Result<Signer, Fault> {
+        let region = entry.region.clone().unwrap_or_default();
+        let key = entry.key.as_ref().map_or("", |key| key.0.as_str());
+        let away = |why: &str| Fault::Away(why.to_owned());
+        let mut parts = key.splitn(3, ':');
+        let who = match (parts.next(), parts.next(), parts.next()) {
+            (Some(id), Some(secret), token) if !id.is_empty() && !secret.is_empty() => {
+                let token = token.map(str::to_owned);
+                Who::Pair(Credentials::new(id, secret, token, None, "configuration"))
+            }
+            (Some(key), None, None) if !key.is_empty() => {
+                let mut value = HeaderValue::try_from(format!("Bearer {key}"))
+                    .map_err(|_| away("the key can't stand in a header"))?;
+                value.set_sensitive(true);
+                Who::Bearer(value)
+            }
+            (_, _, _) => {
+                return Err(away("the key must be ID:SECRET, ID:SECRET:TOKEN or an API key"));
+            }
+        };
+        Ok(Signer { region, who })
+    }
+
+    /// The headers of a request with this body, made at that time.
+    ///
+    /// # Errors
+    /// [`Fault::Away`] if it can't be signed.
+    pub(super) fn headers(
+        &self,
+        url: &str,
+        body: &[u8],
+        time: SystemTime,
+    ) -> Result<HeaderMap, Fault> {
+        let mut headers = HeaderMap::new();
+        let pair = match &self.who {
+            Who::Pair(pair) => pair,
+            Who::Bearer(key) => {
+                headers.insert(AUTHORIZATION, key.clone());
+                return Ok(headers);
+            }
+        };
+        let away = |why: String| Fault::Away(format!("the request can't be signed: {why}"));
+        let identity = pair.clone().into();
+        let params = SigningParams::builder()
+            .identity(&identity)
+            .region(&self.region)
+            .name(SERVICE)
+            .time(time)
+            .settings(SigningSettings::default())
+            .build()
+            .map_err(|e| away(e.to_string()))?;
+        let signed = [(CONTENT_TYPE.as_str(), JSON)].into_iter();
+        let request = SignableRequest::new("POST", url, signed, SignableBody::Bytes(body))
+            .map_err(|e| away(e.to_string()))?;
+        let (made, _) =
+            sign(request, &params.into()).map_err(|e| away(e.to_string()))?.into_parts();
+        for (name, value) in made.headers() {
+            let name = HeaderName::try_from(name).map_err(|e| away(e.to_string()))?;
+            let mut value = HeaderValue::try_from(value).map_err(|e| away(e.to_string()))?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+        Ok(headers)
+    }
+}
+
+/// The body of a request. What the system says goes beside the conversation.
+///
+/// # Errors
+/// [`Fault::Unfit`] for what this protocol can't be asked.
+pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
+    let tools = tools_or_answer(job)?;
+    let sampling = &job.sampling;
+    let (rules, talk): (Vec<_>, Vec<_>) =
+        job.messages.iter().partition(|message| message.role == Role::System);
+    let talk = with_results(&talk, result, said);
+    let mut inference = json!({"maxTokens": entry.most_tokens(sampling.max_tokens)});
+    let wishes = [
+        ("temperature", sampling.temperature.map(|t| json!(t))),
+        ("topP", sampling.top_p.map(|p| json!(p))),
+        ("stopSequences", (!sampling.stop.is_empty()).then(|| json!(sampling.stop))),
+    ];
+    for (name, wish) in wishes {
+        if let Some(value) = wish {
+            inference[name] = value;
+        }
+    }
+    let mut body = json!({"messages": talk, "inferenceConfig": inference});
+    if !rules.is_empty() {
+        let rules: Vec<Value> = rules.iter().map(|rule| json!({"text": rule.content})).collect();
+        body["system"] = json!(rules);
+    }
+    if let Some(tools) = tools {
+        body["toolConfig"] = tool_config(&tools);
+    }
+    Ok(body)
+}
+
+fn result(turn: &Message) -> Value {
+    let content = [json!({"text": turn.content})];
+    json!({"toolResult": {"toolUseId": turn.tool_call_id, "content": content}})
+}
+
+fn said(turn: &Message) -> Value {
+    // a block of text must not be empty
+    let text = Some(&turn.content);
+    let text = text.filter(|text| turn.tool_calls.is_empty() || !text.is_empty());
+    let text = text.map(|text| json!({"text": text}));
+    let call = |call: &ToolCall| json!({"toolUse": {"toolUseId": call.id, "name": call.name, "input": call.arguments}});
+    let blocks = text.into_iter().chain(turn.tool_calls.iter().map(call));
+    json!({"role": turn.role, "content": blocks.collect::<Vec<_>>()})
+}
+
+/// There is no word for calling none, or one at a time: an answer that does otherwise is not taken.
+fn tool_config(tools: &Tools) -> Value {
+    let tool = |tool: &Tool| {
+        let mut told = json!({"name": tool.name, "inputSchema": {"json": tool.input_schema}});
+        if let Some(description) = &tool.description {
+            told["description"] = json!(description);
+        }
+        json!({"toolSpec": told})
+    };
+    let choice = match &tools.choice {
+        ToolChoice::Auto | ToolChoice::None => json!({"auto": {}}),
+        ToolChoice::Required => json!({"any": {}}),
+        ToolChoice::Named(name) => json!({"tool": name}),
+    };
+    json!({"tools": tools.offered.iter().map(tool).collect::<Vec<_>>(), "toolChoice": choice})
+}
+
+/// One event under its name, or a whole answer.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Event {
+    content_block_start: Option<Head>,
+    content_block_delta: Option<Piece>,
+    message_stop: Option<Ending>,
+    metadata: Option<Metadata>,
+    /// What the frames call an exception.
+    exception: Option<Complaint>,
+    output: Option<Output>,
+    stop_reason: Option<String>,
+    usage: Option<Counted>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    #[serde(default)]
+    content_block_index: u32,
+    start: Block,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Piece {
+    #[serde(default)]
+    content_block_index: u32,
+    delta: Block,
+}
+
+/// A piece of a block, or a whole one; what is neither text nor a call has none of these.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Block {
+    text: Option<String>,
+    tool_use: Option<ToolUse>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ToolUse {
+    tool_use_id: Option<String>,
+    name: Option<String>,
+    /// A piece of text in a stream, an object in a whole answer.
+    input: Option<Value>,
+}
+
+impl Block {
+    /// The call that it is, begins or goes on with, if so.
+    fn call(self, place: u32) -> Option<CallPiece> {
+        let ToolUse { tool_use_id, name, input } = self.tool_use?;
+        let text = |input: Value| input.as_str().map_or_else(|| input.to_string(), str::to_owned);
+        let arguments = input.map(text);
+        Some(CallPiece { place, id: tool_use_id, name, arguments })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Ending {
+    stop_reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    usage: Option<Counted>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Complaint {
+    message: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Output {
+    message: Whole,
+}
+
+#[derive(Debug, Deserialize)]
+struct Whole {
+    content: Vec<Block>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Counted {
+    /// Tokens that were not cached.
+    input_tokens: Option<u32>,
+    output_tokens: Option<u32>,
+    cache_read_input_tokens: Option<u32>,
+    cache_write_input_tokens: Option<u32>,
+}
+
+/// What an event says, or a whole answer.
+///
+/// # Errors
+/// [`Fault::Broken`] for what can't be read, [`Fault::Crashed`] for an exception in the middle,
+/// [`Fault::Unfit`] for a forbidden answer.
+pub(super) fn parse(data: &str) -> Result<News, Fault> {
+    let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
+    if let Some(complaint) = event.exception {
+        return Err(gave_up(complaint.message.as_deref()));
+    }
+    let begun = event.content_block_start.map(|head| (head.content_block_index, head.start));
+    let more = event.content_block_delta.map(|piece| (piece.content_block_index, piece.delta));
+    let whole = event.output.into_iter().flat_map(|output| (0..).zip(output.message.content));
+    let blocks: Vec<(u32, Block)> = begun.into_iter().chain(more).chain(whole).collect();
+    let text: String = blocks.iter().filter_map(|(_, block)| block.text.as_deref()).collect();
+    let reason = event.message_stop.map(|ending| ending.stop_reason).or(event.stop_reason);
+    // what it took comes after the end, and is the last
+    let is_last = event.metadata.is_some();
+    let counted = event.metadata.and_then(|metadata| metadata.usage).or(event.usage);
+    let cached = counted.as_ref().and_then(|counted| counted.cache_read_input_tokens);
+    let written = counted.as_ref().and_then(|counted| counted.cache_write_input_tokens);
+    Ok(News {
+        text: Some(text),
+        calls: blocks.into_iter().filter_map(|(n, block)| block.call(n)).collect(),
+        finish: reason.map(|reason| finish(&reason)).transpose()?,
+        prompt_tokens: counted.as_ref().and_then(|counted| counted.input_tokens).map(|tokens| {
+            tokens.saturating_add(cached.unwrap_or(0)).saturating_add(written.unwrap_or(0))
+        }),
+        cached_tokens: cached,
+        completion_tokens: counted.and_then(|counted| counted.output_tokens),
+        is_last,
+        ..News::default()
+    })
+}
+
+fn finish(reason: &str) -> Result<Finish, Fault> {
+    match reason {
+        "end_turn" | "stop_sequence" => Ok(Finish::Stop),
+        "max_tokens" | "model_context_window_exceeded" => Ok(Finish::Length),
+        "tool_use" => Ok(Finish::ToolCalls),
+        "guardrail_intervened" | "content_filtered" => Err(forbidden()),
+        other => Err(Fault::Broken(format!("it ended with {other:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::catalog::catalog;
+    use crate::catalog::catalog::Link;
+    use crate::catalog::expand::Variables;
+
+    fn entry(key: &str, more: &Value) -> Provider {
+        let mut big = json!({
+            "kind": "bedrock", "model": "anthropic.claude-3-haiku-20240307-v1:0", "key": key,
+            "base_url": "https://bedrock-runtime.eu-central-1.amazonaws.com",
+        });
+        big.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let file = json!({"pilotlight": {"providers": {"big": big}}}).to_string();
+        let catalog = catalog::read(&file, &Variables::new()).unwrap();
+        let Link::Provider(entry) = &catalog.servers[0].link else { panic!("no provider") };
+        entry.as_ref().clone()
+    }
+
+    fn signature(entry: &Provider) -> String {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045);
+        let url = format!("{}/{}", entry.base_url, path(entry));
+        let headers = Signer::of(entry).unwrap().headers(&url, br#"{"a":1}"#, time).unwrap();
+        assert!(headers.values().all(HeaderValue::is_sensitive));
+        headers[AUTHORIZATION].to_str().unwrap().to_owned()
+    }
+
+    /// The expected ones were made by botocore's `SigV4Auth` for the same requests.
+    #[test]
+    fn requests_are_signed_as_others_sign_them() {
+        let signed = |signature: &str, token: &str| {
+            format!(
+                "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20260102/eu-central-1/bedrock/aws4_request, \
+                 SignedHeaders=content-type;host;x-amz-date{token}, Signature={signature}"
+            )
+        };
+        let plain = entry("AKIDEXAMPLE:secretsecret", &json!({}));
+        let expected = "a4b966ea898da56d5497583c939bdfa6bc8207005fe319436324e64db3c9871c";
+        assert_eq!(signature(&plain), signed(expected, ""));
+        let passing = entry("AKIDEXAMPLE:secretsecret:tokentoken", &json!({}));
+        let expected = "ea4f13d3ede9c1cdaf4d3326f562adbd610b54f085e0141645c92b7e1c87eac7";
+        assert_eq!(signature(&passing), signed(expected, ";x-amz-security-token"));
+        let here = json!({"base_url": "https://127.0.0.1:8443", "region": "eu-central-1"});
+        let expected = "f6898ecc7b34646be032ee54a643126e0fcea934f0b320a35b1a25c661c9d2fe";
+        assert_eq!(signature(&entry("AKIDEXAMPLE:secretsecret", &here)), signed(expected, ""));
+        assert_eq!(signature(&entry("api-key", &json!({}))), "Bearer api-key");
+    }
+
+    #[test]
+    fn no_key_is_shown() {
+        for key in ["AKIDEXAMPLE:secretsecret:tokentoken", "secretsecret"] {
+            let shown = format!("{:?}", Signer::of(&entry(key, &json!({}))).unwrap());
+            assert!(!shown.contains("secretsecret") && !shown.contains("tokentoken"), "{shown}");
+        }
+        for key in ["", ":secret", "id:", "two\nlines"] {
+            assert!(Signer::of(&entry(key, &json!({}))).is_err(), "{key:?}");
+        }
+    }
+}

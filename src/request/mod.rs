@@ -1,0 +1,10 @@
+//! A request as the service understands it: checked once at an interface, trusted afterwards.
+
+pub mod format;
+pub mod job;
+pub mod labels;
+pub mod name;
+pub mod refusal;
+pub mod schema;
+pub mod skill;
+pub mod tools;

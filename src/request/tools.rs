@@ -1,0 +1,236 @@
+//! Tools that a model may call: what the asker offers, what the model calls, what it was told. The
+//! asker carries the calls out; a model only asks for them.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::name::is_name;
+use super::schema;
+use crate::limits::{TOOL_CALLS_MAX, TOOLS_MAX};
+
+/// One tool that is offered, as MCP describes its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// Its name, `[A-Za-z0-9_-]{1,64}`.
+    pub name: String,
+    /// What it does and when to call it, for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The JSON Schema of its arguments, which are an object.
+    #[serde(default = "any_object")]
+    pub input_schema: Value,
+}
+
+/// The schema of arguments of which nothing is said.
+pub fn any_object() -> Value {
+    serde_json::json!({"type": "object"})
+}
+
+/// Whether a model has to call a tool.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ToolChoice {
+    /// As the model thinks best.
+    #[default]
+    Auto,
+    /// It must not.
+    None,
+    /// It must, whichever.
+    Required,
+    /// It must call this one.
+    #[serde(untagged)]
+    Named(Name),
+}
+
+/// The name of a tool, as an object of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Name {
+    /// Which tool.
+    pub name: String,
+}
+
+/// A call that a model asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolCall {
+    /// Names the call; its result is given under the same name.
+    pub id: String,
+    /// Which tool.
+    pub name: String,
+    /// With what.
+    pub arguments: Map<String, Value>,
+}
+
+/// The tools of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tools {
+    /// What may be called; never empty.
+    pub offered: Vec<Tool>,
+    /// Whether it has to be.
+    pub choice: ToolChoice,
+    /// Several may be called at once.
+    pub parallel: bool,
+}
+
+impl Tools {
+    /// Checks names and choice; the size of schemas is for whoever reads them.
+    ///
+    /// # Errors
+    /// The field and what is wrong there.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let at = |n: usize, field: &str| format!("tools[{n}].{field}");
+        if !(1..=TOOLS_MAX).contains(&self.offered.len()) {
+            let message = format!("{} tools, must be 1 to {TOOLS_MAX}", self.offered.len());
+            return Err(("tools".to_owned(), message));
+        }
+        for (n, tool) in self.offered.iter().enumerate() {
+            if !is_name(&tool.name) {
+                let message = format!("{:?} must be 1 to 64 of A-Z, a-z, 0-9, _ and -", tool.name);
+                return Err((at(n, "name"), message));
+            }
+            if self.offered[..n].iter().any(|other| other.name == tool.name) {
+                return Err((at(n, "name"), format!("{:?} is there twice", tool.name)));
+            }
+            let kind = tool.input_schema.get("type").and_then(Value::as_str);
+            if kind != Some("object") {
+                let message = "must be a JSON Schema with \"type\": \"object\"".to_owned();
+                return Err((at(n, "input_schema"), message));
+            }
+            if let Err(message) = schema::usable(&tool.input_schema) {
+                return Err((at(n, "input_schema"), message));
+            }
+        }
+        match &self.choice {
+            ToolChoice::Named(Name { name }) if self.of(name).is_none() => {
+                let message = format!("{name:?} is not among the tools");
+                Err(("tool_choice.name".to_owned(), message))
+            }
+            ToolChoice::Auto | ToolChoice::None | ToolChoice::Required | ToolChoice::Named(_) => {
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a model's calls are what it was allowed to call, with arguments that fit.
+    ///
+    /// # Errors
+    /// What is wrong with them, without the model's own words.
+    pub fn allow(&self, calls: &[ToolCall]) -> Result<(), String> {
+        if calls.len() > TOOL_CALLS_MAX {
+            return Err(format!("it calls more than {TOOL_CALLS_MAX} tools at once"));
+        }
+        match (&self.choice, calls.len()) {
+            (ToolChoice::None, 1..) => return Err("it calls a tool and must not".to_owned()),
+            (ToolChoice::Required | ToolChoice::Named(_), 0) => {
+                return Err("it had to call a tool and did not".to_owned());
+            }
+            (_, 2..) if !self.parallel => {
+                return Err("it calls several tools at once and must not".to_owned());
+            }
+            _ => {}
+        }
+        for call in calls {
+            let tool = self.of(&call.name).ok_or("it calls a tool that was not offered")?;
+            if let ToolChoice::Named(wanted) = &self.choice
+                && wanted.name != tool.name
+            {
+                return Err(format!("it had to call {} and calls another tool", wanted.name));
+            }
+            schema::fits(&tool.input_schema, &Value::Object(call.arguments.clone())).map_err(
+                |place| format!("its arguments for {} do not fit at {place}", tool.name),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn of(&self, name: &str) -> Option<&Tool> {
+        self.offered.iter().find(|tool| tool.name == name)
+    }
+
+    /// Bytes of all of it, as JSON.
+    pub fn bytes(&self) -> usize {
+        serde_json::to_string(&self.offered).map_or(0, |text| text.len())
+    }
+}
+
+impl ToolCall {
+    /// Its arguments as text.
+    pub fn text(&self) -> String {
+        serde_json::to_string(&self.arguments).unwrap_or_default()
+    }
+
+    /// Bytes of its name and arguments.
+    pub fn bytes(&self) -> usize {
+        self.name.len() + self.text().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn tools(choice: Value, parallel: bool) -> Tools {
+        let offered = json!([
+            {"name": "valve", "description": "Opens or shuts it.", "input_schema": {"type": "object",
+             "properties": {"open": {"type": "boolean"}}, "required": ["open"]}},
+            {"name": "siren"},
+        ]);
+        let offered = serde_json::from_value(offered).unwrap();
+        Tools { offered, choice: serde_json::from_value(choice).unwrap(), parallel }
+    }
+
+    fn call(name: &str, arguments: &Value) -> ToolCall {
+        let arguments = arguments.as_object().unwrap().clone();
+        ToolCall { id: "c".to_owned(), name: name.to_owned(), arguments }
+    }
+
+    #[test]
+    fn a_choice_is_a_word_or_a_name() {
+        for choice in [json!("auto"), json!("none"), json!("required"), json!({"name": "siren"})] {
+            let read: ToolChoice = serde_json::from_value(choice.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&read).unwrap(), choice);
+            assert_eq!(tools(choice, true).check(), Ok(()));
+        }
+        let (field, message) = tools(json!({"name": "door"}), true).check().unwrap_err();
+        assert_eq!((field.as_str(), message.contains("door")), ("tool_choice.name", true));
+        assert!(serde_json::from_value::<ToolChoice>(json!("maybe")).is_err());
+    }
+
+    #[test]
+    fn only_what_was_offered_may_be_called() {
+        let (valve, siren) = (call("valve", &json!({"open": true})), call("siren", &json!({})));
+        let auto = tools(json!("auto"), true);
+        assert_eq!(auto.allow(&[]), Ok(()));
+        assert_eq!(auto.allow(&[valve.clone(), siren.clone()]), Ok(()));
+        assert!(auto.allow(&[call("door", &json!({}))]).unwrap_err().contains("not offered"));
+        let wrong = auto.allow(&[call("valve", &json!({"open": "secret"}))]).unwrap_err();
+        assert!(wrong.contains("valve") && wrong.contains("/properties/open"), "{wrong}");
+        assert!(!wrong.contains("secret"), "{wrong}");
+        assert!(auto.allow(&vec![siren.clone(); TOOL_CALLS_MAX + 1]).is_err());
+        assert!(tools(json!("auto"), false).allow(&[valve.clone(), siren.clone()]).is_err());
+        assert!(tools(json!("none"), true).allow(std::slice::from_ref(&siren)).is_err());
+        assert!(tools(json!("required"), true).allow(&[]).is_err());
+        let named = tools(json!({"name": "siren"}), true);
+        assert!(named.allow(&[]).is_err() && named.allow(&[valve]).is_err());
+        assert_eq!(named.allow(&[siren]), Ok(()));
+    }
+
+    #[test]
+    fn what_is_offered_is_checked() {
+        let check = |offered: Value| {
+            let offered = serde_json::from_value(offered).unwrap();
+            Tools { offered, ..tools(json!("auto"), true) }.check().unwrap_err().0
+        };
+        assert_eq!(check(json!([])), "tools");
+        assert_eq!(check(json!([{"name": "two words"}])), "tools[0].name");
+        assert_eq!(check(json!([{"name": "a"}, {"name": "a"}])), "tools[1].name");
+        let list = json!({"type": "array"});
+        assert_eq!(check(json!([{"name": "a", "input_schema": list}])), "tools[0].input_schema");
+        let odd = json!({"type": "object", "properties": {"x": {"type": "nothing"}}});
+        assert_eq!(check(json!([{"name": "a", "input_schema": odd}])), "tools[0].input_schema");
+    }
+}

@@ -1,0 +1,246 @@
+//! What becomes of a job after it was started: its attempts, its end.
+
+use super::Scheduler;
+use super::decision::{Attempt, Reason};
+use super::event::{Answered, BackendId, Effect, Sent, Verdict, Word};
+use super::queued::{Entry, Running, Set};
+use crate::limits::ATTEMPTS_MAX;
+use crate::model::generate::Fault;
+use crate::money::Usd;
+use crate::request::job::JobId;
+use crate::request::refusal::Code;
+use crate::time::Time;
+
+/// The outcome of an attempt whose confidence is below the margin.
+const UNSURE: &str = "unsure";
+/// The outcome of an attempt at what the model's rules forbid.
+const FORBIDDEN: &str = "forbidden";
+/// The outcome of an attempt that was stopped so that another could answer.
+const RECALLED: &str = "recalled";
+
+impl Scheduler {
+    pub(super) fn ended(
+        &mut self,
+        job: JobId,
+        outcome: Result<Answered, (Fault, Sent)>,
+        now: Time,
+    ) {
+        let Some(mut run) = self.running.remove(job) else { return };
+        let cost = self.bill(&run, &outcome);
+        match outcome {
+            Ok(answered) => self.answered(run, &answered, cost, now),
+            Err((fault, sent)) => {
+                let is_back = fault == Fault::Cancelled && sent == Sent::Nothing;
+                if let Some((reason, figures)) = run.recalled.take_if(|_| is_back) {
+                    self.note(&mut run, RECALLED, (None, cost), now);
+                    (run.entry.leaves, run.entry.figures) = (Some(reason), Some(figures));
+                    return self.moved(run.entry, now);
+                }
+                let outcome = if is_forbidden(&fault) { FORBIDDEN } else { fault.name() };
+                self.note(&mut run, outcome, (None, cost), now);
+                self.failed(run, fault, sent, now);
+            }
+        }
+    }
+
+    fn note(
+        &self,
+        run: &mut Running,
+        outcome: &str,
+        (confidence, cost): (Option<f32>, Usd),
+        now: Time,
+    ) {
+        run.entry.attempts.push(Attempt {
+            server: self.backends[run.backend].card.server.clone(),
+            outcome: outcome.to_owned(),
+            confidence,
+            ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
+            cost_usd: cost.dollars(),
+            redacted: 0,
+        });
+    }
+
+    fn answered(&mut self, mut run: Running, answered: &Answered, cost: Usd, now: Time) {
+        let ticket = &run.entry.ticket;
+        let backend = &mut self.backends[run.backend];
+        backend.breaker.worked();
+        backend.flow.worked();
+        let ms = now.since(run.started).as_secs_f64() * 1e3;
+        backend.rates.learn(ticket, answered.spent.as_ref(), ms, &backend.card);
+        if let Some(spent) = &answered.spent {
+            self.predictor.learn(ticket, spent, self.sides.device.has(run.backend));
+        }
+        let unsure = answered.confidence.filter(|sure| *sure < ticket.margin);
+        let outcome = if unsure.is_some() { UNSURE } else { "ok" };
+        self.note(&mut run, outcome, (answered.confidence, cost), now);
+        match unsure {
+            Some(sure) => self.unsure(run, sure, now),
+            None => self.settle(run.entry, Verdict::Done, Some(run.backend), run.reason),
+        }
+    }
+
+    /// Keeps the surest word, and asks the next model that has the talent; if there is none, the
+    /// surest word is the answer.
+    fn unsure(&mut self, run: Running, confidence: f32, now: Time) {
+        let Running { mut entry, backend, .. } = run;
+        if entry.best.is_none_or(|best| best.confidence < confidence) {
+            entry.best = Some(Word { backend: BackendId(backend), confidence });
+        }
+        let _ = entry.unfit.push((backend, Reason::Confidence));
+        let _ = self.afford(&mut entry);
+        let may_go_on = entry.attempts.len() < ATTEMPTS_MAX && entry.due() > now;
+        let left = if may_go_on && !self.sides.best(&entry, self.askable(&entry)).is_empty() {
+            self.house(&mut entry);
+            self.queue.offer(entry).err().map(|back| *back)
+        } else {
+            Some(entry)
+        };
+        if let Some(entry) = left {
+            let best = entry.best.map(|best| best.backend.0);
+            self.settle(entry, Verdict::Done, best, Reason::Confidence);
+        }
+    }
+
+    /// Another attempt where that can help, else the end of the job.
+    fn failed(&mut self, mut run: Running, fault: Fault, sent: Sent, now: Time) {
+        match &fault {
+            Fault::Unfit(_) | Fault::Cancelled => {}
+            Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
+                let backend = &mut self.backends[run.backend];
+                backend.breaker.failed(now);
+                backend.flow.failed(run.started, now, backend.card.slots);
+                self.take_health(now);
+            }
+        }
+        let may_retry = sent == Sent::Nothing
+            && run.entry.attempts.len() < ATTEMPTS_MAX
+            && run.entry.due() > now
+            && match &fault {
+                // what one provider's rules forbid is taken to those alone that it names
+                Fault::Unfit(_) if is_forbidden(&fault) => {
+                    !self.backends[run.backend].card.fallbacks.is_empty()
+                }
+                Fault::Unfit(refusal) => refusal.code == Code::Incapable,
+                Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => true,
+                Fault::Cancelled => false,
+            };
+        if !may_retry {
+            return self.settle(run.entry, verdict_of(fault), Some(run.backend), run.reason);
+        }
+        match &fault {
+            Fault::Unfit(_) => {
+                let is_forbidden = is_forbidden(&fault);
+                let lack = if is_forbidden { Reason::Policy } else { Reason::Context };
+                let _ = run.entry.unfit.push((run.backend, lack));
+                run.entry.close(self.closed_by(run.backend));
+            }
+            Fault::Away(_)
+            | Fault::Crashed(_)
+            | Fault::Hung(_)
+            | Fault::Broken(_)
+            | Fault::Cancelled => run.entry.failed.add(run.backend),
+        }
+        self.again(run, fault, now);
+    }
+
+    /// Who may not answer what this one refused: if it names some who may, all others.
+    fn closed_by(&self, backend: usize) -> Set {
+        let named = &self.backends[backend].card.fallbacks;
+        let is_named = |at: usize| named.contains(&self.backends[at].card.server);
+        let is_closed = |at: &usize| !named.is_empty() && *at != backend && !is_named(*at);
+        (0..self.backends.len()).filter(is_closed).collect()
+    }
+
+    /// A job that was called back waits for another to take it.
+    fn moved(&mut self, mut entry: Entry, now: Time) {
+        if entry.due() <= now {
+            return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
+        }
+        self.moved = true;
+        self.house(&mut entry);
+        if let Err(back) = self.queue.offer(entry) {
+            self.refuse_busy(*back);
+        }
+    }
+
+    /// Lets a job wait for its next attempt, unless nobody is left who could do it.
+    fn again(&mut self, run: Running, fault: Fault, now: Time) {
+        let Running { mut entry, backend, reason, recalled, .. } = run;
+        // it may be paid for no more
+        let _ = self.afford(&mut entry);
+        let nobody_else = !entry.candidates().is_empty()
+            && entry.candidates().without(self.barred(&entry)).is_empty();
+        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now || nobody_else;
+        if is_over || entry.candidates().is_empty() {
+            let lack = if entry.broke.is_empty() {
+                entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack)
+            } else {
+                Reason::Budget
+            };
+            let reason = if is_over { reason } else { lack };
+            return self.settle(entry, verdict_of(fault), Some(backend), reason);
+        }
+        if let Some((reason, figures)) = recalled {
+            (entry.leaves, entry.figures) = (Some(reason), Some(figures));
+        }
+        self.house(&mut entry);
+        if let Err(back) = self.queue.offer(entry) {
+            self.settle(*back, verdict_of(fault), Some(backend), reason);
+        }
+    }
+
+    pub(super) fn gone(&mut self, job: JobId, now: Time) {
+        if let Some(entry) = self.queue.remove(job) {
+            return self.settle(entry, Verdict::Cancelled, None, Reason::Cancelled);
+        }
+        if let Some(run) = self.running.remove(job) {
+            self.stop(run, Verdict::Cancelled, Reason::Cancelled, now);
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Time) {
+        // bounded: each turn takes one job out of those that wait or run
+        while let Some(entry) = self.queue.expired(now) {
+            let is_broke = entry.candidates().is_empty() && !entry.broke.is_empty();
+            let reason = if is_broke { Reason::Budget } else { Reason::Deadline };
+            self.settle(entry, Verdict::Expired, None, reason);
+        }
+        while let Some(run) = self.running.expired(now) {
+            self.stop(run, Verdict::Expired, Reason::Deadline, now);
+        }
+    }
+
+    fn stop(&mut self, mut run: Running, verdict: Verdict, reason: Reason, now: Time) {
+        // how far it came is not told any more
+        let cost = self.bill(&run, &Err((Fault::Cancelled, Sent::Nothing)));
+        self.note(&mut run, Fault::Cancelled.name(), (None, cost), now);
+        let Running { entry, backend, .. } = run;
+        self.effects.push(Effect::Stop { job: entry.job() });
+        self.settle(entry, verdict, Some(backend), reason);
+    }
+}
+
+fn is_forbidden(fault: &Fault) -> bool {
+    matches!(fault, Fault::Unfit(refusal) if refusal.code == Code::Forbidden)
+}
+
+fn verdict_of(fault: Fault) -> Verdict {
+    match fault {
+        Fault::Unfit(refusal) => Verdict::Refused(refusal),
+        Fault::Cancelled => Verdict::Cancelled,
+        Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
+            Verdict::Failed(fault)
+        }
+    }
+}
+
+impl Running {
+    /// Whether another backend may still answer it instead.
+    pub(super) fn may_move(&self) -> bool {
+        self.entry.ticket.is_whole
+            && self.recalled.is_none()
+            && self.entry.leaves.is_none()
+            && !self.entry.was_recalled
+            && self.entry.attempts.len() + 1 < ATTEMPTS_MAX
+    }
+}

@@ -1,0 +1,473 @@
+//! Who has to leave the device so that all can be in time, and when that has to be decided.
+//!
+//! The decision for each engine of this device, in order; the code below has the same numbers:
+//! 1. *The certificate*: while every job of the engine is in time by the worst figures, nobody
+//!    leaves for load.
+//! 2. *Hopeless*: who is late even by the hopeful figures, or makes another late, leaves at once.
+//! 3. *No better choice*: who makes a job late by the likely figures that can't leave itself, leaves
+//!    at once; and so does who is late by them when its last moment has passed already: an answer
+//!    from elsewhere will just be there in time more often than one from here.
+//! 4. *The last moment*: who is late by the careful figures, or makes another late, leaves when
+//!    there is just time left for an answer from elsewhere. Until then it stays: the careful
+//!    figures are mostly too careful, and another job may end early or be cancelled. Who stays
+//!    then is left alone, but for 3.
+//!
+//! Heat, memory and disk never send a job away by themselves: they change how fast the engines are.
+
+use std::time::Duration;
+
+use heapless::Vec as Bounded;
+
+use super::decision::{Case, Figures, Predicted, Reason, State};
+use super::feasibility;
+use super::feasibility::{Item, LINE_MAX, Line, Victim};
+use super::predict::{Level, Spread};
+use super::queued::{Entry, Running, Set};
+use super::{Effect, Scheduler, route};
+use crate::model::context::Reach;
+use crate::pressure::level::Cause;
+use crate::request::job::{Class, JobId, Mode};
+use crate::time::Time;
+
+/// How long the last moment lasts, in milliseconds: the judge may be woken a little late.
+const MOMENT_MS: f64 = 250.0;
+/// The least speed that is reckoned with, so that no time is without bound.
+pub(super) const USABLE_MIN: f64 = 1e-6;
+
+/// Whose place in the line it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Waiting(usize),
+    Running(JobId),
+}
+
+/// The order of service: who goes before all, class, who has had its share, deadline.
+type Order = (bool, Class, bool, Time, JobId);
+
+impl Scheduler {
+    /// Finds who leaves; says when to look again.
+    pub(super) fn decide(&mut self, now: Time) {
+        self.look_at = None;
+        let away = self.free_elsewhere();
+        if away.is_empty() || (self.load() == (0, 0)) {
+            return;
+        }
+        for engine in self.healthy.and(self.sides.device).iter() {
+            self.decide_at(engine, away, now);
+        }
+    }
+
+    fn decide_at(&mut self, engine: usize, away: Set, now: Time) {
+        let mut room = self.room_in(away);
+        if room == 0 {
+            return;
+        }
+        let order = self.order(engine);
+        if self.is_certified(engine, &order, now) {
+            return;
+        }
+        let (line, places) = self.line(engine, &order, away, now);
+        if line.iter().all(|item| item.leave_by.is_none()) {
+            return;
+        }
+        let parallel = self.backends[engine].parallel();
+        let (leaving, wait) = leavers(&line, parallel);
+        if let Some(wait) = wait {
+            let at = now + Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
+            self.look_at = Some(self.look_at.map_or(at, |other| other.min(at)));
+        }
+        let mut left: Bounded<usize, LINE_MAX> = Bounded::new();
+        for (victim, level) in leaving {
+            if room == 0 {
+                return;
+            }
+            let figures = self.figures(engine, &line, &places, (victim, &left), away);
+            let Some(figures) = figures else { continue };
+            let reason = self.reason(&line, victim.late, level, &left, parallel);
+            if self.leave(places[victim.item], reason, figures) {
+                room -= 1;
+            }
+            let _ = left.push(victim.item);
+        }
+    }
+
+    /// The jobs of an engine in the order of service; without those that were called back.
+    fn order(&self, engine: usize) -> Bounded<(Order, Place), LINE_MAX> {
+        let backend = &self.backends[engine];
+        let share = self.shares.equal_share();
+        let mut order: Bounded<(Order, Place), LINE_MAX> = Bounded::new();
+        for (at, entry) in self.queue.iter().enumerate() {
+            if entry.home == Some(engine) && entry.leaves.is_none() {
+                let (class, due, job) = entry.order();
+                let above = self.shares.is_above(entry.app, share);
+                let _ = order.push(((true, class, above, due, job), Place::Waiting(at)));
+            }
+        }
+        let holds_all = !backend.card.urgent_first || !self.has_room(engine);
+        let top = self.top_of(engine);
+        // in order already, unless an application is above its share
+        if !order.is_sorted_by_key(|(order, _)| *order) {
+            order.sort_unstable_by_key(|(order, _)| *order);
+        }
+        for run in self.running.at(engine).filter(|run| run.recalled.is_none()) {
+            let (class, due, job) = run.entry.order();
+            let first =
+                run.promoted || (holds_all && (!backend.card.urgent_first || top == Some(job)));
+            let above = self.shares.is_above(run.entry.app, share);
+            let place = (!first, class, above, due, job);
+            let at = order.partition_point(|(other, _)| *other < place);
+            let _ = order.insert(at, (place, Place::Running(job)));
+        }
+        order
+    }
+
+    /// What is left of a job at full speed, and what it has had.
+    fn remaining(&self, engine: usize, place: Place) -> Option<(&Entry, Spread, f64)> {
+        let rates = &self.backends[engine].rates;
+        match place {
+            Place::Waiting(at) => {
+                let entry = self.queue.iter().nth(at)?;
+                Some((entry, rates.time(&entry.load), 0.0))
+            }
+            Place::Running(job) => {
+                let run = self.running.get(job)?;
+                Some((&run.entry, run.remaining(rates, &self.predictor), run.served))
+            }
+        }
+    }
+
+    /// Whether all are in time at the worst: the first question of [`leavers`], which mostly is the
+    /// last, without the figures for the others.
+    fn is_certified(&self, engine: usize, order: &[(Order, Place)], now: Time) -> bool {
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let backend = &self.backends[engine];
+        let parallel = backend.parallel();
+        let mut before = 0.0;
+        order.iter().all(|((_, _, _, due, _), place)| {
+            let own = match place {
+                Place::Waiting(at) => {
+                    let entry = self.queue.iter().nth(*at);
+                    entry.map(|entry| backend.rates.worst_ms(&entry.load))
+                }
+                Place::Running(_) => self.remaining(engine, *place).map(|(_, own, _)| own.worst),
+            };
+            let own = own.unwrap_or_default() / speed;
+            let end = before / parallel + own;
+            before += own;
+            end <= ms_until(now, *due)
+        })
+    }
+
+    /// The figures of every job of an engine, in the order of service.
+    fn line(
+        &self,
+        engine: usize,
+        order: &[(Order, Place)],
+        away: Set,
+        now: Time,
+    ) -> (Line, Bounded<Place, LINE_MAX>) {
+        let slow = 1.0 / self.strain.usable().max(USABLE_MIN);
+        let mut line = Line::new();
+        let mut places = Bounded::new();
+        for ((after, class, above, ..), place) in order {
+            let Some((entry, own, served)) = self.remaining(engine, *place) else { continue };
+            let left = ms_until(now, entry.due());
+            let may_leave = match place {
+                Place::Waiting(_) => true,
+                Place::Running(job) => self.running.get(*job).is_some_and(Running::may_move),
+            };
+            let group = if *after { 1 + 2 * *class as u8 + u8::from(*above) } else { 0 };
+            let item = Item {
+                own: own.map(|ms| ms * slow),
+                left,
+                group,
+                leave_by: self.leave_by(entry, served, away, left).filter(|_| may_leave),
+            };
+            let _ = line.push(item);
+            let _ = places.push(*place);
+        }
+        (line, places)
+    }
+
+    /// When the job must leave at the latest, from now, in milliseconds; none if it may not, or if
+    /// an answer from elsewhere would most likely come too late.
+    fn leave_by(&self, entry: &Entry, served: f64, away: Set, left: f64) -> Option<f64> {
+        let time = self.away_ms(entry, served, away)?;
+        (entry.ticket.mode == Mode::PreferLocal && left >= time.p50).then_some(left - time.p95)
+    }
+
+    /// How long the best of these others takes for a job that has had an engine here
+    /// for so many milliseconds.
+    fn away_ms(&self, entry: &Entry, served: f64, away: Set) -> Option<Spread> {
+        let may = entry.candidates().without(entry.failed).and(away);
+        let others = [self.sides.peer.and(may), self.sides.cloud.and(may)];
+        let best = others.into_iter().find(|set| !set.is_empty())?;
+        let length = entry.home.and_then(|home| {
+            let rates = &self.backends[home].rates;
+            rates.length(&self.predictor, &entry.ticket, &entry.load, served)
+        });
+        best.first().map(|b| self.backends[b].rates.whole_ms(length.as_ref()))
+    }
+
+    /// The others that may be asked and have room.
+    fn free_elsewhere(&self) -> Set {
+        let away = self.healthy.and(self.sides.away());
+        away.iter().filter(|b| self.has_room(*b)).collect()
+    }
+
+    /// How many more jobs the others can take.
+    fn room_in(&self, away: Set) -> usize {
+        let free = |b: usize| self.backends[b].slots().saturating_sub(self.running.count_at(b));
+        let taken = self.queue.iter().filter(|entry| entry.leaves.is_some()).count();
+        away.iter().map(free).sum::<usize>().saturating_sub(taken)
+    }
+
+    /// Whether a job had better not start at this engine, and why not: it can't be moved any more
+    /// once it has started, or nobody had room for it before, or it stood in another engine's line.
+    pub(super) fn leaves_at_start(
+        &self,
+        entry: &Entry,
+        engine: usize,
+        now: Time,
+    ) -> Option<Reason> {
+        let away = self.free_elsewhere();
+        let left = ms_until(now, entry.due());
+        let slow = 1.0 / self.strain.usable().max(USABLE_MIN);
+        let own = self.backends[engine].rates.time(&entry.load).map(|ms| ms * slow);
+        if own.worst <= left || own.p95 <= left || entry.leaves.is_some() {
+            return None;
+        }
+        let leave_by = Some(self.leave_by(entry, 0.0, away, left)?);
+        let alone = [Item { own, left, group: 0, leave_by }];
+        let level = leavers(&alone, 1.0).0.first().map(|(_, level)| *level);
+        let must = if entry.ticket.is_whole { level } else { level.or(Some(Level::Careful)) };
+        let must = must.filter(|_| self.room_in(away) > 0)?;
+        Some(self.reason(&alone, 0, must, &[], 1.0))
+    }
+
+    /// Marks the job; whether it still could be.
+    fn leave(&mut self, place: Place, reason: Reason, figures: Figures) -> bool {
+        let figures = Box::new(figures);
+        match place {
+            Place::Waiting(at) => {
+                let Some(entry) = self.queue.iter_mut().nth(at) else { return false };
+                entry.leaves = Some(reason);
+                entry.figures = Some(figures);
+            }
+            Place::Running(job) => {
+                let Some(run) = self.running.get_mut(job) else { return false };
+                run.recalled = Some((reason, figures));
+                run.entry.was_recalled = true;
+                self.effects.push(Effect::Recall { job });
+            }
+        }
+        true
+    }
+
+    /// Heat, memory or disk, if the job that is late would be in time without them.
+    pub(super) fn reason(
+        &self,
+        line: &[Item],
+        late: usize,
+        level: Level,
+        gone: &[usize],
+        parallel: f64,
+    ) -> Reason {
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let before = feasibility::ahead(line, late, gone).at(level) / parallel;
+        let would_end = (before + line[late].own.at(level)) * speed;
+        if would_end > line[late].left {
+            return Reason::Deadline;
+        }
+        match self.strain.cause {
+            Cause::Load => Reason::Deadline,
+            Cause::Heat => Reason::Hot,
+            Cause::Memory => Reason::Memory,
+            Cause::Disk => Reason::Disk,
+        }
+    }
+
+    /// What was known when it was decided that a job leaves.
+    fn figures(
+        &self,
+        engine: usize,
+        line: &[Item],
+        places: &[Place],
+        (victim, left): (Victim, &[usize]),
+        away: Set,
+    ) -> Option<Figures> {
+        let group = line[victim.item].group;
+        // who can't leave may have been helped by any that go before
+        let is_fixed = line[victim.late].leave_by.is_none();
+        let first = line.iter().position(|item| is_fixed || item.group == group).unwrap_or(0);
+        let stays = (first..=victim.late).filter(|at| !left.contains(at));
+        let stays: Vec<usize> = stays.collect();
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let case = |&at: &usize| Case {
+            work: line[at].own.map(|ms| ms * speed),
+            left: line[at].left,
+            group: line[at].group,
+            leave_by: line[at].leave_by,
+        };
+        let (entry, _, served) = self.remaining(engine, places[victim.item])?;
+        Some(Figures {
+            ahead: feasibility::ahead(line, first, left).map(|ms| ms * speed),
+            line: stays.iter().map(case).collect(),
+            own: stays.iter().position(|at| *at == victim.item).unwrap_or(0),
+            away: self.away_ms(entry, served, away),
+            parallel: if self.backends[engine].card.urgent_first {
+                1
+            } else {
+                self.backends[engine].card.slots.max(1)
+            },
+            ..self.figures_at(entry, None, self.seen)
+        })
+    }
+
+    /// What was known when a job was started at a backend, or refused.
+    pub(super) fn figures_at(&self, entry: &Entry, backend: Option<usize>, now: Time) -> Figures {
+        let away = self.free_elsewhere();
+        let left = ms_until(now, entry.due());
+        let is_here = backend.is_some_and(|backend| self.sides.device.has(backend));
+        let no_room = is_here && self.room_in(away) == 0;
+        let case = |backend: usize| Case {
+            work: self.backends[backend].rates.time(&entry.load),
+            left,
+            group: 0,
+            leave_by: self.leave_by(entry, 0.0, away, left).filter(|_| is_here),
+        };
+        Figures {
+            mode: entry.ticket.mode,
+            class: entry.ticket.class,
+            streamed: !entry.ticket.is_whole,
+            duty: f64::from(self.strain.duty),
+            stage: self.strain.stage,
+            cause: self.strain.cause,
+            ahead: Spread::default(),
+            line: backend.map(case).into_iter().collect(),
+            own: 0,
+            away: self.away_ms(entry, 0.0, away).filter(|_| !no_room),
+            parallel: 1,
+            servers: self.states(entry),
+        }
+    }
+
+    /// Since it was decided that the job leaves, others may have come or gone.
+    pub(super) fn note_others(&self, entry: &mut Entry) {
+        let states = self.states(entry);
+        let Some(figures) = &mut entry.figures else { return };
+        for (known, state) in figures.servers.iter_mut().zip(states) {
+            if state.reach != Reach::Device {
+                *known = state;
+            }
+        }
+    }
+
+    fn states(&self, entry: &Entry) -> Vec<State> {
+        let ticket = &entry.ticket;
+        let lacks = |at: usize, backend: &super::Backend| {
+            let card = &backend.card;
+            if ticket.model.as_ref().is_some_and(|name| !card.answers_to(name)) {
+                return Some(Reason::Model);
+            }
+            if let Some(reason) = route::forbidden(ticket, backend) {
+                return Some(reason);
+            }
+            let well = self.healthy.has(at);
+            let lack = entry.lacks(at).or_else(|| route::lacks(ticket, backend));
+            let lack = lack.or_else(|| entry.closed.has(at).then_some(Reason::Policy));
+            let lack = lack.or_else(|| entry.broke.has(at).then_some(Reason::Budget));
+            lack.or_else(|| (!well).then(|| self.resting(at)))
+        };
+        let state = |(at, backend): (usize, &super::Backend)| State {
+            server: backend.card.server.clone(),
+            reach: backend.card.reach,
+            lacks: lacks(at, backend),
+            full: self.sides.away().has(at) && !self.has_room(at),
+        };
+        self.backends.iter().enumerate().map(state).collect()
+    }
+
+    /// When a job that comes is expected to be answered here.
+    pub(super) fn predict(&self, entry: &Entry, now: Time) -> Option<Predicted> {
+        let engine = entry.home?;
+        let backend = &self.backends[engine];
+        let mut before = Spread::default();
+        for other in self.queue.iter().filter(|other| other.home == Some(engine)) {
+            if other.leaves.is_none() && other.order() < entry.order() {
+                before = before.with(&backend.rates.time(&other.load), |a, b| a + b);
+            }
+        }
+        for run in self.running.at(engine) {
+            let goes_first = !backend.card.urgent_first
+                || !self.has_room(engine)
+                || run.entry.order() < entry.order();
+            if goes_first {
+                before = before.with(&run.remaining(&backend.rates, &self.predictor), |a, b| a + b);
+            }
+        }
+        let own = backend.rates.time(&entry.load);
+        let speed = self.strain.usable().max(USABLE_MIN);
+        let end = |level| {
+            let ms = (before.at(level) / backend.parallel() + own.at(level)) / speed;
+            (ms.min(ms_until(now, Time(u64::MAX))) * 10.0).round() / 10.0
+        };
+        Some(Predicted { p50: end(Level::Likely), p95: end(Level::Careful) })
+    }
+}
+
+/// Who leaves, and by which figures; and after how many milliseconds to look again, if that matters.
+pub(super) fn leavers(
+    line: &[Item],
+    parallel: f64,
+) -> (Bounded<(Victim, Level), LINE_MAX>, Option<f64>) {
+    let mut leaving = Bounded::new();
+
+    // 1. the certificate
+    if feasibility::holds(line, Level::Worst, parallel) {
+        return (leaving, None);
+    }
+    let mut gone: Bounded<usize, LINE_MAX> = Bounded::new();
+
+    // 2. hopeless
+    for victim in feasibility::victims(line, Level::Hopeful, parallel, &[]) {
+        let _ = gone.push(victim.item);
+        let _ = leaving.push((victim, Level::Hopeful));
+    }
+
+    let last = |item: usize| line[item].leave_by;
+    let wait = |victim: &Victim| {
+        let late = last(victim.late).unwrap_or(f64::INFINITY);
+        last(victim.item).unwrap_or(f64::INFINITY).min(late)
+    };
+
+    // 3. no better choice
+    for victim in feasibility::victims(line, Level::Likely, parallel, &gone) {
+        let is_fixed = last(victim.late).is_none();
+        if is_fixed || wait(&victim) <= -MOMENT_MS {
+            let _ = gone.push(victim.item);
+            let _ = leaving.push((victim, Level::Likely));
+        }
+    }
+
+    // 4. the last moment
+    let mut look = None;
+    for victim in feasibility::victims(line, Level::Careful, parallel, &gone) {
+        let wait = wait(&victim);
+        if wait <= -MOMENT_MS {
+            continue;
+        }
+        // a thousandth of a second is no reason to wake up again
+        if wait <= 1.0 {
+            let _ = leaving.push((victim, Level::Careful));
+        } else {
+            look = Some(look.map_or(wait, |other: f64| other.min(wait)));
+        }
+    }
+    (leaving, look)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact for 285 years of microseconds")]
+fn ms_until(now: Time, due: Time) -> f64 {
+    due.0.saturating_sub(now.0) as f64 / 1e3
+}

@@ -1,0 +1,180 @@
+//! A job as the judge keeps it: its ticket, and what has been found out about it.
+
+use heapless::Vec as Bounded;
+
+use super::decision::{Attempt, Figures, Predicted, Reason};
+use super::event::{Ticket, Word};
+use super::fairness::AppId;
+use super::predict::{Load, Predictor, Rates, Spread};
+use crate::limits::ATTEMPTS_MAX;
+use crate::money::Usd;
+use crate::request::job::{Class, JobId};
+use crate::time::Time;
+
+/// A set of backends, by their places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Set(u32);
+
+impl Set {
+    pub(super) fn add(&mut self, backend: usize) {
+        self.0 |= 1 << backend;
+    }
+
+    pub(super) fn has(self, backend: usize) -> bool {
+        self.0 >> backend & 1 == 1
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn and(self, other: Set) -> Set {
+        Set(self.0 & other.0)
+    }
+
+    pub(super) fn or(self, other: Set) -> Set {
+        Set(self.0 | other.0)
+    }
+
+    pub(super) fn without(self, other: Set) -> Set {
+        Set(self.0 & !other.0)
+    }
+
+    pub(super) fn first(self) -> Option<usize> {
+        (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
+    }
+
+    pub(super) fn iter(mut self) -> impl Iterator<Item = usize> {
+        std::iter::from_fn(move || {
+            let first = self.first()?;
+            // the lowest bit goes
+            self.0 &= self.0 - 1;
+            Some(first)
+        })
+    }
+}
+
+impl FromIterator<usize> for Set {
+    fn from_iter<T: IntoIterator<Item = usize>>(backends: T) -> Set {
+        let mut set = Set::default();
+        for backend in backends {
+            set.add(backend);
+        }
+        set
+    }
+}
+
+/// One job that is not settled.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) ticket: Box<Ticket>,
+    /// Its class, deadline and name.
+    pub(super) order: (Class, Time, JobId),
+    pub(super) app: AppId,
+    /// Backends that may be asked and can do it, whether they are up or not.
+    pub(super) able: Set,
+    /// Backends where it failed and that may be tried again.
+    pub(super) failed: Set,
+    /// Backends that can't do it, or not well enough, and what they lack.
+    pub(super) unfit: Bounded<(usize, Reason), ATTEMPTS_MAX>,
+    /// Backends that may not answer what another has refused.
+    pub(super) closed: Set,
+    /// Backends that it can't pay for now.
+    pub(super) broke: Set,
+    /// The surest word so far, if none was sure enough.
+    pub(super) best: Option<Word>,
+    pub(super) attempts: Vec<Attempt>,
+    /// The engine here that would answer it.
+    pub(super) home: Option<usize>,
+    /// What it asks of that engine.
+    pub(super) load: Load,
+    /// When its answer was expected when it came.
+    pub(super) predicted: Option<Predicted>,
+    /// It is not answered here any more, and why.
+    pub(super) leaves: Option<Reason>,
+    pub(super) figures: Option<Box<Figures>>,
+    /// It was called back from an engine; that is done once.
+    pub(super) was_recalled: bool,
+}
+
+impl Entry {
+    pub(super) fn job(&self) -> JobId {
+        self.ticket.job
+    }
+
+    /// When its answer is owed.
+    pub(super) fn due(&self) -> Time {
+        self.order.1
+    }
+
+    /// Its place among waiting jobs.
+    pub(super) fn order(&self) -> (Class, Time, JobId) {
+        self.order
+    }
+
+    /// The backends that may be asked for it.
+    pub(super) fn candidates(&self) -> Set {
+        let unfit: Set = self.unfit.iter().map(|(backend, _)| *backend).collect();
+        self.able.without(unfit).without(self.closed).without(self.broke)
+    }
+
+    /// Asks these no more; the record says so.
+    pub(super) fn close(&mut self, closed: Set) {
+        self.closed = self.closed.or(closed);
+        let states = self.figures.iter_mut().flat_map(|figures| &mut figures.servers);
+        for (_, state) in states.enumerate().filter(|(at, _)| closed.has(*at)) {
+            // what it can't do at all was so before
+            if matches!(state.lacks, None | Some(Reason::Resting | Reason::Memory)) {
+                state.lacks = Some(Reason::Policy);
+            }
+        }
+    }
+
+    pub(super) fn lacks(&self, backend: usize) -> Option<Reason> {
+        self.unfit.iter().find(|(unfit, _)| *unfit == backend).map(|(_, reason)| *reason)
+    }
+}
+
+/// An entry that a backend works on.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) entry: Entry,
+    pub(super) backend: usize,
+    pub(super) started: Time,
+    pub(super) reason: Reason,
+    /// Milliseconds of engine time at full speed that it has had.
+    pub(super) served: f64,
+    /// It was called back, why, and what was known then.
+    pub(super) recalled: Option<(Reason, Box<Figures>)>,
+    /// It is served before all others, because its class has waited long enough.
+    pub(super) promoted: bool,
+    /// The most that it can cost.
+    pub(super) hold: Usd,
+}
+
+impl Running {
+    /// A job that a backend has been given.
+    pub(super) fn started(entry: Entry, backend: usize, reason: Reason, now: Time) -> Running {
+        Running {
+            entry,
+            backend,
+            started: now,
+            reason,
+            served: 0.0,
+            recalled: None,
+            promoted: false,
+            hold: Usd::NONE,
+        }
+    }
+
+    /// Its place among the jobs of one engine; the least is worked on.
+    pub(super) fn order(&self) -> (bool, Class, Time, JobId) {
+        let (class, due, job) = self.entry.order();
+        (!self.promoted, class, due, job)
+    }
+
+    /// What is left of it at full speed, in milliseconds.
+    pub(super) fn remaining(&self, rates: &Rates, predictor: &Predictor) -> Spread {
+        rates.rest(predictor, &self.entry.ticket, &self.entry.load, self.served)
+    }
+}

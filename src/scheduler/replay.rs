@@ -1,0 +1,370 @@
+//! Decides again from a decision record: the same figures, through the same judge.
+
+use std::time::Duration;
+
+use super::decision::{Decision, Figures, Reason, State};
+use super::event::{Answered, BackendId, Sent, Verdict, Word};
+use super::feasibility::{Item, LINE_MAX, Line};
+use super::offload::{USABLE_MIN, leavers};
+use super::predict::{Load, Rates};
+use super::queued::{Entry, Running};
+use super::{Card, Effect, Event, Scheduler, Ticket, route_to, strategy};
+use crate::limits::{HOPS_MAX, SERVERS_MAX, WAITING_JOBS_MAX};
+use crate::model::context::Reach;
+use crate::model::generate::Fault;
+use crate::money::{Caps, Limits, Price, Usd};
+use crate::pressure::level::Strain;
+use crate::request::job::{Class, JobId, Mode};
+use crate::request::refusal::{Code, Refusal};
+use crate::request::skill::GENERATE;
+use crate::time::Time;
+
+/// Names from here on are not those of the job in question.
+const FIRST_OTHER: u64 = 1 << 20;
+/// The name that stands for the one that was asked for.
+const NAMED: &str = "named";
+/// A talent that a card has only if it had what the job needed.
+const TALENT: &str = "talent";
+
+/// Where the job goes and why, decided again.
+///
+/// # Errors
+/// If the record does not say enough.
+pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
+    if !decision.steps.is_empty() {
+        return strategy::explain(decision);
+    }
+    let is_nowhere = decision.route == "none";
+    let effects = match (&decision.figures, decision.reason) {
+        (_, Reason::Rule) => arrive(Ticket { ruled: true, ..plain(0) }, &[]),
+        (_, Reason::Hops) => arrive(Ticket { hops: HOPS_MAX + 1, ..plain(0) }, &[]),
+        (_, Reason::Draining) => arrive(plain(0), &[Event::Drain]),
+        (_, Reason::Cancelled) if is_nowhere => end_by(Event::Gone(JobId(0)), Time(0)),
+        (_, Reason::Deadline) if is_nowhere => end_by(Event::Tick, plain(0).due),
+        (_, Reason::Budget) if is_nowhere => penniless(),
+        (_, Reason::Queue) if is_nowhere => arrive(plain(0), &crowd()),
+        (Some(figures), _) => replay(decision, figures)?,
+        (None, _) => return Err("the record has no figures".to_owned()),
+    };
+    let settled = effects.into_iter().find_map(|effect| match effect {
+        Effect::Settle { job, decision, .. } if job.0 < FIRST_OTHER => {
+            Some((decision.route, decision.reason))
+        }
+        Effect::Settle { .. }
+        | Effect::Start { .. }
+        | Effect::Stop { .. }
+        | Effect::Recall { .. }
+        | Effect::Book(_)
+        | Effect::Load(_)
+        | Effect::Unload(_)
+        | Effect::Drained => None,
+    });
+    settled.ok_or_else(|| "the judge lets it wait".to_owned())
+}
+
+fn plain(job: u64) -> Ticket {
+    Ticket {
+        job: JobId(job),
+        app: "explain".to_owned(),
+        template: "explain".to_owned(),
+        due: Time::default() + Duration::from_secs(3600),
+        class: Class::Normal,
+        mode: Mode::PreferLocal,
+        model: None,
+        wants_json: false,
+        wants_tools: false,
+        is_word: false,
+        is_whole: true,
+        max_tokens: None,
+        talents: Vec::new(),
+        margin: 0.0,
+        ruled: false,
+        bytes: 0,
+        input_max: 1,
+        hops: 0,
+    }
+}
+
+fn card(server: &str, reach: Reach) -> Card {
+    Card {
+        model: Some(NAMED.to_owned()),
+        urgent_first: true,
+        max_tokens: 1,
+        ..Card::unknown(server, reach)
+    }
+}
+
+/// A house with one engine that is away, so that everything waits.
+fn away() -> Scheduler {
+    Scheduler::new(vec![card("local", Reach::Device)])
+}
+
+fn arrive(ticket: Ticket, before: &[Event]) -> Vec<Effect> {
+    let mut scheduler = away();
+    for event in before {
+        scheduler.on(event.clone(), Time(0));
+    }
+    scheduler.on(Event::Arrived(ticket), Time(0))
+}
+
+/// A job that only a model could answer that nobody can pay for.
+fn penniless() -> Vec<Effect> {
+    let dear = Card { price: price(), ..card("cloud", Reach::Cloud) };
+    let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(vec![dear]) };
+    scheduler.on(Event::Arrived(plain(0)), Time(0))
+}
+
+/// A price that nobody can pay who may spend [`nothing`].
+fn price() -> Price {
+    Price::of_million(1.0, 1.0).unwrap_or_default()
+}
+
+fn nothing() -> Caps {
+    let device = Limits { hour: Some(Usd::NONE), ..Limits::default() };
+    Caps { device, ..Caps::default() }
+}
+
+fn crowd() -> Vec<Event> {
+    let others = FIRST_OTHER..FIRST_OTHER + WAITING_JOBS_MAX as u64;
+    others.map(|job| Event::Arrived(plain(job))).collect()
+}
+
+fn end_by(event: Event, now: Time) -> Vec<Effect> {
+    let mut scheduler = away();
+    scheduler.on(Event::Arrived(plain(0)), Time(0));
+    scheduler.on(event, now)
+}
+
+/// Puts the judge before the same jobs, models and pressure, and then lets happen what happened.
+fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String> {
+    if figures.servers.len() > SERVERS_MAX || figures.line.len() > LINE_MAX {
+        return Err("the record's figures are not possible".to_owned());
+    }
+    let mut scheduler = house(decision, figures);
+    let mut own = subject(&mut scheduler, decision, figures);
+    let last = decision.attempts.last().map(|last| last.outcome.as_str());
+    let Some(case) = figures.line.get(figures.own) else {
+        let refused = super::route::able(&own.ticket, &scheduler.backends).err();
+        let (refusal, reason) = refused.ok_or("a model could have done it")?;
+        scheduler.settle(own, Verdict::Refused(refusal), None, reason);
+        return Ok(scheduler.effects);
+    };
+    let due = own.due();
+    if decision.reason == Reason::Confidence && !matches!(last, Some("ok" | "cancelled")) {
+        // nobody was left to ask: the surest word counts
+        scheduler.settle(own, Verdict::Expired, None, Reason::Deadline);
+        return Ok(scheduler.effects);
+    }
+    own.load = Load::fixed(case.work);
+    let (job, has_word) = (own.job(), own.best.is_some());
+    if let Some(reason) = leaves(&scheduler, figures) {
+        own.leaves = Some(reason);
+    }
+    let _ = scheduler.queue.offer(own);
+    scheduler.start(Time(0));
+    scheduler.effects.clear();
+    let Some(reason) = scheduler.running.get(job).map(|run| run.reason) else {
+        return Err("the judge lets it wait".to_owned());
+    };
+    let by_the_last = reason == Reason::Confidence && went_to_the_last(decision, figures);
+    let unfit = |code| Fault::Unfit(Refusal::new(code, ""));
+    if last == Some("forbidden") {
+        // it named some who might do it; they could not either
+        let nobody = |backend: &mut super::Backend| backend.card.fallbacks = vec![String::new()];
+        scheduler.backends.iter_mut().for_each(nobody);
+    }
+    let end = |outcome| Event::Ended { job, outcome };
+    let event = match (last, decision.reason) {
+        // after it, nobody else could be paid for
+        (Some(last), Reason::Budget) if reason != Reason::Budget => {
+            scheduler.backends.iter_mut().for_each(|backend| backend.card.price = price());
+            let away = Fault::Away(String::new());
+            let fault = refusal(last).map_or(away, unfit);
+            end(Err((fault, Sent::Nothing)))
+        }
+        (_, Reason::Cancelled) => Event::Gone(job),
+        // its time was over; with an unsure word that would have been the answer
+        (Some("cancelled"), Reason::Deadline) if !has_word => {
+            return Ok(scheduler.on(Event::Tick, due));
+        }
+        (Some("cancelled"), Reason::Confidence) if !by_the_last => {
+            return Ok(scheduler.on(Event::Tick, due));
+        }
+        (Some("cancelled"), _) => end(Err((Fault::Cancelled, Sent::Some))),
+        // who can't do it at all says why nobody could; a bad request is told as it was routed
+        (Some(last @ ("unfit" | "forbidden")), Reason::Context | Reason::Policy)
+            if reason != decision.reason =>
+        {
+            let code = refusal(last).unwrap_or(Code::Incapable);
+            end(Err((unfit(code), Sent::Nothing)))
+        }
+        (Some("forbidden"), _) => {
+            scheduler.backends.iter_mut().for_each(|backend| backend.card.fallbacks.clear());
+            end(Err((unfit(Code::Forbidden), Sent::Nothing)))
+        }
+        (Some("unfit"), _) => end(Err((unfit(Code::Invalid), Sent::Nothing))),
+        (Some("ok" | "unsure") | None, _) => end(Ok(Answered::default())),
+        (Some(_), _) => end(Err((Fault::Away(String::new()), Sent::Some))),
+    };
+    Ok(scheduler.on(event, Time(0)))
+}
+
+/// What a model has said by which it was found unfit.
+fn refusal(outcome: &str) -> Option<Code> {
+    match outcome {
+        "unfit" => Some(Code::Incapable),
+        "forbidden" => Some(Code::Forbidden),
+        _ => None,
+    }
+}
+
+/// Whether the record's route is that of the last attempt.
+fn went_to_the_last(decision: &Decision, figures: &Figures) -> bool {
+    let last = decision.attempts.last();
+    let state = last.and_then(|last| figures.servers.iter().find(|s| s.server == last.server));
+    state.is_some_and(|state| route_to(state.reach) == decision.route)
+}
+
+/// The same models under the same strain.
+fn house(decision: &Decision, figures: &Figures) -> Scheduler {
+    let chosen = decision.attempts.last().map(|last| last.server.as_str());
+    let cards = figures.servers.iter().map(|state| card_of(state, figures)).collect();
+    let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(cards) };
+    scheduler.strain = Strain {
+        #[expect(clippy::cast_possible_truncation, reason = "it was one when it was written")]
+        duty: figures.duty as f32,
+        stage: figures.stage,
+        cause: figures.cause,
+        ..Strain::default()
+    };
+    for (backend, state) in scheduler.backends.iter_mut().zip(&figures.servers) {
+        let is_chosen = Some(state.server.as_str()) == chosen;
+        let is_away = state.reach != Reach::Device;
+        let rests = matches!(state.lacks, Some(Reason::Resting | Reason::Memory));
+        let useless = is_away && figures.away.is_none();
+        backend.up = is_chosen || !(rests || useless);
+        backend.unloaded = !is_chosen && state.lacks == Some(Reason::Memory);
+        if let (Some(time), true) = (figures.away, is_away) {
+            backend.rates = Rates::answering_in(&backend.card, time);
+        }
+    }
+    for at in (0..figures.servers.len()).filter(|at| figures.servers[*at].full) {
+        let entry = scheduler.entry(plain(FIRST_OTHER + at as u64));
+        scheduler.running.add(Running::started(entry, at, Reason::Feasible, Time(0)));
+    }
+    scheduler.take_health(Time(0));
+    scheduler
+}
+
+/// A model that lacks what it lacked.
+fn card_of(state: &State, figures: &Figures) -> Card {
+    let base = card(&state.server, state.reach);
+    let is_engine = state.reach == Reach::Device;
+    Card {
+        model: (state.lacks != Some(Reason::Model)).then_some(base.model).flatten(),
+        slots: match (is_engine, state.full) {
+            (true, _) => figures.parallel.max(1),
+            (false, true) => 1,
+            (false, false) => u32::MAX,
+        },
+        urgent_first: is_engine && figures.parallel <= 1,
+        context_tokens: if state.lacks == Some(Reason::Context) { 0 } else { u32::MAX },
+        json_schema: state.lacks != Some(Reason::Schema),
+        tools: state.lacks != Some(Reason::Tools),
+        price: if state.lacks == Some(Reason::Budget) { price() } else { Price::default() },
+        talents: Some(match state.lacks {
+            Some(Reason::Talent) => vec![GENERATE.to_owned()],
+            Some(_) | None => vec![GENERATE.to_owned(), TALENT.to_owned()],
+        }),
+        ..base
+    }
+}
+
+/// The job that the record is of, as it was before its last attempt.
+fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) -> Entry {
+    let lacked = |reason| figures.servers.iter().any(|state| state.lacks == Some(reason));
+    let left = figures.line.get(figures.own).map_or(3.6e6, |case| case.left);
+    let ticket = Ticket {
+        due: after(left),
+        mode: figures.mode,
+        class: figures.class,
+        is_whole: !figures.streamed,
+        model: lacked(Reason::Model).then(|| NAMED.to_owned()),
+        wants_json: lacked(Reason::Schema),
+        wants_tools: lacked(Reason::Tools),
+        talents: if lacked(Reason::Talent) { vec![TALENT.to_owned()] } else { Vec::new() },
+        bytes: if lacked(Reason::Context) { 64 } else { 0 },
+        hops: u8::from(lacked(Reason::Hops)),
+        ..plain(figures.own as u64)
+    };
+    let mut own = scheduler.entry(ticket);
+    own.able = super::route::able(&own.ticket, &scheduler.backends).unwrap_or_default();
+    if decision.reason == Reason::Queue {
+        own.leaves = Some(Reason::Queue);
+    }
+    let policy = |(_, state): &(usize, &State)| state.lacks == Some(Reason::Policy);
+    own.closed = figures.servers.iter().enumerate().filter(policy).map(|(at, _)| at).collect();
+    let before = decision.attempts.len().saturating_sub(1);
+    let chosen = decision.attempts.last().map_or("", |last| last.server.as_str());
+    for (n, attempt) in decision.attempts.iter().enumerate() {
+        let at = figures.servers.iter().position(|state| state.server == attempt.server);
+        let Some(at) = at else { continue };
+        let is_last = n >= before;
+        match (attempt.outcome.as_str(), attempt.confidence) {
+            ("unsure", Some(confidence)) => {
+                let word = Word { backend: BackendId(at), confidence };
+                if own.best.is_none_or(|best| best.confidence < confidence) {
+                    own.best = Some(word);
+                }
+                let _ = own.unfit.push((at, Reason::Confidence));
+            }
+            ("unfit", _) if !is_last => {
+                let _ = own.unfit.push((at, Reason::Context));
+            }
+            ("forbidden", _) if !is_last => {
+                let _ = own.unfit.push((at, Reason::Policy));
+            }
+            // who was asked again in the end was no worse than the others
+            ("away" | "crashed" | "hung" | "broken", _) if attempt.server != chosen => {
+                own.failed.add(at);
+            }
+            _ => {}
+        }
+    }
+    own.attempts = decision.attempts[..before].to_vec();
+    // if nobody is left, the record says why
+    let _ = scheduler.afford(&mut own);
+    scheduler.house(&mut own);
+    own
+}
+
+/// Whether it leaves, with all that goes before it and behind.
+fn leaves(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
+    let speed = scheduler.strain.usable().max(USABLE_MIN);
+    let mut line = Line::new();
+    if figures.ahead.worst > 0.0 {
+        let own = figures.ahead.map(|ms| ms / speed);
+        let _ = line.push(Item { own, left: f64::INFINITY, group: 0, leave_by: None });
+    }
+    let own = line.len() + figures.own;
+    for case in &figures.line {
+        let work = case.work.map(|ms| ms / speed);
+        // the first group of all is that of what goes before
+        let group = case.group.saturating_add(1);
+        let _ = line.push(Item { own: work, left: case.left, group, leave_by: case.leave_by });
+    }
+    let parallel = f64::from(figures.parallel.max(1));
+    let (leaving, _) = leavers(&line, parallel);
+    let mut left: heapless::Vec<usize, LINE_MAX> = heapless::Vec::new();
+    for (victim, level) in leaving {
+        if victim.item == own {
+            return Some(scheduler.reason(&line, victim.late, level, &left, parallel));
+        }
+        let _ = left.push(victim.item);
+    }
+    None
+}
+
+fn after(ms: f64) -> Time {
+    Time::default() + Duration::from_secs_f64((ms / 1e3).clamp(0.0, 1e9))
+}

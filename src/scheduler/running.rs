@@ -1,0 +1,79 @@
+//! What runs: every job that a backend works on, by its name and by its backend.
+
+use std::collections::BTreeMap;
+
+use super::queued::Running;
+use crate::request::job::JobId;
+use crate::time::Time;
+
+/// The jobs that have started, each at one backend.
+#[derive(Debug)]
+pub(super) struct Runs {
+    jobs: BTreeMap<JobId, Running>,
+    /// The same by the place of their backend.
+    at: Vec<Vec<JobId>>,
+    next_due: Option<Time>,
+}
+
+impl Runs {
+    /// Nothing runs, at so many backends.
+    pub(super) fn new(backends: usize) -> Runs {
+        Runs { jobs: BTreeMap::new(), at: vec![Vec::new(); backends], next_due: None }
+    }
+
+    pub(super) fn add(&mut self, run: Running) {
+        let job = run.entry.job();
+        let due = run.entry.due();
+        self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
+        self.at[run.backend].push(job);
+        self.jobs.insert(job, run);
+    }
+
+    pub(super) fn remove(&mut self, job: JobId) -> Option<Running> {
+        let run = self.jobs.remove(&job)?;
+        self.at[run.backend].retain(|other| *other != job);
+        if self.next_due == Some(run.entry.due()) {
+            self.next_due = self.jobs.values().map(|run| run.entry.due()).min();
+        }
+        Some(run)
+    }
+
+    pub(super) fn get(&self, job: JobId) -> Option<&Running> {
+        self.jobs.get(&job)
+    }
+
+    pub(super) fn get_mut(&mut self, job: JobId) -> Option<&mut Running> {
+        self.jobs.get_mut(&job)
+    }
+
+    /// Those at this backend, in the order in which they started.
+    pub(super) fn at(&self, backend: usize) -> impl Iterator<Item = &Running> {
+        self.at[backend].iter().filter_map(|job| self.jobs.get(job))
+    }
+
+    /// How many this backend has.
+    pub(super) fn count_at(&self, backend: usize) -> usize {
+        self.at[backend].len()
+    }
+
+    /// The names of those at this backend.
+    pub(super) fn names_at(&self, backend: usize) -> Vec<JobId> {
+        self.at[backend].clone()
+    }
+
+    /// A job whose deadline has passed, taken out.
+    pub(super) fn expired(&mut self, now: Time) -> Option<Running> {
+        self.next_due.filter(|due| *due <= now)?;
+        let late = self.jobs.values().find(|run| run.entry.due() <= now)?.entry.job();
+        self.remove(late)
+    }
+
+    /// The earliest deadline of all.
+    pub(super) fn next_due(&self) -> Option<Time> {
+        self.next_due
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+}

@@ -1,0 +1,118 @@
+//! A file in which what was learned of the models survives a restart.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::files;
+use crate::limits::LEARNED_BYTES_MAX;
+use crate::model::context::{ModelContext, Reach};
+use crate::scheduler::Learned;
+
+/// The file's name in the folder of what the service keeps.
+const NAME: &str = "learned.json";
+
+/// Where what was learned is kept, if it is.
+#[derive(Debug, Clone, Default)]
+pub struct Keep {
+    file: Option<PathBuf>,
+    /// The kernel's rule for the processor's clock.
+    governor: String,
+}
+
+impl Keep {
+    /// Keeps it in this folder; `governor` is the kernel's rule for the processor's clock, since an
+    /// engine has other rates under another.
+    pub fn new(folder: Option<&Path>, governor: Option<String>) -> Keep {
+        Keep {
+            file: folder.map(|folder| folder.join(NAME)),
+            governor: governor.unwrap_or_default(),
+        }
+    }
+
+    /// What was learned before. A file that can't be read is nothing to stop for.
+    pub(crate) fn read(&self) -> Learned {
+        let Some(file) = &self.file else { return Learned::default() };
+        match read(file) {
+            Ok(learned) => learned,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Learned::default(),
+            Err(error) => {
+                let file = file.display();
+                tracing::warn!(%file, %error, "what was learned before is lost; it is learned anew");
+                Learned::default()
+            }
+        }
+    }
+
+    /// Writes it down: the file is the old one or the new one, never a part.
+    pub(crate) fn write(&self, learned: &Learned) {
+        let Some(file) = &self.file else { return };
+        if let Err(error) = write(file, learned) {
+            let file = file.display();
+            tracing::warn!(%file, %error, "what was learned can't be kept");
+        }
+    }
+
+    /// The folder of what is kept.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.file.as_deref().and_then(Path::parent)
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// What the rates of this model are measured of.
+    pub(crate) fn measured(&self, server: &str, reach: Reach, context: &ModelContext) -> String {
+        let runtime = &context.runtime;
+        let model = context.identification.digest.as_ref().unwrap_or(&context.identification.name);
+        match reach {
+            Reach::Device => {
+                let on = runtime.accelerator.as_deref().unwrap_or("cpu");
+                let (backend, threads) = (&runtime.backend, runtime.threads);
+                format!("{model} {backend} {on} {threads} {}", self.governor)
+            }
+            Reach::Peer | Reach::Cloud => format!("{model} at {server}"),
+        }
+    }
+}
+
+fn read(file: &Path) -> io::Result<Learned> {
+    Ok(serde_json::from_slice(&files::read(file, LEARNED_BYTES_MAX)?)?)
+}
+
+fn write(file: &Path, learned: &Learned) -> io::Result<()> {
+    files::replace(file, &serde_json::to_vec(learned)?).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_none_is_learned_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let keep = Keep::new(Some(folder.path()), None);
+        assert!(keep.read().is_empty());
+        for text in ["", "{", "[]", "{\"models\": 3}", "\u{0}"] {
+            fs::write(folder.path().join(NAME), text).unwrap();
+            assert!(keep.read().is_empty(), "{text:?}");
+        }
+        fs::write(folder.path().join(NAME), vec![b' '; 5 << 20]).unwrap();
+        assert!(keep.read().is_empty());
+        keep.write(&Learned::default());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn numbers_that_nobody_measured_are_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = r#"{"models": {"m": {"read": [1e38, -1, 2], "whole": [3e30]}},
+            "answers": {"clock": 18446744073709551615, "templates": {"t": {"lengths": [1e38]}}}}"#;
+        fs::write(folder.path().join(NAME), text).unwrap();
+        let kept = serde_json::to_value(Keep::new(Some(folder.path()), None).read()).unwrap();
+        assert_eq!(kept["models"]["m"]["read"], serde_json::json!([2.0]));
+        assert_eq!(kept["models"]["m"]["whole"], serde_json::json!([]));
+    }
+}

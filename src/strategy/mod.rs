@@ -1,0 +1,305 @@
+//! Several models at one prompt, within its one deadline: each is a job of its own for the judge, and
+//! the rules of [`crate::scheduler::strategy`] say which answer counts.
+
+pub(crate) mod judge;
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use crate::clock;
+use crate::dispatch::{Answer, Dispatch, End};
+use crate::limits::COMPARED_MAX;
+use crate::model::context::{Capabilities, Reach};
+use crate::model::generate::Usage;
+use crate::request::job::{Job, Message, Mode, Role, Strategy};
+use crate::request::refusal::Refusal;
+use crate::request::skill::{GENERATE, LOGPROBS};
+use crate::request::tools::ToolCall;
+use crate::scheduler::decision::{Reason, Step};
+use crate::scheduler::strategy::{conclude, contested, lacks, record};
+use crate::scheduler::{Verdict, may_reach};
+
+/// What the second model is told of the first one's draft, before and behind it; then comes what was
+/// asked, as the last, where also a model that only continues texts takes it up.
+const DRAFT: [&str; 2] = [
+    "This is a draft of the answer to the request below, which may be wrong:\n",
+    "\nKeep what is right in it, correct what is wrong, add what is missing. The request:\n",
+];
+
+/// Submits a job. If its strategy wants several models, they are asked while the answer is read.
+///
+/// # Errors
+/// As [`Dispatch::submit`].
+pub fn submit(dispatch: &Dispatch, job: Job) -> Result<Answer, Refusal> {
+    if job.strategy == Strategy::Single {
+        return dispatch.submit(job);
+    }
+    Ok(dispatch.answer_of(Box::pin(run(dispatch.clone(), job))))
+}
+
+/// Asks as the job's strategy wants and says how it ended.
+async fn run(dispatch: Dispatch, job: Job) -> End {
+    let work = Work { dispatch, arrived: clock::now(), job };
+    match work.job.strategy {
+        Strategy::Compare => work.compare().await,
+        Strategy::Single | Strategy::Cascade | Strategy::Refine => work.in_turn().await,
+    }
+}
+
+struct Work {
+    dispatch: Dispatch,
+    arrived: std::time::Instant,
+    job: Job,
+}
+
+/// What came of one model.
+pub(crate) struct Part {
+    pub(crate) text: String,
+    end: End,
+}
+
+impl Work {
+    /// First here, then elsewhere, if that is needed and allowed.
+    async fn in_turn(&self) -> End {
+        let wants_draft = self.job.strategy == Strategy::Refine && may_leave(self.job.mode);
+        let first = if wants_draft { Mode::LocalOnly } else { self.job.mode };
+        let mut parts = vec![self.ask(self.step(first), true).await];
+        if self.wants_second(&parts[0]) {
+            let mut second = self.step(Mode::CloudOnly);
+            if self.job.strategy == Strategy::Refine && parts[0].is_answer() {
+                show_draft(&mut second.messages, &parts[0].text);
+            }
+            parts.push(self.ask(second, false).await);
+        }
+        self.end(parts)
+    }
+
+    fn wants_second(&self, first: &Part) -> bool {
+        // who is not on this device has been asked already
+        let is_here = first.end.reach.is_none_or(|reach| reach == Reach::Device);
+        let wants = match self.job.strategy {
+            Strategy::Cascade => first.is_answer() && self.lack(first).is_some(),
+            Strategy::Refine => true,
+            Strategy::Single | Strategy::Compare => false,
+        };
+        let is_elsewhere = |reach| reach != Reach::Device && may_reach(self.job.mode, reach);
+        let others = self.dispatch.backends();
+        let has_others = others.iter().any(|seen| is_elsewhere(seen.reach));
+        wants && is_here && has_others && may_leave(self.job.mode) && !self.left().is_zero()
+    }
+
+    /// Who is asked at once. The judge is not, unless it takes part in it to make two.
+    fn contestants(&self) -> Vec<String> {
+        let seen = self.dispatch.backends();
+        let can = |seen: &&crate::dispatch::Seen| {
+            let can = seen.context.as_ref().map(|context| &context.capabilities);
+            let calls_tools = |can: &Capabilities| can.tools || !self.job.wants_tools();
+            may_reach(self.job.mode, seen.reach)
+                && can.is_some_and(|can| can.has(GENERATE) && calls_tools(can))
+        };
+        let is_judge = |seen: &&crate::dispatch::Seen| {
+            let model = seen.context.as_ref().map(|context| context.identification.name.as_str());
+            let judge = self.job.judge.as_deref();
+            judge.is_some() && (judge == Some(&seen.server) || judge == model)
+        };
+        let (judges, others): (Vec<_>, Vec<_>) = seen.iter().filter(can).partition(is_judge);
+        let most = if others.len() < 2 { COMPARED_MAX } else { COMPARED_MAX.min(others.len()) };
+        let all = others.into_iter().chain(judges);
+        all.take(most).map(|seen| seen.server.clone()).collect()
+    }
+
+    /// All at once; who answers the same as another ends the others' work.
+    async fn compare(&self) -> End {
+        let names = self.contestants();
+        if names.is_empty() || self.job.model.is_some() {
+            let part = self.ask(self.step(self.job.mode), false).await;
+            return self.end(vec![part]);
+        }
+        let asked = names.into_iter().map(|name| {
+            let step = Job { model: Some(name), ..self.step(self.job.mode) };
+            self.dispatch.submit(step)
+        });
+        let mut parts: Vec<Option<Part>> = Vec::new();
+        let mut stops = Vec::new();
+        let mut running = FuturesUnordered::new();
+        for (at, answer) in asked.enumerate() {
+            match answer {
+                Ok(answer) => {
+                    stops.push(answer.stopper());
+                    running.push(async move { (at, read(answer).await) });
+                    parts.push(None);
+                }
+                Err(refusal) => parts.push(Some(Part::refused(refusal))),
+            }
+        }
+        while let Some((at, part)) = running.next().await {
+            let same = |other: &Part| {
+                part.is_answer() && self.lack(&part).is_none() && other.says_as(&part)
+            };
+            if parts.iter().flatten().any(same) {
+                stops.iter().for_each(tokio_util::sync::CancellationToken::cancel);
+            }
+            parts[at] = Some(part);
+        }
+        drop(running);
+        let parts = parts.into_iter().flatten().collect();
+        self.judged(parts).await
+    }
+
+    /// Asks a judge, if there is one and it has something to say.
+    async fn judged(&self, parts: Vec<Part>) -> End {
+        let steps = self.steps(&parts);
+        let contested = contested(&steps);
+        let Some(judge) = self.job.judge.as_deref().filter(|_| !contested.is_empty()) else {
+            return self.conclude(parts, steps);
+        };
+        let asked = judge::orders(&contested).map(|order| {
+            let job = judge::job(&self.step(self.job.mode), judge, &parts, &order);
+            async move {
+                let said = self.ask(job, false).await;
+                (judge::word(&said, &order), said)
+            }
+        });
+        let words = futures::future::join_all(asked).await;
+        let word = |(prefers, said): (Option<usize>, Part)| Step {
+            answered: said.is_answer(),
+            lacks: None,
+            agree: 0,
+            judges: true,
+            prefers,
+            decision: said.end.decision,
+        };
+        let steps = steps.into_iter().chain(words.into_iter().map(word)).collect();
+        self.conclude(parts, steps)
+    }
+
+    /// A step of it: the same prompt for one model, in the time that is left.
+    fn step(&self, mode: Mode) -> Job {
+        Job {
+            mode,
+            strategy: Strategy::Single,
+            streamed: false,
+            budget: self.left(),
+            ..self.job.clone()
+        }
+    }
+
+    async fn ask(&self, mut step: Job, is_judged: bool) -> Part {
+        let knows = |seen: &crate::dispatch::Seen| {
+            let context = seen.context.as_ref();
+            seen.reach == Reach::Device && context.is_some_and(|c| c.capabilities.has(LOGPROBS))
+        };
+        // how likely its tokens were is asked only of those who can tell
+        if is_judged && self.job.threshold.is_some() && self.dispatch.backends().iter().any(knows) {
+            step.sampling.logprobs = step.sampling.logprobs.or(Some(0));
+        }
+        match self.dispatch.submit(step) {
+            Ok(answer) => read(answer).await,
+            Err(refusal) => Part::refused(refusal),
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.job.budget.saturating_sub(self.arrived.elapsed())
+    }
+
+    fn lack(&self, part: &Part) -> Option<Reason> {
+        let usage = part.end.usage.as_ref()?;
+        let is_here = part.end.reach == Some(Reach::Device);
+        let threshold = self.job.threshold.filter(|_| is_here);
+        lacks(&self.job.format, &part.text, usage, threshold)
+    }
+
+    fn end(&self, parts: Vec<Part>) -> End {
+        let steps = self.steps(&parts);
+        self.conclude(parts, steps)
+    }
+
+    fn steps(&self, parts: &[Part]) -> Vec<Step> {
+        let agree = |part: &Part| parts.iter().filter(|other| other.says_as(part)).count();
+        let step = |part: &Part| Step {
+            answered: part.is_answer(),
+            lacks: self.lack(part),
+            agree: u32::try_from(agree(part)).unwrap_or(u32::MAX),
+            judges: false,
+            prefers: None,
+            decision: part.end.decision.clone(),
+        };
+        parts.iter().map(step).collect()
+    }
+
+    /// One end of all parts: that which counts, with the record of all steps.
+    fn conclude(&self, mut parts: Vec<Part>, steps: Vec<Step>) -> End {
+        let Some(counts) = conclude(self.job.strategy, &steps) else {
+            return parts.swap_remove(0).end;
+        };
+        let first = parts[0].end.queued;
+        let Part { text, end } = parts.swap_remove(counts.0);
+        let usage = end.usage.map(|usage| match self.job.sampling.logprobs {
+            Some(_) => usage,
+            None => Usage { logprobs: Vec::new(), ..usage },
+        });
+        End {
+            kept: Some(text).filter(|text| !text.is_empty()),
+            decision: record(self.job.strategy, steps, counts),
+            usage,
+            queued: first,
+            total: self.arrived.elapsed(),
+            ..end
+        }
+    }
+}
+
+impl Part {
+    /// There was no room to ask.
+    fn refused(refusal: Refusal) -> Part {
+        Part { text: String::new(), end: End::refused(refusal, Reason::Queue) }
+    }
+
+    pub(crate) fn is_answer(&self) -> bool {
+        self.end.verdict == Verdict::Done
+    }
+
+    fn calls(&self) -> &[ToolCall] {
+        self.end.usage.as_ref().map_or(&[], |usage| &usage.tool_calls)
+    }
+
+    /// All of it as text: what it says, and the tools that it calls.
+    pub(crate) fn whole(&self) -> String {
+        let calls = self.calls().iter().map(|call| format!("{} {}", call.name, call.text()));
+        std::iter::once(self.text.clone()).chain(calls).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Whether both say the same, but for space, case and the order of JSON keys, and call the same.
+    fn says_as(&self, other: &Part) -> bool {
+        let (one, two) = (self.text.to_lowercase(), other.text.to_lowercase());
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+        let is_same = match (value(&one), value(&two)) {
+            (Some(one), Some(two)) => one == two,
+            (_, _) => one.split_whitespace().eq(two.split_whitespace()),
+        };
+        let calls = self.calls().iter().zip(other.calls());
+        let calls_same = self.calls().len() == other.calls().len()
+            && calls.into_iter().all(|(a, b)| a.name == b.name && a.arguments == b.arguments);
+        self.is_answer() && other.is_answer() && is_same && calls_same
+    }
+}
+
+/// Puts a draft before what the asker said last.
+fn show_draft(messages: &mut [Message], draft: &str) {
+    if let Some(last) = messages.iter_mut().rfind(|message| message.role == Role::User) {
+        let [before, behind] = DRAFT;
+        last.content = format!("{before}{draft}{behind}{}", last.content);
+    }
+}
+
+fn may_leave(mode: Mode) -> bool {
+    mode != Mode::LocalOnly
+}
+
+async fn read(answer: Answer) -> Part {
+    let (text, end) = answer.collect().await;
+    Part { text, end }
+}
