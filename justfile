@@ -1,0 +1,29 @@
+# Short names for the scripts, which hold everything.
+
+# List the recipes.
+default:
+    @just --list
+
+# Formatting, lints, documents, dependencies, shell scripts, spelling.
+lint *ARGS:
+    scripts/test lint {{ARGS}}
+
+# The pure core, without engines and without the embedded broker.
+core *ARGS:
+    scripts/test core {{ARGS}}
+
+# Lints and every test of this repository.
+quick:
+    scripts/test quick
+
+# Everything that CI runs: `quick`, independent clients, the MCP conformance suite.
+all:
+    scripts/test
+
+# Build, start the service, and ask it a question.
+run *ARGS:
+    scripts/run {{ARGS}}
+
+# One benchmark, for example `just bench overhead`.
+bench NAME *ARGS:
+    cargo bench --locked --bench {{NAME}} {{ARGS}}
