@@ -1,24 +1,15 @@
 //! Classification and embeddings: rules, a chain of models that are not sure, a real encoder, labels
 //! scored by a real language model.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::contract::{holds_over_every_transport, job, run};
+use crate::support::engine::REAL;
+use crate::support::labelled::{encoder, label_job, labels, prompts};
+use crate::support::mqtt::App;
+use crate::support::service::Service;
+use crate::support::{model_file, runtime};
 use pilotlight::backends::engine::{Calibration, OnThread};
 use pilotlight::backends::gguf;
 use pilotlight::backends::onnx::convert::{Weights, convert};
@@ -27,12 +18,6 @@ use pilotlight::generate::{Fault, Generate};
 use pilotlight::labels::Labels;
 use pilotlight::prompt::{Code, Format, Job, Message, Role};
 use serde_json::{Value, json};
-use support::contract::{holds_over_every_transport, job, run};
-use support::engine::REAL;
-use support::labelled::{encoder, label_job, labels, prompts};
-use support::mqtt::App;
-use support::service::Service;
-use support::{model_file, runtime};
 
 fn options(path: &Path) -> Options {
     Options {
