@@ -1,7 +1,6 @@
 //! What may not leave the device does not, and what may leaves without what is to be hidden.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use crate::support::cloud::{Cloud, answer, entry, error};
 use crate::support::service::{Service, catalog, client};

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::support::cloud::{Act, Cloud, answer, ending, entry, head, piece};
+use crate::support::cloud::{Act, Cloud, answer, entry, head, piece};
 use crate::support::service::{Service, signal};
 use pilotlight::generate::Fault;
 use pilotlight::model::Reach;
