@@ -20,7 +20,6 @@
     reason = "a bench ends at the first surprise"
 )]
 
-#[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::fmt::Write;
@@ -32,9 +31,9 @@ use pilotlight::model::generate::{TokenLogprob, Usage};
 use pilotlight::scheduler::strategy::mean_logprob;
 use serde_json::{Value, json};
 use support::figures::median;
-use support::model_file;
 use support::reports::{Report, reports, task};
 use support::service::Service;
+use support::{model_file, print_head, print_machine};
 
 /// Reports that are asked, and reports for the calibration.
 const ASKED: usize = 120;
@@ -112,7 +111,12 @@ fn print_row(name: &str, said: &[Said]) -> (f64, f64) {
     let (far, right) = (share(said, |said| said.far), share(said, |said| said.right));
     let half = 196.0 * ((right / 100.0) * (1.0 - right / 100.0) / said.len() as f64).sqrt();
     let ms = median(&mut said.iter().map(|said| said.ms).collect::<Vec<f64>>());
-    println!("| {name} | {right:.0} ± {half:.0} | {far:.0} | {ms:.0} |");
+    support::print_row(&[
+        name.to_owned(),
+        format!("{right:.0} ± {half:.0}"),
+        format!("{far:.0}"),
+        format!("{ms:.0}"),
+    ]);
     (far, right)
 }
 
@@ -161,7 +165,7 @@ fn calibrated(known: &[Said]) -> f32 {
     let sample = |said: &Said| Sample { score: said.logprob, right: said.right };
     let samples: Vec<Sample> = known.iter().map(sample).collect();
     println!("Calibrated by {} reports, {:.0} % right\n", known.len(), share(known, |s| s.right));
-    println!("| at most wrong | threshold | kept % |\n|---|---|---|");
+    print_head(&["at most wrong", "threshold", "kept %"]);
     let mut best = None;
     for wrong_max in PROMISES {
         let found = calibrate(&samples, Aim { wrong_max, confidence: 0.95 });
@@ -189,6 +193,7 @@ async fn main() {
     let cloud = json!({"mcpServers": {"large": engine(Path::new(&second))}});
     let cloud = Service::launch(&cloud, "off", &[]);
     cloud.until_within(PATIENCE, "the larger model is ready", |state| state["ready"] == true).await;
+    print_machine();
     let mut catalog = json!({
         "mcpServers": {
             "near": engine(&model_file()), "far": {"type": "http", "url": cloud.url("/mcp")},
@@ -213,7 +218,8 @@ async fn main() {
     service.ready_all().await;
 
     let asked = reports(2, ASKED);
-    println!("\n{ASKED} reports\n\n| way | % right | % sent on | median ms |\n|---|---|---|---|");
+    println!("\n{ASKED} reports\n");
+    print_head(&["way", "% right", "% sent on", "median ms"]);
     let near = ask_all(&service, &asked, single("local-only"), true).await;
     let far = ask_all(&service, &asked, single("cloud-only"), false).await;
     let mut marks = Vec::new();
@@ -242,7 +248,8 @@ async fn main() {
     let cascade = line(&by_doubt, &near, &far);
     let oracle = line(&by_truth, &near, &far);
     let random = vec![cascade[0], cascade[cascade.len() - 1]];
-    println!("\n| % sent on | by lot | by log-probability | by truth |\n|---|---|---|---|");
+    println!();
+    print_head(&["% sent on", "by lot", "by log-probability", "by truth"]);
     for percent in [10, 20, 30, 50, 70] {
         let at = percent * asked.len() / 100;
         let lot = random[0].1 + (random[1].1 - random[0].1) * percent as f64 / 100.0;

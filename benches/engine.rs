@@ -15,7 +15,6 @@
     reason = "a bench ends at the first surprise"
 )]
 
-#[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::num::NonZeroU32;
@@ -30,33 +29,21 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 use pilotlight::model::generate::{Generate, Usage};
 use support::contract::{job, run};
-use support::figures::{median, memory};
-use support::{child, model_file};
+use support::{Medians, Rates, child, memory_text, model_file, print_machine};
 
 const ROUNDS: usize = 7;
 const DECODE: usize = 64;
 const STEP: usize = 256;
 
-struct Rates {
-    prefill: Vec<f64>,
-    decode: Vec<f64>,
-    first_ms: Vec<f64>,
-}
-
-impl Rates {
-    fn new() -> Rates {
-        Rates { prefill: Vec::new(), decode: Vec::new(), first_ms: Vec::new() }
-    }
-
-    fn print(&mut self, name: &str, than: Option<(f64, f64)>) -> (f64, f64) {
-        let (prefill, decode) = (median(&mut self.prefill), median(&mut self.decode));
-        let first = median(&mut self.first_ms);
-        let ratio = than.map_or(String::new(), |(p, d)| {
-            format!("   {:.3} x prefill, {:.3} x decode", prefill / p, decode / d)
-        });
-        println!("{name:28} {prefill:8.0} {decode:8.1} {first:10.1}{ratio}");
-        (prefill, decode)
-    }
+fn print(name: &str, rates: &mut Rates, than: Option<Medians>) -> Medians {
+    let found = rates.medians();
+    let Medians { prefill, decode, first_ms } = found;
+    let ratio = than.map_or(String::new(), |than| {
+        let (prefill, decode) = (prefill / than.prefill, decode / than.decode);
+        format!("   {prefill:.3} x prefill, {decode:.3} x decode")
+    });
+    println!("{name:28} {prefill:8.0} {decode:8.1} {first_ms:10.1}{ratio}");
+    found
 }
 
 /// What llama.cpp's bench tool does: read `n` tokens in steps, then write one after the other.
@@ -76,8 +63,6 @@ fn bare(context: &mut LlamaContext<'_>, vocab: i32, n: usize, rates: &mut Rates)
     }
     context.synchronize();
     let prefill = start.elapsed().as_secs_f64();
-    rates.prefill.push(n as f64 / prefill);
-    rates.first_ms.push(prefill * 1e3);
     let start = Instant::now();
     for i in 0..DECODE {
         batch.clear();
@@ -85,7 +70,7 @@ fn bare(context: &mut LlamaContext<'_>, vocab: i32, n: usize, rates: &mut Rates)
         context.decode(&mut batch).unwrap();
         context.synchronize();
     }
-    rates.decode.push(DECODE as f64 / start.elapsed().as_secs_f64());
+    rates.add(n as f64, prefill, DECODE as f64, start.elapsed().as_secs_f64());
 }
 
 /// The same through the port; the engine's own clock gives the two parts.
@@ -99,9 +84,8 @@ async fn ours(model: &dyn Generate, round: usize, rates: &mut Rates) -> Usage {
     job.sampling.temperature = Some(0.0);
     let (_, usage) = run(model, &job).await.unwrap();
     let read = f64::from(usage.prompt_tokens - usage.cached_tokens);
-    rates.prefill.push(read / usage.prefill_ms * 1e3);
-    rates.decode.push(f64::from(usage.completion_tokens - 1) / usage.decode_ms * 1e3);
-    rates.first_ms.push(usage.prefill_ms);
+    let written = f64::from(usage.completion_tokens - 1);
+    rates.add(read, usage.prefill_ms / 1e3, written, usage.decode_ms / 1e3);
     usage
 }
 
@@ -121,23 +105,23 @@ async fn main() {
         .with_n_threads_batch(threads as i32);
     let mut context = model.new_context(&backend, params).unwrap();
 
-    let (mut raw, mut ours_rates) = (Rates::new(), Rates::new());
+    let (mut raw, mut ours_rates) = (Rates::default(), Rates::default());
     let mut tokens = 256;
     for round in 0..=ROUNDS {
         if round == 1 {
             // the first round only warms up
-            (raw, ours_rates) = (Rates::new(), Rates::new());
+            (raw, ours_rates) = (Rates::default(), Rates::default());
         }
         let usage = ours(&remote, round, &mut ours_rates).await;
         tokens = (usage.prompt_tokens - usage.cached_tokens) as usize;
         bare(&mut context, model.n_vocab(), tokens, &mut raw);
     }
+    print_machine();
     println!(
         "{tokens} prompt tokens, {DECODE} answer tokens, {threads} threads to read and 1 to write, {ROUNDS} rounds"
     );
     println!("{:28} {:>8} {:>8} {:>10}", "", "prefill", "decode", "prompt ms");
-    let base = raw.print("llama.cpp, bare loop", None);
-    ours_rates.print("our engine, child over MCP", Some(base));
-    let used = memory(process.id().unwrap());
-    println!("engine process: {:.0} MiB resident, {:.0} anonymous", used.resident, used.anonymous);
+    let base = print("llama.cpp, bare loop", &mut raw, None);
+    print("our engine, child over MCP", &mut ours_rates, Some(base));
+    println!("engine process: {}", memory_text(process.id().unwrap()));
 }

@@ -19,7 +19,6 @@
     reason = "a bench ends at the first surprise"
 )]
 
-#[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::process::Stdio;
@@ -33,6 +32,7 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use support::figures::{median, memory, processor_s};
 use support::service::{Service, catalog, free_port};
+use support::{print_head, print_machine, print_row, quantile};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -154,8 +154,7 @@ async fn round(client: &reqwest::Client, url: &str, rate: u32, length: Duration)
     late += times.iter().filter(|time| time.is_none()).count();
     let mut times: Vec<f64> = times.into_iter().flatten().collect();
     times.resize(count, f64::INFINITY);
-    times.sort_by(f64::total_cmp);
-    Round { p50: times[count / 2], p99: times[count * 99 / 100], late }
+    Round { p50: quantile(&mut times, 0.5), p99: quantile(&mut times, 0.99), late }
 }
 
 /// A service of ours before that provider.
@@ -284,9 +283,9 @@ async fn measure() {
         ways.push(("LiteLLM", url.clone()));
     }
     let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build().unwrap();
+    print_machine();
     println!("Added to the provider's own time, ms; medians of {ROUNDS} rounds of {ROUND:?}\n");
-    println!("| way | requests a second | p50 | p99 | added p50 | added p99 | late % |");
-    println!("|---|---|---|---|---|---|---|");
+    print_head(&["way", "requests a second", "p50", "p99", "added p50", "added p99", "late %"]);
     for rate in RATES {
         let mut rounds: Vec<Vec<Round>> = ways.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
@@ -307,9 +306,10 @@ async fn measure() {
             let asked = f64::from(rate) * ROUND.as_secs_f64();
             let late = 100.0 * middle(rounds, |r| r.late as f64) / asked;
             let (more50, more99) = (p50 - own.0, p99 - own.1);
-            println!(
-                "| {name} | {rate} | {p50:.2} | {p99:.2} | {more50:.2} | {more99:.2} | {late:.1} |"
-            );
+            let mut cells = vec![name.to_string(), rate.to_string()];
+            cells.extend([p50, p99, more50, more99].map(|ms| format!("{ms:.2}")));
+            cells.push(format!("{late:.1}"));
+            print_row(&cells);
         }
     }
     let resident = |child: &Child| memory(child.id().unwrap()).resident;

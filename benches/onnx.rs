@@ -15,7 +15,6 @@
     reason = "a bench ends at the first surprise"
 )]
 
-#[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
@@ -27,8 +26,7 @@ use pilotlight::convert::{Weights, convert};
 use pilotlight::mcp::client::{Closed, Remote};
 use serde_json::Value;
 use support::contract::{job, run};
-use support::figures::{median, memory};
-use support::{child, model_file, runtime};
+use support::{Medians, Rates, child, memory_text, model_file, print_machine, runtime};
 
 const ROUNDS: usize = 5;
 const ANSWER: u32 = 64;
@@ -37,29 +35,15 @@ const ANSWER: u32 = 64;
 struct Figures {
     name: &'static str,
     load_ms: f64,
-    prefill: Vec<f64>,
-    decode: Vec<f64>,
-    first_ms: Vec<f64>,
+    rates: Rates,
     memory: String,
 }
 
 impl Figures {
-    fn add(&mut self, tokens: f64, read_s: f64, write_s: f64) {
-        self.prefill.push(tokens / read_s);
-        self.decode.push(f64::from(ANSWER) / write_s);
-        self.first_ms.push(read_s * 1e3);
-    }
-
     fn print(mut self) {
-        println!(
-            "{:24} {:8.0} {:8.1} {:10.1} {:8.0}   {}",
-            self.name,
-            median(&mut self.prefill),
-            median(&mut self.decode),
-            median(&mut self.first_ms),
-            self.load_ms,
-            self.memory
-        );
+        let Medians { prefill, decode, first_ms } = self.rates.medians();
+        let Figures { name, load_ms, memory, .. } = self;
+        println!("{name:24} {prefill:8.0} {decode:8.1} {first_ms:10.1} {load_ms:8.0}   {memory}");
     }
 }
 
@@ -94,15 +78,14 @@ impl Ours {
         job.sampling.temperature = Some(0.0);
         let (_, usage) = run(&self.remote, &job).await.unwrap();
         let read = usage.prompt_tokens - usage.cached_tokens;
-        let rate = f64::from(usage.completion_tokens - 1) / f64::from(ANSWER);
-        self.figures.add(read.into(), usage.prefill_ms / 1e3, usage.decode_ms / 1e3 / rate);
+        let written = f64::from(usage.completion_tokens - 1);
+        let (read_s, write_s) = (usage.prefill_ms / 1e3, usage.decode_ms / 1e3);
+        self.figures.rates.add(read.into(), read_s, written, write_s);
         read
     }
 
     fn print(mut self) {
-        let used = memory(self.process.id().unwrap());
-        self.figures.memory =
-            format!("{:.0} MiB resident, {:.0} anonymous", used.resident, used.anonymous);
+        self.figures.memory = memory_text(self.process.id().unwrap());
         self.figures.print();
     }
 }
@@ -138,7 +121,8 @@ impl Peer {
         self.output.read_line(&mut line).unwrap();
         let told: Value = serde_json::from_str(&line).unwrap();
         let seconds = |key: &str| told[key].as_f64().unwrap();
-        self.figures.add(tokens.into(), seconds("read"), seconds("write"));
+        let (read_s, write_s) = (seconds("read"), seconds("write"));
+        self.figures.rates.add(tokens.into(), read_s, ANSWER.into(), write_s);
         self.figures.load_ms = seconds("load") * 1e3;
         let memory = &told["memory"];
         self.figures.memory =
@@ -161,6 +145,7 @@ async fn main() {
     let (onnx, gguf) = (folder.display().to_string(), model_file().display().to_string());
     let library = runtime().display().to_string();
     let arguments = ["--onnx", &onnx, "--runtime", &library];
+    print_machine();
     // the first start prepares the weights
     drop(Ours::start("", &arguments).await);
     for threads in ["1", "2"] {
@@ -188,9 +173,7 @@ async fn main() {
                     peer.as_mut().map(|p| &mut p.figures),
                 ];
                 for figures in figures.into_iter().flatten() {
-                    figures.prefill.clear();
-                    figures.decode.clear();
-                    figures.first_ms.clear();
+                    figures.rates = Rates::default();
                 }
             }
         }

@@ -12,7 +12,6 @@
     reason = "a bench ends at the first surprise"
 )]
 
-#[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::time::{Duration, Instant};
@@ -23,18 +22,14 @@ use support::contract::{job, run};
 use support::figures::memory;
 use support::mqtt::{App, Mosquitto};
 use support::service::{Service, catalog};
-use support::{child, over_channels, over_http, scripted};
+use support::{child, over_channels, over_http, print_machine, quantile, scripted};
 
 const CALLS: usize = 400;
 const ROUNDS: usize = 2000;
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
 
-fn quantile(times: &mut [Duration], q: f64) -> f64 {
-    times.sort_unstable();
-    let at = ((times.len() - 1) as f64 * q).round();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
-    let at = at as usize;
-    times[at].as_secs_f64() * 1e6
+fn microseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }
 
 async fn calls(model: &dyn Generate, tokens: u32) -> f64 {
@@ -46,7 +41,7 @@ async fn calls(model: &dyn Generate, tokens: u32) -> f64 {
     for _ in 0..CALLS {
         let start = Instant::now();
         run(model, &job).await.unwrap();
-        times.push(start.elapsed());
+        times.push(microseconds(start.elapsed()));
     }
     quantile(&mut times, 0.5)
 }
@@ -65,7 +60,7 @@ async fn round_trips(name: &str, port: u16) {
         let reply = app.ask("app", json!({"id": format!("{n}"), "prompt": "x"}).to_string()).await;
         assert_eq!(reply["status"], "ok");
         if n >= 50 {
-            times.push(start.elapsed());
+            times.push(microseconds(start.elapsed()));
         }
     }
     let (p50, p99) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
@@ -74,6 +69,7 @@ async fn round_trips(name: &str, port: u16) {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
+    print_machine();
     println!("A model that answers at once, {CALLS} calls a row, medians in microseconds");
     println!("{:24} {:>10} {:>12}", "transport", "a call", "a token more");
     row("none", scripted().as_ref()).await;

@@ -15,7 +15,6 @@
     reason = "a bench ends at the first surprise"
 )]
 
-#[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::path::Path;
@@ -23,8 +22,8 @@ use std::path::Path;
 use pilotlight::convert::{Weights, convert};
 use pilotlight::engines::worker::{Calibration, Reading};
 use pilotlight::engines::{gguf, onnx};
-use support::nearness::nearness;
-use support::{model_file, runtime};
+use support::nearness::{Nearness, nearness};
+use support::{mean, model_file, print_machine, runtime};
 
 /// Bytes of a text that are read.
 const TEXT_BYTES: usize = 6_000;
@@ -73,6 +72,7 @@ async fn by_file() -> Vec<Reading> {
 
 #[tokio::main]
 async fn main() {
+    print_machine();
     let reference = by_file().await;
     let tokens: usize = reference.iter().map(|reading| reading.tokens.len()).sum();
     println!("{tokens} tokens of {} texts, against {}", TEXTS.len(), model_file().display());
@@ -100,13 +100,13 @@ async fn main() {
         }
         let pairs = reference.iter().zip(&readings);
         let near: Vec<_> = pairs.map(|(one, other)| nearness(one, other)).collect();
-        let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+        let of = |what: fn(&Nearness) -> f64| mean(&near.iter().map(what).collect::<Vec<f64>>());
         println!(
             "{name:12} {:7.1}   {:14.3}   {:10.4}   {:16.3}",
             size as f64 / 1e6,
-            mean(near.iter().map(|n| n.same_first).collect()),
-            mean(near.iter().map(|n| n.divergence).collect()),
-            mean(near.iter().map(|n| n.perplexity.ln()).collect()).exp(),
+            of(|near| near.same_first),
+            of(|near| near.divergence),
+            of(|near| near.perplexity.ln()).exp(),
         );
     }
 }

@@ -19,7 +19,6 @@
     reason = "a bench ends at the first surprise"
 )]
 
-#[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::fmt::Write;
@@ -157,23 +156,27 @@ fn share(right: usize, all: usize) -> (f64, f64) {
 }
 
 fn print_row(name: &str, figures: &PerTask) {
-    print!("| {name} |");
+    let mut cells = vec![name.to_owned()];
     let (mut right, mut all, mut times) = (0, 0, Vec::new());
     for said in figures {
         let hits = said.iter().filter(|said| said.right).count();
         let (p, half) = share(hits, said.len());
-        print!(" {p:.0} ± {half:.0} |");
+        cells.push(format!("{p:.0} ± {half:.0}"));
         (right, all) = (right + hits, all + said.len());
         times.extend(said.iter().map(|said| said.ms));
     }
     let (p, half) = share(right, all);
-    println!(" {p:.0} ± {half:.0} | {:.1} |", median(&mut times));
+    cells.push(format!("{p:.0} ± {half:.0}"));
+    cells.push(format!("{:.1}", median(&mut times)));
+    support::print_row(&cells);
 }
 
 fn print_head(title: &str) {
     println!("\n{title}\n");
-    println!("| % right, 95 % interval | {} | all | median ms |", TASKS.join(" | "));
-    println!("|---|---|---|---|---|---|");
+    let mut columns = vec!["% right, 95 % interval"];
+    columns.extend(TASKS);
+    columns.extend(["all", "median ms"]);
+    support::print_head(&columns);
 }
 
 /// One point of the chain: who is sure enough answers at once, the others are handed on.
@@ -255,6 +258,7 @@ async fn main() {
     ];
     // `cargo bench --bench specialists -- written`: these rows alone
     let only_written = std::env::args().any(|argument| argument == "written");
+    support::print_machine();
     print_head("Balanced");
     let encoder = sentence_encoder().await;
     let first = classify(&encoder, mixed).await;
@@ -289,7 +293,7 @@ async fn main() {
         }
     }
     println!("\nThe encoder, and {} where it is not sure enough\n", models[0].0);
-    println!("| margin | % right | % handed on | mean ms |\n|---|---|---|---|");
+    support::print_head(&["margin", "% right", "% handed on", "mean ms"]);
     let points = chain(&first, &second.unwrap());
     for Point { margin, right, handed_on, mean_ms } in &points {
         println!("| {margin:.1} | {right:.0} | {handed_on:.0} | {mean_ms:.1} |");

@@ -15,13 +15,17 @@ use super::cloud::{ending, piece, proof_of};
 
 /// Set for the run of a test that has its own network.
 const INSIDE: &str = "TEST_IN_OWN_NETWORK";
+/// The file that such a run writes when the test has ended well.
+const DONE: &str = "TEST_IN_OWN_NETWORK_DONE";
 
-/// Runs the test of this name in namespaces of its own, as their root: nothing else is reached from
+/// Runs the test of this name, modules included, in namespaces of its own, as their root: nothing else is reached from
 /// there, and nothing else is disturbed. Not tried where the system lends none.
 pub fn in_own_network(name: &str, test: impl Future<Output = ()>) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        return runtime.worker_threads(2).enable_all().build().unwrap().block_on(test);
+        runtime.worker_threads(2).enable_all().build().unwrap().block_on(test);
+        std::fs::write(std::env::var_os(DONE).unwrap(), "").unwrap();
+        return;
     }
     let apart = ["--user", "--map-root-user", "--net", "--mount", "--"];
     let lent = Command::new("unshare").args(apart).arg("true").status();
@@ -33,6 +37,7 @@ pub fn in_own_network(name: &str, test: impl Future<Output = ()>) {
     // the system's resolver asks our name server, and nobody else
     std::fs::write(folder.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
     std::fs::write(folder.path().join("nsswitch.conf"), "hosts: files dns\n").unwrap();
+    let done = folder.path().join("done");
     let begin = "ip link set lo up && for file in resolv.conf nsswitch.conf; do \
         if [ -e /etc/$file ]; then mount --bind \"$0/$file\" /etc/$file || exit; fi; done; exec \"$@\"";
     let status = Command::new("unshare")
@@ -42,8 +47,10 @@ pub fn in_own_network(name: &str, test: impl Future<Output = ()>) {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, name)
+        .env(DONE, &done)
         .status();
     assert!(status.unwrap().success(), "{name} failed in its own network");
+    assert!(done.exists(), "{name}: no test has this name");
 }
 
 /// How a name server answers.

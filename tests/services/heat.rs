@@ -1,26 +1,11 @@
 //! A board that gets hot under the real service: what asker, watcher and fleet manager see of it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::path::Path;
 
+use crate::support::mqtt::App;
+use crate::support::service::{Service, catalog};
+use crate::support::{PROGRAM, SOON};
 use serde_json::{Value, json};
-use support::mqtt::App;
-use support::service::{Service, catalog};
-use support::{PROGRAM, SOON};
 
 const ZONE: &str = "sys/class/thermal/thermal_zone0";
 

@@ -1,35 +1,20 @@
 //! Tools: each provider is asked for calls in its own words, what it calls comes back in ours, and an
 //! asker that offers tools is sent to who can call them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::cloud::{Act, Cloud, answer, ending, entry, event, head, open_as};
+use crate::support::contract::run;
+#[cfg(feature = "embedded-broker")]
+use crate::support::mqtt::App;
+use crate::support::over_channels;
+use crate::support::service::{Service, catalog, client};
 use pilotlight::catalog::catalog::Catalog;
 use pilotlight::model::generate::{Fault, Finish, Generate, Usage};
 use pilotlight::request::format::Format;
 use pilotlight::request::job::Job;
 use pilotlight::wire::{Ask, read_value};
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, answer, ending, entry, event, head, open_as};
-use support::contract::run;
-use support::mqtt::App;
-use support::over_channels;
-use support::service::{Service, catalog, client};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
@@ -138,7 +123,7 @@ fn calls(kind: Kind, text: &str, calls: &[(&str, &str, Value)]) -> Act {
 
 #[cfg(feature = "bedrock")]
 fn frames(events: &[(&str, Value)]) -> Act {
-    use support::cloud::{frame, framed};
+    use crate::support::cloud::{frame, framed};
     framed(&events.iter().map(|(name, payload)| frame("event", name, payload)).collect::<Vec<_>>())
 }
 
@@ -413,6 +398,7 @@ async fn who_has_no_words_for_json_calls_a_tool_for_it() {
 }
 
 /// A service with a scripted model and this cloud, from which addresses are hidden.
+#[cfg(feature = "embedded-broker")]
 async fn service(cloud: &Cloud) -> Service {
     let mut catalog = catalog(&["--scripted", "small"]);
     catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
@@ -422,6 +408,7 @@ async fn service(cloud: &Cloud) -> Service {
     service
 }
 
+#[cfg(feature = "embedded-broker")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_offers_tools_is_sent_to_who_calls_them() {
     let write =

@@ -1,27 +1,16 @@
 //! Money: no cap is ever passed, whatever happens in whatever order, and a sudden end forgets nothing.
 
 #![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::cast_possible_wrap,
     clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    clippy::wildcard_enum_match_arm,
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    unused_imports,
-    reason = "a test ends at the first surprise, and shares its helpers with others"
+    reason = "amounts of a test are small"
 )]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::support::cloud::{Act, Cloud, answer, entry, head, piece};
+use crate::support::service::{Service, signal};
 use pilotlight::model::context::Reach;
 use pilotlight::model::generate::Fault;
 use pilotlight::money::{Caps, Hour, Limits, Price, SPANS, Usd};
@@ -35,8 +24,6 @@ use pilotlight::scheduler::{
 use pilotlight::time::Time;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, answer, ending, entry, head, piece};
-use support::service::{Service, signal};
 
 const LOCAL: BackendId = BackendId(0);
 
@@ -330,7 +317,7 @@ fn half_a_dollar(url: &str) -> Value {
 }
 
 fn catalog(url: &str, budget: &Value) -> Value {
-    let mut catalog = support::service::catalog(&["--scripted", "small"]);
+    let mut catalog = crate::support::service::catalog(&["--scripted", "small"]);
     catalog["pilotlight"]["providers"] = json!({"big": half_a_dollar(url)});
     catalog["pilotlight"]["policy"] = json!({"budget": budget});
     catalog

@@ -1,28 +1,13 @@
 //! The contract suite on the scripted model, over every transport, and 10,000 calls over each.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::contract::{SCRIPTED, holds, job, run};
+use crate::support::{SOON, child, over_channels, over_http, scripted};
 use futures::StreamExt;
 use pilotlight::model::context::ModelContext;
 use pilotlight::model::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
 use pilotlight::request::job::Job;
-use support::contract::{SCRIPTED, holds, job, run};
-use support::{SOON, child, over_channels, over_http, scripted};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 

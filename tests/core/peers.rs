@@ -1,26 +1,10 @@
 //! Two devices that are each other's neighbours: what one can't do the other does, and no further.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::cast_possible_wrap,
-    clippy::cast_precision_loss,
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    unused_imports,
-    reason = "a test ends at the first surprise, and shares its helpers with others"
-)]
-
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::cloud::{Cloud, answer, entry};
+use crate::support::service::{Service, catalog, free_port};
 use serde_json::{Value, json};
-use support::cloud::{Cloud, answer, entry};
-use support::service::{Service, catalog, free_port};
 
 /// A device with a model of this name, the other device as its neighbour, and a cloud.
 fn device(name: &str, own: u16, neighbour: u16, cloud: &Cloud) -> Service {

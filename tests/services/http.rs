@@ -1,22 +1,7 @@
 //! The HTTP door: the chat API plain and streamed, models, health, metrics, and who is let in.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
+use crate::support::service::{Service, catalog, client};
 use serde_json::{Value, json};
-use support::service::{Service, catalog, client};
 
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
 

@@ -1,14 +1,5 @@
 //! What holds for whatever sensors, files and records say, by proptest.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
 use std::path::Path;
 
 use pilotlight::device::Sensors;

@@ -1,29 +1,14 @@
 //! The MQTT door, with real bytes at a real broker: the embedded one, and mosquitto.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::collections::BTreeSet;
 
+use crate::support::mqtt::{App, Gate, Mosquitto};
+use crate::support::service::{Service, catalog, signal};
 use nix::sys::signal::Signal;
 use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use support::mqtt::{App, Gate, Mosquitto};
-use support::service::{Service, catalog, signal};
 
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
 
@@ -340,7 +325,7 @@ async fn requests_survive_the_service() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_broker_comes_late_and_goes_in_between() {
-    let port = support::service::free_port();
+    let port = crate::support::service::free_port();
     let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\n");
     let gate = Gate::to(port).await;
     let url = format!("mqtt://127.0.0.1:{}", gate.port);
@@ -413,8 +398,8 @@ async fn over_mutual_tls() {
         write(&format!("{name}.pem"), params.signed_by(&key, &issuer).unwrap().pem());
         write(&format!("{name}.key"), key.serialize_pem());
     }
-    let port = support::service::free_port();
-    let plain = support::service::free_port();
+    let port = crate::support::service::free_port();
+    let plain = crate::support::service::free_port();
     let config = format!(
         "per_listener_settings true\nlistener {plain} 127.0.0.1\nallow_anonymous true\n\
          listener {port} 127.0.0.1\nallow_anonymous true\ncafile {}\ncertfile {}\nkeyfile {}\n\

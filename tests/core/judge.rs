@@ -1,14 +1,5 @@
 //! When a job stays, when it leaves, who goes first: what the judge says to small stories.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::wildcard_enum_match_arm,
-    missing_docs,
-    reason = "a test ends at the first surprise"
-)]
-
 use std::time::Duration;
 
 use pilotlight::model::context::Reach;

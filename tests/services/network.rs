@@ -1,32 +1,17 @@
 //! A network that is slow, or goes without a word: name servers, and lines that are dead and don't say so.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::cloud::{Cloud, answer, open_as, trusting};
+use crate::support::contract::{job, run};
+use crate::support::figures::{median, memory, threads};
+use crate::support::network::{Far, NameServer, Naming, in_own_network, ip};
+use crate::support::service::Service;
+use crate::support::storm;
 use futures::StreamExt;
 use pilotlight::model::generate::{Fault, Generate};
 use serde_json::{Value, json};
-use support::cloud::{Cloud, answer, open_as, trusting};
-use support::contract::{job, run};
-use support::figures::{median, memory, threads};
-use support::network::{Far, NameServer, Naming, in_own_network, ip};
-use support::service::Service;
-use support::storm;
 
 /// Asked at the same time.
 const AT_ONCE: usize = 16;
@@ -65,7 +50,7 @@ fn trusted(url: &str, certificate: &str, silence_ms: u64) -> (Value, tempfile::T
 
 #[test]
 fn a_slow_name_server_is_waited_for_once() {
-    in_own_network("a_slow_name_server_is_waited_for_once", async {
+    in_own_network("network::a_slow_name_server_is_waited_for_once", async {
         let names = NameServer::start(Naming::Never).await;
         let (cloud, certificate) = Cloud::start_named("cloud.test", [answer(&["x"])]).await;
         let (entry, _folder) = trusted(&cloud.url, &certificate, 400);
@@ -122,7 +107,7 @@ async fn failed(service: &Service, count: usize, deadline_ms: u64) -> Vec<Value>
 
 #[test]
 fn a_service_lives_with_a_slow_name_server() {
-    in_own_network("a_service_lives_with_a_slow_name_server", async {
+    in_own_network("network::a_service_lives_with_a_slow_name_server", async {
         let names = NameServer::start(Naming::Never).await;
         let (cloud, certificate) = Cloud::start_named("cloud.test", [answer(&["x"])]).await;
         let (entry, _folder) = trusted(&cloud.url, &certificate, 30_000);
@@ -163,9 +148,9 @@ fn a_service_lives_with_a_slow_name_server() {
 
 #[test]
 fn a_service_ends_though_its_broker_is_still_looked_up() {
-    in_own_network("a_service_ends_though_its_broker_is_still_looked_up", async {
+    in_own_network("network::a_service_ends_though_its_broker_is_still_looked_up", async {
         let names = NameServer::start(Naming::Never).await;
-        let catalog = support::service::catalog(&["--scripted", "small"]);
+        let catalog = crate::support::service::catalog(&["--scripted", "small"]);
         let service = Service::launch(&catalog, "mqtt://broker.test", &[]);
         service.until("looking for its broker", |_| names.asked() > 0).await;
         let began = Instant::now();
@@ -177,7 +162,7 @@ fn a_service_ends_though_its_broker_is_still_looked_up() {
 /// The board goes from one network to another, and its lines from before are dead without a word.
 #[test]
 fn a_line_that_died_without_a_word_is_given_up() {
-    in_own_network("a_line_that_died_without_a_word_is_given_up", async {
+    in_own_network("network::a_line_that_died_without_a_word_is_given_up", async {
         let far = Far::start();
         let address = |n: usize| format!("10.9.0.{}/24", 10 + n % 2);
         ip(&format!("addr add {} dev near", address(0)));

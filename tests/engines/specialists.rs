@@ -1,24 +1,15 @@
 //! Classification and embeddings: rules, a chain of models that are not sure, a real encoder, labels
 //! scored by a real language model.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::contract::{holds_over_every_transport, job, run};
+use crate::support::engine::REAL;
+use crate::support::labelled::{encoder, label_job, labels, prompts};
+use crate::support::mqtt::App;
+use crate::support::service::Service;
+use crate::support::{model_file, runtime};
 use pilotlight::convert::{Weights, convert};
 use pilotlight::engines::gguf;
 use pilotlight::engines::onnx;
@@ -30,12 +21,6 @@ use pilotlight::request::job::{Job, Message, Role};
 use pilotlight::request::labels::Labels;
 use pilotlight::request::refusal::Code;
 use serde_json::{Value, json};
-use support::contract::{holds_over_every_transport, job, run};
-use support::engine::REAL;
-use support::labelled::{encoder, label_job, labels, prompts};
-use support::mqtt::App;
-use support::service::Service;
-use support::{model_file, runtime};
 
 fn options(path: &Path) -> Options {
     Options {

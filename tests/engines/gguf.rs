@@ -1,24 +1,15 @@
 //! The GGUF engine with a real model: the contract, JSON, bad files, and every way to break it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::contract::{holds_over_every_transport, job, run};
+use crate::support::engine::{REAL, works};
+use crate::support::mqtt::App;
+use crate::support::reports;
+use crate::support::service::{Service, catalog, program, signal};
+use crate::support::{model_file, over_channels};
 use nix::sys::signal::Signal;
 use pilotlight::engines::gguf;
 use pilotlight::engines::gguf::Options;
@@ -29,12 +20,6 @@ use pilotlight::request::format::Format;
 use pilotlight::request::labels::Labels;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use support::contract::{holds_over_every_transport, job, run};
-use support::engine::{REAL, works};
-use support::mqtt::App;
-use support::reports;
-use support::service::{Service, catalog, program, signal};
-use support::{model_file, over_channels};
 
 fn options(path: &Path) -> Options {
     Options {
@@ -207,7 +192,8 @@ async fn a_broken_engine_never_breaks_the_service() {
             request
         };
         let url = service.url("/v1/chat/completions");
-        let mut answer = support::service::client().post(url).json(&request).send().await.unwrap();
+        let mut answer =
+            crate::support::service::client().post(url).json(&request).send().await.unwrap();
         // a piece has been sent, so no other attempt may be made
         let mut text = String::new();
         while !text.contains("\"content\":\" ") {

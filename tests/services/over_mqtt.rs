@@ -1,35 +1,18 @@
 //! A cloud over MQTT: calls go to any worker of a service, and come back whole, once, or fail in time.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::cast_possible_wrap,
-    clippy::cast_precision_loss,
-    clippy::wildcard_enum_match_arm,
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    unused_imports,
-    reason = "a test ends at the first surprise, and shares its helpers with others"
-)]
-
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::cloud::{Act, Cloud, answer, ending, entry, head, piece};
+use crate::support::figures::memory;
+use crate::support::mqtt::{App, Gate, Mosquitto};
+use crate::support::service::{Service, catalog, signal};
+use crate::support::storm;
 use futures::StreamExt;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, answer, ending, entry, head, piece};
-use support::figures::memory;
-use support::mqtt::{App, Gate, Mosquitto};
-use support::service::{Service, catalog, signal};
-use support::storm;
 
 const TOPIC: &str = "pilotlight/mcp/big";
 

@@ -1,24 +1,19 @@
 //! A cloud's model in its provider's own protocol: answers, every kind of failure, the key, and what
 //! never leaves.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::support::cloud::{
+    Act, Cloud, KEY, answer, ending, entry, error, event, head, open, open_as, piece, trusting,
+};
+use crate::support::contract::{job, run};
+use crate::support::failures::failures;
+use crate::support::figures::memory;
+#[cfg(feature = "embedded-broker")]
+use crate::support::mqtt::App;
+use crate::support::service::{Service, program};
+use crate::support::storm;
 use futures::StreamExt;
 use pilotlight::catalog::catalog;
 use pilotlight::catalog::catalog::Link;
@@ -30,15 +25,6 @@ use pilotlight::request::format::Format;
 use pilotlight::request::job::Job;
 use pilotlight::request::refusal::Code;
 use serde_json::{Value, json};
-use support::cloud::{
-    Act, Cloud, KEY, answer, ending, entry, error, event, head, open, open_as, piece, trusting,
-};
-use support::contract::{job, run};
-use support::failures::failures;
-use support::figures::memory;
-use support::mqtt::App;
-use support::service::{Service, program};
-use support::storm;
 
 async fn ask(
     acts: impl IntoIterator<Item = Act>,
@@ -230,7 +216,7 @@ async fn who_stops_reading_is_noticed_in_the_middle_of_silence() {
     let cloud = Cloud::start([Act::Hang(begun.into())]).await;
     let mut patient = entry(&cloud.url);
     patient["silence_ms"] = json!(60_000);
-    let model = support::cloud::open_as(&patient);
+    let model = crate::support::cloud::open_as(&patient);
     let (mut out, mut chunks) = channel();
     let job = job("hello", 400);
     let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
@@ -287,10 +273,11 @@ fn what_can_not_be_a_provider_is_named() {
 }
 
 /// Through the whole service: what leaves and what does not, and the record of it.
+#[cfg(feature = "embedded-broker")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prompt_goes_to_the_cloud_and_a_private_one_does_not() {
     let cloud = Cloud::start([answer(&["from ", "afar"])]).await;
-    let mut catalog = support::service::catalog(&["--scripted", "small"]);
+    let mut catalog = crate::support::service::catalog(&["--scripted", "small"]);
     let mut big = entry(&cloud.url);
     big["key"] = json!("${CLOUD_KEY}");
     catalog["pilotlight"]["providers"] = json!({"big": big});
@@ -321,10 +308,11 @@ async fn a_prompt_goes_to_the_cloud_and_a_private_one_does_not() {
 }
 
 /// A cloud that fails is no reason for silence: the device answers, or says why not in time.
+#[cfg(feature = "embedded-broker")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_cloud_falls_back_or_is_told_in_time() {
     let cloud = Cloud::start([error("500 Internal Server Error", "", "oh")]).await;
-    let mut catalog = support::service::catalog(&["--scripted", "small"]);
+    let mut catalog = crate::support::service::catalog(&["--scripted", "small"]);
     catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
     let service = Service::launch(&catalog, "embedded", &[]);
     service.ready_all().await;
@@ -341,7 +329,7 @@ async fn a_failing_cloud_falls_back_or_is_told_in_time() {
     );
     assert_eq!(near["decision"]["attempts"][0]["server"], "big", "{near}");
 
-    let began = Instant::now();
+    let began = std::time::Instant::now();
     let none = app.ask("app", asks("cloud-only")).await;
     assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
     assert_ne!(none["status"], "ok", "{none}");

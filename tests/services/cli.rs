@@ -1,25 +1,10 @@
 //! The command line: what it prints, what it refuses, and its exit codes.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::path::Path;
 
+use crate::support::PROGRAM;
+use crate::support::service::{Service, catalog, program};
 use serde_json::{Value, json};
-use support::PROGRAM;
-use support::service::{Service, catalog, program};
 
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
 
@@ -155,7 +140,7 @@ async fn exit_codes() {
     assert_eq!(code(&["nonsense"]).await, 2);
     assert_eq!(code(&["check"]).await, 2);
     std::fs::write(folder.path().join("mcp.json"), catalog(&DRY).to_string()).unwrap();
-    let port = support::service::free_port();
+    let port = crate::support::service::free_port();
     let http = format!("127.0.0.1:{port}");
     let off = [("PILOTLIGHT_HTTP", http.as_str()), ("PILOTLIGHT_BROKER", "127.0.0.1:1")];
     assert_eq!(program(folder.path(), &["status"], &off).await.0, 3);
@@ -226,8 +211,10 @@ async fn a_reader_that_goes_is_no_trouble() {
         .spawn()
         .unwrap();
     drop(doctor.stdout.take());
-    let ended =
-        tokio::time::timeout(support::SOON, doctor.wait_with_output()).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(crate::support::SOON, doctor.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!((ended.status.code(), said.as_str()), (Some(141), ""));
 }

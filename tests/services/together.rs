@@ -1,29 +1,13 @@
 //! Models that work together: who is asked, whose answer counts, what it cost, and what if one fails.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::cast_possible_wrap,
-    clippy::cast_precision_loss,
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    unused_imports,
-    reason = "a test ends at the first surprise, and shares its helpers with others"
-)]
-
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::cloud::{Act, Cloud, answer, ending, entry, error, head, piece, stream};
+use crate::support::mqtt::App;
+use crate::support::service::{Service, catalog, program};
 use pilotlight::scheduler::decision::Decision;
 use pilotlight::scheduler::explain;
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, answer, ending, entry, error, head, piece, stream};
-use support::mqtt::App;
-use support::service::{Service, catalog, program};
 
 /// A service with a scripted model, and clouds that answer so.
 async fn service(clouds: &[(&str, &Cloud)]) -> (Service, App) {

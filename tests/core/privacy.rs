@@ -1,28 +1,11 @@
 //! What may not leave the device does not, and what may leaves without what is to be hidden.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::cast_possible_wrap,
-    clippy::cast_precision_loss,
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    unused_imports,
-    reason = "a test ends at the first surprise, and shares its helpers with others"
-)]
-
-mod support;
-
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
+use crate::support::cloud::{Cloud, answer, entry, error};
+use crate::support::service::{Service, catalog, client};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use support::cloud::{Cloud, answer, entry, error};
-use support::service::{Service, catalog, client};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -1,25 +1,19 @@
 //! The ONNX engine with a real model: the contract, parity with the GGUF engine on the same
 //! weights, bad folders and runtimes, and a prompt on MQTT.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use crate::support::contract::{holds_over_every_transport, job, run};
+use crate::support::engine::{
+    REAL, a_shared_prefix_is_read_once, says_how_likely_its_tokens_were,
+    the_more_urgent_goes_first, works,
+};
+use crate::support::mqtt::App;
+use crate::support::nearness::nearness;
+use crate::support::service::{Service, catalog, program};
+use crate::support::{model_file, runtime};
 use pilotlight::convert::{Weights, convert};
 use pilotlight::engines::gguf;
 use pilotlight::engines::onnx;
@@ -28,15 +22,6 @@ use pilotlight::engines::worker::Calibration;
 use pilotlight::engines::worker::OnThread;
 use pilotlight::model::generate::Generate;
 use serde_json::{Value, json};
-use support::contract::{holds_over_every_transport, job, run};
-use support::engine::{
-    REAL, a_shared_prefix_is_read_once, says_how_likely_its_tokens_were,
-    the_more_urgent_goes_first, works,
-};
-use support::mqtt::App;
-use support::nearness::nearness;
-use support::service::{Service, catalog, program};
-use support::{model_file, runtime};
 
 /// The model of the GGUF tests, converted once in a run of this program.
 fn folder() -> &'static Path {
@@ -117,7 +102,7 @@ async fn it_states_what_the_folder_says() {
     assert!(context.runtime.prefill_tokens_per_s.unwrap() > 1.0);
 }
 
-const TEXT: &str = include_str!("../README.md");
+const TEXT: &str = include_str!("../../README.md");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_engines_read_a_text_alike() {

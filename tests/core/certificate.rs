@@ -1,18 +1,5 @@
 //! While the worst case is in time nobody leaves: seeded days against the world's own certificate.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

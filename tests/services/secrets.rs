@@ -1,31 +1,16 @@
 //! What is meant for one host stays with it: not in a core dump, not with a child, not with a proxy.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::cloud::{Cloud, KEY, answer, entry, trusting};
+use crate::support::service::{Service, catalog, signal};
+use crate::support::{PROGRAM, SOON};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::cloud::{Cloud, KEY, answer, entry, trusting};
-use support::service::{Service, catalog, signal};
-use support::{PROGRAM, SOON};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -153,7 +138,8 @@ async fn a_proxy_is_followed_but_not_to_this_machine() {
     // a name that only the proxy knows
     let (far, certificate) = Cloud::start_named("cloud.test", [answer(&["far"])]).await;
     let here = Cloud::start([answer(&["here"])]).await;
-    let near = Service::start(&catalog(&["--scripted", "near"])).await;
+    let near = Service::launch(&catalog(&["--scripted", "near"]), "off", &[]);
+    near.ready().await;
     let (big, _folder) = trusting(&far.url, &certificate);
     let proxies: Vec<(&str, &str)> =
         ["HTTPS_PROXY", "HTTP_PROXY", "http_proxy", "ALL_PROXY"].map(|name| (name, &*proxy)).into();

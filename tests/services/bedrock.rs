@@ -1,26 +1,11 @@
 //! A cloud's model in Bedrock's protocol: what is asked, answers in its framing, failures.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_wrap,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test ends at the first surprise"
-)]
-
-mod support;
-
+use crate::support::cloud::{Act, Cloud, entry, error, frame, framed as stream, head, open_as};
+use crate::support::contract::{job, run};
 use pilotlight::model::generate::{Fault, Finish, Usage};
 use pilotlight::request::format::Format;
 use pilotlight::request::job::{Job, Message, Role};
 use serde_json::{Value, json};
-use support::cloud::{Act, Cloud, entry, error, frame, framed as stream, head, open_as};
-use support::contract::{job, run};
 
 const SECRET: &str = "wJalr-canary-7f3a9d51";
 

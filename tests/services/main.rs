@@ -1,0 +1,34 @@
+//! Tests with real brokers, servers, child processes and networks.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test ends at the first surprise"
+)]
+
+mod anthropic;
+#[cfg(feature = "bedrock")]
+mod bedrock;
+#[cfg(feature = "embedded-broker")]
+mod cli;
+#[cfg(feature = "embedded-broker")]
+mod heat;
+#[cfg(feature = "embedded-broker")]
+mod http;
+#[cfg(feature = "embedded-broker")]
+mod mqtt;
+mod network;
+mod over_mqtt;
+mod provider;
+mod secrets;
+#[path = "../support/mod.rs"]
+mod support;
+#[cfg(feature = "embedded-broker")]
+mod together;
