@@ -26,7 +26,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pilotlight::calibrate::{Aim, Sample, calibrate};
+use pilotlight::calibrate::{Aim, LabelledAnswer, calibrate};
 use pilotlight::model::generate::{TokenLogprob, Usage};
 use pilotlight::scheduler::strategy::mean_logprob;
 use serde_json::{Value, json};
@@ -162,8 +162,8 @@ fn picture(lines: &[(&str, &str, Points)], marks: &[(String, (f64, f64))]) -> St
 /// The threshold that `pilotlight calibrate` would set, by reports that are not asked later; where it
 /// would set none, one that sends half of them on.
 fn calibrated(known: &[Said]) -> f32 {
-    let sample = |said: &Said| Sample { score: said.logprob, right: said.right };
-    let samples: Vec<Sample> = known.iter().map(sample).collect();
+    let sample = |said: &Said| LabelledAnswer { score: said.logprob, right: said.right };
+    let samples: Vec<LabelledAnswer> = known.iter().map(sample).collect();
     println!("Calibrated by {} reports, {:.0} % right\n", known.len(), share(known, |s| s.right));
     print_head(&["at most wrong", "threshold", "kept %"]);
     let mut best = None;

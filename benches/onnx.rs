@@ -22,7 +22,7 @@ use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use pilotlight::convert::{Weights, convert};
+use pilotlight::convert::{OnnxWeights, convert};
 use pilotlight::mcp::client::{Closed, Remote};
 use serde_json::Value;
 use support::contract::{job, run};
@@ -140,7 +140,7 @@ impl Peer {
 async fn main() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-onnx-int8");
     if !folder.exists() {
-        convert(&model_file(), &folder, Weights::Int8, |_, _| ()).unwrap();
+        convert(&model_file(), &folder, OnnxWeights::Int8, |_, _| ()).unwrap();
     }
     let (onnx, gguf) = (folder.display().to_string(), model_file().display().to_string());
     let library = runtime().display().to_string();

@@ -16,7 +16,7 @@ use pilotlight::simulate::board::BOARDS;
 use pilotlight::simulate::load::Demand;
 use pilotlight::simulate::policy::{POLICIES, Policy};
 use pilotlight::simulate::table::{is_on_the_front, over, table};
-use pilotlight::simulate::world::Given;
+use pilotlight::simulate::world::DaySetup;
 
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<u64>().ok());
@@ -28,7 +28,7 @@ fn main() {
         for board in &BOARDS {
             for (load, burst) in [(0.5, 1.0), (0.8, 1.0), (1.0, 1.0), (0.8, 4.0)] {
                 let demand = Demand { load, burst, length };
-                let given = Given { seed: 0, slots, memory_runs_short: true, trace: None };
+                let given = DaySetup { seed: 0, slots, memory_runs_short: true, trace: None };
                 let outcome = |policy| (policy, over(board, demand, days, policy, &given));
                 let outcomes: Vec<_> = POLICIES.into_iter().map(outcome).collect();
                 println!(

@@ -19,8 +19,8 @@ mod support;
 
 use std::path::Path;
 
-use pilotlight::convert::{Weights, convert};
-use pilotlight::engines::worker::{Calibration, Reading};
+use pilotlight::convert::{OnnxWeights, convert};
+use pilotlight::engines::worker::{Calibration, PromptProgress};
 use pilotlight::engines::{gguf, onnx};
 use support::nearness::{Nearness, nearness};
 use support::{mean, model_file, print_machine, runtime};
@@ -37,12 +37,12 @@ fn texts() -> Vec<String> {
     TEXTS.iter().map(|text| text.chars().take(TEXT_BYTES).collect()).collect()
 }
 
-async fn by_graph(path: &Path) -> Vec<Reading> {
-    let options = onnx::Options {
+async fn by_graph(path: &Path) -> Vec<PromptProgress> {
+    let options = onnx::OnnxOptions {
         context_tokens: 4096,
         threads: 2,
         runtime: Some(runtime()),
-        ..onnx::Options::of(path)
+        ..onnx::OnnxOptions::of(path)
     };
     let model = onnx::open(options).await.unwrap();
     let mut all = Vec::new();
@@ -52,8 +52,8 @@ async fn by_graph(path: &Path) -> Vec<Reading> {
     all
 }
 
-async fn by_file() -> Vec<Reading> {
-    let options = gguf::Options {
+async fn by_file() -> Vec<PromptProgress> {
+    let options = gguf::GgufOptions {
         path: model_file(),
         name: None,
         context_tokens: 4096,
@@ -79,7 +79,7 @@ async fn main() {
     println!("weights      size MB   same likeliest   divergence   perplexity ratio");
     let work = tempfile::tempdir().unwrap();
     let mut folders = Vec::new();
-    for (name, weights) in [("int8", Weights::Int8), ("int4", Weights::Int4)] {
+    for (name, weights) in [("int8", OnnxWeights::Int8), ("int4", OnnxWeights::Int4)] {
         let folder = work.path().join(name);
         convert(&model_file(), &folder, weights, |_, _| ()).unwrap();
         folders.push((name, folder));
@@ -90,7 +90,7 @@ async fn main() {
     for (name, folder) in folders {
         let size = std::fs::metadata(folder.join("model.onnx.data")).unwrap().len();
         let readings = by_graph(&folder).await;
-        let same = |(one, other): &(&Reading, &Reading)| one.tokens == other.tokens;
+        let same = |(one, other): &(&PromptProgress, &PromptProgress)| one.tokens == other.tokens;
         if !reference.iter().zip(&readings).all(|pair| same(&pair)) {
             println!(
                 "{name:12} {:7.1}   its tokenizer splits the texts in another way",

@@ -13,31 +13,33 @@
 use std::time::{Duration, Instant};
 
 use pilotlight::limits::WAITING_JOBS_MAX;
-use pilotlight::model::context::Reach;
-use pilotlight::request::job::{Class, JobId, Mode};
-use pilotlight::scheduler::{Answered, BackendId, Card, Effect, Event, Scheduler, Spent, Ticket};
+use pilotlight::model::context::Locality;
+use pilotlight::request::job::{JobId, Mode, Priority};
+use pilotlight::scheduler::{
+    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, TokenTimes,
+};
 use pilotlight::time::Time;
 
 const EVENTS: usize = 20_000;
 const ROUNDS: usize = 15;
 
-fn card(reach: Reach, slots: u32) -> Card {
-    Card {
+fn card(reach: Locality, slots: u32) -> BackendProfile {
+    BackendProfile {
         slots,
         read_ms: Some(2.0),
         write_ms: Some(20.0),
         max_tokens: 64,
-        ..Card::unknown(reach.name(), reach)
+        ..BackendProfile::unknown(reach.name(), reach)
     }
 }
 
-fn ticket(job: u64, now: Time, random: &mut fastrand::Rng, budget: Duration) -> Ticket {
-    Ticket {
+fn ticket(job: u64, now: Time, random: &mut fastrand::Rng, budget: Duration) -> JobSpec {
+    JobSpec {
         job: JobId(job),
         app: format!("app-{}", random.u8(0..8)),
         template: format!("task-{}", random.u8(0..8)),
         due: now + budget,
-        class: *random.choice(&[Class::Interactive, Class::Normal, Class::Batch]).unwrap(),
+        class: *random.choice(&[Priority::Interactive, Priority::Normal, Priority::Batch]).unwrap(),
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
@@ -60,9 +62,9 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
     let mut means = Vec::new();
     for round in 0..ROUNDS {
         let mut random = fastrand::Rng::with_seed(round as u64);
-        let local = card(Reach::Device, 1);
+        let local = card(Locality::Device, 1);
         let mut cards = vec![local];
-        cards.extend(elsewhere.map(|slots| card(Reach::Cloud, slots)));
+        cards.extend(elsewhere.map(|slots| card(Locality::Cloud, slots)));
         let mut scheduler = Scheduler::new(cards.clone());
         for (n, card) in cards.into_iter().enumerate() {
             scheduler.on(Event::Up(BackendId(n), card), Time(0));
@@ -83,7 +85,7 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
             if count % 4 == 0
                 && let Some(job) = running.pop()
             {
-                let took = Spent {
+                let took = TokenTimes {
                     prompt_tokens: 110,
                     cached_tokens: 30,
                     completion_tokens: random.u32(5..60),

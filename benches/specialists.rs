@@ -51,7 +51,7 @@ struct Said {
 type PerTask = Vec<Vec<Said>>;
 
 async fn language_model(path: &Path, calibration: Calibration) -> OnThread {
-    let options = gguf::Options {
+    let options = gguf::GgufOptions {
         path: path.to_owned(),
         name: None,
         context_tokens: 2048,
@@ -64,11 +64,11 @@ async fn language_model(path: &Path, calibration: Calibration) -> OnThread {
 }
 
 async fn sentence_encoder() -> OnThread {
-    let options = onnx::Options {
+    let options = onnx::OnnxOptions {
         context_tokens: 256,
         threads: 1,
         runtime: Some(runtime()),
-        ..onnx::Options::of(encoder())
+        ..onnx::OnnxOptions::of(encoder())
     };
     onnx::open(options).await.unwrap()
 }

@@ -23,7 +23,7 @@ const HALVINGS: u32 = 50;
 
 /// One answer of the device whose truth is known.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample {
+pub struct LabelledAnswer {
     /// The mean log-probability of its tokens; none if it would not be kept in any case: cut off,
     /// or of the wrong shape.
     pub score: Option<f32>,
@@ -55,7 +55,7 @@ pub struct Row {
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub struct CalibratedThreshold {
     /// Every threshold that was tried, the strictest first; all but the last keep the promise.
     pub tried: Vec<Row>,
     /// The loosest that keeps the promise; none if not even the strictest does.
@@ -75,13 +75,13 @@ pub struct TooFew {
 ///
 /// # Errors
 /// [`TooFew`] if not even the loosest threshold keeps enough answers.
-pub fn calibrate(samples: &[Sample], aim: Aim) -> Result<Found, TooFew> {
+pub fn calibrate(samples: &[LabelledAnswer], aim: Aim) -> Result<CalibratedThreshold, TooFew> {
     let least = least(aim);
     let usable = samples.iter().filter(|sample| sample.score.is_some()).count();
     let mut tried = Vec::new();
     let mut best = None;
     for threshold in thresholds() {
-        let keeps = |sample: &&Sample| sample.score.is_some_and(|score| score >= threshold);
+        let keeps = |sample: &&LabelledAnswer| sample.score.is_some_and(|score| score >= threshold);
         let (mut kept, mut wrong) = (0, 0);
         for sample in samples.iter().filter(keeps) {
             kept += 1;
@@ -97,7 +97,11 @@ pub fn calibrate(samples: &[Sample], aim: Aim) -> Result<Found, TooFew> {
         }
         best = Some(row);
     }
-    if tried.is_empty() { Err(TooFew { usable, least }) } else { Ok(Found { tried, best }) }
+    if tried.is_empty() {
+        Err(TooFew { usable, least })
+    } else {
+        Ok(CalibratedThreshold { tried, best })
+    }
 }
 
 /// The thresholds, the strictest first, each a fixed part looser than the one before.
@@ -154,8 +158,8 @@ mod tests {
 
     const AIM: Aim = Aim { wrong_max: 0.1, confidence: 0.95 };
 
-    fn sample(score: f32, right: bool) -> Sample {
-        Sample { score: Some(score), right }
+    fn sample(score: f32, right: bool) -> LabelledAnswer {
+        LabelledAnswer { score: Some(score), right }
     }
 
     #[test]
@@ -184,7 +188,7 @@ mod tests {
     #[test]
     fn too_few_are_refused() {
         let mut samples = vec![sample(-0.1, true); 60];
-        samples.extend([Sample { score: None, right: false }; 100]);
+        samples.extend([LabelledAnswer { score: None, right: false }; 100]);
         assert_eq!(calibrate(&samples, AIM), Err(TooFew { usable: 60, least: 61 }));
         assert_eq!(calibrate(&[], AIM), Err(TooFew { usable: 0, least: 61 }));
     }
@@ -222,7 +226,7 @@ mod tests {
         let mut given = 0;
         for _ in 0..4000 {
             let answer = |_| sample(-2.0 * random.f32(), random.f64() >= 0.1);
-            let samples: Vec<Sample> = (0..150).map(answer).collect();
+            let samples: Vec<LabelledAnswer> = (0..150).map(answer).collect();
             given += u32::from(calibrate(&samples, AIM).unwrap().best.is_some());
         }
         assert!((100..=210).contains(&given), "{given} of 4000");

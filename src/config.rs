@@ -8,7 +8,7 @@ use crate::catalog::catalog;
 use crate::catalog::catalog::{Catalog, Mistake, Secret};
 use crate::catalog::expand::Variables;
 use crate::catalog::secrets;
-use crate::ingress::http::Guard;
+use crate::ingress::http::AccessGuard;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls;
 use crate::request::name::is_name;
@@ -63,7 +63,7 @@ pub struct Mqtt {
     /// Port.
     pub port: u16,
     /// Encryption.
-    pub tls: Option<tls::Files>,
+    pub tls: Option<tls::TlsFiles>,
     /// First level of every topic.
     pub prefix: String,
     /// User name and password.
@@ -78,7 +78,7 @@ pub struct Http {
     /// Where it listens.
     pub listen: SocketAddr,
     /// Who may come in.
-    pub guard: Guard,
+    pub guard: AccessGuard,
 }
 
 /// The variables of `.env` in this folder, overridden by those of the environment.
@@ -125,7 +125,7 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
     });
     let warnings =
         serde_json::from_str(&text).map_or_else(|_| Vec::new(), |file| secrets::literal(&file));
-    let mut reader = Reader { variables, mistakes };
+    let mut reader = SettingsReader { variables, mistakes };
     let config = reader.config(path, catalog, warnings);
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
 }
@@ -134,12 +134,12 @@ fn one(path: &str, message: String) -> Vec<Mistake> {
     vec![Mistake { path: path.to_owned(), message }]
 }
 
-struct Reader<'v> {
+struct SettingsReader<'v> {
     variables: &'v Variables,
     mistakes: Vec<Mistake>,
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     fn config(&mut self, path: PathBuf, mut catalog: Catalog, warnings: Vec<Mistake>) -> Config {
         self.check_names();
         self.keys(&mut catalog);
@@ -233,7 +233,7 @@ impl Reader<'_> {
     /// Looks up the providers' keys.
     fn keys(&mut self, catalog: &mut Catalog) {
         for server in &mut catalog.servers {
-            if let catalog::Link::Provider(provider) = &mut server.link {
+            if let catalog::Endpoint::Provider(provider) = &mut server.link {
                 let path = format!("pilotlight.providers.{}.key", server.name);
                 let named = provider.key.take().map(|key| key.0);
                 provider.key = self.secret(&path, named).map(Secret);
@@ -255,12 +255,12 @@ impl Reader<'_> {
         let Some((host, port, encrypted)) = address else {
             return (None, broker);
         };
-        let files = tls::Files {
+        let files = tls::TlsFiles {
             ca: written.ca.clone(),
             cert: written.cert.clone(),
             key: written.key.clone(),
         };
-        if !encrypted && files != tls::Files::default() {
+        if !encrypted && files != tls::TlsFiles::default() {
             self.mistake("pilotlight.mqtt", "certificates are given and the url is not mqtts://");
         }
         let username = self.get("PILOTLIGHT_MQTT_USERNAME").or_else(|| written.username.clone());
@@ -349,7 +349,7 @@ impl Reader<'_> {
                 format!("{addr} can be reached from other machines; set PILOTLIGHT_HTTP_TOKEN");
             self.mistake("pilotlight.http.token", message);
         }
-        let guard = Guard {
+        let guard = AccessGuard {
             token: token.map(Secret),
             hosts: part.allowed_hosts.clone(),
             origins: part.allowed_origins.clone(),
@@ -363,11 +363,11 @@ impl Reader<'_> {
 pub fn dry(config: Config) -> Config {
     let args = ["engine", "--scripted", "dry"].map(str::to_owned).to_vec();
     let (env, hidden) = (BTreeMap::new(), BTreeSet::new());
-    let link = catalog::Link::Child { command: "pilotlight".to_owned(), args, env, hidden };
-    let server = catalog::Server {
+    let link = catalog::Endpoint::Child { command: "pilotlight".to_owned(), args, env, hidden };
+    let server = catalog::ServerEntry {
         name: "dry".to_owned(),
         link,
-        reach: crate::model::context::Reach::Device,
+        reach: crate::model::context::Locality::Device,
         silence: None,
         talents: Vec::new(),
         fallbacks: Vec::new(),

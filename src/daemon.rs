@@ -18,33 +18,33 @@ use crate::catalog::catalog::{Catalog, DeviceLimits};
 use crate::clock;
 use crate::config::{Config, Http, Mqtt};
 use crate::device;
-use crate::device::{Reading, Sensors};
+use crate::device::{SensorReading, Sensors};
 use crate::dispatch;
-use crate::dispatch::{Dispatch, Keep, Policy};
+use crate::dispatch::{Dispatch, DispatchPolicy, LearnedStore};
 use crate::ingress;
-use crate::ingress::mcp::Whole;
-use crate::ingress::mqtt::topics::Topics;
+use crate::ingress::mcp::Service;
+use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::MQTT_INBOX_MAX;
 use crate::mcp::over_mqtt;
-use crate::mcp::over_mqtt::caller::Switch;
+use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::mcp::over_mqtt::worker;
 use crate::metrics::Metrics;
 use crate::mqtt;
 use crate::mqtt::Bus;
 use crate::net::tls;
 use crate::pressure::Bounds;
-use crate::pressure::level::Strain;
+use crate::pressure::level::DevicePressure;
 
 /// Tasks that stop together.
-struct Floor {
+struct TaskGroup {
     name: &'static str,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-impl Floor {
-    fn new(name: &'static str) -> Floor {
-        Floor { name, stop: CancellationToken::new(), tasks: JoinSet::new() }
+impl TaskGroup {
+    fn new(name: &'static str) -> TaskGroup {
+        TaskGroup { name, stop: CancellationToken::new(), tasks: JoinSet::new() }
     }
 
     fn add(&mut self, task: impl Future<Output = ()> + Send + 'static) {
@@ -66,26 +66,27 @@ impl Floor {
 pub struct Core {
     /// The way in.
     pub dispatch: Dispatch,
-    models: Floor,
-    judge: Floor,
+    models: TaskGroup,
+    judge: TaskGroup,
 }
 
 impl Core {
     /// Starts every model of the catalog; those on MQTT need the switch.
     pub fn start(
         catalog: &Catalog,
-        strain: watch::Receiver<Strain>,
-        keep: Keep,
-        switch: Option<&Switch>,
+        strain: watch::Receiver<DevicePressure>,
+        keep: LearnedStore,
+        switch: Option<&CallRouter>,
     ) -> Core {
-        let (mut models, mut judge) = (Floor::new("models"), Floor::new("dispatcher"));
+        let (mut models, mut judge) = (TaskGroup::new("models"), TaskGroup::new("dispatcher"));
         let mut backends = Vec::new();
         for server in &catalog.servers {
             let (backend, keeper) = supervise(server, switch.cloned(), models.stop.clone());
             models.add(keeper);
             backends.push(backend);
         }
-        let policy = Policy { caps: catalog.caps.clone(), redactor: catalog.redactor.clone() };
+        let policy =
+            DispatchPolicy { caps: catalog.caps.clone(), redactor: catalog.redactor.clone() };
         let (dispatch, dispatcher) = dispatch::new(backends, strain, keep, policy);
         let stop = judge.stop.clone();
         judge.add(dispatcher.run(stop));
@@ -112,13 +113,13 @@ fn keeps(config: &Config) -> Option<&Path> {
 }
 
 /// What is kept over a restart, and where.
-pub fn keep_of(config: &Config) -> Keep {
-    Keep::new(keeps(config), device::governor(&config.sensors))
+pub fn keep_of(config: &Config) -> LearnedStore {
+    LearnedStore::new(keeps(config), device::governor(&config.sensors))
 }
 
 /// The strain of a device that is not watched: none.
-pub fn calm() -> watch::Receiver<Strain> {
-    watch::channel(Strain::default()).1
+pub fn calm() -> watch::Receiver<DevicePressure> {
+    watch::channel(DevicePressure::default()).1
 }
 
 /// Runs the service until SIGTERM or SIGINT.
@@ -126,8 +127,8 @@ pub fn calm() -> watch::Receiver<Strain> {
 /// # Errors
 /// If a port is taken or a certificate can't be used.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let mut words = Words::listen()?;
-    let mut broker = Floor::new("broker");
+    let mut words = Signals::listen()?;
+    let mut broker = TaskGroup::new("broker");
     start_broker(&config, &mut broker).await?;
     let listener = match &config.http {
         Some(Http { listen, .. }) => Some(ingress::http::listen(*listen).await?),
@@ -135,15 +136,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let catalog = Arc::new(config.catalog.clone());
     let metrics = Metrics::default();
-    let (strains, strain) = watch::channel(Strain::default());
-    let (readings, reading) = watch::channel(Reading::default());
-    let (mut doors, mut lines) = (Floor::new("doors"), Floor::new("lines"));
+    let (strains, strain) = watch::channel(DevicePressure::default());
+    let (readings, reading) = watch::channel(SensorReading::default());
+    let (mut doors, mut lines) = (TaskGroup::new("doors"), TaskGroup::new("lines"));
     let on_mqtt = config.mqtt.as_ref().map(|mqtt| OnMqtt::open(mqtt, &config, &mut lines));
     let on_mqtt = on_mqtt.transpose()?;
     let switch = on_mqtt.as_ref().map(|on| &on.switch);
     let keep = keep_of(&config);
     let core = Core::start(&catalog, strain, keep, switch);
-    let mut sensors = Floor::new("sensors");
+    let mut sensors = TaskGroup::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));
     let bounds = bounds_of(&catalog.device_limits);
     let rate = core.dispatch.rate();
@@ -161,13 +162,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             doors.stop.clone(),
         );
         doors.add(health);
-        let door = ingress::mqtt::Door { bus, dispatch, catalog, topics, metrics };
+        let door = ingress::mqtt::MqttInterface { bus, dispatch, catalog, topics, metrics };
         doors.add(door.run(inbox, doors.stop.clone()));
     }
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {
         let addr = listener.local_addr()?;
         let dispatch = core.dispatch.clone();
-        let door = ingress::http::Door { dispatch, catalog, metrics, line, reading };
+        let door = ingress::http::HttpInterface { dispatch, catalog, metrics, line, reading };
         let routes = ingress::http::routes(door, guard, doors.stop.clone());
         doors.add(ingress::http::serve(listener, routes, doors.stop.clone()));
         tracing::info!(%addr, "the HTTP door is open");
@@ -199,7 +200,7 @@ fn bounds_of(limits: &DeviceLimits) -> Bounds {
 }
 
 #[cfg(feature = "embedded-broker")]
-async fn start_broker(config: &Config, floor: &mut Floor) -> anyhow::Result<()> {
+async fn start_broker(config: &Config, floor: &mut TaskGroup) -> anyhow::Result<()> {
     let Some(listen) = config.broker else {
         return Ok(());
     };
@@ -211,7 +212,7 @@ async fn start_broker(config: &Config, floor: &mut Floor) -> anyhow::Result<()> 
 
 #[cfg(not(feature = "embedded-broker"))]
 #[expect(clippy::unused_async, reason = "its twin waits for a port")]
-async fn start_broker(_config: &Config, _floor: &mut Floor) -> anyhow::Result<()> {
+async fn start_broker(_config: &Config, _floor: &mut TaskGroup) -> anyhow::Result<()> {
     Ok(())
 }
 
@@ -219,20 +220,21 @@ async fn start_broker(_config: &Config, _floor: &mut Floor) -> anyhow::Result<()
 struct OnMqtt {
     bus: Bus,
     /// What comes for the door.
-    inbox: mpsc::Receiver<mqtt::Message>,
-    topics: Topics,
-    switch: Switch,
+    inbox: mpsc::Receiver<mqtt::Incoming>,
+    topics: DeviceTopics,
+    switch: CallRouter,
 }
 
 impl OnMqtt {
-    fn open(mqtt: &Mqtt, config: &Config, lines: &mut Floor) -> anyhow::Result<OnMqtt> {
-        let topics = Topics::new(&mqtt.prefix, &config.device, mqtt.response_prefixes.clone())
-            .in_group(&mqtt.prefix, config.catalog.device.group.as_deref());
+    fn open(mqtt: &Mqtt, config: &Config, lines: &mut TaskGroup) -> anyhow::Result<OnMqtt> {
+        let topics =
+            DeviceTopics::new(&mqtt.prefix, &config.device, mqtt.response_prefixes.clone())
+                .in_group(&mqtt.prefix, config.catalog.device.group.as_deref());
         let mut options = bus_options(mqtt, &config.device, &topics)?;
-        options.filters.extend(Switch::filters(&config.device, config.catalog.services()));
+        options.filters.extend(CallRouter::filters(&config.device, config.catalog.services()));
         let (bus, mut all, driver) = mqtt::open(options, lines.stop.clone());
         lines.add(driver);
-        let switch = Switch::new(bus.clone(), &config.device, config.catalog.services());
+        let switch = CallRouter::new(bus.clone(), &config.device, config.catalog.services());
         let (to, inbox) = mpsc::channel(MQTT_INBOX_MAX);
         let sorting = switch.clone();
         lines.add(async move {
@@ -254,22 +256,22 @@ impl OnMqtt {
 fn serve_calls(
     config: &Config,
     dispatch: &Dispatch,
-    doors: &mut Floor,
-    lines: &mut Floor,
+    doors: &mut TaskGroup,
+    lines: &mut TaskGroup,
 ) -> anyhow::Result<()> {
     let (Some(mqtt), Some(base)) = (&config.mqtt, &config.catalog.mqtt.serve) else {
         return Ok(());
     };
-    let topics = over_mqtt::Topics::new(base);
+    let topics = over_mqtt::ServiceTopics::new(base);
     let name = config.device.clone();
-    let options = mqtt::Options {
+    let options = mqtt::ConnectionOptions {
         filters: worker::filters(&topics),
         presence: Some(worker::presence(&topics, &name)),
         ..line_options(mqtt, format!("pilotlight-{name}-worker"))?
     };
     let (bus, inbox, driver) = mqtt::open(options, lines.stop.clone());
     lines.add(driver);
-    let shelf = Arc::new(Whole::new(dispatch.clone(), Arc::new(config.catalog.clone())));
+    let shelf = Arc::new(Service::new(dispatch.clone(), Arc::new(config.catalog.clone())));
     let worker = worker::Worker { bus, shelf, topics, name };
     doors.add(worker.run(inbox, doors.stop.clone()));
     tracing::info!(topic = base, "a worker on MQTT");
@@ -277,7 +279,11 @@ fn serve_calls(
 }
 
 /// The line of the service itself.
-fn bus_options(mqtt: &Mqtt, device: &str, topics: &Topics) -> anyhow::Result<mqtt::Options> {
+fn bus_options(
+    mqtt: &Mqtt,
+    device: &str,
+    topics: &DeviceTopics,
+) -> anyhow::Result<mqtt::ConnectionOptions> {
     let epoch = clock::since_epoch().as_secs();
     let presence = |state: &str| {
         let word = json!({
@@ -289,7 +295,7 @@ fn bus_options(mqtt: &Mqtt, device: &str, topics: &Topics) -> anyhow::Result<mqt
         Bytes::from(word.to_string())
     };
     let base = line_options(mqtt, format!("pilotlight-{device}"))?;
-    Ok(mqtt::Options {
+    Ok(mqtt::ConnectionOptions {
         filters: topics.filters(),
         presence: Some(mqtt::Presence {
             topic: topics.status(),
@@ -305,9 +311,9 @@ fn bus_options(mqtt: &Mqtt, device: &str, topics: &Topics) -> anyhow::Result<mqt
 ///
 /// # Errors
 /// If a certificate can't be used.
-pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<mqtt::Options> {
+pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<mqtt::ConnectionOptions> {
     let tls = mqtt.tls.as_ref().map(tls::client).transpose();
-    Ok(mqtt::Options {
+    Ok(mqtt::ConnectionOptions {
         host: mqtt.host.clone(),
         port: mqtt.port,
         tls: tls.context("the line to the broker can't be encrypted")?,
@@ -320,15 +326,15 @@ pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<mqtt::Opti
 }
 
 /// The words to stop. They are listened for before anybody can know that the service is there.
-struct Words {
+struct Signals {
     term: Signal,
     interrupt: Signal,
 }
 
-impl Words {
-    fn listen() -> anyhow::Result<Words> {
+impl Signals {
+    fn listen() -> anyhow::Result<Signals> {
         let (term, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        Ok(Words { term: signal(term)?, interrupt: signal(interrupt)? })
+        Ok(Signals { term: signal(term)?, interrupt: signal(interrupt)? })
     }
 
     async fn wait(&mut self) {

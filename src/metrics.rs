@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::pressure::level::Strain;
+use crate::pressure::level::DevicePressure;
 use crate::scheduler::decision::Decision;
 use crate::wire::{Reply, Status};
 
@@ -141,7 +141,7 @@ impl Metrics {
         load: (usize, usize),
         servers: &[(String, bool)],
         mqtt: bool,
-        strain: &Strain,
+        strain: &DevicePressure,
         spent: &[(&str, f64)],
     ) -> String {
         for (span, usd) in spent {

@@ -10,15 +10,15 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::catalog::{Link as Entry, Server};
+use crate::catalog::catalog::{Endpoint as Entry, ServerEntry};
 use crate::clock::now;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
 use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http, connect_stateless};
-use crate::mcp::over_mqtt::caller::Switch;
+use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::model::health::Health;
-use crate::model::link::{Backend, Link};
+use crate::model::link::{BackendHandle, BackendState};
 use crate::providers;
 use crate::request::job::Job;
 
@@ -29,13 +29,13 @@ const SECRETS: [&str; 3] =
 /// Makes a backend of a catalog entry, and the task that keeps it alive until `stop`; `switch` knows
 /// the services on the line to the broker, if there is one.
 pub fn supervise(
-    server: &Server,
-    switch: Option<Switch>,
+    server: &ServerEntry,
+    switch: Option<CallRouter>,
     stop: CancellationToken,
-) -> (Backend, impl Future<Output = ()> + Send + 'static) {
-    let (link, state) = watch::channel(Link::Down(Health::Starting));
+) -> (BackendHandle, impl Future<Output = ()> + Send + 'static) {
+    let (link, state) = watch::channel(BackendState::Down(Health::Starting));
     let (wanted, is_wanted) = watch::channel(true);
-    let backend = Backend {
+    let backend = BackendHandle {
         server: server.name.clone(),
         reach: server.reach,
         talents: server.talents.clone(),
@@ -44,15 +44,15 @@ pub fn supervise(
         link: state,
         wanted,
     };
-    let keeper = Keeper { server: server.clone(), switch, link, wanted: is_wanted };
+    let keeper = Supervisor { server: server.clone(), switch, link, wanted: is_wanted };
     (backend, keeper.run(stop))
 }
 
-struct Keeper {
-    server: Server,
+struct Supervisor {
+    server: ServerEntry,
     /// The services on the line to the broker.
-    switch: Option<Switch>,
-    link: watch::Sender<Link>,
+    switch: Option<CallRouter>,
+    link: watch::Sender<BackendState>,
     /// Whether it shall be up.
     wanted: watch::Receiver<bool>,
 }
@@ -62,10 +62,10 @@ enum Reached {
     /// A provider's, asked by this process itself: there is no line that could close.
     Here(Arc<dyn Generate>),
     /// A server at the other end of a line.
-    There(Box<There>),
+    There(Box<RemoteServer>),
 }
 
-struct There {
+struct RemoteServer {
     remote: Remote,
     closed: Closed,
     /// The process that it is, if it was started here.
@@ -74,11 +74,11 @@ struct There {
 
 impl Reached {
     fn there((remote, closed): (Remote, Closed), child: Option<Child>) -> Reached {
-        Reached::There(Box::new(There { remote, closed, child }))
+        Reached::There(Box::new(RemoteServer { remote, closed, child }))
     }
 }
 
-impl Keeper {
+impl Supervisor {
     async fn run(self, stop: CancellationToken) {
         let mut rest = REST_MIN;
         // ends with the service
@@ -94,7 +94,7 @@ impl Keeper {
             if stop.is_cancelled() {
                 return;
             }
-            let was_up = matches!(&*self.link.borrow(), Link::Up(_));
+            let was_up = matches!(&*self.link.borrow(), BackendState::Up(_));
             if started.elapsed() > REST_MAX || (was_up && self.awaited().is_some()) {
                 rest = REST_MIN;
             }
@@ -104,7 +104,7 @@ impl Keeper {
                 continue;
             }
             tracing::warn!(server, reason, rest_ms = rest.as_millis(), "a model server went away");
-            self.link.send_replace(Link::Down(Health::Resting { reason }));
+            self.link.send_replace(BackendState::Down(Health::Resting { reason }));
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
                 () = stop.cancelled() => return,
@@ -118,7 +118,7 @@ impl Keeper {
         let mut wanted = self.wanted.clone();
         if !*wanted.borrow() {
             let reason = "unloaded: memory is short".to_owned();
-            self.link.send_replace(Link::Down(Health::Resting { reason }));
+            self.link.send_replace(BackendState::Down(Health::Resting { reason }));
         }
         tokio::select! {
             came = wanted.wait_for(|wanted| *wanted) => came.is_ok(),
@@ -127,7 +127,7 @@ impl Keeper {
     }
 
     /// What tells when there is somebody to ask, so that it need not be tried.
-    fn awaited(&self) -> Option<(&Switch, &str)> {
+    fn awaited(&self) -> Option<(&CallRouter, &str)> {
         match &self.server.link {
             Entry::Mqtt { topic } => self.switch.as_ref().map(|switch| (switch, topic.as_str())),
             Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => None,
@@ -142,7 +142,7 @@ impl Keeper {
             return true;
         }
         let reason = "the broker is away, or no worker is at it".to_owned();
-        self.link.send_replace(Link::Down(Health::Resting { reason }));
+        self.link.send_replace(BackendState::Down(Health::Resting { reason }));
         tokio::select! {
             _ = switch.ready(topic) => true,
             () = stop.cancelled() => false,
@@ -170,11 +170,11 @@ impl Keeper {
             Reached::Here(model) => (model, None),
             // a request that fails says nothing of a line to many workers
             Reached::There(there) => {
-                let There { remote, closed, child } = *there;
+                let RemoteServer { remote, closed, child } = *there;
                 let model: Arc<dyn Generate> = match self.server.link {
                     Entry::Mqtt { .. } => Arc::new(remote),
                     Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => {
-                        Arc::new(Watched { remote, trouble })
+                        Arc::new(WatchedRemote { remote, trouble })
                     }
                 };
                 (model, Some((closed, child)))
@@ -187,7 +187,7 @@ impl Keeper {
             load_ms = context.runtime.load_ms,
             "a model is ready"
         );
-        self.link.send_replace(Link::Up(up));
+        self.link.send_replace(BackendState::Up(up));
         let Some((closed, child)) = line else {
             return tokio::select! {
                 () = self.unwanted() => "unloaded".to_owned(),
@@ -218,7 +218,7 @@ impl Keeper {
 
     /// Closes the child's input, which asks it to end by itself, and ends it if it does not.
     async fn let_end(&self, child: &mut Child, (reason, ended): (&str, &str)) -> String {
-        self.link.send_replace(Link::Down(Health::Resting { reason: reason.to_owned() }));
+        self.link.send_replace(BackendState::Down(Health::Resting { reason: reason.to_owned() }));
         let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
         end(child, ended).await
     }
@@ -304,7 +304,7 @@ async fn end(child: &mut Child, why: &str) -> String {
 }
 
 /// Tells the keeper when a request shows that the server must be started anew.
-struct Watched {
+struct WatchedRemote {
     remote: Remote,
     trouble: watch::Sender<Option<&'static str>>,
 }
@@ -319,7 +319,7 @@ async fn trouble_of(troubled: &mut watch::Receiver<Option<&'static str>>) -> &'s
     }
 }
 
-impl Generate for Watched {
+impl Generate for WatchedRemote {
     fn generate<'a>(
         &'a self,
         job: &'a Job,

@@ -17,10 +17,10 @@ use super::server::{RawServer, TOPIC_LEVELS, is_topic};
 use super::task;
 use super::task::Task;
 use crate::limits::{DEADLINE_MAX, SERVERS_MAX};
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::money::{Caps, Price};
 use crate::redact::Redactor;
-use crate::request::job::{Class, Mode};
+use crate::request::job::{Mode, Priority};
 use crate::request::name::is_name;
 
 /// All models and tasks of one `mcp.json`.
@@ -29,7 +29,7 @@ pub struct Catalog {
     /// Counted up by whoever writes the file.
     pub version: u64,
     /// The models, in the order of the file: the earlier is preferred.
-    pub servers: Vec<Server>,
+    pub servers: Vec<ServerEntry>,
     /// The tasks by name.
     pub tasks: BTreeMap<String, Task>,
     /// Where a prompt may be answered if it does not say.
@@ -39,7 +39,7 @@ pub struct Catalog {
     /// What is hidden from models in a cloud.
     pub redactor: Redactor,
     /// Time for an answer by class if a request does not say.
-    pub deadlines: BTreeMap<Class, Duration>,
+    pub deadlines: BTreeMap<Priority, Duration>,
     /// What the file says of the device.
     pub device: Device,
     /// Where pressure on the device begins.
@@ -52,13 +52,13 @@ pub struct Catalog {
 
 /// One model server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerEntry {
     /// Its key under `mcpServers`.
     pub name: String,
     /// How it is reached.
-    pub link: Link,
+    pub link: Endpoint,
     /// How far from here it is.
-    pub reach: Reach,
+    pub reach: Locality,
     /// How long it may be silent in the middle of an answer.
     pub silence: Option<Duration>,
     /// Talents that it has besides those that it states.
@@ -71,7 +71,7 @@ pub struct Server {
 
 /// How a server is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Link {
+pub enum Endpoint {
     /// A child process that speaks MCP on its standard input and output.
     Child {
         /// The program; `pilotlight` is this very binary.
@@ -202,8 +202,8 @@ struct RawOurs {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawOurServer {
-    role: Option<Role>,
-    reach: Option<Reach>,
+    role: Option<ServerRole>,
+    reach: Option<Locality>,
     silence_ms: Option<u64>,
     #[serde(default)]
     talents: Vec<String>,
@@ -215,7 +215,7 @@ struct RawOurServer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Role {
+enum ServerRole {
     Model,
     Tool,
 }
@@ -275,7 +275,7 @@ pub fn read(text: &str, variables: &Variables) -> Result<Catalog, Vec<Mistake>> 
     };
     let mut catalog = check(raw_servers, ours, &mut mistakes);
     for server in &mut catalog.servers {
-        if let Link::Child { hidden, .. } = &mut server.link {
+        if let Endpoint::Child { hidden, .. } = &mut server.link {
             hidden.clone_from(&secrets);
         }
     }
@@ -352,7 +352,7 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
     let mut servers = Vec::new();
     for (name, server) in raw {
         let extra = ours.servers.remove(&name).unwrap_or_default();
-        if extra.role == Some(Role::Tool) {
+        if extra.role == Some(ServerRole::Tool) {
             continue;
         }
         let path = format!("mcpServers.{name}");
@@ -360,13 +360,15 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
             continue;
         };
         let reach = extra.reach.unwrap_or(match link {
-            Link::Child { .. } => Reach::Device,
-            Link::Http { .. } | Link::Mqtt { .. } | Link::Provider(_) => Reach::Cloud,
+            Endpoint::Child { .. } => Locality::Device,
+            Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => {
+                Locality::Cloud
+            }
         });
         let silence = extra.silence_ms.map(Duration::from_millis);
         let price = extra.price.check(&format!("pilotlight.servers.{name}"), mistakes);
         let (talents, fallbacks) = (extra.talents, extra.fallbacks);
-        servers.push(Server { name, link, reach, silence, talents, fallbacks, price });
+        servers.push(ServerEntry { name, link, reach, silence, talents, fallbacks, price });
     }
     for name in ours.servers.keys() {
         let message = "there is no such entry under mcpServers".to_owned();
@@ -407,7 +409,7 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
 }
 
 /// Who may stand in must be somebody, and somebody else.
-fn check_fallbacks(servers: &[Server], mistakes: &mut Vec<Mistake>) {
+fn check_fallbacks(servers: &[ServerEntry], mistakes: &mut Vec<Mistake>) {
     for server in servers {
         let others = || servers.iter().filter(|other| other.name != server.name);
         for (at, name) in server.fallbacks.iter().enumerate() {
@@ -415,7 +417,7 @@ fn check_fallbacks(servers: &[Server], mistakes: &mut Vec<Mistake>) {
                 continue;
             }
             let part =
-                if matches!(server.link, Link::Provider(_)) { "providers" } else { "servers" };
+                if matches!(server.link, Endpoint::Provider(_)) { "providers" } else { "servers" };
             let known: Vec<&str> = others().map(|other| other.name.as_str()).collect();
             let message =
                 format!("no other model is called {name:?}; there are: {}", known.join(", "));
@@ -452,14 +454,14 @@ pub(super) fn deadline_range() -> String {
     format!("must be 1 to {} ms", DEADLINE_MAX.as_millis())
 }
 
-fn deadlines_of(policy: &RawPolicy, mistakes: &mut Vec<Mistake>) -> BTreeMap<Class, Duration> {
+fn deadlines_of(policy: &RawPolicy, mistakes: &mut Vec<Mistake>) -> BTreeMap<Priority, Duration> {
     let mut deadlines = BTreeMap::new();
     for (name, class) in &policy.classes {
         let path = format!("pilotlight.policy.classes.{name}");
         let known = match name.as_str() {
-            "interactive" => Class::Interactive,
-            "normal" => Class::Normal,
-            "batch" => Class::Batch,
+            "interactive" => Priority::Interactive,
+            "normal" => Priority::Normal,
+            "batch" => Priority::Batch,
             _ => {
                 let message = "must be interactive, normal or batch".to_owned();
                 mistakes.push(Mistake { path, message });
@@ -482,17 +484,17 @@ impl Catalog {
     /// The first parts of the topics of the services that are asked over MQTT.
     pub fn services(&self) -> impl Iterator<Item = &str> {
         self.servers.iter().filter_map(|server| match &server.link {
-            Link::Mqtt { topic } => Some(topic.as_str()),
-            Link::Child { .. } | Link::Http { .. } | Link::Provider(_) => None,
+            Endpoint::Mqtt { topic } => Some(topic.as_str()),
+            Endpoint::Child { .. } | Endpoint::Http { .. } | Endpoint::Provider(_) => None,
         })
     }
 
     /// Time for an answer of this class if the request does not say.
-    pub fn deadline(&self, class: Class) -> Duration {
+    pub fn deadline(&self, class: Priority) -> Duration {
         let built_in = match class {
-            Class::Interactive => Duration::from_secs(30),
-            Class::Normal => Duration::from_secs(120),
-            Class::Batch => Duration::from_secs(900),
+            Priority::Interactive => Duration::from_secs(30),
+            Priority::Normal => Duration::from_secs(120),
+            Priority::Batch => Duration::from_secs(900),
         };
         self.deadlines.get(&class).copied().unwrap_or(built_in)
     }

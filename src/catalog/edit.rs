@@ -8,11 +8,11 @@ use serde_json::value::RawValue;
 #[derive(Deserialize)]
 struct File<'a> {
     #[serde(borrow)]
-    pilotlight: Ours<'a>,
+    pilotlight: PilotlightPart<'a>,
 }
 
 #[derive(Deserialize)]
-struct Ours<'a> {
+struct PilotlightPart<'a> {
     #[serde(borrow)]
     tasks: BTreeMap<String, &'a RawValue>,
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::budget::RawPrice;
-use super::catalog::{Link, Mistake, Secret, Server};
-use crate::model::context::Reach;
+use super::catalog::{Endpoint, Mistake, Secret, ServerEntry};
+use crate::model::context::Locality;
 use crate::money::Price;
 use crate::request::name::is_name;
 
@@ -24,7 +24,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provider {
     /// Which protocol it speaks.
-    pub kind: Kind,
+    pub kind: ProviderKind,
     /// Where its paths begin, without a slash at the end.
     pub base_url: String,
     /// The model's name there.
@@ -61,7 +61,7 @@ impl Provider {
 /// The protocols that are spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum ProviderKind {
     /// `OpenAI`'s chat completions, as many others speak them.
     OpenAi,
     /// Anthropic's messages.
@@ -71,13 +71,13 @@ pub enum Kind {
     Bedrock,
 }
 
-impl Kind {
+impl ProviderKind {
     /// Whether requests are signed for a region.
     fn has_regions(self) -> bool {
         match self {
-            Kind::OpenAi | Kind::Anthropic => false,
+            ProviderKind::OpenAi | ProviderKind::Anthropic => false,
             #[cfg(feature = "bedrock")]
-            Kind::Bedrock => true,
+            ProviderKind::Bedrock => true,
         }
     }
 }
@@ -85,7 +85,7 @@ impl Kind {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawProvider {
-    kind: Kind,
+    kind: ProviderKind,
     base_url: String,
     model: String,
     region: Option<String>,
@@ -100,7 +100,7 @@ pub(super) struct RawProvider {
     slots: Option<u32>,
     #[serde(default)]
     price: RawPrice,
-    reach: Option<Reach>,
+    reach: Option<Locality>,
     silence_ms: Option<u64>,
     #[serde(default)]
     talents: Vec<String>,
@@ -111,7 +111,7 @@ pub(super) struct RawProvider {
 /// Adds the providers to the servers, behind them.
 pub(super) fn check(
     raw: BTreeMap<String, RawProvider>,
-    servers: &mut Vec<Server>,
+    servers: &mut Vec<ServerEntry>,
     mistakes: &mut Vec<Mistake>,
 ) {
     for (name, raw) in raw {
@@ -126,11 +126,11 @@ pub(super) fn check(
             mistake(".base_url", &message);
         }
         let tools = raw.tools.unwrap_or(true);
-        let can_json = raw.kind == Kind::OpenAi || tools;
+        let can_json = raw.kind == ProviderKind::OpenAi || tools;
         if raw.json_schema == Some(true) && !can_json {
             mistake(".json_schema", "is asked by a tool, and tools is false; remove one of them");
         }
-        if raw.kind != Kind::OpenAi && raw.logprobs {
+        if raw.kind != ProviderKind::OpenAi && raw.logprobs {
             mistake(".logprobs", "is asked of openai alone; remove it");
         }
         let region = raw.region.or_else(|| region_of(&raw.base_url));
@@ -166,10 +166,10 @@ pub(super) fn check(
             slots,
             price,
         };
-        servers.push(Server {
+        servers.push(ServerEntry {
             name,
-            link: Link::Provider(Box::new(provider)),
-            reach: raw.reach.unwrap_or(Reach::Cloud),
+            link: Endpoint::Provider(Box::new(provider)),
+            reach: raw.reach.unwrap_or(Locality::Cloud),
             silence: Some(raw.silence_ms.map_or(SILENCE, Duration::from_millis)),
             talents: raw.talents,
             fallbacks: raw.fallbacks,

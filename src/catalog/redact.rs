@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::catalog::Mistake;
 use crate::limits::REDACT_RULES_MAX;
-use crate::redact::{Known, Redactor};
+use crate::redact::{KnownPattern, Redactor};
 
 /// A kind that is known by name, or a pattern of the configuration's own.
 #[derive(Debug, Clone, Deserialize)]
@@ -33,10 +33,11 @@ pub(super) fn check(rules: &[RawRule], mistakes: &mut Vec<Mistake>) -> Redactor 
     for (n, rule) in rules.iter().enumerate() {
         let added = match rule {
             RawRule::Own(RawOwn { name, pattern }) => redactor.add(name, pattern),
-            RawRule::Known(name) => match Known::ALL.iter().find(|(known, _)| known == name) {
+            RawRule::Known(name) => match KnownPattern::ALL.iter().find(|(known, _)| known == name)
+            {
                 Some((_, known)) => redactor.add_known(*known),
                 None => {
-                    let known = Known::ALL.map(|(name, _)| name).join(", ");
+                    let known = KnownPattern::ALL.map(|(name, _)| name).join(", ");
                     Err(format!("{name:?} is not one of {known}; a pattern needs name and pattern"))
                 }
             },

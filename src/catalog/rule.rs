@@ -15,7 +15,7 @@ use crate::request::refusal::{Code, Refusal};
 /// When which label is the answer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Rule {
+pub struct TaskRule {
     /// All of it must hold.
     pub when: When,
     /// The answer then.

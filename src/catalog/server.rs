@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::catalog::{Link, Mistake, Secret};
+use super::catalog::{Endpoint, Mistake, Secret};
 use crate::limits::SERVICE_TOPIC_BYTES_MAX;
 use crate::request::name::is_name;
 
@@ -35,7 +35,7 @@ pub(super) struct RawServer {
 
 impl RawServer {
     /// How it is reached, if that can be said.
-    pub(super) fn link(self, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Link> {
+    pub(super) fn link(self, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Endpoint> {
         let raw = self;
         let mut mistake = |message: &str| {
             mistakes.push(Mistake { path: path.to_owned(), message: message.to_owned() });
@@ -43,7 +43,7 @@ impl RawServer {
         };
         match (raw.kind.as_deref(), raw.command, raw.url) {
             (Some("mqtt"), None, None) => match raw.topic {
-                Some(topic) if is_topic(&topic) => Some(Link::Mqtt { topic }),
+                Some(topic) if is_topic(&topic) => Some(Endpoint::Mqtt { topic }),
                 Some(_) => mistake(TOPIC_LEVELS),
                 None => mistake("needs the topic of the service, such as pilotlight/mcp/big"),
             },
@@ -52,12 +52,17 @@ impl RawServer {
                 mistake("the sse transport has been replaced; use type \"http\" (streamable HTTP)")
             }
             (None | Some("stdio"), Some(command), None) if !command.is_empty() => {
-                Some(Link::Child { command, args: raw.args, env: raw.env, hidden: BTreeSet::new() })
+                Some(Endpoint::Child {
+                    command,
+                    args: raw.args,
+                    env: raw.env,
+                    hidden: BTreeSet::new(),
+                })
             }
             (None | Some("http" | "streamable-http"), None, Some(url))
                 if url.starts_with("http://") || url.starts_with("https://") =>
             {
-                Some(Link::Http { url, headers: Secret(raw.headers) })
+                Some(Endpoint::Http { url, headers: Secret(raw.headers) })
             }
             (None | Some("http" | "streamable-http"), None, Some(_)) => {
                 mistake("url must start with http:// or https://")

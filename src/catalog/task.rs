@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::catalog::{Mistake, deadline_range, is_deadline};
-use super::rule::Rule;
+use super::rule::TaskRule;
 use crate::limits::{NAME_BYTES_MAX, OUTPUT_TOKENS_MAX, RULES_MAX, TASKS_MAX};
 use crate::request::job::Strategy;
 use crate::request::labels::{Classification, Labels};
@@ -30,7 +30,7 @@ pub struct Task {
     pub margin: Option<f32>,
     /// Looked at in order before any model is asked; the first that holds gives the answer.
     #[serde(default)]
-    pub rules: Vec<Rule>,
+    pub rules: Vec<TaskRule>,
     /// How models work together on it.
     #[serde(default)]
     pub strategy: Strategy,

@@ -13,11 +13,11 @@ use super::{DONE, NOT_ANSWERED};
 use crate::config::Config;
 use crate::daemon::{Core, calm, keep_of, line_options};
 use crate::ingress::answers;
-use crate::ingress::mqtt::topics::Topics;
+use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX};
 use crate::mqtt;
-use crate::mqtt::{Line, Outgoing};
-use crate::request::job::{Class, Mode};
+use crate::mqtt::{ConnectionState, Outgoing};
+use crate::request::job::{Mode, Priority};
 use crate::strategy;
 use crate::wire;
 use crate::wire::{AskFormat, Reply, Status};
@@ -26,7 +26,7 @@ use crate::wire::{AskFormat, Reply, Status};
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
-pub(super) struct Ask {
+pub(super) struct AskArgs {
     /// The prompt.
     prompt: String,
     /// Answer here, without the service and the broker.
@@ -64,7 +64,7 @@ pub(super) struct Ask {
     json: bool,
 }
 
-impl Ask {
+impl AskArgs {
     pub(super) async fn run(self, config: Config) -> anyhow::Result<u8> {
         let ask = self.wire()?;
         let reply = if self.local {
@@ -99,7 +99,7 @@ impl Ask {
             temperature: self.temperature,
             seed: self.seed,
             deadline_ms: Some(self.deadline_ms),
-            class: Some(Class::Interactive),
+            class: Some(Priority::Interactive),
             mode: Some(Mode::PreferLocal),
             model: self.model.clone(),
             stream: Some(true),
@@ -134,7 +134,7 @@ impl Ask {
             bail!("the configuration has no broker; use --local, or set pilotlight.mqtt.url");
         };
         let app = format!("cli-{}", std::process::id());
-        let topics = Topics::new(&mqtt.prefix, &config.device, Vec::new());
+        let topics = DeviceTopics::new(&mqtt.prefix, &config.device, Vec::new());
         let mut options = line_options(mqtt, format!("pilotlight-{app}"))?;
         options.filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];
         let stop = CancellationToken::new();
@@ -169,21 +169,23 @@ impl Ask {
 
     async fn wait_for_line(&self, line: &mqtt::Bus, host: &str, port: u16) -> anyhow::Result<()> {
         let mut state = line.line();
-        let up = tokio::time::timeout(CONNECT_MAX, state.wait_for(|line| *line == Line::Up)).await;
+        let up =
+            tokio::time::timeout(CONNECT_MAX, state.wait_for(|line| *line == ConnectionState::Up))
+                .await;
         if matches!(up, Ok(Ok(_))) {
             return Ok(());
         }
         let why = match &*line.line().borrow() {
-            Line::Down(why) => why.clone(),
-            Line::Up => String::new(),
+            ConnectionState::Down(why) => why.clone(),
+            ConnectionState::Up => String::new(),
         };
         bail!("no broker answers at {host}:{port} ({why}); is the service running?")
     }
 
     async fn read(
         &self,
-        inbox: &mut tokio::sync::mpsc::Receiver<mqtt::Message>,
-        topics: &Topics,
+        inbox: &mut tokio::sync::mpsc::Receiver<mqtt::Incoming>,
+        topics: &DeviceTopics,
         app: &str,
     ) -> anyhow::Result<Reply> {
         let mut shown = Shown::default();

@@ -11,13 +11,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{DONE, NOT_ANSWERED};
-use crate::calibrate::{Aim, Found, Row, Sample, calibrate, least};
+use crate::calibrate::{Aim, CalibratedThreshold, LabelledAnswer, Row, calibrate, least};
 use crate::catalog::edit::set_in_task;
 use crate::config::Config;
 use crate::daemon::{Core, calm};
-use crate::dispatch::{Dispatch, Keep};
+use crate::dispatch::{Dispatch, LearnedStore};
 use crate::limits::{CALIBRATION_BYTES_MAX, CALIBRATION_LINES_MAX, ENGINE_LOAD_MAX};
-use crate::request::job::{Class, Mode, Strategy};
+use crate::request::job::{Mode, Priority, Strategy};
 use crate::scheduler::Verdict;
 use crate::scheduler::strategy::{lacks, mean_logprob};
 use crate::strategy;
@@ -25,7 +25,7 @@ use crate::wire;
 use crate::wire::Ask;
 
 #[derive(Debug, Args)]
-pub(super) struct Calibrate {
+pub(super) struct CalibrateArgs {
     /// The task of mcp.json.
     task: String,
     /// Lines of JSON: {"input": TEXT or {NAME: VALUE}, "answer": what is right}, or "answers" with
@@ -48,14 +48,14 @@ pub(super) struct Calibrate {
 /// One line of the data.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct LabelledLine {
     input: Value,
     answer: Option<Value>,
     #[serde(default)]
     answers: Vec<Value>,
 }
 
-impl Calibrate {
+impl CalibrateArgs {
     pub(super) async fn run(self, config: Config) -> anyhow::Result<u8> {
         let aim = Aim { wrong_max: self.wrong, confidence: self.confidence };
         let lines = self.lines()?;
@@ -74,7 +74,7 @@ impl Calibrate {
             self.confidence
         );
         // nothing is kept of it: what is asked here is not the device's everyday work
-        let core = Core::start(&config.catalog, calm(), Keep::default(), None);
+        let core = Core::start(&config.catalog, calm(), LearnedStore::default(), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
         }
@@ -106,7 +106,7 @@ impl Calibrate {
         Ok(DONE)
     }
 
-    fn lines(&self) -> anyhow::Result<Vec<Line>> {
+    fn lines(&self) -> anyhow::Result<Vec<LabelledLine>> {
         let shown = self.data.display();
         let size =
             fs::metadata(&self.data).with_context(|| format!("{shown} can't be read"))?.len();
@@ -117,9 +117,9 @@ impl Calibrate {
         let text =
             fs::read_to_string(&self.data).with_context(|| format!("{shown} can't be read"))?;
         let full = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let lines: Vec<Line> = full
+        let lines: Vec<LabelledLine> = full
             .map(|(n, text)| {
-                let line: Line = wire::read(text.as_bytes())
+                let line: LabelledLine = wire::read(text.as_bytes())
                     .with_context(|| format!("{shown}, line {}", n + 1))?;
                 let is_known = line.answer.is_some() == line.answers.is_empty();
                 ensure!(is_known, "{shown}, line {}: give either answer or answers", n + 1);
@@ -145,14 +145,14 @@ impl Calibrate {
             prompt,
             input,
             logprobs: Some(true),
-            class: Some(Class::Batch),
+            class: Some(Priority::Batch),
             mode: Some(Mode::LocalOnly),
             strategy: Some(Strategy::Single),
             ..Ask::default()
         }
     }
 
-    fn tell(&self, samples: &[Sample], found: &Found) -> std::io::Result<()> {
+    fn tell(&self, samples: &[LabelledAnswer], found: &CalibratedThreshold) -> std::io::Result<()> {
         let right = samples.iter().filter(|sample| sample.right).count();
         if self.json {
             let row = |row: &Row| {
@@ -222,8 +222,8 @@ fn shown(threshold: f32) -> Option<f64> {
 async fn asked(
     dispatch: &Dispatch,
     job: crate::request::job::Job,
-    line: &Line,
-) -> anyhow::Result<Sample> {
+    line: &LabelledLine,
+) -> anyhow::Result<LabelledAnswer> {
     let format = job.format.clone();
     let mut answer = strategy::submit(dispatch, job)?;
     let mut text = String::new();
@@ -235,12 +235,12 @@ async fn asked(
         (Verdict::Done, Some(usage)) => usage,
         (Verdict::Refused(refusal), _) => bail!("the device refuses it: {refusal}"),
         // an answer that never comes is not kept
-        (_, _) => return Ok(Sample { score: None, right: false }),
+        (_, _) => return Ok(LabelledAnswer { score: None, right: false }),
     };
     let fits = lacks(&format, &text, &usage, None).is_none();
     let score = mean_logprob(&usage).filter(|_| fits);
     let right = line.answer.iter().chain(&line.answers).any(|right| is_same(right, &text));
-    Ok(Sample { score, right })
+    Ok(LabelledAnswer { score, right })
 }
 
 /// Whether the model's text says this.

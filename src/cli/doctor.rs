@@ -6,14 +6,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{DONE, NOT_READY};
-use crate::catalog::catalog::Link;
+use crate::catalog::catalog::Endpoint;
 use crate::config;
 use crate::config::Config;
 use crate::device::{Sensors, memory};
 use crate::limits::SAMPLE_EVERY;
 
 /// One thing that was looked at.
-struct Finding {
+struct DoctorFinding {
     what: &'static str,
     good: bool,
     said: String,
@@ -29,7 +29,7 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
             findings.extend(models(&config));
             findings.push(broker(&config).await);
         }
-        Err(mistakes) => findings.extend(mistakes.iter().map(|mistake| Finding {
+        Err(mistakes) => findings.extend(mistakes.iter().map(|mistake| DoctorFinding {
             what: "configuration",
             good: false,
             said: mistake.to_string(),
@@ -43,7 +43,7 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
             .collect();
         say!("{}", serde_json::to_string_pretty(&all)?);
     } else {
-        for Finding { what, good, said } in &findings {
+        for DoctorFinding { what, good, said } in &findings {
             say!("{} {what}: {said}", if *good { "ok  " } else { "look" });
         }
     }
@@ -64,56 +64,62 @@ pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u
 }
 
 /// What the device monitor will read. What a board does not have is told and is no fault.
-fn sensors_of(root: &Path) -> Vec<Finding> {
+fn sensors_of(root: &Path) -> Vec<DoctorFinding> {
     let found = Sensors::new(root, Path::new(".")).findings().into_iter();
-    found.map(|finding| Finding { what: finding.what, good: true, said: finding.said }).collect()
+    found
+        .map(|finding| DoctorFinding { what: finding.what, good: true, said: finding.said })
+        .collect()
 }
 
-fn machine() -> Finding {
+fn machine() -> DoctorFinding {
     let os = sysinfo::System::long_os_version().unwrap_or_else(|_| "unknown system".to_owned());
     let kernel = sysinfo::System::kernel_version().unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let said =
         format!("{os}, kernel {kernel}, {}, {processors} processor(s)", std::env::consts::ARCH);
-    Finding { what: "machine", good: true, said }
+    DoctorFinding { what: "machine", good: true, said }
 }
 
-fn memory() -> Finding {
+fn memory() -> DoctorFinding {
     match memory::read() {
-        Some(memory) => Finding {
+        Some(memory) => DoctorFinding {
             what: "memory",
             good: memory.available > 256 << 20,
             said: format!("{} of {} MiB available", memory.available >> 20, memory.total >> 20),
         },
-        None => Finding { what: "memory", good: false, said: "can't be read".to_owned() },
+        None => DoctorFinding { what: "memory", good: false, said: "can't be read".to_owned() },
     }
 }
 
-fn configuration(config: &Config) -> Finding {
+fn configuration(config: &Config) -> DoctorFinding {
     let shown = config.path.display();
     match config.warnings.first() {
-        Some(warning) => {
-            Finding { what: "configuration", good: false, said: format!("{shown}: {warning}") }
-        }
-        None => {
-            Finding { what: "configuration", good: true, said: format!("{shown} has no mistakes") }
-        }
+        Some(warning) => DoctorFinding {
+            what: "configuration",
+            good: false,
+            said: format!("{shown}: {warning}"),
+        },
+        None => DoctorFinding {
+            what: "configuration",
+            good: true,
+            said: format!("{shown} has no mistakes"),
+        },
     }
 }
 
 /// Whether the files that engines are to load are there and could fit.
-fn models(config: &Config) -> Vec<Finding> {
+fn models(config: &Config) -> Vec<DoctorFinding> {
     let available = memory::read().map_or(u64::MAX, |memory| memory.available);
-    let file_of = |link: &Link| match link {
-        Link::Child { args, .. } => {
+    let file_of = |link: &Endpoint| match link {
+        Endpoint::Child { args, .. } => {
             args.iter().skip_while(|arg| *arg != "--gguf").nth(1).map(std::path::PathBuf::from)
         }
-        Link::Http { .. } | Link::Mqtt { .. } | Link::Provider(_) => None,
+        Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => None,
     };
     let look = |path: std::path::PathBuf| match std::fs::metadata(&path) {
         Ok(meta) if meta.len() < available => {
             let said = format!("{}, {} MiB", path.display(), meta.len() >> 20);
-            Finding { what: "model", good: true, said }
+            DoctorFinding { what: "model", good: true, said }
         }
         Ok(meta) => {
             let said = format!(
@@ -121,20 +127,20 @@ fn models(config: &Config) -> Vec<Finding> {
                 path.display(),
                 meta.len() >> 20
             );
-            Finding { what: "model", good: false, said }
+            DoctorFinding { what: "model", good: false, said }
         }
         Err(error) => {
             let said = format!("{} can't be read: {error}", path.display());
-            Finding { what: "model", good: false, said }
+            DoctorFinding { what: "model", good: false, said }
         }
     };
     config.catalog.servers.iter().filter_map(|s| file_of(&s.link)).map(look).collect()
 }
 
-async fn broker(config: &Config) -> Finding {
+async fn broker(config: &Config) -> DoctorFinding {
     let what = "broker";
     let Some(mqtt) = &config.mqtt else {
-        return Finding { what, good: true, said: "off".to_owned() };
+        return DoctorFinding { what, good: true, said: "off".to_owned() };
     };
     let place = (mqtt.host.as_str(), mqtt.port);
     let connect = tokio::net::TcpStream::connect(place);
@@ -144,5 +150,5 @@ async fn broker(config: &Config) -> Finding {
         (false, true) => "embedded; it answers while the service runs".to_owned(),
         (false, false) => format!("{}:{} does not answer", mqtt.host, mqtt.port),
     };
-    Finding { what, good: reached || config.broker.is_some(), said }
+    DoctorFinding { what, good: reached || config.broker.is_some(), said }
 }

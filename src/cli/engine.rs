@@ -12,14 +12,14 @@ use rmcp::transport::async_rw::AsyncRwTransport;
 use crate::backends::scripted::{Crash, Scripted};
 use crate::config::Config;
 use crate::daemon::{Core, calm};
-use crate::dispatch::Keep;
-use crate::ingress::mcp::Whole;
+use crate::dispatch::LearnedStore;
+use crate::ingress::mcp::Service;
 use crate::limits::LINE_BYTES_MAX;
-use crate::mcp::server::{One, Shelf, serve};
+use crate::mcp::server::{ModelHost, SingleModel, serve};
 use crate::model::generate::Generate;
 
 #[derive(Debug, Args)]
-pub(super) struct Engine {
+pub(super) struct EngineArgs {
     /// A GGUF file.
     #[arg(long, value_name = "FILE", required_unless_present_any = ["onnx", "scripted"])]
     gguf: Option<PathBuf>,
@@ -50,7 +50,7 @@ pub(super) struct Engine {
     /// What computes an ONNX model, the first that can; the processor if not given.
     #[cfg(feature = "onnx")]
     #[arg(long = "provider", value_name = "NAME", value_delimiter = ',')]
-    providers: Vec<crate::engines::onnx::Provider>,
+    providers: Vec<crate::engines::onnx::ExecutionProvider>,
     /// Try another provider, and the processor at last, if one can't.
     #[arg(long)]
     fallback: bool,
@@ -66,7 +66,7 @@ pub(super) struct Engine {
     slots: u32,
 }
 
-impl Engine {
+impl EngineArgs {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         go_with_the_parent()?;
         be_first_to_be_killed();
@@ -77,12 +77,12 @@ impl Engine {
             (None, Some(_)) => self.open_onnx().await?,
             (None, None) => self.open_gguf().await?,
         };
-        on_stdio(Arc::new(One(generate))).await
+        on_stdio(Arc::new(SingleModel(generate))).await
     }
 
     #[cfg(feature = "onnx")]
     async fn open_onnx(self) -> anyhow::Result<Arc<dyn Generate>> {
-        let options = crate::engines::onnx::Options {
+        let options = crate::engines::onnx::OnnxOptions {
             path: self.onnx.context("--onnx is needed")?,
             name: self.name,
             context_tokens: self.context,
@@ -105,7 +105,7 @@ impl Engine {
 
     #[cfg(feature = "gguf")]
     async fn open_gguf(self) -> anyhow::Result<Arc<dyn Generate>> {
-        let options = crate::engines::gguf::Options {
+        let options = crate::engines::gguf::GgufOptions {
             path: self.gguf.context("--gguf is needed")?,
             name: self.name,
             context_tokens: self.context,
@@ -127,14 +127,14 @@ impl Engine {
 
 /// The whole service on standard input and output.
 pub(super) async fn whole(config: Config) -> anyhow::Result<()> {
-    let core = Core::start(&config.catalog, calm(), Keep::default(), None);
-    let whole = Whole::new(core.dispatch.clone(), Arc::new(config.catalog));
+    let core = Core::start(&config.catalog, calm(), LearnedStore::default(), None);
+    let whole = Service::new(core.dispatch.clone(), Arc::new(config.catalog));
     let served = on_stdio(Arc::new(whole)).await;
     core.stop().await;
     served
 }
 
-async fn on_stdio(shelf: Arc<dyn Shelf>) -> anyhow::Result<()> {
+async fn on_stdio(shelf: Arc<dyn ModelHost>) -> anyhow::Result<()> {
     let (input, output) = rmcp::transport::stdio_pipes();
     let line = AsyncRwTransport::new_server(input, output).with_max_line_length(LINE_BYTES_MAX);
     let service = serve(shelf, line).await?;

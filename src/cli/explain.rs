@@ -15,12 +15,12 @@ use crate::scheduler::explain;
 const RECORD_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
-pub(super) struct Explain {
+pub(super) struct ExplainArgs {
     /// A reply or a decision record as JSON: the text itself, a file, or - for standard input.
     record: String,
 }
 
-impl Explain {
+impl ExplainArgs {
     pub(super) fn run(&self) -> anyhow::Result<u8> {
         let decision = self.read()?;
         print(&decision)?;

@@ -14,16 +14,16 @@ use crate::clock;
 use crate::config::{Config, dry};
 use crate::daemon::Core;
 use crate::device::Sensors;
-use crate::dispatch::{Dispatch, End, Keep};
+use crate::dispatch::{Dispatch, JobEnd, LearnedStore};
 use crate::limits::{ENGINE_LOAD_MAX, SAMPLE_EVERY};
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::model::health::Health;
-use crate::pressure::level::{Stage, Strain};
-use crate::pressure::{Gauge, Sample, Zone};
+use crate::pressure::level::{DevicePressure, PressureStage};
+use crate::pressure::{Gauge, SensorSample, Zone};
 use crate::request::job::Job;
 use crate::scheduler::Verdict;
-use crate::simulate::board::{Board, Chip};
-use crate::simulate::load::{Demand, Order, day};
+use crate::simulate::board::{Chip, SimulatedBoard};
+use crate::simulate::load::{Arrival, Demand, day};
 use crate::simulate::world::{Outcome, Second};
 use crate::strategy;
 use crate::time::Time;
@@ -36,20 +36,20 @@ const TOLD_EVERY: usize = 30;
 const WORDS: &str = "The pump in hall four is running and the pressure is good. ";
 
 /// A prompt and what became of it; none if it was not even taken.
-type Answered = (Order, Option<End>);
+type LiveAnswer = (Arrival, Option<JobEnd>);
 
 /// Lives through a day of that demand, in real time.
 ///
 /// # Errors
 /// If no engine of this device can be started.
 pub(super) async fn live(
-    board: &Board,
+    board: &SimulatedBoard,
     demand: Demand,
     seed: u64,
     config: Config,
 ) -> anyhow::Result<Outcome> {
-    let (strains, strain) = watch::channel(Strain::default());
-    let core = Core::start(&with_another(config), strain, Keep::default(), None);
+    let (strains, strain) = watch::channel(DevicePressure::default());
+    let core = Core::start(&with_another(config), strain, LearnedStore::default(), None);
     let board = as_fast_as(&core.dispatch, board).await?;
     let orders = day(&board, demand, seed);
     eprintln!(
@@ -75,11 +75,11 @@ pub(super) async fn live(
 /// The catalog, with a scripted model elsewhere if it has none.
 fn with_another(config: Config) -> Catalog {
     let mut catalog = config.catalog.clone();
-    if catalog.servers.iter().all(|server| server.reach == Reach::Device) {
+    if catalog.servers.iter().all(|server| server.reach == Locality::Device) {
         let scripted = dry(config).catalog.servers.into_iter();
-        catalog.servers.extend(scripted.map(|server| crate::catalog::catalog::Server {
+        catalog.servers.extend(scripted.map(|server| crate::catalog::catalog::ServerEntry {
             name: ELSEWHERE.to_owned(),
-            reach: Reach::Cloud,
+            reach: Locality::Cloud,
             ..server
         }));
     }
@@ -87,7 +87,7 @@ fn with_another(config: Config) -> Catalog {
 }
 
 /// The board with the rates of the first engine here, once all models have come up.
-async fn as_fast_as(dispatch: &Dispatch, board: &Board) -> anyhow::Result<Board> {
+async fn as_fast_as(dispatch: &Dispatch, board: &SimulatedBoard) -> anyhow::Result<SimulatedBoard> {
     let ready = async {
         let mut ticks = tokio::time::interval(Duration::from_millis(100));
         // bounded by the timeout around it
@@ -97,28 +97,28 @@ async fn as_fast_as(dispatch: &Dispatch, board: &Board) -> anyhow::Result<Board>
     };
     let _ = tokio::time::timeout(ENGINE_LOAD_MAX, ready).await;
     let seen = dispatch.backends();
-    let here = seen.iter().filter(|seen| seen.reach == Reach::Device);
+    let here = seen.iter().filter(|seen| seen.reach == Locality::Device);
     let rates = here.filter_map(|seen| {
         let runtime = &seen.context.as_ref()?.runtime;
         runtime.prefill_tokens_per_s.zip(runtime.decode_tokens_per_s)
     });
     match rates.into_iter().next() {
-        Some((prefill, decode)) => Ok(Board { prefill, decode, ..*board }),
+        Some((prefill, decode)) => Ok(SimulatedBoard { prefill, decode, ..*board }),
         None => bail!("no engine of this device came up and stated its rates; try `doctor`"),
     }
 }
 
 struct Day {
-    board: Board,
+    board: SimulatedBoard,
     chip: Chip,
     gauge: Gauge,
     sensors: Sensors,
-    strains: watch::Sender<Strain>,
+    strains: watch::Sender<DevicePressure>,
     out: Outcome,
 }
 
 impl Day {
-    async fn pass(&mut self, dispatch: &Dispatch, orders: Vec<Order>) {
+    async fn pass(&mut self, dispatch: &Dispatch, orders: Vec<Arrival>) {
         let began = Instant::from(clock::now());
         let count = orders.len();
         let (ends_in, mut ends) = mpsc::channel(count.max(1));
@@ -157,11 +157,11 @@ impl Day {
         let passive = Some(self.board.trip_c);
         let zone =
             Zone { name: "chip".to_owned(), celsius: Some(celsius), passive, ..Zone::default() };
-        let sample = Sample { zones: vec![zone], ..Sample::default() };
+        let sample = SensorSample { zones: vec![zone], ..SensorSample::default() };
         let before = self.strains.borrow().stage;
         let strain = self.gauge.on(&sample, Time::default() + at);
-        let was_closed = before >= Stage::Closed;
-        self.out.mode_changes += usize::from(was_closed != (strain.stage >= Stage::Closed));
+        let was_closed = before >= PressureStage::Closed;
+        self.out.mode_changes += usize::from(was_closed != (strain.stage >= PressureStage::Closed));
         self.strains.send_replace(strain);
         if celsius >= self.board.trip_c {
             self.out.hot_s += SAMPLE_EVERY.as_secs_f64();
@@ -184,9 +184,9 @@ impl Day {
         }
     }
 
-    fn settled(&mut self, (order, end): &Answered) {
-        let away = end.as_ref().is_some_and(|end| end.reach.is_some_and(|r| r != Reach::Device));
-        let in_time = |end: &End| end.verdict == Verdict::Done && end.total <= order.budget;
+    fn settled(&mut self, (order, end): &LiveAnswer) {
+        let away = end.as_ref().is_some_and(|end| end.reach.is_some_and(|r| r != Locality::Device));
+        let in_time = |end: &JobEnd| end.verdict == Verdict::Done && end.total <= order.budget;
         let missed = !end.as_ref().is_some_and(in_time);
         self.out.away += usize::from(away);
         self.out.missed += usize::from(missed);
@@ -207,8 +207,8 @@ impl Day {
 }
 
 /// A prompt of about so many tokens, whose beginning others of its class share.
-fn job_of(order: &Order) -> Job {
-    let Order { class, prompt, cached, .. } = *order;
+fn job_of(order: &Arrival) -> Job {
+    let Arrival { class, prompt, cached, .. } = *order;
     let bytes = |tokens: u32| 4 * tokens as usize;
     let shared: String = WORDS.chars().cycle().take(bytes(cached)).collect();
     let own = format!(" {} {}: ", order.at.as_micros(), order.app);

@@ -43,7 +43,7 @@ const UNREAD: u8 = 141;
 /// must be.
 #[derive(Debug, Parser)]
 #[command(name = "pilotlight", version, after_help = AFTER)]
-struct Line {
+struct Cli {
     /// Path of mcp.json; else $`PILOTLIGHT_CONFIG`, else ./mcp.json.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -64,7 +64,7 @@ enum Command {
         dry: bool,
     },
     /// Ask a prompt and print the answer as it comes.
-    Ask(ask::Ask),
+    Ask(ask::AskArgs),
     /// Show how the running service is.
     Status {
         /// Print JSON.
@@ -86,16 +86,16 @@ enum Command {
         samples: Option<u32>,
     },
     /// Set from how likely its words on an answer of the device is good enough for a task.
-    Calibrate(calibrate::Calibrate),
+    Calibrate(calibrate::CalibrateArgs),
     /// Say a decision record in words, and decide again from its figures.
-    Explain(explain::Explain),
+    Explain(explain::ExplainArgs),
     /// Let our judge decide over a day of a simulated board.
-    Simulate(simulate::Simulate),
+    Simulate(simulate::SimulateArgs),
     /// Be an MCP server on standard input and output.
     Mcp,
     /// Work with model files.
     #[command(subcommand)]
-    Model(model::Model),
+    Model(model::ModelCommand),
     /// Print completions for a shell.
     Completions {
         /// Which shell.
@@ -103,10 +103,10 @@ enum Command {
     },
     /// One model in this process, as an MCP server on standard input and output.
     #[command(hide = true)]
-    Engine(engine::Engine),
+    Engine(engine::EngineArgs),
 }
 
-impl Line {
+impl Cli {
     /// Whether this process speaks MCP on its standard output, or is a short command: less is
     /// logged.
     fn is_quiet(&self) -> bool {
@@ -183,7 +183,7 @@ impl Line {
             Command::Completions { shell } => {
                 clap_complete::generate(
                     shell,
-                    &mut Line::command(),
+                    &mut Cli::command(),
                     "pilotlight",
                     &mut std::io::stdout(),
                 );

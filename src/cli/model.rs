@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Model {
+pub(super) enum ModelCommand {
     /// Store a GGUF model's weights another way, once, so that this machine is faster with it.
     Quantize(Quantize),
     /// Make an ONNX model folder from a GGUF file, or from the folder of a sentence encoder.
@@ -22,7 +22,7 @@ pub(super) struct Quantize {
     /// How the weights are stored.
     #[cfg(feature = "gguf")]
     #[arg(long, default_value = "q8_0")]
-    weights: crate::engines::gguf::quantize::Weights,
+    weights: crate::engines::gguf::quantize::GgufWeights,
 }
 
 #[derive(Debug, Args)]
@@ -35,14 +35,14 @@ pub(super) struct Convert {
     /// How the weights are stored.
     #[cfg(feature = "onnx")]
     #[arg(long, default_value = "int8")]
-    weights: crate::convert::Weights,
+    weights: crate::convert::OnnxWeights,
 }
 
-impl Model {
+impl ModelCommand {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self {
-            Model::Quantize(quantize) => quantize.run(),
-            Model::Convert(convert) => convert.run(),
+            ModelCommand::Quantize(quantize) => quantize.run(),
+            ModelCommand::Convert(convert) => convert.run(),
         }
     }
 }

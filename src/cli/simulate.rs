@@ -12,20 +12,20 @@ use serde_json::json;
 use super::DONE;
 use super::live::live;
 use crate::config::Config;
-use crate::pressure::Sample;
-use crate::simulate::board::{BOARDS, Board};
+use crate::pressure::SensorSample;
+use crate::simulate::board::{BOARDS, SimulatedBoard};
 use crate::simulate::draw;
 use crate::simulate::load::Demand;
 use crate::simulate::policy::{POLICIES, Policy};
 use crate::simulate::table::{over, table};
-use crate::simulate::world::{Given, Outcome};
+use crate::simulate::world::{DaySetup, Outcome};
 
 /// Longest day, in hours.
 const HOURS_MAX: f64 = 24.0 * 14.0;
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
-pub(super) struct Simulate {
+pub(super) struct SimulateArgs {
     /// Which board: pi4, pi5, orin, or study.
     #[arg(long, default_value = "pi5")]
     board: String,
@@ -67,7 +67,7 @@ pub(super) struct Simulate {
     json: bool,
 }
 
-impl Simulate {
+impl SimulateArgs {
     /// Whether the configuration is needed.
     pub(super) fn is_live(&self) -> bool {
         self.engine
@@ -99,7 +99,7 @@ impl Simulate {
             self.draw(board, &outcome)?;
             return Ok(DONE);
         }
-        let given = Given {
+        let given = DaySetup {
             seed: self.seed,
             slots: self.slots,
             memory_runs_short: !self.memory_plenty,
@@ -115,7 +115,7 @@ impl Simulate {
         Ok(DONE)
     }
 
-    fn draw(&self, board: &Board, outcome: &Outcome) -> anyhow::Result<()> {
+    fn draw(&self, board: &SimulatedBoard, outcome: &Outcome) -> anyhow::Result<()> {
         if let Some(file) = &self.svg {
             let title = format!(
                 "{} at load {}, bursts of {}, seed {}",
@@ -132,7 +132,7 @@ impl Simulate {
     }
 
     /// A day with real engines: nobody knows what was needless.
-    fn print_live(&self, board: &Board, outcome: &Outcome) -> std::io::Result<()> {
+    fn print_live(&self, board: &SimulatedBoard, outcome: &Outcome) -> std::io::Result<()> {
         if self.json {
             let mut record = record(Policy::Ours, outcome);
             record["needless"] = serde_json::Value::Null;
@@ -148,7 +148,7 @@ impl Simulate {
         Ok(())
     }
 
-    fn print(&self, board: &Board, outcomes: &[(Policy, Outcome)]) -> std::io::Result<()> {
+    fn print(&self, board: &SimulatedBoard, outcomes: &[(Policy, Outcome)]) -> std::io::Result<()> {
         if self.json {
             let all: Vec<_> = outcomes.iter().map(|(policy, o)| record(*policy, o)).collect();
             say!("{:#}", json!({"board": board.name, "policies": all}));
@@ -174,7 +174,7 @@ fn record(policy: Policy, outcome: &Outcome) -> serde_json::Value {
     })
 }
 
-fn read_trace(path: &Path) -> anyhow::Result<Vec<Sample>> {
+fn read_trace(path: &Path) -> anyhow::Result<Vec<SensorSample>> {
     let text =
         fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
     let read = |(n, line): (usize, &str)| {
@@ -187,7 +187,7 @@ fn read_trace(path: &Path) -> anyhow::Result<Vec<Sample>> {
         })
     };
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let samples: Vec<Sample> = lines.map(read).collect::<anyhow::Result<_>>()?;
+    let samples: Vec<SensorSample> = lines.map(read).collect::<anyhow::Result<_>>()?;
     if samples.is_empty() {
         bail!("{} holds no sample", path.display());
     }

@@ -10,7 +10,7 @@ use clap::Parser;
 use nix::sys::prctl;
 use tracing_subscriber::EnvFilter;
 
-use super::{BROKE, Line, UNREAD};
+use super::{BROKE, Cli, UNREAD};
 use crate::limits::LAST_CALLS_MAX;
 use crate::net::tls;
 
@@ -25,7 +25,7 @@ const TALKATIVE: &str = "rmcp=error";
 
 /// Reads the command line of this process, carries it out and says how it went.
 pub fn main() -> ExitCode {
-    let line = Line::parse();
+    let line = Cli::parse();
     start_logging(&line);
     tls::install_provider();
     match run(line) {
@@ -44,7 +44,7 @@ fn is_unread(error: &anyhow::Error) -> bool {
     error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-fn run(line: Line) -> anyhow::Result<ExitCode> {
+fn run(line: Cli) -> anyhow::Result<ExitCode> {
     // one thread: the service waits most of the time, and an answer passes so many tasks that handing
     // them from core to core costs more than it gains; the models compute in processes of their own
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -65,7 +65,7 @@ pub(super) fn leave_no_core() -> anyhow::Result<()> {
 }
 
 /// Standard output belongs to answers and to MCP: logs go to standard error.
-fn start_logging(line: &Line) {
+fn start_logging(line: &Cli) {
     let default = if line.is_quiet() { LOG_QUIET } else { LOG };
     let filter = match std::env::var("PILOTLIGHT_LOG") {
         Ok(wanted) if wanted.to_ascii_lowercase().contains("trace") => wanted,

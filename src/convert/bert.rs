@@ -13,16 +13,16 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value as Json;
 
 use super::builder::{Builder, CONTRIB};
-use super::gguf::{Kind, Stored};
+use super::gguf::{Stored, TensorKind};
 use super::proto::{FLOAT, INT32, INT64, ModelProto, Size, float, int, value_info};
-use super::weights::{Rows, Weights, numbers};
+use super::weights::{OnnxWeights, Rows, numbers};
 
 /// The file of the weights.
 pub(super) const WEIGHTS: &str = "model.safetensors";
 
 /// The sizes of a model.
 #[derive(Debug, Clone)]
-pub(super) struct Sizes {
+pub(super) struct BertSizes {
     pub(super) layers: usize,
     hidden: usize,
     heads: usize,
@@ -31,8 +31,8 @@ pub(super) struct Sizes {
     epsilon: f32,
 }
 
-impl Sizes {
-    pub(super) fn of(config: &Json) -> Result<Sizes> {
+impl BertSizes {
+    pub(super) fn of(config: &Json) -> Result<BertSizes> {
         let kind = config["model_type"].as_str().unwrap_or("unknown");
         ensure!(kind == "bert", "the model type {kind} is not supported, only bert is");
         let gelu = config["hidden_act"].as_str().unwrap_or("gelu");
@@ -46,7 +46,7 @@ impl Sizes {
         };
         #[expect(clippy::cast_possible_truncation, reason = "a small number")]
         let epsilon = config["layer_norm_eps"].as_f64().unwrap_or(1e-12) as f32;
-        Ok(Sizes {
+        Ok(BertSizes {
             layers: of("num_hidden_layers")?,
             hidden: of("hidden_size")?,
             heads: of("num_attention_heads")?,
@@ -68,7 +68,7 @@ impl Tensors<'_> {
         // some exports put the model's kind before each name
         let view = self.all.tensor(name).or_else(|_| self.all.tensor(&format!("bert.{name}")));
         let view = view.with_context(|| format!("there is no tensor {name}"))?;
-        let known = [(Dtype::F32, Kind::F32), (Dtype::F16, Kind::F16)];
+        let known = [(Dtype::F32, TensorKind::F32), (Dtype::F16, TensorKind::F16)];
         let found = view.dtype();
         let kind = known.into_iter().find(|(dtype, _)| *dtype == found).map(|(_, kind)| kind);
         let kind = kind
@@ -95,8 +95,8 @@ impl Tensors<'_> {
 /// If a tensor is missing, of another size, or can't be written.
 pub(super) fn build(
     from: &Path,
-    sizes: &Sizes,
-    weights: Weights,
+    sizes: &BertSizes,
+    weights: OnnxWeights,
     data: File,
     mut progress: impl FnMut(usize),
 ) -> Result<ModelProto> {
@@ -118,14 +118,14 @@ pub(super) fn build(
 
 struct Bert<'b> {
     tensors: Tensors<'b>,
-    sizes: &'b Sizes,
+    sizes: &'b BertSizes,
     graph: Builder,
 }
 
 impl Bert<'_> {
     /// Inputs and outputs, the mask, and the sum of a token's, its place's and its text's vector.
     fn head_of_graph(&mut self) -> Result<()> {
-        let Sizes { hidden, vocabulary, positions, .. } = *self.sizes;
+        let BertSizes { hidden, vocabulary, positions, .. } = *self.sizes;
         let (batch, length) = (Size::Named("batch_size"), Size::Named("sequence_length"));
         for name in ["input_ids", "attention_mask"] {
             self.graph.graph.input.push(value_info(name, INT64, &[batch, length]));

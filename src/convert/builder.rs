@@ -9,7 +9,7 @@ use super::proto::{
     AttributeProto, FLOAT, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, UINT8, constant,
     external, int,
 };
-use super::weights::{BLOCK, Packed, Weights};
+use super::weights::{BLOCK, OnnxWeights, Packed};
 
 /// The file of the weights, beside the graph.
 pub(super) const DATA: &str = "model.onnx.data";
@@ -20,7 +20,7 @@ const ALIGNMENT: u64 = 4096;
 
 /// A graph as it grows.
 pub(super) struct Builder {
-    weights: Weights,
+    weights: OnnxWeights,
     data: BufWriter<File>,
     end: u64,
     pub(super) graph: GraphProto,
@@ -34,7 +34,7 @@ pub(super) struct Places {
 }
 
 impl Builder {
-    pub(super) fn new(name: &str, weights: Weights, data: File) -> Builder {
+    pub(super) fn new(name: &str, weights: OnnxWeights, data: File) -> Builder {
         let graph = GraphProto { name: name.to_owned(), ..GraphProto::default() };
         Builder { weights, data: BufWriter::new(data), end: 0, graph }
     }

@@ -31,7 +31,7 @@ pub(super) enum Value {
 
 /// How a tensor's numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TensorKind {
     F32,
     F16,
     Q4_0,
@@ -39,25 +39,25 @@ pub(super) enum Kind {
     Q8_0,
 }
 
-impl Kind {
+impl TensorKind {
     /// The format's number, its name, numbers in a block, bytes of a block.
-    const ALL: [(u32, Kind, usize, usize); 5] = [
-        (0, Kind::F32, 1, 4),
-        (1, Kind::F16, 1, 2),
-        (2, Kind::Q4_0, 32, 18),
-        (3, Kind::Q4_1, 32, 20),
-        (8, Kind::Q8_0, 32, 34),
+    const ALL: [(u32, TensorKind, usize, usize); 5] = [
+        (0, TensorKind::F32, 1, 4),
+        (1, TensorKind::F16, 1, 2),
+        (2, TensorKind::Q4_0, 32, 18),
+        (3, TensorKind::Q4_1, 32, 20),
+        (8, TensorKind::Q8_0, 32, 34),
     ];
 
     fn sizes(self) -> (usize, usize) {
-        let row = Kind::ALL.iter().find(|row| row.1 == self);
+        let row = TensorKind::ALL.iter().find(|row| row.1 == self);
         row.map_or((1, 4), |row| (row.2, row.3))
     }
 }
 
 /// Where a tensor lies; `rows` × `columns`, a row without a break.
 #[derive(Debug, Clone)]
-struct Place {
+struct TensorPlace {
     kind: u32,
     rows: usize,
     columns: usize,
@@ -67,7 +67,7 @@ struct Place {
 /// A tensor as it is stored.
 #[derive(Debug)]
 pub(super) struct Stored {
-    pub(super) kind: Kind,
+    pub(super) kind: TensorKind,
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) bytes: Vec<u8>,
@@ -90,7 +90,7 @@ impl Stored {
 pub(super) struct Gguf {
     file: File,
     head: BTreeMap<String, Value>,
-    tensors: BTreeMap<String, Place>,
+    tensors: BTreeMap<String, TensorPlace>,
     data: u64,
     length: u64,
 }
@@ -100,7 +100,7 @@ impl Gguf {
         let shown = path.display();
         let file = File::open(path).with_context(|| format!("{shown} can't be read"))?;
         let length = file.metadata()?.len();
-        let mut reader = Reader(BufReader::new(&file));
+        let mut reader = GgufReader(BufReader::new(&file));
         let (head, tensors) =
             reader.head().with_context(|| format!("the GGUF head of {shown} is damaged"))?;
         let at = reader.0.stream_position()?;
@@ -158,7 +158,8 @@ impl Gguf {
     pub(super) fn tensor(&self, name: &str) -> Result<Stored> {
         let place =
             self.tensors.get(name).with_context(|| format!("the model has no tensor {name}"))?;
-        let Some(&(_, kind, block, block_bytes)) = Kind::ALL.iter().find(|row| row.0 == place.kind)
+        let Some(&(_, kind, block, block_bytes)) =
+            TensorKind::ALL.iter().find(|row| row.0 == place.kind)
         else {
             bail!(
                 "tensor {name} is stored as GGML type {}; supported are F32, F16, Q4_0, Q4_1 and \
@@ -182,10 +183,10 @@ impl Gguf {
     }
 }
 
-struct Reader<'f>(BufReader<&'f File>);
+struct GgufReader<'f>(BufReader<&'f File>);
 
-impl Reader<'_> {
-    fn head(&mut self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, Place>)> {
+impl GgufReader<'_> {
+    fn head(&mut self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, TensorPlace>)> {
         ensure!(&self.bytes::<4>()? == b"GGUF", "it is no GGUF file");
         let version = self.u32()?;
         ensure!(matches!(version, 2 | 3), "version {version} is not known, only 2 and 3");
@@ -209,7 +210,7 @@ impl Reader<'_> {
             }
             let rows = sizes[1..].iter().try_fold(1_u64, |all, n| all.checked_mul(*n));
             let rows = rows.with_context(|| format!("{name} is too large"))?;
-            let place = Place {
+            let place = TensorPlace {
                 columns: usize::try_from(sizes[0])?,
                 rows: usize::try_from(rows)?,
                 kind: self.u32()?,

@@ -12,11 +12,11 @@ use anyhow::{Result, bail, ensure};
 use super::builder::{Builder, CONTRIB, Places};
 use super::gguf::Gguf;
 use super::proto::{FLOAT, INT32, INT64, ModelProto, Size, float, int, value_info};
-use super::weights::{Packed, Rows, Weights, numbers};
+use super::weights::{OnnxWeights, Packed, Rows, numbers};
 
 /// The sizes of a model.
 #[derive(Debug, Clone)]
-pub(super) struct Sizes {
+pub(super) struct LlamaSizes {
     pub(super) layers: usize,
     pub(super) hidden: usize,
     pub(super) heads: usize,
@@ -29,8 +29,8 @@ pub(super) struct Sizes {
     theta: f64,
 }
 
-impl Sizes {
-    pub(super) fn of(model: &Gguf) -> Result<Sizes> {
+impl LlamaSizes {
+    pub(super) fn of(model: &Gguf) -> Result<LlamaSizes> {
         let arch = model.text("general.architecture").unwrap_or("unknown");
         ensure!(arch == "llama", "the architecture {arch} is not supported, only llama");
         let of = |key: &str| model.size(&format!("llama.{key}"));
@@ -68,7 +68,7 @@ impl Sizes {
         }
         #[expect(clippy::cast_possible_truncation, reason = "a small number")]
         let epsilon = number("attention.layer_norm_rms_epsilon").unwrap_or(1e-5) as f32;
-        Ok(Sizes {
+        Ok(LlamaSizes {
             layers: of("block_count")?,
             hidden,
             heads,
@@ -89,14 +89,15 @@ impl Sizes {
 /// If a tensor is missing, of another size, or can't be written.
 pub(super) fn build(
     model: &Gguf,
-    sizes: &Sizes,
-    weights: Weights,
+    sizes: &LlamaSizes,
+    weights: OnnxWeights,
     data: File,
     mut progress: impl FnMut(usize),
 ) -> Result<ModelProto> {
-    let mut llama = Llama { model, sizes, graph: Builder::new("llama", weights, data), tied: None };
+    let mut llama =
+        LlamaGraph { model, sizes, graph: Builder::new("llama", weights, data), tied: None };
     llama.head_of_graph()?;
-    let mut flow = Flow { normed: String::new(), residual: "embedded".to_owned() };
+    let mut flow = GraphFlow { normed: String::new(), residual: "embedded".to_owned() };
     for layer in 0..sizes.layers {
         flow = llama.layer(layer, &flow)?;
         progress(layer + 1);
@@ -106,21 +107,21 @@ pub(super) fn build(
 }
 
 /// What goes from one layer to the next.
-struct Flow {
+struct GraphFlow {
     /// The output of the layer before, not yet added and normed; none before the first.
     normed: String,
     residual: String,
 }
 
-struct Llama<'m> {
+struct LlamaGraph<'m> {
     model: &'m Gguf,
-    sizes: &'m Sizes,
+    sizes: &'m LlamaSizes,
     graph: Builder,
     /// The embedding's table, if it is that of the last product as well.
     tied: Option<(Packed, Places)>,
 }
 
-impl Llama<'_> {
+impl LlamaGraph<'_> {
     fn head_of_graph(&mut self) -> Result<()> {
         let s = self.sizes.clone();
         let (batch, read, total) = (
@@ -196,7 +197,7 @@ impl Llama<'_> {
         Ok(())
     }
 
-    fn layer(&mut self, n: usize, flow: &Flow) -> Result<Flow> {
+    fn layer(&mut self, n: usize, flow: &GraphFlow) -> Result<GraphFlow> {
         let s = self.sizes.clone();
         let name = |part: &str| format!("layer.{n}.{part}");
         let tensor = |part: &str| self.model.tensor(&format!("blk.{n}.{part}.weight"));
@@ -219,7 +220,7 @@ impl Llama<'_> {
         self.attention(n, &name("qkv"), &name("attended"));
         self.graph.product(&name("attended"), &name("attention_out"), &out)?;
 
-        let flow = Flow { normed: name("attention_out"), residual };
+        let flow = GraphFlow { normed: name("attention_out"), residual };
         let normed = name("feed_forward_norm");
         let residual = self.norm(&flow, &format!("blk.{n}.ffn_norm.weight"), &normed)?;
         self.graph.product(&normed, &name("gate_up"), &wide)?;
@@ -229,7 +230,7 @@ impl Llama<'_> {
         self.graph.node("QuickGelu", CONTRIB, &[&gate], &[&open], &[float("alpha", 1.0)]);
         self.graph.node("Mul", "", &[&open, &up], &[&gated], &[]);
         self.graph.product(&gated, &name("feed_forward_out"), &down)?;
-        Ok(Flow { normed: name("feed_forward_out"), residual })
+        Ok(GraphFlow { normed: name("feed_forward_out"), residual })
     }
 
     fn attention(&mut self, n: usize, qkv: &str, attended: &str) {
@@ -259,7 +260,7 @@ impl Llama<'_> {
         );
     }
 
-    fn tail_of_graph(&mut self, flow: &Flow) -> Result<()> {
+    fn tail_of_graph(&mut self, flow: &GraphFlow) -> Result<()> {
         self.norm(flow, "output_norm.weight", "normed")?;
         let last = [int("axis", 1)];
         self.graph.node("Gather", "", &["normed", "last"], &["normed_last"], &last);
@@ -281,7 +282,7 @@ impl Llama<'_> {
     }
 
     /// A norm over the sum of what flows; gives the name of the sum.
-    fn norm(&mut self, flow: &Flow, weight: &str, normed: &str) -> Result<String> {
+    fn norm(&mut self, flow: &GraphFlow, weight: &str, normed: &str) -> Result<String> {
         let stored = self.model.tensor(weight)?;
         ensure!(
             stored.rows * stored.columns == self.sizes.hidden,

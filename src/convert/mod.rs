@@ -18,8 +18,8 @@ use serde_json::{Value as Json, json};
 
 use self::builder::DATA;
 use self::gguf::Gguf;
-use self::llama::Sizes;
-pub use self::weights::Weights;
+use self::llama::LlamaSizes;
+pub use self::weights::OnnxWeights;
 use crate::engines::onnx::encoder::{LENGTH_CONFIG, POOLING_CONFIG};
 use crate::engines::onnx::files::{CONFIG, MODEL, MODEL_CONFIG, ORIGIN, Origin, TOKENIZER};
 use crate::engines::onnx::folder::TOKENIZER_CONFIG;
@@ -34,7 +34,7 @@ use crate::engines::worker::sha256;
 pub fn convert(
     from: &Path,
     to: &Path,
-    weights: Weights,
+    weights: OnnxWeights,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<()> {
     if to.exists() {
@@ -69,11 +69,11 @@ pub fn convert(
 fn llama(
     from: &Path,
     part: &Path,
-    weights: Weights,
+    weights: OnnxWeights,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Origin> {
     let model = Gguf::open(from)?;
-    let sizes = Sizes::of(&model)?;
+    let sizes = LlamaSizes::of(&model)?;
     let tokenizer = tokenizer::tokenizer(&model)?;
     let data = File::create(part.join(DATA))?;
     let graph = llama::build(&model, &sizes, weights, data, |done| progress(done, sizes.layers))?;
@@ -95,12 +95,12 @@ fn llama(
 fn encoder(
     from: &Path,
     part: &Path,
-    weights: Weights,
+    weights: OnnxWeights,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Origin> {
     let config: Json = serde_json::from_slice(&read(&from.join(MODEL_CONFIG))?)
         .with_context(|| format!("{MODEL_CONFIG} is no JSON"))?;
-    let sizes = bert::Sizes::of(&config)?;
+    let sizes = bert::BertSizes::of(&config)?;
     let data = File::create(part.join(DATA))?;
     let graph = bert::build(from, &sizes, weights, data, |done| progress(done, sizes.layers))?;
     write(&part.join(MODEL), &graph.encode_to_vec())?;
@@ -154,7 +154,7 @@ fn tokenizer_config(model: &Gguf) -> Json {
 }
 
 /// The configuration as onnxruntime-genai writes and reads it.
-fn config(model: &Gguf, sizes: &Sizes) -> Json {
+fn config(model: &Gguf, sizes: &LlamaSizes) -> Json {
     let id = |key: &str| special(model, key).map(|(id, _)| id);
     json!({
         "model": {
@@ -195,16 +195,16 @@ mod tests {
 
     use super::proto::{DimensionProto, ModelProto};
     use super::*;
-    use crate::engines::onnx::{Options, load};
+    use crate::engines::onnx::{OnnxOptions, load};
     use crate::engines::worker::Decoder as _;
 
-    fn options(path: &Path) -> Options {
+    fn options(path: &Path) -> OnnxOptions {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        Options {
+        OnnxOptions {
             context_tokens: 512,
             threads: 1,
             runtime: Some(here.join(".tools/onnxruntime")),
-            ..Options::of(path)
+            ..OnnxOptions::of(path)
         }
     }
 

@@ -6,33 +6,33 @@
 use anyhow::{Result, ensure};
 use half::f16;
 
-use super::gguf::{Kind, Stored};
+use super::gguf::{Stored, TensorKind};
 
 /// Numbers in a block.
 pub(super) const BLOCK: usize = 32;
 
 /// How many bits a weight gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Weights {
+pub enum OnnxWeights {
     /// 8 bits: from `Q8_0` without loss.
     Int8,
     /// 4 bits: two thirds of the size and faster to write with, less exact.
     Int4,
 }
 
-impl Weights {
+impl OnnxWeights {
     pub(super) fn bits(self) -> usize {
         match self {
-            Weights::Int8 => 8,
-            Weights::Int4 => 4,
+            OnnxWeights::Int8 => 8,
+            OnnxWeights::Int4 => 4,
         }
     }
 
     /// Its name in a `ModelContext`.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Weights::Int8 => "int8",
-            Weights::Int4 => "int4",
+            OnnxWeights::Int8 => "int8",
+            OnnxWeights::Int4 => "int4",
         }
     }
 }
@@ -40,7 +40,7 @@ impl Weights {
 /// A matrix in blocks.
 #[derive(Debug)]
 pub(super) struct Packed {
-    pub(super) weights: Weights,
+    pub(super) weights: OnnxWeights,
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) data: Vec<u8>,
@@ -53,7 +53,7 @@ impl Packed {
     ///
     /// # Errors
     /// If their widths differ or are no whole blocks.
-    pub(super) fn of(parts: &[Rows<'_>], weights: Weights) -> Result<Packed> {
+    pub(super) fn of(parts: &[Rows<'_>], weights: OnnxWeights) -> Result<Packed> {
         let columns = parts.first().map_or(0, |part| part.stored.columns);
         ensure!(
             columns > 0 && columns.is_multiple_of(BLOCK),
@@ -76,10 +76,10 @@ impl Packed {
         Ok(packed)
     }
 
-    fn row(&mut self, kind: Kind, bytes: &[u8]) {
+    fn row(&mut self, kind: TensorKind, bytes: &[u8]) {
         self.rows += 1;
         let zeros_before = self.zeros.len();
-        if kind == Kind::Q8_0 && self.weights == Weights::Int8 {
+        if kind == TensorKind::Q8_0 && self.weights == OnnxWeights::Int8 {
             for block in bytes.chunks_exact(34) {
                 self.scales.push(f16::from_le_bytes([block[0], block[1]]).to_f32());
                 self.zeros.push(128);
@@ -92,7 +92,7 @@ impl Packed {
         for block in values.chunks_exact(BLOCK) {
             self.block(block);
         }
-        if self.weights == Weights::Int4 {
+        if self.weights == OnnxWeights::Int4 {
             let zeros = pairs(&self.zeros.split_off(zeros_before));
             self.zeros.extend(zeros);
         }
@@ -104,7 +104,7 @@ impl Packed {
         reason = "held between 0 and the highest step"
     )]
     fn block(&mut self, values: &[f32]) {
-        let steps = if self.weights == Weights::Int8 { 255.0_f32 } else { 15.0 };
+        let steps = if self.weights == OnnxWeights::Int8 { 255.0_f32 } else { 15.0 };
         // zero is always among what can be written
         let least = values.iter().copied().fold(0.0, f32::min);
         let most = values.iter().copied().fold(0.0, f32::max);
@@ -115,7 +115,7 @@ impl Packed {
         let steps: Vec<u8> = steps.collect();
         self.scales.push(scale);
         self.zeros.push(zero as u8);
-        if self.weights == Weights::Int4 {
+        if self.weights == OnnxWeights::Int4 {
             self.data.extend(pairs(&steps));
         } else {
             self.data.extend(steps);
@@ -130,8 +130,8 @@ impl Packed {
     /// Bytes of a row's zero points.
     pub(super) fn zero_bytes(&self) -> usize {
         match self.weights {
-            Weights::Int8 => self.blocks(),
-            Weights::Int4 => self.blocks().div_ceil(2),
+            OnnxWeights::Int8 => self.blocks(),
+            OnnxWeights::Int4 => self.blocks().div_ceil(2),
         }
     }
 }
@@ -170,23 +170,23 @@ impl<'s> Rows<'s> {
 }
 
 /// The numbers of a row.
-pub(super) fn numbers(kind: Kind, bytes: &[u8]) -> Vec<f32> {
+pub(super) fn numbers(kind: TensorKind, bytes: &[u8]) -> Vec<f32> {
     let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
     let low = |q: &u8| f32::from(q & 0x0F);
     let high = |q: &u8| f32::from(q >> 4);
     match kind {
-        Kind::F32 => {
+        TensorKind::F32 => {
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
         }
-        Kind::F16 => bytes.chunks_exact(2).map(half).collect(),
-        Kind::Q8_0 => bytes
+        TensorKind::F16 => bytes.chunks_exact(2).map(half).collect(),
+        TensorKind::Q8_0 => bytes
             .chunks_exact(34)
             .flat_map(|b| {
                 let scale = half(b);
                 b[2..].iter().map(move |q| scale * f32::from(q.cast_signed()))
             })
             .collect(),
-        Kind::Q4_0 => bytes
+        TensorKind::Q4_0 => bytes
             .chunks_exact(18)
             .flat_map(|b| {
                 let scale = half(b);
@@ -194,7 +194,7 @@ pub(super) fn numbers(kind: Kind, bytes: &[u8]) -> Vec<f32> {
                 steps.map(move |q| scale * (q - 8.0))
             })
             .collect(),
-        Kind::Q4_1 => bytes
+        TensorKind::Q4_1 => bytes
             .chunks_exact(20)
             .flat_map(|b| {
                 let (scale, least) = (half(b), half(&b[2..]));
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     fn back(packed: &Packed) -> Vec<f32> {
-        let eight = packed.weights == Weights::Int8;
+        let eight = packed.weights == OnnxWeights::Int8;
         let unpack = |bytes: &[u8]| -> Vec<u8> {
             if eight {
                 return bytes.to_vec();
@@ -237,16 +237,16 @@ mod tests {
     fn q8_0_is_kept_without_loss_and_others_within_half_a_step() {
         let mut bytes = f16::from_f32(0.25).to_le_bytes().to_vec();
         bytes.extend((0..32_i8).map(|q| (q * 7 - 100).cast_unsigned()));
-        let expected = numbers(Kind::Q8_0, &bytes);
+        let expected = numbers(TensorKind::Q8_0, &bytes);
         assert!((expected[0] + 25.0).abs() < 1e-6);
-        let stored = Stored { kind: Kind::Q8_0, rows: 1, columns: 32, bytes };
-        let packed = Packed::of(&[Rows::plain(&stored)], Weights::Int8).unwrap();
+        let stored = Stored { kind: TensorKind::Q8_0, rows: 1, columns: 32, bytes };
+        let packed = Packed::of(&[Rows::plain(&stored)], OnnxWeights::Int8).unwrap();
         assert_eq!(back(&packed), expected);
 
-        for (weights, steps) in [(Weights::Int8, 255.0), (Weights::Int4, 15.0)] {
+        for (weights, steps) in [(OnnxWeights::Int8, 255.0), (OnnxWeights::Int4, 15.0)] {
             let values = row(3, 64);
             let bytes = values.iter().flat_map(|w| w.to_le_bytes()).collect();
-            let stored = Stored { kind: Kind::F32, rows: 1, columns: 64, bytes };
+            let stored = Stored { kind: TensorKind::F32, rows: 1, columns: 64, bytes };
             let packed = Packed::of(&[Rows::plain(&stored)], weights).unwrap();
             for (got, want) in back(&packed).iter().zip(&values) {
                 // a whole zero point moves the range by up to half a step more
@@ -257,7 +257,8 @@ mod tests {
 
     #[test]
     fn rotated_rows_come_back_into_halves() {
-        let stored = Stored { kind: Kind::F32, rows: 8, columns: 32, bytes: vec![0; 8 * 128] };
+        let stored =
+            Stored { kind: TensorKind::F32, rows: 8, columns: 32, bytes: vec![0; 8 * 128] };
         let rows = Rows::rotated(&stored, 4);
         let order: Vec<usize> = (0..8).map(|n| rows.place(n)).collect();
         assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);
@@ -268,7 +269,7 @@ mod tests {
         let mut bytes = f16::from_f32(0.5).to_le_bytes().to_vec();
         bytes.extend(f16::from_f32(-1.0).to_le_bytes());
         bytes.extend([0x21; 16]);
-        let numbers = numbers(Kind::Q4_1, &bytes);
+        let numbers = numbers(TensorKind::Q4_1, &bytes);
         assert_eq!((numbers[0], numbers[15], numbers[16], numbers[31]), (-0.5, -0.5, 0.0, 0.0));
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::Finding;
+use super::SensorFinding;
 use super::files::{folders, monitor, number, text};
-use crate::pressure::Board;
+use crate::pressure::BoardReading;
 
 /// Hexadecimal, without 0x. Bits 0 to 3: under-voltage, clock capped, throttled, soft temperature
 /// limit; bits 16 to 19 the same since the file was read last.
@@ -19,9 +19,9 @@ pub(super) struct Firmware {
 
 impl Firmware {
     /// None if the board says nothing of the kind.
-    pub(super) fn read(&mut self, root: &Path) -> Option<Board> {
+    pub(super) fn read(&mut self, root: &Path) -> Option<BoardReading> {
         let all = [raspberry(root), low_voltage(root), self.jetson(root), cooling(root)];
-        all.into_iter().flatten().reduce(|a, b| Board {
+        all.into_iter().flatten().reduce(|a, b| BoardReading {
             under_voltage: a.under_voltage || b.under_voltage,
             capped: a.capped || b.capped,
             throttled: a.throttled || b.throttled,
@@ -30,21 +30,21 @@ impl Firmware {
     }
 
     /// A Jetson counts over-current events; what matters is that there were more.
-    fn jetson(&mut self, root: &Path) -> Option<Board> {
+    fn jetson(&mut self, root: &Path) -> Option<BoardReading> {
         let folder = monitor(root, "soctherm_oc")?;
         let counts = (1..=8).filter_map(|n| number(&folder.join(format!("oc{n}_event_cnt"))));
         let sum: f64 = counts.sum();
         let before = self.over_current.replace(sum);
         let more = before.is_some_and(|before| sum > before);
-        Some(Board { under_voltage: more, ..Board::default() })
+        Some(BoardReading { under_voltage: more, ..BoardReading::default() })
     }
 }
 
-fn raspberry(root: &Path) -> Option<Board> {
+fn raspberry(root: &Path) -> Option<BoardReading> {
     let word = text(&root.join(PI))?;
     let bits = u32::from_str_radix(word.trim_start_matches("0x"), 16).ok()?;
     let is_set = |bit: u32| (bits | bits >> 16) >> bit & 1 == 1;
-    Some(Board {
+    Some(BoardReading {
         under_voltage: is_set(0),
         capped: is_set(1),
         throttled: is_set(2),
@@ -52,13 +52,13 @@ fn raspberry(root: &Path) -> Option<Board> {
     })
 }
 
-fn low_voltage(root: &Path) -> Option<Board> {
+fn low_voltage(root: &Path) -> Option<BoardReading> {
     let alarm = number(&monitor(root, "rpi_volt")?.join("in0_lcrit_alarm"))?;
-    Some(Board { under_voltage: alarm > 0.0, ..Board::default() })
+    Some(BoardReading { under_voltage: alarm > 0.0, ..BoardReading::default() })
 }
 
 /// A processor's clock that the kernel holds down to cool it.
-fn cooling(root: &Path) -> Option<Board> {
+fn cooling(root: &Path) -> Option<BoardReading> {
     let devices = folders(&root.join("sys/class/thermal"), "cooling_device");
     let states = devices.iter().filter_map(|path| {
         let kind = text(&path.join("type"))?.to_lowercase();
@@ -66,10 +66,10 @@ fn cooling(root: &Path) -> Option<Board> {
         if is_clock { number(&path.join("cur_state")) } else { None }
     });
     let most = states.reduce(f64::max)?;
-    Some(Board { capped: most > 0.0, ..Board::default() })
+    Some(BoardReading { capped: most > 0.0, ..BoardReading::default() })
 }
 
-pub(super) fn finding(root: &Path) -> Finding {
+pub(super) fn finding(root: &Path) -> SensorFinding {
     let mut sources = Vec::new();
     if raspberry(root).is_some() {
         sources.push("get_throttled of a Raspberry Pi's firmware");
@@ -86,5 +86,5 @@ pub(super) fn finding(root: &Path) -> Finding {
     let found = !sources.is_empty();
     let said =
         if found { sources.join(", ") } else { "this board says nothing of its supply".to_owned() };
-    Finding { what: "power and clock", found, said }
+    SensorFinding { what: "power and clock", found, said }
 }

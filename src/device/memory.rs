@@ -7,7 +7,7 @@ use std::path::Path;
 
 use sysinfo::{MemoryRefreshKind, System};
 
-use super::Finding;
+use super::SensorFinding;
 use super::files::text;
 use crate::pressure::Amount;
 
@@ -99,13 +99,13 @@ fn pressure(root: &Path) -> Option<f64> {
     (0.0..=100.0).contains(&share).then_some(share)
 }
 
-pub(super) fn findings(root: &Path) -> Vec<Finding> {
+pub(super) fn findings(root: &Path) -> Vec<SensorFinding> {
     let stalls = pressure(root).is_some();
     let group = group(root);
     let controllers = text(&root.join("sys/fs/cgroup/cgroup.controllers")).unwrap_or_default();
     let may_limit = controllers.split_whitespace().any(|name| name == "memory");
     vec![
-        Finding {
+        SensorFinding {
             what: "memory",
             found: below(root).is_some(),
             said: match below(root) {
@@ -116,7 +116,7 @@ pub(super) fn findings(root: &Path) -> Vec<Finding> {
                 None => "/proc/meminfo can't be read".to_owned(),
             },
         },
-        Finding {
+        SensorFinding {
             what: "memory stalls",
             found: stalls,
             said: if stalls {
@@ -127,7 +127,7 @@ pub(super) fn findings(root: &Path) -> Vec<Finding> {
                     .to_owned()
             },
         },
-        Finding {
+        SensorFinding {
             what: "memory limits",
             found: may_limit,
             said: if may_limit {

@@ -18,23 +18,23 @@ use self::memory::Stalls;
 use self::trigger::{FIRED_STALL, Trigger};
 use crate::clock::now;
 use crate::limits::{SAMPLE_EVERY, SAMPLE_MAX};
-use crate::pressure::level::{Stage, Strain};
-use crate::pressure::{Amount, Bounds, Gauge, Sample};
+use crate::pressure::level::{DevicePressure, PressureStage};
+use crate::pressure::{Amount, Bounds, Gauge, SensorSample};
 use crate::time::Time;
 
 /// How the device is at a moment.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Reading {
+pub struct SensorReading {
     /// What the sensors say.
-    pub sample: Sample,
+    pub sample: SensorSample,
     /// What that means.
-    pub strain: Strain,
+    pub strain: DevicePressure,
 }
 
-impl Reading {
+impl SensorReading {
     /// The same for whoever watches, as JSON.
     pub fn told(&self) -> Value {
-        let Reading { sample, strain } = self;
+        let SensorReading { sample, strain } = self;
         let hottest = sample.zones.iter().filter_map(|zone| zone.celsius).reduce(f64::max);
         let rounded = |share: f32| (f64::from(share) * 100.0).round() / 100.0;
         json!({
@@ -56,7 +56,7 @@ impl Reading {
 
 /// One thing that was looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct SensorFinding {
     /// What it tells.
     pub what: &'static str,
     /// Where it is read, or what is missing and what to do.
@@ -90,8 +90,8 @@ impl Sensors {
     }
 
     /// Reads all of them. What can't be read is absent, never a guess.
-    pub fn read(&mut self, rate: Option<f64>) -> Sample {
-        Sample {
+    pub fn read(&mut self, rate: Option<f64>) -> SensorSample {
+        SensorSample {
             zones: thermal::zones(&self.root),
             board: self.firmware.read(&self.root),
             memory: memory::below(&self.root),
@@ -112,14 +112,14 @@ impl Sensors {
     }
 
     /// What is there and what is not, for people.
-    pub fn findings(&self) -> Vec<Finding> {
+    pub fn findings(&self) -> Vec<SensorFinding> {
         let mut all = thermal::findings(&self.root);
         all.push(board::finding(&self.root));
         all.extend(memory::findings(&self.root));
         all.push(processors(&self.root));
         let disk = disk(&self.writes_to);
         let shown = self.writes_to.display();
-        all.push(Finding {
+        all.push(SensorFinding {
             what: "disk",
             found: disk.is_some(),
             said: match disk {
@@ -131,10 +131,10 @@ impl Sensors {
     }
 }
 
-fn processors(root: &Path) -> Finding {
+fn processors(root: &Path) -> SensorFinding {
     let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let clock = governor(root);
-    Finding {
+    SensorFinding {
         what: "processors",
         found: clock.is_some(),
         said: match &clock {
@@ -172,7 +172,7 @@ pub async fn watch(
     sensors: Sensors,
     bounds: Bounds,
     rate: watch::Receiver<Option<f64>>,
-    out: (watch::Sender<Reading>, watch::Sender<Strain>),
+    out: (watch::Sender<SensorReading>, watch::Sender<DevicePressure>),
     stop: CancellationToken,
 ) {
     let (readings, strains) = out;
@@ -181,7 +181,7 @@ pub async fn watch(
     let trigger = Trigger::new(&sensors.root);
     tracing::debug!(trigger = trigger.is_there(), "the kernel tells when memory runs short");
     let mut sensors = Some(sensors);
-    let mut stage = Stage::Calm;
+    let mut stage = PressureStage::Calm;
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reading = None;
@@ -210,9 +210,9 @@ pub async fn watch(
                     tracing::error!(%error, "the sensors can't be read any more");
                     return;
                 }
-                Err(_) => Sample::default(),
+                Err(_) => SensorSample::default(),
             },
-            None => Sample::default(),
+            None => SensorSample::default(),
         };
         if fired {
             // the average of ten seconds does not show it yet
@@ -231,13 +231,13 @@ pub async fn watch(
             }
             changed
         });
-        readings.send_replace(Reading { sample, strain });
+        readings.send_replace(SensorReading { sample, strain });
     }
 }
 
 /// Whether the judge would decide otherwise: small changes of figures that it only shows are not
 /// worth waking it.
-fn is_news(before: &Strain, after: &Strain) -> bool {
+fn is_news(before: &DevicePressure, after: &DevicePressure) -> bool {
     let far = |a: f32, b: f32| (a - b).abs() >= 0.01;
     before.stage != after.stage
         || before.cause != after.cause

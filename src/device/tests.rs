@@ -26,7 +26,7 @@ fn sensors(root: &Path) -> Sensors {
     Sensors::new(root, root)
 }
 
-fn temperatures(sample: &Sample) -> Vec<(&str, Option<f64>)> {
+fn temperatures(sample: &SensorSample) -> Vec<(&str, Option<f64>)> {
     sample.zones.iter().map(|zone| (zone.kind.as_str(), zone.celsius)).collect()
 }
 
@@ -58,7 +58,7 @@ fn a_pi_5_is_understood() {
     let sample = sensors(root.path()).read(None);
     assert_eq!(temperatures(&sample), [("cpu-thermal", Some(66.15))]);
     // a fan that turns is no clock that is held down
-    assert_eq!(sample.board, Some(crate::pressure::Board::default()));
+    assert_eq!(sample.board, Some(crate::pressure::BoardReading::default()));
     // 512 MiB for us, 384 of them taken, 128 of these by files that can go
     let memory = sample.memory.unwrap();
     assert_eq!((memory.total >> 20, memory.available >> 20), (512, 256));
@@ -110,7 +110,7 @@ fn what_can_not_be_read_is_absent() {
     // the gauge knows that no board is at absolute zero
     write(root.path(), zone, "-274000");
     let sample = sensors.read(None);
-    assert_eq!(Gauge::default().on(&sample, Time(0)).stage, Stage::Calm);
+    assert_eq!(Gauge::default().on(&sample, Time(0)).stage, PressureStage::Calm);
     fs::write(root.path().join(zone), [0xff, 0xfe]).unwrap();
     assert_eq!(sensors.read(None).zones[0].celsius, None);
     for (path, nonsense) in [
@@ -137,8 +137,8 @@ fn this_machine_can_be_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_board_that_warms_slows_down() {
     let root = board("pi5");
-    let (readings, mut reading) = watch::channel(Reading::default());
-    let (strains, mut strain) = watch::channel(Strain::default());
+    let (readings, mut reading) = watch::channel(SensorReading::default());
+    let (strains, mut strain) = watch::channel(DevicePressure::default());
     let (_rate, rate) = watch::channel(None);
     let stop = CancellationToken::new();
     let watched =
@@ -147,10 +147,10 @@ async fn a_board_that_warms_slows_down() {
     tasks.spawn(watched);
     reading.wait_for(|reading| !reading.sample.zones.is_empty()).await.unwrap();
     write(root.path(), "sys/class/thermal/thermal_zone0/temp", "76500");
-    let paced = strain.wait_for(|strain| strain.stage == Stage::Paced).await.unwrap().duty;
+    let paced = strain.wait_for(|strain| strain.stage == PressureStage::Paced).await.unwrap().duty;
     assert!((paced - 0.5).abs() < 0.01, "{paced}");
     write(root.path(), "sys/class/thermal/thermal_zone0/temp", "90000");
-    strain.wait_for(|strain| strain.stage == Stage::Closed).await.unwrap();
+    strain.wait_for(|strain| strain.stage == PressureStage::Closed).await.unwrap();
     stop.cancel();
     tasks.join_all().await;
 }

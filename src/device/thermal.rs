@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::Finding;
+use super::SensorFinding;
 use super::files::{folders, number, text};
 use crate::limits::ZONES_MAX;
 use crate::pressure::Zone;
@@ -44,13 +44,13 @@ fn zone(path: &Path) -> Zone {
     zone
 }
 
-pub(super) fn findings(root: &Path) -> Vec<Finding> {
+pub(super) fn findings(root: &Path) -> Vec<SensorFinding> {
     let zones = zones(root);
     if zones.is_empty() {
         let said = "no thermal zone below /sys/class/thermal; an engine that becomes slower than \
                     usual is taken for the sign of heat"
             .to_owned();
-        return vec![Finding { what: "heat", found: false, said }];
+        return vec![SensorFinding { what: "heat", found: false, said }];
     }
     let say = |zone: &Zone| {
         let trip = |name: &str, celsius: Option<f64>| {
@@ -62,7 +62,7 @@ pub(super) fn findings(root: &Path) -> Vec<Finding> {
         };
         let trips =
             [trip("passive", zone.passive), trip("hot", zone.hot), trip("critical", zone.critical)];
-        Finding {
+        SensorFinding {
             what: "heat",
             found: zone.celsius.is_some(),
             said: format!("{} ({}): {reading}{}", zone.kind, zone.name, trips.concat()),

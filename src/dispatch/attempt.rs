@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::egress::Passage;
+use super::egress::EgressGuard;
 use crate::clock;
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::model::generate::{Chunk, Fault, Generate, Out, Usage, channel};
@@ -10,7 +10,7 @@ use crate::redact::Restorer;
 use crate::store::ledger::Pending;
 
 /// An attempt that worked.
-pub(super) struct Said {
+pub(super) struct AttemptAnswer {
     pub(super) usage: Usage,
     /// The answer, if the asker gets it only when it is clear that it counts.
     pub(super) kept: Option<String>,
@@ -22,9 +22,9 @@ pub(super) struct Said {
 pub(super) async fn paid(
     held: Option<Pending>,
     generate: &dyn Generate,
-    passage: Passage<'_>,
+    passage: EgressGuard<'_>,
     out: &mut Out,
-) -> Result<Said, Fault> {
+) -> Result<AttemptAnswer, Fault> {
     if let Some(held) = held {
         held.done().await?;
     }
@@ -35,18 +35,19 @@ pub(super) async fn paid(
 /// wanted instead. What was hidden from the model is put back on the way.
 async fn attempt(
     generate: &dyn Generate,
-    passage: Passage<'_>,
+    passage: EgressGuard<'_>,
     out: &mut Out,
-) -> Result<Said, Fault> {
+) -> Result<AttemptAnswer, Fault> {
     let is_whole = passage.job().is_whole();
     let restorer = passage.restorer();
     if !is_whole && restorer.is_none() {
         let usage = generate.generate(passage.job(), out).await?;
-        return Ok(Said { usage, kept: None, first: None });
+        return Ok(AttemptAnswer { usage, kept: None, first: None });
     }
     let (mut inner, mut chunks) = channel();
     let read = async {
-        let mut reader = Reader { out, kept: is_whole.then(String::new), first: None, bytes: 0 };
+        let mut reader =
+            ChunkReader { out, kept: is_whole.then(String::new), first: None, bytes: 0 };
         let mut restorer = restorer;
         while let Some(Chunk { text, .. }) = chunks.recv().await {
             let told = match &mut restorer {
@@ -69,18 +70,22 @@ async fn attempt(
     let (mut usage, (kept, first, written)) = futures::try_join!(work, read)?;
     passage.restore(&mut usage);
     let chunks = if kept.is_some() { usage.chunks } else { written };
-    Ok(Said { usage: Usage { chunks, ..usage }, first: first.filter(|_| kept.is_some()), kept })
+    Ok(AttemptAnswer {
+        usage: Usage { chunks, ..usage },
+        first: first.filter(|_| kept.is_some()),
+        kept,
+    })
 }
 
 /// Where the pieces go: on to the asker, or together.
-struct Reader<'a> {
+struct ChunkReader<'a> {
     out: &'a mut Out,
     kept: Option<String>,
     first: Option<Instant>,
     bytes: usize,
 }
 
-impl Reader<'_> {
+impl ChunkReader<'_> {
     async fn take(&mut self, text: String) -> Result<(), Fault> {
         if text.is_empty() {
             self.out.alive();

@@ -3,29 +3,29 @@
 
 use std::borrow::Cow;
 
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::model::generate::{Fault, Usage};
 use crate::redact::{Hidden, Restorer};
 use crate::request::job::Job;
 use crate::scheduler::may_reach;
 
 /// A job that may be sent to a model at one distance. Nothing else can be handed to a model, and
-/// [`Passage::new`] is the only way to have one.
-pub(super) struct Passage<'a> {
+/// [`EgressGuard::new`] is the only way to have one.
+pub(super) struct EgressGuard<'a> {
     job: Cow<'a, Job>,
     hidden: Option<&'a Hidden>,
 }
 
-impl<'a> Passage<'a> {
+impl<'a> EgressGuard<'a> {
     /// Lets a job pass to a model at this distance.
     ///
     /// # Errors
     /// [`Fault::Broken`] if its mode forbids that: the judge should not have asked for it.
     pub(super) fn new(
         job: &'a Job,
-        reach: Reach,
+        reach: Locality,
         hidden: Option<&'a Hidden>,
-    ) -> Result<Passage<'a>, Fault> {
+    ) -> Result<EgressGuard<'a>, Fault> {
         if !may_reach(job.mode, reach) {
             let why = "a private prompt was routed too far; it was not sent";
             return Err(Fault::Broken(why.to_owned()));
@@ -35,7 +35,7 @@ impl<'a> Passage<'a> {
             Some(hidden) => Cow::Owned(Job { messages: hidden.messages.clone(), ..job.clone() }),
             None => Cow::Borrowed(job),
         };
-        Ok(Passage { job, hidden })
+        Ok(EgressGuard { job, hidden })
     }
 
     /// What may be sent.
@@ -57,8 +57,8 @@ impl<'a> Passage<'a> {
 }
 
 /// Whether anything is hidden from models at this distance.
-pub(super) fn hides(reach: Reach) -> bool {
-    reach == Reach::Cloud
+pub(super) fn hides(reach: Locality) -> bool {
+    reach == Locality::Cloud
 }
 
 #[cfg(test)]
@@ -68,10 +68,10 @@ mod tests {
 
     #[test]
     fn a_private_prompt_does_not_pass() {
-        let reaches = [Reach::Device, Reach::Peer, Reach::Cloud];
+        let reaches = [Locality::Device, Locality::Peer, Locality::Cloud];
         let passes = |mode| {
             let job = Job { mode, ..Job::plain("hello", std::time::Duration::from_secs(1)) };
-            reaches.map(|reach| Passage::new(&job, reach, None).is_ok())
+            reaches.map(|reach| EgressGuard::new(&job, reach, None).is_ok())
         };
         assert_eq!(passes(Mode::LocalOnly), [true, false, false]);
         assert_eq!(passes(Mode::PreferLocal), [true; 3]);

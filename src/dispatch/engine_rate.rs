@@ -13,12 +13,12 @@ const PRESENT: f64 = 0.3;
 
 /// The rates of one engine, in tokens a second.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Pulse {
+pub(super) struct EngineRate {
     usual: Option<f64>,
     present: f64,
 }
 
-impl Pulse {
+impl EngineRate {
     /// Takes an answer in; the present rate against the usual one, if it says something.
     pub(super) fn beat(&mut self, usage: &Usage) -> Option<f64> {
         if usage.completion_tokens < TOKENS_MIN || usage.decode_ms <= 0.0 {
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn a_slower_engine_is_seen_and_a_short_answer_says_nothing() {
-        let mut pulse = Pulse::default();
+        let mut pulse = EngineRate::default();
         assert_eq!(pulse.beat(&answer(2, 1.0)), None);
         for _ in 0..20 {
             assert!(pulse.beat(&answer(50, 500.0)).unwrap() > 0.99);

@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::model::context::{ModelContext, Reach};
+use crate::model::context::{Locality, ModelContext};
 use crate::model::generate::{BoxFuture, Chunk, Out, Usage, channel};
 use crate::model::health::Health;
-use crate::model::link::{Backend, Link};
+use crate::model::link::{BackendHandle, BackendState};
 use crate::money::Span;
 use crate::redact::{Hidden, Redactor};
 use crate::request::job::{Job, JobId, Mode};
@@ -24,7 +24,7 @@ use crate::scheduler::decision::{Decision, Pressure, Reason};
 /// The doors' way in.
 #[derive(Clone)]
 pub struct Dispatch {
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<Submission>,
     next: Arc<AtomicU64>,
     backends: Arc<Vec<BackendView>>,
     load: watch::Receiver<(usize, usize)>,
@@ -59,22 +59,22 @@ impl Spending {
 }
 
 /// What the loop tells of itself: jobs, the engines' rate, money.
-pub(super) type Told =
+pub(super) type LoopStatus =
     (watch::Receiver<(usize, usize)>, watch::Receiver<Option<f64>>, watch::Receiver<Spending>);
 
 struct BackendView {
     server: String,
-    reach: Reach,
-    link: watch::Receiver<Link>,
+    reach: Locality,
+    link: watch::Receiver<BackendState>,
 }
 
 /// What is known of one backend, for people.
 #[derive(Clone)]
-pub struct Seen {
+pub struct BackendStatus {
     /// Its name in `mcp.json`.
     pub server: String,
     /// How far away it is.
-    pub reach: Reach,
+    pub reach: Locality,
     /// Whether it can be asked.
     pub health: Health,
     /// What it states of itself, if it is up.
@@ -86,19 +86,19 @@ pub struct Answer {
     /// The job's name.
     pub job: JobId,
     chunks: mpsc::Receiver<Chunk>,
-    end: oneshot::Receiver<End>,
+    end: oneshot::Receiver<JobEnd>,
     arrived: Instant,
     first: Option<Duration>,
     /// Known once the pieces are over.
-    ended: Option<End>,
+    ended: Option<JobEnd>,
     /// What has to be done for it, if it is not the dispatcher's loop that does it.
-    work: Option<BoxFuture<'static, End>>,
-    guard: Guard,
+    work: Option<BoxFuture<'static, JobEnd>>,
+    guard: CancelGuard,
 }
 
 /// How a job ended.
 #[derive(Debug, Clone)]
-pub struct End {
+pub struct JobEnd {
     /// How.
     pub verdict: Verdict,
     /// What it took, if it was answered.
@@ -111,7 +111,7 @@ pub struct End {
     /// The server that had it last.
     pub server: Option<String>,
     /// How far away that server is.
-    pub reach: Option<Reach>,
+    pub reach: Option<Locality>,
     /// Time before its first attempt.
     pub queued: Duration,
     /// Time to the first piece.
@@ -120,19 +120,19 @@ pub struct End {
     pub total: Duration,
 }
 
-pub(super) struct Order {
+pub(super) struct Submission {
     pub(super) job: Job,
     pub(super) out: Out,
-    pub(super) end: oneshot::Sender<End>,
+    pub(super) end: oneshot::Sender<JobEnd>,
     pub(super) gone: CancellationToken,
     /// The prompt for a cloud, if something of it is to be hidden.
     pub(super) hidden: Option<Arc<Hidden>>,
 }
 
 /// Tells the dispatcher that the asker has gone, unless the job has ended.
-struct Guard(CancellationToken);
+struct CancelGuard(CancellationToken);
 
-impl Drop for Guard {
+impl Drop for CancelGuard {
     fn drop(&mut self) {
         self.0.cancel();
     }
@@ -141,12 +141,12 @@ impl Drop for Guard {
 impl Dispatch {
     /// The way in to the loop that reads these orders.
     pub(super) fn new(
-        orders: mpsc::Sender<Order>,
-        backends: &[Backend],
-        (load, rate, spent): Told,
+        orders: mpsc::Sender<Submission>,
+        backends: &[BackendHandle],
+        (load, rate, spent): LoopStatus,
         redactor: Redactor,
     ) -> Dispatch {
-        let view = |b: &Backend| BackendView {
+        let view = |b: &BackendHandle| BackendView {
             server: b.server.clone(),
             reach: b.reach,
             link: b.link.clone(),
@@ -167,9 +167,9 @@ impl Dispatch {
         let (out, chunks) = channel();
         let (end, ended) = oneshot::channel();
         let gone = CancellationToken::new();
-        let guard = Guard(gone.clone());
+        let guard = CancelGuard(gone.clone());
         let hidden = if job.mode == Mode::LocalOnly { None } else { self.redactor.hide(&job) };
-        let order = Order { job, out, end, gone, hidden: hidden.map(Arc::new) };
+        let order = Submission { job, out, end, gone, hidden: hidden.map(Arc::new) };
         self.orders.try_send(order).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => {
                 Refusal::new(Code::Busy, "too many requests at once; come back later")
@@ -183,27 +183,32 @@ impl Dispatch {
     }
 
     /// An answer that `work` makes while it is read.
-    pub(crate) fn answer_of(&self, work: BoxFuture<'static, End>) -> Answer {
+    pub(crate) fn answer_of(&self, work: BoxFuture<'static, JobEnd>) -> Answer {
         let id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
         Answer { work: Some(work), ..Answer::closed(id) }
     }
 
     /// Every backend as it is now.
-    pub fn backends(&self) -> Vec<Seen> {
+    pub fn backends(&self) -> Vec<BackendStatus> {
         let seen = |view: &BackendView| {
             let link = view.link.borrow();
             let context = match &*link {
-                Link::Up(generate) => Some(generate.context().clone()),
-                Link::Down(_) => None,
+                BackendState::Up(generate) => Some(generate.context().clone()),
+                BackendState::Down(_) => None,
             };
-            Seen { server: view.server.clone(), reach: view.reach, health: link.health(), context }
+            BackendStatus {
+                server: view.server.clone(),
+                reach: view.reach,
+                health: link.health(),
+                context,
+            }
         };
         self.backends.iter().map(seen).collect()
     }
 
     /// Whether at least one backend can be asked.
     pub fn is_ready(&self) -> bool {
-        self.backends.iter().any(|view| matches!(&*view.link.borrow(), Link::Up(_)))
+        self.backends.iter().any(|view| matches!(&*view.link.borrow(), BackendState::Up(_)))
     }
 
     /// Waits until at least one backend can be asked.
@@ -211,7 +216,7 @@ impl Dispatch {
         let waits = self.backends.iter().map(|view| {
             let mut link = view.link.clone();
             Box::pin(async move {
-                if link.wait_for(|l| matches!(l, Link::Up(_))).await.is_err() {
+                if link.wait_for(|l| matches!(l, BackendState::Up(_))).await.is_err() {
                     std::future::pending::<()>().await;
                 }
             })
@@ -242,7 +247,7 @@ impl Answer {
     /// One of which no pieces come.
     fn closed(job: JobId) -> Answer {
         let ((_, chunks), (_, end)) = (channel(), oneshot::channel());
-        let guard = Guard(CancellationToken::new());
+        let guard = CancelGuard(CancellationToken::new());
         let (arrived, first, ended, work) = (clock::now(), None, None, None);
         Answer { job, chunks, end, arrived, first, ended, work, guard }
     }
@@ -252,10 +257,10 @@ impl Answer {
         self.guard.0.clone()
     }
 
-    async fn ending(&mut self) -> End {
+    async fn ending(&mut self) -> JobEnd {
         match self.work.take() {
             Some(work) => work.await,
-            None => (&mut self.end).await.unwrap_or_else(|_| End::stopped()),
+            None => (&mut self.end).await.unwrap_or_else(|_| JobEnd::stopped()),
         }
     }
 
@@ -284,18 +289,18 @@ impl Answer {
     }
 
     /// How it ended. Pieces that were not read are lost.
-    pub async fn end(mut self) -> End {
+    pub async fn end(mut self) -> JobEnd {
         self.chunks.close();
         let end = match self.ended.take() {
             Some(end) => end,
             None => self.ending().await,
         };
         drop(self.guard);
-        End { first: end.first.or(self.first), total: self.arrived.elapsed(), ..end }
+        JobEnd { first: end.first.or(self.first), total: self.arrived.elapsed(), ..end }
     }
 
     /// Reads all pieces into one text, then the end.
-    pub async fn collect(mut self) -> (String, End) {
+    pub async fn collect(mut self) -> (String, JobEnd) {
         let mut text = String::new();
         while let Some(chunk) = self.next().await {
             text.push_str(&chunk.text);
@@ -304,14 +309,14 @@ impl Answer {
     }
 }
 
-impl End {
+impl JobEnd {
     /// The end of a job that the dispatcher forgot because it was stopped itself.
-    fn stopped() -> End {
-        End::refused(stopped(), Reason::Draining)
+    fn stopped() -> JobEnd {
+        JobEnd::refused(stopped(), Reason::Draining)
     }
 
     /// The end of a job that was not taken.
-    pub(crate) fn refused(refusal: Refusal, reason: Reason) -> End {
+    pub(crate) fn refused(refusal: Refusal, reason: Reason) -> JobEnd {
         let decision = Decision {
             route: "none".to_owned(),
             reason,
@@ -322,7 +327,7 @@ impl End {
             steps: Vec::new(),
             figures: None,
         };
-        End {
+        JobEnd {
             verdict: Verdict::Refused(refusal),
             usage: None,
             kept: None,

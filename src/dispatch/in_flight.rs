@@ -6,8 +6,8 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::attempt::Said;
-use super::handle::End;
+use super::attempt::AttemptAnswer;
+use super::handle::JobEnd;
 use crate::model::generate::{Out, Usage};
 use crate::redact::Hidden;
 use crate::request::job::Job;
@@ -15,10 +15,10 @@ use crate::scheduler::BackendId;
 use crate::time::Time;
 
 /// A job that is not settled.
-pub(super) struct Held {
+pub(super) struct InFlight {
     /// With the attempt while one runs.
     pub(super) waiting: Option<(Job, Out)>,
-    pub(super) end: oneshot::Sender<End>,
+    pub(super) end: oneshot::Sender<JobEnd>,
     /// The prompt for a cloud, if something of it is to be hidden.
     pub(super) hidden: Option<Arc<Hidden>>,
     pub(super) arrived: Time,
@@ -27,10 +27,10 @@ pub(super) struct Held {
     /// Stops the present attempt alone.
     pub(super) recall: CancellationToken,
     /// What was answered, by whom.
-    pub(super) said: Vec<(BackendId, Said)>,
+    pub(super) said: Vec<(BackendId, AttemptAnswer)>,
 }
 
-impl Held {
+impl InFlight {
     /// What the answer that counts took, that of this backend or of a rule, the answer itself if
     /// it was kept back, and when its first piece was there.
     pub(super) fn answer_of(
@@ -38,7 +38,7 @@ impl Held {
         backend: Option<BackendId>,
     ) -> (Option<Usage>, Option<String>, Option<Instant>) {
         let said = self.said.drain(..).rev().find(|(who, _)| Some(*who) == backend);
-        if let Some((_, Said { usage, kept, first })) = said {
+        if let Some((_, AttemptAnswer { usage, kept, first })) = said {
             let chunks = match &kept {
                 Some(text) => u32::from(!text.is_empty()),
                 None => usage.chunks,

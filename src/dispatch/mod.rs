@@ -16,33 +16,34 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::attempt::{Said, paid};
-use self::egress::Passage;
-use self::engine_rate::Pulse;
-use self::handle::Order;
-pub use self::handle::{Answer, Dispatch, End, Seen, Spending};
-use self::in_flight::Held;
+use self::attempt::{AttemptAnswer, paid};
+use self::egress::EgressGuard;
+use self::engine_rate::EngineRate;
+use self::handle::Submission;
+pub use self::handle::{Answer, BackendStatus, Dispatch, JobEnd, Spending};
+use self::in_flight::InFlight;
 use crate::clock;
 use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::model::generate::{Fault, Out};
-use crate::model::link::{Backend, Link};
+use crate::model::link::{BackendHandle, BackendState};
 use crate::money::{Caps, Hour, Usd};
-use crate::pressure::level::Strain;
+use crate::pressure::level::DevicePressure;
 use crate::redact::{Hidden, Redactor};
-use crate::request::job::{Class, Job, JobId};
-use crate::scheduler::books::Entry;
+use crate::request::job::{Job, JobId, Priority};
+use crate::scheduler::books::LedgerEntry;
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
-    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict,
+    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
+    Verdict,
 };
-pub use crate::store::learned::Keep;
+pub use crate::store::learned::LearnedStore;
 use crate::store::ledger::{self, Ledger, Writer};
 use crate::time::Time;
 
 /// What the configuration says of money and of what the cloud may read.
 #[derive(Debug, Clone, Default)]
-pub struct Policy {
+pub struct DispatchPolicy {
     /// The most that may be spent.
     pub caps: Caps,
     /// What is hidden from models in a cloud.
@@ -52,12 +53,12 @@ pub struct Policy {
 /// Makes the way in and the loop over these backends, on a device under this strain; what it learns
 /// of them and what it spends is kept. The loop must be run.
 pub fn new(
-    backends: Vec<Backend>,
-    strain: watch::Receiver<Strain>,
-    keep: Keep,
-    policy: Policy,
+    backends: Vec<BackendHandle>,
+    strain: watch::Receiver<DevicePressure>,
+    keep: LearnedStore,
+    policy: DispatchPolicy,
 ) -> (Dispatch, Dispatcher) {
-    let Policy { caps, redactor } = policy;
+    let DispatchPolicy { caps, redactor } = policy;
     let (orders, inbox) = mpsc::channel(INBOX_MAX);
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
@@ -81,7 +82,7 @@ pub fn new(
         attempts: JoinSet::new(),
         watches: JoinSet::new(),
         load: load_out,
-        pulses: vec![Pulse::default(); backends_count],
+        pulses: vec![EngineRate::default(); backends_count],
         rate: rate_out,
         hour: None,
         drained: false,
@@ -92,18 +93,18 @@ pub fn new(
 /// The loop's state.
 pub struct Dispatcher {
     scheduler: Scheduler,
-    keep: Keep,
+    keep: LearnedStore,
     /// When what was learned is written down; none if nothing was since.
     keep_at: Option<Instant>,
     origin: Instant,
-    backends: Vec<Backend>,
-    strain: watch::Receiver<Strain>,
-    inbox: mpsc::Receiver<Order>,
-    jobs: BTreeMap<JobId, Held>,
-    attempts: JoinSet<Attempted>,
-    watches: JoinSet<Seized>,
+    backends: Vec<BackendHandle>,
+    strain: watch::Receiver<DevicePressure>,
+    inbox: mpsc::Receiver<Submission>,
+    jobs: BTreeMap<JobId, InFlight>,
+    attempts: JoinSet<EndedAttempt>,
+    watches: JoinSet<WatchEvent>,
     load: watch::Sender<(usize, usize)>,
-    pulses: Vec<Pulse>,
+    pulses: Vec<EngineRate>,
     /// See [`Dispatch::rate`].
     rate: watch::Sender<Option<f64>>,
     /// The hour that the scheduler knows of.
@@ -116,15 +117,15 @@ pub struct Dispatcher {
     drained: bool,
 }
 
-struct Attempted {
+struct EndedAttempt {
     job: Job,
     out: Out,
     backend: BackendId,
-    result: Result<Said, Fault>,
+    result: Result<AttemptAnswer, Fault>,
 }
 
 /// What a watcher has seen.
-enum Seized {
+enum WatchEvent {
     Gone(JobId),
     Turned(usize),
     Settled,
@@ -187,7 +188,7 @@ impl Dispatcher {
             let (keep, learned) = (self.keep.clone(), self.scheduler.learned());
             self.watches.spawn_blocking(move || {
                 keep.write(&learned);
-                Seized::Kept
+                WatchEvent::Kept
             });
         }
     }
@@ -222,16 +223,16 @@ impl Dispatcher {
         self.origin + Duration::from_micros(at.0)
     }
 
-    fn arrived(&mut self, order: Order) -> Event {
+    fn arrived(&mut self, order: Submission) -> Event {
         let now = self.now();
-        let Order { job, out, end, gone, hidden } = order;
-        let mut ticket = Ticket::of(&job, now);
+        let Submission { job, out, end, gone, hidden } = order;
+        let mut ticket = JobSpec::of(&job, now);
         if let Some(hidden) = &hidden {
             ticket.input_max = ticket.input_max.max(hidden.input_tokens_max(&job));
         }
         let id = job.id;
         let stop = CancellationToken::new();
-        let held = Held {
+        let held = InFlight {
             waiting: Some((job, out)),
             end,
             hidden,
@@ -244,15 +245,15 @@ impl Dispatcher {
         self.jobs.insert(id, held);
         self.watches.spawn(async move {
             tokio::select! {
-                () = gone.cancelled() => Seized::Gone(id),
-                () = stop.cancelled() => Seized::Settled,
+                () = gone.cancelled() => WatchEvent::Gone(id),
+                () = stop.cancelled() => WatchEvent::Settled,
             }
         });
         Event::Arrived(ticket)
     }
 
-    fn ended(&mut self, done: Result<Attempted, tokio::task::JoinError>) -> Option<Event> {
-        let Attempted { job, out, backend, result } = done
+    fn ended(&mut self, done: Result<EndedAttempt, tokio::task::JoinError>) -> Option<Event> {
+        let EndedAttempt { job, out, backend, result } = done
             .inspect_err(|error| tracing::error!(%error, "an attempt ended without saying how"))
             .ok()?;
         let id = job.id;
@@ -262,9 +263,9 @@ impl Dispatcher {
         let outcome = match result {
             Ok(said) => {
                 let confidence = said.usage.classification.as_ref().map(|said| said.confidence);
-                let took = Some(Spent::from(&said.usage));
+                let took = Some(TokenTimes::from(&said.usage));
                 let cost_usd = said.usage.cost_usd;
-                if self.backends[backend.0].reach == Reach::Device
+                if self.backends[backend.0].reach == Locality::Device
                     && let Some(rate) = self.pulses[backend.0].beat(&said.usage)
                 {
                     self.rate.send_replace(Some(rate));
@@ -284,11 +285,11 @@ impl Dispatcher {
         Some(Event::Ended { job: id, outcome })
     }
 
-    fn seen(&mut self, seen: Result<Seized, tokio::task::JoinError>) -> Option<Event> {
+    fn seen(&mut self, seen: Result<WatchEvent, tokio::task::JoinError>) -> Option<Event> {
         match seen.ok()? {
-            Seized::Settled | Seized::Kept => None,
-            Seized::Gone(job) => self.jobs.contains_key(&job).then_some(Event::Gone(job)),
-            Seized::Turned(backend) => {
+            WatchEvent::Settled | WatchEvent::Kept => None,
+            WatchEvent::Gone(job) => self.jobs.contains_key(&job).then_some(Event::Gone(job)),
+            WatchEvent::Turned(backend) => {
                 let event = self.state_of(backend);
                 self.watch_backend(backend);
                 Some(event)
@@ -303,7 +304,7 @@ impl Dispatcher {
                 // the supervisor has ended with the service
                 std::future::pending::<()>().await;
             }
-            Seized::Turned(backend)
+            WatchEvent::Turned(backend)
         });
     }
 
@@ -311,14 +312,14 @@ impl Dispatcher {
     fn state_of(&mut self, backend: usize) -> Event {
         let link = self.backends[backend].link.borrow_and_update().clone();
         match link {
-            Link::Down(_) => Event::Down(BackendId(backend)),
-            Link::Up(generate) => {
+            BackendState::Down(_) => Event::Down(BackendId(backend)),
+            BackendState::Up(generate) => {
                 let of = &self.backends[backend];
-                if of.reach == Reach::Device {
+                if of.reach == Locality::Device {
                     generate.pace(self.strain.borrow().duty);
                 }
                 let context = generate.context();
-                let card = Card {
+                let card = BackendProfile {
                     measured: Some(self.keep.measured(&of.server, of.reach, context)),
                     ..profile::of(of, context)
                 };
@@ -330,8 +331,8 @@ impl Dispatcher {
     /// Tells the engines of this device how much they may compute, and the judge.
     fn strained(&mut self) -> Event {
         let strain = *self.strain.borrow_and_update();
-        for backend in self.backends.iter().filter(|b| b.reach == Reach::Device) {
-            if let Link::Up(generate) = &*backend.link.borrow() {
+        for backend in self.backends.iter().filter(|b| b.reach == Locality::Device) {
+            if let BackendState::Up(generate) = &*backend.link.borrow() {
                 generate.pace(strain.duty);
             }
         }
@@ -375,8 +376,8 @@ impl Dispatcher {
         &mut self,
         job: JobId,
         backend: BackendId,
-        (budget, class): (Duration, Class),
-        entry: Option<Entry>,
+        (budget, class): (Duration, Priority),
+        entry: Option<LedgerEntry>,
     ) {
         let now = self.now();
         let on_hold = entry.and_then(|entry| self.ledger.as_ref().map(|to| to.hold(entry)));
@@ -395,16 +396,18 @@ impl Dispatcher {
         let stop = held.recall.clone();
         self.attempts.spawn(async move {
             let result = match link {
-                Link::Up(generate) => match Passage::new(&job, reach, hidden.as_deref()) {
-                    Ok(passage) => tokio::select! {
-                        said = paid(on_hold, generate.as_ref(), passage, &mut out) => said,
-                        () = stop.cancelled() => Err(Fault::Cancelled),
-                    },
-                    Err(fault) => Err(fault),
-                },
-                Link::Down(_) => Err(Fault::Away("it went away just now".into())),
+                BackendState::Up(generate) => {
+                    match EgressGuard::new(&job, reach, hidden.as_deref()) {
+                        Ok(passage) => tokio::select! {
+                            said = paid(on_hold, generate.as_ref(), passage, &mut out) => said,
+                            () = stop.cancelled() => Err(Fault::Cancelled),
+                        },
+                        Err(fault) => Err(fault),
+                    }
+                }
+                BackendState::Down(_) => Err(Fault::Away("it went away just now".into())),
             };
-            Attempted { job, out, backend, result }
+            EndedAttempt { job, out, backend, result }
         });
     }
 
@@ -434,7 +437,7 @@ impl Dispatcher {
             let record = serde_json::to_string(&decision).unwrap_or_default();
             tracing::debug!(job = job.0, record, "settled");
         }
-        let end = End {
+        let end = JobEnd {
             verdict,
             usage,
             kept,

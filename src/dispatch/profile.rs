@@ -1,22 +1,22 @@
 //! What the judge is told of a model that is up.
 
 use crate::model::context::ModelContext;
-use crate::model::link::Backend;
+use crate::model::link::BackendHandle;
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE, LOGPROBS};
-use crate::scheduler::Card;
+use crate::scheduler::BackendProfile;
 
 /// What the configuration says of a model that has not stated anything yet.
-pub(super) fn unknown(backend: &Backend) -> Card {
-    Card {
+pub(super) fn unknown(backend: &BackendHandle) -> BackendProfile {
+    BackendProfile {
         price: backend.price,
         fallbacks: backend.fallbacks.clone(),
-        ..Card::unknown(&backend.server, backend.reach)
+        ..BackendProfile::unknown(&backend.server, backend.reach)
     }
 }
 
 /// What a model states, and the configuration of it, as far as the judge asks.
-pub(super) fn of(backend: &Backend, context: &ModelContext) -> Card {
-    Card {
+pub(super) fn of(backend: &BackendHandle, context: &ModelContext) -> BackendProfile {
+    BackendProfile {
         model: Some(context.identification.name.clone()),
         slots: context.runtime.slots,
         urgent_first: context.runtime.urgent_first,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::dispatch::End;
+use crate::dispatch::JobEnd;
 use crate::model::generate::{Fault, Finish};
 use crate::request::format::Format;
 use crate::request::refusal::{Code, Refusal};
@@ -12,7 +12,7 @@ use crate::scheduler::Verdict;
 use crate::wire::{Reply, ReplyUsage, Source, Status, Timing, WireError};
 
 /// The reply to a job that has ended.
-pub fn reply(id: Option<String>, format: &Format, text: String, end: End) -> Reply {
+pub fn reply(id: Option<String>, format: &Format, text: String, end: JobEnd) -> Reply {
     let timing = Timing {
         queued_ms: millis(end.queued),
         first_token_ms: end.first.map(millis),
@@ -32,7 +32,7 @@ pub fn reply(id: Option<String>, format: &Format, text: String, end: End) -> Rep
     Reply { id, decision: Some(end.decision), timing: Some(timing), ..bare }
 }
 
-fn answered(format: &Format, text: String, end: &End) -> Reply {
+fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
     let usage = end.usage.as_ref();
     let source = end.server.as_ref().zip(end.reach).map(|(server, reach)| Source {
         server: server.clone(),

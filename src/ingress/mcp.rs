@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::catalog::catalog::Catalog;
 use crate::dispatch::Dispatch;
 use crate::limits::OUTPUT_TOKENS_MAX;
-use crate::mcp::server::Shelf;
+use crate::mcp::server::ModelHost;
 use crate::model::context::{Capabilities, Identification, ModelContext, Runtime};
 use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::request::job::Job;
@@ -13,15 +13,15 @@ use crate::scheduler::Verdict;
 use crate::strategy;
 
 /// The service as something that can answer a prompt.
-pub struct Whole {
+pub struct Service {
     dispatch: Dispatch,
     catalog: Arc<Catalog>,
     context: ModelContext,
 }
 
-impl Whole {
+impl Service {
     /// The service behind this dispatcher.
-    pub fn new(dispatch: Dispatch, catalog: Arc<Catalog>) -> Whole {
+    pub fn new(dispatch: Dispatch, catalog: Arc<Catalog>) -> Service {
         let context = ModelContext {
             identification: Identification {
                 name: "pilotlight".to_owned(),
@@ -46,7 +46,7 @@ impl Whole {
             },
             ..ModelContext::default()
         };
-        Whole { dispatch, catalog, context }
+        Service { dispatch, catalog, context }
     }
 
     async fn run(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
@@ -76,7 +76,7 @@ impl Whole {
     }
 }
 
-impl Generate for Whole {
+impl Generate for Service {
     fn generate<'a>(
         &'a self,
         job: &'a Job,
@@ -90,7 +90,7 @@ impl Generate for Whole {
     }
 }
 
-impl Shelf for Whole {
+impl ModelHost for Service {
     fn generate(&self) -> &dyn Generate {
         self
     }

@@ -24,8 +24,8 @@ use super::contract::{
     Generated, LOST, META_DEADLINE, META_HOPS, NOT_TAKEN, NotGenerated, PACE, Pace, TOOL,
     context_uri, model_of_uri,
 };
-use super::tap::{Beat, Sink, Tap};
-use super::transport::Line;
+use super::tap::{OrderedProgress, ProgressEvent, ProgressSink};
+use super::transport::BoxTransport;
 use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
@@ -136,7 +136,8 @@ where
 {
     // boxed: the handshake of all eras makes a large future
     let service = Box::pin(
-        ClientConfig::default().serve_with_lifecycle(Tap::new(Line::new(transport)), lifecycle),
+        ClientConfig::default()
+            .serve_with_lifecycle(OrderedProgress::new(BoxTransport::new(transport)), lifecycle),
     )
     .await
     .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
@@ -234,14 +235,14 @@ impl Remote {
     async fn call(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
         let (sink, mut beats) = mpsc::channel(TAP_CHUNKS_MAX + 1);
         let mut request = CallToolRequest::new(params_of(job)?);
-        request.extensions.insert(Sink(sink));
+        request.extensions.insert(ProgressSink(sink));
         let options = PeerRequestOptions::no_options().with_meta(meta_of(job));
         let handle = self
             .peer
             .send_request_with_option(ClientRequest::CallToolRequest(request), options)
             .await
             .map_err(|e| fault_of(&e))?;
-        let mut call = Call(Some(handle));
+        let mut call = PendingCall(Some(handle));
         loop {
             let beat = tokio::select! {
                 beat = beats.recv() => beat,
@@ -252,9 +253,11 @@ impl Remote {
                 }
             };
             match beat {
-                Some(Beat::Piece(text)) => out.write(text).await.map_err(|_| Fault::Cancelled)?,
-                Some(Beat::Alive) => out.alive(),
-                Some(Beat::Overflow) => {
+                Some(ProgressEvent::Piece(text)) => {
+                    out.write(text).await.map_err(|_| Fault::Cancelled)?
+                }
+                Some(ProgressEvent::Alive) => out.alive(),
+                Some(ProgressEvent::Overflow) => {
                     return Err(Fault::Broken("sent more pieces than an answer can have".into()));
                 }
                 // the response has passed, or the line has broken
@@ -267,9 +270,9 @@ impl Remote {
 }
 
 /// A call on its way; if it is dropped before its end the server is told to stop.
-struct Call(Option<RequestHandle<RoleClient>>);
+struct PendingCall(Option<RequestHandle<RoleClient>>);
 
-impl Call {
+impl PendingCall {
     async fn result(&mut self) -> Result<ServerResult, Fault> {
         let Some(handle) = self.0.as_mut() else {
             return Err(Fault::Cancelled);
@@ -283,7 +286,7 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for PendingCall {
     fn drop(&mut self) {
         let Some(handle) = self.0.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 const LINE_MESSAGES_MAX: usize = 64;
 
 /// One end of the line.
-pub struct End<R: ServiceRole> {
+pub struct PairEnd<R: ServiceRole> {
     to: Option<mpsc::Sender<TxJsonRpcMessage<R>>>,
     from: mpsc::Receiver<RxJsonRpcMessage<R>>,
 }
@@ -28,13 +28,13 @@ impl std::fmt::Display for Hangup {
 impl std::error::Error for Hangup {}
 
 /// Both ends of a line.
-pub fn pair() -> (End<RoleClient>, End<RoleServer>) {
+pub fn pair() -> (PairEnd<RoleClient>, PairEnd<RoleServer>) {
     let (ask, asked) = mpsc::channel(LINE_MESSAGES_MAX);
     let (tell, told) = mpsc::channel(LINE_MESSAGES_MAX);
-    (End { to: Some(ask), from: told }, End { to: Some(tell), from: asked })
+    (PairEnd { to: Some(ask), from: told }, PairEnd { to: Some(tell), from: asked })
 }
 
-impl<R: ServiceRole> Transport<R> for End<R> {
+impl<R: ServiceRole> Transport<R> for PairEnd<R> {
     type Error = Hangup;
 
     fn send(

@@ -19,7 +19,7 @@ use super::contract::{
     EMBED_TOOL, Embed, Generated, NotGenerated, PACE, Pace, TOOL, context_uri, deadline_of,
     embed_tool, hops_of, model_of_uri, tool,
 };
-use super::transport::Line;
+use super::transport::BoxTransport;
 use crate::catalog::catalog::Catalog;
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::model::context::ModelContext;
@@ -31,7 +31,7 @@ use crate::request::skill::EMBED;
 use crate::wire::{Ask, read_value};
 
 /// What a server shows: something to ask, and the models behind it.
-pub trait Shelf: Send + Sync + 'static {
+pub trait ModelHost: Send + Sync + 'static {
     /// What answers.
     fn generate(&self) -> &dyn Generate;
     /// The models behind it; a single engine is its own only one.
@@ -41,9 +41,9 @@ pub trait Shelf: Send + Sync + 'static {
 }
 
 /// A single model.
-pub struct One(pub Arc<dyn Generate>);
+pub struct SingleModel(pub Arc<dyn Generate>);
 
-impl Shelf for One {
+impl ModelHost for SingleModel {
     fn generate(&self) -> &dyn Generate {
         self.0.as_ref()
     }
@@ -60,8 +60,8 @@ impl Shelf for One {
 
 /// The MCP handler over a shelf.
 #[derive(Clone)]
-pub struct Server {
-    shelf: Arc<dyn Shelf>,
+pub struct McpServer {
+    shelf: Arc<dyn ModelHost>,
     /// The number of the last word on the pace.
     paced: Arc<AtomicU64>,
 }
@@ -71,19 +71,19 @@ pub struct Server {
 /// # Errors
 /// If the client leaves before the handshake is done.
 pub async fn serve<T>(
-    shelf: Arc<dyn Shelf>,
+    shelf: Arc<dyn ModelHost>,
     transport: T,
-) -> Result<RunningService<RoleServer, Server>, Fault>
+) -> Result<RunningService<RoleServer, McpServer>, Fault>
 where
     T: Transport<RoleServer> + Send + 'static,
 {
-    Server::new(shelf)
-        .serve(Line::new(transport))
+    McpServer::new(shelf)
+        .serve(BoxTransport::new(transport))
         .await
         .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))
 }
 
-impl ServerHandler for Server {
+impl ServerHandler for McpServer {
     fn get_info(&self) -> ServerConfig {
         let capabilities = ServerCapabilities::builder().enable_tools().enable_resources().build();
         ServerConfig::new(capabilities)
@@ -195,10 +195,10 @@ impl ServerHandler for Server {
     }
 }
 
-impl Server {
+impl McpServer {
     /// A handler over this shelf.
-    pub fn new(shelf: Arc<dyn Shelf>) -> Server {
-        Server { shelf, paced: Arc::default() }
+    pub fn new(shelf: Arc<dyn ModelHost>) -> McpServer {
+        McpServer { shelf, paced: Arc::default() }
     }
 
     /// What can be called: embeddings only where a model gives them.

@@ -18,11 +18,11 @@ use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::sync::mpsc;
 
-use super::transport::Line;
+use super::transport::BoxTransport;
 
 /// What comes for one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Beat {
+pub(super) enum ProgressEvent {
     /// A piece of the answer.
     Piece(String),
     /// A sign of life.
@@ -33,18 +33,18 @@ pub(super) enum Beat {
 
 /// Put into a request's extensions by whoever wants its progress.
 #[derive(Clone)]
-pub(super) struct Sink(pub(super) mpsc::Sender<Beat>);
+pub(super) struct ProgressSink(pub(super) mpsc::Sender<ProgressEvent>);
 
 /// A transport that diverts progress.
-pub(super) struct Tap {
-    inner: Line<RoleClient>,
-    readers: HashMap<NumberOrString, mpsc::Sender<Beat>>,
+pub(super) struct OrderedProgress {
+    inner: BoxTransport<RoleClient>,
+    readers: HashMap<NumberOrString, mpsc::Sender<ProgressEvent>>,
     tokens: HashMap<RequestId, NumberOrString>,
 }
 
-impl Tap {
-    pub(super) fn new(inner: Line<RoleClient>) -> Tap {
-        Tap { inner, readers: HashMap::new(), tokens: HashMap::new() }
+impl OrderedProgress {
+    pub(super) fn new(inner: BoxTransport<RoleClient>) -> OrderedProgress {
+        OrderedProgress { inner, readers: HashMap::new(), tokens: HashMap::new() }
     }
 
     /// Remembers who reads the progress of this request.
@@ -56,7 +56,7 @@ impl Tap {
         let ClientRequest::CallToolRequest(call) = &mut request.request else {
             return;
         };
-        let Some(Sink(reader)) = call.extensions.remove::<Sink>() else {
+        let Some(ProgressSink(reader)) = call.extensions.remove::<ProgressSink>() else {
             return;
         };
         let Some(ProgressToken(token)) = token else {
@@ -81,8 +81,8 @@ impl Tap {
                     return Some(message);
                 }
                 let beat = match &progress.params.message {
-                    Some(text) => Beat::Piece(text.clone()),
-                    None => Beat::Alive,
+                    Some(text) => ProgressEvent::Piece(text.clone()),
+                    None => ProgressEvent::Alive,
                 };
                 self.hand_on(token, beat);
                 None
@@ -102,7 +102,7 @@ impl Tap {
     }
 
     /// Never waits: one slow reader must not hold up the line for all others.
-    fn hand_on(&mut self, token: &NumberOrString, beat: Beat) {
+    fn hand_on(&mut self, token: &NumberOrString, beat: ProgressEvent) {
         let Some(reader) = self.readers.get(token) else {
             return;
         };
@@ -110,7 +110,7 @@ impl Tap {
         if reader.capacity() > 1 {
             let _ = reader.try_send(beat);
         } else {
-            let _ = reader.try_send(Beat::Overflow);
+            let _ = reader.try_send(ProgressEvent::Overflow);
             self.readers.remove(token);
         }
     }
@@ -129,7 +129,7 @@ impl Tap {
     }
 }
 
-impl Transport<RoleClient> for Tap {
+impl Transport<RoleClient> for OrderedProgress {
     type Error = io::Error;
 
     fn send(

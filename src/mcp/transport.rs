@@ -13,11 +13,11 @@ use rmcp::service::{RxJsonRpcMessage, ServiceRole, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 
 /// A transport of any kind.
-pub(super) struct Line<R: ServiceRole>(Box<dyn Carry<R>>);
+pub(super) struct BoxTransport<R: ServiceRole>(Box<dyn Carry<R>>);
 
-impl<R: ServiceRole> Line<R> {
-    pub(super) fn new<T: Transport<R> + 'static>(transport: T) -> Line<R> {
-        Line(Box::new(transport))
+impl<R: ServiceRole> BoxTransport<R> {
+    pub(super) fn new<T: Transport<R> + 'static>(transport: T) -> BoxTransport<R> {
+        BoxTransport(Box::new(transport))
     }
 }
 
@@ -42,7 +42,7 @@ impl<R: ServiceRole, T: Transport<R>> Carry<R> for T {
     }
 }
 
-impl<R: ServiceRole> Transport<R> for Line<R> {
+impl<R: ServiceRole> Transport<R> for BoxTransport<R> {
     type Error = io::Error;
 
     fn send(

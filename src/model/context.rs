@@ -198,7 +198,7 @@ pub struct Runtime {
 /// How far from here a model is: what the configuration says, not what the model claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Reach {
+pub enum Locality {
     /// On this board.
     Device,
     /// On a device beside this one.
@@ -208,13 +208,13 @@ pub enum Reach {
     Cloud,
 }
 
-impl Reach {
+impl Locality {
     /// The word for it in replies.
     pub fn name(self) -> &'static str {
         match self {
-            Reach::Device => "device",
-            Reach::Peer => "peer",
-            Reach::Cloud => "cloud",
+            Locality::Device => "device",
+            Locality::Peer => "peer",
+            Locality::Cloud => "cloud",
         }
     }
 }

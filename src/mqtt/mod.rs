@@ -25,7 +25,7 @@ use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::outbox::{Held, send_all};
+use self::outbox::{Unacked, send_all};
 use self::poller::Poller;
 use self::resume::EmptyHalf;
 use crate::limits::{
@@ -35,7 +35,7 @@ use crate::limits::{
 
 /// Where the broker is and who we are.
 #[derive(Clone)]
-pub struct Options {
+pub struct ConnectionOptions {
     /// Host name or address.
     pub host: String,
     /// Port.
@@ -95,7 +95,7 @@ pub struct Outgoing {
 
 /// A message that came.
 #[derive(Debug)]
-pub struct Message {
+pub struct Incoming {
     /// Where it was published.
     pub topic: String,
     /// What; or how many bytes it had, if these were too many.
@@ -113,12 +113,12 @@ pub struct Message {
     /// Names and values of the sender's own.
     pub properties: Vec<(String, String)>,
     /// Dropped when the request has had its answer.
-    pub ticket: Ticket,
+    pub ticket: AckGuard,
 }
 
 /// The duty to acknowledge one message. Dropping it does so, in order, if its connection lives.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct AckGuard {
     generation: u64,
     packet: u16,
     to: mpsc::Sender<(u64, u16)>,
@@ -127,14 +127,14 @@ pub struct Ticket {
 /// A generation that no connection has.
 const NEVER: u64 = u64::MAX;
 
-impl Ticket {
+impl AckGuard {
     /// Does not acknowledge it: the broker hands the message to whoever comes next.
     pub fn leave(mut self) {
         self.generation = NEVER;
     }
 }
 
-impl Drop for Ticket {
+impl Drop for AckGuard {
     fn drop(&mut self) {
         // the line is as long as all tickets of two connections
         let _ = self.to.try_send((self.generation, self.packet));
@@ -143,7 +143,7 @@ impl Drop for Ticket {
 
 /// The state of the line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Line {
+pub enum ConnectionState {
     /// Not there, and why.
     Down(String),
     /// Connected and subscribed.
@@ -156,7 +156,7 @@ pub struct Bus {
     outbox: mpsc::Sender<Posted>,
     bytes: Arc<AtomicUsize>,
     pieces: watch::Receiver<Option<AsyncClient>>,
-    line: watch::Receiver<Line>,
+    line: watch::Receiver<ConnectionState>,
 }
 
 struct Posted {
@@ -204,7 +204,7 @@ impl Bus {
     /// # Errors
     /// [`Full`] if it was not sent.
     pub fn once(&self, message: Outgoing) -> Result<(), Full> {
-        if *self.line.borrow() != Line::Up {
+        if *self.line.borrow() != ConnectionState::Up {
             return Err(Full);
         }
         let client = self.pieces.borrow().clone().ok_or(Full)?;
@@ -213,25 +213,25 @@ impl Bus {
     }
 
     /// The state of the line.
-    pub fn line(&self) -> watch::Receiver<Line> {
+    pub fn line(&self) -> watch::Receiver<ConnectionState> {
         self.line.clone()
     }
 }
 
 /// Makes the line, its inbox, and the task that keeps it until `stop`.
 pub fn open(
-    options: Options,
+    options: ConnectionOptions,
     stop: CancellationToken,
-) -> (Bus, mpsc::Receiver<Message>, impl Future<Output = ()> + Send + 'static) {
+) -> (Bus, mpsc::Receiver<Incoming>, impl Future<Output = ()> + Send + 'static) {
     let (outbox, posted) = mpsc::channel(OUTBOX_MAX);
     let (inbox, messages) = mpsc::channel(MQTT_INBOX_MAX);
-    let (line_out, line) = watch::channel(Line::Down("not connected yet".to_owned()));
+    let (line_out, line) = watch::channel(ConnectionState::Down("not connected yet".to_owned()));
     let (pieces_out, pieces) = watch::channel(None);
     let (tickets, handed_back) = mpsc::channel(4 * MQTT_RECEIVE_MAX as usize);
     let driver = Driver {
         options,
         posted,
-        held: Held::default(),
+        held: Unacked::default(),
         inbox,
         line: line_out,
         pieces: pieces_out,
@@ -254,11 +254,11 @@ fn publish_options(qos: QoS, message: &Outgoing) -> PublishOptions {
 }
 
 struct Driver {
-    options: Options,
+    options: ConnectionOptions,
     posted: mpsc::Receiver<Posted>,
-    held: Held,
-    inbox: mpsc::Sender<Message>,
-    line: watch::Sender<Line>,
+    held: Unacked,
+    inbox: mpsc::Sender<Incoming>,
+    line: watch::Sender<ConnectionState>,
     pieces: watch::Sender<Option<AsyncClient>>,
     tickets: mpsc::Sender<(u64, u16)>,
     handed_back: mpsc::Receiver<(u64, u16)>,
@@ -267,7 +267,7 @@ struct Driver {
 
 /// Why a client was given up.
 #[derive(Debug, PartialEq, Eq)]
-enum Given {
+enum DriverInput {
     Stopped,
     /// Nothing went out for two keep-alive intervals although something was owed.
     Stuck,
@@ -276,13 +276,13 @@ enum Given {
 impl Driver {
     async fn run(mut self, stop: CancellationToken) {
         // ends with the service; a stuck client is replaced
-        while self.with_client(&stop).await == Given::Stuck {
+        while self.with_client(&stop).await == DriverInput::Stuck {
             tracing::warn!("the MQTT client made no progress and is made anew");
         }
-        self.line.send_replace(Line::Down("stopped".to_owned()));
+        self.line.send_replace(ConnectionState::Down("stopped".to_owned()));
     }
 
-    async fn with_client(&mut self, stop: &CancellationToken) -> Given {
+    async fn with_client(&mut self, stop: &CancellationToken) -> DriverInput {
         let (client, events) =
             AsyncClient::builder(mqtt_options(&self.options)).capacity(MQTT_INBOX_MAX).build();
         self.pieces.send_replace(Some(client.clone()));
@@ -298,15 +298,15 @@ impl Driver {
             owed: VecDeque::new(),
         };
         let given = tokio::select! {
-            () = send_all(client, &mut self.posted, &mut self.held, line) => Given::Stuck,
-            () = poller.poll(events, stop) => Given::Stopped,
+            () = send_all(client, &mut self.posted, &mut self.held, line) => DriverInput::Stuck,
+            () = poller.poll(events, stop) => DriverInput::Stopped,
         };
         self.pieces.send_replace(None);
         given
     }
 }
 
-fn mqtt_options(options: &Options) -> MqttOptions {
+fn mqtt_options(options: &ConnectionOptions) -> MqttOptions {
     let broker = Broker::tcp(options.host.clone(), options.port);
     let mut mqtt = MqttOptions::new(options.client_id.clone(), broker);
     mqtt.set_keep_alive(u16::try_from(MQTT_KEEP_ALIVE.as_secs()).unwrap_or(20));
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn a_ticket_that_is_left_acknowledges_nothing() {
         let (to, mut handed_back) = mpsc::channel(2);
-        let ticket = || Ticket { generation: 3, packet: 7, to: to.clone() };
+        let ticket = || AckGuard { generation: 3, packet: 7, to: to.clone() };
         drop(ticket());
         assert_eq!(handed_back.try_recv(), Ok((3, 7)));
         ticket().leave();

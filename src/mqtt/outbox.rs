@@ -8,19 +8,19 @@ use rumqttc::mqttbytes::QoS;
 use rumqttc::{AsyncClient, PublishNotice, PublishNoticeError};
 use tokio::sync::{mpsc, watch};
 
-use super::{Line, Outgoing, Posted, publish_options};
+use super::{ConnectionState, Outgoing, Posted, publish_options};
 use crate::limits::{MQTT_INFLIGHT_MAX, MQTT_KEEP_ALIVE};
 
 /// What was taken from the doors and is not acknowledged, in the order in which it was taken.
 #[derive(Default)]
-pub(super) struct Held {
+pub(super) struct Unacked {
     posts: BTreeMap<u64, Posted>,
     /// To be offered, again or for the first time.
     offers: VecDeque<u64>,
     next: u64,
 }
 
-impl Held {
+impl Unacked {
     fn take(&mut self, posted: Posted) {
         self.posts.insert(self.next, posted);
         self.offers.push_back(self.next);
@@ -52,8 +52,8 @@ impl Held {
 pub(super) async fn send_all(
     client: AsyncClient,
     posted: &mut mpsc::Receiver<Posted>,
-    held: &mut Held,
-    line: watch::Receiver<Line>,
+    held: &mut Unacked,
+    line: watch::Receiver<ConnectionState>,
 ) {
     held.offer_all_again();
     let mut flying = FuturesUnordered::new();
@@ -77,7 +77,7 @@ pub(super) async fn send_all(
             Some((number, result)) = flying.next(), if owed => held.landed(number, result),
             Some(posted) = posted.recv(), if room => held.take(posted),
             () = tokio::time::sleep(MQTT_KEEP_ALIVE * 2), if owed => {
-                if *line.borrow() == Line::Up {
+                if *line.borrow() == ConnectionState::Up {
                     return;
                 }
             }

@@ -10,14 +10,14 @@ use rumqttc::{AsyncClient, Event, EventLoop, PublishOptions, SubscribeFilter};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Line, Message, Options, Ticket};
+use super::{AckGuard, ConnectionOptions, ConnectionState, Incoming};
 use crate::limits::{MQTT_INBOX_MAX, RECONNECT_MAX, RECONNECT_MIN, REQUEST_BYTES_MAX};
 
 pub(super) struct Poller<'d> {
-    pub(super) options: &'d Options,
+    pub(super) options: &'d ConnectionOptions,
     pub(super) client: AsyncClient,
-    pub(super) inbox: &'d mpsc::Sender<Message>,
-    pub(super) line: &'d watch::Sender<Line>,
+    pub(super) inbox: &'d mpsc::Sender<Incoming>,
+    pub(super) line: &'d watch::Sender<ConnectionState>,
     pub(super) tickets: &'d mpsc::Sender<(u64, u16)>,
     pub(super) handed_back: &'d mut mpsc::Receiver<(u64, u16)>,
     pub(super) generation: &'d mut u64,
@@ -79,11 +79,11 @@ impl Poller<'_> {
                     .any(|code| !matches!(code, SubscribeReasonCode::Success(_)));
                 if refused {
                     tracing::error!(codes = ?ack.return_codes, "the broker refuses our subscriptions");
-                    self.line.send_replace(Line::Down(
+                    self.line.send_replace(ConnectionState::Down(
                         "the broker refuses our subscriptions".to_owned(),
                     ));
                 } else {
-                    self.line.send_replace(Line::Up);
+                    self.line.send_replace(ConnectionState::Up);
                 }
                 false
             }
@@ -117,26 +117,26 @@ impl Poller<'_> {
     fn lost(&mut self, error: &str) {
         self.owed.clear();
         let reason = error.to_owned();
-        if *self.line.borrow() != Line::Down(reason.clone()) {
+        if *self.line.borrow() != ConnectionState::Down(reason.clone()) {
             tracing::warn!(
                 reason,
                 host = self.options.host,
                 port = self.options.port,
                 "the line to the broker is down"
             );
-            self.line.send_replace(Line::Down(reason));
+            self.line.send_replace(ConnectionState::Down(reason));
         }
     }
 
     async fn received(&mut self, publish: Publish, stop: &CancellationToken) {
-        let ticket = Ticket {
+        let ticket = AckGuard {
             generation: if publish.qos == QoS::AtMostOnce { 0 } else { *self.generation },
             packet: publish.pkid,
             to: self.tickets.clone(),
         };
         let properties = publish.properties.clone().unwrap_or_default();
         let size = publish.payload.len();
-        let message = Message {
+        let message = Incoming {
             topic: String::from_utf8_lossy(&publish.topic).into_owned(),
             payload: if size > REQUEST_BYTES_MAX { Err(size) } else { Ok(publish.payload.clone()) },
             retained: publish.retain,
@@ -176,7 +176,7 @@ impl Poller<'_> {
 
     /// Says good-bye; false if there is nobody to say it to.
     fn leave(&self) -> bool {
-        if *self.line.borrow() != Line::Up {
+        if *self.line.borrow() != ConnectionState::Up {
             return false;
         }
         if let Some(presence) = &self.options.presence {

@@ -19,18 +19,18 @@ use crate::clock;
 use crate::limits::{LOOKUP_KNOWN_MAX, LOOKUP_PATIENCE};
 
 type Addresses = Vec<SocketAddr>;
-type Found = Result<Addresses, String>;
+type LookupResult = Result<Addresses, String>;
 
 /// Finds the addresses of one host, for a client that asks for no other.
-pub(crate) struct Lookup(Arc<Mutex<State>>);
+pub(crate) struct Lookup(Arc<Mutex<LookupState>>);
 
 #[derive(Default)]
-struct State {
+struct LookupState {
     name: String,
     /// The host proves who it is, so addresses from before do no harm.
     is_proven: bool,
     /// When the lookup that is under way began, and where it will tell what it found.
-    running: Option<(Instant, watch::Receiver<Option<Found>>)>,
+    running: Option<(Instant, watch::Receiver<Option<LookupResult>>)>,
     /// The last addresses, and when they were found.
     known: Option<(Instant, Addresses)>,
 }
@@ -39,7 +39,7 @@ impl Lookup {
     /// For a host that has to prove by a certificate that it is the one of this name, or for one that
     /// has not.
     pub(crate) fn new(is_proven: bool) -> Lookup {
-        Lookup(Arc::new(Mutex::new(State { is_proven, ..State::default() })))
+        Lookup(Arc::new(Mutex::new(LookupState { is_proven, ..LookupState::default() })))
     }
 }
 
@@ -54,7 +54,7 @@ impl Resolve for Lookup {
     }
 }
 
-async fn addresses(state: &Arc<Mutex<State>>, name: &str) -> Found {
+async fn addresses(state: &Arc<Mutex<LookupState>>, name: &str) -> LookupResult {
     let (began, mut lookup) = join(state, name)?;
     let why = match timeout_at(began + LOOKUP_PATIENCE, end(&mut lookup)).await {
         Ok(Ok(found)) => return Ok(found),
@@ -73,19 +73,23 @@ async fn addresses(state: &Arc<Mutex<State>>, name: &str) -> Found {
 }
 
 /// Waits for the end of a lookup.
-async fn end(lookup: &mut watch::Receiver<Option<Found>>) -> Found {
+async fn end(lookup: &mut watch::Receiver<Option<LookupResult>>) -> LookupResult {
     let found = lookup.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
     found.unwrap_or_else(|| Err("the lookup ended without a word".to_owned()))
 }
 
 /// Takes part in the lookup that is under way, or begins one.
 fn join(
-    shared: &Arc<Mutex<State>>,
+    shared: &Arc<Mutex<LookupState>>,
     name: &str,
-) -> Result<(Instant, watch::Receiver<Option<Found>>), String> {
+) -> Result<(Instant, watch::Receiver<Option<LookupResult>>), String> {
     let mut state = held(shared);
     if state.name != name {
-        *state = State { name: name.to_owned(), is_proven: state.is_proven, ..State::default() };
+        *state = LookupState {
+            name: name.to_owned(),
+            is_proven: state.is_proven,
+            ..LookupState::default()
+        };
     }
     if let Some(running) = &state.running {
         return Ok(running.clone());
@@ -106,18 +110,18 @@ fn join(
     Ok(running)
 }
 
-fn ask_system(name: &str) -> Found {
+fn ask_system(name: &str) -> LookupResult {
     // the port is the client's matter
     let found = (name, 0).to_socket_addrs().map_err(|e| e.to_string())?;
     Ok(found.collect())
 }
 
-fn held(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn held(state: &Mutex<LookupState>) -> MutexGuard<'_, LookupState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl State {
-    fn end(&mut self, name: &str, found: &Found) {
+impl LookupState {
+    fn end(&mut self, name: &str, found: &LookupResult) {
         if self.name != name {
             return;
         }
@@ -142,7 +146,8 @@ mod tests {
     fn only_a_host_that_proves_itself_is_known_from_before() {
         let found = Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))]);
         for (is_proven, name) in [(true, "a"), (true, "b"), (false, "a")] {
-            let mut state = State { name: "a".to_owned(), is_proven, ..State::default() };
+            let mut state =
+                LookupState { name: "a".to_owned(), is_proven, ..LookupState::default() };
             state.end(name, &found);
             let known = state.known("a").is_some();
             assert_eq!(known, is_proven && name == "a", "{is_proven} {name}");

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// The files of one TLS client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Files {
+pub struct TlsFiles {
     /// Certificates that the server's may be signed by; the system's if none.
     pub ca: Option<String>,
     /// Our certificate chain, for mutual TLS.
@@ -30,7 +30,7 @@ pub fn install_provider() {
 ///
 /// # Errors
 /// Names the file that is missing or can't be used.
-pub fn client(files: &Files) -> anyhow::Result<Arc<ClientConfig>> {
+pub fn client(files: &TlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
     install_provider();
     let builder = ClientConfig::builder();
     let builder = match &files.ca {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::level::Stage;
+use super::level::PressureStage;
 use crate::time::Time;
 
 /// How long it must have been well before it opens.
@@ -12,22 +12,22 @@ const OPENS_AFTER: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy)]
 pub struct Levels {
     /// To get in.
-    pub enter: Stage,
+    pub enter: PressureStage,
     /// To stay: never less than `enter`.
-    pub stay: Stage,
+    pub stay: PressureStage,
 }
 
 /// The guard.
 #[derive(Debug, Default)]
 pub struct Latch {
-    stage: Stage,
+    stage: PressureStage,
     /// Since when a lesser stage would do, and the highest that was called for since.
-    well: Option<(Time, Stage)>,
+    well: Option<(Time, PressureStage)>,
 }
 
 impl Latch {
     /// Takes a reading in and says which stage holds.
-    pub fn on(&mut self, levels: Levels, now: Time) -> Stage {
+    pub fn on(&mut self, levels: Levels, now: Time) -> PressureStage {
         if levels.enter >= self.stage {
             (self.stage, self.well) = (levels.enter, None);
             return self.stage;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the device can bear at this moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Strain {
+pub struct DevicePressure {
     /// How near it is to its heat limit: 0 is cool, 1 is at the limit.
     pub heat: f32,
     /// How near it is to its memory limit: 0 is plenty, 1 is none left.
@@ -14,15 +14,15 @@ pub struct Strain {
     /// Share of the time that the engines here may compute, 0 ..= 1.
     pub duty: f32,
     /// What must be given up.
-    pub stage: Stage,
+    pub stage: PressureStage,
     /// What presses most.
-    pub cause: Cause,
+    pub cause: PressureCause,
 }
 
 /// What is given up under pressure; each stage includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Stage {
+pub enum PressureStage {
     /// Nothing.
     #[default]
     Calm,
@@ -39,7 +39,7 @@ pub enum Stage {
 /// What presses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Cause {
+pub enum PressureCause {
     /// Only the jobs themselves.
     #[default]
     Load,
@@ -51,47 +51,47 @@ pub enum Cause {
     Disk,
 }
 
-impl Stage {
+impl PressureStage {
     /// The word for it in status and metrics.
     pub fn name(self) -> &'static str {
         match self {
-            Stage::Calm => "calm",
-            Stage::Paced => "paced",
-            Stage::Shed => "shed",
-            Stage::Closed => "closed",
-            Stage::Unload => "unload",
+            PressureStage::Calm => "calm",
+            PressureStage::Paced => "paced",
+            PressureStage::Shed => "shed",
+            PressureStage::Closed => "closed",
+            PressureStage::Unload => "unload",
         }
     }
 }
 
-impl Cause {
+impl PressureCause {
     /// The word for it in status and metrics.
     pub fn name(self) -> &'static str {
         match self {
-            Cause::Load => "load",
-            Cause::Heat => "heat",
-            Cause::Memory => "memory",
-            Cause::Disk => "disk",
+            PressureCause::Load => "load",
+            PressureCause::Heat => "heat",
+            PressureCause::Memory => "memory",
+            PressureCause::Disk => "disk",
         }
     }
 }
 
-impl Default for Strain {
-    fn default() -> Strain {
-        Strain {
+impl Default for DevicePressure {
+    fn default() -> DevicePressure {
+        DevicePressure {
             heat: 0.0,
             memory: 0.0,
             disk: 0.0,
             duty: 1.0,
-            stage: Stage::Calm,
-            cause: Cause::Load,
+            stage: PressureStage::Calm,
+            cause: PressureCause::Load,
         }
     }
 }
 
-impl Strain {
+impl DevicePressure {
     /// The share of a processor's time that can be counted on; 0 if nothing may start.
     pub fn usable(&self) -> f64 {
-        if self.stage >= Stage::Closed { 0.0 } else { f64::from(self.duty.clamp(0.0, 1.0)) }
+        if self.stage >= PressureStage::Closed { 0.0 } else { f64::from(self.duty.clamp(0.0, 1.0)) }
     }
 }

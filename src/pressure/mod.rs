@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use self::latch::{Latch, Levels};
-use self::level::{Cause, Stage, Strain};
+use self::level::{DevicePressure, PressureCause, PressureStage};
 use self::trend::Trend;
 use crate::limits::ZONES_MAX;
 use crate::time::Time;
@@ -50,11 +50,11 @@ const STALL_SHORT: f64 = 10.0;
 /// What all sensors say at one moment.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Sample {
+pub struct SensorSample {
     /// Every thermal zone, by its place.
     pub zones: Vec<Zone>,
     /// What the board's firmware says of its power and clock.
-    pub board: Option<Board>,
+    pub board: Option<BoardReading>,
     /// Memory that can be had.
     pub memory: Option<Amount>,
     /// Share of the last ten seconds in which some task waited for memory, in percent.
@@ -88,7 +88,7 @@ pub struct Zone {
 /// What a board's firmware says.
 #[expect(clippy::struct_excessive_bools, reason = "each is a bit of its own")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Board {
+pub struct BoardReading {
     /// The supply is too weak.
     pub under_voltage: bool,
     /// The clock is held down.
@@ -135,7 +135,7 @@ impl Default for Bounds {
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownReading {
     trend: Trend,
     last: f64,
     at: Time,
@@ -145,7 +145,7 @@ struct Known {
 #[derive(Debug, Default)]
 pub struct Gauge {
     bounds: Bounds,
-    zones: BTreeMap<String, Known>,
+    zones: BTreeMap<String, KnownReading>,
     memory: Latch,
     disk: Latch,
     had_memory: bool,
@@ -167,32 +167,32 @@ impl Gauge {
     }
 
     /// Takes a sample in.
-    pub fn on(&mut self, sample: &Sample, now: Time) -> Strain {
+    pub fn on(&mut self, sample: &SensorSample, now: Time) -> DevicePressure {
         let heat = self.heat(sample, now);
         let (memory, memory_stage) = self.memory(sample, now);
         let (disk, disk_stage) = self.disk(sample, now);
         let heat_stage = if heat.closed {
-            Stage::Closed
+            PressureStage::Closed
         } else if heat.duty <= DUTY_MIN {
-            Stage::Shed
+            PressureStage::Shed
         } else if heat.duty < 1.0 {
-            Stage::Paced
+            PressureStage::Paced
         } else {
-            Stage::Calm
+            PressureStage::Calm
         };
         let stage = heat_stage.max(memory_stage).max(disk_stage);
-        let cause = if stage == Stage::Calm {
-            Cause::Load
+        let cause = if stage == PressureStage::Calm {
+            PressureCause::Load
         } else if stage == memory_stage {
-            Cause::Memory
+            PressureCause::Memory
         } else if stage == heat_stage {
-            Cause::Heat
+            PressureCause::Heat
         } else {
-            Cause::Disk
+            PressureCause::Disk
         };
         #[expect(clippy::cast_possible_truncation, reason = "shares from 0 to 1")]
         let share = |value: f64| value.clamp(0.0, 1.0) as f32;
-        Strain {
+        DevicePressure {
             heat: share(heat.share),
             memory: share(memory),
             disk: share(disk),
@@ -202,7 +202,7 @@ impl Gauge {
         }
     }
 
-    fn heat(&mut self, sample: &Sample, now: Time) -> Heat {
+    fn heat(&mut self, sample: &SensorSample, now: Time) -> Heat {
         let mut worst = Heat { share: 0.0, duty: 1.0, closed: false };
         for zone in sample.zones.iter().take(ZONES_MAX) {
             if let Some(heat) = self.zone(zone, now) {
@@ -237,7 +237,7 @@ impl Gauge {
                 celsius + known.trend.slope().max(0.0) * AHEAD_S
             }
             (Some(celsius), None) => {
-                let mut known = Known { trend: Trend::default(), last: celsius, at: now };
+                let mut known = KnownReading { trend: Trend::default(), last: celsius, at: now };
                 known.trend.push(now, celsius);
                 self.zones.insert(zone.name.clone(), known);
                 celsius
@@ -250,7 +250,7 @@ impl Gauge {
     }
 
     /// Zones that were there and are not any more.
-    fn vanished(&mut self, sample: &Sample, now: Time, worst: &mut Heat) {
+    fn vanished(&mut self, sample: &SensorSample, now: Time, worst: &mut Heat) {
         let (low, high) = self.bounds.heat_c.unwrap_or(self.bounds.heat_c_unknown);
         for (name, known) in &mut self.zones {
             if !sample.zones.iter().any(|zone| zone.name == *name) {
@@ -271,23 +271,23 @@ impl Gauge {
         }
     }
 
-    fn memory(&mut self, sample: &Sample, now: Time) -> (f64, Stage) {
+    fn memory(&mut self, sample: &SensorSample, now: Time) -> (f64, PressureStage) {
         let floor = self.bounds.memory_floor;
         let Some(memory) = sample.memory else {
-            let stage = if self.had_memory { Stage::Shed } else { Stage::Calm };
+            let stage = if self.had_memory { PressureStage::Shed } else { PressureStage::Calm };
             return (f64::from(u8::from(self.had_memory)), stage);
         };
         self.had_memory = true;
         let stalls = sample.stall.is_some_and(|stall| stall >= STALL_SHORT);
         let stage = |available: u64| {
             if available < floor / 2 {
-                Stage::Unload
+                PressureStage::Unload
             } else if available < floor || stalls {
-                Stage::Closed
+                PressureStage::Closed
             } else if available < floor.saturating_mul(2) {
-                Stage::Shed
+                PressureStage::Shed
             } else {
-                Stage::Calm
+                PressureStage::Calm
             }
         };
         // to open again there must be a quarter more than where it closed
@@ -296,14 +296,15 @@ impl Gauge {
         (used_up(memory, floor), self.memory.on(levels, now))
     }
 
-    fn disk(&mut self, sample: &Sample, now: Time) -> (f64, Stage) {
+    fn disk(&mut self, sample: &SensorSample, now: Time) -> (f64, PressureStage) {
         let floor = self.bounds.disk_floor;
         let Some(disk) = sample.disk else {
-            let stage = if self.had_disk { Stage::Shed } else { Stage::Calm };
+            let stage = if self.had_disk { PressureStage::Shed } else { PressureStage::Calm };
             return (f64::from(u8::from(self.had_disk)), stage);
         };
         self.had_disk = true;
-        let stage = |bytes: u64| if bytes < floor { Stage::Shed } else { Stage::Calm };
+        let stage =
+            |bytes: u64| if bytes < floor { PressureStage::Shed } else { PressureStage::Calm };
         let levels = Levels {
             enter: stage(disk.available),
             stay: stage(disk.available - disk.available / 5),
@@ -312,7 +313,7 @@ impl Gauge {
     }
 }
 
-impl Known {
+impl KnownReading {
     /// What a silent sensor is taken to measure.
     fn silent(&mut self, now: Time) -> f64 {
         self.trend.clear();
@@ -354,24 +355,24 @@ mod tests {
         }
     }
 
-    fn warm(celsius: impl Into<Option<f64>>) -> Sample {
-        Sample { zones: vec![zone(celsius)], ..Sample::default() }
+    fn warm(celsius: impl Into<Option<f64>>) -> SensorSample {
+        SensorSample { zones: vec![zone(celsius)], ..SensorSample::default() }
     }
 
-    fn free(megabytes: u64) -> Sample {
+    fn free(megabytes: u64) -> SensorSample {
         let memory = Some(Amount { total: 4 << 30, available: megabytes << 20 });
-        Sample { memory, ..Sample::default() }
+        SensorSample { memory, ..SensorSample::default() }
     }
 
     #[test]
     fn heat_slows_in_proportion() {
         for (celsius, duty, stage) in [
-            (50.0, 1.0, Stage::Calm),
-            (74.0, 1.0, Stage::Calm),
-            (76.5, 0.5, Stage::Paced),
-            (79.0, 0.05, Stage::Shed),
-            (81.9, 0.05, Stage::Shed),
-            (82.0, 0.05, Stage::Closed),
+            (50.0, 1.0, PressureStage::Calm),
+            (74.0, 1.0, PressureStage::Calm),
+            (76.5, 0.5, PressureStage::Paced),
+            (79.0, 0.05, PressureStage::Shed),
+            (81.9, 0.05, PressureStage::Shed),
+            (82.0, 0.05, PressureStage::Closed),
         ] {
             let strain = Gauge::default().on(&warm(celsius), at(0));
             assert!((f64::from(strain.duty) - duty).abs() < 1e-6, "{celsius}: {strain:?}");
@@ -382,14 +383,14 @@ mod tests {
     #[test]
     fn the_zone_s_own_trip_points_count() {
         let jetson = Zone { passive: Some(95.0), hot: Some(96.0), ..zone(91.5) };
-        let mut sample = Sample { zones: vec![jetson], ..Sample::default() };
+        let mut sample = SensorSample { zones: vec![jetson], ..SensorSample::default() };
         let strain = Gauge::default().on(&sample, at(0));
         assert!((strain.duty - 0.5).abs() < 1e-6, "{strain:?}");
         sample.zones[0].celsius = Some(96.0);
-        assert_eq!(Gauge::default().on(&sample, at(0)).stage, Stage::Closed);
+        assert_eq!(Gauge::default().on(&sample, at(0)).stage, PressureStage::Closed);
         // a trip point of zero is none
         sample.zones[0] = Zone { passive: Some(0.0), ..zone(60.0) };
-        assert_eq!(Gauge::default().on(&sample, at(0)).stage, Stage::Calm);
+        assert_eq!(Gauge::default().on(&sample, at(0)).stage, PressureStage::Calm);
     }
 
     #[test]
@@ -415,48 +416,48 @@ mod tests {
         for reading in [None, Some(f64::NAN), Some(-300.0), Some(9e9), Some(f64::INFINITY)] {
             assert!(gauge.on(&warm(reading), at(33)).duty < 0.6, "{reading:?}");
         }
-        assert_eq!(gauge.on(&warm(None), at(60)).stage, Stage::Closed);
+        assert_eq!(gauge.on(&warm(None), at(60)).stage, PressureStage::Closed);
         // gone with its folder: slowed, not closed
-        let gone = gauge.on(&Sample::default(), at(60));
-        assert_eq!((gone.stage, gone.cause), (Stage::Shed, Cause::Heat));
+        let gone = gauge.on(&SensorSample::default(), at(60));
+        assert_eq!((gone.stage, gone.cause), (PressureStage::Shed, PressureCause::Heat));
         // and it is trusted again as soon as it speaks
-        assert_eq!(gauge.on(&warm(60.0), at(61)).stage, Stage::Calm);
-        assert_eq!(Gauge::default().on(&warm(None), at(900)).stage, Stage::Calm);
+        assert_eq!(gauge.on(&warm(60.0), at(61)).stage, PressureStage::Calm);
+        assert_eq!(Gauge::default().on(&warm(None), at(900)).stage, PressureStage::Calm);
     }
 
     #[test]
     fn the_board_s_own_word_counts_and_so_does_a_slow_engine_where_nothing_else_does() {
-        let weak = Board { under_voltage: true, ..Board::default() };
-        let sample = Sample { board: Some(weak), ..warm(40.0) };
+        let weak = BoardReading { under_voltage: true, ..BoardReading::default() };
+        let sample = SensorSample { board: Some(weak), ..warm(40.0) };
         assert!((Gauge::default().on(&sample, at(0)).duty - 0.5).abs() < 1e-6);
-        let slow = Sample { rate: Some(0.6), ..Sample::default() };
-        assert_eq!(Gauge::default().on(&slow, at(0)).stage, Stage::Paced);
-        let slow_but_seen = Sample { rate: Some(0.6), ..warm(40.0) };
-        assert_eq!(Gauge::default().on(&slow_but_seen, at(0)).stage, Stage::Calm);
-        let absurd = Sample { rate: Some(f64::NAN), ..Sample::default() };
-        assert_eq!(Gauge::default().on(&absurd, at(0)).stage, Stage::Calm);
+        let slow = SensorSample { rate: Some(0.6), ..SensorSample::default() };
+        assert_eq!(Gauge::default().on(&slow, at(0)).stage, PressureStage::Paced);
+        let slow_but_seen = SensorSample { rate: Some(0.6), ..warm(40.0) };
+        assert_eq!(Gauge::default().on(&slow_but_seen, at(0)).stage, PressureStage::Calm);
+        let absurd = SensorSample { rate: Some(f64::NAN), ..SensorSample::default() };
+        assert_eq!(Gauge::default().on(&absurd, at(0)).stage, PressureStage::Calm);
     }
 
     #[test]
     fn memory_closes_at_once_and_opens_late() {
         let mut gauge = Gauge::default();
-        assert_eq!(gauge.on(&free(1000), at(0)).stage, Stage::Calm);
-        assert_eq!(gauge.on(&free(200), at(1)).stage, Stage::Shed);
+        assert_eq!(gauge.on(&free(1000), at(0)).stage, PressureStage::Calm);
+        assert_eq!(gauge.on(&free(200), at(1)).stage, PressureStage::Shed);
         let closed = gauge.on(&free(100), at(2));
-        assert_eq!((closed.stage, closed.cause), (Stage::Closed, Cause::Memory));
-        assert_eq!(gauge.on(&free(60), at(3)).stage, Stage::Unload);
+        assert_eq!((closed.stage, closed.cause), (PressureStage::Closed, PressureCause::Memory));
+        assert_eq!(gauge.on(&free(60), at(3)).stage, PressureStage::Unload);
         // a moment of plenty opens nothing
-        assert_eq!(gauge.on(&free(1000), at(4)).stage, Stage::Unload);
-        assert_eq!(gauge.on(&free(60), at(20)).stage, Stage::Unload);
+        assert_eq!(gauge.on(&free(1000), at(4)).stage, PressureStage::Unload);
+        assert_eq!(gauge.on(&free(60), at(20)).stage, PressureStage::Unload);
         for second in 21..=50 {
-            assert_eq!(gauge.on(&free(1000), at(second)).stage, Stage::Unload, "{second}");
+            assert_eq!(gauge.on(&free(1000), at(second)).stage, PressureStage::Unload, "{second}");
         }
-        assert_eq!(gauge.on(&free(1000), at(51)).stage, Stage::Calm);
-        let stalled = Sample { stall: Some(40.0), ..free(1000) };
-        assert_eq!(gauge.on(&stalled, at(60)).stage, Stage::Closed);
+        assert_eq!(gauge.on(&free(1000), at(51)).stage, PressureStage::Calm);
+        let stalled = SensorSample { stall: Some(40.0), ..free(1000) };
+        assert_eq!(gauge.on(&stalled, at(60)).stage, PressureStage::Closed);
         // memory that can't be read any more
-        assert_eq!(gauge.on(&Sample::default(), at(200)).stage, Stage::Shed);
-        assert_eq!(Gauge::default().on(&Sample::default(), at(0)).stage, Stage::Calm);
+        assert_eq!(gauge.on(&SensorSample::default(), at(200)).stage, PressureStage::Shed);
+        assert_eq!(Gauge::default().on(&SensorSample::default(), at(0)).stage, PressureStage::Calm);
     }
 
     #[test]
@@ -466,21 +467,21 @@ mod tests {
             gauge.on(&warm(50.0 + f64::from(second)), at(second.into()));
         }
         // an hour of sleep later it is a little warmer
-        assert_eq!(gauge.on(&warm(62.0), at(3600)).stage, Stage::Calm);
+        assert_eq!(gauge.on(&warm(62.0), at(3600)).stage, PressureStage::Calm);
         // and a clock that goes back is no trend either
-        assert_eq!(gauge.on(&warm(73.0), at(5)).stage, Stage::Calm);
+        assert_eq!(gauge.on(&warm(73.0), at(5)).stage, PressureStage::Calm);
     }
 
     #[test]
     fn a_full_disk_sheds() {
-        let disk = |megabytes: u64| Sample {
+        let disk = |megabytes: u64| SensorSample {
             disk: Some(Amount { total: 8 << 30, available: megabytes << 20 }),
-            ..Sample::default()
+            ..SensorSample::default()
         };
         let mut gauge = Gauge::default();
-        assert_eq!(gauge.on(&disk(500), at(0)).stage, Stage::Calm);
+        assert_eq!(gauge.on(&disk(500), at(0)).stage, PressureStage::Calm);
         let full = gauge.on(&disk(10), at(1));
-        assert_eq!((full.stage, full.cause), (Stage::Shed, Cause::Disk));
+        assert_eq!((full.stage, full.cause), (PressureStage::Shed, PressureCause::Disk));
         assert!(full.disk > 0.99);
     }
 }

@@ -326,7 +326,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::catalog;
-    use crate::catalog::catalog::Link;
+    use crate::catalog::catalog::Endpoint;
     use crate::catalog::expand::Variables;
 
     fn entry(key: &str, more: &Value) -> Provider {
@@ -337,7 +337,7 @@ mod tests {
         big.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let file = json!({"pilotlight": {"providers": {"big": big}}}).to_string();
         let catalog = catalog::read(&file, &Variables::new()).unwrap();
-        let Link::Provider(entry) = &catalog.servers[0].link else { panic!("no provider") };
+        let Endpoint::Provider(entry) = &catalog.servers[0].link else { panic!("no provider") };
         entry.as_ref().clone()
     }
 

@@ -33,7 +33,7 @@ use reqwest::header::{
 use reqwest::{Response, StatusCode, Url};
 use serde_json::{Value, json};
 
-use crate::catalog::provider::{Kind, Provider};
+use crate::catalog::provider::{Provider, ProviderKind};
 #[cfg(feature = "bedrock")]
 use crate::clock;
 use crate::clock::now;
@@ -96,12 +96,12 @@ const BEDROCK: Protocol = Protocol {
     json_by_tool: true,
 };
 
-fn protocol_of(kind: Kind) -> &'static Protocol {
+fn protocol_of(kind: ProviderKind) -> &'static Protocol {
     match kind {
-        Kind::OpenAi => &OPENAI,
-        Kind::Anthropic => &ANTHROPIC,
+        ProviderKind::OpenAi => &OPENAI,
+        ProviderKind::Anthropic => &ANTHROPIC,
         #[cfg(feature = "bedrock")]
-        Kind::Bedrock => &BEDROCK,
+        ProviderKind::Bedrock => &BEDROCK,
     }
 }
 
@@ -125,7 +125,7 @@ struct Cloud {
 /// [`Fault::Away`] if a certificate or the key can't be used.
 pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fault> {
     let away = |why: String| Fault::Away(why);
-    let files = tls::Files { ca: entry.ca.clone(), ..tls::Files::default() };
+    let files = tls::TlsFiles { ca: entry.ca.clone(), ..tls::TlsFiles::default() };
     let tls = tls::client(&files).map_err(|e| away(format!("{e:#}")))?;
     let mut tls = tls.as_ref().clone();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -146,8 +146,8 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         url,
         #[cfg(feature = "bedrock")]
         signer: match entry.kind {
-            Kind::Bedrock => Some(bedrock::Signer::of(entry)?),
-            Kind::OpenAi | Kind::Anthropic => None,
+            ProviderKind::Bedrock => Some(bedrock::Signer::of(entry)?),
+            ProviderKind::OpenAi | ProviderKind::Anthropic => None,
         },
         client,
         context: context_of(entry),
@@ -160,14 +160,14 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
 fn headers_of(entry: &Provider) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     let (name, before) = match entry.kind {
-        Kind::OpenAi => (AUTHORIZATION, "Bearer "),
-        Kind::Anthropic => {
+        ProviderKind::OpenAi => (AUTHORIZATION, "Bearer "),
+        ProviderKind::Anthropic => {
             headers.insert("anthropic-version", HeaderValue::from_static(anthropic::VERSION));
             (HeaderName::from_static("x-api-key"), "")
         }
         // each request has its own
         #[cfg(feature = "bedrock")]
-        Kind::Bedrock => return Some(headers),
+        ProviderKind::Bedrock => return Some(headers),
     };
     if let Some(key) = &entry.key {
         let mut value = HeaderValue::try_from(format!("{before}{}", key.0)).ok()?;

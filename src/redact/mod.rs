@@ -23,7 +23,7 @@ const MARK_BYTES_MAX: usize = REDACT_NAME_BYTES_MAX + 48;
 
 /// What is known by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
+pub enum KnownPattern {
     /// Addresses of electronic mail.
     Email,
     /// Telephone numbers: with `+`, or of 7 to 15 digits that begin with 0, or as in North America.
@@ -32,24 +32,27 @@ pub enum Known {
     Coordinates,
 }
 
-impl Known {
+impl KnownPattern {
     /// All of them, by their names in `mcp.json`.
-    pub const ALL: [(&'static str, Known); 3] =
-        [("email", Known::Email), ("phone", Known::Phone), ("coordinates", Known::Coordinates)];
+    pub const ALL: [(&'static str, KnownPattern); 3] = [
+        ("email", KnownPattern::Email),
+        ("phone", KnownPattern::Phone),
+        ("coordinates", KnownPattern::Coordinates),
+    ];
 
     /// What stands in the placeholder, and the pattern; its first group is what is hidden, if it
     /// has one.
     fn pattern(self) -> (&'static str, &'static str) {
         match self {
-            Known::Email => (
+            KnownPattern::Email => (
                 "EMAIL",
                 r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}](?:[\p{L}\p{N}-]*[\p{L}\p{N}])?(?:\.[\p{L}\p{N}](?:[\p{L}\p{N}-]*[\p{L}\p{N}])?)+",
             ),
-            Known::Phone => (
+            KnownPattern::Phone => (
                 "PHONE",
                 r"(?:\+|\b00)[1-9](?:[ ().\u{a0}/-]{0,3}[0-9]){6,14}\b|\(?\b0(?:[ ()./-]{0,2}[0-9]){6,14}\b|(?:\([2-9][0-9]{2}\) ?|\b[2-9][0-9]{2}[ .-])[0-9]{3}[ .-][0-9]{4}\b",
             ),
-            Known::Coordinates => (
+            KnownPattern::Coordinates => (
                 "PLACE",
                 r#"(?x)
                 # 52.5200, 13.4050 and 52.52° N, 13.40° E
@@ -66,16 +69,16 @@ impl Known {
 
 /// A pattern and the name of what it finds.
 #[derive(Clone)]
-struct Rule {
+struct RedactionRule {
     name: String,
     pattern: Regex,
-    known: Option<Known>,
+    known: Option<KnownPattern>,
 }
 
 /// What shall be hidden.
 #[derive(Clone, Default)]
 pub struct Redactor {
-    rules: Vec<Rule>,
+    rules: Vec<RedactionRule>,
 }
 
 impl fmt::Debug for Redactor {
@@ -86,7 +89,7 @@ impl fmt::Debug for Redactor {
 
 impl PartialEq for Redactor {
     fn eq(&self, other: &Redactor) -> bool {
-        let words = |rule: &Rule| (rule.name.clone(), rule.pattern.as_str().to_owned());
+        let words = |rule: &RedactionRule| (rule.name.clone(), rule.pattern.as_str().to_owned());
         self.rules.iter().map(words).eq(other.rules.iter().map(words))
     }
 }
@@ -96,9 +99,9 @@ impl Redactor {
     ///
     /// # Errors
     /// Why it can't be; the patterns here can.
-    pub fn add_known(&mut self, known: Known) -> Result<(), String> {
+    pub fn add_known(&mut self, known: KnownPattern) -> Result<(), String> {
         let (name, pattern) = known.pattern();
-        self.rules.push(Rule {
+        self.rules.push(RedactionRule {
             name: name.to_owned(),
             pattern: compiled(pattern)?,
             known: Some(known),
@@ -126,7 +129,7 @@ impl Redactor {
         if pattern.is_match("") {
             return Err("pattern finds nothing at every place; it would hide no word".to_owned());
         }
-        self.rules.insert(0, Rule { name, pattern, known: None });
+        self.rules.insert(0, RedactionRule { name, pattern, known: None });
         Ok(())
     }
 
@@ -183,14 +186,14 @@ impl Redactor {
     }
 }
 
-impl Rule {
+impl RedactionRule {
     fn find<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Range<usize>> + 'a {
         self.pattern.captures_iter(text).filter_map(|found| {
             let all = found.get(0)?;
             let part = self.known.and(found.name("value")).unwrap_or(all).range();
             let counts = match self.known {
-                Some(Known::Phone) => is_phone(text, &part),
-                Some(Known::Email | Known::Coordinates) | None => true,
+                Some(KnownPattern::Phone) => is_phone(text, &part),
+                Some(KnownPattern::Email | KnownPattern::Coordinates) | None => true,
             };
             (counts && !part.is_empty()).then_some(part)
         })

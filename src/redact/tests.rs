@@ -8,7 +8,7 @@ use crate::request::tools::ToolCall;
 
 fn all() -> Redactor {
     let mut redactor = Redactor::default();
-    for (_, known) in Known::ALL {
+    for (_, known) in KnownPattern::ALL {
         redactor.add_known(known).unwrap();
     }
     redactor

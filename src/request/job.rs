@@ -110,7 +110,7 @@ pub enum Strategy {
 /// How urgent a prompt is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Class {
+pub enum Priority {
     /// Somebody waits for it.
     Interactive,
     /// The usual.
@@ -165,7 +165,7 @@ pub struct Job {
     /// Time left for the answer, counted from when this value was made.
     pub budget: Duration,
     /// How urgent it is.
-    pub class: Class,
+    pub class: Priority,
     /// Where it may be answered.
     pub mode: Mode,
     /// The one model that shall answer, by name.
@@ -234,7 +234,7 @@ impl Job {
             tools: None,
             sampling: Sampling::default(),
             budget,
-            class: Class::default(),
+            class: Priority::default(),
             mode: Mode::default(),
             model: None,
             talent: None,

@@ -2,8 +2,8 @@
 
 use super::Scheduler;
 use super::decision::{Attempt, Reason};
-use super::event::{Answered, BackendId, Effect, Sent, Verdict, Word};
-use super::queued::{Entry, Running, Set};
+use super::event::{Answered, BackendId, Classified, Effect, Sent, Verdict};
+use super::queued::{BackendSet, QueuedJob, RunningJob};
 use crate::limits::ATTEMPTS_MAX;
 use crate::model::generate::Fault;
 use crate::money::Usd;
@@ -45,7 +45,7 @@ impl Scheduler {
 
     fn note(
         &self,
-        run: &mut Running,
+        run: &mut RunningJob,
         outcome: &str,
         (confidence, cost): (Option<f32>, Usd),
         now: Time,
@@ -60,7 +60,7 @@ impl Scheduler {
         });
     }
 
-    fn answered(&mut self, mut run: Running, answered: &Answered, cost: Usd, now: Time) {
+    fn answered(&mut self, mut run: RunningJob, answered: &Answered, cost: Usd, now: Time) {
         let ticket = &run.entry.ticket;
         let backend = &mut self.backends[run.backend];
         backend.breaker.worked();
@@ -81,10 +81,10 @@ impl Scheduler {
 
     /// Keeps the surest word, and asks the next model that has the talent; if there is none, the
     /// surest word is the answer.
-    fn unsure(&mut self, run: Running, confidence: f32, now: Time) {
-        let Running { mut entry, backend, .. } = run;
+    fn unsure(&mut self, run: RunningJob, confidence: f32, now: Time) {
+        let RunningJob { mut entry, backend, .. } = run;
         if entry.best.is_none_or(|best| best.confidence < confidence) {
-            entry.best = Some(Word { backend: BackendId(backend), confidence });
+            entry.best = Some(Classified { backend: BackendId(backend), confidence });
         }
         let _ = entry.unfit.push((backend, Reason::Confidence));
         let _ = self.afford(&mut entry);
@@ -102,7 +102,7 @@ impl Scheduler {
     }
 
     /// Another attempt where that can help, else the end of the job.
-    fn failed(&mut self, mut run: Running, fault: Fault, sent: Sent, now: Time) {
+    fn failed(&mut self, mut run: RunningJob, fault: Fault, sent: Sent, now: Time) {
         match &fault {
             Fault::Unfit(_) | Fault::Cancelled => {}
             Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
@@ -144,7 +144,7 @@ impl Scheduler {
     }
 
     /// Who may not answer what this one refused: if it names some who may, all others.
-    fn closed_by(&self, backend: usize) -> Set {
+    fn closed_by(&self, backend: usize) -> BackendSet {
         let named = &self.backends[backend].card.fallbacks;
         let is_named = |at: usize| named.contains(&self.backends[at].card.server);
         let is_closed = |at: &usize| !named.is_empty() && *at != backend && !is_named(*at);
@@ -152,7 +152,7 @@ impl Scheduler {
     }
 
     /// A job that was called back waits for another to take it.
-    fn moved(&mut self, mut entry: Entry, now: Time) {
+    fn moved(&mut self, mut entry: QueuedJob, now: Time) {
         if entry.due() <= now {
             return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
         }
@@ -164,8 +164,8 @@ impl Scheduler {
     }
 
     /// Lets a job wait for its next attempt, unless nobody is left who could do it.
-    fn again(&mut self, run: Running, fault: Fault, now: Time) {
-        let Running { mut entry, backend, reason, recalled, .. } = run;
+    fn again(&mut self, run: RunningJob, fault: Fault, now: Time) {
+        let RunningJob { mut entry, backend, reason, recalled, .. } = run;
         // it may be paid for no more
         let _ = self.afford(&mut entry);
         let nobody_else = !entry.candidates().is_empty()
@@ -210,11 +210,11 @@ impl Scheduler {
         }
     }
 
-    fn stop(&mut self, mut run: Running, verdict: Verdict, reason: Reason, now: Time) {
+    fn stop(&mut self, mut run: RunningJob, verdict: Verdict, reason: Reason, now: Time) {
         // how far it came is not told any more
         let cost = self.bill(&run, &Err((Fault::Cancelled, Sent::Nothing)));
         self.note(&mut run, Fault::Cancelled.name(), (None, cost), now);
-        let Running { entry, backend, .. } = run;
+        let RunningJob { entry, backend, .. } = run;
         self.effects.push(Effect::Stop { job: entry.job() });
         self.settle(entry, verdict, Some(backend), reason);
     }
@@ -234,7 +234,7 @@ fn verdict_of(fault: Fault) -> Verdict {
     }
 }
 
-impl Running {
+impl RunningJob {
     /// Whether another backend may still answer it instead.
     pub(super) fn may_move(&self) -> bool {
         self.entry.ticket.is_whole

@@ -13,7 +13,7 @@ use crate::money::{Caps, Hour, Limits, SPANS, Span, Usd};
 /// One line of the books.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Entry {
+pub enum LedgerEntry {
     /// A call begins.
     Hold {
         /// Its name; none other that is open has it.
@@ -160,22 +160,22 @@ impl Books {
     }
 
     /// The line of a call that begins now.
-    pub fn hold(&self, call: u64, app: &str, usd: Usd) -> Entry {
-        Entry::Hold { call, app: app.to_owned(), usd, at: self.now }
+    pub fn hold(&self, call: u64, app: &str, usd: Usd) -> LedgerEntry {
+        LedgerEntry::Hold { call, app: app.to_owned(), usd, at: self.now }
     }
 
     /// Writes a line. A bill without a hold is passed over, a second hold of the same name adds to
     /// what was spent.
-    pub fn write(&mut self, entry: &Entry) {
+    pub fn write(&mut self, entry: &LedgerEntry) {
         match entry {
-            Entry::Hold { call, app, usd, at } => {
+            LedgerEntry::Hold { call, app, usd, at } => {
                 self.turn(*at);
                 let at = self.now;
                 self.device.add(at, *usd);
                 self.apps.entry(app.clone()).or_default().add(at, *usd);
                 self.open.insert(*call, Hold { app: app.clone(), usd: *usd, at });
             }
-            Entry::Bill { call, usd } => {
+            LedgerEntry::Bill { call, usd } => {
                 let Some(hold) = self.open.remove(call) else { return };
                 self.device.replace(hold.at, hold.usd, *usd);
                 if let Some(account) = self.apps.get_mut(&hold.app) {
@@ -234,7 +234,7 @@ mod tests {
         let line = books.hold(call, app, usd(held));
         books.write(&line);
         if let Some(billed) = billed {
-            books.write(&Entry::Bill { call, usd: usd(billed) });
+            books.write(&LedgerEntry::Bill { call, usd: usd(billed) });
         }
     }
 
@@ -247,11 +247,11 @@ mod tests {
         assert_eq!(books.fits(&caps(), "a", usd(11)), Fits::Later);
         assert_eq!(books.fits(&caps(), "a", usd(41)), Fits::No(Span::Hour));
         assert_eq!(books.fits(&caps(), "b", usd(40)), Fits::Yes);
-        books.write(&Entry::Bill { call: 1, usd: usd(5) });
+        books.write(&LedgerEntry::Bill { call: 1, usd: usd(5) });
         assert_eq!(books.fits(&caps(), "a", usd(35)), Fits::Yes);
         assert_eq!(books.spent(None, Span::Month), usd(5));
         // nobody has asked for it
-        books.write(&Entry::Bill { call: 1, usd: usd(50) });
+        books.write(&LedgerEntry::Bill { call: 1, usd: usd(50) });
         assert_eq!(books.spent(Some("a"), Span::Day), usd(5));
     }
 
@@ -275,7 +275,7 @@ mod tests {
         books.turn(Hour::at(30 * DAY + 3600));
         assert_eq!(books.fits(&caps(), "a", usd(40)), Fits::Yes);
         // its bill counts for the day that still lasts, not for the new hour
-        books.write(&Entry::Bill { call: 1, usd: usd(20) });
+        books.write(&LedgerEntry::Bill { call: 1, usd: usd(20) });
         assert_eq!(books.spent(None, Span::Hour), Usd::NONE);
         assert_eq!(books.spent(None, Span::Day), usd(20));
         // February: the applications of January are forgotten

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use super::Scheduler;
-use super::books::{Books, Entry as Line, Fits};
+use super::books::{Books, Fits, LedgerEntry as Line};
 use super::decision::Reason;
-use super::event::{Answered, Effect, Sent, Ticket, Verdict};
-use super::queued::{Entry, Running, Set};
+use super::event::{Answered, Effect, JobSpec, Sent, Verdict};
+use super::queued::{BackendSet, QueuedJob, RunningJob};
 use crate::model::generate::Fault;
 use crate::money::{Caps, Hour, Span, Usd};
 use crate::request::refusal::{Code, Refusal};
@@ -33,7 +33,7 @@ impl Scheduler {
     }
 
     /// The most that an answer of this backend can cost.
-    fn most(&self, ticket: &Ticket, backend: usize) -> Usd {
+    fn most(&self, ticket: &JobSpec, backend: usize) -> Usd {
         let card = &self.backends[backend].card;
         let output = ticket.max_tokens.unwrap_or(card.max_tokens).min(card.max_tokens);
         card.price.of(ticket.input_max, output)
@@ -43,8 +43,8 @@ impl Scheduler {
     ///
     /// # Errors
     /// A refusal if that is why nobody is left, for as long as the span lasts.
-    pub(super) fn afford(&self, entry: &mut Entry) -> Result<(), (Refusal, Reason)> {
-        entry.broke = Set::default();
+    pub(super) fn afford(&self, entry: &mut QueuedJob) -> Result<(), (Refusal, Reason)> {
+        entry.broke = BackendSet::default();
         if !self.caps.is_bound() || entry.candidates().is_empty() {
             return Ok(());
         }
@@ -104,7 +104,7 @@ impl Scheduler {
     }
 
     /// Holds the most that the call can cost; also the line for the books.
-    pub(super) fn hold(&mut self, entry: &Entry, backend: usize) -> (Usd, Option<Line>) {
+    pub(super) fn hold(&mut self, entry: &QueuedJob, backend: usize) -> (Usd, Option<Line>) {
         let most = self.most(&entry.ticket, backend);
         if most.is_none() {
             return (most, None);
@@ -117,7 +117,11 @@ impl Scheduler {
 
     /// What an attempt has cost. Who was not reached or refused the prompt has not charged for it;
     /// how far any other came that failed is not known, so it has cost the most that it can.
-    pub(super) fn bill(&mut self, run: &Running, outcome: &Result<Answered, (Fault, Sent)>) -> Usd {
+    pub(super) fn bill(
+        &mut self,
+        run: &RunningJob,
+        outcome: &Result<Answered, (Fault, Sent)>,
+    ) -> Usd {
         let price = self.backends[run.backend].card.price;
         let cost = match outcome {
             Ok(answered) => match answered.spent {

@@ -8,19 +8,19 @@ use crate::time::Time;
 /// Chiu, R. Jain, "Analysis of the increase and decrease algorithms for congestion avoidance in
 /// computer networks", 1989).
 #[derive(Debug)]
-pub(super) struct Flow {
+pub(super) struct ConcurrencyLimit {
     at_once: f64,
     /// When it was made less; what was asked before that says nothing new.
     cut: Option<Time>,
 }
 
-impl Default for Flow {
-    fn default() -> Flow {
-        Flow { at_once: f64::INFINITY, cut: None }
+impl Default for ConcurrencyLimit {
+    fn default() -> ConcurrencyLimit {
+        ConcurrencyLimit { at_once: f64::INFINITY, cut: None }
     }
 }
 
-impl Flow {
+impl ConcurrencyLimit {
     /// What it may be given, if it offers this many places.
     pub(super) fn slots(&self, offered: u32) -> u32 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 and more")]
@@ -45,18 +45,18 @@ impl Flow {
 /// How often models elsewhere that have failed at a job may be asked for it again: once for
 /// [`RETRY_EVERY`] first requests, and some that were saved up.
 #[derive(Debug)]
-pub(super) struct Retries {
+pub(super) struct RetryBudget {
     /// In parts of a retry, [`RETRY_EVERY`] each.
     saved: u32,
 }
 
-impl Default for Retries {
-    fn default() -> Retries {
-        Retries { saved: RETRIES_SAVED_MAX * RETRY_EVERY }
+impl Default for RetryBudget {
+    fn default() -> RetryBudget {
+        RetryBudget { saved: RETRIES_SAVED_MAX * RETRY_EVERY }
     }
 }
 
-impl Retries {
+impl RetryBudget {
     /// Whether there is one left.
     pub(super) fn may(&self) -> bool {
         self.saved >= RETRY_EVERY
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn half_after_a_failure_and_one_more_after_a_round() {
-        let mut flow = Flow::default();
+        let mut flow = ConcurrencyLimit::default();
         assert_eq!((flow.slots(8), flow.slots(0)), (8, 1));
         flow.failed(Time(5), Time(9), 8);
         assert_eq!(flow.slots(8), 4);
@@ -99,8 +99,8 @@ mod tests {
 
     #[test]
     fn one_retry_for_ten_requests() {
-        let mut retries = Retries::default();
-        let used = |retries: &mut Retries| {
+        let mut retries = RetryBudget::default();
+        let used = |retries: &mut RetryBudget| {
             let mut count = 0;
             while retries.may() {
                 retries.asked(true);

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::predict::Spread;
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::money::Usd;
-use crate::pressure::level::{Cause, Stage};
-use crate::request::job::{Class, Mode, Strategy};
+use crate::pressure::level::{PressureCause, PressureStage};
+use crate::request::job::{Mode, Priority, Strategy};
 
 /// Why a job went where it went, or nowhere. The list is closed and documented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,7 +152,7 @@ pub struct Decision {
     pub strategy: Option<Strategy>,
     /// What each of them was asked for, if several were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub steps: Vec<Step>,
+    pub steps: Vec<StrategyStep>,
     /// The figures behind it, from which `pilotlight explain` decides again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<Figures>,
@@ -160,7 +160,7 @@ pub struct Decision {
 
 /// One of several answers to a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Step {
+pub struct StrategyStep {
     /// Whether it was given.
     pub answered: bool,
     /// Why it is not good enough, if so.
@@ -192,15 +192,15 @@ pub struct Figures {
     /// Where it was allowed to go.
     pub mode: Mode,
     /// How urgent it was.
-    pub class: Class,
+    pub class: Priority,
     /// The asker read its answer piece by piece.
     pub streamed: bool,
     /// Share of the time that the engines here could compute.
     pub duty: f64,
     /// What was given up on this device.
-    pub stage: Stage,
+    pub stage: PressureStage,
     /// What pressed.
-    pub cause: Cause,
+    pub cause: PressureCause,
     /// Work of the groups before.
     pub ahead: Spread,
     /// The jobs of its group and of those behind it in order of service, up to the one that would
@@ -214,7 +214,7 @@ pub struct Figures {
     /// Jobs that the engine serves at once.
     pub parallel: u32,
     /// What each model lacked for it; none has nothing to be said.
-    pub servers: Vec<State>,
+    pub servers: Vec<ServerState>,
 }
 
 /// One job of a line.
@@ -233,12 +233,12 @@ pub struct Case {
 
 /// What stood between a job and a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct ServerState {
     /// The server's name in `mcp.json`.
     pub server: String,
     /// How far away it is.
     #[serde(rename = "where")]
-    pub reach: Reach,
+    pub reach: Locality,
     /// Why it could not be asked, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<Reason>,

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::books::Entry;
+use super::books::LedgerEntry;
 use super::decision::Decision;
-use crate::model::context::{InferenceSettings, Reach};
+use crate::model::context::{InferenceSettings, Locality};
 use crate::model::generate::{Fault, Usage};
 use crate::money::{Hour, Price, Usd};
-use crate::pressure::level::Strain;
+use crate::pressure::level::DevicePressure;
 use crate::request::format::Format;
-use crate::request::job::{Class, Job, JobId, Mode};
+use crate::request::job::{Job, JobId, Mode, Priority};
 use crate::request::refusal::Refusal;
 use crate::request::skill::LOGPROBS;
 use crate::time::Time;
@@ -17,7 +17,7 @@ use crate::time::Time;
 /// What the judge knows of a job.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ticket {
+pub struct JobSpec {
     /// Which job.
     pub job: JobId,
     /// Who asks.
@@ -27,7 +27,7 @@ pub struct Ticket {
     /// When its answer is owed.
     pub due: Time,
     /// How urgent it is.
-    pub class: Class,
+    pub class: Priority,
     /// Where it may go.
     pub mode: Mode,
     /// The model it asks for.
@@ -57,15 +57,15 @@ pub struct Ticket {
     pub hops: u8,
 }
 
-impl Ticket {
+impl JobSpec {
     /// What the judge needs of a job that arrived at `now`.
-    pub fn of(job: &Job, now: Time) -> Ticket {
+    pub fn of(job: &Job, now: Time) -> JobSpec {
         let talent = job.format.talent();
         let from = match &job.task {
             Some(task) => format!("task {task}"),
             None => format!("app {}", job.app),
         };
-        Ticket {
+        JobSpec {
             job: job.id,
             app: job.app.clone(),
             template: format!("{talent} for {from}"),
@@ -96,7 +96,7 @@ impl Ticket {
 
 /// A backend's word that was not sure enough.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Word {
+pub struct Classified {
     /// Whose.
     pub backend: BackendId,
     /// How sure it is, 0 ..= 1.
@@ -105,7 +105,7 @@ pub struct Word {
 
 /// What the judge knows of a backend.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Card {
+pub struct BackendProfile {
     /// Its name in `mcp.json`.
     pub server: String,
     /// The model's own name, once it has stated it.
@@ -114,7 +114,7 @@ pub struct Card {
     /// same at another clock, has another; none has rates that are not worth keeping.
     pub measured: Option<String>,
     /// How far away it is.
-    pub reach: Reach,
+    pub reach: Locality,
     /// Jobs at once.
     pub slots: u32,
     /// Of the jobs that it has, it works on the most urgent only, and goes back to the others when
@@ -140,10 +140,10 @@ pub struct Card {
     pub price: Price,
 }
 
-impl Card {
+impl BackendProfile {
     /// A backend that has not stated anything yet.
-    pub fn unknown(server: &str, reach: Reach) -> Card {
-        Card {
+    pub fn unknown(server: &str, reach: Locality) -> BackendProfile {
+        BackendProfile {
             server: server.to_owned(),
             model: None,
             measured: None,
@@ -180,7 +180,7 @@ pub struct BackendId(pub usize);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A job came in.
-    Arrived(Ticket),
+    Arrived(JobSpec),
     /// A backend has ended an attempt; a fault says whether anything had been sent to the asker.
     Ended {
         /// Which job.
@@ -191,11 +191,11 @@ pub enum Event {
     /// The asker went away.
     Gone(JobId),
     /// A backend can be asked and has stated its context.
-    Up(BackendId, Card),
+    Up(BackendId, BackendProfile),
     /// A backend can't be asked.
     Down(BackendId),
     /// How hard pressed the device is.
-    Strained(Strain),
+    Strained(DevicePressure),
     /// The hour of the calendar, when it has changed.
     Clock(Hour),
     /// The time of [`Scheduler::wake_at`] has come.
@@ -212,12 +212,12 @@ pub struct Answered {
     /// What it says that it has cost.
     pub cost: Usd,
     /// What it took, if it says so.
-    pub spent: Option<Spent>,
+    pub spent: Option<TokenTimes>,
 }
 
 /// What an answer took where it was made. Times are of computing only: pauses are not in them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Spent {
+pub struct TokenTimes {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
     /// Of these, those that were still in memory.
@@ -230,9 +230,9 @@ pub struct Spent {
     pub decode_ms: f64,
 }
 
-impl From<&Usage> for Spent {
-    fn from(usage: &Usage) -> Spent {
-        Spent {
+impl From<&Usage> for TokenTimes {
+    fn from(usage: &Usage) -> TokenTimes {
+        TokenTimes {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
@@ -263,12 +263,12 @@ pub enum Effect {
         /// Time left.
         budget: Duration,
         /// How urgent it is there: a batch job whose turn has come is not behind the others.
-        class: Class,
+        class: Priority,
         /// What has to stand in the books before anything is sent, if it can cost anything.
-        hold: Option<Entry>,
+        hold: Option<LedgerEntry>,
     },
     /// A line for the books.
-    Book(Entry),
+    Book(LedgerEntry),
     /// Stop the job's attempt; its end is not reported any more.
     Stop {
         /// Which job.

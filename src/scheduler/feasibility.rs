@@ -21,7 +21,7 @@ pub(super) const LINE_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
 
 /// One job of a line.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Item {
+pub(super) struct OrderedJob {
     /// What is left of it, in milliseconds.
     pub(super) own: Spread,
     /// Until its deadline, in milliseconds.
@@ -34,11 +34,11 @@ pub(super) struct Item {
 }
 
 /// The jobs of one engine in the order of service.
-pub(super) type Line = Bounded<Item, LINE_MAX>;
+pub(super) type ServiceOrder = Bounded<OrderedJob, LINE_MAX>;
 
 /// A job that should leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Victim {
+pub(super) struct Offload {
     /// Its place in the line.
     pub(super) item: usize,
     /// The place of the job that would be late because of it; it may be its own.
@@ -47,7 +47,7 @@ pub(super) struct Victim {
 
 /// Whether every job of the line is in time at this level, when `parallel` of them are served at
 /// once.
-pub(super) fn holds(line: &[Item], level: Level, parallel: f64) -> bool {
+pub(super) fn holds(line: &[OrderedJob], level: Level, parallel: f64) -> bool {
     let mut before = 0.0;
     line.iter().all(|item| {
         let own = item.own.at(level);
@@ -60,11 +60,11 @@ pub(super) fn holds(line: &[Item], level: Level, parallel: f64) -> bool {
 /// Who should leave at this level, in the order in which that was found. Jobs that can't leave stay
 /// even if they are late.
 pub(super) fn victims(
-    line: &[Item],
+    line: &[OrderedJob],
     level: Level,
     parallel: f64,
     gone: &[usize],
-) -> Bounded<Victim, LINE_MAX> {
+) -> Bounded<Offload, LINE_MAX> {
     let mut out = Bounded::new();
     if gone.is_empty() && holds(line, level, parallel) {
         return out;
@@ -95,7 +95,7 @@ pub(super) fn victims(
         if item.leave_by.is_some() {
             if let Some(chosen) = longest.pop() {
                 before -= chosen.own;
-                let _ = out.push(Victim { item: chosen.item, late: at });
+                let _ = out.push(Offload { item: chosen.item, late: at });
             }
             continue;
         }
@@ -110,7 +110,7 @@ pub(super) fn victims(
         {
             before -= chosen.own;
             late -= chosen.own;
-            let _ = out.push(Victim { item: chosen.item, late: at });
+            let _ = out.push(Offload { item: chosen.item, late: at });
         }
     }
     out
@@ -119,7 +119,7 @@ pub(super) fn victims(
 type Candidates = BinaryHeap<Candidate, Max, LINE_MAX>;
 
 /// What is served before an item, those left out that are gone.
-pub(super) fn ahead(line: &[Item], item: usize, gone: &[usize]) -> Spread {
+pub(super) fn ahead(line: &[OrderedJob], item: usize, gone: &[usize]) -> Spread {
     let before = line.iter().enumerate().take(item).filter(|(at, _)| !gone.contains(at));
     before.fold(Spread::default(), |sum, (_, item)| sum.with(&item.own, |a, b| a + b))
 }
@@ -149,8 +149,8 @@ impl Ord for Candidate {
 mod tests {
     use super::*;
 
-    fn item(own: u32, left: u32) -> Item {
-        Item {
+    fn item(own: u32, left: u32) -> OrderedJob {
+        OrderedJob {
             own: Spread::all(f64::from(own)),
             left: f64::from(left),
             group: 0,
@@ -158,7 +158,7 @@ mod tests {
         }
     }
 
-    fn late(line: &[Item], gone: &[usize]) -> usize {
+    fn late(line: &[OrderedJob], gone: &[usize]) -> usize {
         let mut before = 0.0;
         let stays = line.iter().enumerate().filter(|(at, _)| !gone.contains(at));
         stays
@@ -170,7 +170,7 @@ mod tests {
     }
 
     /// The fewest that must leave so that all others are in time, by trying every choice.
-    fn fewest(line: &[Item]) -> u32 {
+    fn fewest(line: &[OrderedJob]) -> u32 {
         let all = 0_u32..1 << line.len();
         let works = all.filter(|set| {
             let gone: Vec<usize> = (0..line.len()).filter(|at| set >> at & 1 == 1).collect();
@@ -183,7 +183,7 @@ mod tests {
     fn as_few_leave_as_any_choice_could_manage() {
         let mut random = fastrand::Rng::with_seed(7);
         for round in 0..3_000 {
-            let mut line: Vec<Item> = (0..random.usize(0..=10))
+            let mut line: Vec<OrderedJob> = (0..random.usize(0..=10))
                 .map(|_| item(random.u32(1..20), random.u32(1..80)))
                 .collect();
             line.sort_by(|a, b| a.left.total_cmp(&b.left));
@@ -197,8 +197,8 @@ mod tests {
 
     #[test]
     fn who_can_not_leave_stays_and_another_group_does_not_pay() {
-        let fixed = |own, left| Item { leave_by: None, ..item(own, left) };
-        let found = |line: &[Item]| -> Vec<(usize, usize)> {
+        let fixed = |own, left| OrderedJob { leave_by: None, ..item(own, left) };
+        let found = |line: &[OrderedJob]| -> Vec<(usize, usize)> {
             let victims = victims(line, Level::Likely, 1.0, &[]);
             victims.iter().map(|v| (v.item, v.late)).collect()
         };
@@ -206,13 +206,13 @@ mod tests {
         assert_eq!(found(&[item(5, 10), fixed(9, 12)]), [(0, 1)]);
         assert_eq!(found(&[fixed(5, 10), fixed(9, 12)]), []);
         // it is helped by whoever can, if that is enough
-        let behind = |own, left| Item { group: 1, ..fixed(own, left) };
+        let behind = |own, left| OrderedJob { group: 1, ..fixed(own, left) };
         assert_eq!(found(&[item(2, 10), item(5, 10), behind(4, 8)]), [(1, 2)]);
         assert_eq!(found(&[item(2, 10), item(5, 10), behind(4, 5)]), [(1, 2), (0, 2)]);
         assert_eq!(found(&[fixed(5, 10), item(2, 10), behind(4, 6)]), [], "in vain");
         assert_eq!(found(&[item(5, 10), behind(9, 8)]), [], "it is lost by itself");
         // a job of a later group does not push out one of an earlier group
-        let later = Item { group: 1, ..item(2, 10) };
+        let later = OrderedJob { group: 1, ..item(2, 10) };
         assert_eq!(found(&[item(9, 10), later]), [(1, 1)]);
     }
 

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::Card;
+use super::event::BackendProfile;
 use super::predict::{Predictor, Rates};
-use super::{Backend, Scheduler};
+use super::{BackendSlot, Scheduler};
 use crate::limits::MODELS_LEARNED_MAX;
 
-/// Rates by what they are measured of (see [`Card::measured`]), and what is known of answers.
+/// Rates by what they are measured of (see [`BackendProfile::measured`]), and what is known of answers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Learned {
@@ -33,7 +33,7 @@ impl Learned {
 
 impl Scheduler {
     /// A scheduler that goes on with what was learned before.
-    pub fn resume(cards: Vec<Card>, mut learned: Learned) -> Scheduler {
+    pub fn resume(cards: Vec<BackendProfile>, mut learned: Learned) -> Scheduler {
         let answers = std::mem::take(&mut learned.answers);
         Scheduler { predictor: answers.checked(), learned, ..Scheduler::new(cards) }
     }
@@ -51,8 +51,8 @@ impl Scheduler {
     }
 
     /// The rates of a model that has stated itself: those that were measured of it as it is now.
-    pub(super) fn rates_of(&mut self, backend: usize, card: &Card) {
-        let Backend { card: before, rates, .. } = &mut self.backends[backend];
+    pub(super) fn rates_of(&mut self, backend: usize, card: &BackendProfile) {
+        let BackendSlot { card: before, rates, .. } = &mut self.backends[backend];
         if before.measured != card.measured {
             let other = card.measured.as_ref().and_then(|name| self.learned.models.get(name));
             let other = other.cloned().unwrap_or_else(|| Rates::stated(card));
@@ -68,35 +68,38 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::context::Reach;
+    use crate::model::context::Locality;
     use crate::request::job::JobId;
     use crate::scheduler::tests::{card, ticket};
-    use crate::scheduler::{Answered, BackendId, Event, Spent, Ticket};
+    use crate::scheduler::{Answered, BackendId, Event, JobSpec, TokenTimes};
     use crate::time::Time;
 
     const JOBS: u64 = 10;
 
-    fn at(clock: &str) -> Card {
-        Card { measured: Some(format!("weights at {clock}")), ..card("local", Reach::Device) }
+    fn at(clock: &str) -> BackendProfile {
+        BackendProfile {
+            measured: Some(format!("weights at {clock}")),
+            ..card("local", Locality::Device)
+        }
     }
 
     /// Goes on with what was learned before.
     fn resumed(learned: Learned) -> Scheduler {
-        Scheduler::resume(vec![Card::unknown("local", Reach::Device)], learned)
+        Scheduler::resume(vec![BackendProfile::unknown("local", Locality::Device)], learned)
     }
 
     /// A scheduler whose engine has answered some jobs, five times slower than it had stated.
     fn taught(mut scheduler: Scheduler) -> Scheduler {
         scheduler.on(Event::Up(BackendId(0), at("full")), Time(0));
         for id in 1..=JOBS {
-            let job = Ticket { due: Time(u64::MAX), max_tokens: Some(50), ..ticket(id) };
+            let job = JobSpec { due: Time(u64::MAX), max_tokens: Some(50), ..ticket(id) };
             scheduler.on(Event::Arrived(job), Time(id * 1_000_000));
-            let spent = Spent {
+            let spent = TokenTimes {
                 prompt_tokens: 20,
                 completion_tokens: 4,
                 prefill_ms: 20.0 * 1.8,
                 decode_ms: 4.0 * 18.0,
-                ..Spent::default()
+                ..TokenTimes::default()
             };
             let outcome = Ok(Answered { spent: Some(spent), ..Answered::default() });
             scheduler.on(Event::Ended { job: JobId(id), outcome }, Time(id * 1_000_000 + 500_000));
@@ -105,9 +108,9 @@ mod tests {
     }
 
     /// When the next answer is expected.
-    fn expected(mut scheduler: Scheduler, card: Card) -> f64 {
+    fn expected(mut scheduler: Scheduler, card: BackendProfile) -> f64 {
         scheduler.on(Event::Up(BackendId(0), card), Time(0));
-        let job = Ticket { due: Time(u64::MAX), max_tokens: Some(50), ..ticket(99) };
+        let job = JobSpec { due: Time(u64::MAX), max_tokens: Some(50), ..ticket(99) };
         scheduler.on(Event::Arrived(job), Time(1));
         let entry = &scheduler.running.get(JobId(99)).unwrap().entry;
         entry.predicted.unwrap().p95
@@ -127,13 +130,13 @@ mod tests {
 
     #[test]
     fn another_clock_has_other_rates() {
-        let slow = Card { write_ms: Some(200.0), ..at("low") };
+        let slow = BackendProfile { write_ms: Some(200.0), ..at("low") };
         let learned = taught(resumed(Learned::default())).learned();
         let mut scheduler = resumed(learned);
         scheduler.on(Event::Up(BackendId(0), slow), Time(0));
         // 4 tokens are known of the answer, and 200 ms of each, with the margin of a probe
         let worst = scheduler.backends[0].rates.clone();
-        assert_eq!(worst, Rates::stated(&Card { write_ms: Some(200.0), ..at("low") }));
+        assert_eq!(worst, Rates::stated(&BackendProfile { write_ms: Some(200.0), ..at("low") }));
         // and back again
         scheduler.on(Event::Up(BackendId(0), at("full")), Time(0));
         let known = taught(resumed(Learned::default()));
@@ -144,7 +147,7 @@ mod tests {
     fn a_probe_that_is_far_off_is_believed() {
         let learned = taught(resumed(Learned::default())).learned();
         let mut scheduler = resumed(learned);
-        let card = Card { write_ms: Some(100.0), ..at("full") };
+        let card = BackendProfile { write_ms: Some(100.0), ..at("full") };
         scheduler.on(Event::Up(BackendId(0), card.clone()), Time(0));
         let fresh = Rates::stated(&card);
         let load = scheduler.predictor.load(&ticket(1), &card, &fresh);

@@ -37,35 +37,36 @@ use std::time::Duration;
 
 use self::books::Books;
 use self::breaker::Breaker;
-use self::concurrency::{Flow, Retries};
+use self::concurrency::{ConcurrencyLimit, RetryBudget};
 use self::decision::{Decision, Pressure, Reason};
 pub use self::event::{
-    Answered, BackendId, Card, Effect, Event, Sent, Spent, Ticket, Verdict, Word,
+    Answered, BackendId, BackendProfile, Classified, Effect, Event, JobSpec, Sent, TokenTimes,
+    Verdict,
 };
 use self::fairness::Shares;
 pub use self::learned::Learned;
 pub use self::predict::Spread;
 use self::predict::{Load, Predictor, Rates};
 use self::queue::Queue;
-use self::queued::{Entry, Set};
+use self::queued::{BackendSet, QueuedJob};
 pub use self::replay::explain;
 use self::route::Sides;
 pub use self::route::may_reach;
-use self::running::Runs;
+use self::running::RunningJobs;
 use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::money::Caps;
-use crate::pressure::level::{Cause, Stage, Strain};
-use crate::request::job::{Class, JobId};
+use crate::pressure::level::{DevicePressure, PressureCause, PressureStage};
+use crate::request::job::{JobId, Priority};
 use crate::request::refusal::{Code, Refusal};
 use crate::time::Time;
 
 #[derive(Debug)]
-struct Backend {
-    card: Card,
+struct BackendSlot {
+    card: BackendProfile,
     up: bool,
     breaker: Breaker,
-    flow: Flow,
+    flow: ConcurrencyLimit,
     rates: Rates,
     /// It was ended to give its memory back.
     unloaded: bool,
@@ -73,15 +74,15 @@ struct Backend {
     owed: f64,
 }
 
-impl Backend {
+impl BackendSlot {
     /// Jobs that it holds at most. One elsewhere that has failed gets a single one until it has
     /// answered, and then fewer than it offers.
     fn slots(&self) -> usize {
         let offered = self.card.slots.max(1);
         let slots = match self.card.reach {
-            Reach::Device => offered,
-            Reach::Peer | Reach::Cloud if self.breaker.is_tried() => 1,
-            Reach::Peer | Reach::Cloud => self.flow.slots(offered),
+            Locality::Device => offered,
+            Locality::Peer | Locality::Cloud if self.breaker.is_tried() => 1,
+            Locality::Peer | Locality::Cloud => self.flow.slots(offered),
         };
         slots as usize
     }
@@ -95,18 +96,18 @@ impl Backend {
 /// All state that decides.
 #[derive(Debug)]
 pub struct Scheduler {
-    backends: Vec<Backend>,
+    backends: Vec<BackendSlot>,
     sides: Sides,
     /// Backends that are up and do not rest.
-    healthy: Set,
-    retries: Retries,
+    healthy: BackendSet,
+    retries: RetryBudget,
     queue: Queue,
-    running: Runs,
+    running: RunningJobs,
     predictor: Predictor,
     /// What was measured of models that are not here, or were not yet.
     learned: Learned,
     shares: Shares,
-    strain: Strain,
+    strain: DevicePressure,
     caps: Caps,
     books: Books,
     /// What can be paid for has changed.
@@ -122,28 +123,28 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// A scheduler over these backends, all down at first.
-    pub fn new(cards: Vec<Card>) -> Scheduler {
-        let backend = |card: Card| Backend {
+    pub fn new(cards: Vec<BackendProfile>) -> Scheduler {
+        let backend = |card: BackendProfile| BackendSlot {
             rates: Rates::stated(&card),
             card,
             up: false,
             breaker: Breaker::default(),
-            flow: Flow::default(),
+            flow: ConcurrencyLimit::default(),
             unloaded: false,
             owed: 0.0,
         };
-        let backends: Vec<Backend> = cards.into_iter().map(backend).collect();
+        let backends: Vec<BackendSlot> = cards.into_iter().map(backend).collect();
         Scheduler {
             sides: Sides::of(&backends),
-            running: Runs::new(backends.len()),
+            running: RunningJobs::new(backends.len()),
             backends,
-            healthy: Set::default(),
-            retries: Retries::default(),
+            healthy: BackendSet::default(),
+            retries: RetryBudget::default(),
             queue: Queue::default(),
             predictor: Predictor::default(),
             learned: Learned::default(),
             shares: Shares::default(),
-            strain: Strain::default(),
+            strain: DevicePressure::default(),
             caps: Caps::default(),
             books: Books::default(),
             moved: false,
@@ -204,7 +205,7 @@ impl Scheduler {
 
     /// How full the device is.
     pub fn pressure(&self) -> Pressure {
-        let Strain { heat, memory, disk, .. } = self.strain;
+        let DevicePressure { heat, memory, disk, .. } = self.strain;
         Pressure { heat, memory, disk, queue: self.queue.fullness() }
     }
 
@@ -237,13 +238,13 @@ impl Scheduler {
     }
 
     /// Batch jobs that wait are owed a share of what the others had.
-    fn owe(&mut self, engine: usize, had: Option<Class>, ms: f64) {
-        let is_batch = |e: &Entry| e.home == Some(engine) && e.ticket.class == Class::Batch;
+    fn owe(&mut self, engine: usize, had: Option<Priority>, ms: f64) {
+        let is_batch = |e: &QueuedJob| e.home == Some(engine) && e.ticket.class == Priority::Batch;
         let waits =
-            had.is_some_and(|class| class != Class::Batch) && self.queue.iter().any(is_batch);
+            had.is_some_and(|class| class != Priority::Batch) && self.queue.iter().any(is_batch);
         let backend = &mut self.backends[engine];
         match had {
-            Some(Class::Batch) => backend.owed -= ms,
+            Some(Priority::Batch) => backend.owed -= ms,
             Some(_) if waits => backend.owed += ms * BATCH_SHARE,
             Some(_) | None => backend.owed = backend.owed.min(0.0),
         }
@@ -263,7 +264,7 @@ impl Scheduler {
     }
 
     fn take_health(&mut self, now: Time) {
-        let well = |b: &Backend| b.up && !b.unloaded && !b.breaker.is_resting(now);
+        let well = |b: &BackendSlot| b.up && !b.unloaded && !b.breaker.is_resting(now);
         let all = self.backends.iter().enumerate();
         self.healthy = all.filter(|(_, b)| well(b)).map(|(at, _)| at).collect();
     }
@@ -271,12 +272,15 @@ impl Scheduler {
     /// Why a backend that is not healthy is not.
     fn resting(&self, backend: usize) -> Reason {
         match self.strain.cause {
-            Cause::Memory if self.backends[backend].unloaded => Reason::Memory,
-            Cause::Load | Cause::Heat | Cause::Memory | Cause::Disk => Reason::Resting,
+            PressureCause::Memory if self.backends[backend].unloaded => Reason::Memory,
+            PressureCause::Load
+            | PressureCause::Heat
+            | PressureCause::Memory
+            | PressureCause::Disk => Reason::Resting,
         }
     }
 
-    fn arrived(&mut self, ticket: Ticket, now: Time) {
+    fn arrived(&mut self, ticket: JobSpec, now: Time) {
         let mut entry = self.entry(ticket);
         if self.draining {
             let refusal = Refusal::new(Code::Unavailable, "the service is stopping");
@@ -311,16 +315,16 @@ impl Scheduler {
         self.admit(entry, now);
     }
 
-    fn entry(&mut self, ticket: Ticket) -> Entry {
-        Entry {
+    fn entry(&mut self, ticket: JobSpec) -> QueuedJob {
+        QueuedJob {
             app: self.shares.enter(&ticket.app),
             order: (ticket.class, ticket.due, ticket.job),
             ticket: Box::new(ticket),
-            able: Set::default(),
-            failed: Set::default(),
+            able: BackendSet::default(),
+            failed: BackendSet::default(),
             unfit: heapless::Vec::new(),
-            closed: Set::default(),
-            broke: Set::default(),
+            closed: BackendSet::default(),
+            broke: BackendSet::default(),
             best: None,
             attempts: Vec::new(),
             home: None,
@@ -333,7 +337,7 @@ impl Scheduler {
     }
 
     /// Finds the engine that would answer it here, and what it asks of that.
-    fn house(&self, entry: &mut Entry) {
+    fn house(&self, entry: &mut QueuedJob) {
         use crate::request::job::Mode;
         let here = entry.candidates().and(self.sides.device);
         let up = here.and(self.healthy);
@@ -347,7 +351,7 @@ impl Scheduler {
         }
     }
 
-    fn house_at(&self, entry: &mut Entry, engine: usize) {
+    fn house_at(&self, entry: &mut QueuedJob, engine: usize) {
         if entry.home != Some(engine) {
             let backend = &self.backends[engine];
             entry.load = self.predictor.load(&entry.ticket, &backend.card, &backend.rates);
@@ -357,7 +361,7 @@ impl Scheduler {
 
     /// Takes a job in. If there is no room, it goes elsewhere at once if it may, or takes the place
     /// of a job of the application that has the most.
-    fn admit(&mut self, entry: Entry, now: Time) {
+    fn admit(&mut self, entry: QueuedJob, now: Time) {
         let Err(back) = self.queue.offer(entry) else { return };
         let Some(mut back) = self.start_elsewhere(*back, now) else { return };
         if let Some(other) = self.queue.evict(back.app) {
@@ -380,7 +384,7 @@ impl Scheduler {
         self.refuse_busy(back);
     }
 
-    fn refuse_busy(&mut self, entry: Entry) {
+    fn refuse_busy(&mut self, entry: QueuedJob) {
         let wait = self.wait_estimate(&entry);
         let message = "too many prompts wait already; come back later";
         let refusal = Refusal::new(Code::Busy, message).retry_after(wait);
@@ -388,7 +392,7 @@ impl Scheduler {
     }
 
     /// How long until there may be room again, from the measured time of an answer.
-    fn wait_estimate(&self, entry: &Entry) -> Duration {
+    fn wait_estimate(&self, entry: &QueuedJob) -> Duration {
         let first = self.sides.best(entry, self.askable(entry)).first().or(entry.able.first());
         let ms = first.and_then(|at| {
             let backend = &self.backends[at];
@@ -397,7 +401,7 @@ impl Scheduler {
         Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3)
     }
 
-    fn up(&mut self, backend: BackendId, card: Card) {
+    fn up(&mut self, backend: BackendId, card: BackendProfile) {
         if backend.0 >= self.backends.len() {
             return;
         }
@@ -433,15 +437,15 @@ impl Scheduler {
 
     /// Ends engines that have nothing to do when memory is short, and starts them again when it is
     /// not.
-    fn strained(&mut self, strain: Strain) {
+    fn strained(&mut self, strain: DevicePressure) {
         self.strain = strain;
         for at in self.sides.device.iter() {
             let is_idle = self.running.count_at(at) == 0;
             let backend = &mut self.backends[at];
-            if strain.stage == Stage::Unload && is_idle && !backend.unloaded {
+            if strain.stage == PressureStage::Unload && is_idle && !backend.unloaded {
                 backend.unloaded = true;
                 self.effects.push(Effect::Unload(BackendId(at)));
-            } else if strain.stage < Stage::Closed && backend.unloaded {
+            } else if strain.stage < PressureStage::Closed && backend.unloaded {
                 backend.unloaded = false;
                 self.effects.push(Effect::Load(BackendId(at)));
             }
@@ -456,7 +460,13 @@ impl Scheduler {
     }
 
     /// Says how a job ended. A word that was not sure enough is better than none.
-    fn settle(&mut self, entry: Entry, verdict: Verdict, backend: Option<usize>, reason: Reason) {
+    fn settle(
+        &mut self,
+        entry: QueuedJob,
+        verdict: Verdict,
+        backend: Option<usize>,
+        reason: Reason,
+    ) {
         let (verdict, backend, reason) = match (verdict, entry.best) {
             (Verdict::Expired | Verdict::Failed(_) | Verdict::Refused(_), Some(best)) => {
                 (Verdict::Done, Some(best.backend.0), Reason::Confidence)
@@ -489,10 +499,10 @@ impl Scheduler {
 }
 
 /// The word of decision records for a way of this length.
-fn route_to(reach: Reach) -> &'static str {
+fn route_to(reach: Locality) -> &'static str {
     match reach {
-        Reach::Device => "local",
-        Reach::Peer => "peer",
-        Reach::Cloud => "cloud",
+        Locality::Device => "local",
+        Locality::Peer => "peer",
+        Locality::Cloud => "cloud",
     }
 }

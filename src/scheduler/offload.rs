@@ -18,15 +18,15 @@ use std::time::Duration;
 
 use heapless::Vec as Bounded;
 
-use super::decision::{Case, Figures, Predicted, Reason, State};
+use super::decision::{Case, Figures, Predicted, Reason, ServerState};
 use super::feasibility;
-use super::feasibility::{Item, LINE_MAX, Line, Victim};
+use super::feasibility::{LINE_MAX, Offload, OrderedJob, ServiceOrder};
 use super::predict::{Level, Spread};
-use super::queued::{Entry, Running, Set};
+use super::queued::{BackendSet, QueuedJob, RunningJob};
 use super::{Effect, Scheduler, route};
-use crate::model::context::Reach;
-use crate::pressure::level::Cause;
-use crate::request::job::{Class, JobId, Mode};
+use crate::model::context::Locality;
+use crate::pressure::level::PressureCause;
+use crate::request::job::{JobId, Mode, Priority};
 use crate::time::Time;
 
 /// How long the last moment lasts, in milliseconds: the judge may be woken a little late.
@@ -36,13 +36,13 @@ pub(super) const USABLE_MIN: f64 = 1e-6;
 
 /// Whose place in the line it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum JobPlace {
     Waiting(usize),
     Running(JobId),
 }
 
 /// The order of service: who goes before all, class, who has had its share, deadline.
-type Order = (bool, Class, bool, Time, JobId);
+type ServiceKey = (bool, Priority, bool, Time, JobId);
 
 impl Scheduler {
     /// Finds who leaves; says when to look again.
@@ -57,7 +57,7 @@ impl Scheduler {
         }
     }
 
-    fn decide_at(&mut self, engine: usize, away: Set, now: Time) {
+    fn decide_at(&mut self, engine: usize, away: BackendSet, now: Time) {
         let mut room = self.room_in(away);
         if room == 0 {
             return;
@@ -92,15 +92,15 @@ impl Scheduler {
     }
 
     /// The jobs of an engine in the order of service; without those that were called back.
-    fn order(&self, engine: usize) -> Bounded<(Order, Place), LINE_MAX> {
+    fn order(&self, engine: usize) -> Bounded<(ServiceKey, JobPlace), LINE_MAX> {
         let backend = &self.backends[engine];
         let share = self.shares.equal_share();
-        let mut order: Bounded<(Order, Place), LINE_MAX> = Bounded::new();
+        let mut order: Bounded<(ServiceKey, JobPlace), LINE_MAX> = Bounded::new();
         for (at, entry) in self.queue.iter().enumerate() {
             if entry.home == Some(engine) && entry.leaves.is_none() {
                 let (class, due, job) = entry.order();
                 let above = self.shares.is_above(entry.app, share);
-                let _ = order.push(((true, class, above, due, job), Place::Waiting(at)));
+                let _ = order.push(((true, class, above, due, job), JobPlace::Waiting(at)));
             }
         }
         let holds_all = !backend.card.urgent_first || !self.has_room(engine);
@@ -116,20 +116,20 @@ impl Scheduler {
             let above = self.shares.is_above(run.entry.app, share);
             let place = (!first, class, above, due, job);
             let at = order.partition_point(|(other, _)| *other < place);
-            let _ = order.insert(at, (place, Place::Running(job)));
+            let _ = order.insert(at, (place, JobPlace::Running(job)));
         }
         order
     }
 
     /// What is left of a job at full speed, and what it has had.
-    fn remaining(&self, engine: usize, place: Place) -> Option<(&Entry, Spread, f64)> {
+    fn remaining(&self, engine: usize, place: JobPlace) -> Option<(&QueuedJob, Spread, f64)> {
         let rates = &self.backends[engine].rates;
         match place {
-            Place::Waiting(at) => {
+            JobPlace::Waiting(at) => {
                 let entry = self.queue.iter().nth(at)?;
                 Some((entry, rates.time(&entry.load), 0.0))
             }
-            Place::Running(job) => {
+            JobPlace::Running(job) => {
                 let run = self.running.get(job)?;
                 Some((&run.entry, run.remaining(rates, &self.predictor), run.served))
             }
@@ -138,18 +138,18 @@ impl Scheduler {
 
     /// Whether all are in time at the worst: the first question of [`leavers`], which mostly is the
     /// last, without the figures for the others.
-    fn is_certified(&self, engine: usize, order: &[(Order, Place)], now: Time) -> bool {
+    fn is_certified(&self, engine: usize, order: &[(ServiceKey, JobPlace)], now: Time) -> bool {
         let speed = self.strain.usable().max(USABLE_MIN);
         let backend = &self.backends[engine];
         let parallel = backend.parallel();
         let mut before = 0.0;
         order.iter().all(|((_, _, _, due, _), place)| {
             let own = match place {
-                Place::Waiting(at) => {
+                JobPlace::Waiting(at) => {
                     let entry = self.queue.iter().nth(*at);
                     entry.map(|entry| backend.rates.worst_ms(&entry.load))
                 }
-                Place::Running(_) => self.remaining(engine, *place).map(|(_, own, _)| own.worst),
+                JobPlace::Running(_) => self.remaining(engine, *place).map(|(_, own, _)| own.worst),
             };
             let own = own.unwrap_or_default() / speed;
             let end = before / parallel + own;
@@ -162,22 +162,22 @@ impl Scheduler {
     fn line(
         &self,
         engine: usize,
-        order: &[(Order, Place)],
-        away: Set,
+        order: &[(ServiceKey, JobPlace)],
+        away: BackendSet,
         now: Time,
-    ) -> (Line, Bounded<Place, LINE_MAX>) {
+    ) -> (ServiceOrder, Bounded<JobPlace, LINE_MAX>) {
         let slow = 1.0 / self.strain.usable().max(USABLE_MIN);
-        let mut line = Line::new();
+        let mut line = ServiceOrder::new();
         let mut places = Bounded::new();
         for ((after, class, above, ..), place) in order {
             let Some((entry, own, served)) = self.remaining(engine, *place) else { continue };
             let left = ms_until(now, entry.due());
             let may_leave = match place {
-                Place::Waiting(_) => true,
-                Place::Running(job) => self.running.get(*job).is_some_and(Running::may_move),
+                JobPlace::Waiting(_) => true,
+                JobPlace::Running(job) => self.running.get(*job).is_some_and(RunningJob::may_move),
             };
             let group = if *after { 1 + 2 * *class as u8 + u8::from(*above) } else { 0 };
-            let item = Item {
+            let item = OrderedJob {
                 own: own.map(|ms| ms * slow),
                 left,
                 group,
@@ -191,14 +191,14 @@ impl Scheduler {
 
     /// When the job must leave at the latest, from now, in milliseconds; none if it may not, or if
     /// an answer from elsewhere would most likely come too late.
-    fn leave_by(&self, entry: &Entry, served: f64, away: Set, left: f64) -> Option<f64> {
+    fn leave_by(&self, entry: &QueuedJob, served: f64, away: BackendSet, left: f64) -> Option<f64> {
         let time = self.away_ms(entry, served, away)?;
         (entry.ticket.mode == Mode::PreferLocal && left >= time.p50).then_some(left - time.p95)
     }
 
     /// How long the best of these others takes for a job that has had an engine here
     /// for so many milliseconds.
-    fn away_ms(&self, entry: &Entry, served: f64, away: Set) -> Option<Spread> {
+    fn away_ms(&self, entry: &QueuedJob, served: f64, away: BackendSet) -> Option<Spread> {
         let may = entry.candidates().without(entry.failed).and(away);
         let others = [self.sides.peer.and(may), self.sides.cloud.and(may)];
         let best = others.into_iter().find(|set| !set.is_empty())?;
@@ -210,13 +210,13 @@ impl Scheduler {
     }
 
     /// The others that may be asked and have room.
-    fn free_elsewhere(&self) -> Set {
+    fn free_elsewhere(&self) -> BackendSet {
         let away = self.healthy.and(self.sides.away());
         away.iter().filter(|b| self.has_room(*b)).collect()
     }
 
     /// How many more jobs the others can take.
-    fn room_in(&self, away: Set) -> usize {
+    fn room_in(&self, away: BackendSet) -> usize {
         let free = |b: usize| self.backends[b].slots().saturating_sub(self.running.count_at(b));
         let taken = self.queue.iter().filter(|entry| entry.leaves.is_some()).count();
         away.iter().map(free).sum::<usize>().saturating_sub(taken)
@@ -226,7 +226,7 @@ impl Scheduler {
     /// once it has started, or nobody had room for it before, or it stood in another engine's line.
     pub(super) fn leaves_at_start(
         &self,
-        entry: &Entry,
+        entry: &QueuedJob,
         engine: usize,
         now: Time,
     ) -> Option<Reason> {
@@ -238,7 +238,7 @@ impl Scheduler {
             return None;
         }
         let leave_by = Some(self.leave_by(entry, 0.0, away, left)?);
-        let alone = [Item { own, left, group: 0, leave_by }];
+        let alone = [OrderedJob { own, left, group: 0, leave_by }];
         let level = leavers(&alone, 1.0).0.first().map(|(_, level)| *level);
         let must = if entry.ticket.is_whole { level } else { level.or(Some(Level::Careful)) };
         let must = must.filter(|_| self.room_in(away) > 0)?;
@@ -246,15 +246,15 @@ impl Scheduler {
     }
 
     /// Marks the job; whether it still could be.
-    fn leave(&mut self, place: Place, reason: Reason, figures: Figures) -> bool {
+    fn leave(&mut self, place: JobPlace, reason: Reason, figures: Figures) -> bool {
         let figures = Box::new(figures);
         match place {
-            Place::Waiting(at) => {
+            JobPlace::Waiting(at) => {
                 let Some(entry) = self.queue.iter_mut().nth(at) else { return false };
                 entry.leaves = Some(reason);
                 entry.figures = Some(figures);
             }
-            Place::Running(job) => {
+            JobPlace::Running(job) => {
                 let Some(run) = self.running.get_mut(job) else { return false };
                 run.recalled = Some((reason, figures));
                 run.entry.was_recalled = true;
@@ -267,7 +267,7 @@ impl Scheduler {
     /// Heat, memory or disk, if the job that is late would be in time without them.
     pub(super) fn reason(
         &self,
-        line: &[Item],
+        line: &[OrderedJob],
         late: usize,
         level: Level,
         gone: &[usize],
@@ -280,10 +280,10 @@ impl Scheduler {
             return Reason::Deadline;
         }
         match self.strain.cause {
-            Cause::Load => Reason::Deadline,
-            Cause::Heat => Reason::Hot,
-            Cause::Memory => Reason::Memory,
-            Cause::Disk => Reason::Disk,
+            PressureCause::Load => Reason::Deadline,
+            PressureCause::Heat => Reason::Hot,
+            PressureCause::Memory => Reason::Memory,
+            PressureCause::Disk => Reason::Disk,
         }
     }
 
@@ -291,10 +291,10 @@ impl Scheduler {
     fn figures(
         &self,
         engine: usize,
-        line: &[Item],
-        places: &[Place],
-        (victim, left): (Victim, &[usize]),
-        away: Set,
+        line: &[OrderedJob],
+        places: &[JobPlace],
+        (victim, left): (Offload, &[usize]),
+        away: BackendSet,
     ) -> Option<Figures> {
         let group = line[victim.item].group;
         // who can't leave may have been helped by any that go before
@@ -325,7 +325,12 @@ impl Scheduler {
     }
 
     /// What was known when a job was started at a backend, or refused.
-    pub(super) fn figures_at(&self, entry: &Entry, backend: Option<usize>, now: Time) -> Figures {
+    pub(super) fn figures_at(
+        &self,
+        entry: &QueuedJob,
+        backend: Option<usize>,
+        now: Time,
+    ) -> Figures {
         let away = self.free_elsewhere();
         let left = ms_until(now, entry.due());
         let is_here = backend.is_some_and(|backend| self.sides.device.has(backend));
@@ -353,19 +358,19 @@ impl Scheduler {
     }
 
     /// Since it was decided that the job leaves, others may have come or gone.
-    pub(super) fn note_others(&self, entry: &mut Entry) {
+    pub(super) fn note_others(&self, entry: &mut QueuedJob) {
         let states = self.states(entry);
         let Some(figures) = &mut entry.figures else { return };
         for (known, state) in figures.servers.iter_mut().zip(states) {
-            if state.reach != Reach::Device {
+            if state.reach != Locality::Device {
                 *known = state;
             }
         }
     }
 
-    fn states(&self, entry: &Entry) -> Vec<State> {
+    fn states(&self, entry: &QueuedJob) -> Vec<ServerState> {
         let ticket = &entry.ticket;
-        let lacks = |at: usize, backend: &super::Backend| {
+        let lacks = |at: usize, backend: &super::BackendSlot| {
             let card = &backend.card;
             if ticket.model.as_ref().is_some_and(|name| !card.answers_to(name)) {
                 return Some(Reason::Model);
@@ -379,7 +384,7 @@ impl Scheduler {
             let lack = lack.or_else(|| entry.broke.has(at).then_some(Reason::Budget));
             lack.or_else(|| (!well).then(|| self.resting(at)))
         };
-        let state = |(at, backend): (usize, &super::Backend)| State {
+        let state = |(at, backend): (usize, &super::BackendSlot)| ServerState {
             server: backend.card.server.clone(),
             reach: backend.card.reach,
             lacks: lacks(at, backend),
@@ -389,7 +394,7 @@ impl Scheduler {
     }
 
     /// When a job that comes is expected to be answered here.
-    pub(super) fn predict(&self, entry: &Entry, now: Time) -> Option<Predicted> {
+    pub(super) fn predict(&self, entry: &QueuedJob, now: Time) -> Option<Predicted> {
         let engine = entry.home?;
         let backend = &self.backends[engine];
         let mut before = Spread::default();
@@ -418,9 +423,9 @@ impl Scheduler {
 
 /// Who leaves, and by which figures; and after how many milliseconds to look again, if that matters.
 pub(super) fn leavers(
-    line: &[Item],
+    line: &[OrderedJob],
     parallel: f64,
-) -> (Bounded<(Victim, Level), LINE_MAX>, Option<f64>) {
+) -> (Bounded<(Offload, Level), LINE_MAX>, Option<f64>) {
     let mut leaving = Bounded::new();
 
     // 1. the certificate
@@ -436,7 +441,7 @@ pub(super) fn leavers(
     }
 
     let last = |item: usize| line[item].leave_by;
-    let wait = |victim: &Victim| {
+    let wait = |victim: &Offload| {
         let late = last(victim.late).unwrap_or(f64::INFINITY);
         last(victim.item).unwrap_or(f64::INFINITY).min(late)
     };

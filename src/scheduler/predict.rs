@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{Card, Spent, Ticket};
+use super::event::{BackendProfile, JobSpec, TokenTimes};
 use super::window::{Window, nearest_rank};
 use crate::limits::{CLOUD_TIMES_KEPT, LENGTHS_KEPT, RATES_KEPT, TEMPLATES_MAX};
 
@@ -157,20 +157,20 @@ impl Load {
 
 impl Rates {
     /// The rates of a model as it states them, before anything was measured from here.
-    pub(super) fn stated(card: &Card) -> Rates {
+    pub(super) fn stated(card: &BackendProfile) -> Rates {
         let mut rates = Rates::default();
         rates.restate(card);
         rates
     }
 
     /// One whose answers take this long.
-    pub(super) fn answering_in(card: &Card, whole_ms: Spread) -> Rates {
+    pub(super) fn answering_in(card: &BackendProfile, whole_ms: Spread) -> Rates {
         Rates { whole_ms, ..Rates::stated(card) }
     }
 
     /// It was started anew and has measured itself. What was measured from here is believed more,
     /// unless the two are far from each other: then it runs differently than it did.
-    pub(super) fn started(&mut self, card: &Card) {
+    pub(super) fn started(&mut self, card: &BackendProfile) {
         let far = |window: &Window<RATES_KEPT>, stated: Option<f64>| {
             let ratio = window.quantile(0.5).zip(stated).map(|(seen, stated)| seen / stated);
             ratio.is_some_and(|ratio| !(1.0 / PROBE_MARGIN..=PROBE_MARGIN).contains(&ratio))
@@ -182,7 +182,7 @@ impl Rates {
         self.restate(card);
     }
 
-    fn restate(&mut self, card: &Card) {
+    fn restate(&mut self, card: &BackendProfile) {
         self.whole_ms = spread(&self.whole, AWAY_MS);
         self.each_ms = spread(&self.each, AWAY_MS);
         self.read_ms = spread(&self.read, probed(card.read_ms, READ_MS));
@@ -213,7 +213,7 @@ impl Rates {
     pub(super) fn length(
         &self,
         predictor: &Predictor,
-        ticket: &Ticket,
+        ticket: &JobSpec,
         load: &Load,
         served: f64,
     ) -> Option<Spread> {
@@ -230,7 +230,7 @@ impl Rates {
     pub(super) fn rest(
         &self,
         predictor: &Predictor,
-        ticket: &Ticket,
+        ticket: &JobSpec,
         load: &Load,
         served: f64,
     ) -> Spread {
@@ -261,7 +261,13 @@ impl Rates {
     }
 
     /// Learns from an answer that took `ms` from start to end.
-    pub(super) fn learn(&mut self, ticket: &Ticket, spent: Option<&Spent>, ms: f64, card: &Card) {
+    pub(super) fn learn(
+        &mut self,
+        ticket: &JobSpec,
+        spent: Option<&TokenTimes>,
+        ms: f64,
+        card: &BackendProfile,
+    ) {
         self.whole.push(ms);
         let Some(spent) = spent else { return self.restate(card) };
         if spent.completion_tokens > 0 {
@@ -293,14 +299,14 @@ fn unknown_length(most: f64) -> Spread {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "bounded by the largest prompt")]
-fn bytes_of(ticket: &Ticket) -> f64 {
+fn bytes_of(ticket: &JobSpec) -> f64 {
     ticket.bytes as f64 + TEMPLATE_BYTES
 }
 
 /// What is known of the answers of one task, or of one application's free prompts.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Template {
+struct TemplateStats {
     lengths: Window<LENGTHS_KEPT>,
     cached: Window<RATES_KEPT>,
     words: Window<RATES_KEPT>,
@@ -311,7 +317,7 @@ struct Template {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Predictor {
-    templates: BTreeMap<String, Template>,
+    templates: BTreeMap<String, TemplateStats>,
     clock: u64,
 }
 
@@ -331,7 +337,7 @@ impl Predictor {
     }
 
     /// What the job asks of the backend.
-    pub(super) fn load(&self, ticket: &Ticket, card: &Card, rates: &Rates) -> Load {
+    pub(super) fn load(&self, ticket: &JobSpec, card: &BackendProfile, rates: &Rates) -> Load {
         let template = self.templates.get(&ticket.template);
         if ticket.is_word {
             let known = template.map_or(WORD_MS, |template| spread(&template.words, WORD_MS));
@@ -364,7 +370,7 @@ impl Predictor {
     /// What is left to be written of an answer that has had this many tokens: of the answers that
     /// were longer than that. One that is longer than all that were seen is taken to go on for as
     /// long as it may by the careful figure, and for a quarter of its length by the likely one.
-    pub(super) fn rest(&self, ticket: &Ticket, load: &Load, written: f64) -> Spread {
+    pub(super) fn rest(&self, ticket: &JobSpec, load: &Load, written: f64) -> Spread {
         let most = (load.write.worst - written).max(1.0);
         let template = self.templates.get(&ticket.template);
         let Some(known) = template.filter(|t| t.lengths.len() >= LENGTHS_ENOUGH) else {
@@ -385,7 +391,7 @@ impl Predictor {
     }
 
     /// Learns from an answer. One from elsewhere is better than no notion of its length.
-    pub(super) fn learn(&mut self, ticket: &Ticket, spent: &Spent, is_here: bool) {
+    pub(super) fn learn(&mut self, ticket: &JobSpec, spent: &TokenTimes, is_here: bool) {
         let template = self.template(ticket);
         if ticket.is_word {
             if !is_here {
@@ -404,7 +410,7 @@ impl Predictor {
     }
 
     /// What is known of such answers; the template that was used least lately makes room.
-    fn template(&mut self, ticket: &Ticket) -> &mut Template {
+    fn template(&mut self, ticket: &JobSpec) -> &mut TemplateStats {
         self.clock += 1;
         if !self.templates.contains_key(&ticket.template) && self.templates.len() >= TEMPLATES_MAX {
             let oldest = self.templates.iter().min_by_key(|(_, t)| t.used);
@@ -421,7 +427,7 @@ impl Predictor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::context::Reach;
+    use crate::model::context::Locality;
     use crate::scheduler::tests::{card, ticket};
 
     fn close(a: f64, b: f64) {
@@ -430,8 +436,12 @@ mod tests {
 
     #[test]
     fn a_job_takes_its_reading_and_its_writing() {
-        let card = Card { read_ms: Some(10.0), write_ms: Some(100.0), ..card("a", Reach::Device) };
-        let job = Ticket { bytes: 936, max_tokens: Some(20), ..ticket(1) };
+        let card = BackendProfile {
+            read_ms: Some(10.0),
+            write_ms: Some(100.0),
+            ..card("a", Locality::Device)
+        };
+        let job = JobSpec { bytes: 936, max_tokens: Some(20), ..ticket(1) };
         let mut predictor = Predictor::default();
         let mut rates = Rates::stated(&card);
         let time =
@@ -439,7 +449,7 @@ mod tests {
         // 1,000 bytes with the template, a quarter of a token each; half of what the answer may have
         close(time(&predictor, &rates).p50, 250.0 * 10.0 + 10.0 * 100.0);
         close(time(&predictor, &rates).worst, 1000.0 * 20.0 + 20.0 * 200.0);
-        let spent = Spent {
+        let spent = TokenTimes {
             prompt_tokens: 200,
             cached_tokens: 100,
             completion_tokens: 10,
@@ -460,9 +470,9 @@ mod tests {
     #[test]
     fn the_template_that_was_used_least_lately_is_forgotten() {
         let mut predictor = Predictor::default();
-        let spent = Spent { completion_tokens: 5, ..Spent::default() };
+        let spent = TokenTimes { completion_tokens: 5, ..TokenTimes::default() };
         for n in 0..=TEMPLATES_MAX {
-            let job = Ticket { template: format!("t{n}"), ..ticket(1) };
+            let job = JobSpec { template: format!("t{n}"), ..ticket(1) };
             predictor.learn(&job, &spent, true);
         }
         assert_eq!(predictor.templates.len(), TEMPLATES_MAX);

@@ -3,7 +3,7 @@
 use heapless::{LinearMap, Vec as Bounded};
 
 use super::fairness::AppId;
-use super::queued::Entry;
+use super::queued::QueuedJob;
 use crate::limits::{WAITING_BYTES_MAX, WAITING_JOBS_MAX};
 use crate::request::job::JobId;
 use crate::time::Time;
@@ -11,13 +11,13 @@ use crate::time::Time;
 /// The waiting jobs, in the order of class and deadline.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: Bounded<Entry, WAITING_JOBS_MAX>,
+    waiting: Bounded<QueuedJob, WAITING_JOBS_MAX>,
     bytes: usize,
 }
 
 impl Queue {
     /// Gives the job back if there is no room for it.
-    pub(super) fn offer(&mut self, entry: Entry) -> Result<(), Box<Entry>> {
+    pub(super) fn offer(&mut self, entry: QueuedJob) -> Result<(), Box<QueuedJob>> {
         let bytes = entry.ticket.bytes;
         if bytes > WAITING_BYTES_MAX.saturating_sub(self.bytes) {
             return Err(Box::new(entry));
@@ -29,37 +29,37 @@ impl Queue {
     }
 
     /// All that wait, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &QueuedJob> {
         self.waiting.iter()
     }
 
     /// All that wait, in order, to be changed in all but their place.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut QueuedJob> {
         self.waiting.iter_mut()
     }
 
     /// The job at a place of the order, taken out.
-    pub(super) fn take(&mut self, at: usize) -> Entry {
+    pub(super) fn take(&mut self, at: usize) -> QueuedJob {
         let entry = self.waiting.remove(at);
         self.bytes -= entry.ticket.bytes;
         entry
     }
 
     /// Takes one job out by name.
-    pub(super) fn remove(&mut self, job: JobId) -> Option<Entry> {
+    pub(super) fn remove(&mut self, job: JobId) -> Option<QueuedJob> {
         let at = self.waiting.iter().position(|entry| entry.job() == job)?;
         Some(self.take(at))
     }
 
     /// A job whose deadline has passed, taken out.
-    pub(super) fn expired(&mut self, now: Time) -> Option<Entry> {
+    pub(super) fn expired(&mut self, now: Time) -> Option<QueuedJob> {
         let at = self.waiting.iter().position(|entry| entry.due() <= now)?;
         Some(self.take(at))
     }
 
     /// The least urgent job of the application that has the most jobs here, taken out, if that
     /// application has at least two more than `than`.
-    pub(super) fn evict(&mut self, than: AppId) -> Option<Entry> {
+    pub(super) fn evict(&mut self, than: AppId) -> Option<QueuedJob> {
         let mut counts: LinearMap<AppId, usize, WAITING_JOBS_MAX> = LinearMap::new();
         for entry in &self.waiting {
             let count = counts.get(&entry.app).copied().unwrap_or(0);
@@ -76,7 +76,7 @@ impl Queue {
 
     /// The earliest deadline of all waiting jobs.
     pub(super) fn next_due(&self) -> Option<Time> {
-        self.waiting.iter().map(Entry::due).min()
+        self.waiting.iter().map(QueuedJob::due).min()
     }
 
     /// How many wait.
@@ -101,8 +101,8 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::job::Class;
-    use crate::scheduler::Ticket;
+    use crate::request::job::Priority;
+    use crate::scheduler::JobSpec;
     use crate::scheduler::fairness::Shares;
     use crate::scheduler::tests::{entry, ticket};
 
@@ -114,14 +114,14 @@ mod tests {
     fn earliest_deadline_first_inside_a_class() {
         let mut queue = Queue::default();
         let jobs = [
-            (1, Class::Batch, 10),
-            (2, Class::Normal, 30),
-            (3, Class::Normal, 20),
-            (4, Class::Interactive, 90),
-            (5, Class::Normal, 20),
+            (1, Priority::Batch, 10),
+            (2, Priority::Normal, 30),
+            (3, Priority::Normal, 20),
+            (4, Priority::Interactive, 90),
+            (5, Priority::Normal, 20),
         ];
         for (id, class, due) in jobs {
-            queue.offer(entry(Ticket { class, due: Time(due), ..ticket(id) })).unwrap();
+            queue.offer(entry(JobSpec { class, due: Time(due), ..ticket(id) })).unwrap();
         }
         assert_eq!(queue.next_due(), Some(Time(10)));
         assert_eq!(order_of(&queue), [4, 3, 5, 2, 1]);
@@ -143,9 +143,9 @@ mod tests {
     #[test]
     fn full_in_bytes_gives_the_job_back() {
         let mut queue = Queue::default();
-        queue.offer(entry(Ticket { bytes: WAITING_BYTES_MAX - 1, ..ticket(1) })).unwrap();
-        queue.offer(entry(Ticket { bytes: 2, ..ticket(2) })).unwrap_err();
-        queue.offer(entry(Ticket { bytes: 1, ..ticket(3) })).unwrap();
+        queue.offer(entry(JobSpec { bytes: WAITING_BYTES_MAX - 1, ..ticket(1) })).unwrap();
+        queue.offer(entry(JobSpec { bytes: 2, ..ticket(2) })).unwrap_err();
+        queue.offer(entry(JobSpec { bytes: 1, ..ticket(3) })).unwrap();
         assert_eq!(queue.bytes(), WAITING_BYTES_MAX);
         assert!((queue.fullness() - 1.0).abs() < f32::EPSILON);
     }
@@ -157,7 +157,7 @@ mod tests {
         let mut queue = Queue::default();
         for id in 0..5 {
             let app = if id == 1 { quiet } else { flood };
-            queue.offer(Entry { app, ..entry(ticket(id)) }).unwrap();
+            queue.offer(QueuedJob { app, ..entry(ticket(id)) }).unwrap();
         }
         assert!(queue.evict(flood).is_none());
         assert_eq!(queue.evict(quiet).unwrap().job(), JobId(4));

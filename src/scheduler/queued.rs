@@ -3,19 +3,19 @@
 use heapless::Vec as Bounded;
 
 use super::decision::{Attempt, Figures, Predicted, Reason};
-use super::event::{Ticket, Word};
+use super::event::{Classified, JobSpec};
 use super::fairness::AppId;
 use super::predict::{Load, Predictor, Rates, Spread};
 use crate::limits::ATTEMPTS_MAX;
 use crate::money::Usd;
-use crate::request::job::{Class, JobId};
+use crate::request::job::{JobId, Priority};
 use crate::time::Time;
 
 /// A set of backends, by their places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Set(u32);
+pub(super) struct BackendSet(u32);
 
-impl Set {
+impl BackendSet {
     pub(super) fn add(&mut self, backend: usize) {
         self.0 |= 1 << backend;
     }
@@ -28,16 +28,16 @@ impl Set {
         self.0 == 0
     }
 
-    pub(super) fn and(self, other: Set) -> Set {
-        Set(self.0 & other.0)
+    pub(super) fn and(self, other: BackendSet) -> BackendSet {
+        BackendSet(self.0 & other.0)
     }
 
-    pub(super) fn or(self, other: Set) -> Set {
-        Set(self.0 | other.0)
+    pub(super) fn or(self, other: BackendSet) -> BackendSet {
+        BackendSet(self.0 | other.0)
     }
 
-    pub(super) fn without(self, other: Set) -> Set {
-        Set(self.0 & !other.0)
+    pub(super) fn without(self, other: BackendSet) -> BackendSet {
+        BackendSet(self.0 & !other.0)
     }
 
     pub(super) fn first(self) -> Option<usize> {
@@ -54,9 +54,9 @@ impl Set {
     }
 }
 
-impl FromIterator<usize> for Set {
-    fn from_iter<T: IntoIterator<Item = usize>>(backends: T) -> Set {
-        let mut set = Set::default();
+impl FromIterator<usize> for BackendSet {
+    fn from_iter<T: IntoIterator<Item = usize>>(backends: T) -> BackendSet {
+        let mut set = BackendSet::default();
         for backend in backends {
             set.add(backend);
         }
@@ -66,23 +66,23 @@ impl FromIterator<usize> for Set {
 
 /// One job that is not settled.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) ticket: Box<Ticket>,
+pub(super) struct QueuedJob {
+    pub(super) ticket: Box<JobSpec>,
     /// Its class, deadline and name.
-    pub(super) order: (Class, Time, JobId),
+    pub(super) order: (Priority, Time, JobId),
     pub(super) app: AppId,
     /// Backends that may be asked and can do it, whether they are up or not.
-    pub(super) able: Set,
+    pub(super) able: BackendSet,
     /// Backends where it failed and that may be tried again.
-    pub(super) failed: Set,
+    pub(super) failed: BackendSet,
     /// Backends that can't do it, or not well enough, and what they lack.
     pub(super) unfit: Bounded<(usize, Reason), ATTEMPTS_MAX>,
     /// Backends that may not answer what another has refused.
-    pub(super) closed: Set,
+    pub(super) closed: BackendSet,
     /// Backends that it can't pay for now.
-    pub(super) broke: Set,
+    pub(super) broke: BackendSet,
     /// The surest word so far, if none was sure enough.
-    pub(super) best: Option<Word>,
+    pub(super) best: Option<Classified>,
     pub(super) attempts: Vec<Attempt>,
     /// The engine here that would answer it.
     pub(super) home: Option<usize>,
@@ -97,7 +97,7 @@ pub(super) struct Entry {
     pub(super) was_recalled: bool,
 }
 
-impl Entry {
+impl QueuedJob {
     pub(super) fn job(&self) -> JobId {
         self.ticket.job
     }
@@ -108,18 +108,18 @@ impl Entry {
     }
 
     /// Its place among waiting jobs.
-    pub(super) fn order(&self) -> (Class, Time, JobId) {
+    pub(super) fn order(&self) -> (Priority, Time, JobId) {
         self.order
     }
 
     /// The backends that may be asked for it.
-    pub(super) fn candidates(&self) -> Set {
-        let unfit: Set = self.unfit.iter().map(|(backend, _)| *backend).collect();
+    pub(super) fn candidates(&self) -> BackendSet {
+        let unfit: BackendSet = self.unfit.iter().map(|(backend, _)| *backend).collect();
         self.able.without(unfit).without(self.closed).without(self.broke)
     }
 
     /// Asks these no more; the record says so.
-    pub(super) fn close(&mut self, closed: Set) {
+    pub(super) fn close(&mut self, closed: BackendSet) {
         self.closed = self.closed.or(closed);
         let states = self.figures.iter_mut().flat_map(|figures| &mut figures.servers);
         for (_, state) in states.enumerate().filter(|(at, _)| closed.has(*at)) {
@@ -137,8 +137,8 @@ impl Entry {
 
 /// An entry that a backend works on.
 #[derive(Debug)]
-pub(super) struct Running {
-    pub(super) entry: Entry,
+pub(super) struct RunningJob {
+    pub(super) entry: QueuedJob,
     pub(super) backend: usize,
     pub(super) started: Time,
     pub(super) reason: Reason,
@@ -152,10 +152,15 @@ pub(super) struct Running {
     pub(super) hold: Usd,
 }
 
-impl Running {
+impl RunningJob {
     /// A job that a backend has been given.
-    pub(super) fn started(entry: Entry, backend: usize, reason: Reason, now: Time) -> Running {
-        Running {
+    pub(super) fn started(
+        entry: QueuedJob,
+        backend: usize,
+        reason: Reason,
+        now: Time,
+    ) -> RunningJob {
+        RunningJob {
             entry,
             backend,
             started: now,
@@ -168,7 +173,7 @@ impl Running {
     }
 
     /// Its place among the jobs of one engine; the least is worked on.
-    pub(super) fn order(&self) -> (bool, Class, Time, JobId) {
+    pub(super) fn order(&self) -> (bool, Priority, Time, JobId) {
         let (class, due, job) = self.entry.order();
         (!self.promoted, class, due, job)
     }

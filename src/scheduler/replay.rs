@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use super::decision::{Decision, Figures, Reason, State};
-use super::event::{Answered, BackendId, Sent, Verdict, Word};
-use super::feasibility::{Item, LINE_MAX, Line};
+use super::decision::{Decision, Figures, Reason, ServerState};
+use super::event::{Answered, BackendId, Classified, Sent, Verdict};
+use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder};
 use super::offload::{USABLE_MIN, leavers};
 use super::predict::{Load, Rates};
-use super::queued::{Entry, Running};
-use super::{Card, Effect, Event, Scheduler, Ticket, route_to, strategy};
+use super::queued::{QueuedJob, RunningJob};
+use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, route_to, strategy};
 use crate::limits::{HOPS_MAX, SERVERS_MAX, WAITING_JOBS_MAX};
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::money::{Caps, Limits, Price, Usd};
-use crate::pressure::level::Strain;
-use crate::request::job::{Class, JobId, Mode};
+use crate::pressure::level::DevicePressure;
+use crate::request::job::{JobId, Mode, Priority};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::skill::GENERATE;
 use crate::time::Time;
@@ -36,8 +36,8 @@ pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
     }
     let is_nowhere = decision.route == "none";
     let effects = match (&decision.figures, decision.reason) {
-        (_, Reason::Rule) => arrive(Ticket { ruled: true, ..plain(0) }, &[]),
-        (_, Reason::Hops) => arrive(Ticket { hops: HOPS_MAX + 1, ..plain(0) }, &[]),
+        (_, Reason::Rule) => arrive(JobSpec { ruled: true, ..plain(0) }, &[]),
+        (_, Reason::Hops) => arrive(JobSpec { hops: HOPS_MAX + 1, ..plain(0) }, &[]),
         (_, Reason::Draining) => arrive(plain(0), &[Event::Drain]),
         (_, Reason::Cancelled) if is_nowhere => end_by(Event::Gone(JobId(0)), Time(0)),
         (_, Reason::Deadline) if is_nowhere => end_by(Event::Tick, plain(0).due),
@@ -62,13 +62,13 @@ pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
     settled.ok_or_else(|| "the judge lets it wait".to_owned())
 }
 
-fn plain(job: u64) -> Ticket {
-    Ticket {
+fn plain(job: u64) -> JobSpec {
+    JobSpec {
         job: JobId(job),
         app: "explain".to_owned(),
         template: "explain".to_owned(),
         due: Time::default() + Duration::from_secs(3600),
-        class: Class::Normal,
+        class: Priority::Normal,
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
@@ -85,21 +85,21 @@ fn plain(job: u64) -> Ticket {
     }
 }
 
-fn card(server: &str, reach: Reach) -> Card {
-    Card {
+fn card(server: &str, reach: Locality) -> BackendProfile {
+    BackendProfile {
         model: Some(NAMED.to_owned()),
         urgent_first: true,
         max_tokens: 1,
-        ..Card::unknown(server, reach)
+        ..BackendProfile::unknown(server, reach)
     }
 }
 
 /// A house with one engine that is away, so that everything waits.
 fn away() -> Scheduler {
-    Scheduler::new(vec![card("local", Reach::Device)])
+    Scheduler::new(vec![card("local", Locality::Device)])
 }
 
-fn arrive(ticket: Ticket, before: &[Event]) -> Vec<Effect> {
+fn arrive(ticket: JobSpec, before: &[Event]) -> Vec<Effect> {
     let mut scheduler = away();
     for event in before {
         scheduler.on(event.clone(), Time(0));
@@ -109,7 +109,7 @@ fn arrive(ticket: Ticket, before: &[Event]) -> Vec<Effect> {
 
 /// A job that only a model could answer that nobody can pay for.
 fn penniless() -> Vec<Effect> {
-    let dear = Card { price: price(), ..card("cloud", Reach::Cloud) };
+    let dear = BackendProfile { price: price(), ..card("cloud", Locality::Cloud) };
     let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(vec![dear]) };
     scheduler.on(Event::Arrived(plain(0)), Time(0))
 }
@@ -170,7 +170,8 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     let unfit = |code| Fault::Unfit(Refusal::new(code, ""));
     if last == Some("forbidden") {
         // it named some who might do it; they could not either
-        let nobody = |backend: &mut super::Backend| backend.card.fallbacks = vec![String::new()];
+        let nobody =
+            |backend: &mut super::BackendSlot| backend.card.fallbacks = vec![String::new()];
         scheduler.backends.iter_mut().for_each(nobody);
     }
     let end = |outcome| Event::Ended { job, outcome };
@@ -230,16 +231,16 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
     let chosen = decision.attempts.last().map(|last| last.server.as_str());
     let cards = figures.servers.iter().map(|state| card_of(state, figures)).collect();
     let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(cards) };
-    scheduler.strain = Strain {
+    scheduler.strain = DevicePressure {
         #[expect(clippy::cast_possible_truncation, reason = "it was one when it was written")]
         duty: figures.duty as f32,
         stage: figures.stage,
         cause: figures.cause,
-        ..Strain::default()
+        ..DevicePressure::default()
     };
     for (backend, state) in scheduler.backends.iter_mut().zip(&figures.servers) {
         let is_chosen = Some(state.server.as_str()) == chosen;
-        let is_away = state.reach != Reach::Device;
+        let is_away = state.reach != Locality::Device;
         let rests = matches!(state.lacks, Some(Reason::Resting | Reason::Memory));
         let useless = is_away && figures.away.is_none();
         backend.up = is_chosen || !(rests || useless);
@@ -250,17 +251,17 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
     }
     for at in (0..figures.servers.len()).filter(|at| figures.servers[*at].full) {
         let entry = scheduler.entry(plain(FIRST_OTHER + at as u64));
-        scheduler.running.add(Running::started(entry, at, Reason::Feasible, Time(0)));
+        scheduler.running.add(RunningJob::started(entry, at, Reason::Feasible, Time(0)));
     }
     scheduler.take_health(Time(0));
     scheduler
 }
 
 /// A model that lacks what it lacked.
-fn card_of(state: &State, figures: &Figures) -> Card {
+fn card_of(state: &ServerState, figures: &Figures) -> BackendProfile {
     let base = card(&state.server, state.reach);
-    let is_engine = state.reach == Reach::Device;
-    Card {
+    let is_engine = state.reach == Locality::Device;
+    BackendProfile {
         model: (state.lacks != Some(Reason::Model)).then_some(base.model).flatten(),
         slots: match (is_engine, state.full) {
             (true, _) => figures.parallel.max(1),
@@ -281,10 +282,10 @@ fn card_of(state: &State, figures: &Figures) -> Card {
 }
 
 /// The job that the record is of, as it was before its last attempt.
-fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) -> Entry {
+fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) -> QueuedJob {
     let lacked = |reason| figures.servers.iter().any(|state| state.lacks == Some(reason));
     let left = figures.line.get(figures.own).map_or(3.6e6, |case| case.left);
-    let ticket = Ticket {
+    let ticket = JobSpec {
         due: after(left),
         mode: figures.mode,
         class: figures.class,
@@ -302,7 +303,7 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
     if decision.reason == Reason::Queue {
         own.leaves = Some(Reason::Queue);
     }
-    let policy = |(_, state): &(usize, &State)| state.lacks == Some(Reason::Policy);
+    let policy = |(_, state): &(usize, &ServerState)| state.lacks == Some(Reason::Policy);
     own.closed = figures.servers.iter().enumerate().filter(policy).map(|(at, _)| at).collect();
     let before = decision.attempts.len().saturating_sub(1);
     let chosen = decision.attempts.last().map_or("", |last| last.server.as_str());
@@ -312,7 +313,7 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
         let is_last = n >= before;
         match (attempt.outcome.as_str(), attempt.confidence) {
             ("unsure", Some(confidence)) => {
-                let word = Word { backend: BackendId(at), confidence };
+                let word = Classified { backend: BackendId(at), confidence };
                 if own.best.is_none_or(|best| best.confidence < confidence) {
                     own.best = Some(word);
                 }
@@ -341,17 +342,18 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
 /// Whether it leaves, with all that goes before it and behind.
 fn leaves(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
     let speed = scheduler.strain.usable().max(USABLE_MIN);
-    let mut line = Line::new();
+    let mut line = ServiceOrder::new();
     if figures.ahead.worst > 0.0 {
         let own = figures.ahead.map(|ms| ms / speed);
-        let _ = line.push(Item { own, left: f64::INFINITY, group: 0, leave_by: None });
+        let _ = line.push(OrderedJob { own, left: f64::INFINITY, group: 0, leave_by: None });
     }
     let own = line.len() + figures.own;
     for case in &figures.line {
         let work = case.work.map(|ms| ms / speed);
         // the first group of all is that of what goes before
         let group = case.group.saturating_add(1);
-        let _ = line.push(Item { own: work, left: case.left, group, leave_by: case.leave_by });
+        let _ =
+            line.push(OrderedJob { own: work, left: case.left, group, leave_by: case.leave_by });
     }
     let parallel = f64::from(figures.parallel.max(1));
     let (leaving, _) = leavers(&line, parallel);

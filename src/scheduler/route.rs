@@ -13,11 +13,11 @@
 //!
 //! If nothing is left, the first rule that emptied the set is the reason.
 
-use super::Backend;
+use super::BackendSlot;
 use super::decision::Reason;
-use super::event::Ticket;
-use super::queued::{Entry, Set};
-use crate::model::context::Reach;
+use super::event::JobSpec;
+use super::queued::{BackendSet, QueuedJob};
+use crate::model::context::Locality;
 use crate::request::job::Mode;
 use crate::request::refusal::{Code, Refusal};
 
@@ -30,30 +30,30 @@ const BYTES_PER_TOKEN_MAX: usize = 8;
 /// The backends of each reach.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sides {
-    pub(super) device: Set,
-    pub(super) peer: Set,
-    pub(super) cloud: Set,
+    pub(super) device: BackendSet,
+    pub(super) peer: BackendSet,
+    pub(super) cloud: BackendSet,
 }
 
 impl Sides {
-    pub(super) fn of(backends: &[Backend]) -> Sides {
+    pub(super) fn of(backends: &[BackendSlot]) -> Sides {
         let reaching = |reach| {
             let all = backends.iter().enumerate();
             all.filter(|(_, b)| b.card.reach == reach).map(|(at, _)| at).collect()
         };
         Sides {
-            device: reaching(Reach::Device),
-            peer: reaching(Reach::Peer),
-            cloud: reaching(Reach::Cloud),
+            device: reaching(Locality::Device),
+            peer: reaching(Locality::Peer),
+            cloud: reaching(Locality::Cloud),
         }
     }
 
-    pub(super) fn away(&self) -> Set {
+    pub(super) fn away(&self) -> BackendSet {
         self.peer.or(self.cloud)
     }
 
     /// The side that is wanted most first.
-    fn in_order(&self, entry: &Entry) -> [Set; 3] {
+    fn in_order(&self, entry: &QueuedJob) -> [BackendSet; 3] {
         match (entry.ticket.mode, entry.leaves) {
             (Mode::PreferLocal, Some(_)) => [self.peer, self.cloud, self.device],
             (Mode::PreferLocal | Mode::LocalOnly, _) => [self.device, self.peer, self.cloud],
@@ -63,7 +63,7 @@ impl Sides {
 
     /// Step 6: of those that may be asked, the models that are equally good and better than all
     /// others; the job waits for one of these.
-    pub(super) fn best(&self, entry: &Entry, healthy: Set) -> Set {
+    pub(super) fn best(&self, entry: &QueuedJob, healthy: BackendSet) -> BackendSet {
         let left = entry.candidates().and(healthy);
         let sides = self.in_order(entry);
         let untried = left.without(entry.failed);
@@ -76,9 +76,12 @@ impl Sides {
 ///
 /// # Errors
 /// A refusal and its reason if there is none.
-pub(super) fn able(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusal, Reason)> {
+pub(super) fn able(
+    ticket: &JobSpec,
+    backends: &[BackendSlot],
+) -> Result<BackendSet, (Refusal, Reason)> {
     let may = allowed(ticket, backends)?;
-    let can: Set = may.iter().filter(|&b| lacks(ticket, &backends[b]).is_none()).collect();
+    let can: BackendSet = may.iter().filter(|&b| lacks(ticket, &backends[b]).is_none()).collect();
     if can.is_empty() {
         let lack = nearest(may, ticket.mode, backends).and_then(|b| lacks(ticket, &backends[b]));
         return Err(incapable(ticket, lack.unwrap_or(Reason::Context)));
@@ -87,11 +90,11 @@ pub(super) fn able(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusa
 }
 
 /// Steps 1 and 2.
-fn allowed(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusal, Reason)> {
+fn allowed(ticket: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refusal, Reason)> {
     let all = 0..backends.len();
 
     // 1. asked for by name
-    let named: Set = match &ticket.model {
+    let named: BackendSet = match &ticket.model {
         Some(name) => all.filter(|&b| backends[b].card.answers_to(name)).collect(),
         None => all.collect(),
     };
@@ -102,7 +105,8 @@ fn allowed(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusal, Reaso
     }
 
     // 2. privacy
-    let may: Set = named.iter().filter(|&b| forbidden(ticket, &backends[b]).is_none()).collect();
+    let may: BackendSet =
+        named.iter().filter(|&b| forbidden(ticket, &backends[b]).is_none()).collect();
     let is_passed_on = |b: usize| forbidden(ticket, &backends[b]) == Some(Reason::Hops);
     if may.is_empty() && named.iter().any(is_passed_on) {
         let message = "it came from a neighbour already and is not handed to another";
@@ -120,13 +124,18 @@ fn allowed(ticket: &Ticket, backends: &[Backend]) -> Result<Set, (Refusal, Reaso
 }
 
 /// Why this backend is the one, once it is.
-pub(super) fn why(entry: &Entry, chosen: usize, backends: &[Backend], resting: Reason) -> Reason {
+pub(super) fn why(
+    entry: &QueuedJob,
+    chosen: usize,
+    backends: &[BackendSlot],
+    resting: Reason,
+) -> Reason {
     let wanted = match entry.ticket.mode {
         Mode::PreferLocal | Mode::LocalOnly => Reason::Feasible,
         Mode::PreferCloud | Mode::CloudOnly => Reason::Mode,
     };
     let distance = |b: usize| distance(entry.ticket.mode, backends[b].card.reach);
-    let is_away = backends[chosen].card.reach != Reach::Device;
+    let is_away = backends[chosen].card.reach != Locality::Device;
     if let (Some(reason), true) = (entry.leaves, is_away) {
         return reason;
     }
@@ -153,33 +162,33 @@ pub(super) fn why(entry: &Entry, chosen: usize, backends: &[Backend], resting: R
 
 /// Why a job must not go to this backend, if so. A neighbour's job is not handed to a neighbour:
 /// two that can't answer it would hand it to and fro.
-pub(super) fn forbidden(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
+pub(super) fn forbidden(ticket: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
     let reach = backend.card.reach;
     if !may_reach(ticket.mode, reach) {
         return Some(Reason::Mode);
     }
-    (ticket.hops > 0 && reach == Reach::Peer).then_some(Reason::Hops)
+    (ticket.hops > 0 && reach == Locality::Peer).then_some(Reason::Hops)
 }
 
 /// Whether text of a job with this mode may go that far.
-pub fn may_reach(mode: Mode, reach: Reach) -> bool {
+pub fn may_reach(mode: Mode, reach: Locality) -> bool {
     match (mode, reach) {
-        (Mode::LocalOnly, reach) => reach == Reach::Device,
-        (Mode::CloudOnly, reach) => reach != Reach::Device,
+        (Mode::LocalOnly, reach) => reach == Locality::Device,
+        (Mode::CloudOnly, reach) => reach != Locality::Device,
         (Mode::PreferLocal | Mode::PreferCloud, _) => true,
     }
 }
 
-fn nearest(among: Set, mode: Mode, backends: &[Backend]) -> Option<usize> {
+fn nearest(among: BackendSet, mode: Mode, backends: &[BackendSlot]) -> Option<usize> {
     among.iter().min_by_key(|&b| (distance(mode, backends[b].card.reach), b))
 }
 
 /// 0 is what the mode wants most.
-fn distance(mode: Mode, reach: Reach) -> u8 {
+fn distance(mode: Mode, reach: Locality) -> u8 {
     let from_here = match reach {
-        Reach::Device => 0,
-        Reach::Peer => 1,
-        Reach::Cloud => 2,
+        Locality::Device => 0,
+        Locality::Peer => 1,
+        Locality::Cloud => 2,
     };
     match mode {
         Mode::PreferLocal | Mode::LocalOnly => from_here,
@@ -188,7 +197,7 @@ fn distance(mode: Mode, reach: Reach) -> u8 {
 }
 
 /// What a model lacks for a job, if anything.
-pub(super) fn lacks(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
+pub(super) fn lacks(ticket: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
     let can = &backend.card;
     if !can.has(&ticket.talents) {
         return Some(Reason::Talent);
@@ -205,7 +214,7 @@ pub(super) fn lacks(ticket: &Ticket, backend: &Backend) -> Option<Reason> {
     None
 }
 
-fn incapable(ticket: &Ticket, lack: Reason) -> (Refusal, Reason) {
+fn incapable(ticket: &JobSpec, lack: Reason) -> (Refusal, Reason) {
     let talents = ticket.talents.join(" and ");
     let no_talent = format!("no model that may be used has the talent: {talents}");
     let (field, message) = match lack {

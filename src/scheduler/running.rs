@@ -2,26 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use super::queued::Running;
+use super::queued::RunningJob;
 use crate::request::job::JobId;
 use crate::time::Time;
 
 /// The jobs that have started, each at one backend.
 #[derive(Debug)]
-pub(super) struct Runs {
-    jobs: BTreeMap<JobId, Running>,
+pub(super) struct RunningJobs {
+    jobs: BTreeMap<JobId, RunningJob>,
     /// The same by the place of their backend.
     at: Vec<Vec<JobId>>,
     next_due: Option<Time>,
 }
 
-impl Runs {
+impl RunningJobs {
     /// Nothing runs, at so many backends.
-    pub(super) fn new(backends: usize) -> Runs {
-        Runs { jobs: BTreeMap::new(), at: vec![Vec::new(); backends], next_due: None }
+    pub(super) fn new(backends: usize) -> RunningJobs {
+        RunningJobs { jobs: BTreeMap::new(), at: vec![Vec::new(); backends], next_due: None }
     }
 
-    pub(super) fn add(&mut self, run: Running) {
+    pub(super) fn add(&mut self, run: RunningJob) {
         let job = run.entry.job();
         let due = run.entry.due();
         self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
@@ -29,7 +29,7 @@ impl Runs {
         self.jobs.insert(job, run);
     }
 
-    pub(super) fn remove(&mut self, job: JobId) -> Option<Running> {
+    pub(super) fn remove(&mut self, job: JobId) -> Option<RunningJob> {
         let run = self.jobs.remove(&job)?;
         self.at[run.backend].retain(|other| *other != job);
         if self.next_due == Some(run.entry.due()) {
@@ -38,16 +38,16 @@ impl Runs {
         Some(run)
     }
 
-    pub(super) fn get(&self, job: JobId) -> Option<&Running> {
+    pub(super) fn get(&self, job: JobId) -> Option<&RunningJob> {
         self.jobs.get(&job)
     }
 
-    pub(super) fn get_mut(&mut self, job: JobId) -> Option<&mut Running> {
+    pub(super) fn get_mut(&mut self, job: JobId) -> Option<&mut RunningJob> {
         self.jobs.get_mut(&job)
     }
 
     /// Those at this backend, in the order in which they started.
-    pub(super) fn at(&self, backend: usize) -> impl Iterator<Item = &Running> {
+    pub(super) fn at(&self, backend: usize) -> impl Iterator<Item = &RunningJob> {
         self.at[backend].iter().filter_map(|job| self.jobs.get(job))
     }
 
@@ -62,7 +62,7 @@ impl Runs {
     }
 
     /// A job whose deadline has passed, taken out.
-    pub(super) fn expired(&mut self, now: Time) -> Option<Running> {
+    pub(super) fn expired(&mut self, now: Time) -> Option<RunningJob> {
         self.next_due.filter(|due| *due <= now)?;
         let late = self.jobs.values().find(|run| run.entry.due() <= now)?.entry.job();
         self.remove(late)

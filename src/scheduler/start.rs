@@ -6,11 +6,11 @@ use heapless::Vec as Bounded;
 
 use super::decision::Reason;
 use super::event::{BackendId, Effect};
-use super::queued::{Entry, Running, Set};
+use super::queued::{BackendSet, QueuedJob, RunningJob};
 use super::{Scheduler, route};
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
-use crate::pressure::level::Stage;
-use crate::request::job::Class;
+use crate::pressure::level::PressureStage;
+use crate::request::job::Priority;
 use crate::time::Time;
 
 /// Engine time that batch jobs are owed when one of them is served before all others, in
@@ -51,14 +51,14 @@ impl Scheduler {
     }
 
     /// The first job in the order of service that can start, and where.
-    fn first_to_start(&self, open: Set) -> Option<(usize, usize)> {
+    fn first_to_start(&self, open: BackendSet) -> Option<(usize, usize)> {
         let share = self.shares.equal_share();
-        let is_above = |entry: &Entry| self.shares.is_above(entry.app, share);
-        let place = |at: usize, entry: &Entry| Some((at, self.place_for(entry, open)?));
+        let is_above = |entry: &QueuedJob| self.shares.is_above(entry.app, share);
+        let place = |at: usize, entry: &QueuedJob| Some((at, self.place_for(entry, open)?));
         if !self.queue.iter().any(is_above) {
             return self.queue.iter().enumerate().find_map(|(at, entry)| place(at, entry));
         }
-        let mut order: Bounded<(Class, bool, usize), WAITING_JOBS_MAX> = Bounded::new();
+        let mut order: Bounded<(Priority, bool, usize), WAITING_JOBS_MAX> = Bounded::new();
         for (at, entry) in self.queue.iter().enumerate() {
             let _ = order.push((entry.ticket.class, is_above(entry), at));
         }
@@ -69,11 +69,13 @@ impl Scheduler {
     /// Batch jobs that have waited while others were served get a turn.
     fn give_batch_its_turn(&mut self, now: Time) {
         for engine in self.open().and(self.sides.device).iter() {
-            if self.backends[engine].owed < BATCH_TURN_MS || self.strain.stage >= Stage::Shed {
+            if self.backends[engine].owed < BATCH_TURN_MS
+                || self.strain.stage >= PressureStage::Shed
+            {
                 continue;
             }
-            let waits = |e: &Entry| {
-                e.ticket.class == Class::Batch && e.home == Some(engine) && e.leaves.is_none()
+            let waits = |e: &QueuedJob| {
+                e.ticket.class == Priority::Batch && e.home == Some(engine) && e.leaves.is_none()
             };
             if self.running.at(engine).any(|run| run.promoted) {
                 continue;
@@ -85,13 +87,13 @@ impl Scheduler {
     }
 
     /// Backends that can be asked and have room.
-    fn open(&self) -> Set {
+    fn open(&self) -> BackendSet {
         self.healthy.iter().filter(|b| self.has_room(*b)).collect()
     }
 
     /// Where the job can start at this moment. One that should leave goes to whoever has room; it
     /// may stay after all if nobody has and an engine here has nothing to do.
-    fn place_for(&self, entry: &Entry, open: Set) -> Option<usize> {
+    fn place_for(&self, entry: &QueuedJob, open: BackendSet) -> Option<usize> {
         let best = self.sides.best(entry, self.askable(entry)).and(open);
         let fits = |b: &usize| self.may_start(entry, *b);
         let leaving = || {
@@ -105,29 +107,29 @@ impl Scheduler {
     }
 
     /// The nearest of these others, in the order of the catalog.
-    fn nearest(&self, others: Set) -> Option<usize> {
+    fn nearest(&self, others: BackendSet) -> Option<usize> {
         [self.sides.peer, self.sides.cloud].into_iter().find_map(|side| side.and(others).first())
     }
 
     /// Models elsewhere that have failed at this job and may not be asked again for now.
-    pub(super) fn barred(&self, entry: &Entry) -> Set {
-        if self.retries.may() { Set::default() } else { entry.failed.and(self.sides.away()) }
+    pub(super) fn barred(&self, entry: &QueuedJob) -> BackendSet {
+        if self.retries.may() { BackendSet::default() } else { entry.failed.and(self.sides.away()) }
     }
 
     /// Models that are well and may be asked for this job, as far as earlier failures are concerned.
-    pub(super) fn askable(&self, entry: &Entry) -> Set {
+    pub(super) fn askable(&self, entry: &QueuedJob) -> BackendSet {
         self.healthy.without(self.barred(entry))
     }
 
-    fn may_start(&self, entry: &Entry, backend: usize) -> bool {
+    fn may_start(&self, entry: &QueuedJob, backend: usize) -> bool {
         if !self.sides.device.has(backend) {
             return true;
         }
         let elsewhere = self.healthy.and(self.sides.away()).and(entry.candidates());
-        if self.strain.stage >= Stage::Closed && !elsewhere.is_empty() {
+        if self.strain.stage >= PressureStage::Closed && !elsewhere.is_empty() {
             return false;
         }
-        if self.strain.stage >= Stage::Shed && entry.ticket.class == Class::Batch {
+        if self.strain.stage >= PressureStage::Shed && entry.ticket.class == Priority::Batch {
             return false;
         }
         // a second job is of use to an engine that works on the most urgent only if it is that
@@ -141,7 +143,7 @@ impl Scheduler {
     }
 
     /// Starts a job for which there is no room to wait elsewhere, if it may go there.
-    pub(super) fn start_elsewhere(&mut self, mut entry: Entry, now: Time) -> Option<Entry> {
+    pub(super) fn start_elsewhere(&mut self, mut entry: QueuedJob, now: Time) -> Option<QueuedJob> {
         let _ = self.afford(&mut entry);
         let may = entry.candidates().and(self.open()).and(self.sides.away());
         let may = may.without(self.barred(&entry));
@@ -156,7 +158,7 @@ impl Scheduler {
         None
     }
 
-    fn run(&mut self, mut entry: Entry, backend: usize, promoted: bool, now: Time) {
+    fn run(&mut self, mut entry: QueuedJob, backend: usize, promoted: bool, now: Time) {
         let reason = route::why(&entry, backend, &self.backends, self.resting_near(&entry));
         if self.sides.away().has(backend) {
             self.retries.asked(entry.failed.has(backend));
@@ -172,15 +174,15 @@ impl Scheduler {
             self.note_others(&mut entry);
         }
         let budget: Duration = now.until(entry.due());
-        let class = if promoted { Class::Interactive } else { entry.ticket.class };
+        let class = if promoted { Priority::Interactive } else { entry.ticket.class };
         let (job, backend_id) = (entry.job(), BackendId(backend));
         let (hold, line) = self.hold(&entry, backend);
         self.effects.push(Effect::Start { job, backend: backend_id, budget, class, hold: line });
-        let run = Running::started(entry, backend, reason, now);
-        self.running.add(Running { promoted, hold, ..run });
+        let run = RunningJob::started(entry, backend, reason, now);
+        self.running.add(RunningJob { promoted, hold, ..run });
     }
 
-    fn resting_near(&self, entry: &Entry) -> Reason {
+    fn resting_near(&self, entry: &QueuedJob) -> Reason {
         entry.home.map_or(Reason::Resting, |home| self.resting(home))
     }
 }

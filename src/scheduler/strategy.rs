@@ -6,9 +6,9 @@
 //!   which a judge prefers whichever stands first; else the one from furthest away, where the larger
 //!   models are.
 
-use super::decision::{Decision, Reason, Step};
+use super::decision::{Decision, Reason, StrategyStep};
 use super::replay::explain as explain_one;
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::model::generate::{Finish, Usage};
 use crate::request::format;
 use crate::request::format::Format;
@@ -47,7 +47,7 @@ pub fn mean_logprob(usage: &Usage) -> Option<f32> {
 }
 
 /// Which of these counts, and why; `steps` are in the order in which they were asked.
-pub fn conclude(strategy: Strategy, steps: &[Step]) -> Option<(usize, Reason)> {
+pub fn conclude(strategy: Strategy, steps: &[StrategyStep]) -> Option<(usize, Reason)> {
     let last = steps.len().checked_sub(1)?;
     let own = |at: usize| (at, steps[at].decision.reason);
     Some(match strategy {
@@ -76,7 +76,7 @@ pub fn conclude(strategy: Strategy, steps: &[Step]) -> Option<(usize, Reason)> {
 }
 
 /// What all who judge prefer, if they do: one that prefers whatever stands first prefers nothing.
-fn preferred(steps: &[Step]) -> Option<usize> {
+fn preferred(steps: &[StrategyStep]) -> Option<usize> {
     let mut words = steps.iter().filter(|step| step.judges).map(|step| step.prefers);
     let first = words.next()??;
     words.all(|word| word == Some(first)).then_some(first)
@@ -84,7 +84,7 @@ fn preferred(steps: &[Step]) -> Option<usize> {
 
 /// What a judge decides between: the answers that lack nothing, if no two of them agree; else it has
 /// nothing to say, and there are none.
-pub fn contested(steps: &[Step]) -> Vec<usize> {
+pub fn contested(steps: &[StrategyStep]) -> Vec<usize> {
     let is_good = |at: &usize| steps[*at].answered && steps[*at].lacks.is_none();
     let good: Vec<usize> = (0..steps.len()).filter(is_good).collect();
     let is_open = good.len() > 1 && good.iter().all(|at| steps[*at].agree == 1);
@@ -92,14 +92,14 @@ pub fn contested(steps: &[Step]) -> Vec<usize> {
 }
 
 fn distance(route: &str) -> u8 {
-    [Reach::Device, Reach::Peer, Reach::Cloud]
+    [Locality::Device, Locality::Peer, Locality::Cloud]
         .into_iter()
         .position(|reach| super::route_to(reach) == route)
         .map_or(0, |at| 1 + u8::try_from(at).unwrap_or(0))
 }
 
 /// One record of all steps; the attempts of all stand in it one after the other.
-pub fn record(strategy: Strategy, steps: Vec<Step>, counts: (usize, Reason)) -> Decision {
+pub fn record(strategy: Strategy, steps: Vec<StrategyStep>, counts: (usize, Reason)) -> Decision {
     let (at, reason) = counts;
     let own = &steps[at].decision;
     Decision {

@@ -5,17 +5,17 @@ use std::time::Duration;
 use super::*;
 use crate::limits::{REST_MAX, REST_MIN, RETRIES_SAVED_MAX, RETRY_EVERY, WAITING_JOBS_MAX};
 use crate::model::generate::Fault;
-use crate::request::job::{Class, Mode};
+use crate::request::job::{Mode, Priority};
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE};
 
 /// A small job with a minute's time.
-pub(super) fn ticket(id: u64) -> Ticket {
-    Ticket {
+pub(super) fn ticket(id: u64) -> JobSpec {
+    JobSpec {
         job: JobId(id),
         app: "app".to_owned(),
         template: "app".to_owned(),
         due: Time(60_000_000),
-        class: Class::Normal,
+        class: Priority::Normal,
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
@@ -33,26 +33,28 @@ pub(super) fn ticket(id: u64) -> Ticket {
 }
 
 /// The same as the judge keeps it.
-pub(super) fn entry(ticket: Ticket) -> Entry {
+pub(super) fn entry(ticket: JobSpec) -> QueuedJob {
     Scheduler::new(Vec::new()).entry(ticket)
 }
 
-pub(super) fn card(server: &str, reach: Reach) -> Card {
-    Card {
+pub(super) fn card(server: &str, reach: Locality) -> BackendProfile {
+    BackendProfile {
         model: Some(format!("{server}-model")),
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
         context_tokens: 1000,
-        ..Card::unknown(server, reach)
+        ..BackendProfile::unknown(server, reach)
     }
 }
 
 /// A local model that lacks schemas and long contexts, a peer, and a cloud that can all.
 fn house() -> Scheduler {
-    let local = Card { json_schema: false, tools: false, ..card("local", Reach::Device) };
-    let cloud = Card { context_tokens: 100_000, slots: 8, ..card("cloud", Reach::Cloud) };
-    let cards = vec![local, card("peer", Reach::Peer), cloud];
+    let local =
+        BackendProfile { json_schema: false, tools: false, ..card("local", Locality::Device) };
+    let cloud =
+        BackendProfile { context_tokens: 100_000, slots: 8, ..card("cloud", Locality::Cloud) };
+    let cards = vec![local, card("peer", Locality::Peer), cloud];
     let mut scheduler = Scheduler::new(cards.clone());
     for (n, card) in cards.into_iter().enumerate() {
         assert_eq!(scheduler.on(Event::Up(BackendId(n), card), Time(0)), []);
@@ -76,7 +78,7 @@ fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
 
 #[test]
 fn where_a_job_goes() {
-    let check = |name: &str, ticket: Ticket, expected: Option<usize>, reason: Reason| {
+    let check = |name: &str, ticket: JobSpec, expected: Option<usize>, reason: Reason| {
         let mut scheduler = house();
         let job = ticket.job;
         let effects = scheduler.on(Event::Arrived(ticket), Time(0));
@@ -91,32 +93,32 @@ fn where_a_job_goes() {
         assert_eq!(decision.reason, reason, "{name}");
     };
     let plain = ticket(1);
-    let with_mode = |mode| Ticket { mode, ..ticket(1) };
+    let with_mode = |mode| JobSpec { mode, ..ticket(1) };
     check("plain", plain.clone(), Some(0), Reason::Feasible);
     check("local-only", with_mode(Mode::LocalOnly), Some(0), Reason::Feasible);
     check("prefer-cloud", with_mode(Mode::PreferCloud), Some(2), Reason::Mode);
     check("cloud-only", with_mode(Mode::CloudOnly), Some(2), Reason::Mode);
-    let schema = Ticket { wants_json: true, ..plain.clone() };
+    let schema = JobSpec { wants_json: true, ..plain.clone() };
     check("schema", schema.clone(), Some(1), Reason::Schema);
-    let schema_here = Ticket { mode: Mode::LocalOnly, ..schema };
+    let schema_here = JobSpec { mode: Mode::LocalOnly, ..schema };
     check("schema, local-only", schema_here, None, Reason::Schema);
-    let tools = Ticket { wants_tools: true, ..plain.clone() };
+    let tools = JobSpec { wants_tools: true, ..plain.clone() };
     check("tools", tools, Some(1), Reason::Tools);
-    let long = Ticket { bytes: 100_000, ..plain.clone() };
+    let long = JobSpec { bytes: 100_000, ..plain.clone() };
     check("long", long.clone(), Some(2), Reason::Context);
-    check("long, local-only", Ticket { mode: Mode::LocalOnly, ..long }, None, Reason::Context);
-    let named = |name: &str| Ticket { model: Some(name.to_owned()), ..ticket(1) };
+    check("long, local-only", JobSpec { mode: Mode::LocalOnly, ..long }, None, Reason::Context);
+    let named = |name: &str| JobSpec { model: Some(name.to_owned()), ..ticket(1) };
     check("by server", named("peer"), Some(1), Reason::Feasible);
     check("by model", named("cloud-model"), Some(2), Reason::Feasible);
     check("unknown name", named("nobody"), None, Reason::Model);
-    let private = Ticket { mode: Mode::LocalOnly, ..named("cloud") };
+    let private = JobSpec { mode: Mode::LocalOnly, ..named("cloud") };
     check("named and private", private, None, Reason::Mode);
-    let passed_on = |ticket: Ticket| Ticket { hops: 1, ..ticket };
+    let passed_on = |ticket: JobSpec| JobSpec { hops: 1, ..ticket };
     check("a neighbour's", passed_on(plain.clone()), Some(0), Reason::Feasible);
-    let schema = Ticket { wants_json: true, ..plain.clone() };
+    let schema = JobSpec { wants_json: true, ..plain.clone() };
     check("a neighbour's, schema", passed_on(schema), Some(2), Reason::Schema);
     check("a neighbour's, for another", passed_on(named("peer")), None, Reason::Hops);
-    check("too many hops", Ticket { hops: HOPS_MAX + 1, ..plain }, None, Reason::Hops);
+    check("too many hops", JobSpec { hops: HOPS_MAX + 1, ..plain }, None, Reason::Hops);
 }
 
 #[test]
@@ -145,10 +147,10 @@ fn what_is_down_is_passed_over() {
 fn a_private_job_waits_for_its_model_to_come_back() {
     let mut scheduler = house();
     scheduler.on(Event::Down(BackendId(0)), Time(0));
-    let private = Ticket { mode: Mode::LocalOnly, ..ticket(1) };
+    let private = JobSpec { mode: Mode::LocalOnly, ..ticket(1) };
     assert_eq!(scheduler.on(Event::Arrived(private), Time(0)), []);
     assert_eq!(scheduler.load(), (1, 0));
-    let local = Card { json_schema: false, ..card("local", Reach::Device) };
+    let local = BackendProfile { json_schema: false, ..card("local", Locality::Device) };
     assert_eq!(started(&scheduler.on(Event::Up(BackendId(0), local), Time(9))), Some(0));
 }
 
@@ -178,7 +180,7 @@ fn after_a_crash_another_answers_unless_something_was_sent() {
 #[test]
 fn the_only_model_is_tried_again_after_a_rest() {
     let mut scheduler = house();
-    let private = Ticket { mode: Mode::LocalOnly, ..ticket(1) };
+    let private = JobSpec { mode: Mode::LocalOnly, ..ticket(1) };
     scheduler.on(Event::Arrived(private), Time(0));
     let outcome = Err((Fault::Hung("silent".to_owned()), Sent::Nothing));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
@@ -208,7 +210,7 @@ fn a_prompt_that_is_too_long_goes_on_and_a_bad_schema_does_not() {
 
 #[test]
 fn full_means_busy_with_a_time_to_come_back() {
-    let private = |id| Ticket { mode: Mode::LocalOnly, ..ticket(id) };
+    let private = |id| JobSpec { mode: Mode::LocalOnly, ..ticket(id) };
     let mut scheduler = house();
     scheduler.on(Event::Arrived(ticket(0)), Time(0));
     scheduler.on(Event::Ended { job: JobId(0), outcome: Ok(Answered::default()) }, Time(2_000_000));
@@ -230,7 +232,7 @@ fn full_means_busy_with_a_time_to_come_back() {
     let effects = scheduler.on(Event::Ended { job: JobId(1000), outcome }, now);
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Queue);
     // and another application is not kept out
-    let other = Ticket { app: "other".to_owned(), ..private(1001) };
+    let other = JobSpec { app: "other".to_owned(), ..private(1001) };
     let effects = scheduler.on(Event::Arrived(other), now);
     let (verdict, _) = settled(&effects).unwrap();
     assert!(matches!(verdict, Verdict::Refused(_)), "{effects:?}");
@@ -240,7 +242,7 @@ fn full_means_busy_with_a_time_to_come_back() {
 #[test]
 fn deadlines_end_waiting_and_running_jobs() {
     let mut scheduler = house();
-    let due = |id, us| Ticket { due: Time(us), ..ticket(id) };
+    let due = |id, us| JobSpec { due: Time(us), ..ticket(id) };
     scheduler.on(Event::Arrived(due(1, 500)), Time(0));
     scheduler.on(Event::Arrived(due(2, 300)), Time(0));
     assert_eq!(scheduler.wake_at(Time(0)), Some(Time(300)));
@@ -274,14 +276,14 @@ fn draining_takes_nothing_and_ends_once() {
 
 /// An encoder, a language model and a cloud, all of which can classify; only the encoder embeds.
 fn classifiers() -> Scheduler {
-    let with = |card: Card, talents: &[&str]| Card {
+    let with = |card: BackendProfile, talents: &[&str]| BackendProfile {
         talents: Some(talents.iter().map(|talent| (*talent).to_owned()).collect()),
         ..card
     };
     let cards = vec![
-        with(card("encoder", Reach::Device), &[CLASSIFY, EMBED]),
-        with(card("local", Reach::Device), &[GENERATE, CLASSIFY]),
-        with(card("cloud", Reach::Cloud), &[GENERATE, CLASSIFY, "french"]),
+        with(card("encoder", Locality::Device), &[CLASSIFY, EMBED]),
+        with(card("local", Locality::Device), &[GENERATE, CLASSIFY]),
+        with(card("cloud", Locality::Cloud), &[GENERATE, CLASSIFY, "french"]),
     ];
     let mut scheduler = Scheduler::new(cards.clone());
     for (n, card) in cards.into_iter().enumerate() {
@@ -290,8 +292,8 @@ fn classifiers() -> Scheduler {
     scheduler
 }
 
-fn label_job(id: u64, margin: f32) -> Ticket {
-    Ticket { talents: vec![CLASSIFY.to_owned()], margin, ..ticket(id) }
+fn label_job(id: u64, margin: f32) -> JobSpec {
+    JobSpec { talents: vec![CLASSIFY.to_owned()], margin, ..ticket(id) }
 }
 
 fn says(scheduler: &mut Scheduler, job: u64, confidence: f32, at: u64) -> Vec<Effect> {
@@ -313,15 +315,15 @@ fn a_job_goes_to_a_model_that_has_its_talents() {
     let mut scheduler = classifiers();
     let effects = scheduler.on(Event::Arrived(ticket(1)), Time(1));
     assert_eq!(started(&effects), Some(1), "an encoder does not write");
-    let embed = Ticket { talents: vec![EMBED.to_owned()], ..ticket(2) };
+    let embed = JobSpec { talents: vec![EMBED.to_owned()], ..ticket(2) };
     assert_eq!(started(&scheduler.on(Event::Arrived(embed), Time(1))), Some(0));
     let french = vec![GENERATE.to_owned(), "french".to_owned()];
-    let effects = scheduler.on(Event::Arrived(Ticket { talents: french, ..ticket(3) }), Time(1));
+    let effects = scheduler.on(Event::Arrived(JobSpec { talents: french, ..ticket(3) }), Time(1));
     assert_eq!(started(&effects), Some(2));
     let effects =
         scheduler.on(Event::Ended { job: JobId(3), outcome: Ok(Answered::default()) }, Time(2));
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Talent);
-    let paint = Ticket { talents: vec!["paint".to_owned()], ..ticket(4) };
+    let paint = JobSpec { talents: vec!["paint".to_owned()], ..ticket(4) };
     let effects = scheduler.on(Event::Arrived(paint), Time(3));
     let (verdict, decision) = settled(&effects).unwrap();
     assert!(matches!(verdict, Verdict::Refused(r) if r.message.contains("paint")));
@@ -354,13 +356,13 @@ fn who_is_not_sure_enough_hands_on_and_the_surest_word_counts() {
 fn an_unsure_word_is_better_than_none() {
     // the next one breaks
     let mut scheduler = classifiers();
-    scheduler.on(Event::Arrived(Ticket { mode: Mode::LocalOnly, ..label_job(1, 0.6) }), Time(1));
+    scheduler.on(Event::Arrived(JobSpec { mode: Mode::LocalOnly, ..label_job(1, 0.6) }), Time(1));
     assert_eq!(started(&says(&mut scheduler, 1, 0.4, 2)), Some(1));
     let outcome = Err((Fault::Unfit(Refusal::new(Code::Invalid, "x")), Sent::Nothing));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(3));
     assert_eq!(answered_by(&effects), Some((0, Reason::Confidence)));
     // time runs out at the next one
-    scheduler.on(Event::Arrived(Ticket { due: Time(100), ..label_job(2, 0.6) }), Time(4));
+    scheduler.on(Event::Arrived(JobSpec { due: Time(100), ..label_job(2, 0.6) }), Time(4));
     assert_eq!(started(&says(&mut scheduler, 2, 0.4, 5)), Some(1));
     let effects = scheduler.on(Event::Tick, Time(100));
     assert_eq!(answered_by(&effects), Some((0, Reason::Confidence)));
@@ -379,9 +381,9 @@ fn an_unsure_word_is_better_than_none() {
 
 #[test]
 fn a_rule_needs_no_model() {
-    let mut scheduler = Scheduler::new(vec![card("down", Reach::Device)]);
+    let mut scheduler = Scheduler::new(vec![card("down", Locality::Device)]);
     let effects =
-        scheduler.on(Event::Arrived(Ticket { ruled: true, ..label_job(1, 0.6) }), Time(1));
+        scheduler.on(Event::Arrived(JobSpec { ruled: true, ..label_job(1, 0.6) }), Time(1));
     let (verdict, decision) = settled(&effects).unwrap();
     assert_eq!((verdict, decision.reason), (&Verdict::Done, Reason::Rule));
     assert_eq!(decision.route, "local");
@@ -391,7 +393,7 @@ fn a_rule_needs_no_model() {
 /// a time: 3,000 jobs, one each 10 ms.
 #[test]
 fn a_failing_provider_is_not_stormed() {
-    let cloud = Card { slots: 8, ..card("cloud", Reach::Cloud) };
+    let cloud = BackendProfile { slots: 8, ..card("cloud", Locality::Cloud) };
     let mut scheduler = Scheduler::new(vec![cloud.clone()]);
     scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
     let mut first = std::collections::BTreeSet::new();
@@ -409,7 +411,7 @@ fn a_failing_provider_is_not_stormed() {
             .collect();
         if step < 3_000 {
             let due = now + Duration::from_secs(2);
-            events.push(Event::Arrived(Ticket { mode: Mode::CloudOnly, due, ..ticket(step) }));
+            events.push(Event::Arrived(JobSpec { mode: Mode::CloudOnly, due, ..ticket(step) }));
         }
         events.push(Event::Tick);
         for event in events {
@@ -437,7 +439,7 @@ fn a_failing_provider_is_not_stormed() {
 /// After it has answered again it gets more, step by step.
 #[test]
 fn who_comes_back_gets_more_step_by_step() {
-    let cloud = Card { slots: 8, ..card("cloud", Reach::Cloud) };
+    let cloud = BackendProfile { slots: 8, ..card("cloud", Locality::Cloud) };
     let mut scheduler = Scheduler::new(vec![cloud.clone()]);
     scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
     let mut running: Vec<JobId> = Vec::new();
@@ -448,7 +450,7 @@ fn who_comes_back_gets_more_step_by_step() {
         }));
     };
     for id in 0..40 {
-        let ask = Ticket { mode: Mode::CloudOnly, ..ticket(id) };
+        let ask = JobSpec { mode: Mode::CloudOnly, ..ticket(id) };
         take(scheduler.on(Event::Arrived(ask), Time(0)), &mut running);
     }
     assert_eq!(running.len(), 8);
@@ -474,14 +476,14 @@ fn who_comes_back_gets_more_step_by_step() {
 /// Each job fails once: only a tenth of them, and those saved up, are tried again.
 #[test]
 fn retries_are_few() {
-    let cloud = card("cloud", Reach::Cloud);
+    let cloud = card("cloud", Locality::Cloud);
     let mut scheduler = Scheduler::new(vec![cloud.clone()]);
     scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
     let mut retries = 0;
     for id in 0..100 {
         let now = Time(id * 60_000_000);
         let due = now + Duration::from_secs(50);
-        let ask = Ticket { mode: Mode::CloudOnly, due, ..ticket(id) };
+        let ask = JobSpec { mode: Mode::CloudOnly, due, ..ticket(id) };
         assert_eq!(started(&scheduler.on(Event::Arrived(ask), now)), Some(0), "{id}");
         let (job, fault) = (JobId(id), Fault::Away(String::new()));
         scheduler.on(Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }, now);

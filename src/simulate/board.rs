@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// What a board is like. The rates are those of a small quantized model.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Board {
+pub struct SimulatedBoard {
     /// Its name on the command line.
     pub name: &'static str,
     /// Tokens of a prompt read in a second, when cool.
@@ -31,8 +31,8 @@ pub struct Board {
 /// The boards that can be simulated. Rates of the Raspberry Pis are published ones of a 0.5 B model;
 /// heat is that of a board in a closed case without a fan (Pi 4), with the maker's fan (Pi 5) and
 /// with its heat sink (Orin); no number here was measured by us on such a board.
-pub const BOARDS: [Board; 4] = [
-    Board {
+pub const BOARDS: [SimulatedBoard; 4] = [
+    SimulatedBoard {
         name: "pi4",
         prefill: 30.0,
         decode: 7.9,
@@ -43,7 +43,7 @@ pub const BOARDS: [Board; 4] = [
         throttled: 0.6,
         air_c: (25.0, 6.0),
     },
-    Board {
+    SimulatedBoard {
         name: "pi5",
         prefill: 80.0,
         decode: 20.4,
@@ -54,7 +54,7 @@ pub const BOARDS: [Board; 4] = [
         throttled: 0.6,
         air_c: (25.0, 6.0),
     },
-    Board {
+    SimulatedBoard {
         name: "orin",
         prefill: 800.0,
         decode: 60.0,
@@ -66,7 +66,7 @@ pub const BOARDS: [Board; 4] = [
         air_c: (30.0, 8.0),
     },
     // the engine of the first study of these policies, on a board that gets too hot at full load
-    Board {
+    SimulatedBoard {
         name: "study",
         prefill: 80.0,
         decode: 12.0,
@@ -82,20 +82,20 @@ pub const BOARDS: [Board; 4] = [
 /// The chip's temperature over time.
 #[derive(Debug, Clone, Copy)]
 pub struct Chip {
-    board: Board,
+    board: SimulatedBoard,
     /// Degrees Celsius.
     pub celsius: f64,
 }
 
 impl Chip {
     /// A board that has been idle.
-    pub fn new(board: Board) -> Chip {
+    pub fn new(board: SimulatedBoard) -> Chip {
         Chip { board, celsius: board.air_c.0 + board.idle_c }
     }
 
     /// Lets time pass in which it was busy for this share of it.
     pub fn pass(&mut self, time: Duration, busy: f64, at: Duration) {
-        let Board { air_c: (mean, swing), idle_c, busy_c, tau_s, .. } = self.board;
+        let SimulatedBoard { air_c: (mean, swing), idle_c, busy_c, tau_s, .. } = self.board;
         let day = at.as_secs_f64() / 86_400.0 * std::f64::consts::TAU;
         // coolest at midnight, when the day begins
         let air = mean - swing * day.cos();

@@ -4,18 +4,18 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::board::Board;
-use crate::request::job::{Class, Mode};
+use super::board::SimulatedBoard;
+use crate::request::job::{Mode, Priority};
 
 /// One prompt of a simulated day.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Order {
+pub struct Arrival {
     /// When it comes, from the beginning.
     pub at: Duration,
     /// Who asks.
     pub app: usize,
     /// How urgent it is.
-    pub class: Class,
+    pub class: Priority,
     /// Where it may go.
     pub mode: Mode,
     /// Time for its answer.
@@ -45,12 +45,12 @@ pub struct Demand {
 
 /// A kind of prompt: share of all, class, seconds to its deadline, tokens of the prompt and of the
 /// answer in the middle.
-type Kind = (f64, Class, u64, f64, f64);
+type ArrivalKind = (f64, Priority, u64, f64, f64);
 
-const KINDS: [Kind; 3] = [
-    (0.60, Class::Interactive, 8, 120.0, 20.0),
-    (0.30, Class::Normal, 30, 200.0, 60.0),
-    (0.10, Class::Batch, 120, 300.0, 180.0),
+const KINDS: [ArrivalKind; 3] = [
+    (0.60, Priority::Interactive, 8, 120.0, 20.0),
+    (0.30, Priority::Normal, 30, 200.0, 60.0),
+    (0.10, Priority::Batch, 120, 300.0, 180.0),
 ];
 /// Spread of the lengths of answers and prompts (sigma of the logarithm).
 const ANSWER_SIGMA: f64 = 0.6;
@@ -66,7 +66,7 @@ const STREAMED: f64 = 0.2;
 const BURST_S: f64 = 60.0;
 
 /// A day of prompts.
-pub fn day(board: &Board, demand: Demand, seed: u64) -> Vec<Order> {
+pub fn day(board: &SimulatedBoard, demand: Demand, seed: u64) -> Vec<Arrival> {
     let mut random = Rng::with_seed(seed);
     // the mean of a log-normal is e^(s²/2) times its middle
     let mean = |middle: f64, sigma: f64| middle * (sigma * sigma / 2.0).exp();
@@ -96,7 +96,7 @@ pub fn day(board: &Board, demand: Demand, seed: u64) -> Vec<Order> {
     clippy::cast_sign_loss,
     reason = "tokens of a prompt, positive and small"
 )]
-fn order(random: &mut Rng, at: f64) -> Order {
+fn order(random: &mut Rng, at: f64) -> Arrival {
     let mut pick = random.f64();
     let kind = KINDS.iter().position(|(share, ..)| {
         pick -= share;
@@ -108,7 +108,7 @@ fn order(random: &mut Rng, at: f64) -> Order {
     let mut spread = |middle: f64, sigma: f64| middle * (sigma * normal(random)).exp();
     let prompt = spread(prompt, PROMPT_SIGMA).clamp(8.0, 1500.0);
     let answer = spread(answer, ANSWER_SIGMA).clamp(1.0, most);
-    Order {
+    Arrival {
         at: Duration::from_secs_f64(at),
         app: kind * APPS + random.usize(0..APPS),
         class,

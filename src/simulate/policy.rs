@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::request::job::{JobId, Mode};
 use crate::scheduler::decision::{Decision, Pressure, Reason};
-use crate::scheduler::{BackendId, Card, Effect, Event, Scheduler, Ticket, Verdict};
+use crate::scheduler::{BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Verdict};
 use crate::time::Time;
 
 /// The engine of this device and the other model, in every simulation.
@@ -59,12 +59,12 @@ impl Policy {
 }
 
 /// Something that decides.
-pub(super) trait Judge {
+pub(super) trait Decider {
     fn on(&mut self, event: Event, now: Time) -> Vec<Effect>;
     fn wake_at(&self, now: Time) -> Option<Time>;
 }
 
-impl Judge for Scheduler {
+impl Decider for Scheduler {
     fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
         Scheduler::on(self, event, now)
     }
@@ -75,7 +75,7 @@ impl Judge for Scheduler {
 }
 
 /// The judge of a policy over these two models.
-pub(super) fn judge(policy: Policy, cards: &[Card; 2]) -> Box<dyn Judge> {
+pub(super) fn judge(policy: Policy, cards: &[BackendProfile; 2]) -> Box<dyn Decider> {
     match policy {
         Policy::Ours => Box::new(Scheduler::new(cards.to_vec())),
         Policy::Never
@@ -83,7 +83,7 @@ pub(super) fn judge(policy: Policy, cards: &[Card; 2]) -> Box<dyn Judge> {
         | Policy::OnError(_)
         | Policy::InFlight(_)
         | Policy::QueueLength(_)
-        | Policy::PredictAtArrival => Box::new(Rule {
+        | Policy::PredictAtArrival => Box::new(SimplePolicy {
             policy,
             queue: VecDeque::new(),
             here: None,
@@ -94,17 +94,17 @@ pub(super) fn judge(policy: Policy, cards: &[Card; 2]) -> Box<dyn Judge> {
 }
 
 /// First come, first served, and a rule at the arrival of each job.
-struct Rule {
+struct SimplePolicy {
     policy: Policy,
-    queue: VecDeque<Ticket>,
-    here: Option<(Ticket, Time)>,
-    away: BTreeMap<JobId, Ticket>,
+    queue: VecDeque<JobSpec>,
+    here: Option<(JobSpec, Time)>,
+    away: BTreeMap<JobId, JobSpec>,
     /// Mean time in the engine of each kind of job, in milliseconds.
     means: BTreeMap<String, f64>,
 }
 
-impl Rule {
-    fn leaves(&self, ticket: &Ticket, now: Time) -> bool {
+impl SimplePolicy {
+    fn leaves(&self, ticket: &JobSpec, now: Time) -> bool {
         if ticket.mode == Mode::LocalOnly {
             return false;
         }
@@ -116,7 +116,7 @@ impl Rule {
             Policy::OnError(most) | Policy::InFlight(most) => inside >= most,
             Policy::QueueLength(most) => waiting >= most,
             Policy::PredictAtArrival => {
-                let mean = |t: &Ticket| self.means.get(&t.template).copied().unwrap_or(0.0);
+                let mean = |t: &JobSpec| self.means.get(&t.template).copied().unwrap_or(0.0);
                 let first = self.here.as_ref().map_or(0.0, |(ticket, started)| {
                     (mean(ticket) - now.since(*started).as_secs_f64() * 1e3).max(0.0)
                 });
@@ -137,7 +137,7 @@ impl Rule {
     }
 }
 
-impl Judge for Rule {
+impl Decider for SimplePolicy {
     fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {

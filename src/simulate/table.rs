@@ -2,17 +2,28 @@
 
 use std::fmt::Write as _;
 
-use super::board::Board;
+use super::board::SimulatedBoard;
 use super::load::{Demand, day};
 use super::policy::Policy;
-use super::world::{Given, Outcome, run};
+use super::world::{DaySetup, Outcome, run};
 
 /// What a policy came to over the days of these seeds.
-pub fn over(board: &Board, demand: Demand, seeds: u64, policy: Policy, given: &Given) -> Outcome {
+pub fn over(
+    board: &SimulatedBoard,
+    demand: Demand,
+    seeds: u64,
+    policy: Policy,
+    given: &DaySetup,
+) -> Outcome {
     let mut sum = Outcome::default();
     for seed in 0..seeds.max(1) {
         let orders = day(board, demand, given.seed + seed);
-        sum.add(run(board, &orders, policy, &Given { seed: given.seed + seed, ..given.clone() }));
+        sum.add(run(
+            board,
+            &orders,
+            policy,
+            &DaySetup { seed: given.seed + seed, ..given.clone() },
+        ));
     }
     sum
 }

@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::board::{Board, Chip};
-use super::load::Order;
-use super::policy::{AWAY, HERE, Judge, Policy, judge, time_away};
-use crate::model::context::Reach;
+use super::board::{Chip, SimulatedBoard};
+use super::load::Arrival;
+use super::policy::{AWAY, Decider, HERE, Policy, judge, time_away};
+use crate::model::context::Locality;
 use crate::model::generate::Fault;
-use crate::pressure::level::{Stage, Strain};
-use crate::pressure::{Amount, Gauge, Sample, Zone};
-use crate::request::job::{Class, JobId};
+use crate::pressure::level::{DevicePressure, PressureStage};
+use crate::pressure::{Amount, Gauge, SensorSample, Zone};
+use crate::request::job::{JobId, Priority};
 use crate::scheduler::decision::Reason;
-use crate::scheduler::{Answered, Card, Effect, Event, Sent, Spent, Ticket, Verdict};
+use crate::scheduler::{
+    Answered, BackendProfile, Effect, Event, JobSpec, Sent, TokenTimes, Verdict,
+};
 use crate::time::Time;
 
 /// How often the sensors are read.
@@ -31,7 +33,7 @@ const SWAPPING: f64 = 0.3;
 
 /// What a day is given besides its prompts.
 #[derive(Debug, Clone)]
-pub struct Given {
+pub struct DaySetup {
     /// For everything that is left to chance.
     pub seed: u64,
     /// Jobs that the engine holds, the most urgent of which it works on.
@@ -40,7 +42,7 @@ pub struct Given {
     pub memory_runs_short: bool,
     /// Samples of a real device, one a second, in place of the board's own heat and memory; after
     /// the last they begin again.
-    pub trace: Option<Arc<Vec<Sample>>>,
+    pub trace: Option<Arc<Vec<SensorSample>>>,
 }
 
 /// What a day came to.
@@ -112,21 +114,21 @@ pub struct Second {
 /// A job in the engine.
 struct InEngine {
     job: JobId,
-    order: (Class, Time, JobId),
+    order: (Priority, Time, JobId),
     /// Milliseconds at full speed that are left.
     left: f64,
 }
 
 struct World<'a> {
-    given: &'a Given,
-    orders: &'a [Order],
-    board: &'a Board,
-    judge: Box<dyn Judge>,
+    given: &'a DaySetup,
+    orders: &'a [Arrival],
+    board: &'a SimulatedBoard,
+    judge: Box<dyn Decider>,
     random: Rng,
     now: Time,
     chip: Chip,
     gauge: Gauge,
-    strain: Strain,
+    strain: DevicePressure,
     engine: Vec<InEngine>,
     /// When the other model will have answered.
     remote: BTreeMap<JobId, Time>,
@@ -141,8 +143,13 @@ struct World<'a> {
 }
 
 /// Lets a policy decide over a day.
-pub fn run(board: &Board, orders: &[Order], policy: Policy, given: &Given) -> Outcome {
-    let cards = [card(board, Reach::Device, given.slots), card(board, Reach::Cloud, 32)];
+pub fn run(
+    board: &SimulatedBoard,
+    orders: &[Arrival],
+    policy: Policy,
+    given: &DaySetup,
+) -> Outcome {
+    let cards = [card(board, Locality::Device, given.slots), card(board, Locality::Cloud, 32)];
     let mut world = World {
         given,
         orders,
@@ -152,7 +159,7 @@ pub fn run(board: &Board, orders: &[Order], policy: Policy, given: &Given) -> Ou
         now: Time::default(),
         chip: Chip::new(*board),
         gauge: Gauge::default(),
-        strain: Strain::default(),
+        strain: DevicePressure::default(),
         engine: Vec::new(),
         remote: BTreeMap::new(),
         recalled: Vec::new(),
@@ -169,15 +176,15 @@ pub fn run(board: &Board, orders: &[Order], policy: Policy, given: &Given) -> Ou
     world.out
 }
 
-fn card(board: &Board, reach: Reach, slots: u32) -> Card {
-    let here = reach == Reach::Device;
-    Card {
+fn card(board: &SimulatedBoard, reach: Locality, slots: u32) -> BackendProfile {
+    let here = reach == Locality::Device;
+    BackendProfile {
         slots,
         urgent_first: here,
         read_ms: here.then_some(1e3 / board.prefill),
         write_ms: here.then_some(1e3 / board.decode),
         context_tokens: 4096,
-        ..Card::unknown(reach.name(), reach)
+        ..BackendProfile::unknown(reach.name(), reach)
     }
 }
 
@@ -258,8 +265,9 @@ impl<'a> World<'a> {
         if is_watched {
             let sample = self.sensed();
             let strain = self.gauge.on(&sample, self.now);
-            let was_closed = self.strain.stage >= Stage::Closed;
-            self.out.mode_changes += usize::from(was_closed != (strain.stage >= Stage::Closed));
+            let was_closed = self.strain.stage >= PressureStage::Closed;
+            self.out.mode_changes +=
+                usize::from(was_closed != (strain.stage >= PressureStage::Closed));
             self.strain = strain;
             self.tell(Event::Strained(strain));
         }
@@ -273,7 +281,7 @@ impl<'a> World<'a> {
     }
 
     /// What the sensors say: of the real device, or of the board.
-    fn sensed(&mut self) -> Sample {
+    fn sensed(&mut self) -> SensorSample {
         if let Some(trace) = self.given.trace.as_ref().filter(|trace| !trace.is_empty()) {
             let second = usize::try_from(self.now.0 / 1_000_000).unwrap_or(0);
             let sample = trace[second % trace.len()].clone();
@@ -286,14 +294,14 @@ impl<'a> World<'a> {
         let zone = Zone { name: "chip".to_owned(), celsius, passive, ..Zone::default() };
         let available = if self.memory_is_short() { 100 << 20 } else { 2 << 30 };
         let memory = Some(Amount { total: 4 << 30, available });
-        Sample { zones: vec![zone], memory, ..Sample::default() }
+        SensorSample { zones: vec![zone], memory, ..SensorSample::default() }
     }
 
     fn arrive(&mut self, at: usize) {
         let order = &self.orders[at];
         let bytes = (order.prompt * BYTES_PER_TOKEN) as usize;
         let kind = order.class;
-        let ticket = Ticket {
+        let ticket = JobSpec {
             job: JobId(at as u64),
             app: format!("app-{}", order.app),
             template: format!("{kind:?}"),
@@ -319,7 +327,7 @@ impl<'a> World<'a> {
     }
 
     /// What was asked: jobs are named by their place.
-    fn order(&self, job: JobId) -> &'a Order {
+    fn order(&self, job: JobId) -> &'a Arrival {
         &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)]
     }
 
@@ -343,7 +351,7 @@ impl<'a> World<'a> {
             let order = self.order(job);
             // what the engine measures: computing at the speed of the chip, without its pauses
             let slow = 1.0 / self.chip.speed();
-            let spent = Spent {
+            let spent = TokenTimes {
                 prompt_tokens: order.prompt,
                 cached_tokens: order.cached,
                 completion_tokens: order.answer,
@@ -359,10 +367,10 @@ impl<'a> World<'a> {
         let job = self.remote.iter().find(|(_, at)| **at <= self.now).map(|(job, _)| *job)?;
         self.remote.remove(&job);
         let order = self.order(job);
-        let tokens = Spent {
+        let tokens = TokenTimes {
             prompt_tokens: order.prompt,
             completion_tokens: order.answer,
-            ..Spent::default()
+            ..TokenTimes::default()
         };
         let answered = Answered { spent: Some(tokens), ..Answered::default() };
         self.tell(Event::Ended { job, outcome: Ok(answered) });

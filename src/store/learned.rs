@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::files;
 use crate::limits::LEARNED_BYTES_MAX;
-use crate::model::context::{ModelContext, Reach};
+use crate::model::context::{Locality, ModelContext};
 use crate::scheduler::Learned;
 
 /// The file's name in the folder of what the service keeps.
@@ -13,17 +13,17 @@ const NAME: &str = "learned.json";
 
 /// Where what was learned is kept, if it is.
 #[derive(Debug, Clone, Default)]
-pub struct Keep {
+pub struct LearnedStore {
     file: Option<PathBuf>,
     /// The kernel's rule for the processor's clock.
     governor: String,
 }
 
-impl Keep {
+impl LearnedStore {
     /// Keeps it in this folder; `governor` is the kernel's rule for the processor's clock, since an
     /// engine has other rates under another.
-    pub fn new(folder: Option<&Path>, governor: Option<String>) -> Keep {
-        Keep {
+    pub fn new(folder: Option<&Path>, governor: Option<String>) -> LearnedStore {
+        LearnedStore {
             file: folder.map(|folder| folder.join(NAME)),
             governor: governor.unwrap_or_default(),
         }
@@ -62,16 +62,16 @@ impl Keep {
     }
 
     /// What the rates of this model are measured of.
-    pub(crate) fn measured(&self, server: &str, reach: Reach, context: &ModelContext) -> String {
+    pub(crate) fn measured(&self, server: &str, reach: Locality, context: &ModelContext) -> String {
         let runtime = &context.runtime;
         let model = context.identification.digest.as_ref().unwrap_or(&context.identification.name);
         match reach {
-            Reach::Device => {
+            Locality::Device => {
                 let on = runtime.accelerator.as_deref().unwrap_or("cpu");
                 let (backend, threads) = (&runtime.backend, runtime.threads);
                 format!("{model} {backend} {on} {threads} {}", self.governor)
             }
-            Reach::Peer | Reach::Cloud => format!("{model} at {server}"),
+            Locality::Peer | Locality::Cloud => format!("{model} at {server}"),
         }
     }
 }
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_file_that_is_none_is_learned_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let keep = Keep::new(Some(folder.path()), None);
+        let keep = LearnedStore::new(Some(folder.path()), None);
         assert!(keep.read().is_empty());
         for text in ["", "{", "[]", "{\"models\": 3}", "\u{0}"] {
             fs::write(folder.path().join(NAME), text).unwrap();
@@ -111,7 +111,8 @@ mod tests {
         let text = r#"{"models": {"m": {"read": [1e38, -1, 2], "whole": [3e30]}},
             "answers": {"clock": 18446744073709551615, "templates": {"t": {"lengths": [1e38]}}}}"#;
         fs::write(folder.path().join(NAME), text).unwrap();
-        let kept = serde_json::to_value(Keep::new(Some(folder.path()), None).read()).unwrap();
+        let kept =
+            serde_json::to_value(LearnedStore::new(Some(folder.path()), None).read()).unwrap();
         assert_eq!(kept["models"]["m"]["read"], serde_json::json!([2.0]));
         assert_eq!(kept["models"]["m"]["whole"], serde_json::json!([]));
     }

@@ -24,7 +24,7 @@ use crate::limits::{
 };
 use crate::model::generate::Fault;
 use crate::money::{Hour, Usd};
-use crate::scheduler::books::{Books, Entry};
+use crate::scheduler::books::{Books, LedgerEntry};
 
 /// The file's name in the folder of what the service keeps.
 const NAME: &str = "spent.jsonl";
@@ -41,14 +41,14 @@ struct Begin {
 }
 
 /// A line to write, and who waits for it to be durable.
-struct Order {
-    entry: Entry,
+struct LedgerWrite {
+    entry: LedgerEntry,
     done: Option<oneshot::Sender<Result<(), String>>>,
 }
 
 /// The way to the file.
 pub(crate) struct Ledger {
-    to: mpsc::Sender<Order>,
+    to: mpsc::Sender<LedgerWrite>,
     /// Nothing may be spent that is not in the books.
     is_binding: bool,
 }
@@ -65,7 +65,7 @@ pub(crate) enum Pending {
 
 /// What the thread has.
 pub(crate) struct Writer {
-    from: mpsc::Receiver<Order>,
+    from: mpsc::Receiver<LedgerWrite>,
     disk: Result<Disk, String>,
     /// As the ledger's.
     is_binding: bool,
@@ -108,21 +108,21 @@ pub(crate) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledg
 
 impl Ledger {
     /// Puts a hold on its way.
-    pub(crate) fn hold(&self, entry: Entry) -> Pending {
+    pub(crate) fn hold(&self, entry: LedgerEntry) -> Pending {
         if !self.is_binding {
             self.note(entry);
             return Pending::Free;
         }
         let (done, told) = oneshot::channel();
-        match self.to.try_send(Order { entry, done: Some(done) }) {
+        match self.to.try_send(LedgerWrite { entry, done: Some(done) }) {
             Ok(()) => Pending::Written(told),
             Err(_) => Pending::Dropped,
         }
     }
 
     /// Writes a line that need not be durable at once: without it the hold counts.
-    pub(crate) fn note(&self, entry: Entry) {
-        if self.to.try_send(Order { entry, done: None }).is_err() {
+    pub(crate) fn note(&self, entry: LedgerEntry) {
+        if self.to.try_send(LedgerWrite { entry, done: None }).is_err() {
             tracing::warn!("the ledger is behind; a call counts as the most that it can cost");
         }
     }
@@ -209,7 +209,7 @@ impl Disk {
     /// to time, the file is made anew.
     fn write<'e>(
         &mut self,
-        entries: impl Iterator<Item = &'e Entry>,
+        entries: impl Iterator<Item = &'e LedgerEntry>,
         is_awaited: bool,
     ) -> io::Result<()> {
         let mut text = Vec::new();
@@ -278,7 +278,7 @@ fn read(path: &Path) -> io::Result<Books> {
     let begin: Begin = serde_json::from_str(first).map_err(|e| wrong(n, e.to_string()))?;
     let mut books = begin.books;
     for (n, line) in lines {
-        let entry: Entry = serde_json::from_str(line).map_err(|e| wrong(n, e.to_string()))?;
+        let entry: LedgerEntry = serde_json::from_str(line).map_err(|e| wrong(n, e.to_string()))?;
         books.write(&entry);
     }
     Ok(books)
@@ -317,12 +317,12 @@ mod tests {
         let mut first = disk(folder.path());
         hold(&mut first, 1, 30);
         hold(&mut first, 2, 50);
-        first.write([&Entry::Bill { call: 1, usd: usd(7) }].into_iter(), false).unwrap();
+        first.write([&LedgerEntry::Bill { call: 1, usd: usd(7) }].into_iter(), false).unwrap();
         drop(first);
         assert_eq!(spent(folder.path()), usd(57));
         // a bill that comes too late finds nothing
         let mut later = disk(folder.path());
-        later.write([&Entry::Bill { call: 2, usd: usd(1) }].into_iter(), true).unwrap();
+        later.write([&LedgerEntry::Bill { call: 2, usd: usd(1) }].into_iter(), true).unwrap();
         drop(later);
         assert_eq!(spent(folder.path()), usd(57));
     }
@@ -372,7 +372,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut disk = disk(folder.path());
         hold(&mut disk, 0, 1);
-        let lines: Vec<Entry> = (1..=LEDGER_LINES_MAX as u64)
+        let lines: Vec<LedgerEntry> = (1..=LEDGER_LINES_MAX as u64)
             .map(|call| disk.books.hold(call, "app", usd(1)))
             .collect();
         disk.write(lines.iter(), true).unwrap();

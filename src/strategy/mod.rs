@@ -9,15 +9,15 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use crate::clock;
-use crate::dispatch::{Answer, Dispatch, End};
+use crate::dispatch::{Answer, Dispatch, JobEnd};
 use crate::limits::COMPARED_MAX;
-use crate::model::context::{Capabilities, Reach};
+use crate::model::context::{Capabilities, Locality};
 use crate::model::generate::Usage;
 use crate::request::job::{Job, Message, Mode, Role, Strategy};
 use crate::request::refusal::Refusal;
 use crate::request::skill::{GENERATE, LOGPROBS};
 use crate::request::tools::ToolCall;
-use crate::scheduler::decision::{Reason, Step};
+use crate::scheduler::decision::{Reason, StrategyStep};
 use crate::scheduler::strategy::{conclude, contested, lacks, record};
 use crate::scheduler::{Verdict, may_reach};
 
@@ -40,15 +40,15 @@ pub fn submit(dispatch: &Dispatch, job: Job) -> Result<Answer, Refusal> {
 }
 
 /// Asks as the job's strategy wants and says how it ended.
-async fn run(dispatch: Dispatch, job: Job) -> End {
-    let work = Work { dispatch, arrived: clock::now(), job };
+async fn run(dispatch: Dispatch, job: Job) -> JobEnd {
+    let work = StrategyRun { dispatch, arrived: clock::now(), job };
     match work.job.strategy {
         Strategy::Compare => work.compare().await,
         Strategy::Single | Strategy::Cascade | Strategy::Refine => work.in_turn().await,
     }
 }
 
-struct Work {
+struct StrategyRun {
     dispatch: Dispatch,
     arrived: std::time::Instant,
     job: Job,
@@ -57,12 +57,12 @@ struct Work {
 /// What came of one model.
 pub(crate) struct Part {
     pub(crate) text: String,
-    end: End,
+    end: JobEnd,
 }
 
-impl Work {
+impl StrategyRun {
     /// First here, then elsewhere, if that is needed and allowed.
-    async fn in_turn(&self) -> End {
+    async fn in_turn(&self) -> JobEnd {
         let wants_draft = self.job.strategy == Strategy::Refine && may_leave(self.job.mode);
         let first = if wants_draft { Mode::LocalOnly } else { self.job.mode };
         let mut parts = vec![self.ask(self.step(first), true).await];
@@ -78,13 +78,13 @@ impl Work {
 
     fn wants_second(&self, first: &Part) -> bool {
         // who is not on this device has been asked already
-        let is_here = first.end.reach.is_none_or(|reach| reach == Reach::Device);
+        let is_here = first.end.reach.is_none_or(|reach| reach == Locality::Device);
         let wants = match self.job.strategy {
             Strategy::Cascade => first.is_answer() && self.lack(first).is_some(),
             Strategy::Refine => true,
             Strategy::Single | Strategy::Compare => false,
         };
-        let is_elsewhere = |reach| reach != Reach::Device && may_reach(self.job.mode, reach);
+        let is_elsewhere = |reach| reach != Locality::Device && may_reach(self.job.mode, reach);
         let others = self.dispatch.backends();
         let has_others = others.iter().any(|seen| is_elsewhere(seen.reach));
         wants && is_here && has_others && may_leave(self.job.mode) && !self.left().is_zero()
@@ -93,13 +93,13 @@ impl Work {
     /// Who is asked at once. The judge is not, unless it takes part in it to make two.
     fn contestants(&self) -> Vec<String> {
         let seen = self.dispatch.backends();
-        let can = |seen: &&crate::dispatch::Seen| {
+        let can = |seen: &&crate::dispatch::BackendStatus| {
             let can = seen.context.as_ref().map(|context| &context.capabilities);
             let calls_tools = |can: &Capabilities| can.tools || !self.job.wants_tools();
             may_reach(self.job.mode, seen.reach)
                 && can.is_some_and(|can| can.has(GENERATE) && calls_tools(can))
         };
-        let is_judge = |seen: &&crate::dispatch::Seen| {
+        let is_judge = |seen: &&crate::dispatch::BackendStatus| {
             let model = seen.context.as_ref().map(|context| context.identification.name.as_str());
             let judge = self.job.judge.as_deref();
             judge.is_some() && (judge == Some(&seen.server) || judge == model)
@@ -111,7 +111,7 @@ impl Work {
     }
 
     /// All at once; who answers the same as another ends the others' work.
-    async fn compare(&self) -> End {
+    async fn compare(&self) -> JobEnd {
         let names = self.contestants();
         if names.is_empty() || self.job.model.is_some() {
             let part = self.ask(self.step(self.job.mode), false).await;
@@ -149,7 +149,7 @@ impl Work {
     }
 
     /// Asks a judge, if there is one and it has something to say.
-    async fn judged(&self, parts: Vec<Part>) -> End {
+    async fn judged(&self, parts: Vec<Part>) -> JobEnd {
         let steps = self.steps(&parts);
         let contested = contested(&steps);
         let Some(judge) = self.job.judge.as_deref().filter(|_| !contested.is_empty()) else {
@@ -163,7 +163,7 @@ impl Work {
             }
         });
         let words = futures::future::join_all(asked).await;
-        let word = |(prefers, said): (Option<usize>, Part)| Step {
+        let word = |(prefers, said): (Option<usize>, Part)| StrategyStep {
             answered: said.is_answer(),
             lacks: None,
             agree: 0,
@@ -187,9 +187,9 @@ impl Work {
     }
 
     async fn ask(&self, mut step: Job, is_judged: bool) -> Part {
-        let knows = |seen: &crate::dispatch::Seen| {
+        let knows = |seen: &crate::dispatch::BackendStatus| {
             let context = seen.context.as_ref();
-            seen.reach == Reach::Device && context.is_some_and(|c| c.capabilities.has(LOGPROBS))
+            seen.reach == Locality::Device && context.is_some_and(|c| c.capabilities.has(LOGPROBS))
         };
         // how likely its tokens were is asked only of those who can tell
         if is_judged && self.job.threshold.is_some() && self.dispatch.backends().iter().any(knows) {
@@ -207,19 +207,19 @@ impl Work {
 
     fn lack(&self, part: &Part) -> Option<Reason> {
         let usage = part.end.usage.as_ref()?;
-        let is_here = part.end.reach == Some(Reach::Device);
+        let is_here = part.end.reach == Some(Locality::Device);
         let threshold = self.job.threshold.filter(|_| is_here);
         lacks(&self.job.format, &part.text, usage, threshold)
     }
 
-    fn end(&self, parts: Vec<Part>) -> End {
+    fn end(&self, parts: Vec<Part>) -> JobEnd {
         let steps = self.steps(&parts);
         self.conclude(parts, steps)
     }
 
-    fn steps(&self, parts: &[Part]) -> Vec<Step> {
+    fn steps(&self, parts: &[Part]) -> Vec<StrategyStep> {
         let agree = |part: &Part| parts.iter().filter(|other| other.says_as(part)).count();
-        let step = |part: &Part| Step {
+        let step = |part: &Part| StrategyStep {
             answered: part.is_answer(),
             lacks: self.lack(part),
             agree: u32::try_from(agree(part)).unwrap_or(u32::MAX),
@@ -231,7 +231,7 @@ impl Work {
     }
 
     /// One end of all parts: that which counts, with the record of all steps.
-    fn conclude(&self, mut parts: Vec<Part>, steps: Vec<Step>) -> End {
+    fn conclude(&self, mut parts: Vec<Part>, steps: Vec<StrategyStep>) -> JobEnd {
         let Some(counts) = conclude(self.job.strategy, &steps) else {
             return parts.swap_remove(0).end;
         };
@@ -241,7 +241,7 @@ impl Work {
             Some(_) => usage,
             None => Usage { logprobs: Vec::new(), ..usage },
         });
-        End {
+        JobEnd {
             kept: Some(text).filter(|text| !text.is_empty()),
             decision: record(self.job.strategy, steps, counts),
             usage,
@@ -255,7 +255,7 @@ impl Work {
 impl Part {
     /// There was no room to ask.
     fn refused(refusal: Refusal) -> Part {
-        Part { text: String::new(), end: End::refused(refusal, Reason::Queue) }
+        Part { text: String::new(), end: JobEnd::refused(refusal, Reason::Queue) }
     }
 
     pub(crate) fn is_answer(&self) -> bool {

@@ -23,7 +23,7 @@ use crate::limits::{
     PROMPT_BYTES_MAX, TOP_LOGPROBS_MAX,
 };
 use crate::request::format::Format;
-use crate::request::job::{Class, Job, JobId, Message, Mode, Role, Sampling, Strategy};
+use crate::request::job::{Job, JobId, Message, Mode, Priority, Role, Sampling, Strategy};
 use crate::request::labels::Labels;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::{Tool, ToolChoice};
@@ -111,7 +111,7 @@ pub struct Ask {
     pub deadline_ms: Option<u64>,
     /// How urgent it is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub class: Option<Class>,
+    pub class: Option<Priority>,
     /// Where it may be answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,

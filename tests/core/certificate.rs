@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pilotlight::model::context::Reach;
+use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
-use pilotlight::request::job::{Class, JobId, Mode};
-use pilotlight::scheduler::{Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket};
+use pilotlight::request::job::{JobId, Mode, Priority};
+use pilotlight::scheduler::{
+    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent,
+};
 use pilotlight::time::Time;
 
 /// What the world knows of a job that is to be answered here if it can.
 #[derive(Debug, Clone, Copy)]
 struct Promise {
     due: Time,
-    class: Class,
+    class: Priority,
     /// Milliseconds that it takes at the very worst.
     worst: f64,
     runs: bool,
@@ -33,18 +35,23 @@ fn certified(promises: &BTreeMap<JobId, Promise>, now: Time) -> bool {
 
 #[test]
 fn while_the_worst_case_is_in_time_nobody_leaves() {
-    let base = Card {
+    let base = BackendProfile {
         urgent_first: true,
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
-        ..Card::unknown("local", Reach::Device)
+        ..BackendProfile::unknown("local", Locality::Device)
     };
     let (mut held, mut left) = (0, 0);
     for seed in 0..500 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let local = Card { slots: random.u32(1..4), ..base.clone() };
-        let cloud = Card { server: "cloud".into(), reach: Reach::Cloud, slots: 64, ..base.clone() };
+        let local = BackendProfile { slots: random.u32(1..4), ..base.clone() };
+        let cloud = BackendProfile {
+            server: "cloud".into(),
+            reach: Locality::Cloud,
+            slots: 64,
+            ..base.clone()
+        };
         let mut scheduler = Scheduler::new(vec![local.clone(), cloud.clone()]);
         scheduler.on(Event::Up(BackendId(0), local), Time(0));
         scheduler.on(Event::Up(BackendId(1), cloud), Time(0));
@@ -63,14 +70,15 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
                 }
                 _ => {
                     let (bytes, tokens) = (random.usize(1..400), random.u32(1..200));
-                    let class =
-                        *random.choice(&[Class::Interactive, Class::Normal, Class::Batch]).unwrap();
+                    let class = *random
+                        .choice(&[Priority::Interactive, Priority::Normal, Priority::Batch])
+                        .unwrap();
                     let due = now + Duration::from_millis(random.u64(2_000..40_000));
                     // a token a byte and for the template, twice as slow as measured
                     let worst = (bytes as f64 + 64.0) * 2.0 + f64::from(tokens) * 20.0;
                     let promise = Promise { due, class, worst, runs: false };
                     promises.insert(JobId(id), promise);
-                    Event::Arrived(Ticket {
+                    Event::Arrived(JobSpec {
                         job: JobId(id),
                         app: "app".into(),
                         template: "app".into(),

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use pilotlight::model::context::Reach;
+use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
-use pilotlight::pressure::level::{Cause, Stage, Strain};
-use pilotlight::request::job::{Class, JobId, Mode};
+use pilotlight::pressure::level::{DevicePressure, PressureCause, PressureStage};
+use pilotlight::request::job::{JobId, Mode, Priority};
 use pilotlight::scheduler::decision::Reason;
 use pilotlight::scheduler::{
-    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict,
+    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
+    Verdict,
 };
 use pilotlight::time::Time;
 
@@ -21,15 +22,19 @@ fn at(ms: u64) -> Time {
 
 /// An engine that reads a token in 1 ms and writes one in 10 ms, and a cloud.
 fn house(slots: u32) -> Scheduler {
-    let local = Card {
+    let local = BackendProfile {
         slots,
         urgent_first: slots > 1,
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
-        ..Card::unknown("local", Reach::Device)
+        ..BackendProfile::unknown("local", Locality::Device)
     };
-    let cloud = Card { slots: 8, max_tokens: 64, ..Card::unknown("cloud", Reach::Cloud) };
+    let cloud = BackendProfile {
+        slots: 8,
+        max_tokens: 64,
+        ..BackendProfile::unknown("cloud", Locality::Cloud)
+    };
     let mut scheduler = Scheduler::new(vec![local.clone(), cloud.clone()]);
     scheduler.on(Event::Up(LOCAL, local), at(0));
     scheduler.on(Event::Up(CLOUD, cloud), at(0));
@@ -37,13 +42,13 @@ fn house(slots: u32) -> Scheduler {
 }
 
 /// A job of so many tokens, wanted after so many milliseconds from `now`.
-fn ticket(job: u64, tokens: u32, now: u64, within: u64) -> Ticket {
-    Ticket {
+fn ticket(job: u64, tokens: u32, now: u64, within: u64) -> JobSpec {
+    JobSpec {
         job: JobId(job),
         app: "app".into(),
         template: "task".into(),
         due: at(now + within),
-        class: Class::Normal,
+        class: Priority::Normal,
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
@@ -78,7 +83,7 @@ fn recalled(effects: &[Effect]) -> Vec<u64> {
 
 #[expect(clippy::unnecessary_wraps, reason = "it is the outcome of an attempt")]
 fn answer(tokens: u32) -> Result<Answered, (Fault, Sent)> {
-    let spent = Spent {
+    let spent = TokenTimes {
         prompt_tokens: 25,
         cached_tokens: 0,
         completion_tokens: tokens,
@@ -145,10 +150,13 @@ fn who_is_hopelessly_late_leaves_at_once() {
 
 #[test]
 fn who_has_to_leave_does_not_wait_for_a_full_neighbour() {
-    let local =
-        Card { read_ms: Some(1.0), write_ms: Some(10.0), ..Card::unknown("local", Reach::Device) };
-    let peer = Card { slots: 1, ..Card::unknown("peer", Reach::Peer) };
-    let cloud = Card { slots: 8, ..Card::unknown("cloud", Reach::Cloud) };
+    let local = BackendProfile {
+        read_ms: Some(1.0),
+        write_ms: Some(10.0),
+        ..BackendProfile::unknown("local", Locality::Device)
+    };
+    let peer = BackendProfile { slots: 1, ..BackendProfile::unknown("peer", Locality::Peer) };
+    let cloud = BackendProfile { slots: 8, ..BackendProfile::unknown("cloud", Locality::Cloud) };
     let cards = [local, peer, cloud];
     let mut scheduler = Scheduler::new(cards.to_vec());
     for (n, card) in cards.into_iter().enumerate() {
@@ -194,7 +202,7 @@ fn between_the_two_it_is_decided_at_the_last_moment() {
 fn what_is_read_piece_by_piece_is_not_called_back() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
-    let streamed = Ticket { is_whole: false, ..ticket(1, 4_000, now, 20_000) };
+    let streamed = JobSpec { is_whole: false, ..ticket(1, 4_000, now, 20_000) };
     scheduler.on(Event::Arrived(streamed), at(now));
     for second in 1..20 {
         let effects = scheduler.on(Event::Tick, at(now + second * 1000));
@@ -204,7 +212,7 @@ fn what_is_read_piece_by_piece_is_not_called_back() {
     let effects = scheduler.on(Event::Tick, at(now + 20_000));
     assert_eq!(reason_of(&effects, 1).0, Verdict::Expired);
     let hopeless =
-        Ticket { is_whole: false, template: "other".into(), ..ticket(2, 4_000, now, 24_000) };
+        JobSpec { is_whole: false, template: "other".into(), ..ticket(2, 4_000, now, 24_000) };
     let effects = scheduler.on(Event::Arrived(hopeless), at(now + 20_000));
     assert_eq!(started(&effects), [(2, CLOUD)]);
 }
@@ -212,14 +220,14 @@ fn what_is_read_piece_by_piece_is_not_called_back() {
 #[test]
 fn heat_and_memory_send_away_who_would_be_late_for_them() {
     for (cause, stage, duty, reason) in [
-        (Cause::Heat, Stage::Paced, 0.05, Reason::Hot),
-        (Cause::Heat, Stage::Closed, 0.05, Reason::Hot),
-        (Cause::Memory, Stage::Closed, 1.0, Reason::Memory),
-        (Cause::Disk, Stage::Closed, 1.0, Reason::Disk),
+        (PressureCause::Heat, PressureStage::Paced, 0.05, Reason::Hot),
+        (PressureCause::Heat, PressureStage::Closed, 0.05, Reason::Hot),
+        (PressureCause::Memory, PressureStage::Closed, 1.0, Reason::Memory),
+        (PressureCause::Disk, PressureStage::Closed, 1.0, Reason::Disk),
     ] {
         let mut scheduler = house(1);
         let now = taught(&mut scheduler);
-        let strain = Strain { duty, stage, cause, ..Strain::default() };
+        let strain = DevicePressure { duty, stage, cause, ..DevicePressure::default() };
         scheduler.on(Event::Strained(strain), at(now));
         // a quarter of a second's work with three seconds for it
         let effects = scheduler.on(Event::Arrived(ticket(1, 100, now, 3_500)), at(now));
@@ -228,10 +236,10 @@ fn heat_and_memory_send_away_who_would_be_late_for_them() {
         // with an hour's time heat is no reason to leave; who must stay is served in any case
         let patient = ticket(2, 100, now, 3_000_000);
         let effects = scheduler.on(Event::Arrived(patient), at(now));
-        let to = if stage == Stage::Paced { LOCAL } else { CLOUD };
+        let to = if stage == PressureStage::Paced { LOCAL } else { CLOUD };
         assert_eq!(started(&effects), [(2, to)], "{cause:?} {stage:?}");
         scheduler.on(Event::Ended { job: JobId(2), outcome: answer(20) }, at(now + 1));
-        let private = Ticket { mode: Mode::LocalOnly, ..ticket(3, 100, now, 3_500) };
+        let private = JobSpec { mode: Mode::LocalOnly, ..ticket(3, 100, now, 3_500) };
         let effects = scheduler.on(Event::Arrived(private), at(now + 1));
         assert_eq!(started(&effects), [(3, LOCAL)], "{cause:?} {stage:?}");
     }
@@ -240,21 +248,30 @@ fn heat_and_memory_send_away_who_would_be_late_for_them() {
 #[test]
 fn batch_jobs_wait_while_the_device_sheds() {
     let mut scheduler = house(1);
-    let shed = Strain { stage: Stage::Shed, cause: Cause::Memory, ..Strain::default() };
+    let shed = DevicePressure {
+        stage: PressureStage::Shed,
+        cause: PressureCause::Memory,
+        ..DevicePressure::default()
+    };
     scheduler.on(Event::Strained(shed), at(0));
-    let batch = Ticket { class: Class::Batch, mode: Mode::LocalOnly, ..ticket(1, 20, 0, 60_000) };
+    let batch =
+        JobSpec { class: Priority::Batch, mode: Mode::LocalOnly, ..ticket(1, 20, 0, 60_000) };
     assert_eq!(scheduler.on(Event::Arrived(batch), at(0)), []);
     let effects = scheduler.on(Event::Arrived(ticket(2, 20, 0, 60_000)), at(1));
     assert_eq!(started(&effects), [(2, LOCAL)]);
     scheduler.on(Event::Ended { job: JobId(2), outcome: answer(20) }, at(300));
-    let effects = scheduler.on(Event::Strained(Strain::default()), at(400));
+    let effects = scheduler.on(Event::Strained(DevicePressure::default()), at(400));
     assert_eq!(started(&effects), [(1, LOCAL)]);
 }
 
 #[test]
 fn an_idle_engine_is_ended_for_want_of_memory_and_started_again() {
     let mut scheduler = house(1);
-    let short = Strain { stage: Stage::Unload, cause: Cause::Memory, ..Strain::default() };
+    let short = DevicePressure {
+        stage: PressureStage::Unload,
+        cause: PressureCause::Memory,
+        ..DevicePressure::default()
+    };
     scheduler.on(Event::Arrived(ticket(1, 20, 0, 60_000)), at(0));
     let effects = scheduler.on(Event::Strained(short), at(1));
     assert!(!effects.contains(&Effect::Unload(LOCAL)), "it has something to do");
@@ -264,14 +281,14 @@ fn an_idle_engine_is_ended_for_want_of_memory_and_started_again() {
     let effects = scheduler.on(Event::Arrived(ticket(2, 20, 400, 60_000)), at(400));
     assert_eq!(started(&effects), [(2, CLOUD)]);
     assert_eq!(cloud_answers(&mut scheduler, 2, 500), Reason::Memory);
-    let effects = scheduler.on(Event::Strained(Strain::default()), at(600));
+    let effects = scheduler.on(Event::Strained(DevicePressure::default()), at(600));
     assert_eq!(effects, [Effect::Load(LOCAL)]);
 }
 
 #[test]
 fn an_application_that_floods_does_not_push_the_others_back() {
     let mut scheduler = house(1);
-    let private = |job, app: &str, now| Ticket {
+    let private = |job, app: &str, now| JobSpec {
         app: app.to_owned(),
         mode: Mode::LocalOnly,
         ..ticket(job, 400, now, 600_000)
@@ -298,8 +315,9 @@ fn an_application_that_floods_does_not_push_the_others_back() {
 fn batch_jobs_have_a_tenth_of_a_busy_engine() {
     let mut scheduler = house(1);
     let (mut now, mut batches, mut others) = (0, 0_u32, 0_u32);
-    let batch = |job, now| Ticket { class: Class::Batch, ..ticket(job, 64, now, 3_000_000) };
-    let urgent = |job, now| Ticket { class: Class::Interactive, ..ticket(job, 64, now, 60_000) };
+    let batch = |job, now| JobSpec { class: Priority::Batch, ..ticket(job, 64, now, 3_000_000) };
+    let urgent =
+        |job, now| JobSpec { class: Priority::Interactive, ..ticket(job, 64, now, 60_000) };
     let mut next = 1;
     let mut running = None;
     // there is always one of each that waits
@@ -335,7 +353,7 @@ fn the_more_urgent_goes_first_where_the_engine_can_go_back() {
     scheduler.on(Event::Arrived(ticket(1, 64, 0, 60_000)), at(0));
     // later: no use to have it as well
     assert_eq!(scheduler.on(Event::Arrived(ticket(2, 64, 0, 90_000)), at(1)), []);
-    let urgent = Ticket { class: Class::Interactive, ..ticket(3, 64, 0, 60_000) };
+    let urgent = JobSpec { class: Priority::Interactive, ..ticket(3, 64, 0, 60_000) };
     let effects = scheduler.on(Event::Arrived(urgent), at(2));
     assert_eq!(started(&effects), [(3, LOCAL)]);
 }

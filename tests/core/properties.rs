@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use pilotlight::device::Sensors;
-use pilotlight::pressure::level::{Stage, Strain};
-use pilotlight::pressure::{Amount, Board, Bounds, Gauge, Sample, Zone};
+use pilotlight::pressure::level::{DevicePressure, PressureStage};
+use pilotlight::pressure::{Amount, BoardReading, Bounds, Gauge, SensorSample, Zone};
 use pilotlight::scheduler::explain;
 use pilotlight::time::Time;
 use proptest::collection::vec;
@@ -28,26 +28,26 @@ fn amount() -> impl Strategy<Value = Amount> {
     (any::<u64>(), any::<u64>()).prop_map(|(total, available)| Amount { total, available })
 }
 
-fn sample() -> impl Strategy<Value = Sample> {
+fn sample() -> impl Strategy<Value = SensorSample> {
     let any_rate = || option::of(any::<f64>());
     let parts = (vec(zone(), 0..5), any::<[bool; 4]>(), option::of(amount()), option::of(amount()));
     (parts, any_rate(), any_rate()).prop_map(|((zones, bits, memory, disk), stall, rate)| {
         let [under_voltage, capped, throttled, soft_limit] = bits;
-        let board = Board { under_voltage, capped, throttled, soft_limit };
+        let board = BoardReading { under_voltage, capped, throttled, soft_limit };
         let board = bits[0].then_some(board);
-        Sample { zones, board, memory, stall, disk, busy: None, rate }
+        SensorSample { zones, board, memory, stall, disk, busy: None, rate }
     })
 }
 
-fn is_possible(strain: &Strain) -> bool {
+fn is_possible(strain: &DevicePressure) -> bool {
     let shares = [strain.heat, strain.memory, strain.disk, strain.duty];
     shares.iter().all(|share| (0.0..=1.0).contains(share)) && strain.duty > 0.0
 }
 
-fn celsius(celsius: f64) -> Sample {
+fn celsius(celsius: f64) -> SensorSample {
     let name = "thermal_zone0".to_owned();
     let zones = vec![Zone { name, celsius: Some(celsius), ..Zone::default() }];
-    Sample { zones, ..Sample::default() }
+    SensorSample { zones, ..SensorSample::default() }
 }
 
 /// A number as a record may hold it: usual, huge, tiny, negative.
@@ -162,11 +162,11 @@ proptest! {
         let free = |part: u16| total / 65_536 * u64::from(part);
         let stage = |available| {
             let memory = Some(Amount { total, available });
-            Gauge::default().on(&Sample { memory, ..Sample::default() }, Time(0)).stage
+            Gauge::default().on(&SensorSample { memory, ..SensorSample::default() }, Time(0)).stage
         };
         let (less, more) = (parts[0].min(parts[1]), parts[0].max(parts[1]));
         prop_assert!(stage(free(less)) >= stage(free(more)));
-        prop_assert!(stage(0) >= Stage::Shed);
+        prop_assert!(stage(0) >= PressureStage::Shed);
     }
 
     #[test]

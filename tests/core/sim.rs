@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pilotlight::limits::{ATTEMPTS_MAX, RUNNING_JOBS_MAX, WAITING_BYTES_MAX, WAITING_JOBS_MAX};
-use pilotlight::model::context::Reach;
+use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
-use pilotlight::pressure::level::{Cause, Stage, Strain};
-use pilotlight::request::job::{Class, JobId, Mode};
+use pilotlight::pressure::level::{DevicePressure, PressureCause, PressureStage};
+use pilotlight::request::job::{JobId, Mode, Priority};
 use pilotlight::request::refusal::{Code, Refusal};
 use pilotlight::request::skill::{CLASSIFY, GENERATE};
 use pilotlight::scheduler::{
-    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Ticket, Verdict, explain,
+    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, Verdict, explain,
 };
 use pilotlight::time::Time;
 
@@ -42,7 +42,7 @@ struct Book {
     recalled: bool,
     /// How often that came about.
     recalls: usize,
-    class: Class,
+    class: Priority,
 }
 
 impl Book {
@@ -65,21 +65,21 @@ struct World {
     seed: u64,
     random: fastrand::Rng,
     now: Time,
-    cards: Vec<Card>,
+    cards: Vec<BackendProfile>,
     up: Vec<bool>,
     books: BTreeMap<JobId, Book>,
     next: u64,
     drained: usize,
     log: Vec<String>,
-    strain: Strain,
+    strain: DevicePressure,
 }
 
 impl World {
     fn new(seed: u64) -> World {
         let mut random = fastrand::Rng::with_seed(seed);
-        let reaches = [Reach::Device, Reach::Peer, Reach::Cloud];
-        let cards: Vec<Card> = (0..random.usize(1..5))
-            .map(|n| Card {
+        let reaches = [Locality::Device, Locality::Peer, Locality::Cloud];
+        let cards: Vec<BackendProfile> = (0..random.usize(1..5))
+            .map(|n| BackendProfile {
                 urgent_first: random.bool(),
                 read_ms: Some(random.f64()),
                 write_ms: Some(random.f64() * 30.0),
@@ -98,7 +98,7 @@ impl World {
                 fallbacks: (0..random.usize(0..8) / 3)
                     .map(|_| format!("server-{}", random.usize(0..5)))
                     .collect(),
-                ..Card::unknown(&format!("server-{n}"), *random.choice(&reaches).unwrap())
+                ..BackendProfile::unknown(&format!("server-{n}"), *random.choice(&reaches).unwrap())
             })
             .collect();
         let up = vec![false; cards.len()];
@@ -112,7 +112,7 @@ impl World {
             next: 0,
             drained: 0,
             log: Vec::new(),
-            strain: Strain::default(),
+            strain: DevicePressure::default(),
         }
     }
 
@@ -137,7 +137,7 @@ impl World {
         let job = JobId(self.next);
         self.next += 1;
         let modes = [Mode::LocalOnly, Mode::PreferLocal, Mode::PreferCloud, Mode::CloudOnly];
-        let classes = [Class::Interactive, Class::Normal, Class::Batch];
+        let classes = [Priority::Interactive, Priority::Normal, Priority::Batch];
         let bytes = if random.u8(0..50) == 0 {
             random.usize(0..WAITING_BYTES_MAX / 3)
         } else {
@@ -145,7 +145,7 @@ impl World {
         };
         let talent = if random.u8(0..3) == 0 { CLASSIFY } else { GENERATE };
         let margin = if talent == CLASSIFY { random.f32() } else { 0.0 };
-        let ticket = Ticket {
+        let ticket = JobSpec {
             job,
             app: format!("app-{}", random.u8(0..3)),
             template: format!("app-{}", random.u8(0..3)),
@@ -247,15 +247,21 @@ impl World {
 
     fn strain(&mut self) -> Event {
         let random = &mut self.random;
-        let stages = [Stage::Calm, Stage::Calm, Stage::Paced, Stage::Shed, Stage::Closed];
+        let stages = [
+            PressureStage::Calm,
+            PressureStage::Calm,
+            PressureStage::Paced,
+            PressureStage::Shed,
+            PressureStage::Closed,
+        ];
         let stage = *random.choice(&stages).unwrap();
-        let causes = [Cause::Heat, Cause::Memory, Cause::Disk];
-        let calm = stage == Stage::Calm;
-        self.strain = Strain {
+        let causes = [PressureCause::Heat, PressureCause::Memory, PressureCause::Disk];
+        let calm = stage == PressureStage::Calm;
+        self.strain = DevicePressure {
             duty: if calm { 1.0 } else { random.f32() },
             stage,
-            cause: if calm { Cause::Load } else { *random.choice(&causes).unwrap() },
-            ..Strain::default()
+            cause: if calm { PressureCause::Load } else { *random.choice(&causes).unwrap() },
+            ..DevicePressure::default()
         };
         Event::Strained(self.strain)
     }
@@ -318,8 +324,8 @@ impl World {
         assert!(up, "{job:?} was given to a backend that is down");
         assert!(self.now < book.due, "{job:?} started after its deadline");
         let allowed = match book.mode {
-            Mode::LocalOnly => card.reach == Reach::Device,
-            Mode::CloudOnly => card.reach != Reach::Device,
+            Mode::LocalOnly => card.reach == Locality::Device,
+            Mode::CloudOnly => card.reach != Locality::Device,
             Mode::PreferLocal | Mode::PreferCloud => true,
         };
         let asked_again = book.unsure.iter().any(|(unsure, _)| *unsure == backend);
@@ -327,8 +333,9 @@ impl World {
         let can = card.talents.as_ref().unwrap().iter().any(|talent| talent == book.talent);
         assert!(can, "{job:?} went to a model without the talent");
         assert!(allowed, "{job:?} with {:?} went to {:?}", book.mode, card.reach);
-        let here = card.reach == Reach::Device;
-        let shed = here && self.strain.stage >= Stage::Shed && book.class == Class::Batch;
+        let here = card.reach == Locality::Device;
+        let shed =
+            here && self.strain.stage >= PressureStage::Shed && book.class == Priority::Batch;
         assert!(!shed, "{job:?} started here while batch jobs must wait");
         book.runs_on = Some(backend);
         book.starts += 1;
@@ -387,7 +394,7 @@ fn the_same_events_give_the_same_decisions() {
 
 #[test]
 fn an_idle_model_never_lets_a_job_wait() {
-    let card = Card { slots: 2, ..Card::unknown("only", Reach::Device) };
+    let card = BackendProfile { slots: 2, ..BackendProfile::unknown("only", Locality::Device) };
     for seed in 0..200 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut scheduler = Scheduler::new(vec![card.clone()]);
@@ -396,10 +403,10 @@ fn an_idle_model_never_lets_a_job_wait() {
         for id in 0..100 {
             let now = Time(id * 10);
             let event = if random.bool() || running.is_empty() {
-                Event::Arrived(Ticket {
+                Event::Arrived(JobSpec {
                     job: JobId(id),
                     due: Time(u64::MAX / 2),
-                    class: Class::Normal,
+                    class: Priority::Normal,
                     mode: Mode::PreferLocal,
                     model: None,
                     wants_json: false,

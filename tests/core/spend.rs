@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use crate::support::cloud::{Act, Cloud, answer, entry, head, piece};
 use crate::support::service::{Service, signal};
-use pilotlight::model::context::Reach;
+use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
 use pilotlight::money::{Caps, Hour, Limits, Price, SPANS, Usd};
 use pilotlight::request::job::{Job, JobId, Mode};
 use pilotlight::request::refusal::{Code, Refusal};
-use pilotlight::scheduler::books::{Books, Entry};
+use pilotlight::scheduler::books::{Books, LedgerEntry};
 use pilotlight::scheduler::decision::Reason;
 use pilotlight::scheduler::{
-    Answered, BackendId, Card, Effect, Event, Scheduler, Sent, Spent, Ticket, Verdict, explain,
+    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
+    Verdict, explain,
 };
 use pilotlight::time::Time;
 use proptest::prelude::*;
@@ -36,14 +37,14 @@ fn price() -> Price {
     Price::of_million(0.0, 10_000.0).unwrap()
 }
 
-fn cards() -> Vec<Card> {
-    let dear = |name: &str, slots| Card {
+fn cards() -> Vec<BackendProfile> {
+    let dear = |name: &str, slots| BackendProfile {
         price: price(),
         slots,
         max_tokens: 100,
-        ..Card::unknown(name, Reach::Cloud)
+        ..BackendProfile::unknown(name, Locality::Cloud)
     };
-    vec![Card::unknown("local", Reach::Device), dear("near", 3), dear("far", 2)]
+    vec![BackendProfile::unknown("local", Locality::Device), dear("near", 3), dear("far", 2)]
 }
 
 fn caps() -> Caps {
@@ -67,11 +68,11 @@ fn house(caps: Caps) -> Scheduler {
     scheduler
 }
 
-fn ticket(job: u64, app: u8, tokens: u32, mode: Mode, due: Time) -> Ticket {
+fn ticket(job: u64, app: u8, tokens: u32, mode: Mode, due: Time) -> JobSpec {
     let mut plain = Job::plain("hello", Duration::from_secs(1));
     (plain.id, plain.app, plain.mode) = (JobId(job), format!("app-{app}"), mode);
     plain.sampling.max_tokens = Some(tokens);
-    Ticket { due, ..Ticket::of(&plain, Time(0)) }
+    JobSpec { due, ..JobSpec::of(&plain, Time(0)) }
 }
 
 /// One thing that happens.
@@ -124,7 +125,7 @@ struct Truth {
     calls: Vec<(String, Hour, Usd)>,
     /// By job: where its call stands in `calls`, its backend and its most tokens.
     running: BTreeMap<u64, (Option<usize>, usize, u32)>,
-    on_disk: Vec<Entry>,
+    on_disk: Vec<LedgerEntry>,
 }
 
 impl Truth {
@@ -252,7 +253,7 @@ fn ending_of(fault: u8, used: u32, most: u32) -> (Result<Answered, (Fault, Sent)
         3 => (Fault::Hung(String::new()), cents(most)),
         4 => (Fault::Crashed(String::new()), cents(most)),
         _ => {
-            let spent = Spent { completion_tokens: used, ..Spent::default() };
+            let spent = TokenTimes { completion_tokens: used, ..TokenTimes::default() };
             let answered = Answered { spent: Some(spent), ..Answered::default() };
             return (Ok(answered), cents(used));
         }
@@ -302,7 +303,7 @@ fn who_may_be_paid_later_waits() {
     assert_eq!(started(&scheduler.on(ask(1), Time(0))), 1);
     let effects = scheduler.on(ask(2), Time(0));
     assert!(effects.is_empty(), "{effects:?}");
-    let spent = Some(Spent { completion_tokens: 1, ..Spent::default() });
+    let spent = Some(TokenTimes { completion_tokens: 1, ..TokenTimes::default() });
     let cheap = Ok(Answered { spent, ..Answered::default() });
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: cheap }, Time(1));
     assert_eq!(started(&effects), 1, "{effects:?}");

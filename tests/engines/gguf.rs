@@ -12,7 +12,7 @@ use crate::support::service::{Service, catalog, program, signal};
 use crate::support::{model_file, over_channels};
 use nix::sys::signal::Signal;
 use pilotlight::engines::gguf;
-use pilotlight::engines::gguf::Options;
+use pilotlight::engines::gguf::GgufOptions;
 use pilotlight::engines::worker::Calibration;
 use pilotlight::engines::worker::OnThread;
 use pilotlight::model::generate::Generate;
@@ -21,8 +21,8 @@ use pilotlight::request::labels::Labels;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
-fn options(path: &Path) -> Options {
-    Options {
+fn options(path: &Path) -> GgufOptions {
+    GgufOptions {
         path: path.to_owned(),
         name: Some("smollm2-135m".to_owned()),
         context_tokens: 1024,
@@ -106,7 +106,7 @@ async fn bad_files_are_clear_errors() {
             gguf::open(options(&path)).await.err().unwrap_or_else(|| panic!("{name} was loaded"));
         assert!(error.to_string().contains(said), "{name}: {error}");
     }
-    let absurd = Options { context_tokens: 2_000_000, ..options(&model_file()) };
+    let absurd = GgufOptions { context_tokens: 2_000_000, ..options(&model_file()) };
     assert!(gguf::open(absurd).await.err().unwrap().to_string().contains("at most"));
 }
 
@@ -252,7 +252,7 @@ async fn a_real_engine_can_be_simulated_on_another_board() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn labels_may_be_many_and_long() {
     // two threads that wait for each other stall beside the other tests' engines
-    let model = gguf::open(Options { threads: 1, ..options(&model_file()) }).await.unwrap();
+    let model = gguf::open(GgufOptions { threads: 1, ..options(&model_file()) }).await.unwrap();
     let mut random = fastrand::Rng::with_seed(5);
     let mut name = |n: usize| {
         let letters: String = (0..17).map(|_| random.alphanumeric()).collect();

@@ -14,10 +14,10 @@ use crate::support::mqtt::App;
 use crate::support::nearness::nearness;
 use crate::support::service::{Service, catalog, program};
 use crate::support::{model_file, runtime};
-use pilotlight::convert::{Weights, convert};
+use pilotlight::convert::{OnnxWeights, convert};
 use pilotlight::engines::gguf;
 use pilotlight::engines::onnx;
-use pilotlight::engines::onnx::Options;
+use pilotlight::engines::onnx::OnnxOptions;
 use pilotlight::engines::worker::Calibration;
 use pilotlight::engines::worker::OnThread;
 use pilotlight::model::generate::Generate;
@@ -31,18 +31,18 @@ fn folder() -> &'static Path {
         if folder.exists() {
             fs::remove_dir_all(&folder).unwrap();
         }
-        convert(&model_file(), &folder, Weights::Int8, |_, _| ()).unwrap();
+        convert(&model_file(), &folder, OnnxWeights::Int8, |_, _| ()).unwrap();
         folder
     })
 }
 
-fn options(path: &Path) -> Options {
-    Options {
+fn options(path: &Path) -> OnnxOptions {
+    OnnxOptions {
         name: Some("smollm2-135m".to_owned()),
         context_tokens: 1024,
         threads: 1,
         runtime: Some(runtime()),
-        ..Options::of(path)
+        ..OnnxOptions::of(path)
     }
 }
 
@@ -51,7 +51,7 @@ async fn model() -> OnThread {
 }
 
 async fn gguf() -> OnThread {
-    let options = gguf::Options {
+    let options = gguf::GgufOptions {
         path: model_file(),
         name: None,
         context_tokens: 1024,
@@ -176,7 +176,7 @@ async fn a_folder_of_optimum_is_read() {
 /// Each of several conversations is kept ready.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_prefixes_are_kept() {
-    let model = onnx::open(Options { prefixes: 2, ..options(folder()) }).await.unwrap();
+    let model = onnx::open(OnnxOptions { prefixes: 2, ..options(folder()) }).await.unwrap();
     let long = |what: &str| format!("{what} runs from the hills to the sea. ").repeat(10);
     let mut answers = Vec::new();
     for round in 0..2 {
@@ -229,7 +229,7 @@ async fn prepared_weights_are_made_once() {
     assert_eq!(folders.count(), 1, "something was left behind");
 }
 
-async fn said(options: Options) -> String {
+async fn said(options: OnnxOptions) -> String {
     onnx::open(options).await.err().expect("it was opened").to_string()
 }
 
@@ -285,8 +285,8 @@ async fn bad_folders_are_clear_errors() {
             edit("genai_config.json", &|c| c["model"]["decoder"]["num_hidden_layers"] = json!(31)),
             "no input past_key_values.30.key",
         ),
-        (Options { context_tokens: 2_000_000, ..options(folder()) }, "not possible"),
-        (Options { prefixes: 0, ..options(folder()) }, "at least 1"),
+        (OnnxOptions { context_tokens: 2_000_000, ..options(folder()) }, "not possible"),
+        (OnnxOptions { prefixes: 0, ..options(folder()) }, "at least 1"),
     ];
     for (options, expected) in cases {
         let path = options.path.clone();
@@ -366,11 +366,11 @@ async fn what_cannot_be_converted_is_named() {
         let from = work.path().join(format!("{n}.gguf"));
         fs::write(&from, bytes).unwrap();
         let to = work.path().join(format!("{n}"));
-        let error = format!("{:#}", convert(&from, &to, Weights::Int8, |_, _| ()).unwrap_err());
+        let error = format!("{:#}", convert(&from, &to, OnnxWeights::Int8, |_, _| ()).unwrap_err());
         assert!(error.contains(expected), "{n}: {error}");
         assert!(!to.exists());
     }
-    let error = convert(&model_file(), folder(), Weights::Int8, |_, _| ()).unwrap_err();
+    let error = convert(&model_file(), folder(), OnnxWeights::Int8, |_, _| ()).unwrap_err();
     assert!(error.to_string().contains("already there"), "{error}");
 }
 

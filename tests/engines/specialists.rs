@@ -10,10 +10,10 @@ use crate::support::labelled::{encoder, label_job, labels, prompts};
 use crate::support::mqtt::App;
 use crate::support::service::Service;
 use crate::support::{model_file, runtime};
-use pilotlight::convert::{Weights, convert};
+use pilotlight::convert::{OnnxWeights, convert};
 use pilotlight::engines::gguf;
 use pilotlight::engines::onnx;
-use pilotlight::engines::onnx::{Options, Provider};
+use pilotlight::engines::onnx::{ExecutionProvider, OnnxOptions};
 use pilotlight::engines::worker::{Calibration, OnThread};
 use pilotlight::model::generate::{Fault, Generate};
 use pilotlight::request::format::Format;
@@ -22,13 +22,13 @@ use pilotlight::request::labels::Labels;
 use pilotlight::request::refusal::Code;
 use serde_json::{Value, json};
 
-fn options(path: &Path) -> Options {
-    Options {
+fn options(path: &Path) -> OnnxOptions {
+    OnnxOptions {
         name: Some("minilm".to_owned()),
         context_tokens: 512,
         threads: 1,
         runtime: Some(runtime()),
-        ..Options::of(path)
+        ..OnnxOptions::of(path)
     }
 }
 
@@ -117,7 +117,7 @@ async fn a_real_encoder_classifies() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_language_model_scores_labels() {
-    let options = |calibration| gguf::Options {
+    let options = |calibration| gguf::GgufOptions {
         path: model_file(),
         name: None,
         context_tokens: 1024,
@@ -139,10 +139,10 @@ async fn a_real_language_model_scores_labels() {
 async fn both_engines_score_alike() {
     let folder = tempfile::tempdir().unwrap();
     let made = folder.path().join("smollm2");
-    convert(&model_file(), &made, Weights::Int8, |_, _| ()).unwrap();
+    convert(&model_file(), &made, OnnxWeights::Int8, |_, _| ()).unwrap();
     let plain = Calibration::Plain;
-    let one = onnx::open(Options { calibration: plain, ..options(&made) }).await.unwrap();
-    let other = gguf::Options {
+    let one = onnx::open(OnnxOptions { calibration: plain, ..options(&made) }).await.unwrap();
+    let other = gguf::GgufOptions {
         path: model_file(),
         name: None,
         context_tokens: 512,
@@ -175,11 +175,11 @@ async fn both_engines_score_alike() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_accelerator_that_is_not_there_is_an_error_unless_others_may_be_tried() {
-    let providers = vec![Provider::Tensorrt, Provider::Cuda];
-    let strict = Options { providers: providers.clone(), ..options(&encoder()) };
+    let providers = vec![ExecutionProvider::Tensorrt, ExecutionProvider::Cuda];
+    let strict = OnnxOptions { providers: providers.clone(), ..options(&encoder()) };
     let error = onnx::open(strict).await.err().expect("this runtime has no CUDA").to_string();
     assert!(error.contains("tensorrt") && error.contains("--fallback"), "{error}");
-    let lenient = Options { providers, fallback: true, ..options(&encoder()) };
+    let lenient = OnnxOptions { providers, fallback: true, ..options(&encoder()) };
     let model = onnx::open(lenient).await.unwrap();
     let runtime = &model.context().runtime;
     assert_eq!(runtime.accelerator, None);
@@ -195,7 +195,7 @@ async fn an_accelerator_that_is_not_there_is_an_error_unless_others_may_be_tried
     let mut weights = std::fs::read(encoder().join("model.onnx.data")).unwrap();
     weights[1 << 20] ^= 1;
     std::fs::write(work.path().join("model.onnx.data"), weights).unwrap();
-    let changed = Options { providers: vec![Provider::Cuda], ..options(work.path()) };
+    let changed = OnnxOptions { providers: vec![ExecutionProvider::Cuda], ..options(work.path()) };
     let error = onnx::open(changed).await.err().unwrap().to_string();
     assert!(error.contains("SHA-256 has changed"), "{error}");
 }
@@ -207,7 +207,8 @@ fn encoders_that_are_not_supported_are_named() {
     std::fs::create_dir(&from).unwrap();
     let config =
         |value: &Value| std::fs::write(from.join("config.json"), value.to_string()).unwrap();
-    let refused = || format!("{:#}", convert(&from, &to, Weights::Int8, |_, _| ()).unwrap_err());
+    let refused =
+        || format!("{:#}", convert(&from, &to, OnnxWeights::Int8, |_, _| ()).unwrap_err());
     assert!(refused().contains("config.json"));
     config(&json!({"model_type": "mpnet"}));
     assert!(refused().contains("mpnet is not supported, only bert is"));

@@ -16,7 +16,7 @@ use crate::support::service::{Service, program};
 use crate::support::storm;
 use futures::StreamExt;
 use pilotlight::catalog::catalog;
-use pilotlight::catalog::catalog::Link;
+use pilotlight::catalog::catalog::Endpoint;
 use pilotlight::catalog::expand::Variables;
 use pilotlight::limits::PROVIDER_HELD_BYTES_MAX;
 use pilotlight::model::generate::{Fault, Finish, Usage, channel};
@@ -160,7 +160,7 @@ async fn a_host_that_proves_nothing_is_not_told_the_key() {
     missing["ca"] = json!("/nowhere/ca.pem");
     let file = json!({"pilotlight": {"providers": {"big": missing}}}).to_string();
     let catalog = catalog::read(&file, &Variables::new()).unwrap();
-    let Link::Provider(missing) = &catalog.servers[0].link else { panic!("it is no provider") };
+    let Endpoint::Provider(missing) = &catalog.servers[0].link else { panic!("it is no provider") };
     let fault = providers::open(missing, Duration::from_secs(1)).err().unwrap();
     assert!(fault.to_string().contains("/nowhere/ca.pem can't be read"), "{fault}");
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pilotlight::catalog::catalog;
-use pilotlight::catalog::catalog::Link;
+use pilotlight::catalog::catalog::Endpoint;
 use pilotlight::catalog::expand::Variables;
 use pilotlight::model::generate::Generate;
 use pilotlight::providers;
@@ -250,7 +250,7 @@ pub fn open(url: &str) -> Arc<dyn Generate> {
 pub fn open_as(entry: &Value) -> Arc<dyn Generate> {
     let file = json!({"pilotlight": {"providers": {"big": entry}}}).to_string();
     let catalog = catalog::read(&file, &Variables::new()).unwrap();
-    let Link::Provider(entry) = &catalog.servers[0].link else { panic!("it is no provider") };
+    let Endpoint::Provider(entry) = &catalog.servers[0].link else { panic!("it is no provider") };
     providers::open(entry, catalog.servers[0].silence.unwrap()).unwrap()
 }
 

@@ -2,7 +2,7 @@
 
 use pilotlight::model::generate::{Fault, Finish, Generate, TokenLogprob, Usage, channel};
 use pilotlight::request::format::Format;
-use pilotlight::request::job::{Class, Job, Message, Role};
+use pilotlight::request::job::{Job, Message, Priority, Role};
 use pilotlight::request::refusal::Code;
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ pub async fn the_more_urgent_goes_first(model: &dyn Generate) {
     }
     let mut long = job("Tell me a story about a lighthouse and the sea.", 60);
     long.sampling.logprobs = Some(0);
-    let urgent = |prompt: &str| Job { class: Class::Interactive, ..job(prompt, 4) };
+    let urgent = |prompt: &str| Job { class: Priority::Interactive, ..job(prompt, 4) };
     let likely = |usage: &Usage| {
         let sum: f32 = usage.logprobs.iter().map(|token| token.token.logprob).sum();
         sum / usage.logprobs.len() as f32

@@ -25,7 +25,7 @@ use pilotlight::backends::scripted::{Crash, Scripted};
 use pilotlight::ingress::http;
 use pilotlight::mcp::client::{Closed, Patience, Remote, connect, connect_http};
 use pilotlight::mcp::pair::pair;
-use pilotlight::mcp::server::{One, Server, serve};
+use pilotlight::mcp::server::{McpServer, SingleModel, serve};
 use pilotlight::model::generate::Generate;
 use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::process::{Child, Command};
@@ -54,7 +54,7 @@ pub fn patience() -> Patience {
 pub async fn over_channels(model: Arc<dyn Generate>) -> (Remote, Closed) {
     let (ours, theirs) = pair();
     tokio::spawn(async move {
-        let served = serve(Arc::new(One(model)), theirs).await.unwrap();
+        let served = serve(Arc::new(SingleModel(model)), theirs).await.unwrap();
         served.waiting().await
     });
     connect(ours, patience()).await.unwrap()
@@ -80,8 +80,8 @@ pub async fn child(args: &[&str]) -> (Remote, Closed, Child) {
 pub async fn over_http(model: Arc<dyn Generate>) -> (Remote, Closed, CancellationToken) {
     pilotlight::net::tls::install_provider();
     let stop = CancellationToken::new();
-    let guard = http::Guard::default();
-    let handler = Server::new(Arc::new(One(model)));
+    let guard = http::AccessGuard::default();
+    let handler = McpServer::new(Arc::new(SingleModel(model)));
     let routes = http::with_mcp(Router::new(), handler, &guard, stop.clone());
     let listener = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();

@@ -1,6 +1,6 @@
 //! How near the readings of two models are.
 
-use pilotlight::engines::worker::Reading;
+use pilotlight::engines::worker::PromptProgress;
 
 /// How near two readings of one text are.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct Nearness {
 }
 
 /// Compares two readings of one text.
-pub fn nearness(one: &Reading, other: &Reading) -> Nearness {
+pub fn nearness(one: &PromptProgress, other: &PromptProgress) -> Nearness {
     assert_eq!(one.tokens, other.tokens, "the tokenizers differ");
     let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
     let rows = one.expected.iter().zip(&other.expected);
@@ -23,7 +23,7 @@ pub fn nearness(one: &Reading, other: &Reading) -> Nearness {
         a.iter().zip(b).map(|(a, b)| f64::from(*a).exp() * f64::from(a - b)).sum()
     };
     let count = one.expected.len() as f64;
-    let surprise = |reading: &Reading| -> f64 {
+    let surprise = |reading: &PromptProgress| -> f64 {
         let next = reading.tokens[1..].iter().zip(&reading.expected);
         -next.map(|(token, row)| f64::from(row[*token as usize])).sum::<f64>() / (count - 1.0)
     };

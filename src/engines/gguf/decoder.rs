@@ -16,12 +16,12 @@ use toktrie::TokTrie;
 
 use super::load;
 use super::load::{BATCH_TOKENS, Loaded};
-use super::{Options, template};
+use super::{GgufOptions, template};
 use crate::clock::now;
-use crate::engines::template::Template;
-use crate::engines::worker::constraint::{Word, trie};
+use crate::engines::template::ChatTemplate;
+use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
-    Decoder, Engine, Line, SLOTS, common, log_probabilities, sha256, threads_or_all,
+    Decoder, Engine, EngineWorker, SLOTS, common, log_probabilities, sha256, threads_or_all,
 };
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
@@ -42,7 +42,7 @@ struct Kept {
 }
 
 /// Loads the model and serves the line.
-pub(super) fn run(mut options: Options, line: Line) {
+pub(super) fn run(mut options: GgufOptions, line: EngineWorker) {
     llama_cpp_2::send_logs_to_tracing(llama_cpp_2::LogOptions::default());
     options.threads = threads_or_all(options.threads);
     let started = now();
@@ -52,7 +52,7 @@ pub(super) fn run(mut options: Options, line: Line) {
         Err(fault) => return line.fail(fault),
     };
     let stop = Box::new(StopSignal::default());
-    match Llama::new(backend, &loaded, &options, &stop) {
+    match LlamaDecoder::new(backend, &loaded, &options, &stop) {
         Ok((decoder, facts)) => {
             line.serve(Engine::new(decoder, facts, options.calibration), started);
         }
@@ -77,15 +77,15 @@ extern "C" fn must_stop(data: *mut c_void) -> bool {
     // SAFETY: `data` is the `StopSignal` that `run` keeps in a box for longer than the context.
     let signal = unsafe { &*data.cast_const().cast::<StopSignal>() };
     let flag = signal.0.load(Ordering::Acquire);
-    // SAFETY: the pointer is null or to a flag that `Llama::raised` keeps alive; the pointer is
+    // SAFETY: the pointer is null or to a flag that `LlamaDecoder::raised` keeps alive; the pointer is
     // taken down before that, and only the thread that asks does either.
     unsafe { flag.as_ref() }.is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
-struct Llama<'m> {
+struct LlamaDecoder<'m> {
     model: &'m LlamaModel,
     context: LlamaContext<'m>,
-    template: Option<Template>,
+    template: Option<ChatTemplate>,
     batch: LlamaBatch<'static>,
     /// What the key-value cache holds, each in the sequence of its place.
     kept: Vec<Kept>,
@@ -100,13 +100,13 @@ struct Llama<'m> {
     raised: Option<Arc<AtomicBool>>,
 }
 
-impl<'m> Llama<'m> {
+impl<'m> LlamaDecoder<'m> {
     fn new(
         backend: &LlamaBackend,
         loaded: &'m Loaded,
-        options: &Options,
+        options: &GgufOptions,
         stop: &'m StopSignal,
-    ) -> Result<(Llama<'m>, ModelContext), Fault> {
+    ) -> Result<(LlamaDecoder<'m>, ModelContext), Fault> {
         let model = &loaded.model;
         let template = template::of(model).map_err(Fault::Away)?;
         let length = options.context_tokens.min(model.n_ctx_train());
@@ -130,7 +130,7 @@ impl<'m> Llama<'m> {
         // llama.cpp rounds up; what it has is what counts
         let length = context.n_ctx().min(length);
         let facts = load::describe(loaded, template.as_ref(), options, digest, length);
-        let decoder = Llama {
+        let decoder = LlamaDecoder {
             model,
             context,
             template,
@@ -202,7 +202,7 @@ impl<'m> Llama<'m> {
     }
 }
 
-impl Llama<'_> {
+impl LlamaDecoder<'_> {
     /// Reads all but the last token of some continuations in one step, each on a branch of its own,
     /// and adds what the model expected.
     fn branches(
@@ -234,7 +234,7 @@ impl Llama<'_> {
     }
 }
 
-impl Decoder for Llama<'_> {
+impl Decoder for LlamaDecoder<'_> {
     fn tokens(&mut self, messages: &[Message]) -> Result<Vec<u32>, Refusal> {
         let tokens = template::tokens(self.model, self.template.as_ref(), messages)?;
         Ok(tokens.into_iter().map(id).collect())
@@ -348,9 +348,9 @@ impl Decoder for Llama<'_> {
         let words = all().map(|token| {
             let text = vocab.token_to_piece(token, false, None);
             if text.is_empty() {
-                Word::Control(vocab.token_to_piece(token, true, None))
+                VocabToken::Control(vocab.token_to_piece(token, true, None))
             } else {
-                Word::Text(text)
+                VocabToken::Text(text)
             }
         });
         trie(words, &ends)

@@ -9,8 +9,8 @@ use llama_cpp_2::context::params::LlamaModelParams;
 use llama_cpp_2::gguf::GgufContext;
 use llama_cpp_2::llama_backend::LlamaBackend;
 
-use super::Options;
-use crate::engines::template::Template;
+use super::GgufOptions;
+use crate::engines::template::ChatTemplate;
 use crate::engines::worker::room;
 use crate::engines::worker::room::WORK_BYTES;
 use crate::engines::worker::template_digest;
@@ -36,7 +36,7 @@ pub(super) struct Loaded {
 ///
 /// # Errors
 /// [`Fault::Away`] that says what is wrong and what to do.
-pub(super) fn load(backend: &LlamaBackend, options: &Options) -> Result<Loaded, Fault> {
+pub(super) fn load(backend: &LlamaBackend, options: &GgufOptions) -> Result<Loaded, Fault> {
     let path = &options.path;
     let shown = path.display();
     let away = |message: String| Fault::Away(message);
@@ -86,8 +86,8 @@ fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault
 /// Everything that the file says, as a ModelContext; measured figures come later.
 pub(super) fn describe(
     Loaded { model, memory_bytes }: &Loaded,
-    template: Option<&Template>,
-    options: &Options,
+    template: Option<&ChatTemplate>,
+    options: &GgufOptions,
     digest: Option<String>,
     context_tokens: u32,
 ) -> ModelContext {

@@ -16,7 +16,7 @@ use crate::model::generate::Fault;
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct GgufOptions {
     /// The file.
     pub path: PathBuf,
     /// The name by which it is asked for; the file's name without its ending if none.
@@ -38,6 +38,6 @@ pub struct Options {
 ///
 /// # Errors
 /// [`Fault::Away`] says what is wrong with the file, the machine's memory or the options.
-pub async fn open(options: Options) -> Result<OnThread, Fault> {
+pub async fn open(options: GgufOptions) -> Result<OnThread, Fault> {
     OnThread::open(move |line| decoder::run(options, line)).await
 }

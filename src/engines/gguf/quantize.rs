@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Weights {
+pub enum GgufWeights {
     /// 8 bits, blocks of 32: no loss was seen against `Q4_1`, and twice as fast to read prompts.
     #[value(name = "q8_0")]
     Q8_0,
@@ -21,7 +21,7 @@ pub enum Weights {
 /// # Errors
 /// If the model can't be read, or the file not written.
 #[expect(unsafe_code, reason = "the safe API lacks quantization")]
-pub fn quantize(from: &Path, to: &Path, weights: Weights, threads: i32) -> anyhow::Result<()> {
+pub fn quantize(from: &Path, to: &Path, weights: GgufWeights, threads: i32) -> anyhow::Result<()> {
     let part = to.with_extension("part");
     let path = |p: &Path| CString::new(p.to_str().unwrap_or_default());
     let (source, target) = (path(from)?, path(&part)?);
@@ -33,8 +33,8 @@ pub fn quantize(from: &Path, to: &Path, weights: Weights, threads: i32) -> anyho
     params.nthread = threads;
     params.allow_requantize = true;
     params.ftype = match weights {
-        Weights::Q8_0 => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q8_0,
-        Weights::Q4_0 => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_0,
+        GgufWeights::Q8_0 => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q8_0,
+        GgufWeights::Q4_0 => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_0,
     };
     // SAFETY: both strings end with a zero byte and live through the call, as does `params`.
     let code = unsafe {

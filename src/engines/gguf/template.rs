@@ -3,12 +3,12 @@
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
-use crate::engines::template::{Part, Template};
+use crate::engines::template::{ChatTemplate, TemplatePart};
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
 
 /// Reads the template of a file; none if it has none.
-pub(super) fn of(model: &LlamaModel) -> Result<Option<Template>, String> {
+pub(super) fn of(model: &LlamaModel) -> Result<Option<ChatTemplate>, String> {
     let Ok(source) = model.chat_template(None) else {
         return Ok(None);
     };
@@ -18,13 +18,13 @@ pub(super) fn of(model: &LlamaModel) -> Result<Option<Template>, String> {
             if token.0 < 0 { Vec::new() } else { model.vocab().token_to_piece(token, true, None) };
         String::from_utf8_lossy(&bytes).into_owned()
     };
-    Template::new(source, text_of(model.vocab().bos()), text_of(model.vocab().eos())).map(Some)
+    ChatTemplate::new(source, text_of(model.vocab().bos()), text_of(model.vocab().eos())).map(Some)
 }
 
 /// The tokens of a conversation, as the model wants to read it.
 pub(super) fn tokens(
     model: &LlamaModel,
-    template: Option<&Template>,
+    template: Option<&ChatTemplate>,
     messages: &[Message],
 ) -> Result<Vec<LlamaToken>, Refusal> {
     let vocab = model.vocab();
@@ -33,8 +33,8 @@ pub(super) fn tokens(
         Some(template) => {
             for part in template.parts(messages)? {
                 let (text, control) = match &part {
-                    Part::Control(text) => (text, true),
-                    Part::Plain(text) => (text, false),
+                    TemplatePart::Control(text) => (text, true),
+                    TemplatePart::Plain(text) => (text, false),
                 };
                 vocab.tokenize_into(text.as_bytes(), &mut tokens, false, control);
             }

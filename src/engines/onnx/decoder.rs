@@ -309,18 +309,18 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::engines::onnx::{Options, load};
+    use crate::engines::onnx::{OnnxOptions, load};
 
     /// The model that `scripts/test` makes, with room for 16 tokens.
     fn small() -> Onnx {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let path = here.join("models/smollm2-135m-onnx-int8");
         assert!(path.is_dir(), "{} is missing: run scripts/test", path.display());
-        let options = Options {
+        let options = OnnxOptions {
             context_tokens: 16,
             threads: 1,
             runtime: Some(here.join(".tools/onnxruntime")),
-            ..Options::of(path)
+            ..OnnxOptions::of(path)
         };
         load::load(&options).unwrap().0
     }

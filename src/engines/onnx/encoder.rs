@@ -13,15 +13,15 @@ use ort::value::{Outlet, Tensor};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::Options;
-use super::files::{CONFIG, Files, MODEL, MODEL_CONFIG, TOKENIZER, json};
+use super::OnnxOptions;
+use super::files::{CONFIG, FolderFiles, MODEL, MODEL_CONFIG, TOKENIZER, json};
 use super::load;
 use super::runtime;
 use crate::clock::now;
 use crate::engines::classifier::Classifier;
 use crate::engines::worker::room;
 use crate::engines::worker::room::WORK_BYTES;
-use crate::engines::worker::{Model, Reading, Sets, Turn};
+use crate::engines::worker::{EngineModel, PromptProgress, Sets, Turn};
 use crate::model::context;
 use crate::model::context::{Capabilities, InferenceSettings, ModelContext};
 use crate::model::generate::{Fault, Out, Usage};
@@ -64,20 +64,20 @@ enum Pooling {
 
 /// What was learned of one set of labels.
 #[derive(Debug, Default)]
-struct Learned {
+struct LearnedCentroids {
     /// Examples that are still to be read, with the places of their labels.
     ahead: Vec<(usize, String)>,
     read: Vec<(usize, Vec<f32>)>,
     classifier: Option<Classifier>,
 }
 
-impl Learned {
-    fn of(labels: &Labels) -> Learned {
+impl LearnedCentroids {
+    fn of(labels: &Labels) -> LearnedCentroids {
         // of a label without examples its own words are all that is known
         let bare = labels.examples.iter().enumerate().filter(|(_, (_, texts))| texts.is_empty());
         let bare = bare.map(|(n, (label, _))| (n, label.replace(['_', '-'], " ")));
         let ahead = labels.all().map(|(n, text)| (n, text.to_owned())).chain(bare).collect();
-        Learned { ahead, ..Learned::default() }
+        LearnedCentroids { ahead, ..LearnedCentroids::default() }
     }
 }
 
@@ -91,7 +91,7 @@ pub(super) struct Encoder {
     /// The graph wants to be told which text of a pair a token belongs to.
     types: bool,
     output: String,
-    sets: Sets<Learned>,
+    sets: Sets<LearnedCentroids>,
 }
 
 impl Encoder {
@@ -99,8 +99,8 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Fault::Away`] that says what is wrong and what to do.
-    pub(super) fn load(options: &Options) -> Result<Encoder, Fault> {
-        let files = Files::read(&options.path, MODEL)?;
+    pub(super) fn load(options: &OnnxOptions) -> Result<Encoder, Fault> {
+        let files = FolderFiles::read(&options.path, MODEL)?;
         let memory_bytes = files.bytes() + WORK_BYTES;
         room::for_model(&files.path, memory_bytes)?;
         let runtime = runtime::start(options.runtime.as_deref())?;
@@ -212,7 +212,7 @@ impl Encoder {
     fn learn(
         &mut self,
         labels: &Labels,
-        learned: &mut Learned,
+        learned: &mut LearnedCentroids,
         stop: &AtomicBool,
     ) -> Result<(), Fault> {
         while !learned.ahead.is_empty() {
@@ -233,7 +233,7 @@ impl Encoder {
         labels: &Arc<Labels>,
         stop: &AtomicBool,
     ) -> Result<(Classification, usize), Fault> {
-        let mut learned = self.sets.take(labels).unwrap_or_else(|| Learned::of(labels));
+        let mut learned = self.sets.take(labels).unwrap_or_else(|| LearnedCentroids::of(labels));
         let result = self.learn(labels, &mut learned, stop).and_then(|()| {
             let (vectors, tokens) = self.embed(&[text], stop)?;
             let said = learned.classifier.as_ref().zip(vectors.first());
@@ -246,7 +246,7 @@ impl Encoder {
     }
 }
 
-impl Model for Encoder {
+impl EngineModel for Encoder {
     fn facts(&mut self) -> &mut ModelContext {
         &mut self.facts
     }
@@ -292,7 +292,7 @@ impl Model for Encoder {
         })
     }
 
-    fn read_text(&mut self, _text: &str) -> Result<Reading, Fault> {
+    fn read_text(&mut self, _text: &str) -> Result<PromptProgress, Fault> {
         let message = "an encoder expects no next token";
         Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)))
     }
@@ -321,13 +321,13 @@ fn tokenizer(path: &Path) -> Result<Tokenizer, Fault> {
     Ok(tokenizer)
 }
 
-fn longest(files: &Files, config: &Value) -> Result<usize, Fault> {
+fn longest(files: &FolderFiles, config: &Value) -> Result<usize, Fault> {
     let told = json(&files.path.join(LENGTH_CONFIG))?.unwrap_or_default();
     let told = told["max_seq_length"].as_u64().or(config["max_position_embeddings"].as_u64());
     Ok(told.and_then(|n| usize::try_from(n).ok()).unwrap_or(LENGTH))
 }
 
-fn pooling(files: &Files) -> Result<Pooling, Fault> {
+fn pooling(files: &FolderFiles) -> Result<Pooling, Fault> {
     let path = files.path.join(POOLING_CONFIG);
     let Some(told) = json(&path)? else {
         return Ok(Pooling::Mean);
@@ -344,7 +344,7 @@ fn pooling(files: &Files) -> Result<Pooling, Fault> {
 }
 
 /// Whether the graph can be driven: whether it wants types, and which output is read.
-fn check_graph(files: &Files, session: &Session) -> Result<(bool, String), Fault> {
+fn check_graph(files: &FolderFiles, session: &Session) -> Result<(bool, String), Fault> {
     let refuse = |why: String| {
         Err(Fault::Away(format!("the graph {} can't be used: {why}", files.graph.display())))
     };

@@ -36,24 +36,24 @@ pub(super) struct Origin {
 }
 
 /// A folder with a graph.
-pub(super) struct Files {
+pub(super) struct FolderFiles {
     pub(super) path: PathBuf,
     pub(super) graph: PathBuf,
     pub(super) origin: Origin,
 }
 
-impl Files {
+impl FolderFiles {
     /// Reads where the weights come from.
     ///
     /// # Errors
     /// [`Fault::Away`] that names what is not there or can't be read.
-    pub(super) fn read(path: &Path, graph: &str) -> Result<Files, Fault> {
+    pub(super) fn read(path: &Path, graph: &str) -> Result<FolderFiles, Fault> {
         if !path.is_dir() {
             return Err(Fault::Away(format!("there is no model folder {}", path.display())));
         }
         let origin = json(&path.join(ORIGIN))?.map(serde_json::from_value::<Origin>).transpose();
         let origin = origin.map_err(|e| damaged(&path.join(ORIGIN), &e))?.unwrap_or_default();
-        Ok(Files { path: path.to_owned(), graph: path.join(graph), origin })
+        Ok(FolderFiles { path: path.to_owned(), graph: path.join(graph), origin })
     }
 
     /// The folder's own name.

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::{CONFIG, Files, MODEL, MODEL_CONFIG, json};
-use crate::engines::template::Template;
+use super::files::{CONFIG, FolderFiles, MODEL, MODEL_CONFIG, json};
+use crate::engines::template::ChatTemplate;
 use crate::model::generate::Fault;
 
 /// Special tokens and chat template.
@@ -30,7 +30,7 @@ pub(super) struct Names {
 
 /// What a folder says.
 pub(super) struct Folder {
-    pub(super) files: Files,
+    pub(super) files: FolderFiles,
     pub(super) family: String,
     pub(super) layers: usize,
     pub(super) kv_heads: usize,
@@ -44,7 +44,7 @@ pub(super) struct Folder {
     pub(super) bos: Option<String>,
     pub(super) eos: Option<String>,
     pub(super) add_bos: bool,
-    pub(super) template: Option<Template>,
+    pub(super) template: Option<ChatTemplate>,
 }
 
 impl Folder {
@@ -53,7 +53,7 @@ impl Folder {
     /// # Errors
     /// [`Fault::Away`] that names the file and what is wrong with it.
     pub(super) fn read(path: &Path) -> Result<Folder, Fault> {
-        let files = Files::read(path, MODEL)?;
+        let files = FolderFiles::read(path, MODEL)?;
         let told = json(&path.join(CONFIG))?;
         let (model, decoder) = match &told {
             Some(told) => (told["model"].clone(), told["model"]["decoder"].clone()),
@@ -80,7 +80,7 @@ impl Folder {
         let template = template(path, &tokenizer, bos.as_deref(), eos.as_deref())?;
         let graph = path.join(decoder["filename"].as_str().unwrap_or(MODEL));
         Ok(Folder {
-            files: Files { graph, ..files },
+            files: FolderFiles { graph, ..files },
             family: model["type"]
                 .as_str()
                 .or(model["model_type"].as_str())
@@ -120,11 +120,11 @@ fn template(
     tokenizer: &Value,
     bos: Option<&str>,
     eos: Option<&str>,
-) -> Result<Option<Template>, Fault> {
+) -> Result<Option<ChatTemplate>, Fault> {
     let own = fs::read_to_string(path.join(TEMPLATE)).ok();
     let source = own.or_else(|| tokenizer["chat_template"].as_str().map(str::to_owned));
     let text = |token: Option<&str>| token.unwrap_or_default().to_owned();
-    let template = source.map(|source| Template::new(source, text(bos), text(eos)));
+    let template = source.map(|source| ChatTemplate::new(source, text(bos), text(eos)));
     template.transpose().map_err(Fault::Away)
 }
 

@@ -3,20 +3,20 @@
 use ort::session::Session;
 use ort::value::{TensorElementType, ValueType};
 
-use super::Options;
+use super::OnnxOptions;
 use super::decoder::Onnx;
-use super::files::{Files, TOKENIZER};
+use super::files::{FolderFiles, TOKENIZER};
 use super::folder::Folder;
 use super::runtime;
-use super::runtime::Runtime;
+use super::runtime::OnnxRuntime;
 use super::session;
-use super::session::{Opened, Provider};
+use super::session::{ExecutionProvider, Opened};
 use super::vocabulary::Vocabulary;
 use super::{encoder, prepared};
 use crate::clock::now;
 use crate::engines::worker::room;
 use crate::engines::worker::room::WORK_BYTES;
-use crate::engines::worker::{Engine, Line, template_digest, threads_or_all};
+use crate::engines::worker::{Engine, EngineWorker, template_digest, threads_or_all};
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::context;
 use crate::model::context::{Capabilities, Identification, InferenceSettings, ModelContext};
@@ -27,7 +27,7 @@ use crate::request::skill;
 const PREFIXES_MAX: u32 = 64;
 
 /// Loads the model and serves the line.
-pub(super) fn run(mut options: Options, line: Line) {
+pub(super) fn run(mut options: OnnxOptions, line: EngineWorker) {
     options.threads = threads_or_all(options.threads);
     let started = now();
     if encoder::is_one(&options.path) {
@@ -48,7 +48,7 @@ pub(super) fn run(mut options: Options, line: Line) {
 ///
 /// # Errors
 /// [`Fault::Away`] that says what is wrong and what to do.
-pub(super) fn load(options: &Options) -> Result<(Onnx, ModelContext), Fault> {
+pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault> {
     room::for_context(options.context_tokens)?;
     if !(1..=PREFIXES_MAX).contains(&options.prefixes) {
         let asked = options.prefixes;
@@ -85,13 +85,13 @@ pub(super) fn load(options: &Options) -> Result<(Onnx, ModelContext), Fault> {
 /// # Errors
 /// [`Fault::Away`] that says what is wrong.
 pub(super) fn open(
-    files: &Files,
-    runtime: &Runtime,
-    options: &Options,
+    files: &FolderFiles,
+    runtime: &OnnxRuntime,
+    options: &OnnxOptions,
 ) -> Result<(Opened, String), Fault> {
     files.verify()?;
     let digest = files.digest()?;
-    if options.providers.iter().any(|provider| *provider != Provider::Cpu) {
+    if options.providers.iter().any(|provider| *provider != ExecutionProvider::Cpu) {
         // only what is prepared for the processor is looked at there
         files.verify_weights()?;
     }
@@ -139,9 +139,9 @@ fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
 
 /// Where and how it runs.
 pub(super) fn runtime_facts(
-    files: &Files,
-    options: &Options,
-    runtime: &Runtime,
+    files: &FolderFiles,
+    options: &OnnxOptions,
+    runtime: &OnnxRuntime,
     opened: &Opened,
     memory_bytes: u64,
 ) -> context::Runtime {
@@ -161,8 +161,8 @@ pub(super) fn runtime_facts(
 
 /// Who it is.
 pub(super) fn identity(
-    files: &Files,
-    options: &Options,
+    files: &FolderFiles,
+    options: &OnnxOptions,
     family: &str,
     digest: String,
 ) -> Identification {
@@ -179,7 +179,7 @@ pub(super) fn identity(
 fn describe(
     folder: &Folder,
     vocabulary: &Vocabulary,
-    options: &Options,
+    options: &OnnxOptions,
     digest: String,
     context_tokens: u32,
 ) -> ModelContext {

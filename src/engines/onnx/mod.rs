@@ -16,14 +16,14 @@ mod vocabulary;
 
 use std::path::PathBuf;
 
-pub use self::session::Provider;
+pub use self::session::ExecutionProvider;
 
 use super::worker::{Calibration, OnThread};
 use crate::model::generate::Fault;
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct OnnxOptions {
     /// The folder.
     pub path: PathBuf,
     /// The name by which it is asked for; the folder's name if none.
@@ -40,15 +40,15 @@ pub struct Options {
     /// How the bias towards some labels is taken off when labels are scored.
     pub calibration: Calibration,
     /// What computes, the first that can; the processor if empty.
-    pub providers: Vec<Provider>,
+    pub providers: Vec<ExecutionProvider>,
     /// Whether another provider, and the processor at last, may be tried if one fails.
     pub fallback: bool,
 }
 
-impl Options {
+impl OnnxOptions {
     /// This folder, and all else as it is if nobody says.
-    pub fn of(path: impl Into<PathBuf>) -> Options {
-        Options {
+    pub fn of(path: impl Into<PathBuf>) -> OnnxOptions {
+        OnnxOptions {
             path: path.into(),
             name: None,
             context_tokens: 2048,
@@ -67,6 +67,6 @@ impl Options {
 /// # Errors
 /// [`Fault::Away`] says what is wrong with the runtime, the folder, the machine's memory or the
 /// options.
-pub async fn open(options: Options) -> Result<OnThread, Fault> {
+pub async fn open(options: OnnxOptions) -> Result<OnThread, Fault> {
     OnThread::open(move |line| load::run(options, line)).await
 }

@@ -14,8 +14,8 @@ use ort::session::builder::GraphOptimizationLevel;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files::{Files, MODEL};
-use super::runtime::Runtime;
+use super::files::{FolderFiles, MODEL};
+use super::runtime::OnnxRuntime;
 use crate::engines::worker::sha256;
 use crate::model::generate::Fault;
 
@@ -43,9 +43,9 @@ struct Seal {
 /// # Errors
 /// If the weights that would have to be read are not those that were written.
 pub(super) fn graph(
-    folder: &Files,
+    folder: &FolderFiles,
     digest: &str,
-    runtime: &Runtime,
+    runtime: &OnnxRuntime,
 ) -> Result<Option<PathBuf>, Fault> {
     let home = folder.path.join(format!("{PREFIX}{}", key(digest, &runtime.version)));
     match check(&home) {
@@ -66,7 +66,7 @@ pub(super) fn graph(
     })
 }
 
-fn make(folder: &Files, home: &Path, runtime: &Runtime) -> Result<(), String> {
+fn make(folder: &FolderFiles, home: &Path, runtime: &OnnxRuntime) -> Result<(), String> {
     remove_others(folder, home);
     let mine = format!("{}-{:08x}.{PART}", std::process::id(), fastrand::u32(..));
     let part = home.with_extension(mine);
@@ -79,7 +79,7 @@ fn make(folder: &Files, home: &Path, runtime: &Runtime) -> Result<(), String> {
     result.or_else(|why| if check(home) == Ok(true) { Ok(()) } else { Err(why) })
 }
 
-fn make_at(folder: &Files, part: &Path, runtime: &Runtime) -> Result<(), String> {
+fn make_at(folder: &FolderFiles, part: &Path, runtime: &OnnxRuntime) -> Result<(), String> {
     let told = |e: &dyn std::fmt::Display| e.to_string();
     fs::create_dir_all(part).map_err(|e| told(&e))?;
     let room = nix::sys::statvfs::statvfs(part).map_err(|e| told(&e))?;
@@ -99,7 +99,7 @@ fn make_at(folder: &Files, part: &Path, runtime: &Runtime) -> Result<(), String>
     fs::write(part.join(SEAL), seal).map_err(|e| told(&e))
 }
 
-fn write(folder: &Files, part: &Path, runtime: &Runtime) -> ort::Result<Session> {
+fn write(folder: &FolderFiles, part: &Path, runtime: &OnnxRuntime) -> ort::Result<Session> {
     let mut builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::Level3)?
         .with_optimized_model_path(part.join(MODEL))?
@@ -125,7 +125,7 @@ fn check(home: &Path) -> Result<bool, String> {
 
 /// What was prepared for another runtime or processor, or by a process that did not come to its
 /// end, only takes room.
-fn remove_others(folder: &Files, home: &Path) {
+fn remove_others(folder: &FolderFiles, home: &Path) {
     let entries = fs::read_dir(&folder.path).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

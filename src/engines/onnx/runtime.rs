@@ -27,7 +27,7 @@ const MACHINE: u16 = 62;
 const MACHINE: u16 = 183;
 
 /// The runtime of this process.
-pub(super) struct Runtime {
+pub(super) struct OnnxRuntime {
     pub(super) environment: Environment,
     pub(super) version: String,
 }
@@ -36,8 +36,8 @@ pub(super) struct Runtime {
 ///
 /// # Errors
 /// [`Fault::Away`] that says where was looked, and what is wrong with what was found.
-pub(super) fn start(asked: Option<&Path>) -> Result<&'static Runtime, Fault> {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+pub(super) fn start(asked: Option<&Path>) -> Result<&'static OnnxRuntime, Fault> {
+    static RUNTIME: OnceLock<OnnxRuntime> = OnceLock::new();
     // the runtime refuses a second environment, so who comes at the same time waits for the first
     static STARTING: Mutex<()> = Mutex::new(());
     let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +52,7 @@ pub(super) fn start(asked: Option<&Path>) -> Result<&'static Runtime, Fault> {
     let builder = ort::init_from(&path).map_err(|e| broken(&e))?;
     let environment =
         builder.with_name("pilotlight").with_telemetry(false).build().map_err(|e| broken(&e))?;
-    let runtime = Runtime { environment, version: version(&path) };
+    let runtime = OnnxRuntime { environment, version: version(&path) };
     tracing::info!(library = %path.display(), version = runtime.version, "ONNX Runtime is loaded");
     Ok(RUNTIME.get_or_init(|| runtime))
 }

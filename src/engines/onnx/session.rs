@@ -7,13 +7,13 @@ use ort::ep;
 use ort::session::Session;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel};
 
-use super::Options;
-use super::runtime::Runtime;
+use super::OnnxOptions;
+use super::runtime::OnnxRuntime;
 use crate::model::generate::Fault;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Provider {
+pub enum ExecutionProvider {
     /// The processor.
     Cpu,
     /// An NVIDIA accelerator through CUDA.
@@ -22,12 +22,12 @@ pub enum Provider {
     Tensorrt,
 }
 
-impl Provider {
+impl ExecutionProvider {
     fn name(self) -> &'static str {
         match self {
-            Provider::Cpu => "cpu",
-            Provider::Cuda => "cuda",
-            Provider::Tensorrt => "tensorrt",
+            ExecutionProvider::Cpu => "cpu",
+            ExecutionProvider::Cuda => "cuda",
+            ExecutionProvider::Tensorrt => "tensorrt",
         }
     }
 }
@@ -47,22 +47,23 @@ pub(super) struct Opened {
 /// # Errors
 /// [`Fault::Away`] if a provider does not take it and no other may be tried.
 pub(super) fn open(
-    runtime: &Runtime,
+    runtime: &OnnxRuntime,
     graph: &Path,
     prepared: impl Fn() -> Result<Option<PathBuf>, Fault>,
-    options: &Options,
+    options: &OnnxOptions,
 ) -> Result<Opened, Fault> {
     let mut wanted = options.providers.clone();
     if options.fallback || wanted.is_empty() {
-        wanted.push(Provider::Cpu);
+        wanted.push(ExecutionProvider::Cpu);
     }
     let mut refused: Vec<String> = Vec::new();
     for provider in wanted {
         let shown = graph.display();
-        let prepared = if provider == Provider::Cpu { prepared()? } else { None };
+        let prepared = if provider == ExecutionProvider::Cpu { prepared()? } else { None };
         match try_open(runtime, graph, prepared.as_deref(), provider, options) {
             Ok(session) => {
-                let accelerator = (provider != Provider::Cpu).then(|| provider.name().to_owned());
+                let accelerator =
+                    (provider != ExecutionProvider::Cpu).then(|| provider.name().to_owned());
                 let fallback = (!refused.is_empty()).then(|| refused.join("; "));
                 return Ok(Opened { session, accelerator, fallback });
             }
@@ -82,11 +83,11 @@ pub(super) fn open(
 }
 
 fn try_open(
-    runtime: &Runtime,
+    runtime: &OnnxRuntime,
     graph: &Path,
     prepared: Option<&Path>,
-    provider: Provider,
-    options: &Options,
+    provider: ExecutionProvider,
+    options: &OnnxOptions,
 ) -> ort::Result<Session> {
     // what was prepared is optimized already
     let (graph, level) = match prepared {
@@ -102,11 +103,11 @@ fn try_open(
         .with_optimization_level(level)?;
     // a provider that fails would be passed over without a word
     let mut builder = match provider {
-        Provider::Cpu => builder.with_auto_device(AutoDevicePolicy::PreferCPU)?,
-        Provider::Cuda => {
+        ExecutionProvider::Cpu => builder.with_auto_device(AutoDevicePolicy::PreferCPU)?,
+        ExecutionProvider::Cuda => {
             builder.with_execution_providers([ep::CUDA::default().build().error_on_failure()])?
         }
-        Provider::Tensorrt => builder
+        ExecutionProvider::Tensorrt => builder
             .with_execution_providers([ep::TensorRT::default().build().error_on_failure()])?,
     };
     builder.commit_from_file(graph)

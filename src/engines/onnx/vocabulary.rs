@@ -6,8 +6,8 @@ use std::path::Path;
 use tokenizers::{ModelWrapper, Tokenizer};
 use toktrie::TokTrie;
 
-use crate::engines::template::{Part, Template};
-use crate::engines::worker::constraint::{Word, trie};
+use crate::engines::template::{ChatTemplate, TemplatePart};
+use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::model::generate::Fault;
 use crate::request::job::Message;
 use crate::request::refusal::{Code, Refusal};
@@ -97,21 +97,21 @@ impl Vocabulary {
     /// The tokens of a conversation; only what the template wrote is read for control tokens.
     pub(super) fn conversation(
         &mut self,
-        template: Option<&Template>,
+        template: Option<&ChatTemplate>,
         messages: &[Message],
     ) -> Result<Vec<u32>, Refusal> {
         let parts = match template {
             Some(template) => template.parts(messages)?,
             None => {
                 let text: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-                vec![Part::Plain(text.join("\n"))]
+                vec![TemplatePart::Plain(text.join("\n"))]
             }
         };
         let mut tokens = Vec::new();
         for part in &parts {
             let (text, control) = match part {
-                Part::Control(text) => (text, true),
-                Part::Plain(text) => (text, false),
+                TemplatePart::Control(text) => (text, true),
+                TemplatePart::Plain(text) => (text, false),
             };
             tokens.extend(self.encode(text, control)?);
         }
@@ -155,9 +155,11 @@ impl Vocabulary {
         let words = (0..self.size).map(|token| {
             let piece = self.piece(token);
             if piece.is_empty() {
-                Word::Control(self.tokenizer.id_to_token(token).unwrap_or_default().into_bytes())
+                VocabToken::Control(
+                    self.tokenizer.id_to_token(token).unwrap_or_default().into_bytes(),
+                )
             } else {
-                Word::Text(piece)
+                VocabToken::Text(piece)
             }
         });
         trie(words, &self.ends)

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use toktrie::SimpleVob;
 
 use super::constraint::{Constraint, Factory};
-use super::labels::{Calibration, Chosen, Learned};
+use super::labels::{Calibration, Chosen, LearnedLabels};
 use super::pacer::{Duty, Pacer};
 use super::turn::{SLOTS, Turn, take_turn};
-use super::{Decoder, Model, Reading, Sets, log_probabilities};
+use super::{Decoder, EngineModel, PromptProgress, Sets, log_probabilities};
 use crate::clock::now;
 use crate::engines::sampler::Sampler;
 use crate::engines::text::TextOut;
@@ -40,11 +40,11 @@ pub(in crate::backends) struct Engine<D> {
     /// Made when the first request asks for JSON.
     constraints: Option<Factory>,
     pub(super) calibration: Calibration,
-    pub(super) sets: Sets<Learned>,
+    pub(super) sets: Sets<LearnedLabels>,
     pacer: Pacer,
 }
 
-impl<D: Decoder> Model for Engine<D> {
+impl<D: Decoder> EngineModel for Engine<D> {
     fn obey(&mut self, duty: Duty) {
         self.pacer.duty = duty;
     }
@@ -99,7 +99,7 @@ impl<D: Decoder> Model for Engine<D> {
         result
     }
 
-    fn read_text(&mut self, text: &str) -> Result<Reading, Fault> {
+    fn read_text(&mut self, text: &str) -> Result<PromptProgress, Fault> {
         let tokens = self.decoder.encode(text, false).map_err(Fault::Unfit)?;
         if tokens.is_empty() || tokens.len() >= self.length() {
             let message = format!("a text of {} tokens can't be read", tokens.len());
@@ -111,7 +111,7 @@ impl<D: Decoder> Model for Engine<D> {
             self.decoder.read(&[*token])?;
             expected.push(log_probabilities(self.decoder.logits()));
         }
-        Ok(Reading { tokens, expected })
+        Ok(PromptProgress { tokens, expected })
     }
 }
 

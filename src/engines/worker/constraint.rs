@@ -83,7 +83,7 @@ fn first_line(text: &str) -> &str {
 }
 
 /// One token of a vocabulary.
-pub enum Word {
+pub enum VocabToken {
     /// What it adds to a text.
     Text(Vec<u8>),
     /// A control token, by its name: no text matches it.
@@ -92,11 +92,13 @@ pub enum Word {
 
 /// A vocabulary, in the order of its ids, as a tree of bytes. `ends` are the tokens that end an
 /// answer, the usual one first.
-pub fn trie(words: impl Iterator<Item = Word>, ends: &[u32]) -> TokTrie {
+pub fn trie(words: impl Iterator<Item = VocabToken>, ends: &[u32]) -> TokTrie {
     let words: Vec<Vec<u8>> = words
         .map(|word| match word {
-            Word::Text(bytes) => bytes,
-            Word::Control(name) => [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_slice()].concat(),
+            VocabToken::Text(bytes) => bytes,
+            VocabToken::Control(name) => {
+                [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_slice()].concat()
+            }
         })
         .collect();
     let count = u32::try_from(words.len()).unwrap_or(u32::MAX);

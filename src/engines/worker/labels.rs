@@ -40,7 +40,7 @@ pub enum Calibration {
 
 /// What was learned of one set of labels.
 #[derive(Debug)]
-pub(super) struct Learned {
+pub(super) struct LearnedLabels {
     labels: Arc<Labels>,
     /// What stands before every text: examples with their labels.
     head: String,
@@ -73,8 +73,8 @@ impl Mean {
     }
 }
 
-impl Learned {
-    fn of<D: Decoder>(decoder: &mut D, labels: &Arc<Labels>) -> Result<Learned, Fault> {
+impl LearnedLabels {
+    fn of<D: Decoder>(decoder: &mut D, labels: &Arc<Labels>) -> Result<LearnedLabels, Fault> {
         let mut head = String::new();
         let mut ahead = Vec::new();
         for (n, (label, examples)) in labels.examples.iter().enumerate() {
@@ -95,7 +95,7 @@ impl Learned {
         }
         let of_label = vec![Mean::default(); tokens.len()];
         let labels = Arc::clone(labels);
-        Ok(Learned { labels, head, tokens, ahead, neutral: Mean::default(), of_label })
+        Ok(LearnedLabels { labels, head, tokens, ahead, neutral: Mean::default(), of_label })
     }
 
     fn add(&mut self, label: Option<usize>, scores: &[f32]) {
@@ -156,7 +156,7 @@ impl<D: Decoder> Engine<D> {
     ) -> Result<Chosen, Fault> {
         let mut learned = match self.sets.take(labels) {
             Some(learned) => learned,
-            None => Learned::of(&mut self.decoder, labels)?,
+            None => LearnedLabels::of(&mut self.decoder, labels)?,
         };
         let chosen = self.learn_and_choose(text, &mut learned, asker);
         self.sets.keep(labels, learned);
@@ -166,7 +166,7 @@ impl<D: Decoder> Engine<D> {
     fn learn_and_choose(
         &mut self,
         text: &str,
-        learned: &mut Learned,
+        learned: &mut LearnedLabels,
         asker: (&Out, &AtomicBool),
     ) -> Result<Chosen, Fault> {
         while let Some((label, example)) = learned.ahead.last().cloned() {
@@ -190,7 +190,7 @@ impl<D: Decoder> Engine<D> {
     fn score(
         &mut self,
         text: &str,
-        learned: &Learned,
+        learned: &LearnedLabels,
         asker: (&Out, &AtomicBool),
     ) -> Result<(Vec<f32>, (usize, usize)), Fault> {
         let prompt = format!("{}{}", learned.head, question(text));
@@ -208,8 +208,8 @@ impl<D: Decoder> Engine<D> {
 mod tests {
     use super::*;
 
-    fn learned(of_label: &[&[f32]]) -> Learned {
-        let mut learned = Learned {
+    fn learned(of_label: &[&[f32]]) -> LearnedLabels {
+        let mut learned = LearnedLabels {
             labels: Arc::new(Labels { examples: std::collections::BTreeMap::new(), margin: 0.0 }),
             head: String::new(),
             tokens: Vec::new(),
@@ -226,7 +226,7 @@ mod tests {
         learned
     }
 
-    fn first_wins(learned: &Learned, calibration: Calibration, scores: &[f32]) -> bool {
+    fn first_wins(learned: &LearnedLabels, calibration: Calibration, scores: &[f32]) -> bool {
         let scores = learned.calibrate(calibration, scores);
         scores[0] > scores[1]
     }

@@ -30,7 +30,7 @@ use self::pacer::Duty;
 pub(super) use self::sets::Sets;
 use self::turn::{Others, Urgency, take_turn};
 pub(super) use self::turn::{SLOTS, Turn};
-use super::template::Template;
+use super::template::ChatTemplate;
 use crate::clock::now;
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
@@ -41,7 +41,7 @@ use crate::request::refusal::Refusal;
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// What the thread runs.
-pub(super) trait Model {
+pub(super) trait EngineModel {
     /// It pauses as this says from now on, if it can.
     fn obey(&mut self, _duty: Duty) {}
 
@@ -65,7 +65,7 @@ pub(super) trait Model {
     ///
     /// # Errors
     /// See [`OnThread::read`].
-    fn read_text(&mut self, text: &str) -> Result<Reading, Fault>;
+    fn read_text(&mut self, text: &str) -> Result<PromptProgress, Fault>;
 }
 
 /// A model that writes one token after the other, as a library offers it.
@@ -150,9 +150,9 @@ pub(super) trait Decoder {
 }
 
 /// Something for the thread to do.
-enum Work {
+enum EngineTask {
     Answer(Box<Prompt>),
-    Read { text: String, done: oneshot::Sender<Result<Reading, Fault>> },
+    Read { text: String, done: oneshot::Sender<Result<PromptProgress, Fault>> },
 }
 
 /// One prompt.
@@ -167,7 +167,7 @@ struct Prompt {
 
 /// How a model reads a text: what it expects at each place.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reading {
+pub struct PromptProgress {
     /// The text's tokens.
     pub tokens: Vec<u32>,
     /// For each token of the text, the natural logarithm of the probability of every token of the
@@ -179,25 +179,25 @@ pub struct Reading {
 pub struct OnThread {
     context: ModelContext,
     duty: Duty,
-    work: mpsc::Sender<Work>,
+    work: mpsc::Sender<EngineTask>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// The thread's end of the line.
-pub(super) struct Line {
+pub(super) struct EngineWorker {
     ready: oneshot::Sender<Result<ModelContext, Fault>>,
     duty: Duty,
-    inbox: mpsc::Receiver<Work>,
+    inbox: mpsc::Receiver<EngineTask>,
 }
 
-impl Line {
+impl EngineWorker {
     /// The model can't be loaded.
     pub(super) fn fail(self, fault: Fault) {
         let _ = self.ready.send(Err(fault));
     }
 
     /// Measures the model, says that it is ready, then answers until the line is closed.
-    pub(super) fn serve(self, mut model: impl Model, started: Instant) {
+    pub(super) fn serve(self, mut model: impl EngineModel, started: Instant) {
         model.facts().runtime.load_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0);
         if let Err(fault) = model.measure() {
             return self.fail(fault);
@@ -209,8 +209,8 @@ impl Line {
         let mut others = Others::new(self.inbox, model.facts().runtime.slots);
         while let Some(work) = others.next() {
             match work {
-                Work::Answer(prompt) => take_turn(&mut model, *prompt, &mut others),
-                Work::Read { text, done } => drop(done.send(model.read_text(&text))),
+                EngineTask::Answer(prompt) => take_turn(&mut model, *prompt, &mut others),
+                EngineTask::Read { text, done } => drop(done.send(model.read_text(&text))),
             }
         }
     }
@@ -221,11 +221,13 @@ impl OnThread {
     ///
     /// # Errors
     /// Whatever the loader says.
-    pub(super) async fn open(run: impl FnOnce(Line) + Send + 'static) -> Result<OnThread, Fault> {
+    pub(super) async fn open(
+        run: impl FnOnce(EngineWorker) + Send + 'static,
+    ) -> Result<OnThread, Fault> {
         let (ready, is_ready) = oneshot::channel();
         let (work, inbox) = mpsc::channel(SLOTS as usize);
         let duty = Duty::default();
-        let line = Line { ready, duty: duty.clone(), inbox };
+        let line = EngineWorker { ready, duty: duty.clone(), inbox };
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || run(line))
@@ -241,9 +243,9 @@ impl OnThread {
     ///
     /// # Errors
     /// [`Fault::Unfit`] if the text is empty or longer than the context.
-    pub async fn read(&self, text: &str) -> Result<Reading, Fault> {
+    pub async fn read(&self, text: &str) -> Result<PromptProgress, Fault> {
         let (done, ended) = oneshot::channel();
-        let work = Work::Read { text: text.to_owned(), done };
+        let work = EngineTask::Read { text: text.to_owned(), done };
         self.work.send(work).await.map_err(|_| ended_early())?;
         ended.await.map_err(|_| ended_early())?
     }
@@ -255,7 +257,7 @@ impl OnThread {
         let stop_flag = Arc::clone(&stop.0);
         let urgency = (job.class, now() + job.budget);
         let prompt = Prompt { job: job.clone(), out: inner, stop: stop_flag, done, urgency };
-        let work = Work::Answer(Box::new(prompt));
+        let work = EngineTask::Answer(Box::new(prompt));
         tokio::select! {
             sent = self.work.send(work) => sent.map_err(|_| ended_early())?,
             () = out.gone() => return Err(Fault::Cancelled),
@@ -362,6 +364,6 @@ pub(super) fn threads_or_all(asked: u32) -> u32 {
 }
 
 /// SHA-256 of a chat template, hexadecimal.
-pub(super) fn template_digest(template: &Template) -> String {
+pub(super) fn template_digest(template: &ChatTemplate) -> String {
     format!("{:x}", Sha256::digest(template.source().as_bytes()))
 }

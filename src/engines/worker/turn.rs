@@ -12,20 +12,20 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::{Model, Prompt, Work};
+use super::{EngineModel, EngineTask, Prompt};
 use crate::model::generate::Fault;
-use crate::request::job::Class;
+use crate::request::job::Priority;
 
 /// Most prompts that an engine has at once: one that it works on, and those that wait or were put aside.
 pub(in crate::backends) const SLOTS: u32 = 3;
 
 /// The lesser is the more urgent.
-pub(super) type Urgency = (Class, Instant);
+pub(super) type Urgency = (Priority, Instant);
 
 /// What came and is not worked on.
 pub(in crate::backends) struct Others {
-    inbox: mpsc::Receiver<Work>,
-    waiting: VecDeque<Work>,
+    inbox: mpsc::Receiver<EngineTask>,
+    waiting: VecDeque<EngineTask>,
     /// Prompts that were begun and have not ended.
     begun: u32,
     /// Most of these: a conversation that is not kept would have to be read again.
@@ -41,12 +41,12 @@ pub(in crate::backends) struct Turn<'t> {
 }
 
 impl Others {
-    pub(super) fn new(inbox: mpsc::Receiver<Work>, slots: u32) -> Others {
+    pub(super) fn new(inbox: mpsc::Receiver<EngineTask>, slots: u32) -> Others {
         Others { inbox, waiting: VecDeque::new(), begun: 0, slots }
     }
 
     /// The most urgent of what has come, or what comes next; none when the line is closed.
-    pub(super) fn next(&mut self) -> Option<Work> {
+    pub(super) fn next(&mut self) -> Option<EngineTask> {
         self.collect();
         let first = (0..self.waiting.len()).min_by_key(|at| self.waiting[*at].urgency());
         match first {
@@ -61,12 +61,12 @@ impl Others {
             return None;
         }
         self.collect();
-        let urgent = |work: &Work| work.urgency().is_some_and(|urgency| urgency < than);
+        let urgent = |work: &EngineTask| work.urgency().is_some_and(|urgency| urgency < than);
         let all = (0..self.waiting.len()).filter(|at| urgent(&self.waiting[*at]));
         let at = all.min_by_key(|at| self.waiting[*at].urgency())?;
         match self.waiting.remove(at) {
-            Some(Work::Answer(prompt)) => Some(prompt),
-            Some(Work::Read { .. }) | None => None,
+            Some(EngineTask::Answer(prompt)) => Some(prompt),
+            Some(EngineTask::Read { .. }) | None => None,
         }
     }
 
@@ -79,18 +79,18 @@ impl Others {
     }
 }
 
-impl Work {
+impl EngineTask {
     /// None for what is not urgent at all; that goes first, because nobody else asks then.
     fn urgency(&self) -> Option<Urgency> {
         match self {
-            Work::Answer(prompt) => Some(prompt.urgency),
-            Work::Read { .. } => None,
+            EngineTask::Answer(prompt) => Some(prompt.urgency),
+            EngineTask::Read { .. } => None,
         }
     }
 }
 
 /// Answers one prompt and says how it ended.
-pub(super) fn take_turn(model: &mut impl Model, prompt: Prompt, others: &mut Others) {
+pub(super) fn take_turn(model: &mut impl EngineModel, prompt: Prompt, others: &mut Others) {
     let Prompt { job, mut out, stop, done, urgency } = prompt;
     others.begun += 1;
     let mut turn = Turn { others: &mut *others, urgency, stop: &stop };

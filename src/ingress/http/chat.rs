@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::request::job::{Class, Message, Mode, Role, Strategy};
+use crate::request::job::{Message, Mode, Priority, Role, Strategy};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::{Name, Tool, ToolCall, ToolChoice, any_object};
 use crate::wire::{Ask, AskFormat, read_value};
@@ -91,13 +91,13 @@ struct Function {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum ChatToolChoice {
-    Word(Word),
+    Word(ToolChoiceWord),
     Named(NamedChoice),
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Word {
+enum ToolChoiceWord {
     Auto,
     None,
     Required,
@@ -169,7 +169,7 @@ struct JsonSchema {
 pub(super) struct Wishes {
     id: Option<String>,
     deadline_ms: Option<Value>,
-    class: Option<Class>,
+    class: Option<Priority>,
     mode: Option<Mode>,
     task: Option<String>,
     strategy: Option<Strategy>,
@@ -190,7 +190,7 @@ impl Wishes {
         Ok(Ask {
             id: self.id,
             deadline_ms: self.deadline_ms.as_ref().map(milliseconds).transpose()?,
-            class: self.class.or(Some(Class::Interactive)),
+            class: self.class.or(Some(Priority::Interactive)),
             mode: self.mode,
             task: self.task,
             strategy: self.strategy,
@@ -298,9 +298,9 @@ fn tool_of(ChatTool::Function { function }: ChatTool) -> Tool {
 
 fn choice_of(choice: ChatToolChoice) -> ToolChoice {
     match choice {
-        ChatToolChoice::Word(Word::Auto) => ToolChoice::Auto,
-        ChatToolChoice::Word(Word::None) => ToolChoice::None,
-        ChatToolChoice::Word(Word::Required) => ToolChoice::Required,
+        ChatToolChoice::Word(ToolChoiceWord::Auto) => ToolChoice::Auto,
+        ChatToolChoice::Word(ToolChoiceWord::None) => ToolChoice::None,
+        ChatToolChoice::Word(ToolChoiceWord::Required) => ToolChoice::Required,
         ChatToolChoice::Named(NamedChoice::Function { function }) => ToolChoice::Named(function),
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Completion<'a, C> {
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Counted>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pilotlight: Option<Ours<'a>>,
+    pilotlight: Option<PilotlightFields<'a>>,
 }
 
 /// The one choice of a whole answer.
@@ -112,7 +112,7 @@ struct Details {
 
 /// What no other API says: who answered, why, and how long it took.
 #[derive(Serialize)]
-pub(super) struct Ours<'a> {
+pub(super) struct PilotlightFields<'a> {
     source: Option<&'a Source>,
     decision: Option<&'a Decision>,
     timing: Option<Timing>,
@@ -148,7 +148,7 @@ impl Head {
             model: reply.source.as_ref().map_or(&self.model, |source| &source.model),
             choices: vec![choice],
             usage: reply.usage.map(Counted::from),
-            pilotlight: Some(Ours::of(reply)),
+            pilotlight: Some(PilotlightFields::of(reply)),
         }
     }
 
@@ -176,7 +176,7 @@ impl Head {
             last.push(self.part(Delta { tool_calls, ..Delta::default() }, None));
         }
         let end = self.part(Delta::default(), Some(finish_reason(reply)));
-        last.push(Completion { pilotlight: Some(Ours::of(reply)), ..end });
+        last.push(Completion { pilotlight: Some(PilotlightFields::of(reply)), ..end });
         if with_usage {
             let usage = reply.usage.map(Counted::from);
             let empty = self.part(Delta::default(), None);
@@ -202,10 +202,10 @@ impl Head {
     }
 }
 
-impl Ours<'_> {
+impl PilotlightFields<'_> {
     /// Of this reply.
-    pub(super) fn of(reply: &Reply) -> Ours<'_> {
-        Ours {
+    pub(super) fn of(reply: &Reply) -> PilotlightFields<'_> {
+        PilotlightFields {
             source: reply.source.as_ref(),
             decision: reply.decision.as_ref(),
             timing: reply.timing,

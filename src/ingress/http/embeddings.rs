@@ -12,9 +12,9 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Door;
+use super::HttpInterface;
 use super::chat::{ANY_MODEL, Wishes};
-use super::completion::Ours;
+use super::completion::PilotlightFields;
 use super::errors::{not_ok, refused};
 use super::openai::{Body, taken};
 use crate::ingress::answers;
@@ -76,7 +76,7 @@ impl EmbeddingsRequest {
 }
 
 /// `POST /v1/embeddings`
-pub(super) async fn embed(State(door): State<Arc<Door>>, body: Body) -> Response {
+pub(super) async fn embed(State(door): State<Arc<HttpInterface>>, body: Body) -> Response {
     let started = taken(body).and_then(|body| {
         let request: EmbeddingsRequest = read(&body)?;
         let encoding = request.encoding_format;
@@ -115,7 +115,7 @@ pub(super) async fn embed(State(door): State<Arc<Door>>, body: Body) -> Response
         "data": data.collect::<Vec<_>>(),
         "model": reply.source.as_ref().map_or("", |source| source.model.as_str()),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        "pilotlight": Ours::of(&reply),
+        "pilotlight": PilotlightFields::of(&reply),
     }))
     .into_response()
 }

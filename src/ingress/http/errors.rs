@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::completion::Ours;
+use super::completion::PilotlightFields;
 use crate::request::refusal::{Code, Refusal};
 use crate::wire::{Reply, Status};
 
@@ -66,7 +66,7 @@ pub(super) fn error_of(reply: &Reply) -> Value {
             "param": error.and_then(|e| e.field.clone()),
             "code": error.map(|e| e.code.clone()),
         },
-        "pilotlight": Ours::of(reply),
+        "pilotlight": PilotlightFields::of(reply),
     })
 }
 
@@ -82,7 +82,7 @@ pub(super) fn not_ok(reply: &Reply) -> Response {
             retry_after: reply.retry_after_ms.map(std::time::Duration::from_millis),
         };
         let mut body = error_body(&refusal);
-        body["pilotlight"] = json!(Ours::of(reply));
+        body["pilotlight"] = json!(PilotlightFields::of(reply));
         return refused_as(&refusal, &body);
     }
     let status = match reply.status {

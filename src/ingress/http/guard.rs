@@ -14,7 +14,7 @@ use crate::request::refusal::{Code, Refusal};
 
 /// What is let in.
 #[derive(Debug, Clone, Default)]
-pub struct Guard {
+pub struct AccessGuard {
     /// The token that must be shown, if any.
     pub token: Option<Secret<String>>,
     /// Names besides loopback under which the service is asked for.
@@ -26,7 +26,7 @@ pub struct Guard {
 }
 
 /// Puts the checks before all routes; `open` ones need no token.
-pub fn protect(routes: Router, open: Router, guard: Guard) -> Router {
+pub fn protect(routes: Router, open: Router, guard: AccessGuard) -> Router {
     let guard = Arc::new(guard);
     routes
         .layer(from_fn_with_state(Arc::clone(&guard), check_token))
@@ -34,7 +34,11 @@ pub fn protect(routes: Router, open: Router, guard: Guard) -> Router {
         .layer(from_fn_with_state(guard, check_place))
 }
 
-async fn check_place(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+async fn check_place(
+    State(guard): State<Arc<AccessGuard>>,
+    request: Request,
+    next: Next,
+) -> Response {
     // against DNS rebinding: a page of another name must not reach us under it
     if !host_of(request.headers()).is_some_and(|host| guard.knows_host(host)) {
         let message = "this Host is not served; add it to pilotlight.http.allowed_hosts";
@@ -49,7 +53,11 @@ async fn check_place(State(guard): State<Arc<Guard>>, request: Request, next: Ne
     next.run(request).await
 }
 
-async fn check_token(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+async fn check_token(
+    State(guard): State<Arc<AccessGuard>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let Some(token) = &guard.token else {
         return next.run(request).await;
     };
@@ -84,7 +92,7 @@ fn host_of(headers: &HeaderMap) -> Option<&str> {
     Some(host.split_once(':').map_or(host, |(name, _)| name))
 }
 
-impl Guard {
+impl AccessGuard {
     /// A page of this machine may ask, as MCP wants it; any other must be named.
     fn knows_origin(&self, origin: &str) -> bool {
         let local = origin.parse::<Uri>().is_ok_and(|origin| {
@@ -104,7 +112,7 @@ mod tests {
 
     #[test]
     fn hosts() {
-        let guard = Guard { hosts: vec!["pi.lan".to_owned()], ..Guard::default() };
+        let guard = AccessGuard { hosts: vec!["pi.lan".to_owned()], ..AccessGuard::default() };
         let check = |host: &str, expected: bool| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, host.parse().unwrap());
@@ -124,7 +132,10 @@ mod tests {
 
     #[test]
     fn origins() {
-        let guard = Guard { origins: vec!["https://app.example".to_owned()], ..Guard::default() };
+        let guard = AccessGuard {
+            origins: vec!["https://app.example".to_owned()],
+            ..AccessGuard::default()
+        };
         let check = |origin: &str, expected: bool| {
             assert_eq!(guard.knows_origin(origin), expected, "{origin}");
         };

@@ -30,22 +30,22 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::guard::{Guard, protect};
-use super::mcp::Whole;
+pub use self::guard::{AccessGuard, protect};
+use super::mcp::Service;
 use crate::catalog::catalog::Catalog;
-use crate::device::Reading;
+use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
 use crate::limits::{
     DRAIN_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_LINGER_BYTES_MAX, HTTP_LINGER_MAX,
     REQUEST_BYTES_MAX,
 };
-use crate::mcp::server::Server;
+use crate::mcp::server::McpServer;
 use crate::metrics::Metrics;
 use crate::model::health::Health;
-use crate::mqtt::Line;
+use crate::mqtt::ConnectionState;
 
 /// What the handlers need.
-pub struct Door {
+pub struct HttpInterface {
     /// Where jobs go.
     pub dispatch: Dispatch,
     /// Tasks and defaults.
@@ -53,9 +53,9 @@ pub struct Door {
     /// Counts.
     pub metrics: Metrics,
     /// The line to the broker, if there is one.
-    pub line: Option<watch::Receiver<Line>>,
+    pub line: Option<watch::Receiver<ConnectionState>>,
     /// How the device is.
-    pub reading: watch::Receiver<Reading>,
+    pub reading: watch::Receiver<SensorReading>,
 }
 
 /// Listens at `addr`.
@@ -69,9 +69,9 @@ pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// The routes of the service.
-pub fn routes(door: Door, guard: Guard, stop: CancellationToken) -> Router {
+pub fn routes(door: HttpInterface, guard: AccessGuard, stop: CancellationToken) -> Router {
     let door = Arc::new(door);
-    let whole = Arc::new(Whole::new(door.dispatch.clone(), Arc::clone(&door.catalog)));
+    let whole = Arc::new(Service::new(door.dispatch.clone(), Arc::clone(&door.catalog)));
     let routes = Router::new()
         .route("/v1/chat/completions", post(openai::complete))
         .route("/v1/embeddings", post(embeddings::embed))
@@ -83,12 +83,17 @@ pub fn routes(door: Door, guard: Guard, stop: CancellationToken) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(door);
-    let routes = with_mcp(routes, Server::new(whole), &guard, stop);
+    let routes = with_mcp(routes, McpServer::new(whole), &guard, stop);
     protect(routes, open, guard)
 }
 
 /// Adds an MCP server at `/mcp`: the service's own, or a fixture for the conformance suite.
-pub fn with_mcp<H>(routes: Router, handler: H, guard: &Guard, stop: CancellationToken) -> Router
+pub fn with_mcp<H>(
+    routes: Router,
+    handler: H,
+    guard: &AccessGuard,
+    stop: CancellationToken,
+) -> Router
 where
     H: ServerHandler + Clone + Send + Sync + 'static,
 {
@@ -180,7 +185,7 @@ async fn linger(mut stream: TcpStream) {
     }
 }
 
-async fn ready(State(door): State<Arc<Door>>) -> Response {
+async fn ready(State(door): State<Arc<HttpInterface>>) -> Response {
     let servers: Vec<_> = door
         .dispatch
         .backends()
@@ -196,8 +201,8 @@ async fn ready(State(door): State<Arc<Door>>) -> Response {
         .collect();
     let (waiting, running) = door.dispatch.load();
     let mqtt = door.line.as_ref().map(|line| match &*line.borrow() {
-        Line::Up => json!({"state": "up"}),
-        Line::Down(reason) => json!({"state": "down", "reason": reason}),
+        ConnectionState::Up => json!({"state": "up"}),
+        ConnectionState::Down(reason) => json!({"state": "down", "reason": reason}),
     });
     let ready = door.dispatch.is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -214,10 +219,10 @@ async fn ready(State(door): State<Arc<Door>>) -> Response {
     (status, Json(body)).into_response()
 }
 
-async fn metrics(State(door): State<Arc<Door>>) -> Result<impl IntoResponse, Infallible> {
+async fn metrics(State(door): State<Arc<HttpInterface>>) -> Result<impl IntoResponse, Infallible> {
     let servers = door.dispatch.backends().into_iter();
     let servers: Vec<_> = servers.map(|seen| (seen.server, seen.health == Health::Ready)).collect();
-    let mqtt = door.line.as_ref().is_some_and(|line| *line.borrow() == Line::Up);
+    let mqtt = door.line.as_ref().is_some_and(|line| *line.borrow() == ConnectionState::Up);
     let strain = door.reading.borrow().strain;
     let spent = door.dispatch.spending().by_span();
     let text = door.metrics.text(door.dispatch.load(), &servers, mqtt, &strain, &spent);

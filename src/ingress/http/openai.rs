@@ -15,11 +15,11 @@ use futures::StreamExt;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Door;
+use super::HttpInterface;
 use super::chat::{ChatRequest, in_their_words};
 use super::completion::Head;
 use super::errors::{error_of, not_ok, refused};
-use crate::dispatch::{Answer, Seen};
+use crate::dispatch::{Answer, BackendStatus};
 use crate::ingress::answers;
 use crate::request::format::Format;
 use crate::request::refusal::{Code, Refusal};
@@ -41,7 +41,7 @@ pub(super) fn taken(body: Body) -> Result<Bytes, Refusal> {
 }
 
 /// `POST /v1/chat/completions`
-pub(super) async fn complete(State(door): State<Arc<Door>>, body: Body) -> Response {
+pub(super) async fn complete(State(door): State<Arc<HttpInterface>>, body: Body) -> Response {
     let started = taken(body).and_then(|body| start(&door, &body));
     match started {
         Err(refusal) => {
@@ -63,7 +63,7 @@ struct Started {
     head: Head,
 }
 
-fn start(door: &Door, body: &[u8]) -> Result<Started, Refusal> {
+fn start(door: &HttpInterface, body: &[u8]) -> Result<Started, Refusal> {
     let request: ChatRequest = read(body)?;
     let stream = request.stream;
     let include_usage = request.includes_usage();
@@ -75,7 +75,7 @@ fn start(door: &Door, body: &[u8]) -> Result<Started, Refusal> {
     Ok(Started { answer, id, format, stream, include_usage, head })
 }
 
-async fn whole(door: Arc<Door>, started: Started) -> Response {
+async fn whole(door: Arc<HttpInterface>, started: Started) -> Response {
     let Started { answer, id, format, head, .. } = started;
     let (text, end) = answer.collect().await;
     let reply = answers::reply(id, &format, text, end);
@@ -86,38 +86,40 @@ async fn whole(door: Arc<Door>, started: Started) -> Response {
     Json(head.whole(&reply)).into_response()
 }
 
-fn streamed(door: Arc<Door>, started: Started) -> Response {
+fn streamed(door: Arc<HttpInterface>, started: Started) -> Response {
     let Started { answer, id, format, include_usage, head, .. } = started;
     let asked = Arc::new((door, id, format, head));
     // one step a piece, then one for each event behind the last
-    let stream = futures::stream::unfold(Step::First(answer), move |step| {
+    let stream = futures::stream::unfold(StreamStep::First(answer), move |step| {
         let asked = Arc::clone(&asked);
         async move {
             let (door, id, format, head) = asked.as_ref();
             match step {
-                Step::First(answer) => {
-                    Some((event(&head.opening()), Step::Pieces(answer, String::new())))
+                StreamStep::First(answer) => {
+                    Some((event(&head.opening()), StreamStep::Pieces(answer, String::new())))
                 }
-                Step::Pieces(mut answer, mut text) => match answer.next().await {
+                StreamStep::Pieces(mut answer, mut text) => match answer.next().await {
                     Some(piece) => {
                         text.push_str(&piece.text);
-                        Some((event(&head.piece(&piece.text)), Step::Pieces(answer, text)))
+                        Some((event(&head.piece(&piece.text)), StreamStep::Pieces(answer, text)))
                     }
                     None => {
                         let reply = answers::reply(id.clone(), format, text, answer.end().await);
                         door.metrics.replied("http", &reply);
                         let mut last = endings(head, &reply, include_usage).into_iter();
-                        last.next().map(|event| (event, Step::Last(last)))
+                        last.next().map(|event| (event, StreamStep::Last(last)))
                     }
                 },
-                Step::Last(mut last) => last.next().map(|event| (event, Step::Last(last))),
+                StreamStep::Last(mut last) => {
+                    last.next().map(|event| (event, StreamStep::Last(last)))
+                }
             }
         }
     });
     Sse::new(stream.map(Ok::<Event, Infallible>)).keep_alive(KeepAlive::default()).into_response()
 }
 
-enum Step {
+enum StreamStep {
     First(Answer),
     Pieces(Answer, String),
     Last(std::vec::IntoIter<Event>),
@@ -140,8 +142,8 @@ fn event(data: &impl Serialize) -> Event {
 }
 
 /// `GET /v1/models`
-pub(super) async fn models(State(door): State<Arc<Door>>) -> Json<Value> {
-    let card = |seen: Seen| {
+pub(super) async fn models(State(door): State<Arc<HttpInterface>>) -> Json<Value> {
+    let card = |seen: BackendStatus| {
         let context = seen.context?;
         Some(json!({
             "id": context.identification.name,

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::device::Reading;
+use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
 use crate::limits::HEALTH_EVERY;
-use crate::model::context::Reach;
+use crate::model::context::Locality;
 use crate::mqtt::{Bus, Outgoing};
 
 /// Publishes until `stop`.
@@ -16,7 +16,7 @@ pub async fn tell(
     bus: Bus,
     topic: String,
     dispatch: Dispatch,
-    mut reading: watch::Receiver<Reading>,
+    mut reading: watch::Receiver<SensorReading>,
     stop: CancellationToken,
 ) {
     let mut last = None;
@@ -31,8 +31,9 @@ pub async fn tell(
         let _ = bus.publish(message);
         last.replace(state);
         let changed = async {
-            let is_news =
-                |reading: &Reading| last != Some((reading.strain.stage, reading.strain.cause));
+            let is_news = |reading: &SensorReading| {
+                last != Some((reading.strain.stage, reading.strain.cause))
+            };
             if reading.wait_for(is_news).await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -46,10 +47,10 @@ pub async fn tell(
 }
 
 /// What the device bears, and what it does.
-fn health(reading: &Reading, dispatch: &Dispatch) -> Value {
+fn health(reading: &SensorReading, dispatch: &Dispatch) -> Value {
     let mut value = reading.told();
     let (waiting, running) = dispatch.load();
-    let here = dispatch.backends().into_iter().filter(|seen| seen.reach == Reach::Device);
+    let here = dispatch.backends().into_iter().filter(|seen| seen.reach == Locality::Device);
     let rate = here.filter_map(|seen| seen.context?.runtime.decode_tokens_per_s).reduce(f64::max);
     value["waiting"] = json!(waiting);
     value["running"] = json!(running);

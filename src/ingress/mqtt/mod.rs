@@ -17,22 +17,22 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::replay::{Key, Known, Seen};
-use self::topics::{Asked, Topics};
+use self::replay::{Key, ReplayCache, ReplayLookup};
+use self::topics::{Asked, DeviceTopics};
 use super::answers;
 use crate::catalog::catalog::Catalog;
 use crate::clock;
 use crate::dispatch::{Answer, Dispatch};
 use crate::limits::{DRAIN_MAX, REQUEST_BYTES_MAX};
 use crate::metrics::Metrics;
-use crate::mqtt::{Bus, Message, Outgoing, Ticket};
+use crate::mqtt::{AckGuard, Bus, Incoming, Outgoing};
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
 use crate::strategy;
 use crate::wire::{Ask, Reply, Status, read};
 
 /// The door.
-pub struct Door {
+pub struct MqttInterface {
     /// Where replies go.
     pub bus: Bus,
     /// Where jobs go.
@@ -40,7 +40,7 @@ pub struct Door {
     /// Tasks and defaults.
     pub catalog: std::sync::Arc<Catalog>,
     /// Our topics.
-    pub topics: Topics,
+    pub topics: DeviceTopics,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -54,17 +54,17 @@ struct Return {
 }
 
 /// What a request's task comes to, one after the other.
-enum Step {
+enum AnswerStep {
     /// The reply is known and not yet out. Who asks under the same key from now on must get it
     /// anew: the one that goes out may be with its asker before the next request is looked at.
-    Answered { key: Option<Key>, keep: Option<Bytes>, reply: Bytes, back: Return, ticket: Ticket },
+    Answered { key: Option<Key>, keep: Option<Bytes>, reply: Bytes, back: Return, ticket: AckGuard },
     /// The reply is out: the requests may be acknowledged.
-    Out(#[expect(dead_code, reason = "acknowledged when they are dropped")] Vec<Ticket>),
+    Out(#[expect(dead_code, reason = "acknowledged when they are dropped")] Vec<AckGuard>),
 }
 
-impl Door {
+impl MqttInterface {
     /// Serves requests until `stop`, then until all that were taken have been answered.
-    pub async fn run(self, mut inbox: mpsc::Receiver<Message>, stop: CancellationToken) {
+    pub async fn run(self, mut inbox: mpsc::Receiver<Incoming>, stop: CancellationToken) {
         self.serve(&mut inbox, stop).await;
         inbox.close();
         // what was not looked at waits at the broker for the next start
@@ -73,9 +73,9 @@ impl Door {
         }
     }
 
-    async fn serve(&self, inbox: &mut mpsc::Receiver<Message>, stop: CancellationToken) {
-        let mut seen = Seen::default();
-        let mut running: JoinSet<Step> = JoinSet::new();
+    async fn serve(&self, inbox: &mut mpsc::Receiver<Incoming>, stop: CancellationToken) {
+        let mut seen = ReplayCache::default();
+        let mut running: JoinSet<AnswerStep> = JoinSet::new();
         let mut drain_until = None;
         // ends after `stop`
         loop {
@@ -87,7 +87,7 @@ impl Door {
                     self.received(message, &mut seen, &mut running);
                 }
                 Some(done) = running.join_next(), if !running.is_empty() => {
-                    if let Ok(Step::Answered { key, keep, reply, back, ticket }) = done {
+                    if let Ok(AnswerStep::Answered { key, keep, reply, back, ticket }) = done {
                         let mut tickets = vec![ticket];
                         if let Some(key) = key {
                             tickets.extend(seen.ended(&key, keep));
@@ -106,7 +106,12 @@ impl Door {
         }
     }
 
-    fn received(&self, message: Message, seen: &mut Seen, running: &mut JoinSet<Step>) {
+    fn received(
+        &self,
+        message: Incoming,
+        seen: &mut ReplayCache,
+        running: &mut JoinSet<AnswerStep>,
+    ) {
         if message.retained {
             tracing::debug!(topic = message.topic, "a retained request is ignored");
             return;
@@ -134,12 +139,12 @@ impl Door {
         let ticket = match &key {
             None => message.ticket,
             Some(key) => match seen.look(key, content, message.ticket) {
-                Known::New(ticket) => ticket,
-                Known::Runs => return,
-                Known::Answered(reply, ticket) => {
+                ReplayLookup::New(ticket) => ticket,
+                ReplayLookup::Runs => return,
+                ReplayLookup::Answered(reply, ticket) => {
                     return self.send(reply, back, vec![ticket], running);
                 }
-                Known::Conflict(ticket) => {
+                ReplayLookup::Conflict(ticket) => {
                     let message = "this id was used for another request; choose a new one";
                     let refusal = Refusal::field(Code::Conflict, "id", message);
                     return self.refuse(job.key.clone(), &refusal, back, ticket, running);
@@ -153,7 +158,7 @@ impl Door {
     fn job_of(
         &self,
         asked: &Asked,
-        message: &Message,
+        message: &Incoming,
         back: &mut Return,
     ) -> Result<(Job, u64), Refusal> {
         let payload = message.payload.as_ref().map_err(|bytes| {
@@ -194,9 +199,9 @@ impl Door {
         job: Job,
         key: Option<Key>,
         back: Return,
-        ticket: Ticket,
-        seen: &mut Seen,
-        running: &mut JoinSet<Step>,
+        ticket: AckGuard,
+        seen: &mut ReplayCache,
+        running: &mut JoinSet<AnswerStep>,
     ) {
         let id = job.key.clone();
         let format = job.format.clone();
@@ -216,7 +221,7 @@ impl Door {
                     metrics.replied("mqtt", &reply);
                     let payload = encode(&reply);
                     let keep = (reply.status == Status::Ok).then(|| payload.clone());
-                    Step::Answered { key, keep, reply: payload, back, ticket }
+                    AnswerStep::Answered { key, keep, reply: payload, back, ticket }
                 });
             }
         }
@@ -227,19 +232,25 @@ impl Door {
         id: Option<String>,
         refusal: &Refusal,
         back: Return,
-        ticket: Ticket,
-        running: &mut JoinSet<Step>,
+        ticket: AckGuard,
+        running: &mut JoinSet<AnswerStep>,
     ) {
         let reply = Reply::refused(id, refusal);
         self.metrics.replied("mqtt", &reply);
         self.send(encode(&reply), back, vec![ticket], running);
     }
 
-    fn send(&self, reply: Bytes, back: Return, tickets: Vec<Ticket>, running: &mut JoinSet<Step>) {
+    fn send(
+        &self,
+        reply: Bytes,
+        back: Return,
+        tickets: Vec<AckGuard>,
+        running: &mut JoinSet<AnswerStep>,
+    ) {
         let bus = self.bus.clone();
         running.spawn(async move {
             publish(&bus, reply, back).await;
-            Step::Out(tickets)
+            AnswerStep::Out(tickets)
         });
     }
 }
@@ -250,7 +261,7 @@ async fn deliver(
     mut answer: Answer,
     stream: Option<&str>,
     id: Option<&String>,
-) -> (String, crate::dispatch::End) {
+) -> (String, crate::dispatch::JobEnd) {
     let Some(topic) = stream else {
         return answer.collect().await;
     };
@@ -294,13 +305,13 @@ fn encode(reply: &Reply) -> Bytes {
 }
 
 /// The asker's name for a request that could not be read as a whole.
-fn id_of(message: &Message) -> Option<String> {
+fn id_of(message: &Incoming) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(message.payload.as_ref().ok()?).ok()?;
     value.get("id")?.as_str().map(str::to_owned)
 }
 
 /// Correlation data or the id; a message without either is only known when it comes again.
-fn key_of(message: &Message, job: &Job, app: &str, content: u64) -> Option<Key> {
+fn key_of(message: &Incoming, job: &Job, app: &str, content: u64) -> Option<Key> {
     let name = match (&message.correlation, &job.key) {
         (Some(data), _) => [b"c:", data.as_ref()].concat(),
         (None, Some(id)) => [b"i:", id.as_bytes()].concat(),

@@ -5,80 +5,80 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::limits::{REPLAY_BYTES_MAX, REPLAY_MAX};
-use crate::mqtt::Ticket;
+use crate::mqtt::AckGuard;
 
 /// Who asked under which name.
 pub(super) type Key = (String, Vec<u8>);
 
 /// Requests that run, and answers that may be asked for again.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
-    entries: BTreeMap<Key, Entry>,
+pub(super) struct ReplayCache {
+    entries: BTreeMap<Key, ReplayEntry>,
     /// Answered, oldest first.
     answered: VecDeque<Key>,
     bytes: usize,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct ReplayEntry {
     /// Tells another request under the same key from the same request again.
     content: u64,
-    state: State,
+    state: ReplayState,
 }
 
 #[derive(Debug)]
-enum State {
-    Running(Vec<Ticket>),
+enum ReplayState {
+    Running(Vec<AckGuard>),
     Answered(Bytes),
 }
 
 /// What is known of a key.
 #[derive(Debug)]
-pub(super) enum Known {
+pub(super) enum ReplayLookup {
     /// Nothing: go on with the ticket.
-    New(Ticket),
+    New(AckGuard),
     /// It runs; the ticket is kept until it ends.
     Runs,
     /// This was the answer.
-    Answered(Bytes, Ticket),
+    Answered(Bytes, AckGuard),
     /// Another request had this key.
-    Conflict(Ticket),
+    Conflict(AckGuard),
 }
 
-impl Seen {
+impl ReplayCache {
     /// Looks a key up, and notes it as running if it is not known.
-    pub(super) fn look(&mut self, key: &Key, content: u64, ticket: Ticket) -> Known {
+    pub(super) fn look(&mut self, key: &Key, content: u64, ticket: AckGuard) -> ReplayLookup {
         match self.entries.get_mut(key) {
             None => {
-                let entry = Entry { content, state: State::Running(Vec::new()) };
+                let entry = ReplayEntry { content, state: ReplayState::Running(Vec::new()) };
                 self.entries.insert(key.clone(), entry);
-                Known::New(ticket)
+                ReplayLookup::New(ticket)
             }
-            Some(entry) if entry.content != content => Known::Conflict(ticket),
-            Some(Entry { state: State::Running(tickets), .. }) => {
+            Some(entry) if entry.content != content => ReplayLookup::Conflict(ticket),
+            Some(ReplayEntry { state: ReplayState::Running(tickets), .. }) => {
                 tickets.push(ticket);
-                Known::Runs
+                ReplayLookup::Runs
             }
-            Some(Entry { state: State::Answered(reply), .. }) => {
-                Known::Answered(reply.clone(), ticket)
+            Some(ReplayEntry { state: ReplayState::Answered(reply), .. }) => {
+                ReplayLookup::Answered(reply.clone(), ticket)
             }
         }
     }
 
     /// The request has ended; `keep` is the answer that may be asked for again. Gives back the
     /// tickets of those who asked meanwhile.
-    pub(super) fn ended(&mut self, key: &Key, keep: Option<Bytes>) -> Vec<Ticket> {
+    pub(super) fn ended(&mut self, key: &Key, keep: Option<Bytes>) -> Vec<AckGuard> {
         let Some(entry) = self.entries.get_mut(key) else {
             return Vec::new();
         };
-        let State::Running(tickets) = &mut entry.state else {
+        let ReplayState::Running(tickets) = &mut entry.state else {
             return Vec::new();
         };
         let tickets = std::mem::take(tickets);
         match keep.filter(|reply| reply.len() <= REPLAY_BYTES_MAX) {
             Some(reply) => {
                 self.bytes += reply.len();
-                entry.state = State::Answered(reply);
+                entry.state = ReplayState::Answered(reply);
                 self.answered.push_back(key.clone());
                 self.shrink();
             }
@@ -95,7 +95,8 @@ impl Seen {
             let Some(oldest) = self.answered.pop_front() else {
                 return;
             };
-            if let Some(Entry { state: State::Answered(reply), .. }) = self.entries.remove(&oldest)
+            if let Some(ReplayEntry { state: ReplayState::Answered(reply), .. }) =
+                self.entries.remove(&oldest)
             {
                 self.bytes -= reply.len();
             }

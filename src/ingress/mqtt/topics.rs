@@ -6,7 +6,7 @@ use crate::request::refusal::{Code, Refusal};
 
 /// The topics of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Topics {
+pub struct DeviceTopics {
     base: String,
     /// The same for the group, and its name.
     group: Option<(String, String)>,
@@ -25,17 +25,17 @@ pub struct Asked {
     pub shared: bool,
 }
 
-impl Topics {
+impl DeviceTopics {
     /// The topics of `device` below `prefix`.
-    pub fn new(prefix: &str, device: &str, allowed: Vec<String>) -> Topics {
-        Topics { base: format!("{prefix}/{device}"), group: None, allowed }
+    pub fn new(prefix: &str, device: &str, allowed: Vec<String>) -> DeviceTopics {
+        DeviceTopics { base: format!("{prefix}/{device}"), group: None, allowed }
     }
 
     /// The same for one of the devices of this group, which share the requests to it.
     #[must_use]
-    pub fn in_group(self, prefix: &str, group: Option<&str>) -> Topics {
+    pub fn in_group(self, prefix: &str, group: Option<&str>) -> DeviceTopics {
         let group = group.map(|group| (format!("{prefix}/group/{group}"), group.to_owned()));
-        Topics { group, ..self }
+        DeviceTopics { group, ..self }
     }
 
     /// What to subscribe to.
@@ -123,8 +123,8 @@ impl Topics {
 mod tests {
     use super::*;
 
-    fn topics() -> Topics {
-        Topics::new("pilotlight", "pi-1", vec!["plant/replies".to_owned()])
+    fn topics() -> DeviceTopics {
+        DeviceTopics::new("pilotlight", "pi-1", vec!["plant/replies".to_owned()])
     }
 
     #[test]

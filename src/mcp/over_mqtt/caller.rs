@@ -14,52 +14,52 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::parts::Parts;
-use super::{ONLINE, Topics, WORKER, property};
+use super::{ONLINE, ServiceTopics, WORKER, property};
 use crate::clock;
 use crate::limits::{CALL_TAKEN_MAX, MQTT_INBOX_MAX, REQUEST_BYTES_MAX, WORKERS_MAX};
 use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
 use crate::model::generate::Fault;
-use crate::mqtt::{Bus, Line, Message, Outgoing};
+use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing};
 
 /// All services that this device asks; cheap to clone.
 #[derive(Clone)]
-pub struct Switch {
+pub struct CallRouter {
     bus: Bus,
     caller: String,
-    services: Arc<Mutex<BTreeMap<String, Service>>>,
+    services: Arc<Mutex<BTreeMap<String, ServicePresence>>>,
 }
 
 /// What is known of a service.
-struct Service {
-    topics: Topics,
+struct ServicePresence {
+    topics: ServiceTopics,
     workers: watch::Sender<BTreeSet<String>>,
     /// Who takes its answers now.
-    to: Option<mpsc::Sender<Message>>,
+    to: Option<mpsc::Sender<Incoming>>,
 }
 
-impl Switch {
+impl CallRouter {
     /// A switch for these services, by the first part of their topics; `caller` is our own name.
-    pub fn new<'b>(bus: Bus, caller: &str, bases: impl Iterator<Item = &'b str>) -> Switch {
+    pub fn new<'b>(bus: Bus, caller: &str, bases: impl Iterator<Item = &'b str>) -> CallRouter {
         let service = |base: &str| {
-            let topics = Topics::new(base);
+            let topics = ServiceTopics::new(base);
             let workers = watch::Sender::new(BTreeSet::new());
-            (base.to_owned(), Service { topics, workers, to: None })
+            (base.to_owned(), ServicePresence { topics, workers, to: None })
         };
         let services = Arc::new(Mutex::new(bases.map(service).collect()));
-        Switch { bus, caller: caller.to_owned(), services }
+        CallRouter { bus, caller: caller.to_owned(), services }
     }
 
     /// What has to be subscribed to for these services.
     pub fn filters<'b>(caller: &str, bases: impl Iterator<Item = &'b str>) -> Vec<String> {
         let of = |base| {
-            let topics = Topics::new(base);
+            let topics = ServiceTopics::new(base);
             [topics.answer(caller), topics.worker("+")]
         };
         bases.flat_map(of).collect()
     }
 
     /// Takes a message that is for one of the services; any other comes back.
-    pub fn take(&self, message: Message) -> Option<Message> {
+    pub fn take(&self, message: Incoming) -> Option<Incoming> {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
             if let Some(worker) = message.topic.strip_prefix(&service.topics.workers()) {
@@ -97,7 +97,9 @@ impl Switch {
         let mut line = self.bus.line();
         let gone = |_| Fault::Away("the line to the broker has ended".to_owned());
         // each may go while the other is waited for
-        while *line.borrow_and_update() != Line::Up || workers.borrow_and_update().is_empty() {
+        while *line.borrow_and_update() != ConnectionState::Up
+            || workers.borrow_and_update().is_empty()
+        {
             tokio::select! {
                 changed = line.changed() => changed.map_err(gone)?,
                 changed = workers.changed() => changed.map_err(gone)?,
@@ -109,7 +111,7 @@ impl Switch {
     /// A line to a service, once one of its workers is there. It takes the place of an earlier one.
     ///
     /// # Errors
-    /// As [`Switch::ready`].
+    /// As [`CallRouter::ready`].
     pub async fn call(&self, base: &str) -> Result<Caller, Fault> {
         let (to, inbox) = mpsc::channel(8 * MQTT_INBOX_MAX);
         let (topics, workers) = {
@@ -139,21 +141,21 @@ fn unknown(base: &str) -> Fault {
 
 /// A client's transport to one service.
 pub struct Caller {
-    topics: Topics,
+    topics: ServiceTopics,
     /// Where answers come.
     answer: String,
     bus: Bus,
-    inbox: mpsc::Receiver<Message>,
-    line: watch::Receiver<Line>,
+    inbox: mpsc::Receiver<Incoming>,
+    line: watch::Receiver<ConnectionState>,
     workers: watch::Receiver<BTreeSet<String>>,
     /// By the mark that its messages carry.
-    calls: HashMap<Bytes, Call>,
+    calls: HashMap<Bytes, OutgoingCall>,
     /// What has come and was not handed on.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
 }
 
 /// A request without its response.
-struct Call {
+struct OutgoingCall {
     id: RequestId,
     parts: Parts,
     worker: Option<String>,
@@ -184,7 +186,7 @@ impl Caller {
                 // at most once: a call that was sent again might be paid for again
                 self.bus.once(message).map_err(|_| io::Error::other("the broker is away"))?;
                 let taken_by = Instant::from(clock::now()) + CALL_TAKEN_MAX;
-                let call = Call {
+                let call = OutgoingCall {
                     id: request.id.clone(),
                     parts: Parts::default(),
                     worker: None,
@@ -214,7 +216,7 @@ impl Caller {
         }
     }
 
-    fn came(&mut self, message: &Message) {
+    fn came(&mut self, message: &Incoming) {
         let Some(mark) = &message.correlation else { return };
         let Some(call) = self.calls.get_mut(mark) else { return };
         if let Some(worker) = property(&message.properties, WORKER) {
@@ -253,7 +255,7 @@ impl Caller {
     fn sweep(&mut self) {
         let now = Instant::from(clock::now());
         let workers = self.workers.borrow_and_update().clone();
-        let is_lost = |call: &Call| match &call.worker {
+        let is_lost = |call: &OutgoingCall| match &call.worker {
             Some(worker) => !workers.contains(worker),
             None => call.taken_by <= now,
         };
@@ -296,7 +298,7 @@ impl Transport<RoleClient> for Caller {
             if let Some(message) = self.ready.pop_front() {
                 return Some(message);
             }
-            if *self.line.borrow() != Line::Up || self.workers.borrow().is_empty() {
+            if *self.line.borrow() != ConnectionState::Up || self.workers.borrow().is_empty() {
                 return None;
             }
             let wake = self

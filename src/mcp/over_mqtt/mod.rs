@@ -19,14 +19,14 @@ const OFFLINE: &[u8] = br#"{"state":"offline"}"#;
 
 /// The topics of one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Topics {
+pub struct ServiceTopics {
     base: String,
 }
 
-impl Topics {
+impl ServiceTopics {
     /// The topics below `base`, such as `pilotlight/mcp/big`.
-    pub fn new(base: &str) -> Topics {
-        Topics { base: base.to_owned() }
+    pub fn new(base: &str) -> ServiceTopics {
+        ServiceTopics { base: base.to_owned() }
     }
 
     /// Where requests go; one worker gets each.

@@ -16,13 +16,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::Numbers;
-use super::{OFFLINE, ONLINE, Topics, WORKER};
+use super::{OFFLINE, ONLINE, ServiceTopics, WORKER};
 use crate::clock;
 use crate::limits::{CALLS_MAX, CALLS_REMEMBERED_MAX, DRAIN_MAX, NAME_BYTES_MAX};
 use crate::mcp::contract::NOT_TAKEN;
 use crate::mcp::pair::pair;
-use crate::mcp::server::{Shelf, serve};
-use crate::mqtt::{Bus, Line, Message, Outgoing, Presence};
+use crate::mcp::server::{ModelHost, serve};
+use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Presence};
 
 /// How long an answer waits before it is offered again, if the line has no room.
 const ANSWER_RETRY: Duration = Duration::from_millis(2);
@@ -32,20 +32,20 @@ pub struct Worker {
     /// The line to the broker, of its own.
     pub bus: Bus,
     /// What answers.
-    pub shelf: Arc<dyn Shelf>,
+    pub shelf: Arc<dyn ModelHost>,
     /// The service's topics.
-    pub topics: Topics,
+    pub topics: ServiceTopics,
     /// Its name, unlike that of all other workers.
     pub name: String,
 }
 
 /// What the line of a worker listens to.
-pub fn filters(topics: &Topics) -> Vec<String> {
+pub fn filters(topics: &ServiceTopics) -> Vec<String> {
     vec![topics.calls(), topics.tell()]
 }
 
 /// How a worker says that it is there.
-pub fn presence(topics: &Topics, name: &str) -> Presence {
+pub fn presence(topics: &ServiceTopics, name: &str) -> Presence {
     Presence {
         topic: topics.worker(name),
         online: Bytes::from_static(ONLINE),
@@ -54,9 +54,9 @@ pub fn presence(topics: &Topics, name: &str) -> Presence {
 }
 
 /// A call that is being served.
-struct Call {
+struct IncomingCall {
     bus: Bus,
-    shelf: Arc<dyn Shelf>,
+    shelf: Arc<dyn ModelHost>,
     worker: String,
     answer: String,
     mark: Bytes,
@@ -68,7 +68,7 @@ struct Broken;
 
 impl Worker {
     /// Serves until `stop`, then until all calls that were taken have their answers.
-    pub async fn run(self, mut inbox: mpsc::Receiver<Message>, stop: CancellationToken) {
+    pub async fn run(self, mut inbox: mpsc::Receiver<Incoming>, stop: CancellationToken) {
         let mut running: JoinSet<Bytes> = JoinSet::new();
         let mut stops: BTreeMap<Bytes, CancellationToken> = BTreeMap::new();
         let mut seen: VecDeque<Bytes> = VecDeque::new();
@@ -124,14 +124,14 @@ impl Worker {
     }
 
     /// A call that can be answered: it is marked and says where its answer shall go.
-    fn call_of(&self, message: &Message) -> Option<Call> {
+    fn call_of(&self, message: &Incoming) -> Option<IncomingCall> {
         let mark = message.correlation.clone().filter(|mark| mark.len() <= NAME_BYTES_MAX)?;
         let answer = message.response_topic.clone()?;
         let caller = answer.strip_prefix(&self.topics.answers())?;
         if !crate::request::name::is_name(caller) || message.retained {
             return None;
         }
-        Some(Call {
+        Some(IncomingCall {
             bus: self.bus.clone(),
             shelf: Arc::clone(&self.shelf),
             worker: self.name.clone(),
@@ -142,7 +142,7 @@ impl Worker {
     }
 }
 
-impl Call {
+impl IncomingCall {
     async fn run(mut self, payload: Bytes, is_full: bool) -> Result<(), Broken> {
         let request = match serde_json::from_slice::<RxJsonRpcMessage<RoleServer>>(&payload) {
             Ok(JsonRpcMessage::Request(request)) => request,
@@ -216,7 +216,7 @@ impl Call {
             };
             // ends when there is room, or with the line
             while self.bus.once(message.clone()).is_err() {
-                if *self.bus.line().borrow() != Line::Up {
+                if *self.bus.line().borrow() != ConnectionState::Up {
                     // the caller hears that this worker is gone
                     return Err(Broken);
                 }
