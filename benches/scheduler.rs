@@ -23,31 +23,33 @@ use pilotlight::time::Time;
 const EVENTS: usize = 20_000;
 const ROUNDS: usize = 15;
 
-fn card(reach: Locality, slots: u32) -> BackendProfile {
+fn profile(locality: Locality, slots: u32) -> BackendProfile {
     BackendProfile {
         slots,
         read_ms: Some(2.0),
         write_ms: Some(20.0),
         max_tokens: 64,
-        ..BackendProfile::unknown(reach.name(), reach)
+        ..BackendProfile::unknown(locality.name(), locality)
     }
 }
 
-fn ticket(job: u64, now: Time, random: &mut fastrand::Rng, budget: Duration) -> JobSpec {
+fn spec(job: u64, now: Time, random: &mut fastrand::Rng, budget: Duration) -> JobSpec {
     JobSpec {
         job: JobId(job),
         app: format!("app-{}", random.u8(0..8)),
         template: format!("task-{}", random.u8(0..8)),
         due: now + budget,
-        class: *random.choice(&[Priority::Interactive, Priority::Normal, Priority::Batch]).unwrap(),
+        priority: *random
+            .choice(&[Priority::Interactive, Priority::Normal, Priority::Batch])
+            .unwrap(),
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
         wants_tools: false,
         is_word: false,
-        is_whole: true,
+        is_buffered: true,
         max_tokens: Some(64),
-        talents: vec!["generate".to_owned()],
+        skills: vec!["generate".to_owned()],
         margin: 0.0,
         ruled: false,
         bytes: 400,
@@ -62,12 +64,12 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
     let mut means = Vec::new();
     for round in 0..ROUNDS {
         let mut random = fastrand::Rng::with_seed(round as u64);
-        let local = card(Locality::Device, 1);
+        let local = profile(Locality::Device, 1);
         let mut cards = vec![local];
-        cards.extend(elsewhere.map(|slots| card(Locality::Cloud, slots)));
+        cards.extend(elsewhere.map(|slots| profile(Locality::Cloud, slots)));
         let mut scheduler = Scheduler::new(cards.clone());
-        for (n, card) in cards.into_iter().enumerate() {
-            scheduler.on(Event::Up(BackendId(n), card), Time(0));
+        for (n, profile) in cards.into_iter().enumerate() {
+            scheduler.on(Event::Up(BackendId(n), profile), Time(0));
         }
         let (mut next, mut now) = (0, Time(0));
         let mut running = Vec::new();
@@ -79,7 +81,7 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
             let wanted = WAITING_JOBS_MAX.saturating_sub(scheduler.load().0).max(1);
             let mut events = vec![Event::Tick];
             for _ in 0..wanted {
-                events.push(Event::Arrived(ticket(next, now, &mut random, budget)));
+                events.push(Event::Arrived(spec(next, now, &mut random, budget)));
                 next += 1;
             }
             if count % 4 == 0

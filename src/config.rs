@@ -367,9 +367,9 @@ pub fn dry(config: Config) -> Config {
     let server = catalog::ServerEntry {
         name: "dry".to_owned(),
         link,
-        reach: crate::model::context::Locality::Device,
+        locality: crate::model::context::Locality::Device,
         silence: None,
-        talents: Vec::new(),
+        skills: Vec::new(),
         fallbacks: Vec::new(),
         price: crate::money::Price::default(),
     };

@@ -74,7 +74,7 @@ impl Core {
     /// Starts every model of the catalog; those on MQTT need the switch.
     pub fn start(
         catalog: &Catalog,
-        strain: watch::Receiver<DevicePressure>,
+        device_pressure: watch::Receiver<DevicePressure>,
         keep: LearnedStore,
         switch: Option<&CallRouter>,
     ) -> Core {
@@ -87,7 +87,7 @@ impl Core {
         }
         let policy =
             DispatchPolicy { caps: catalog.caps.clone(), redactor: catalog.redactor.clone() };
-        let (dispatch, dispatcher) = dispatch::new(backends, strain, keep, policy);
+        let (dispatch, dispatcher) = dispatch::new(backends, device_pressure, keep, policy);
         let stop = judge.stop.clone();
         judge.add(dispatcher.run(stop));
         Core { dispatch, models, judge }
@@ -136,19 +136,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let catalog = Arc::new(config.catalog.clone());
     let metrics = Metrics::default();
-    let (strains, strain) = watch::channel(DevicePressure::default());
+    let (pressures, device_pressure) = watch::channel(DevicePressure::default());
     let (readings, reading) = watch::channel(SensorReading::default());
     let (mut doors, mut lines) = (TaskGroup::new("doors"), TaskGroup::new("lines"));
     let on_mqtt = config.mqtt.as_ref().map(|mqtt| OnMqtt::open(mqtt, &config, &mut lines));
     let on_mqtt = on_mqtt.transpose()?;
     let switch = on_mqtt.as_ref().map(|on| &on.switch);
     let keep = keep_of(&config);
-    let core = Core::start(&catalog, strain, keep, switch);
+    let core = Core::start(&catalog, device_pressure, keep, switch);
     let mut sensors = TaskGroup::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));
     let bounds = bounds_of(&catalog.device_limits);
     let rate = core.dispatch.rate();
-    sensors.add(device::watch(all, bounds, rate, (readings, strains), sensors.stop.clone()));
+    sensors.add(device::watch(all, bounds, rate, (readings, pressures), sensors.stop.clone()));
     let line = on_mqtt.as_ref().map(|on| on.bus.line());
     if let Some(OnMqtt { bus, inbox, topics, switch: _ }) = on_mqtt {
         serve_calls(&config, &core.dispatch, &mut doors, &mut lines)?;
@@ -243,7 +243,7 @@ impl OnMqtt {
                 let Some(message) = sorting.take(message) else { continue };
                 if let Err(mpsc::error::SendError(message)) = to.send(message).await {
                     // the door is closed: a request waits at the broker for the next start
-                    message.ticket.leave();
+                    message.ack.leave();
                 }
             }
         });
@@ -271,8 +271,8 @@ fn serve_calls(
     };
     let (bus, inbox, driver) = mqtt::open(options, lines.stop.clone());
     lines.add(driver);
-    let shelf = Arc::new(Service::new(dispatch.clone(), Arc::new(config.catalog.clone())));
-    let worker = worker::Worker { bus, shelf, topics, name };
+    let host = Arc::new(Service::new(dispatch.clone(), Arc::new(config.catalog.clone())));
+    let worker = worker::Worker { bus, host, topics, name };
     doors.add(worker.run(inbox, doors.stop.clone()));
     tracing::info!(topic = base, "a worker on MQTT");
     Ok(())

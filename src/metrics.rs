@@ -141,7 +141,7 @@ impl Metrics {
         load: (usize, usize),
         servers: &[(String, bool)],
         mqtt: bool,
-        strain: &DevicePressure,
+        device_pressure: &DevicePressure,
         spent: &[(&str, f64)],
     ) -> String {
         for (span, usd) in spent {
@@ -151,12 +151,15 @@ impl Metrics {
         self.waiting.set(gauge(load.0));
         self.running.set(gauge(load.1));
         self.mqtt.set(mqtt.into());
-        for (of, share) in [("heat", strain.heat), ("memory", strain.memory), ("disk", strain.disk)]
-        {
+        for (of, share) in [
+            ("heat", device_pressure.heat),
+            ("memory", device_pressure.memory),
+            ("disk", device_pressure.disk),
+        ] {
             let labels = PressureLabels { of: of.to_owned() };
             self.pressure.get_or_create(&labels).set(share.into());
         }
-        self.duty.set(strain.duty.into());
+        self.duty.set(device_pressure.duty.into());
         for (server, up) in servers {
             let labels = ServerLabels { server: server.clone() };
             self.up.get_or_create(&labels).set((*up).into());

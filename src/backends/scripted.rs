@@ -49,7 +49,7 @@ impl Scripted {
                 max_output_tokens: OUTPUT_TOKENS_MAX,
                 modalities: vec!["text".to_owned()],
                 streaming: true,
-                talents: vec![GENERATE.to_owned(), CLASSIFY.to_owned()],
+                skills: vec![GENERATE.to_owned(), CLASSIFY.to_owned()],
                 ..Capabilities::default()
             },
             tokenizer: Tokenizer { kind: "words".to_owned(), ..Tokenizer::default() },
@@ -71,7 +71,7 @@ impl Scripted {
         let bytes = job.prompt_bytes();
         if bytes > self.context.capabilities.context_tokens as usize {
             let message = format!("the prompt has {bytes} bytes, too long for a scripted model");
-            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+            return Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)));
         }
         let prompt = job.messages.last().map_or("", |m| m.content.as_str());
         let script = Script::read(prompt, &self.context.identification.name);
@@ -80,7 +80,7 @@ impl Scripted {
         }
         if job.format != Format::Text {
             let message = "a scripted model can't be held to JSON";
-            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)));
+            return Err(Fault::Rejected(Refusal::field(Code::Incapable, "schema", message)));
         }
         let most = job.sampling.max_tokens.unwrap_or(OUTPUT_TOKENS_MAX).min(OUTPUT_TOKENS_MAX);
         let mut finish = Finish::Stop;
@@ -205,14 +205,14 @@ impl<'p> Script<'p> {
             return Ok(());
         }
         match (kind, crash) {
-            ("away", _) => Err(Fault::Away("as the script says".to_owned())),
+            ("away", _) => Err(Fault::unavailable("as the script says".to_owned())),
             ("crash", Crash::Report) => Err(Fault::Crashed("as the script says".to_owned())),
             ("crash", Crash::Abort) => std::process::abort(),
             ("hang", _) => {
                 out.gone().await;
                 Err(Fault::Cancelled)
             }
-            (_, _) => Err(Fault::Broken("as the script says".to_owned())),
+            (_, _) => Err(Fault::ProtocolError("as the script says".to_owned())),
         }
     }
 }

@@ -37,8 +37,8 @@ pub fn supervise(
     let (wanted, is_wanted) = watch::channel(true);
     let backend = BackendHandle {
         server: server.name.clone(),
-        reach: server.reach,
-        talents: server.talents.clone(),
+        locality: server.locality,
+        skills: server.skills.clone(),
         fallbacks: server.fallbacks.clone(),
         price: server.price,
         link: state,
@@ -160,7 +160,7 @@ impl Supervisor {
 
     /// From start to end of one life of the server; says how it ended.
     async fn once(&self, stop: &CancellationToken) -> String {
-        let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.reach()).await {
+        let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.locality()).await {
             Ok(Ok(reached)) => reached,
             Ok(Err(fault)) => return fault.to_string(),
             Err(_) => return format!("it did not state its context in {ENGINE_LOAD_MAX:?}"),
@@ -223,14 +223,14 @@ impl Supervisor {
         end(child, ended).await
     }
 
-    async fn reach(&self) -> Result<Reached, Fault> {
+    async fn locality(&self) -> Result<Reached, Fault> {
         let patience =
             Patience { silence: self.server.silence.unwrap_or(Patience::default().silence) };
         match &self.server.link {
             Entry::Child { command, args, env, hidden } => {
                 let mut child = spawn(command, args, env, hidden)?;
                 let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-                    return Err(Fault::Away("the child has no pipes".to_owned()));
+                    return Err(Fault::unavailable("the child has no pipes".to_owned()));
                 };
                 let line = AsyncRwTransport::new_client(output, input)
                     .with_max_line_length(LINE_BYTES_MAX);
@@ -241,15 +241,18 @@ impl Supervisor {
                         let left = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
                         let ended = left.map(|status| how_it_ended(status.ok()));
                         let ended = ended.unwrap_or_else(|_| "still runs".to_owned());
-                        let why =
-                            if let Fault::Away(why) = fault { why } else { fault.to_string() };
-                        Err(Fault::Away(format!("{why}; {ended}; its own log says more")))
+                        let why = if let Fault::Unavailable { reason: why, .. } = fault {
+                            why
+                        } else {
+                            fault.to_string()
+                        };
+                        Err(Fault::unavailable(format!("{why}; {ended}; its own log says more")))
                     }
                 }
             }
             Entry::Provider(entry) => providers::open(entry, patience.silence).map(Reached::Here),
             Entry::Mqtt { topic } => {
-                let none = || Fault::Away("there is no line to a broker here".to_owned());
+                let none = || Fault::unavailable("there is no line to a broker here".to_owned());
                 let caller = self.switch.as_ref().ok_or_else(none)?.call(topic).await?;
                 Ok(Reached::there(connect_stateless(caller, patience).await?, None))
             }
@@ -268,7 +271,7 @@ fn spawn(
 ) -> Result<Child, Fault> {
     let program = if command == "pilotlight" {
         std::env::current_exe()
-            .map_err(|e| Fault::Away(format!("this program can't be found: {e}")))?
+            .map_err(|e| Fault::unavailable(format!("this program can't be found: {e}")))?
     } else {
         command.into()
     };
@@ -288,7 +291,7 @@ fn spawn(
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|e| Fault::Away(format!("{command} can't be started: {e}")))
+        .map_err(|e| Fault::unavailable(format!("{command} can't be started: {e}")))
 }
 
 fn how_it_ended(status: Option<ExitStatus>) -> String {
@@ -328,10 +331,10 @@ impl Generate for WatchedRemote {
         Box::pin(async move {
             let result = self.remote.generate(job, out).await;
             let why = match &result {
-                Err(Fault::Hung(_)) => "it was silent for too long",
+                Err(Fault::TimedOut(_)) => "it was silent for too long",
                 Err(Fault::Crashed(_)) => "its line broke in the middle of an answer",
-                Err(Fault::Away(_)) => "it could not take a request",
-                Ok(_) | Err(Fault::Cancelled | Fault::Unfit(_) | Fault::Broken(_)) => {
+                Err(Fault::Unavailable { .. }) => "it could not take a request",
+                Ok(_) | Err(Fault::Cancelled | Fault::Rejected(_) | Fault::ProtocolError(_)) => {
                     return result;
                 }
             };

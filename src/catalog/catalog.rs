@@ -58,11 +58,11 @@ pub struct ServerEntry {
     /// How it is reached.
     pub link: Endpoint,
     /// How far from here it is.
-    pub reach: Locality,
+    pub locality: Locality,
     /// How long it may be silent in the middle of an answer.
     pub silence: Option<Duration>,
     /// Talents that it has besides those that it states.
-    pub talents: Vec<String>,
+    pub skills: Vec<String>,
     /// Servers that may answer what this one refuses, because its rules forbid it or it is too long.
     pub fallbacks: Vec<String>,
     /// What its tokens cost.
@@ -203,10 +203,11 @@ struct RawOurs {
 #[serde(deny_unknown_fields, default)]
 struct RawOurServer {
     role: Option<ServerRole>,
-    reach: Option<Locality>,
+    #[serde(rename = "reach")]
+    locality: Option<Locality>,
     silence_ms: Option<u64>,
-    #[serde(default)]
-    talents: Vec<String>,
+    #[serde(rename = "talents", default)]
+    skills: Vec<String>,
     #[serde(default)]
     fallbacks: Vec<String>,
     #[serde(default)]
@@ -359,7 +360,7 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         let Some(link) = server.link(&path, mistakes) else {
             continue;
         };
-        let reach = extra.reach.unwrap_or(match link {
+        let locality = extra.locality.unwrap_or(match link {
             Endpoint::Child { .. } => Locality::Device,
             Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => {
                 Locality::Cloud
@@ -367,8 +368,8 @@ fn check(raw: Vec<(String, RawServer)>, mut ours: RawOurs, mistakes: &mut Vec<Mi
         });
         let silence = extra.silence_ms.map(Duration::from_millis);
         let price = extra.price.check(&format!("pilotlight.servers.{name}"), mistakes);
-        let (talents, fallbacks) = (extra.talents, extra.fallbacks);
-        servers.push(ServerEntry { name, link, reach, silence, talents, fallbacks, price });
+        let (skills, fallbacks) = (extra.skills, extra.fallbacks);
+        servers.push(ServerEntry { name, link, locality, silence, skills, fallbacks, price });
     }
     for name in ours.servers.keys() {
         let message = "there is no such entry under mcpServers".to_owned();
@@ -456,7 +457,7 @@ pub(super) fn deadline_range() -> String {
 
 fn deadlines_of(policy: &RawPolicy, mistakes: &mut Vec<Mistake>) -> BTreeMap<Priority, Duration> {
     let mut deadlines = BTreeMap::new();
-    for (name, class) in &policy.classes {
+    for (name, priority) in &policy.classes {
         let path = format!("pilotlight.policy.classes.{name}");
         let known = match name.as_str() {
             "interactive" => Priority::Interactive,
@@ -468,7 +469,7 @@ fn deadlines_of(policy: &RawPolicy, mistakes: &mut Vec<Mistake>) -> BTreeMap<Pri
                 continue;
             }
         };
-        match class.deadline_ms {
+        match priority.deadline_ms {
             Some(ms) if is_deadline(ms) => {
                 deadlines.insert(known, Duration::from_millis(ms));
             }
@@ -490,12 +491,12 @@ impl Catalog {
     }
 
     /// Time for an answer of this class if the request does not say.
-    pub fn deadline(&self, class: Priority) -> Duration {
-        let built_in = match class {
+    pub fn deadline(&self, priority: Priority) -> Duration {
+        let built_in = match priority {
             Priority::Interactive => Duration::from_secs(30),
             Priority::Normal => Duration::from_secs(120),
             Priority::Batch => Duration::from_secs(900),
         };
-        self.deadlines.get(&class).copied().unwrap_or(built_in)
+        self.deadlines.get(&priority).copied().unwrap_or(built_in)
     }
 }

@@ -100,10 +100,11 @@ pub(super) struct RawProvider {
     slots: Option<u32>,
     #[serde(default)]
     price: RawPrice,
-    reach: Option<Locality>,
+    #[serde(rename = "reach")]
+    locality: Option<Locality>,
     silence_ms: Option<u64>,
-    #[serde(default)]
-    talents: Vec<String>,
+    #[serde(rename = "talents", default)]
+    skills: Vec<String>,
     #[serde(default)]
     fallbacks: Vec<String>,
 }
@@ -169,9 +170,9 @@ pub(super) fn check(
         servers.push(ServerEntry {
             name,
             link: Endpoint::Provider(Box::new(provider)),
-            reach: raw.reach.unwrap_or(Locality::Cloud),
+            locality: raw.locality.unwrap_or(Locality::Cloud),
             silence: Some(raw.silence_ms.map_or(SILENCE, Duration::from_millis)),
-            talents: raw.talents,
+            skills: raw.skills,
             fallbacks: raw.fallbacks,
             price,
         });

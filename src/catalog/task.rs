@@ -42,8 +42,8 @@ pub struct Task {
     #[serde(default)]
     pub judge: Option<String>,
     /// A talent that the model must state.
-    #[serde(default)]
-    pub talent: Option<String>,
+    #[serde(rename = "talent", default)]
+    pub skill: Option<String>,
     /// Most tokens of the answer.
     #[serde(default)]
     pub max_tokens: Option<u32>,
@@ -135,7 +135,7 @@ pub(super) fn check(tasks: &BTreeMap<String, Task>, mistakes: &mut Vec<Mistake>)
         if task.deadline_ms.is_some_and(|ms| !is_deadline(ms)) {
             mistake(format!("{path}.deadline_ms"), deadline_range());
         }
-        if task.talent.as_ref().is_some_and(|t| t.is_empty() || t.len() > NAME_BYTES_MAX) {
+        if task.skill.as_ref().is_some_and(|t| t.is_empty() || t.len() > NAME_BYTES_MAX) {
             mistake(format!("{path}.talent"), format!("must have 1 to {NAME_BYTES_MAX} bytes"));
         }
         if task.threshold.is_some_and(|t| !(t <= 0.0 && t.is_finite())) {

@@ -99,7 +99,7 @@ impl AskArgs {
             temperature: self.temperature,
             seed: self.seed,
             deadline_ms: Some(self.deadline_ms),
-            class: Some(Priority::Interactive),
+            priority: Some(Priority::Interactive),
             mode: Some(Mode::PreferLocal),
             model: self.model.clone(),
             stream: Some(true),

@@ -145,7 +145,7 @@ impl CalibrateArgs {
             prompt,
             input,
             logprobs: Some(true),
-            class: Some(Priority::Batch),
+            priority: Some(Priority::Batch),
             mode: Some(Mode::LocalOnly),
             strategy: Some(Strategy::Single),
             ..Ask::default()

@@ -93,7 +93,7 @@ fn print_figures(figures: &Figures) -> std::io::Result<()> {
             None if server.full => "had no room".to_owned(),
             None => "could be asked".to_owned(),
         };
-        say!("{} ({}): {state}", server.server, server.reach.name());
+        say!("{} ({}): {state}", server.server, server.locality.name());
     }
     if ahead.worst > 0.0 {
         say!(
@@ -111,7 +111,7 @@ fn print_figures(figures: &Figures) -> std::io::Result<()> {
             case.work.p95,
             case.work.worst,
             case.left,
-            if case.leave_by.is_some() { "" } else { ", must stay" },
+            if case.offload_deadline.is_some() { "" } else { ", must stay" },
         );
     }
     if let Some(away) = away {

@@ -75,11 +75,11 @@ pub(super) async fn live(
 /// The catalog, with a scripted model elsewhere if it has none.
 fn with_another(config: Config) -> Catalog {
     let mut catalog = config.catalog.clone();
-    if catalog.servers.iter().all(|server| server.reach == Locality::Device) {
+    if catalog.servers.iter().all(|server| server.locality == Locality::Device) {
         let scripted = dry(config).catalog.servers.into_iter();
         catalog.servers.extend(scripted.map(|server| crate::catalog::catalog::ServerEntry {
             name: ELSEWHERE.to_owned(),
-            reach: Locality::Cloud,
+            locality: Locality::Cloud,
             ..server
         }));
     }
@@ -97,7 +97,7 @@ async fn as_fast_as(dispatch: &Dispatch, board: &SimulatedBoard) -> anyhow::Resu
     };
     let _ = tokio::time::timeout(ENGINE_LOAD_MAX, ready).await;
     let seen = dispatch.backends();
-    let here = seen.iter().filter(|seen| seen.reach == Locality::Device);
+    let here = seen.iter().filter(|seen| seen.locality == Locality::Device);
     let rates = here.filter_map(|seen| {
         let runtime = &seen.context.as_ref()?.runtime;
         runtime.prefill_tokens_per_s.zip(runtime.decode_tokens_per_s)
@@ -185,8 +185,9 @@ impl Day {
     }
 
     fn settled(&mut self, (order, end): &LiveAnswer) {
-        let away = end.as_ref().is_some_and(|end| end.reach.is_some_and(|r| r != Locality::Device));
-        let in_time = |end: &JobEnd| end.verdict == Verdict::Done && end.total <= order.budget;
+        let away =
+            end.as_ref().is_some_and(|end| end.locality.is_some_and(|r| r != Locality::Device));
+        let in_time = |end: &JobEnd| end.verdict == Verdict::Done && end.total <= order.time_left;
         let missed = !end.as_ref().is_some_and(in_time);
         self.out.away += usize::from(away);
         self.out.missed += usize::from(missed);
@@ -208,15 +209,15 @@ impl Day {
 
 /// A prompt of about so many tokens, whose beginning others of its class share.
 fn job_of(order: &Arrival) -> Job {
-    let Arrival { class, prompt, cached, .. } = *order;
+    let Arrival { priority, prompt, cached, .. } = *order;
     let bytes = |tokens: u32| 4 * tokens as usize;
     let shared: String = WORDS.chars().cycle().take(bytes(cached)).collect();
     let own = format!(" {} {}: ", order.at.as_micros(), order.app);
     let rest = WORDS.chars().cycle().take(bytes(prompt - cached).saturating_sub(own.len()));
-    let text = format!("{class:?}. {shared}{own}{}", rest.collect::<String>());
-    let mut job = Job::plain(text, order.budget);
+    let text = format!("{priority:?}. {shared}{own}{}", rest.collect::<String>());
+    let mut job = Job::plain(text, order.time_left);
     job.app = format!("app-{}", order.app);
-    (job.class, job.mode, job.streamed) = (class, order.mode, !order.whole);
+    (job.priority, job.mode, job.streamed) = (priority, order.mode, !order.whole);
     job.sampling.max_tokens = Some(order.most);
     job
 }

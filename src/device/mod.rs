@@ -28,28 +28,28 @@ pub struct SensorReading {
     /// What the sensors say.
     pub sample: SensorSample,
     /// What that means.
-    pub strain: DevicePressure,
+    pub device_pressure: DevicePressure,
 }
 
 impl SensorReading {
     /// The same for whoever watches, as JSON.
     pub fn told(&self) -> Value {
-        let SensorReading { sample, strain } = self;
+        let SensorReading { sample, device_pressure } = self;
         let hottest = sample.zones.iter().filter_map(|zone| zone.celsius).reduce(f64::max);
         let rounded = |share: f32| (f64::from(share) * 100.0).round() / 100.0;
         json!({
             "temperature_c": hottest,
             "headroom": {
-                "heat": rounded(1.0 - strain.heat),
-                "memory": rounded(1.0 - strain.memory),
-                "disk": rounded(1.0 - strain.disk),
+                "heat": rounded(1.0 - device_pressure.heat),
+                "memory": rounded(1.0 - device_pressure.memory),
+                "disk": rounded(1.0 - device_pressure.disk),
             },
             "memory_available_mb": sample.memory.map(|memory| memory.available >> 20),
             "disk_available_mb": sample.disk.map(|disk| disk.available >> 20),
             "processor_busy": sample.busy.map(|share| (share * 100.0).round() / 100.0),
-            "duty": rounded(strain.duty),
-            "stage": strain.stage.name(),
-            "cause": strain.cause.name(),
+            "duty": rounded(device_pressure.duty),
+            "stage": device_pressure.stage.name(),
+            "cause": device_pressure.cause.name(),
         })
     }
 }
@@ -175,7 +175,7 @@ pub async fn watch(
     out: (watch::Sender<SensorReading>, watch::Sender<DevicePressure>),
     stop: CancellationToken,
 ) {
-    let (readings, strains) = out;
+    let (readings, pressures) = out;
     let started = now();
     let mut gauge = Gauge::new(bounds);
     let trigger = Trigger::new(&sensors.root);
@@ -218,20 +218,26 @@ pub async fn watch(
             // the average of ten seconds does not show it yet
             sample.stall = Some(sample.stall.unwrap_or(0.0).max(FIRED_STALL));
         }
-        let strain = gauge.on(&sample, Time::default() + started.elapsed());
-        if strain.stage != stage {
-            stage = strain.stage;
-            let (stage, cause) = (stage.name(), strain.cause.name());
-            tracing::info!(stage, cause, heat = strain.heat, memory = strain.memory, "the device");
+        let device_pressure = gauge.on(&sample, Time::default() + started.elapsed());
+        if device_pressure.stage != stage {
+            stage = device_pressure.stage;
+            let (stage, cause) = (stage.name(), device_pressure.cause.name());
+            tracing::info!(
+                stage,
+                cause,
+                heat = device_pressure.heat,
+                memory = device_pressure.memory,
+                "the device"
+            );
         }
-        strains.send_if_modified(|before| {
-            let changed = is_news(before, &strain);
+        pressures.send_if_modified(|before| {
+            let changed = is_news(before, &device_pressure);
             if changed {
-                *before = strain;
+                *before = device_pressure;
             }
             changed
         });
-        readings.send_replace(SensorReading { sample, strain });
+        readings.send_replace(SensorReading { sample, device_pressure });
     }
 }
 

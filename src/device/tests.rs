@@ -138,19 +138,26 @@ fn this_machine_can_be_read() {
 async fn a_board_that_warms_slows_down() {
     let root = board("pi5");
     let (readings, mut reading) = watch::channel(SensorReading::default());
-    let (strains, mut strain) = watch::channel(DevicePressure::default());
+    let (pressures, mut device_pressure) = watch::channel(DevicePressure::default());
     let (_rate, rate) = watch::channel(None);
     let stop = CancellationToken::new();
     let watched =
-        watch(sensors(root.path()), Bounds::default(), rate, (readings, strains), stop.clone());
+        watch(sensors(root.path()), Bounds::default(), rate, (readings, pressures), stop.clone());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(watched);
     reading.wait_for(|reading| !reading.sample.zones.is_empty()).await.unwrap();
     write(root.path(), "sys/class/thermal/thermal_zone0/temp", "76500");
-    let paced = strain.wait_for(|strain| strain.stage == PressureStage::Paced).await.unwrap().duty;
+    let paced = device_pressure
+        .wait_for(|device_pressure| device_pressure.stage == PressureStage::Paced)
+        .await
+        .unwrap()
+        .duty;
     assert!((paced - 0.5).abs() < 0.01, "{paced}");
     write(root.path(), "sys/class/thermal/thermal_zone0/temp", "90000");
-    strain.wait_for(|strain| strain.stage == PressureStage::Closed).await.unwrap();
+    device_pressure
+        .wait_for(|device_pressure| device_pressure.stage == PressureStage::Closed)
+        .await
+        .unwrap();
     stop.cancel();
     tasks.join_all().await;
 }

@@ -38,16 +38,16 @@ async fn attempt(
     passage: EgressGuard<'_>,
     out: &mut Out,
 ) -> Result<AttemptAnswer, Fault> {
-    let is_whole = passage.job().is_whole();
+    let is_buffered = passage.job().is_buffered();
     let restorer = passage.restorer();
-    if !is_whole && restorer.is_none() {
+    if !is_buffered && restorer.is_none() {
         let usage = generate.generate(passage.job(), out).await?;
         return Ok(AttemptAnswer { usage, kept: None, first: None });
     }
     let (mut inner, mut chunks) = channel();
     let read = async {
         let mut reader =
-            ChunkReader { out, kept: is_whole.then(String::new), first: None, bytes: 0 };
+            ChunkReader { out, kept: is_buffered.then(String::new), first: None, bytes: 0 };
         let mut restorer = restorer;
         while let Some(Chunk { text, .. }) = chunks.recv().await {
             let told = match &mut restorer {
@@ -94,7 +94,7 @@ impl ChunkReader<'_> {
         self.first.get_or_insert_with(clock::now);
         self.bytes += text.len();
         if self.bytes > ANSWER_BYTES_MAX {
-            return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
+            return Err(Fault::ProtocolError("the answer is longer than it may be".to_owned()));
         }
         match &mut self.kept {
             Some(kept) => kept.push_str(&text),

@@ -7,7 +7,7 @@ use crate::model::context::Locality;
 use crate::model::generate::{Fault, Usage};
 use crate::redact::{Hidden, Restorer};
 use crate::request::job::Job;
-use crate::scheduler::may_reach;
+use crate::scheduler::mode_allows;
 
 /// A job that may be sent to a model at one distance. Nothing else can be handed to a model, and
 /// [`EgressGuard::new`] is the only way to have one.
@@ -20,17 +20,17 @@ impl<'a> EgressGuard<'a> {
     /// Lets a job pass to a model at this distance.
     ///
     /// # Errors
-    /// [`Fault::Broken`] if its mode forbids that: the judge should not have asked for it.
+    /// [`Fault::ProtocolError`] if its mode forbids that: the judge should not have asked for it.
     pub(super) fn new(
         job: &'a Job,
-        reach: Locality,
+        locality: Locality,
         hidden: Option<&'a Hidden>,
     ) -> Result<EgressGuard<'a>, Fault> {
-        if !may_reach(job.mode, reach) {
+        if !mode_allows(job.mode, locality) {
             let why = "a private prompt was routed too far; it was not sent";
-            return Err(Fault::Broken(why.to_owned()));
+            return Err(Fault::ProtocolError(why.to_owned()));
         }
-        let hidden = hidden.filter(|_| hides(reach));
+        let hidden = hidden.filter(|_| hides(locality));
         let job = match hidden {
             Some(hidden) => Cow::Owned(Job { messages: hidden.messages.clone(), ..job.clone() }),
             None => Cow::Borrowed(job),
@@ -57,8 +57,8 @@ impl<'a> EgressGuard<'a> {
 }
 
 /// Whether anything is hidden from models at this distance.
-pub(super) fn hides(reach: Locality) -> bool {
-    reach == Locality::Cloud
+pub(super) fn hides(locality: Locality) -> bool {
+    locality == Locality::Cloud
 }
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ mod tests {
         let reaches = [Locality::Device, Locality::Peer, Locality::Cloud];
         let passes = |mode| {
             let job = Job { mode, ..Job::plain("hello", std::time::Duration::from_secs(1)) };
-            reaches.map(|reach| EgressGuard::new(&job, reach, None).is_ok())
+            reaches.map(|locality| EgressGuard::new(&job, locality, None).is_ok())
         };
         assert_eq!(passes(Mode::LocalOnly), [true, false, false]);
         assert_eq!(passes(Mode::PreferLocal), [true; 3]);

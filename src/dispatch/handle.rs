@@ -64,7 +64,7 @@ pub(super) type LoopStatus =
 
 struct BackendView {
     server: String,
-    reach: Locality,
+    locality: Locality,
     link: watch::Receiver<BackendState>,
 }
 
@@ -74,7 +74,7 @@ pub struct BackendStatus {
     /// Its name in `mcp.json`.
     pub server: String,
     /// How far away it is.
-    pub reach: Locality,
+    pub locality: Locality,
     /// Whether it can be asked.
     pub health: Health,
     /// What it states of itself, if it is up.
@@ -111,7 +111,7 @@ pub struct JobEnd {
     /// The server that had it last.
     pub server: Option<String>,
     /// How far away that server is.
-    pub reach: Option<Locality>,
+    pub locality: Option<Locality>,
     /// Time before its first attempt.
     pub queued: Duration,
     /// Time to the first piece.
@@ -148,7 +148,7 @@ impl Dispatch {
     ) -> Dispatch {
         let view = |b: &BackendHandle| BackendView {
             server: b.server.clone(),
-            reach: b.reach,
+            locality: b.locality,
             link: b.link.clone(),
         };
         let backends = Arc::new(backends.iter().map(view).collect());
@@ -198,7 +198,7 @@ impl Dispatch {
             };
             BackendStatus {
                 server: view.server.clone(),
-                reach: view.reach,
+                locality: view.locality,
                 health: link.health(),
                 context,
             }
@@ -333,7 +333,7 @@ impl JobEnd {
             kept: None,
             decision,
             server: None,
-            reach: None,
+            locality: None,
             queued: Duration::ZERO,
             first: None,
             total: Duration::ZERO,

@@ -54,7 +54,7 @@ pub struct DispatchPolicy {
 /// of them and what it spends is kept. The loop must be run.
 pub fn new(
     backends: Vec<BackendHandle>,
-    strain: watch::Receiver<DevicePressure>,
+    device_pressure: watch::Receiver<DevicePressure>,
     keep: LearnedStore,
     policy: DispatchPolicy,
 ) -> (Dispatch, Dispatcher) {
@@ -76,7 +76,7 @@ pub fn new(
         keep_at: None,
         origin: clock::now(),
         backends,
-        strain,
+        device_pressure,
         inbox,
         jobs: BTreeMap::new(),
         attempts: JoinSet::new(),
@@ -98,7 +98,7 @@ pub struct Dispatcher {
     keep_at: Option<Instant>,
     origin: Instant,
     backends: Vec<BackendHandle>,
-    strain: watch::Receiver<DevicePressure>,
+    device_pressure: watch::Receiver<DevicePressure>,
     inbox: mpsc::Receiver<Submission>,
     jobs: BTreeMap<JobId, InFlight>,
     attempts: JoinSet<EndedAttempt>,
@@ -145,7 +145,7 @@ impl Dispatcher {
         let mut drain_until: Option<Instant> = None;
         while !self.drained {
             // nobody watches the device, or not any more
-            let blind = self.strain.has_changed().is_err();
+            let blind = self.device_pressure.has_changed().is_err();
             let wake = self.scheduler.wake_at(self.now()).map(|at| self.instant(at));
             let wake = [wake, drain_until, self.keep_at].into_iter().flatten().min();
             let woken = OptionFuture::from(wake.map(|at| tokio::time::sleep_until(at.into())));
@@ -153,7 +153,7 @@ impl Dispatcher {
                 Some(order) = self.inbox.recv() => Some(self.arrived(order)),
                 Some(done) = self.attempts.join_next(), if !self.attempts.is_empty() => self.ended(done),
                 Some(seen) = self.watches.join_next(), if !self.watches.is_empty() => self.seen(seen),
-                Ok(()) = self.strain.changed(), if !blind => Some(self.strained()),
+                Ok(()) = self.device_pressure.changed(), if !blind => Some(self.pressure_changed()),
                 Some(()) = woken => Some(Event::Tick),
                 () = stop.cancelled(), if drain_until.is_none() => {
                     drain_until = Some(clock::now() + DRAIN_MAX);
@@ -226,9 +226,9 @@ impl Dispatcher {
     fn arrived(&mut self, order: Submission) -> Event {
         let now = self.now();
         let Submission { job, out, end, gone, hidden } = order;
-        let mut ticket = JobSpec::of(&job, now);
+        let mut spec = JobSpec::of(&job, now);
         if let Some(hidden) = &hidden {
-            ticket.input_max = ticket.input_max.max(hidden.input_tokens_max(&job));
+            spec.input_max = spec.input_max.max(hidden.input_tokens_max(&job));
         }
         let id = job.id;
         let stop = CancellationToken::new();
@@ -249,7 +249,7 @@ impl Dispatcher {
                 () = stop.cancelled() => WatchEvent::Settled,
             }
         });
-        Event::Arrived(ticket)
+        Event::Arrived(spec)
     }
 
     fn ended(&mut self, done: Result<EndedAttempt, tokio::task::JoinError>) -> Option<Event> {
@@ -265,7 +265,7 @@ impl Dispatcher {
                 let confidence = said.usage.classification.as_ref().map(|said| said.confidence);
                 let took = Some(TokenTimes::from(&said.usage));
                 let cost_usd = said.usage.cost_usd;
-                if self.backends[backend.0].reach == Locality::Device
+                if self.backends[backend.0].locality == Locality::Device
                     && let Some(rate) = self.pulses[backend.0].beat(&said.usage)
                 {
                     self.rate.send_replace(Some(rate));
@@ -315,34 +315,34 @@ impl Dispatcher {
             BackendState::Down(_) => Event::Down(BackendId(backend)),
             BackendState::Up(generate) => {
                 let of = &self.backends[backend];
-                if of.reach == Locality::Device {
-                    generate.pace(self.strain.borrow().duty);
+                if of.locality == Locality::Device {
+                    generate.pace(self.device_pressure.borrow().duty);
                 }
                 let context = generate.context();
-                let card = BackendProfile {
-                    measured: Some(self.keep.measured(&of.server, of.reach, context)),
+                let profile = BackendProfile {
+                    measured: Some(self.keep.measured(&of.server, of.locality, context)),
                     ..profile::of(of, context)
                 };
-                Event::Up(BackendId(backend), card)
+                Event::Up(BackendId(backend), profile)
             }
         }
     }
 
     /// Tells the engines of this device how much they may compute, and the judge.
-    fn strained(&mut self) -> Event {
-        let strain = *self.strain.borrow_and_update();
-        for backend in self.backends.iter().filter(|b| b.reach == Locality::Device) {
+    fn pressure_changed(&mut self) -> Event {
+        let device_pressure = *self.device_pressure.borrow_and_update();
+        for backend in self.backends.iter().filter(|b| b.locality == Locality::Device) {
             if let BackendState::Up(generate) = &*backend.link.borrow() {
-                generate.pace(strain.duty);
+                generate.pace(device_pressure.duty);
             }
         }
-        Event::Strained(strain)
+        Event::Strained(device_pressure)
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Start { job, backend, budget, class, hold } => {
-                self.start(job, backend, (budget, class), hold);
+            Effect::Start { job, backend, time_left, priority, hold } => {
+                self.start(job, backend, (time_left, priority), hold);
             }
             Effect::Book(line) => {
                 if let Some(ledger) = &self.ledger {
@@ -376,7 +376,7 @@ impl Dispatcher {
         &mut self,
         job: JobId,
         backend: BackendId,
-        (budget, class): (Duration, Priority),
+        (time_left, priority): (Duration, Priority),
         entry: Option<LedgerEntry>,
     ) {
         let now = self.now();
@@ -388,16 +388,16 @@ impl Dispatcher {
             return;
         };
         held.started.get_or_insert(now);
-        (job.budget, job.class) = (budget, class);
+        (job.time_left, job.priority) = (time_left, priority);
         let to = &self.backends[backend.0];
         let link = to.link.borrow().clone();
-        let (reach, hidden) = (to.reach, held.hidden.clone());
+        let (locality, hidden) = (to.locality, held.hidden.clone());
         held.recall = held.stop.child_token();
         let stop = held.recall.clone();
         self.attempts.spawn(async move {
             let result = match link {
                 BackendState::Up(generate) => {
-                    match EgressGuard::new(&job, reach, hidden.as_deref()) {
+                    match EgressGuard::new(&job, locality, hidden.as_deref()) {
                         Ok(passage) => tokio::select! {
                             said = paid(on_hold, generate.as_ref(), passage, &mut out) => said,
                             () = stop.cancelled() => Err(Fault::Cancelled),
@@ -405,7 +405,7 @@ impl Dispatcher {
                         Err(fault) => Err(fault),
                     }
                 }
-                BackendState::Down(_) => Err(Fault::Away("it went away just now".into())),
+                BackendState::Down(_) => Err(Fault::unavailable("it went away just now")),
             };
             EndedAttempt { job, out, backend, result }
         });
@@ -443,7 +443,7 @@ impl Dispatcher {
             kept,
             decision,
             server: backend.map(|b| b.server.clone()),
-            reach: backend.map(|b| b.reach),
+            locality: backend.map(|b| b.locality),
             queued: held.started.unwrap_or(now).since(held.arrived),
             first: first.map(|first| self.time(first).since(held.arrived)),
             total: now.since(held.arrived),
@@ -456,7 +456,7 @@ impl Dispatcher {
     fn tell_hidden(&self, decision: &mut Decision, hidden: &Hidden) {
         for attempt in &mut decision.attempts {
             let of = self.backends.iter().find(|backend| backend.server == attempt.server);
-            if of.is_some_and(|backend| egress::hides(backend.reach)) {
+            if of.is_some_and(|backend| egress::hides(backend.locality)) {
                 attempt.redacted = hidden.count();
             }
         }

@@ -10,7 +10,7 @@ pub(super) fn unknown(backend: &BackendHandle) -> BackendProfile {
     BackendProfile {
         price: backend.price,
         fallbacks: backend.fallbacks.clone(),
-        ..BackendProfile::unknown(&backend.server, backend.reach)
+        ..BackendProfile::unknown(&backend.server, backend.locality)
     }
 }
 
@@ -19,14 +19,14 @@ pub(super) fn of(backend: &BackendHandle, context: &ModelContext) -> BackendProf
     BackendProfile {
         model: Some(context.identification.name.clone()),
         slots: context.runtime.slots,
-        urgent_first: context.runtime.urgent_first,
+        preemptive: context.runtime.preemptive,
         read_ms: context.runtime.prefill_tokens_per_s.and_then(ms_a_token),
         write_ms: context.runtime.decode_tokens_per_s.and_then(ms_a_token),
         max_tokens: context.inference_settings.max_tokens,
         context_tokens: context.capabilities.context_tokens,
         json_schema: context.capabilities.json_schema,
         tools: context.capabilities.tools,
-        talents: Some(talents(context, &backend.talents)),
+        skills: Some(skills(context, &backend.skills)),
         ..unknown(backend)
     }
 }
@@ -37,9 +37,9 @@ fn ms_a_token(tokens_per_s: f64) -> Option<f64> {
 
 /// What a model is good at: what it states, what follows from that, and what the configuration
 /// says.
-fn talents(context: &ModelContext, configured: &[String]) -> Vec<String> {
+fn skills(context: &ModelContext, configured: &[String]) -> Vec<String> {
     let can = &context.capabilities;
-    let known = [GENERATE, CLASSIFY, EMBED, LOGPROBS].into_iter().filter(|talent| can.has(talent));
+    let known = [GENERATE, CLASSIFY, EMBED, LOGPROBS].into_iter().filter(|skill| can.has(skill));
     let known = known.map(str::to_owned);
-    known.chain(can.talents.iter().cloned()).chain(configured.iter().cloned()).collect()
+    known.chain(can.skills.iter().cloned()).chain(configured.iter().cloned()).collect()
 }

@@ -34,10 +34,10 @@ pub fn reply(id: Option<String>, format: &Format, text: String, end: JobEnd) -> 
 
 fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
     let usage = end.usage.as_ref();
-    let source = end.server.as_ref().zip(end.reach).map(|(server, reach)| Source {
+    let source = end.server.as_ref().zip(end.locality).map(|(server, locality)| Source {
         server: server.clone(),
         model: usage.map(|u| u.model.clone()).unwrap_or_default(),
-        location: reach.name().to_owned(),
+        location: locality.name().to_owned(),
     });
     let json = match format {
         Format::Text | Format::Label(_) => None,

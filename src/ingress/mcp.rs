@@ -50,7 +50,7 @@ impl Service {
     }
 
     async fn run(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
-        let mut answer = strategy::submit(&self.dispatch, job.clone()).map_err(Fault::Unfit)?;
+        let mut answer = strategy::submit(&self.dispatch, job.clone()).map_err(Fault::Rejected)?;
         loop {
             let chunk = tokio::select! {
                 chunk = answer.next() => chunk,
@@ -67,9 +67,11 @@ impl Service {
                 chunks: out.written(),
                 ..usage
             }),
-            (Verdict::Done, None) => Err(Fault::Broken("answered without a count".to_owned())),
-            (Verdict::Refused(refusal), _) => Err(Fault::Unfit(refusal)),
-            (Verdict::Expired, _) => Err(Fault::Hung("the deadline passed".to_owned())),
+            (Verdict::Done, None) => {
+                Err(Fault::ProtocolError("answered without a count".to_owned()))
+            }
+            (Verdict::Refused(refusal), _) => Err(Fault::Rejected(refusal)),
+            (Verdict::Expired, _) => Err(Fault::TimedOut("the deadline passed".to_owned())),
             (Verdict::Cancelled, _) => Err(Fault::Cancelled),
             (Verdict::Failed(fault), _) => Err(fault),
         }
@@ -106,10 +108,10 @@ impl ModelHost for Service {
             whole.capabilities.embeddings |= can.embeddings;
             whole.capabilities.logprobs |= can.logprobs;
             whole.capabilities.tools |= can.tools;
-            whole.capabilities.talents.extend(can.talents.iter().cloned());
+            whole.capabilities.skills.extend(can.skills.iter().cloned());
         }
-        whole.capabilities.talents.sort();
-        whole.capabilities.talents.dedup();
+        whole.capabilities.skills.sort();
+        whole.capabilities.skills.dedup();
         std::iter::once(whole).chain(behind).collect()
     }
 

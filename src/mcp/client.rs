@@ -99,7 +99,7 @@ impl Default for Patience {
 /// Opens the line over any transport and asks the server for its `ModelContext`.
 ///
 /// # Errors
-/// [`Fault::Away`] if the server does not answer, [`Fault::Broken`] if it is no model.
+/// [`Fault::Unavailable`] if the server does not answer, [`Fault::ProtocolError`] if it is no model.
 pub async fn connect<T>(transport: T, patience: Patience) -> Result<(Remote, Closed), Fault>
 where
     T: Transport<RoleClient> + Send + 'static,
@@ -140,7 +140,7 @@ where
             .serve_with_lifecycle(OrderedProgress::new(BoxTransport::new(transport)), lifecycle),
     )
     .await
-    .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))?;
+    .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")))?;
     let peer = service.peer().clone();
     let (pace, told) = watch::channel(1.0);
     let mut teller = JoinSet::new();
@@ -164,10 +164,10 @@ pub async fn connect_http(
     for (name, value) in headers {
         let name: http::HeaderName = name
             .parse()
-            .map_err(|_| Fault::Away(format!("{name:?} can't be the name of a header")))?;
+            .map_err(|_| Fault::unavailable(format!("{name:?} can't be the name of a header")))?;
         let value = value
             .parse()
-            .map_err(|_| Fault::Away(format!("the value of header {name} can't be used")))?;
+            .map_err(|_| Fault::unavailable(format!("the value of header {name} can't be used")))?;
         custom.insert(name, value);
     }
     let config = StreamableHttpClientTransportConfig::with_uri(url)
@@ -176,14 +176,14 @@ pub async fn connect_http(
         .max_json_response_size(4 * ANSWER_BYTES_MAX);
     let parsed = reqwest::Url::parse(url);
     let client =
-        client::builder(&parsed.map_err(|e| Fault::Away(format!("{url} is no URL: {e}")))?)
+        client::builder(&parsed.map_err(|e| Fault::unavailable(format!("{url} is no URL: {e}")))?)
             .build()
-            .map_err(|e| Fault::Away(format!("the HTTP client can't be made: {e}")))?;
+            .map_err(|e| Fault::unavailable(format!("the HTTP client can't be made: {e}")))?;
     connect(StreamableHttpClientTransport::with_client(client, config), patience).await
 }
 
 async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
-    let away = |e: ServiceError| Fault::Away(format!("its ModelContext can't be read: {e}"));
+    let away = |e: ServiceError| Fault::unavailable(format!("its ModelContext can't be read: {e}"));
     let resources = peer.list_all_resources().await.map_err(away)?;
     let uri = resources
         .iter()
@@ -191,22 +191,23 @@ async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
         .find(|uri| model_of_uri(uri).is_some())
         .ok_or_else(|| {
             let wanted = context_uri("NAME");
-            Fault::Broken(format!("it is no model: it has no resource {wanted}"))
+            Fault::ProtocolError(format!("it is no model: it has no resource {wanted}"))
         })?;
     let params = ReadResourceRequestParams::new(uri);
     let ReadResourceResponse::Complete(read) =
         peer.read_resource_once(params).await.map_err(away)?
     else {
-        return Err(Fault::Broken("it wants input before it states its context".to_owned()));
+        return Err(Fault::ProtocolError("it wants input before it states its context".to_owned()));
     };
     let text = read.contents.iter().find_map(|content| match content {
         ResourceContents::TextResourceContents { text, .. } => Some(text),
         // the enum may grow; a context is text
         ResourceContents::BlobResourceContents { .. } | _ => None,
     });
-    let text = text.ok_or_else(|| Fault::Broken("its ModelContext is no text".to_owned()))?;
+    let text =
+        text.ok_or_else(|| Fault::ProtocolError("its ModelContext is no text".to_owned()))?;
     serde_json::from_str(text)
-        .map_err(|e| Fault::Broken(format!("its ModelContext can't be understood: {e}")))
+        .map_err(|e| Fault::ProtocolError(format!("its ModelContext can't be understood: {e}")))
 }
 
 impl Generate for Remote {
@@ -249,7 +250,7 @@ impl Remote {
                 () = out.gone() => return Err(Fault::Cancelled),
                 () = tokio::time::sleep(self.silence) => {
                     let silent = self.silence.as_secs_f32();
-                    return Err(Fault::Hung(format!("no sign of life for {silent} s")));
+                    return Err(Fault::TimedOut(format!("no sign of life for {silent} s")));
                 }
             };
             match beat {
@@ -258,7 +259,9 @@ impl Remote {
                 }
                 Some(ProgressEvent::Alive) => out.alive(),
                 Some(ProgressEvent::Overflow) => {
-                    return Err(Fault::Broken("sent more pieces than an answer can have".into()));
+                    return Err(Fault::ProtocolError(
+                        "sent more pieces than an answer can have".into(),
+                    ));
                 }
                 // the response has passed, or the line has broken
                 None => break,
@@ -302,13 +305,13 @@ fn params_of(job: &Job) -> Result<CallToolRequestParams, Fault> {
         Ok(Value::Object(arguments)) => {
             Ok(CallToolRequestParams::new(TOOL).with_arguments(arguments))
         }
-        Ok(_) | Err(_) => Err(Fault::Broken("the job can't be written as JSON".to_owned())),
+        Ok(_) | Err(_) => Err(Fault::ProtocolError("the job can't be written as JSON".to_owned())),
     }
 }
 
 fn meta_of(job: &Job) -> RequestMetaObject {
     let mut meta = RequestMetaObject::new();
-    let left = u64::try_from(job.budget.as_millis()).unwrap_or(u64::MAX).max(1);
+    let left = u64::try_from(job.time_left.as_millis()).unwrap_or(u64::MAX).max(1);
     meta.insert(META_DEADLINE.to_owned(), Value::from(left));
     meta.insert(META_HOPS.to_owned(), Value::from(job.hops.saturating_add(1)));
     meta
@@ -317,23 +320,23 @@ fn meta_of(job: &Job) -> RequestMetaObject {
 fn fault_of(error: &ServiceError) -> Fault {
     match error {
         ServiceError::McpError(error) if error.code == ErrorCode::INVALID_PARAMS => {
-            Fault::Unfit(Refusal::new(Code::Invalid, error.message.to_string()))
+            Fault::Rejected(Refusal::new(Code::Invalid, error.message.to_string()))
         }
         ServiceError::McpError(error) if error.code == LOST => {
             Fault::Crashed(error.message.to_string())
         }
         ServiceError::McpError(error) if error.code == NOT_TAKEN => {
-            Fault::Away(error.message.to_string())
+            Fault::unavailable(error.message.to_string())
         }
-        ServiceError::McpError(error) => Fault::Broken(error.message.to_string()),
+        ServiceError::McpError(error) => Fault::ProtocolError(error.message.to_string()),
         ServiceError::Cancelled { .. } => Fault::Cancelled,
-        ServiceError::Timeout { .. } => Fault::Hung("no answer in time".to_owned()),
+        ServiceError::Timeout { .. } => Fault::TimedOut("no answer in time".to_owned()),
         ServiceError::TransportClosed => {
             Fault::Crashed("the line broke in the middle of the work".to_owned())
         }
         // the enum may grow; whatever it is, the line did not carry the call
         ServiceError::TransportSend(_) | ServiceError::UnexpectedResponse | _ => {
-            Fault::Away(error.to_string())
+            Fault::unavailable(error.to_string())
         }
     }
 }
@@ -344,12 +347,12 @@ async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
         structured_content, is_error, content, ..
     }) = result
     else {
-        return Err(Fault::Broken("the tool's result has another shape".to_owned()));
+        return Err(Fault::ProtocolError("the tool's result has another shape".to_owned()));
     };
     let Some(Value::Object(structured)) = structured_content else {
         let text = content.iter().find_map(|c| c.as_text()).map(|t| t.text.as_str());
         let text = text.unwrap_or("no structured content");
-        return Err(Fault::Broken(format!("the tool's result can't be used: {text}")));
+        return Err(Fault::ProtocolError(format!("the tool's result can't be used: {text}")));
     };
     if is_error == Some(true) {
         return Err(read::<NotGenerated>(structured)?.fault());
@@ -360,12 +363,12 @@ async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
         // a server that gives no progress: the whole answer at once
         out.write(generated.text).await.map_err(|_| Fault::Cancelled)?;
     } else if had != sent {
-        return Err(Fault::Broken(format!("{sent} pieces were sent and {had} arrived")));
+        return Err(Fault::ProtocolError(format!("{sent} pieces were sent and {had} arrived")));
     }
     Ok(Usage { chunks: out.written(), ..generated.usage })
 }
 
 fn read<T: serde::de::DeserializeOwned>(structured: JsonObject) -> Result<T, Fault> {
     serde_json::from_value(Value::Object(structured))
-        .map_err(|e| Fault::Broken(format!("the tool's result can't be understood: {e}")))
+        .map_err(|e| Fault::ProtocolError(format!("the tool's result can't be understood: {e}")))
 }

@@ -75,8 +75,11 @@ impl NotGenerated {
     /// A fault for the wire.
     pub fn of(fault: &Fault) -> NotGenerated {
         let error = match fault {
-            Fault::Unfit(refusal) => WireError::from(refusal),
-            Fault::Away(why) | Fault::Crashed(why) | Fault::Hung(why) | Fault::Broken(why) => {
+            Fault::Rejected(refusal) => WireError::from(refusal),
+            Fault::Unavailable { reason: why, .. }
+            | Fault::Crashed(why)
+            | Fault::TimedOut(why)
+            | Fault::ProtocolError(why) => {
                 WireError { code: fault.name().to_owned(), message: why.clone(), field: None }
             }
             Fault::Cancelled => WireError {
@@ -95,12 +98,12 @@ impl NotGenerated {
             "cancelled" => Fault::Cancelled,
             "unfit" => {
                 let code = serde_json::from_value(Value::from(code)).unwrap_or(Code::Invalid);
-                Fault::Unfit(Refusal { field, ..Refusal::new(code, message) })
+                Fault::Rejected(Refusal { field, ..Refusal::new(code, message) })
             }
-            "away" => Fault::Away(message),
+            "away" => Fault::unavailable(message),
             "crashed" => Fault::Crashed(message),
-            "hung" => Fault::Hung(message),
-            _ => Fault::Broken(message),
+            "hung" => Fault::TimedOut(message),
+            _ => Fault::ProtocolError(message),
         }
     }
 }

@@ -61,7 +61,7 @@ impl ModelHost for SingleModel {
 /// The MCP handler over a shelf.
 #[derive(Clone)]
 pub struct McpServer {
-    shelf: Arc<dyn ModelHost>,
+    host: Arc<dyn ModelHost>,
     /// The number of the last word on the pace.
     paced: Arc<AtomicU64>,
 }
@@ -71,16 +71,16 @@ pub struct McpServer {
 /// # Errors
 /// If the client leaves before the handshake is done.
 pub async fn serve<T>(
-    shelf: Arc<dyn ModelHost>,
+    host: Arc<dyn ModelHost>,
     transport: T,
 ) -> Result<RunningService<RoleServer, McpServer>, Fault>
 where
     T: Transport<RoleServer> + Send + 'static,
 {
-    McpServer::new(shelf)
+    McpServer::new(host)
         .serve(BoxTransport::new(transport))
         .await
-        .map_err(|e| Fault::Away(format!("the MCP handshake failed: {e}")))
+        .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")))
 }
 
 impl ServerHandler for McpServer {
@@ -121,7 +121,7 @@ impl ServerHandler for McpServer {
                 .with_description("What this model is and can do.")
                 .with_mime_type("application/json")
         };
-        let resources = self.shelf.models().into_iter().map(resource).collect();
+        let resources = self.host.models().into_iter().map(resource).collect();
         Ok(ListResourcesResult::with_all_items(resources))
     }
 
@@ -143,7 +143,7 @@ impl ServerHandler for McpServer {
     ) -> Result<ReadResourceResponse, ErrorData> {
         let name = model_of_uri(&request.uri);
         let model =
-            self.shelf.models().into_iter().find(|m| Some(m.identification.name.as_str()) == name);
+            self.host.models().into_iter().find(|m| Some(m.identification.name.as_str()) == name);
         let Some(model) = model else {
             let message = format!("there is no resource {}", request.uri);
             let data = serde_json::json!({"uri": request.uri});
@@ -167,7 +167,7 @@ impl ServerHandler for McpServer {
             return tracing::debug!("a word on the pace can't be understood");
         };
         if self.paced.fetch_max(n, Ordering::Relaxed) < n && (0.0..=1.0).contains(&duty) {
-            self.shelf.generate().pace(duty);
+            self.host.generate().pace(duty);
         }
     }
 
@@ -184,7 +184,7 @@ impl ServerHandler for McpServer {
         }
         let job = match self.job_of(request, &context) {
             Ok(job) => job,
-            Err(refusal) => return Ok(not_generated(&Fault::Unfit(refusal))),
+            Err(refusal) => return Ok(not_generated(&Fault::Rejected(refusal))),
         };
         let result = match self.run(&job, &context).await {
             Ok(generated) if job.format == Format::Embedding => embedded(generated),
@@ -197,8 +197,8 @@ impl ServerHandler for McpServer {
 
 impl McpServer {
     /// A handler over this shelf.
-    pub fn new(shelf: Arc<dyn ModelHost>) -> McpServer {
-        McpServer { shelf, paced: Arc::default() }
+    pub fn new(host: Arc<dyn ModelHost>) -> McpServer {
+        McpServer { host, paced: Arc::default() }
     }
 
     /// What can be called: embeddings only where a model gives them.
@@ -207,7 +207,7 @@ impl McpServer {
     }
 
     fn embeds(&self) -> bool {
-        self.shelf.models().iter().any(|model| model.capabilities.has(EMBED))
+        self.host.models().iter().any(|model| model.capabilities.has(EMBED))
     }
 
     fn job_of(
@@ -222,10 +222,10 @@ impl McpServer {
             read_value(arguments)?
         };
         let stream = ask.stream;
-        let mut job = ask.check("mcp", self.shelf.catalog())?;
+        let mut job = ask.check("mcp", self.host.catalog())?;
         job.streamed = stream.unwrap_or(context.meta.get_progress_token().is_some());
         if let Some(left) = deadline_of(&context.meta) {
-            job.budget = left;
+            job.time_left = left;
         }
         job.hops = hops_of(&context.meta);
         Ok(job)
@@ -240,13 +240,15 @@ impl McpServer {
         let (mut out, mut chunks) = channel();
         let token = context.meta.get_progress_token();
         let generate: BoxFuture<'_, Result<Usage, Fault>> =
-            Box::pin(async move { self.shelf.generate().generate(job, &mut out).await });
+            Box::pin(async move { self.host.generate().generate(job, &mut out).await });
         let send = async {
             let mut text = String::new();
             let mut told = 0.0;
             while let Some(chunk) = chunks.recv().await {
                 if text.len() + chunk.text.len() > ANSWER_BYTES_MAX {
-                    return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
+                    return Err(Fault::ProtocolError(
+                        "the answer is longer than it may be".to_owned(),
+                    ));
                 }
                 text.push_str(&chunk.text);
                 if let Some(token) = &token {
@@ -297,12 +299,12 @@ fn embedded(generated: Generated) -> CallToolResponse {
 fn not_generated(fault: &Fault) -> CallToolResponse {
     let error = NotGenerated::of(fault);
     let said = match fault {
-        Fault::Unfit(refusal) => refusal.to_string(),
+        Fault::Rejected(refusal) => refusal.to_string(),
         Fault::Cancelled
-        | Fault::Away(_)
+        | Fault::Unavailable { .. }
         | Fault::Crashed(_)
-        | Fault::Hung(_)
-        | Fault::Broken(_) => fault.to_string(),
+        | Fault::TimedOut(_)
+        | Fault::ProtocolError(_) => fault.to_string(),
     };
     let mut result = CallToolResult::error(vec![ContentBlock::text(said)]);
     result.structured_content = serde_json::to_value(error).ok();

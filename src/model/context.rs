@@ -72,18 +72,18 @@ pub struct Capabilities {
     #[serde(default)]
     pub logprobs: bool,
     /// What it is good at: `generate`, `classify`, `embed`, and words of whoever runs it.
-    #[serde(default)]
-    pub talents: Vec<String>,
+    #[serde(rename = "talents", default)]
+    pub skills: Vec<String>,
 }
 
 impl Capabilities {
     /// Whether it states this talent. A model that can write tokens generates, and one that gives
     /// embeddings embeds, and so on, whether it says so among its talents or not.
-    pub fn has(&self, talent: &str) -> bool {
-        self.talents.iter().any(|stated| stated == talent)
-            || (talent == GENERATE && self.max_output_tokens > 0)
-            || (talent == EMBED && self.embeddings)
-            || (talent == LOGPROBS && self.logprobs)
+    pub fn has(&self, skill: &str) -> bool {
+        self.skills.iter().any(|stated| stated == skill)
+            || (skill == GENERATE && self.max_output_tokens > 0)
+            || (skill == EMBED && self.embeddings)
+            || (skill == LOGPROBS && self.logprobs)
     }
 }
 
@@ -179,8 +179,8 @@ pub struct Runtime {
     pub slots: u32,
     /// Of the prompts that it has, it works on the most urgent only, and goes back to the others
     /// when that is done.
-    #[serde(default)]
-    pub urgent_first: bool,
+    #[serde(rename = "urgent_first", default)]
+    pub preemptive: bool,
     /// Memory it takes, in bytes: weights, cache and work space.
     #[serde(default)]
     pub memory_bytes: u64,

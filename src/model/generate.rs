@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -211,27 +212,37 @@ pub enum Fault {
     /// The asker has gone or the deadline has passed; the work was stopped.
     Cancelled,
     /// The backend can't do this job, and would not on another try: too long, impossible schema.
-    Unfit(Refusal),
-    /// The backend is not there: not started, not reachable, out of memory.
-    Away(String),
+    Rejected(Refusal),
+    /// The backend can't be asked: not started, not reachable, overloaded, out of memory.
+    Unavailable {
+        /// What went wrong.
+        reason: String,
+        /// Time before which another attempt makes no sense, if the backend stated it.
+        retry_after: Option<Duration>,
+    },
     /// The backend ended in the middle of the work.
     Crashed(String),
     /// The backend said nothing for too long.
-    Hung(String),
+    TimedOut(String),
     /// The backend broke the protocol.
-    Broken(String),
+    ProtocolError(String),
 }
 
 impl Fault {
+    /// [`Fault::Unavailable`] of a backend that did not state when to try again.
+    pub fn unavailable(reason: impl Into<String>) -> Fault {
+        Fault::Unavailable { reason: reason.into(), retry_after: None }
+    }
+
     /// The word for it in decision records and metrics.
     pub fn name(&self) -> &'static str {
         match self {
             Fault::Cancelled => "cancelled",
-            Fault::Unfit(_) => "unfit",
-            Fault::Away(_) => "away",
+            Fault::Rejected(_) => "unfit",
+            Fault::Unavailable { .. } => "away",
             Fault::Crashed(_) => "crashed",
-            Fault::Hung(_) => "hung",
-            Fault::Broken(_) => "broken",
+            Fault::TimedOut(_) => "hung",
+            Fault::ProtocolError(_) => "broken",
         }
     }
 }
@@ -240,11 +251,11 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Cancelled => f.write_str("cancelled"),
-            Fault::Unfit(refusal) => write!(f, "unfit: {refusal}"),
-            Fault::Away(why) => write!(f, "away: {why}"),
+            Fault::Rejected(refusal) => write!(f, "unfit: {refusal}"),
+            Fault::Unavailable { reason, .. } => write!(f, "away: {reason}"),
             Fault::Crashed(why) => write!(f, "crashed: {why}"),
-            Fault::Hung(why) => write!(f, "hung: {why}"),
-            Fault::Broken(why) => write!(f, "broke the protocol: {why}"),
+            Fault::TimedOut(why) => write!(f, "hung: {why}"),
+            Fault::ProtocolError(why) => write!(f, "broke the protocol: {why}"),
         }
     }
 }

@@ -14,9 +14,9 @@ pub struct BackendHandle {
     /// Its name in `mcp.json`.
     pub server: String,
     /// How far away it is.
-    pub reach: Locality,
+    pub locality: Locality,
     /// Talents that the configuration says it has, besides those that it states.
-    pub talents: Vec<String>,
+    pub skills: Vec<String>,
     /// Servers that may answer what this one refuses for its rules or its length.
     pub fallbacks: Vec<String>,
     /// What its tokens cost.

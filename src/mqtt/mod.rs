@@ -113,7 +113,7 @@ pub struct Incoming {
     /// Names and values of the sender's own.
     pub properties: Vec<(String, String)>,
     /// Dropped when the request has had its answer.
-    pub ticket: AckGuard,
+    pub ack: AckGuard,
 }
 
 /// The duty to acknowledge one message. Dropping it does so, in order, if its connection lives.
@@ -227,7 +227,7 @@ pub fn open(
     let (inbox, messages) = mpsc::channel(MQTT_INBOX_MAX);
     let (line_out, line) = watch::channel(ConnectionState::Down("not connected yet".to_owned()));
     let (pieces_out, pieces) = watch::channel(None);
-    let (tickets, handed_back) = mpsc::channel(4 * MQTT_RECEIVE_MAX as usize);
+    let (acks, handed_back) = mpsc::channel(4 * MQTT_RECEIVE_MAX as usize);
     let driver = Driver {
         options,
         posted,
@@ -235,7 +235,7 @@ pub fn open(
         inbox,
         line: line_out,
         pieces: pieces_out,
-        tickets,
+        acks,
         handed_back,
         generation: 0,
     };
@@ -260,7 +260,7 @@ struct Driver {
     inbox: mpsc::Sender<Incoming>,
     line: watch::Sender<ConnectionState>,
     pieces: watch::Sender<Option<AsyncClient>>,
-    tickets: mpsc::Sender<(u64, u16)>,
+    acks: mpsc::Sender<(u64, u16)>,
     handed_back: mpsc::Receiver<(u64, u16)>,
     generation: u64,
 }
@@ -292,7 +292,7 @@ impl Driver {
             client: client.clone(),
             inbox: &self.inbox,
             line: &self.line,
-            tickets: &self.tickets,
+            acks: &self.acks,
             handed_back: &mut self.handed_back,
             generation: &mut self.generation,
             owed: VecDeque::new(),
@@ -351,10 +351,10 @@ mod tests {
     #[test]
     fn a_ticket_that_is_left_acknowledges_nothing() {
         let (to, mut handed_back) = mpsc::channel(2);
-        let ticket = || AckGuard { generation: 3, packet: 7, to: to.clone() };
-        drop(ticket());
+        let ack = || AckGuard { generation: 3, packet: 7, to: to.clone() };
+        drop(ack());
         assert_eq!(handed_back.try_recv(), Ok((3, 7)));
-        ticket().leave();
+        ack().leave();
         assert_ne!(handed_back.try_recv().map(|(generation, _)| generation), Ok(3));
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct Poller<'d> {
     pub(super) client: AsyncClient,
     pub(super) inbox: &'d mpsc::Sender<Incoming>,
     pub(super) line: &'d watch::Sender<ConnectionState>,
-    pub(super) tickets: &'d mpsc::Sender<(u64, u16)>,
+    pub(super) acks: &'d mpsc::Sender<(u64, u16)>,
     pub(super) handed_back: &'d mut mpsc::Receiver<(u64, u16)>,
     pub(super) generation: &'d mut u64,
     /// Messages of this connection in order of receipt, and whether each may be acknowledged.
@@ -129,10 +129,10 @@ impl Poller<'_> {
     }
 
     async fn received(&mut self, publish: Publish, stop: &CancellationToken) {
-        let ticket = AckGuard {
+        let ack = AckGuard {
             generation: if publish.qos == QoS::AtMostOnce { 0 } else { *self.generation },
             packet: publish.pkid,
-            to: self.tickets.clone(),
+            to: self.acks.clone(),
         };
         let properties = publish.properties.clone().unwrap_or_default();
         let size = publish.payload.len();
@@ -145,7 +145,7 @@ impl Poller<'_> {
             correlation: properties.correlation_data,
             expiry: properties.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
             properties: properties.user_properties,
-            ticket,
+            ack,
         };
         if publish.qos != QoS::AtMostOnce {
             self.owed.push_back((Publish { payload: Bytes::new(), ..publish }, false));

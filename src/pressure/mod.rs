@@ -374,9 +374,12 @@ mod tests {
             (81.9, 0.05, PressureStage::Shed),
             (82.0, 0.05, PressureStage::Closed),
         ] {
-            let strain = Gauge::default().on(&warm(celsius), at(0));
-            assert!((f64::from(strain.duty) - duty).abs() < 1e-6, "{celsius}: {strain:?}");
-            assert_eq!(strain.stage, stage, "{celsius}");
+            let device_pressure = Gauge::default().on(&warm(celsius), at(0));
+            assert!(
+                (f64::from(device_pressure.duty) - duty).abs() < 1e-6,
+                "{celsius}: {device_pressure:?}"
+            );
+            assert_eq!(device_pressure.stage, stage, "{celsius}");
         }
     }
 
@@ -384,8 +387,8 @@ mod tests {
     fn the_zone_s_own_trip_points_count() {
         let jetson = Zone { passive: Some(95.0), hot: Some(96.0), ..zone(91.5) };
         let mut sample = SensorSample { zones: vec![jetson], ..SensorSample::default() };
-        let strain = Gauge::default().on(&sample, at(0));
-        assert!((strain.duty - 0.5).abs() < 1e-6, "{strain:?}");
+        let device_pressure = Gauge::default().on(&sample, at(0));
+        assert!((device_pressure.duty - 0.5).abs() < 1e-6, "{device_pressure:?}");
         sample.zones[0].celsius = Some(96.0);
         assert_eq!(Gauge::default().on(&sample, at(0)).stage, PressureStage::Closed);
         // a trip point of zero is none

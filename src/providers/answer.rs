@@ -79,7 +79,7 @@ struct Reader<'o> {
 /// Writes the answer to `out` piece by piece.
 ///
 /// # Errors
-/// [`Fault::Broken`] if it is not what the protocol says, or not whole; see the table of the room.
+/// [`Fault::ProtocolError`] if it is not what the protocol says, or not whole; see the table of the room.
 pub(super) async fn read(
     response: Response,
     protocol: &Protocol,
@@ -112,14 +112,14 @@ pub(super) async fn read(
             let body = whole(response).await?;
             reader.take((protocol.parse)(&body)?).await?;
         }
-        other => return Err(Fault::Broken(format!("its answer is of the kind {other:?}"))),
+        other => return Err(Fault::ProtocolError(format!("its answer is of the kind {other:?}"))),
     }
     reader.end()
 }
 
 /// The fault of a provider that will not write this.
 pub(super) fn forbidden() -> Fault {
-    Fault::Unfit(Refusal::new(Code::Forbidden, "the provider's rules forbid this answer"))
+    Fault::Rejected(Refusal::new(Code::Forbidden, "the provider's rules forbid this answer"))
 }
 
 /// The fault of a provider that says in the middle of an answer that it can't go on.
@@ -129,7 +129,7 @@ pub(super) fn gave_up(message: Option<&str>) -> Fault {
 
 /// The fault of an answer that is not what the protocol says.
 pub(super) fn unreadable(error: &serde_json::Error) -> Fault {
-    Fault::Broken(format!("what it sends can't be read: {error}"))
+    Fault::ProtocolError(format!("what it sends can't be read: {error}"))
 }
 
 fn early() -> Fault {
@@ -203,7 +203,7 @@ impl Reader<'_> {
             self.bytes += more.len();
             call.arguments.push_str(&more);
             if self.bytes > ANSWER_BYTES_MAX || self.calls.len() > TOOL_CALLS_MAX {
-                return Err(Fault::Broken("it calls more than it may".to_owned()));
+                return Err(Fault::ProtocolError("it calls more than it may".to_owned()));
             }
         }
         Ok(())
@@ -214,7 +214,7 @@ impl Reader<'_> {
         self.bytes += text.len();
         self.pieces += 1;
         if self.bytes > ANSWER_BYTES_MAX {
-            return Err(Fault::Broken("the answer is longer than it may be".to_owned()));
+            return Err(Fault::ProtocolError("the answer is longer than it may be".to_owned()));
         }
         if let Some(kept) = &mut self.kept {
             kept.push_str(&text);
@@ -232,7 +232,7 @@ impl Reader<'_> {
             Finish::Stop | Finish::ToolCalls => Finish::ToolCalls,
         };
         if let (Finish::Stop, Some(text)) = (finish, &self.kept) {
-            format::check(self.format, text).map_err(Fault::Broken)?;
+            format::check(self.format, text).map_err(Fault::ProtocolError)?;
         }
         let ended = now();
         let first = self.first.unwrap_or(ended);
@@ -264,18 +264,23 @@ impl Reader<'_> {
                 text => serde_json::from_str(text),
             };
             let id = if call.id.is_empty() { format!("call_{n}") } else { call.id };
-            let arguments = arguments
-                .map_err(|e| Fault::Broken(format!("the arguments of a call are no JSON: {e}")))?;
+            let arguments = arguments.map_err(|e| {
+                Fault::ProtocolError(format!("the arguments of a call are no JSON: {e}"))
+            })?;
             Ok(ToolCall { id, name: call.name, arguments })
         });
         let calls = calls.collect::<Result<Vec<ToolCall>, Fault>>()?;
         if finish == Finish::ToolCalls && calls.is_empty() && !self.is_called {
-            return Err(Fault::Broken("it ended with a call and calls nothing".to_owned()));
+            return Err(Fault::ProtocolError("it ended with a call and calls nothing".to_owned()));
         }
         match self.tools {
-            Some(tools) => tools.allow(&calls).map_err(Fault::Broken)?,
+            Some(tools) => tools.allow(&calls).map_err(Fault::ProtocolError)?,
             None if calls.is_empty() => {}
-            None => return Err(Fault::Broken("it calls a tool and was offered none".to_owned())),
+            None => {
+                return Err(Fault::ProtocolError(
+                    "it calls a tool and was offered none".to_owned(),
+                ));
+            }
         }
         Ok(calls)
     }

@@ -20,7 +20,7 @@ const TEMPERATURE_MAX: f32 = 1.0;
 /// The body of a request. What the system says goes beside the conversation.
 ///
 /// # Errors
-/// [`Fault::Unfit`] for what this protocol can't be asked.
+/// [`Fault::Rejected`] for what this protocol can't be asked.
 pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let tools = tools_or_answer(job)?;
     let tools = tools.as_deref();
@@ -160,8 +160,8 @@ struct Counted {
 /// What an event says, or a whole answer.
 ///
 /// # Errors
-/// [`Fault::Broken`] for what can't be read, [`Fault::Crashed`] for an error in the middle,
-/// [`Fault::Unfit`] for a forbidden answer.
+/// [`Fault::ProtocolError`] for what can't be read, [`Fault::Crashed`] for an error in the middle,
+/// [`Fault::Rejected`] for a forbidden answer.
 pub(super) fn parse(data: &str) -> Result<News, Fault> {
     let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
     match event {
@@ -218,6 +218,6 @@ fn finish(reason: &str) -> Result<Finish, Fault> {
         "max_tokens" | "model_context_window_exceeded" => Ok(Finish::Length),
         "tool_use" => Ok(Finish::ToolCalls),
         "refusal" => Err(forbidden()),
-        other => Err(Fault::Broken(format!("it ended with {other:?}"))),
+        other => Err(Fault::ProtocolError(format!("it ended with {other:?}"))),
     }
 }

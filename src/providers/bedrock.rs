@@ -50,11 +50,11 @@ impl Signer {
     /// For a key of the form `ID:SECRET` or `ID:SECRET:TOKEN`, else an API key.
     ///
     /// # Errors
-    /// [`Fault::Away`] without a key, or with one that can't be either.
+    /// [`Fault::Unavailable`] without a key, or with one that can't be either.
     pub(super) fn of(entry: &Provider) -> Result<Signer, Fault> {
         let region = entry.region.clone().unwrap_or_default();
         let key = entry.key.as_ref().map_or("", |key| key.0.as_str());
-        let away = |why: &str| Fault::Away(why.to_owned());
+        let away = |why: &str| Fault::unavailable(why.to_owned());
         let mut parts = key.splitn(3, ':');
         let who = match (parts.next(), parts.next(), parts.next()) {
             (Some(id), Some(secret), token) if !id.is_empty() && !secret.is_empty() => {
@@ -77,7 +77,7 @@ impl Signer {
     /// The headers of a request with this body, made at that time.
     ///
     /// # Errors
-    /// [`Fault::Away`] if it can't be signed.
+    /// [`Fault::Unavailable`] if it can't be signed.
     pub(super) fn headers(
         &self,
         url: &str,
@@ -92,7 +92,7 @@ impl Signer {
                 return Ok(headers);
             }
         };
-        let away = |why: String| Fault::Away(format!("the request can't be signed: {why}"));
+        let away = |why: String| Fault::unavailable(format!("the request can't be signed: {why}"));
         let identity = pair.clone().into();
         let params = SigningParams::builder()
             .identity(&identity)
@@ -120,7 +120,7 @@ impl Signer {
 /// The body of a request. What the system says goes beside the conversation.
 ///
 /// # Errors
-/// [`Fault::Unfit`] for what this protocol can't be asked.
+/// [`Fault::Rejected`] for what this protocol can't be asked.
 pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let tools = tools_or_answer(job)?;
     let sampling = &job.sampling;
@@ -278,8 +278,8 @@ struct Counted {
 /// What an event says, or a whole answer.
 ///
 /// # Errors
-/// [`Fault::Broken`] for what can't be read, [`Fault::Crashed`] for an exception in the middle,
-/// [`Fault::Unfit`] for a forbidden answer.
+/// [`Fault::ProtocolError`] for what can't be read, [`Fault::Crashed`] for an exception in the middle,
+/// [`Fault::Rejected`] for a forbidden answer.
 pub(super) fn parse(data: &str) -> Result<News, Fault> {
     let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
     if let Some(complaint) = event.exception {
@@ -316,7 +316,7 @@ fn finish(reason: &str) -> Result<Finish, Fault> {
         "max_tokens" | "model_context_window_exceeded" => Ok(Finish::Length),
         "tool_use" => Ok(Finish::ToolCalls),
         "guardrail_intervened" | "content_filtered" => Err(forbidden()),
-        other => Err(Fault::Broken(format!("it ended with {other:?}"))),
+        other => Err(Fault::ProtocolError(format!("it ended with {other:?}"))),
     }
 }
 

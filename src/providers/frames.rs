@@ -45,14 +45,14 @@ impl Frames {
             self.read += part.len();
             self.held.extend_from_slice(&part);
             if self.read > PROVIDER_BYTES_MAX || self.held.len() > PROVIDER_HELD_BYTES_MAX {
-                return Err(Fault::Broken("its answer is longer than it may be".to_owned()));
+                return Err(Fault::ProtocolError("its answer is longer than it may be".to_owned()));
             }
         }
     }
 }
 
 fn broken(why: &str) -> Fault {
-    Fault::Broken(format!("its events can't be read: {why}"))
+    Fault::ProtocolError(format!("its events can't be read: {why}"))
 }
 
 fn text_of(message: &Message) -> Result<String, Fault> {

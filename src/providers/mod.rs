@@ -122,9 +122,9 @@ struct Cloud {
 /// Makes what answers by this provider; nothing is sent yet.
 ///
 /// # Errors
-/// [`Fault::Away`] if a certificate or the key can't be used.
+/// [`Fault::Unavailable`] if a certificate or the key can't be used.
 pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fault> {
-    let away = |why: String| Fault::Away(why);
+    let away = |why: String| Fault::unavailable(why);
     let files = tls::TlsFiles { ca: entry.ca.clone(), ..tls::TlsFiles::default() };
     let tls = tls::client(&files).map_err(|e| away(format!("{e:#}")))?;
     let mut tls = tls.as_ref().clone();
@@ -180,7 +180,7 @@ fn headers_of(entry: &Provider) -> Option<HeaderMap> {
 /// The fault of a prompt that asks for what no provider is asked for.
 fn no_words() -> Fault {
     let message = "this model writes text; what was asked for needs another";
-    Fault::Unfit(Refusal::field(Code::Incapable, "format", message))
+    Fault::Rejected(Refusal::field(Code::Incapable, "format", message))
 }
 
 /// The one tool that stands for the answer where JSON is asked for with `json_by_tool`; its arguments
@@ -193,7 +193,7 @@ fn answer_tool(format: &Format) -> Result<Option<Tool>, Fault> {
         Format::Schema(_) => {
             let message =
                 "this model writes JSON objects only; give the schema \"type\": \"object\"";
-            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)));
+            return Err(Fault::Rejected(Refusal::field(Code::Incapable, "schema", message)));
         }
         Format::Label(_) | Format::Embedding => return Err(no_words()),
     };
@@ -211,7 +211,7 @@ fn tools_or_answer(job: &Job) -> Result<Option<Cow<'_, Tools>>, Fault> {
         }
         (Some(_), Some(_)) => {
             let message = "this model is asked for JSON by a tool; leave out schema or tools";
-            Err(Fault::Unfit(Refusal::field(Code::Incapable, "schema", message)))
+            Err(Fault::Rejected(Refusal::field(Code::Incapable, "schema", message)))
         }
     }
 }
@@ -251,7 +251,7 @@ fn context_of(entry: &Provider) -> ModelContext {
             tools: entry.tools,
             logprobs: entry.logprobs,
             streaming: true,
-            talents: vec![GENERATE.to_owned()],
+            skills: vec![GENERATE.to_owned()],
             ..Capabilities::default()
         },
         inference_settings: InferenceSettings {
@@ -278,7 +278,9 @@ impl Generate for Cloud {
             let body = (self.protocol.request)(job, &self.entry)?;
             if let Some(left) = self.rests() {
                 let seconds = left.as_secs_f64().ceil();
-                return Err(Fault::Away(format!("it asked to be left alone for {seconds} s more")));
+                return Err(Fault::unavailable(format!(
+                    "it asked to be left alone for {seconds} s more"
+                )));
             }
             let response = tokio::select! {
                 response = self.send(&body) => response?,
@@ -316,7 +318,7 @@ impl Cloud {
         // from the first byte to the head of the answer
         let response = match tokio::time::timeout(self.silence, sent).await {
             Ok(response) => response.map_err(|e| fault_of_line(&e))?,
-            Err(_) => return Err(Fault::Hung(format!("no answer in {:?}", self.silence))),
+            Err(_) => return Err(Fault::TimedOut(format!("no answer in {:?}", self.silence))),
         };
         if response.status() == StatusCode::OK {
             return Ok(response);
@@ -329,7 +331,7 @@ impl Cloud {
         let after = retry_after(response.headers());
         let said = self.without_key(&error_text(response).await);
         let fault = fault_of(status, &said);
-        if let (Some(wait), Fault::Away(_)) = (after, &fault) {
+        if let (Some(wait), Fault::Unavailable { .. }) = (after, &fault) {
             let until = now() + wait.min(PROVIDER_REST_MAX);
             *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
         }
@@ -356,9 +358,9 @@ impl Cloud {
 fn fault_of(status: StatusCode, said: &str) -> Fault {
     let what = format!("the provider answered {status}: {said}");
     match status.as_u16() {
-        400 | 401 | 403 | 404 | 413 | 422 => Fault::Unfit(Refusal::new(Code::Incapable, what)),
-        408 | 409 | 424 | 425 | 429 | 500..=599 => Fault::Away(what),
-        _ => Fault::Broken(what),
+        400 | 401 | 403 | 404 | 413 | 422 => Fault::Rejected(Refusal::new(Code::Incapable, what)),
+        408 | 409 | 424 | 425 | 429 | 500..=599 => Fault::unavailable(what),
+        _ => Fault::ProtocolError(what),
     }
 }
 
@@ -372,9 +374,9 @@ fn fault_of_line(error: &reqwest::Error) -> Fault {
         cause = error.source();
     }
     if error.is_timeout() {
-        Fault::Hung(format!("it was silent for too long: {why}"))
+        Fault::TimedOut(format!("it was silent for too long: {why}"))
     } else if error.is_connect() || error.is_request() {
-        Fault::Away(format!("it can't be reached: {why}"))
+        Fault::unavailable(format!("it can't be reached: {why}"))
     } else {
         Fault::Crashed(format!("the line broke: {why}"))
     }

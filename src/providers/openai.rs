@@ -19,7 +19,7 @@ const DONE: &str = "[DONE]";
 /// The body of a request.
 ///
 /// # Errors
-/// [`Fault::Unfit`] for what this protocol can't be asked.
+/// [`Fault::Rejected`] for what this protocol can't be asked.
 pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let sampling = &job.sampling;
     let tools = job.tools.as_deref();
@@ -188,8 +188,8 @@ struct Details {
 /// What an event says, or a whole answer.
 ///
 /// # Errors
-/// [`Fault::Broken`] for what can't be read, [`Fault::Crashed`] for an error in the middle,
-/// [`Fault::Unfit`] for a forbidden answer.
+/// [`Fault::ProtocolError`] for what can't be read, [`Fault::Crashed`] for an error in the middle,
+/// [`Fault::Rejected`] for a forbidden answer.
 pub(super) fn parse(data: &str) -> Result<News, Fault> {
     if data.trim() == DONE {
         return Ok(News { is_last: true, ..News::default() });
@@ -223,6 +223,6 @@ fn finish(reason: &str) -> Result<Finish, Fault> {
         "length" => Ok(Finish::Length),
         "tool_calls" | "function_call" => Ok(Finish::ToolCalls),
         "content_filter" => Err(forbidden()),
-        other => Err(Fault::Broken(format!("it ended with {other:?}"))),
+        other => Err(Fault::ProtocolError(format!("it ended with {other:?}"))),
     }
 }

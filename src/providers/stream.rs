@@ -35,7 +35,7 @@ impl Events {
             let why = format!("its events can't be read: {error}");
             let stopped = if let sse_stream::Error::Body(body) = error { Some(body) } else { None };
             let stopped = stopped.and_then(|body| body.downcast::<Stopped>().ok());
-            stopped.map_or(Fault::Broken(why), |stopped| stopped.0)
+            stopped.map_or(Fault::ProtocolError(why), |stopped| stopped.0)
         });
         Events(Box::pin(events.try_filter_map(|event| async move { Ok(event.data) })))
     }
@@ -69,7 +69,7 @@ impl std::error::Error for Stopped {}
 /// A body that comes at once.
 ///
 /// # Errors
-/// [`Fault::Broken`] if it is longer than [`PROVIDER_HELD_BYTES_MAX`] or no text.
+/// [`Fault::ProtocolError`] if it is longer than [`PROVIDER_HELD_BYTES_MAX`] or no text.
 pub(super) async fn whole(mut response: Response) -> Result<String, Fault> {
     let mut body = Vec::new();
     while let Some(part) = response.chunk().await.map_err(|e| fault_of_line(&e))? {
@@ -78,9 +78,9 @@ pub(super) async fn whole(mut response: Response) -> Result<String, Fault> {
             return Err(too_long());
         }
     }
-    String::from_utf8(body).map_err(|_| Fault::Broken("its answer is no UTF-8".to_owned()))
+    String::from_utf8(body).map_err(|_| Fault::ProtocolError("its answer is no UTF-8".to_owned()))
 }
 
 fn too_long() -> Fault {
-    Fault::Broken("its answer is longer than it may be".to_owned())
+    Fault::ProtocolError("its answer is longer than it may be".to_owned())
 }

@@ -25,7 +25,7 @@ pub enum Format {
 
 impl Format {
     /// The talent that a model needs for it, by its name in a `ModelContext`.
-    pub fn talent(&self) -> &'static str {
+    pub fn skill(&self) -> &'static str {
         match self {
             Format::Text | Format::Json | Format::Schema(_) => skill::GENERATE,
             Format::Label(_) => skill::CLASSIFY,

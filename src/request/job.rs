@@ -163,15 +163,15 @@ pub struct Job {
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Time left for the answer, counted from when this value was made.
-    pub budget: Duration,
+    pub time_left: Duration,
     /// How urgent it is.
-    pub class: Priority,
+    pub priority: Priority,
     /// Where it may be answered.
     pub mode: Mode,
     /// The one model that shall answer, by name.
     pub model: Option<String>,
     /// A talent that the model must state, besides what the format needs.
-    pub talent: Option<String>,
+    pub skill: Option<String>,
     /// The answer, if a rule of the task gave it: no model is asked.
     pub ruled: Option<Classification>,
     /// How models work together on it.
@@ -212,7 +212,7 @@ impl Job {
     }
 
     /// Whether nothing of the answer is handed out before its end.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_buffered(&self) -> bool {
         !self.streamed || matches!(self.format, Format::Label(_) | Format::Embedding)
     }
 
@@ -223,7 +223,7 @@ impl Job {
     }
 
     /// A plain prompt with nothing else said, for tests and the command line.
-    pub fn plain(prompt: impl Into<String>, budget: Duration) -> Job {
+    pub fn plain(prompt: impl Into<String>, time_left: Duration) -> Job {
         Job {
             id: JobId(0),
             app: "cli".into(),
@@ -233,11 +233,11 @@ impl Job {
             format: Format::Text,
             tools: None,
             sampling: Sampling::default(),
-            budget,
-            class: Priority::default(),
+            time_left,
+            priority: Priority::default(),
             mode: Mode::default(),
             model: None,
-            talent: None,
+            skill: None,
             ruled: None,
             strategy: Strategy::Single,
             threshold: None,

@@ -1,4 +1,4 @@
-//! Names of the skills that a model can state (`talents` in a `ModelContext`).
+//! Names of the skills that a model can state (`skills` in a `ModelContext`).
 
 /// The talent of writing text.
 pub const GENERATE: &str = "generate";

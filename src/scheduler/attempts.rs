@@ -33,7 +33,7 @@ impl Scheduler {
                 let is_back = fault == Fault::Cancelled && sent == Sent::Nothing;
                 if let Some((reason, figures)) = run.recalled.take_if(|_| is_back) {
                     self.note(&mut run, RECALLED, (None, cost), now);
-                    (run.entry.leaves, run.entry.figures) = (Some(reason), Some(figures));
+                    (run.entry.offload, run.entry.figures) = (Some(reason), Some(figures));
                     return self.moved(run.entry, now);
                 }
                 let outcome = if is_forbidden(&fault) { FORBIDDEN } else { fault.name() };
@@ -51,7 +51,7 @@ impl Scheduler {
         now: Time,
     ) {
         run.entry.attempts.push(Attempt {
-            server: self.backends[run.backend].card.server.clone(),
+            server: self.backends[run.backend].profile.server.clone(),
             outcome: outcome.to_owned(),
             confidence,
             ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
@@ -61,16 +61,16 @@ impl Scheduler {
     }
 
     fn answered(&mut self, mut run: RunningJob, answered: &Answered, cost: Usd, now: Time) {
-        let ticket = &run.entry.ticket;
+        let spec = &run.entry.spec;
         let backend = &mut self.backends[run.backend];
         backend.breaker.worked();
         backend.flow.worked();
         let ms = now.since(run.started).as_secs_f64() * 1e3;
-        backend.rates.learn(ticket, answered.spent.as_ref(), ms, &backend.card);
+        backend.rates.learn(spec, answered.spent.as_ref(), ms, &backend.profile);
         if let Some(spent) = &answered.spent {
-            self.predictor.learn(ticket, spent, self.sides.device.has(run.backend));
+            self.predictor.learn(spec, spent, self.sides.device.has(run.backend));
         }
-        let unsure = answered.confidence.filter(|sure| *sure < ticket.margin);
+        let unsure = answered.confidence.filter(|sure| *sure < spec.margin);
         let outcome = if unsure.is_some() { UNSURE } else { "ok" };
         self.note(&mut run, outcome, (answered.confidence, cost), now);
         match unsure {
@@ -104,11 +104,14 @@ impl Scheduler {
     /// Another attempt where that can help, else the end of the job.
     fn failed(&mut self, mut run: RunningJob, fault: Fault, sent: Sent, now: Time) {
         match &fault {
-            Fault::Unfit(_) | Fault::Cancelled => {}
-            Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
+            Fault::Rejected(_) | Fault::Cancelled => {}
+            Fault::Unavailable { .. }
+            | Fault::Crashed(_)
+            | Fault::TimedOut(_)
+            | Fault::ProtocolError(_) => {
                 let backend = &mut self.backends[run.backend];
                 backend.breaker.failed(now);
-                backend.flow.failed(run.started, now, backend.card.slots);
+                backend.flow.failed(run.started, now, backend.profile.slots);
                 self.take_health(now);
             }
         }
@@ -117,27 +120,30 @@ impl Scheduler {
             && run.entry.due() > now
             && match &fault {
                 // what one provider's rules forbid is taken to those alone that it names
-                Fault::Unfit(_) if is_forbidden(&fault) => {
-                    !self.backends[run.backend].card.fallbacks.is_empty()
+                Fault::Rejected(_) if is_forbidden(&fault) => {
+                    !self.backends[run.backend].profile.fallbacks.is_empty()
                 }
-                Fault::Unfit(refusal) => refusal.code == Code::Incapable,
-                Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => true,
+                Fault::Rejected(refusal) => refusal.code == Code::Incapable,
+                Fault::Unavailable { .. }
+                | Fault::Crashed(_)
+                | Fault::TimedOut(_)
+                | Fault::ProtocolError(_) => true,
                 Fault::Cancelled => false,
             };
         if !may_retry {
             return self.settle(run.entry, verdict_of(fault), Some(run.backend), run.reason);
         }
         match &fault {
-            Fault::Unfit(_) => {
+            Fault::Rejected(_) => {
                 let is_forbidden = is_forbidden(&fault);
                 let lack = if is_forbidden { Reason::Policy } else { Reason::Context };
                 let _ = run.entry.unfit.push((run.backend, lack));
                 run.entry.close(self.closed_by(run.backend));
             }
-            Fault::Away(_)
+            Fault::Unavailable { .. }
             | Fault::Crashed(_)
-            | Fault::Hung(_)
-            | Fault::Broken(_)
+            | Fault::TimedOut(_)
+            | Fault::ProtocolError(_)
             | Fault::Cancelled => run.entry.failed.add(run.backend),
         }
         self.again(run, fault, now);
@@ -145,8 +151,8 @@ impl Scheduler {
 
     /// Who may not answer what this one refused: if it names some who may, all others.
     fn closed_by(&self, backend: usize) -> BackendSet {
-        let named = &self.backends[backend].card.fallbacks;
-        let is_named = |at: usize| named.contains(&self.backends[at].card.server);
+        let named = &self.backends[backend].profile.fallbacks;
+        let is_named = |at: usize| named.contains(&self.backends[at].profile.server);
         let is_closed = |at: &usize| !named.is_empty() && *at != backend && !is_named(*at);
         (0..self.backends.len()).filter(is_closed).collect()
     }
@@ -181,7 +187,7 @@ impl Scheduler {
             return self.settle(entry, verdict_of(fault), Some(backend), reason);
         }
         if let Some((reason, figures)) = recalled {
-            (entry.leaves, entry.figures) = (Some(reason), Some(figures));
+            (entry.offload, entry.figures) = (Some(reason), Some(figures));
         }
         self.house(&mut entry);
         if let Err(back) = self.queue.offer(entry) {
@@ -221,25 +227,26 @@ impl Scheduler {
 }
 
 fn is_forbidden(fault: &Fault) -> bool {
-    matches!(fault, Fault::Unfit(refusal) if refusal.code == Code::Forbidden)
+    matches!(fault, Fault::Rejected(refusal) if refusal.code == Code::Forbidden)
 }
 
 fn verdict_of(fault: Fault) -> Verdict {
     match fault {
-        Fault::Unfit(refusal) => Verdict::Refused(refusal),
+        Fault::Rejected(refusal) => Verdict::Refused(refusal),
         Fault::Cancelled => Verdict::Cancelled,
-        Fault::Away(_) | Fault::Crashed(_) | Fault::Hung(_) | Fault::Broken(_) => {
-            Verdict::Failed(fault)
-        }
+        Fault::Unavailable { .. }
+        | Fault::Crashed(_)
+        | Fault::TimedOut(_)
+        | Fault::ProtocolError(_) => Verdict::Failed(fault),
     }
 }
 
 impl RunningJob {
     /// Whether another backend may still answer it instead.
     pub(super) fn may_move(&self) -> bool {
-        self.entry.ticket.is_whole
+        self.entry.spec.is_buffered
             && self.recalled.is_none()
-            && self.entry.leaves.is_none()
+            && self.entry.offload.is_none()
             && !self.entry.was_recalled
             && self.entry.attempts.len() + 1 < ATTEMPTS_MAX
     }

@@ -24,12 +24,12 @@ impl Breaker {
     }
 
     /// Whether it is to be left alone.
-    pub(super) fn is_resting(&self, now: Time) -> bool {
+    pub(super) fn is_open(&self, now: Time) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 
     /// Whether it has not answered since it failed: it is given one job to try.
-    pub(super) fn is_tried(&self) -> bool {
+    pub(super) fn is_half_open(&self) -> bool {
         self.failures > 0
     }
 
@@ -55,7 +55,7 @@ mod tests {
     fn rests_longer_each_time_up_to_a_bound() {
         let mut breaker = Breaker::default();
         let now = Time(0);
-        assert!(!breaker.is_resting(now));
+        assert!(!breaker.is_open(now));
         breaker.failed(now);
         assert_eq!(breaker.left(now), REST_MIN);
         breaker.failed(now);
@@ -64,10 +64,10 @@ mod tests {
             breaker.failed(now);
         }
         assert_eq!(breaker.left(now), REST_MAX);
-        assert!(breaker.is_resting(now));
-        assert!(!breaker.is_resting(now + REST_MAX) && breaker.is_tried());
+        assert!(breaker.is_open(now));
+        assert!(!breaker.is_open(now + REST_MAX) && breaker.is_half_open());
         breaker.worked();
-        assert!(!breaker.is_tried());
-        assert!(!breaker.is_resting(now));
+        assert!(!breaker.is_half_open());
+        assert!(!breaker.is_open(now));
     }
 }

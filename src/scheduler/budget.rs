@@ -33,10 +33,10 @@ impl Scheduler {
     }
 
     /// The most that an answer of this backend can cost.
-    fn most(&self, ticket: &JobSpec, backend: usize) -> Usd {
-        let card = &self.backends[backend].card;
-        let output = ticket.max_tokens.unwrap_or(card.max_tokens).min(card.max_tokens);
-        card.price.of(ticket.input_max, output)
+    fn most(&self, spec: &JobSpec, backend: usize) -> Usd {
+        let profile = &self.backends[backend].profile;
+        let output = spec.max_tokens.unwrap_or(profile.max_tokens).min(profile.max_tokens);
+        profile.price.of(spec.input_max, output)
     }
 
     /// Finds the backends that the job can't pay for.
@@ -50,11 +50,11 @@ impl Scheduler {
         }
         let (mut over, mut may_come) = (None, false);
         for backend in entry.able.iter() {
-            let most = self.most(&entry.ticket, backend);
+            let most = self.most(&entry.spec, backend);
             if most.is_none() {
                 continue;
             }
-            match self.books.fits(&self.caps, &entry.ticket.app, most) {
+            match self.books.fits(&self.caps, &entry.spec.app, most) {
                 Fits::Yes => continue,
                 Fits::Later => may_come = true,
                 Fits::No(span) => over = over.max(Some(span)),
@@ -62,7 +62,7 @@ impl Scheduler {
             entry.broke.add(backend);
         }
         if entry.candidates().and(self.sides.away()).is_empty() {
-            entry.leaves = None;
+            entry.offload = None;
         }
         match over {
             Some(span) if entry.candidates().is_empty() && !may_come => {
@@ -105,11 +105,11 @@ impl Scheduler {
 
     /// Holds the most that the call can cost; also the line for the books.
     pub(super) fn hold(&mut self, entry: &QueuedJob, backend: usize) -> (Usd, Option<Line>) {
-        let most = self.most(&entry.ticket, backend);
+        let most = self.most(&entry.spec, backend);
         if most.is_none() {
             return (most, None);
         }
-        let line = self.books.hold(entry.job().0, &entry.ticket.app, most);
+        let line = self.books.hold(entry.job().0, &entry.spec.app, most);
         self.books.write(&line);
         self.moved = true;
         (most, Some(line))
@@ -122,7 +122,7 @@ impl Scheduler {
         run: &RunningJob,
         outcome: &Result<Answered, (Fault, Sent)>,
     ) -> Usd {
-        let price = self.backends[run.backend].card.price;
+        let price = self.backends[run.backend].profile.price;
         let cost = match outcome {
             Ok(answered) => match answered.spent {
                 Some(spent) if !price.is_free() => {
@@ -130,9 +130,9 @@ impl Scheduler {
                 }
                 Some(_) | None => answered.cost,
             },
-            Err((Fault::Away(_), Sent::Nothing)) => Usd::NONE,
+            Err((Fault::Unavailable { .. }, Sent::Nothing)) => Usd::NONE,
             // it has read the prompt, and its rules forbid the answer
-            Err((Fault::Unfit(refusal), _)) if refusal.code != Code::Forbidden => Usd::NONE,
+            Err((Fault::Rejected(refusal), _)) if refusal.code != Code::Forbidden => Usd::NONE,
             Err(_) => run.hold,
         };
         let call = run.entry.job().0;
@@ -141,7 +141,7 @@ impl Scheduler {
                 return cost;
             }
             // a model that has no price here says that it has cost something
-            let line = self.books.hold(call, &run.entry.ticket.app, cost);
+            let line = self.books.hold(call, &run.entry.spec.app, cost);
             self.book(line);
         }
         self.book(Line::Bill { call, usd: cost });

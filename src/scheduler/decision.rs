@@ -192,7 +192,8 @@ pub struct Figures {
     /// Where it was allowed to go.
     pub mode: Mode,
     /// How urgent it was.
-    pub class: Priority,
+    #[serde(rename = "class")]
+    pub priority: Priority,
     /// The asker read its answer piece by piece.
     pub streamed: bool,
     /// Share of the time that the engines here could compute.
@@ -227,8 +228,8 @@ pub struct Case {
     /// Which group it belonged to; the lower are served first.
     pub group: u8,
     /// Time until it had to leave at the latest to be in time elsewhere; none if it could not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub leave_by: Option<f64>,
+    #[serde(rename = "leave_by", default, skip_serializing_if = "Option::is_none")]
+    pub offload_deadline: Option<f64>,
 }
 
 /// What stood between a job and a model.
@@ -238,7 +239,7 @@ pub struct ServerState {
     pub server: String,
     /// How far away it is.
     #[serde(rename = "where")]
-    pub reach: Locality,
+    pub locality: Locality,
     /// Why it could not be asked, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<Reason>,

@@ -27,7 +27,7 @@ pub struct JobSpec {
     /// When its answer is owed.
     pub due: Time,
     /// How urgent it is.
-    pub class: Priority,
+    pub priority: Priority,
     /// Where it may go.
     pub mode: Mode,
     /// The model it asks for.
@@ -40,11 +40,11 @@ pub struct JobSpec {
     pub is_word: bool,
     /// The asker wants it whole: until its end nothing of it is handed out, so that it can still
     /// be moved.
-    pub is_whole: bool,
+    pub is_buffered: bool,
     /// Most tokens of its answer.
     pub max_tokens: Option<u32>,
     /// The talents that it needs.
-    pub talents: Vec<String>,
+    pub skills: Vec<String>,
     /// The confidence from which on a model's word is taken; 0 takes any.
     pub margin: f32,
     /// A rule has answered it.
@@ -60,7 +60,7 @@ pub struct JobSpec {
 impl JobSpec {
     /// What the judge needs of a job that arrived at `now`.
     pub fn of(job: &Job, now: Time) -> JobSpec {
-        let talent = job.format.talent();
+        let skill = job.format.skill();
         let from = match &job.task {
             Some(task) => format!("task {task}"),
             None => format!("app {}", job.app),
@@ -68,19 +68,19 @@ impl JobSpec {
         JobSpec {
             job: job.id,
             app: job.app.clone(),
-            template: format!("{talent} for {from}"),
-            due: now + job.budget,
-            class: job.class,
+            template: format!("{skill} for {from}"),
+            due: now + job.time_left,
+            priority: job.priority,
             mode: job.mode,
             model: job.model.clone(),
             wants_json: matches!(job.format, Format::Json | Format::Schema(_)),
             wants_tools: job.wants_tools(),
             is_word: matches!(job.format, Format::Label(_) | Format::Embedding),
-            is_whole: job.is_whole(),
+            is_buffered: job.is_buffered(),
             max_tokens: job.sampling.max_tokens,
-            talents: std::iter::once(talent.to_owned())
+            skills: std::iter::once(skill.to_owned())
                 .chain(job.sampling.logprobs.map(|_| LOGPROBS.to_owned()))
-                .chain(job.talent.clone())
+                .chain(job.skill.clone())
                 .collect(),
             margin: match &job.format {
                 Format::Label(labels) => labels.margin,
@@ -114,12 +114,12 @@ pub struct BackendProfile {
     /// same at another clock, has another; none has rates that are not worth keeping.
     pub measured: Option<String>,
     /// How far away it is.
-    pub reach: Locality,
+    pub locality: Locality,
     /// Jobs at once.
     pub slots: u32,
     /// Of the jobs that it has, it works on the most urgent only, and goes back to the others when
     /// that is done.
-    pub urgent_first: bool,
+    pub preemptive: bool,
     /// Milliseconds a token of a prompt, as it measured itself at its start.
     pub read_ms: Option<f64>,
     /// Milliseconds a token of an answer, as it measured itself at its start.
@@ -133,7 +133,7 @@ pub struct BackendProfile {
     /// It calls tools.
     pub tools: bool,
     /// What it is good at; none before it has stated it.
-    pub talents: Option<Vec<String>>,
+    pub skills: Option<Vec<String>>,
     /// Backends that may answer what this one refuses for its rules or its length.
     pub fallbacks: Vec<String>,
     /// What its tokens cost.
@@ -142,21 +142,21 @@ pub struct BackendProfile {
 
 impl BackendProfile {
     /// A backend that has not stated anything yet.
-    pub fn unknown(server: &str, reach: Locality) -> BackendProfile {
+    pub fn unknown(server: &str, locality: Locality) -> BackendProfile {
         BackendProfile {
             server: server.to_owned(),
             model: None,
             measured: None,
-            reach,
+            locality,
             slots: 1,
-            urgent_first: false,
+            preemptive: false,
             read_ms: None,
             write_ms: None,
             max_tokens: InferenceSettings::default().max_tokens,
             context_tokens: u32::MAX,
             json_schema: true,
             tools: true,
-            talents: None,
+            skills: None,
             fallbacks: Vec::new(),
             price: Price::default(),
         }
@@ -166,9 +166,9 @@ impl BackendProfile {
         self.server == name || self.model.as_deref() == Some(name)
     }
 
-    pub(super) fn has(&self, talents: &[String]) -> bool {
-        let stated = self.talents.as_ref();
-        stated.is_none_or(|stated| talents.iter().all(|needed| stated.contains(needed)))
+    pub(super) fn has(&self, skills: &[String]) -> bool {
+        let stated = self.skills.as_ref();
+        stated.is_none_or(|stated| skills.iter().all(|needed| stated.contains(needed)))
     }
 }
 
@@ -261,9 +261,9 @@ pub enum Effect {
         /// To whom.
         backend: BackendId,
         /// Time left.
-        budget: Duration,
+        time_left: Duration,
         /// How urgent it is there: a batch job whose turn has come is not behind the others.
-        class: Priority,
+        priority: Priority,
         /// What has to stand in the books before anything is sent, if it can cost anything.
         hold: Option<LedgerEntry>,
     },

@@ -30,7 +30,7 @@ pub(super) struct OrderedJob {
     pub(super) group: u8,
     /// When it must have left at the latest to be in time elsewhere, from here, in milliseconds;
     /// none if it can't leave.
-    pub(super) leave_by: Option<f64>,
+    pub(super) offload_deadline: Option<f64>,
 }
 
 /// The jobs of one engine in the order of service.
@@ -59,7 +59,7 @@ pub(super) fn holds(line: &[OrderedJob], level: Level, parallel: f64) -> bool {
 
 /// Who should leave at this level, in the order in which that was found. Jobs that can't leave stay
 /// even if they are late.
-pub(super) fn victims(
+pub(super) fn to_offload(
     line: &[OrderedJob],
     level: Level,
     parallel: f64,
@@ -84,7 +84,7 @@ pub(super) fn victims(
             }
         }
         let own = item.own.at(level);
-        if item.leave_by.is_some() {
+        if item.offload_deadline.is_some() {
             let _ = longest.push(Candidate { own, item: at });
         }
         let late = before / parallel + own - item.left;
@@ -92,7 +92,7 @@ pub(super) fn victims(
         if late <= 0.0 {
             continue;
         }
-        if item.leave_by.is_some() {
+        if item.offload_deadline.is_some() {
             if let Some(chosen) = longest.pop() {
                 before -= chosen.own;
                 let _ = out.push(Offload { item: chosen.item, late: at });
@@ -154,7 +154,7 @@ mod tests {
             own: Spread::all(f64::from(own)),
             left: f64::from(left),
             group: 0,
-            leave_by: Some(0.0),
+            offload_deadline: Some(0.0),
         }
     }
 
@@ -187,8 +187,8 @@ mod tests {
                 .map(|_| item(random.u32(1..20), random.u32(1..80)))
                 .collect();
             line.sort_by(|a, b| a.left.total_cmp(&b.left));
-            let victims = victims(&line, Level::Likely, 1.0, &[]);
-            let gone: Vec<usize> = victims.iter().map(|v| v.item).collect();
+            let to_offload = to_offload(&line, Level::Likely, 1.0, &[]);
+            let gone: Vec<usize> = to_offload.iter().map(|v| v.item).collect();
             assert_eq!(late(&line, &gone), 0, "round {round}: {line:?} without {gone:?}");
             assert_eq!(gone.len(), fewest(&line) as usize, "round {round}: {line:?}");
             assert_eq!(holds(&line, Level::Likely, 1.0), gone.is_empty());
@@ -197,10 +197,10 @@ mod tests {
 
     #[test]
     fn who_can_not_leave_stays_and_another_group_does_not_pay() {
-        let fixed = |own, left| OrderedJob { leave_by: None, ..item(own, left) };
+        let fixed = |own, left| OrderedJob { offload_deadline: None, ..item(own, left) };
         let found = |line: &[OrderedJob]| -> Vec<(usize, usize)> {
-            let victims = victims(line, Level::Likely, 1.0, &[]);
-            victims.iter().map(|v| (v.item, v.late)).collect()
+            let to_offload = to_offload(line, Level::Likely, 1.0, &[]);
+            to_offload.iter().map(|v| (v.item, v.late)).collect()
         };
         assert_eq!(found(&[fixed(9, 10), item(5, 12)]), [(1, 1)]);
         assert_eq!(found(&[item(5, 10), fixed(9, 12)]), [(0, 1)]);

@@ -43,7 +43,7 @@ impl Scheduler {
         let mut learned = self.learned.clone();
         learned.answers = self.predictor.clone();
         for backend in &self.backends {
-            if let Some(measured) = &backend.card.measured {
+            if let Some(measured) = &backend.profile.measured {
                 learned.put(measured, backend.rates.clone());
             }
         }
@@ -51,17 +51,17 @@ impl Scheduler {
     }
 
     /// The rates of a model that has stated itself: those that were measured of it as it is now.
-    pub(super) fn rates_of(&mut self, backend: usize, card: &BackendProfile) {
-        let BackendSlot { card: before, rates, .. } = &mut self.backends[backend];
-        if before.measured != card.measured {
-            let other = card.measured.as_ref().and_then(|name| self.learned.models.get(name));
-            let other = other.cloned().unwrap_or_else(|| Rates::stated(card));
+    pub(super) fn rates_of(&mut self, backend: usize, profile: &BackendProfile) {
+        let BackendSlot { profile: before, rates, .. } = &mut self.backends[backend];
+        if before.measured != profile.measured {
+            let other = profile.measured.as_ref().and_then(|name| self.learned.models.get(name));
+            let other = other.cloned().unwrap_or_else(|| Rates::stated(profile));
             let old = std::mem::replace(rates, other);
             if let Some(measured) = &before.measured {
                 self.learned.put(measured, old);
             }
         }
-        rates.started(card);
+        rates.started(profile);
     }
 }
 
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::model::context::Locality;
     use crate::request::job::JobId;
-    use crate::scheduler::tests::{card, ticket};
+    use crate::scheduler::tests::{profile, spec};
     use crate::scheduler::{Answered, BackendId, Event, JobSpec, TokenTimes};
     use crate::time::Time;
 
@@ -79,7 +79,7 @@ mod tests {
     fn at(clock: &str) -> BackendProfile {
         BackendProfile {
             measured: Some(format!("weights at {clock}")),
-            ..card("local", Locality::Device)
+            ..profile("local", Locality::Device)
         }
     }
 
@@ -92,7 +92,7 @@ mod tests {
     fn taught(mut scheduler: Scheduler) -> Scheduler {
         scheduler.on(Event::Up(BackendId(0), at("full")), Time(0));
         for id in 1..=JOBS {
-            let job = JobSpec { due: Time(u64::MAX), max_tokens: Some(50), ..ticket(id) };
+            let job = JobSpec { due: Time(u64::MAX), max_tokens: Some(50), ..spec(id) };
             scheduler.on(Event::Arrived(job), Time(id * 1_000_000));
             let spent = TokenTimes {
                 prompt_tokens: 20,
@@ -108,9 +108,9 @@ mod tests {
     }
 
     /// When the next answer is expected.
-    fn expected(mut scheduler: Scheduler, card: BackendProfile) -> f64 {
-        scheduler.on(Event::Up(BackendId(0), card), Time(0));
-        let job = JobSpec { due: Time(u64::MAX), max_tokens: Some(50), ..ticket(99) };
+    fn expected(mut scheduler: Scheduler, profile: BackendProfile) -> f64 {
+        scheduler.on(Event::Up(BackendId(0), profile), Time(0));
+        let job = JobSpec { due: Time(u64::MAX), max_tokens: Some(50), ..spec(99) };
         scheduler.on(Event::Arrived(job), Time(1));
         let entry = &scheduler.running.get(JobId(99)).unwrap().entry;
         entry.predicted.unwrap().p95
@@ -147,10 +147,10 @@ mod tests {
     fn a_probe_that_is_far_off_is_believed() {
         let learned = taught(resumed(Learned::default())).learned();
         let mut scheduler = resumed(learned);
-        let card = BackendProfile { write_ms: Some(100.0), ..at("full") };
-        scheduler.on(Event::Up(BackendId(0), card.clone()), Time(0));
-        let fresh = Rates::stated(&card);
-        let load = scheduler.predictor.load(&ticket(1), &card, &fresh);
+        let profile = BackendProfile { write_ms: Some(100.0), ..at("full") };
+        scheduler.on(Event::Up(BackendId(0), profile.clone()), Time(0));
+        let fresh = Rates::stated(&profile);
+        let load = scheduler.predictor.load(&spec(1), &profile, &fresh);
         let (now, fresh) = (scheduler.backends[0].rates.worst_ms(&load), fresh.worst_ms(&load));
         assert!((now - fresh).abs() < 1e-6, "{now} is not {fresh}");
     }

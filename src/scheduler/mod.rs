@@ -51,7 +51,7 @@ use self::queue::Queue;
 use self::queued::{BackendSet, QueuedJob};
 pub use self::replay::explain;
 use self::route::Sides;
-pub use self::route::may_reach;
+pub use self::route::mode_allows;
 use self::running::RunningJobs;
 use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
 use crate::model::context::Locality;
@@ -63,7 +63,7 @@ use crate::time::Time;
 
 #[derive(Debug)]
 struct BackendSlot {
-    card: BackendProfile,
+    profile: BackendProfile,
     up: bool,
     breaker: Breaker,
     flow: ConcurrencyLimit,
@@ -78,10 +78,10 @@ impl BackendSlot {
     /// Jobs that it holds at most. One elsewhere that has failed gets a single one until it has
     /// answered, and then fewer than it offers.
     fn slots(&self) -> usize {
-        let offered = self.card.slots.max(1);
-        let slots = match self.card.reach {
+        let offered = self.profile.slots.max(1);
+        let slots = match self.profile.locality {
             Locality::Device => offered,
-            Locality::Peer | Locality::Cloud if self.breaker.is_tried() => 1,
+            Locality::Peer | Locality::Cloud if self.breaker.is_half_open() => 1,
             Locality::Peer | Locality::Cloud => self.flow.slots(offered),
         };
         slots as usize
@@ -89,7 +89,7 @@ impl BackendSlot {
 
     /// How many jobs it advances at once.
     fn parallel(&self) -> f64 {
-        if self.card.urgent_first { 1.0 } else { f64::from(self.card.slots.max(1)) }
+        if self.profile.preemptive { 1.0 } else { f64::from(self.profile.slots.max(1)) }
     }
 }
 
@@ -107,7 +107,7 @@ pub struct Scheduler {
     /// What was measured of models that are not here, or were not yet.
     learned: Learned,
     shares: Shares,
-    strain: DevicePressure,
+    device_pressure: DevicePressure,
     caps: Caps,
     books: Books,
     /// What can be paid for has changed.
@@ -124,9 +124,9 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler over these backends, all down at first.
     pub fn new(cards: Vec<BackendProfile>) -> Scheduler {
-        let backend = |card: BackendProfile| BackendSlot {
-            rates: Rates::stated(&card),
-            card,
+        let backend = |profile: BackendProfile| BackendSlot {
+            rates: Rates::stated(&profile),
+            profile,
             up: false,
             breaker: Breaker::default(),
             flow: ConcurrencyLimit::default(),
@@ -144,7 +144,7 @@ impl Scheduler {
             predictor: Predictor::default(),
             learned: Learned::default(),
             shares: Shares::default(),
-            strain: DevicePressure::default(),
+            device_pressure: DevicePressure::default(),
             caps: Caps::default(),
             books: Books::default(),
             moved: false,
@@ -163,12 +163,12 @@ impl Scheduler {
         self.account(now);
         self.take_health(now);
         match event {
-            Event::Arrived(ticket) => self.arrived(ticket, now),
+            Event::Arrived(spec) => self.arrived(spec, now),
             Event::Ended { job, outcome } => self.ended(job, outcome, now),
             Event::Gone(job) => self.gone(job, now),
-            Event::Up(backend, card) => self.up(backend, card),
+            Event::Up(backend, profile) => self.up(backend, profile),
             Event::Down(backend) => self.down(backend),
-            Event::Strained(strain) => self.strained(strain),
+            Event::Strained(device_pressure) => self.pressure_changed(device_pressure),
             Event::Clock(hour) => self.turn(hour),
             Event::Tick => {}
             Event::Drain => self.draining = true,
@@ -205,13 +205,13 @@ impl Scheduler {
 
     /// How full the device is.
     pub fn pressure(&self) -> Pressure {
-        let DevicePressure { heat, memory, disk, .. } = self.strain;
+        let DevicePressure { heat, memory, disk, .. } = self.device_pressure;
         Pressure { heat, memory, disk, queue: self.queue.fullness() }
     }
 
     /// Gives the time since the last event to those who had the engines.
     fn account(&mut self, now: Time) {
-        let ms = now.since(self.seen).as_secs_f64() * 1e3 * f64::from(self.strain.duty);
+        let ms = now.since(self.seen).as_secs_f64() * 1e3 * f64::from(self.device_pressure.duty);
         self.seen = now;
         self.shares.fade(now);
         if ms <= 0.0 {
@@ -219,10 +219,10 @@ impl Scheduler {
         }
         for engine in self.sides.device.iter() {
             let top = self.top_of(engine);
-            let urgent_first = self.backends[engine].card.urgent_first;
+            let preemptive = self.backends[engine].profile.preemptive;
             let mut had = None;
             let works_on = match top {
-                Some(top) if urgent_first => vec![top],
+                Some(top) if preemptive => vec![top],
                 Some(_) | None => self.running.names_at(engine),
             };
             #[expect(clippy::cast_precision_loss, reason = "a few slots")]
@@ -231,7 +231,7 @@ impl Scheduler {
                 let Some(run) = self.running.get_mut(job) else { continue };
                 run.served += ms;
                 self.shares.used(run.entry.app, each);
-                had = Some(run.entry.ticket.class);
+                had = Some(run.entry.spec.priority);
             }
             self.owe(engine, had, ms);
         }
@@ -239,9 +239,9 @@ impl Scheduler {
 
     /// Batch jobs that wait are owed a share of what the others had.
     fn owe(&mut self, engine: usize, had: Option<Priority>, ms: f64) {
-        let is_batch = |e: &QueuedJob| e.home == Some(engine) && e.ticket.class == Priority::Batch;
-        let waits =
-            had.is_some_and(|class| class != Priority::Batch) && self.queue.iter().any(is_batch);
+        let is_batch = |e: &QueuedJob| e.home == Some(engine) && e.spec.priority == Priority::Batch;
+        let waits = had.is_some_and(|priority| priority != Priority::Batch)
+            && self.queue.iter().any(is_batch);
         let backend = &mut self.backends[engine];
         match had {
             Some(Priority::Batch) => backend.owed -= ms,
@@ -264,14 +264,14 @@ impl Scheduler {
     }
 
     fn take_health(&mut self, now: Time) {
-        let well = |b: &BackendSlot| b.up && !b.unloaded && !b.breaker.is_resting(now);
+        let well = |b: &BackendSlot| b.up && !b.unloaded && !b.breaker.is_open(now);
         let all = self.backends.iter().enumerate();
         self.healthy = all.filter(|(_, b)| well(b)).map(|(at, _)| at).collect();
     }
 
     /// Why a backend that is not healthy is not.
     fn resting(&self, backend: usize) -> Reason {
-        match self.strain.cause {
+        match self.device_pressure.cause {
             PressureCause::Memory if self.backends[backend].unloaded => Reason::Memory,
             PressureCause::Load
             | PressureCause::Heat
@@ -280,23 +280,23 @@ impl Scheduler {
         }
     }
 
-    fn arrived(&mut self, ticket: JobSpec, now: Time) {
-        let mut entry = self.entry(ticket);
+    fn arrived(&mut self, spec: JobSpec, now: Time) {
+        let mut entry = self.entry(spec);
         if self.draining {
             let refusal = Refusal::new(Code::Unavailable, "the service is stopping");
             let refusal = refusal.retry_after(DRAIN_MAX);
             return self.settle(entry, Verdict::Refused(refusal), None, Reason::Draining);
         }
-        let hops = entry.ticket.hops;
+        let hops = entry.spec.hops;
         if hops > HOPS_MAX {
             let message = format!("passed {hops} services, at most {HOPS_MAX}");
             let refusal = Refusal::field(Code::Forbidden, "hops", message);
             return self.settle(entry, Verdict::Refused(refusal), None, Reason::Hops);
         }
-        if entry.ticket.ruled {
+        if entry.spec.ruled {
             return self.settle(entry, Verdict::Done, None, Reason::Rule);
         }
-        match route::able(&entry.ticket, &self.backends) {
+        match route::able(&entry.spec, &self.backends) {
             Err((refusal, reason)) => {
                 entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
                 return self.settle(entry, Verdict::Refused(refusal), None, reason);
@@ -315,11 +315,11 @@ impl Scheduler {
         self.admit(entry, now);
     }
 
-    fn entry(&mut self, ticket: JobSpec) -> QueuedJob {
+    fn entry(&mut self, spec: JobSpec) -> QueuedJob {
         QueuedJob {
-            app: self.shares.enter(&ticket.app),
-            order: (ticket.class, ticket.due, ticket.job),
-            ticket: Box::new(ticket),
+            app: self.shares.enter(&spec.app),
+            order: (spec.priority, spec.due, spec.job),
+            spec: Box::new(spec),
             able: BackendSet::default(),
             failed: BackendSet::default(),
             unfit: heapless::Vec::new(),
@@ -330,7 +330,7 @@ impl Scheduler {
             home: None,
             load: Load::default(),
             predicted: None,
-            leaves: None,
+            offload: None,
             figures: None,
             was_recalled: false,
         }
@@ -342,19 +342,19 @@ impl Scheduler {
         let here = entry.candidates().and(self.sides.device);
         let up = here.and(self.healthy);
         entry.home = None;
-        let home = match entry.ticket.mode {
+        let home = match entry.spec.mode {
             Mode::LocalOnly | Mode::PreferLocal => up.first().or(here.first()),
             Mode::PreferCloud | Mode::CloudOnly => None,
         };
         if let Some(home) = home {
-            self.house_at(entry, home);
+            self.assign_engine(entry, home);
         }
     }
 
-    fn house_at(&self, entry: &mut QueuedJob, engine: usize) {
+    fn assign_engine(&self, entry: &mut QueuedJob, engine: usize) {
         if entry.home != Some(engine) {
             let backend = &self.backends[engine];
-            entry.load = self.predictor.load(&entry.ticket, &backend.card, &backend.rates);
+            entry.load = self.predictor.load(&entry.spec, &backend.profile, &backend.rates);
             entry.home = Some(engine);
         }
     }
@@ -401,20 +401,20 @@ impl Scheduler {
         Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3)
     }
 
-    fn up(&mut self, backend: BackendId, card: BackendProfile) {
+    fn up(&mut self, backend: BackendId, profile: BackendProfile) {
         if backend.0 >= self.backends.len() {
             return;
         }
-        self.rates_of(backend.0, &card);
+        self.rates_of(backend.0, &profile);
         let known = &mut self.backends[backend.0];
-        known.card = card;
+        known.profile = profile;
         known.up = true;
         known.breaker.worked();
         self.sides = Sides::of(&self.backends);
         let mut queue = std::mem::take(&mut self.queue);
         let mut lost = Vec::new();
         for entry in queue.iter_mut() {
-            match route::able(&entry.ticket, &self.backends) {
+            match route::able(&entry.spec, &self.backends) {
                 Ok(able) => entry.able = able,
                 Err(why) => lost.push((entry.job(), why)),
             }
@@ -437,15 +437,15 @@ impl Scheduler {
 
     /// Ends engines that have nothing to do when memory is short, and starts them again when it is
     /// not.
-    fn strained(&mut self, strain: DevicePressure) {
-        self.strain = strain;
+    fn pressure_changed(&mut self, device_pressure: DevicePressure) {
+        self.device_pressure = device_pressure;
         for at in self.sides.device.iter() {
             let is_idle = self.running.count_at(at) == 0;
             let backend = &mut self.backends[at];
-            if strain.stage == PressureStage::Unload && is_idle && !backend.unloaded {
+            if device_pressure.stage == PressureStage::Unload && is_idle && !backend.unloaded {
                 backend.unloaded = true;
                 self.effects.push(Effect::Unload(BackendId(at)));
-            } else if strain.stage < PressureStage::Closed && backend.unloaded {
+            } else if device_pressure.stage < PressureStage::Closed && backend.unloaded {
                 backend.unloaded = false;
                 self.effects.push(Effect::Load(BackendId(at)));
             }
@@ -474,10 +474,10 @@ impl Scheduler {
             (verdict, _) => (verdict, backend, reason),
         };
         self.shares.leave(entry.app);
-        let route = match backend.map(|b| self.backends[b].card.reach) {
+        let route = match backend.map(|b| self.backends[b].profile.locality) {
             None if reason == Reason::Rule => "local",
             None => "none",
-            Some(reach) => route_to(reach),
+            Some(locality) => route_to(locality),
         };
         let decision = Decision {
             route: route.to_owned(),
@@ -490,7 +490,7 @@ impl Scheduler {
             figures: entry.figures.map(|figures| *figures),
         };
         self.effects.push(Effect::Settle {
-            job: entry.ticket.job,
+            job: entry.spec.job,
             verdict,
             backend: backend.map(BackendId),
             decision: Box::new(decision),
@@ -499,8 +499,8 @@ impl Scheduler {
 }
 
 /// The word of decision records for a way of this length.
-fn route_to(reach: Locality) -> &'static str {
-    match reach {
+fn route_to(locality: Locality) -> &'static str {
+    match locality {
         Locality::Device => "local",
         Locality::Peer => "peer",
         Locality::Cloud => "cloud",

@@ -67,27 +67,27 @@ impl Scheduler {
             return;
         }
         let (line, places) = self.line(engine, &order, away, now);
-        if line.iter().all(|item| item.leave_by.is_none()) {
+        if line.iter().all(|item| item.offload_deadline.is_none()) {
             return;
         }
         let parallel = self.backends[engine].parallel();
-        let (leaving, wait) = leavers(&line, parallel);
+        let (leaving, wait) = find_offloads(&line, parallel);
         if let Some(wait) = wait {
             let at = now + Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
             self.look_at = Some(self.look_at.map_or(at, |other| other.min(at)));
         }
         let mut left: Bounded<usize, LINE_MAX> = Bounded::new();
-        for (victim, level) in leaving {
+        for (candidate, level) in leaving {
             if room == 0 {
                 return;
             }
-            let figures = self.figures(engine, &line, &places, (victim, &left), away);
+            let figures = self.figures(engine, &line, &places, (candidate, &left), away);
             let Some(figures) = figures else { continue };
-            let reason = self.reason(&line, victim.late, level, &left, parallel);
-            if self.leave(places[victim.item], reason, figures) {
+            let reason = self.reason(&line, candidate.late, level, &left, parallel);
+            if self.leave(places[candidate.item], reason, figures) {
                 room -= 1;
             }
-            let _ = left.push(victim.item);
+            let _ = left.push(candidate.item);
         }
     }
 
@@ -97,24 +97,24 @@ impl Scheduler {
         let share = self.shares.equal_share();
         let mut order: Bounded<(ServiceKey, JobPlace), LINE_MAX> = Bounded::new();
         for (at, entry) in self.queue.iter().enumerate() {
-            if entry.home == Some(engine) && entry.leaves.is_none() {
-                let (class, due, job) = entry.order();
+            if entry.home == Some(engine) && entry.offload.is_none() {
+                let (priority, due, job) = entry.order();
                 let above = self.shares.is_above(entry.app, share);
-                let _ = order.push(((true, class, above, due, job), JobPlace::Waiting(at)));
+                let _ = order.push(((true, priority, above, due, job), JobPlace::Waiting(at)));
             }
         }
-        let holds_all = !backend.card.urgent_first || !self.has_room(engine);
+        let holds_all = !backend.profile.preemptive || !self.has_room(engine);
         let top = self.top_of(engine);
         // in order already, unless an application is above its share
         if !order.is_sorted_by_key(|(order, _)| *order) {
             order.sort_unstable_by_key(|(order, _)| *order);
         }
         for run in self.running.at(engine).filter(|run| run.recalled.is_none()) {
-            let (class, due, job) = run.entry.order();
+            let (priority, due, job) = run.entry.order();
             let first =
-                run.promoted || (holds_all && (!backend.card.urgent_first || top == Some(job)));
+                run.promoted || (holds_all && (!backend.profile.preemptive || top == Some(job)));
             let above = self.shares.is_above(run.entry.app, share);
-            let place = (!first, class, above, due, job);
+            let place = (!first, priority, above, due, job);
             let at = order.partition_point(|(other, _)| *other < place);
             let _ = order.insert(at, (place, JobPlace::Running(job)));
         }
@@ -136,10 +136,10 @@ impl Scheduler {
         }
     }
 
-    /// Whether all are in time at the worst: the first question of [`leavers`], which mostly is the
+    /// Whether all are in time at the worst: the first question of [`find_offloads`], which mostly is the
     /// last, without the figures for the others.
     fn is_certified(&self, engine: usize, order: &[(ServiceKey, JobPlace)], now: Time) -> bool {
-        let speed = self.strain.usable().max(USABLE_MIN);
+        let speed = self.device_pressure.usable().max(USABLE_MIN);
         let backend = &self.backends[engine];
         let parallel = backend.parallel();
         let mut before = 0.0;
@@ -166,22 +166,24 @@ impl Scheduler {
         away: BackendSet,
         now: Time,
     ) -> (ServiceOrder, Bounded<JobPlace, LINE_MAX>) {
-        let slow = 1.0 / self.strain.usable().max(USABLE_MIN);
+        let slow = 1.0 / self.device_pressure.usable().max(USABLE_MIN);
         let mut line = ServiceOrder::new();
         let mut places = Bounded::new();
-        for ((after, class, above, ..), place) in order {
+        for ((after, priority, above, ..), place) in order {
             let Some((entry, own, served)) = self.remaining(engine, *place) else { continue };
             let left = ms_until(now, entry.due());
             let may_leave = match place {
                 JobPlace::Waiting(_) => true,
                 JobPlace::Running(job) => self.running.get(*job).is_some_and(RunningJob::may_move),
             };
-            let group = if *after { 1 + 2 * *class as u8 + u8::from(*above) } else { 0 };
+            let group = if *after { 1 + 2 * *priority as u8 + u8::from(*above) } else { 0 };
             let item = OrderedJob {
                 own: own.map(|ms| ms * slow),
                 left,
                 group,
-                leave_by: self.leave_by(entry, served, away, left).filter(|_| may_leave),
+                offload_deadline: self
+                    .offload_deadline(entry, served, away, left)
+                    .filter(|_| may_leave),
             };
             let _ = line.push(item);
             let _ = places.push(*place);
@@ -191,9 +193,15 @@ impl Scheduler {
 
     /// When the job must leave at the latest, from now, in milliseconds; none if it may not, or if
     /// an answer from elsewhere would most likely come too late.
-    fn leave_by(&self, entry: &QueuedJob, served: f64, away: BackendSet, left: f64) -> Option<f64> {
+    fn offload_deadline(
+        &self,
+        entry: &QueuedJob,
+        served: f64,
+        away: BackendSet,
+        left: f64,
+    ) -> Option<f64> {
         let time = self.away_ms(entry, served, away)?;
-        (entry.ticket.mode == Mode::PreferLocal && left >= time.p50).then_some(left - time.p95)
+        (entry.spec.mode == Mode::PreferLocal && left >= time.p50).then_some(left - time.p95)
     }
 
     /// How long the best of these others takes for a job that has had an engine here
@@ -204,7 +212,7 @@ impl Scheduler {
         let best = others.into_iter().find(|set| !set.is_empty())?;
         let length = entry.home.and_then(|home| {
             let rates = &self.backends[home].rates;
-            rates.length(&self.predictor, &entry.ticket, &entry.load, served)
+            rates.length(&self.predictor, &entry.spec, &entry.load, served)
         });
         best.first().map(|b| self.backends[b].rates.whole_ms(length.as_ref()))
     }
@@ -218,13 +226,13 @@ impl Scheduler {
     /// How many more jobs the others can take.
     fn room_in(&self, away: BackendSet) -> usize {
         let free = |b: usize| self.backends[b].slots().saturating_sub(self.running.count_at(b));
-        let taken = self.queue.iter().filter(|entry| entry.leaves.is_some()).count();
+        let taken = self.queue.iter().filter(|entry| entry.offload.is_some()).count();
         away.iter().map(free).sum::<usize>().saturating_sub(taken)
     }
 
     /// Whether a job had better not start at this engine, and why not: it can't be moved any more
     /// once it has started, or nobody had room for it before, or it stood in another engine's line.
-    pub(super) fn leaves_at_start(
+    pub(super) fn offload_at_start(
         &self,
         entry: &QueuedJob,
         engine: usize,
@@ -232,15 +240,15 @@ impl Scheduler {
     ) -> Option<Reason> {
         let away = self.free_elsewhere();
         let left = ms_until(now, entry.due());
-        let slow = 1.0 / self.strain.usable().max(USABLE_MIN);
+        let slow = 1.0 / self.device_pressure.usable().max(USABLE_MIN);
         let own = self.backends[engine].rates.time(&entry.load).map(|ms| ms * slow);
-        if own.worst <= left || own.p95 <= left || entry.leaves.is_some() {
+        if own.worst <= left || own.p95 <= left || entry.offload.is_some() {
             return None;
         }
-        let leave_by = Some(self.leave_by(entry, 0.0, away, left)?);
-        let alone = [OrderedJob { own, left, group: 0, leave_by }];
-        let level = leavers(&alone, 1.0).0.first().map(|(_, level)| *level);
-        let must = if entry.ticket.is_whole { level } else { level.or(Some(Level::Careful)) };
+        let offload_deadline = Some(self.offload_deadline(entry, 0.0, away, left)?);
+        let alone = [OrderedJob { own, left, group: 0, offload_deadline }];
+        let level = find_offloads(&alone, 1.0).0.first().map(|(_, level)| *level);
+        let must = if entry.spec.is_buffered { level } else { level.or(Some(Level::Careful)) };
         let must = must.filter(|_| self.room_in(away) > 0)?;
         Some(self.reason(&alone, 0, must, &[], 1.0))
     }
@@ -251,7 +259,7 @@ impl Scheduler {
         match place {
             JobPlace::Waiting(at) => {
                 let Some(entry) = self.queue.iter_mut().nth(at) else { return false };
-                entry.leaves = Some(reason);
+                entry.offload = Some(reason);
                 entry.figures = Some(figures);
             }
             JobPlace::Running(job) => {
@@ -273,13 +281,13 @@ impl Scheduler {
         gone: &[usize],
         parallel: f64,
     ) -> Reason {
-        let speed = self.strain.usable().max(USABLE_MIN);
+        let speed = self.device_pressure.usable().max(USABLE_MIN);
         let before = feasibility::ahead(line, late, gone).at(level) / parallel;
         let would_end = (before + line[late].own.at(level)) * speed;
         if would_end > line[late].left {
             return Reason::Deadline;
         }
-        match self.strain.cause {
+        match self.device_pressure.cause {
             PressureCause::Load => Reason::Deadline,
             PressureCause::Heat => Reason::Hot,
             PressureCause::Memory => Reason::Memory,
@@ -293,32 +301,32 @@ impl Scheduler {
         engine: usize,
         line: &[OrderedJob],
         places: &[JobPlace],
-        (victim, left): (Offload, &[usize]),
+        (candidate, left): (Offload, &[usize]),
         away: BackendSet,
     ) -> Option<Figures> {
-        let group = line[victim.item].group;
+        let group = line[candidate.item].group;
         // who can't leave may have been helped by any that go before
-        let is_fixed = line[victim.late].leave_by.is_none();
+        let is_fixed = line[candidate.late].offload_deadline.is_none();
         let first = line.iter().position(|item| is_fixed || item.group == group).unwrap_or(0);
-        let stays = (first..=victim.late).filter(|at| !left.contains(at));
+        let stays = (first..=candidate.late).filter(|at| !left.contains(at));
         let stays: Vec<usize> = stays.collect();
-        let speed = self.strain.usable().max(USABLE_MIN);
+        let speed = self.device_pressure.usable().max(USABLE_MIN);
         let case = |&at: &usize| Case {
             work: line[at].own.map(|ms| ms * speed),
             left: line[at].left,
             group: line[at].group,
-            leave_by: line[at].leave_by,
+            offload_deadline: line[at].offload_deadline,
         };
-        let (entry, _, served) = self.remaining(engine, places[victim.item])?;
+        let (entry, _, served) = self.remaining(engine, places[candidate.item])?;
         Some(Figures {
             ahead: feasibility::ahead(line, first, left).map(|ms| ms * speed),
             line: stays.iter().map(case).collect(),
-            own: stays.iter().position(|at| *at == victim.item).unwrap_or(0),
+            own: stays.iter().position(|at| *at == candidate.item).unwrap_or(0),
             away: self.away_ms(entry, served, away),
-            parallel: if self.backends[engine].card.urgent_first {
+            parallel: if self.backends[engine].profile.preemptive {
                 1
             } else {
-                self.backends[engine].card.slots.max(1)
+                self.backends[engine].profile.slots.max(1)
             },
             ..self.figures_at(entry, None, self.seen)
         })
@@ -339,15 +347,15 @@ impl Scheduler {
             work: self.backends[backend].rates.time(&entry.load),
             left,
             group: 0,
-            leave_by: self.leave_by(entry, 0.0, away, left).filter(|_| is_here),
+            offload_deadline: self.offload_deadline(entry, 0.0, away, left).filter(|_| is_here),
         };
         Figures {
-            mode: entry.ticket.mode,
-            class: entry.ticket.class,
-            streamed: !entry.ticket.is_whole,
-            duty: f64::from(self.strain.duty),
-            stage: self.strain.stage,
-            cause: self.strain.cause,
+            mode: entry.spec.mode,
+            priority: entry.spec.priority,
+            streamed: !entry.spec.is_buffered,
+            duty: f64::from(self.device_pressure.duty),
+            stage: self.device_pressure.stage,
+            cause: self.device_pressure.cause,
             ahead: Spread::default(),
             line: backend.map(case).into_iter().collect(),
             own: 0,
@@ -358,35 +366,35 @@ impl Scheduler {
     }
 
     /// Since it was decided that the job leaves, others may have come or gone.
-    pub(super) fn note_others(&self, entry: &mut QueuedJob) {
+    pub(super) fn update_remote_states(&self, entry: &mut QueuedJob) {
         let states = self.states(entry);
         let Some(figures) = &mut entry.figures else { return };
         for (known, state) in figures.servers.iter_mut().zip(states) {
-            if state.reach != Locality::Device {
+            if state.locality != Locality::Device {
                 *known = state;
             }
         }
     }
 
     fn states(&self, entry: &QueuedJob) -> Vec<ServerState> {
-        let ticket = &entry.ticket;
+        let spec = &entry.spec;
         let lacks = |at: usize, backend: &super::BackendSlot| {
-            let card = &backend.card;
-            if ticket.model.as_ref().is_some_and(|name| !card.answers_to(name)) {
+            let profile = &backend.profile;
+            if spec.model.as_ref().is_some_and(|name| !profile.answers_to(name)) {
                 return Some(Reason::Model);
             }
-            if let Some(reason) = route::forbidden(ticket, backend) {
+            if let Some(reason) = route::forbidden(spec, backend) {
                 return Some(reason);
             }
             let well = self.healthy.has(at);
-            let lack = entry.lacks(at).or_else(|| route::lacks(ticket, backend));
+            let lack = entry.lacks(at).or_else(|| route::lacks(spec, backend));
             let lack = lack.or_else(|| entry.closed.has(at).then_some(Reason::Policy));
             let lack = lack.or_else(|| entry.broke.has(at).then_some(Reason::Budget));
             lack.or_else(|| (!well).then(|| self.resting(at)))
         };
         let state = |(at, backend): (usize, &super::BackendSlot)| ServerState {
-            server: backend.card.server.clone(),
-            reach: backend.card.reach,
+            server: backend.profile.server.clone(),
+            locality: backend.profile.locality,
             lacks: lacks(at, backend),
             full: self.sides.away().has(at) && !self.has_room(at),
         };
@@ -399,12 +407,12 @@ impl Scheduler {
         let backend = &self.backends[engine];
         let mut before = Spread::default();
         for other in self.queue.iter().filter(|other| other.home == Some(engine)) {
-            if other.leaves.is_none() && other.order() < entry.order() {
+            if other.offload.is_none() && other.order() < entry.order() {
                 before = before.with(&backend.rates.time(&other.load), |a, b| a + b);
             }
         }
         for run in self.running.at(engine) {
-            let goes_first = !backend.card.urgent_first
+            let goes_first = !backend.profile.preemptive
                 || !self.has_room(engine)
                 || run.entry.order() < entry.order();
             if goes_first {
@@ -412,7 +420,7 @@ impl Scheduler {
             }
         }
         let own = backend.rates.time(&entry.load);
-        let speed = self.strain.usable().max(USABLE_MIN);
+        let speed = self.device_pressure.usable().max(USABLE_MIN);
         let end = |level| {
             let ms = (before.at(level) / backend.parallel() + own.at(level)) / speed;
             (ms.min(ms_until(now, Time(u64::MAX))) * 10.0).round() / 10.0
@@ -422,7 +430,7 @@ impl Scheduler {
 }
 
 /// Who leaves, and by which figures; and after how many milliseconds to look again, if that matters.
-pub(super) fn leavers(
+pub(super) fn find_offloads(
     line: &[OrderedJob],
     parallel: f64,
 ) -> (Bounded<(Offload, Level), LINE_MAX>, Option<f64>) {
@@ -435,36 +443,36 @@ pub(super) fn leavers(
     let mut gone: Bounded<usize, LINE_MAX> = Bounded::new();
 
     // 2. hopeless
-    for victim in feasibility::victims(line, Level::Hopeful, parallel, &[]) {
-        let _ = gone.push(victim.item);
-        let _ = leaving.push((victim, Level::Hopeful));
+    for candidate in feasibility::to_offload(line, Level::Hopeful, parallel, &[]) {
+        let _ = gone.push(candidate.item);
+        let _ = leaving.push((candidate, Level::Hopeful));
     }
 
-    let last = |item: usize| line[item].leave_by;
-    let wait = |victim: &Offload| {
-        let late = last(victim.late).unwrap_or(f64::INFINITY);
-        last(victim.item).unwrap_or(f64::INFINITY).min(late)
+    let last = |item: usize| line[item].offload_deadline;
+    let wait = |candidate: &Offload| {
+        let late = last(candidate.late).unwrap_or(f64::INFINITY);
+        last(candidate.item).unwrap_or(f64::INFINITY).min(late)
     };
 
     // 3. no better choice
-    for victim in feasibility::victims(line, Level::Likely, parallel, &gone) {
-        let is_fixed = last(victim.late).is_none();
-        if is_fixed || wait(&victim) <= -MOMENT_MS {
-            let _ = gone.push(victim.item);
-            let _ = leaving.push((victim, Level::Likely));
+    for candidate in feasibility::to_offload(line, Level::Likely, parallel, &gone) {
+        let is_fixed = last(candidate.late).is_none();
+        if is_fixed || wait(&candidate) <= -MOMENT_MS {
+            let _ = gone.push(candidate.item);
+            let _ = leaving.push((candidate, Level::Likely));
         }
     }
 
     // 4. the last moment
     let mut look = None;
-    for victim in feasibility::victims(line, Level::Careful, parallel, &gone) {
-        let wait = wait(&victim);
+    for candidate in feasibility::to_offload(line, Level::Careful, parallel, &gone) {
+        let wait = wait(&candidate);
         if wait <= -MOMENT_MS {
             continue;
         }
         // a thousandth of a second is no reason to wake up again
         if wait <= 1.0 {
-            let _ = leaving.push((victim, Level::Careful));
+            let _ = leaving.push((candidate, Level::Careful));
         } else {
             look = Some(look.map_or(wait, |other: f64| other.min(wait)));
         }

@@ -157,36 +157,36 @@ impl Load {
 
 impl Rates {
     /// The rates of a model as it states them, before anything was measured from here.
-    pub(super) fn stated(card: &BackendProfile) -> Rates {
+    pub(super) fn stated(profile: &BackendProfile) -> Rates {
         let mut rates = Rates::default();
-        rates.restate(card);
+        rates.restate(profile);
         rates
     }
 
     /// One whose answers take this long.
-    pub(super) fn answering_in(card: &BackendProfile, whole_ms: Spread) -> Rates {
-        Rates { whole_ms, ..Rates::stated(card) }
+    pub(super) fn answering_in(profile: &BackendProfile, whole_ms: Spread) -> Rates {
+        Rates { whole_ms, ..Rates::stated(profile) }
     }
 
     /// It was started anew and has measured itself. What was measured from here is believed more,
     /// unless the two are far from each other: then it runs differently than it did.
-    pub(super) fn started(&mut self, card: &BackendProfile) {
+    pub(super) fn started(&mut self, profile: &BackendProfile) {
         let far = |window: &Window<RATES_KEPT>, stated: Option<f64>| {
             let ratio = window.quantile(0.5).zip(stated).map(|(seen, stated)| seen / stated);
             ratio.is_some_and(|ratio| !(1.0 / PROBE_MARGIN..=PROBE_MARGIN).contains(&ratio))
         };
-        if far(&self.read, card.read_ms) || far(&self.write, card.write_ms) {
+        if far(&self.read, profile.read_ms) || far(&self.write, profile.write_ms) {
             self.read.clear();
             self.write.clear();
         }
-        self.restate(card);
+        self.restate(profile);
     }
 
-    fn restate(&mut self, card: &BackendProfile) {
+    fn restate(&mut self, profile: &BackendProfile) {
         self.whole_ms = spread(&self.whole, AWAY_MS);
         self.each_ms = spread(&self.each, AWAY_MS);
-        self.read_ms = spread(&self.read, probed(card.read_ms, READ_MS));
-        self.write_ms = spread(&self.write, probed(card.write_ms, WRITE_MS));
+        self.read_ms = spread(&self.read, probed(profile.read_ms, READ_MS));
+        self.write_ms = spread(&self.write, probed(profile.write_ms, WRITE_MS));
     }
 
     /// The worst of [`Rates::time`] alone.
@@ -213,14 +213,14 @@ impl Rates {
     pub(super) fn length(
         &self,
         predictor: &Predictor,
-        ticket: &JobSpec,
+        spec: &JobSpec,
         load: &Load,
         served: f64,
     ) -> Option<Spread> {
         let written = self.written(load, served);
         let length = load.length()?;
         Some(if written > 0.0 {
-            predictor.rest(ticket, load, written).map(|rest| rest + written)
+            predictor.rest(spec, load, written).map(|rest| rest + written)
         } else {
             *length
         })
@@ -230,7 +230,7 @@ impl Rates {
     pub(super) fn rest(
         &self,
         predictor: &Predictor,
-        ticket: &JobSpec,
+        spec: &JobSpec,
         load: &Load,
         served: f64,
     ) -> Spread {
@@ -240,8 +240,7 @@ impl Rates {
             return unread;
         }
         let written = self.written(load, served);
-        let writing =
-            if written > 0.0 { predictor.rest(ticket, load, written) } else { load.write };
+        let writing = if written > 0.0 { predictor.rest(spec, load, written) } else { load.write };
         unread.with(&writing.with(&self.write_ms, |n, ms| n * ms), |a, b| a + b)
     }
 
@@ -263,27 +262,27 @@ impl Rates {
     /// Learns from an answer that took `ms` from start to end.
     pub(super) fn learn(
         &mut self,
-        ticket: &JobSpec,
+        spec: &JobSpec,
         spent: Option<&TokenTimes>,
         ms: f64,
-        card: &BackendProfile,
+        profile: &BackendProfile,
     ) {
         self.whole.push(ms);
-        let Some(spent) = spent else { return self.restate(card) };
+        let Some(spent) = spent else { return self.restate(profile) };
         if spent.completion_tokens > 0 {
             self.each.push(ms / (f64::from(spent.completion_tokens) + FIRST_TOKENS));
         }
         let read = spent.prompt_tokens.saturating_sub(spent.cached_tokens);
-        if read > 0 && spent.prefill_ms > 0.0 && !ticket.is_word {
+        if read > 0 && spent.prefill_ms > 0.0 && !spec.is_word {
             self.read.push(spent.prefill_ms / f64::from(read));
         }
         if spent.completion_tokens > 0 && spent.decode_ms > 0.0 {
             self.write.push(spent.decode_ms / f64::from(spent.completion_tokens));
         }
-        if spent.prompt_tokens > 0 && !ticket.is_word {
-            self.density.push(f64::from(spent.prompt_tokens) / bytes_of(ticket));
+        if spent.prompt_tokens > 0 && !spec.is_word {
+            self.density.push(f64::from(spent.prompt_tokens) / bytes_of(spec));
         }
-        self.restate(card);
+        self.restate(profile);
     }
 }
 
@@ -299,8 +298,8 @@ fn unknown_length(most: f64) -> Spread {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "bounded by the largest prompt")]
-fn bytes_of(ticket: &JobSpec) -> f64 {
-    ticket.bytes as f64 + TEMPLATE_BYTES
+fn bytes_of(spec: &JobSpec) -> f64 {
+    spec.bytes as f64 + TEMPLATE_BYTES
 }
 
 /// What is known of the answers of one task, or of one application's free prompts.
@@ -337,16 +336,16 @@ impl Predictor {
     }
 
     /// What the job asks of the backend.
-    pub(super) fn load(&self, ticket: &JobSpec, card: &BackendProfile, rates: &Rates) -> Load {
-        let template = self.templates.get(&ticket.template);
-        if ticket.is_word {
+    pub(super) fn load(&self, spec: &JobSpec, profile: &BackendProfile, rates: &Rates) -> Load {
+        let template = self.templates.get(&spec.template);
+        if spec.is_word {
             let known = template.map_or(WORD_MS, |template| spread(&template.words, WORD_MS));
             return Load::fixed(known);
         }
-        let context = f64::from(card.context_tokens);
-        let tokens = spread(&rates.density, TOKENS_PER_BYTE).map(|d| d * bytes_of(ticket));
+        let context = f64::from(profile.context_tokens);
+        let tokens = spread(&rates.density, TOKENS_PER_BYTE).map(|d| d * bytes_of(spec));
         let tokens = tokens.capped(context);
-        let most = f64::from(ticket.max_tokens.unwrap_or(card.max_tokens)).min(context).max(1.0);
+        let most = f64::from(spec.max_tokens.unwrap_or(profile.max_tokens)).min(context).max(1.0);
         let write = match template {
             Some(t) if t.lengths.len() >= LENGTHS_ENOUGH => {
                 let seen = spread(&t.lengths, Spread::all(most));
@@ -370,9 +369,9 @@ impl Predictor {
     /// What is left to be written of an answer that has had this many tokens: of the answers that
     /// were longer than that. One that is longer than all that were seen is taken to go on for as
     /// long as it may by the careful figure, and for a quarter of its length by the likely one.
-    pub(super) fn rest(&self, ticket: &JobSpec, load: &Load, written: f64) -> Spread {
+    pub(super) fn rest(&self, spec: &JobSpec, load: &Load, written: f64) -> Spread {
         let most = (load.write.worst - written).max(1.0);
-        let template = self.templates.get(&ticket.template);
+        let template = self.templates.get(&spec.template);
         let Some(known) = template.filter(|t| t.lengths.len() >= LENGTHS_ENOUGH) else {
             return unknown_length(most);
         };
@@ -391,9 +390,9 @@ impl Predictor {
     }
 
     /// Learns from an answer. One from elsewhere is better than no notion of its length.
-    pub(super) fn learn(&mut self, ticket: &JobSpec, spent: &TokenTimes, is_here: bool) {
-        let template = self.template(ticket);
-        if ticket.is_word {
+    pub(super) fn learn(&mut self, spec: &JobSpec, spent: &TokenTimes, is_here: bool) {
+        let template = self.template(spec);
+        if spec.is_word {
             if !is_here {
                 return;
             }
@@ -410,15 +409,15 @@ impl Predictor {
     }
 
     /// What is known of such answers; the template that was used least lately makes room.
-    fn template(&mut self, ticket: &JobSpec) -> &mut TemplateStats {
+    fn template(&mut self, spec: &JobSpec) -> &mut TemplateStats {
         self.clock += 1;
-        if !self.templates.contains_key(&ticket.template) && self.templates.len() >= TEMPLATES_MAX {
+        if !self.templates.contains_key(&spec.template) && self.templates.len() >= TEMPLATES_MAX {
             let oldest = self.templates.iter().min_by_key(|(_, t)| t.used);
             if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
                 self.templates.remove(&oldest);
             }
         }
-        let template = self.templates.entry(ticket.template.clone()).or_default();
+        let template = self.templates.entry(spec.template.clone()).or_default();
         template.used = self.clock;
         template
     }
@@ -428,7 +427,7 @@ impl Predictor {
 mod tests {
     use super::*;
     use crate::model::context::Locality;
-    use crate::scheduler::tests::{card, ticket};
+    use crate::scheduler::tests::{profile, spec};
 
     fn close(a: f64, b: f64) {
         assert!((a - b).abs() < 1e-6 * b.abs().max(1.0), "{a} is not {b}");
@@ -436,16 +435,17 @@ mod tests {
 
     #[test]
     fn a_job_takes_its_reading_and_its_writing() {
-        let card = BackendProfile {
+        let profile = BackendProfile {
             read_ms: Some(10.0),
             write_ms: Some(100.0),
-            ..card("a", Locality::Device)
+            ..profile("a", Locality::Device)
         };
-        let job = JobSpec { bytes: 936, max_tokens: Some(20), ..ticket(1) };
+        let job = JobSpec { bytes: 936, max_tokens: Some(20), ..spec(1) };
         let mut predictor = Predictor::default();
-        let mut rates = Rates::stated(&card);
-        let time =
-            |predictor: &Predictor, rates: &Rates| rates.time(&predictor.load(&job, &card, rates));
+        let mut rates = Rates::stated(&profile);
+        let time = |predictor: &Predictor, rates: &Rates| {
+            rates.time(&predictor.load(&job, &profile, rates))
+        };
         // 1,000 bytes with the template, a quarter of a token each; half of what the answer may have
         close(time(&predictor, &rates).p50, 250.0 * 10.0 + 10.0 * 100.0);
         close(time(&predictor, &rates).worst, 1000.0 * 20.0 + 20.0 * 200.0);
@@ -458,7 +458,7 @@ mod tests {
         };
         for _ in 0..LENGTHS_ENOUGH {
             predictor.learn(&job, &spent, true);
-            rates.learn(&job, Some(&spent), 1000.0, &card);
+            rates.learn(&job, Some(&spent), 1000.0, &profile);
         }
         // half of 200 tokens at 5 ms, 10 tokens at 50 ms
         close(time(&predictor, &rates).p50, 500.0 + 500.0);
@@ -472,7 +472,7 @@ mod tests {
         let mut predictor = Predictor::default();
         let spent = TokenTimes { completion_tokens: 5, ..TokenTimes::default() };
         for n in 0..=TEMPLATES_MAX {
-            let job = JobSpec { template: format!("t{n}"), ..ticket(1) };
+            let job = JobSpec { template: format!("t{n}"), ..spec(1) };
             predictor.learn(&job, &spent, true);
         }
         assert_eq!(predictor.templates.len(), TEMPLATES_MAX);

@@ -18,7 +18,7 @@ pub(super) struct Queue {
 impl Queue {
     /// Gives the job back if there is no room for it.
     pub(super) fn offer(&mut self, entry: QueuedJob) -> Result<(), Box<QueuedJob>> {
-        let bytes = entry.ticket.bytes;
+        let bytes = entry.spec.bytes;
         if bytes > WAITING_BYTES_MAX.saturating_sub(self.bytes) {
             return Err(Box::new(entry));
         }
@@ -41,7 +41,7 @@ impl Queue {
     /// The job at a place of the order, taken out.
     pub(super) fn take(&mut self, at: usize) -> QueuedJob {
         let entry = self.waiting.remove(at);
-        self.bytes -= entry.ticket.bytes;
+        self.bytes -= entry.spec.bytes;
         entry
     }
 
@@ -104,7 +104,7 @@ mod tests {
     use crate::request::job::Priority;
     use crate::scheduler::JobSpec;
     use crate::scheduler::fairness::Shares;
-    use crate::scheduler::tests::{entry, ticket};
+    use crate::scheduler::tests::{entry, spec};
 
     fn order_of(queue: &Queue) -> Vec<u64> {
         queue.iter().map(|entry| entry.job().0).collect()
@@ -120,8 +120,8 @@ mod tests {
             (4, Priority::Interactive, 90),
             (5, Priority::Normal, 20),
         ];
-        for (id, class, due) in jobs {
-            queue.offer(entry(JobSpec { class, due: Time(due), ..ticket(id) })).unwrap();
+        for (id, priority, due) in jobs {
+            queue.offer(entry(JobSpec { priority, due: Time(due), ..spec(id) })).unwrap();
         }
         assert_eq!(queue.next_due(), Some(Time(10)));
         assert_eq!(order_of(&queue), [4, 3, 5, 2, 1]);
@@ -134,18 +134,18 @@ mod tests {
     fn full_in_number_gives_the_job_back() {
         let mut queue = Queue::default();
         for id in 0..WAITING_JOBS_MAX as u64 {
-            queue.offer(entry(ticket(id))).unwrap();
+            queue.offer(entry(spec(id))).unwrap();
         }
-        assert_eq!(queue.offer(entry(ticket(999))).unwrap_err().job(), JobId(999));
+        assert_eq!(queue.offer(entry(spec(999))).unwrap_err().job(), JobId(999));
         assert_eq!(queue.len(), WAITING_JOBS_MAX);
     }
 
     #[test]
     fn full_in_bytes_gives_the_job_back() {
         let mut queue = Queue::default();
-        queue.offer(entry(JobSpec { bytes: WAITING_BYTES_MAX - 1, ..ticket(1) })).unwrap();
-        queue.offer(entry(JobSpec { bytes: 2, ..ticket(2) })).unwrap_err();
-        queue.offer(entry(JobSpec { bytes: 1, ..ticket(3) })).unwrap();
+        queue.offer(entry(JobSpec { bytes: WAITING_BYTES_MAX - 1, ..spec(1) })).unwrap();
+        queue.offer(entry(JobSpec { bytes: 2, ..spec(2) })).unwrap_err();
+        queue.offer(entry(JobSpec { bytes: 1, ..spec(3) })).unwrap();
         assert_eq!(queue.bytes(), WAITING_BYTES_MAX);
         assert!((queue.fullness() - 1.0).abs() < f32::EPSILON);
     }
@@ -157,7 +157,7 @@ mod tests {
         let mut queue = Queue::default();
         for id in 0..5 {
             let app = if id == 1 { quiet } else { flood };
-            queue.offer(QueuedJob { app, ..entry(ticket(id)) }).unwrap();
+            queue.offer(QueuedJob { app, ..entry(spec(id)) }).unwrap();
         }
         assert!(queue.evict(flood).is_none());
         assert_eq!(queue.evict(quiet).unwrap().job(), JobId(4));

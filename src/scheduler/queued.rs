@@ -67,7 +67,7 @@ impl FromIterator<usize> for BackendSet {
 /// One job that is not settled.
 #[derive(Debug)]
 pub(super) struct QueuedJob {
-    pub(super) ticket: Box<JobSpec>,
+    pub(super) spec: Box<JobSpec>,
     /// Its class, deadline and name.
     pub(super) order: (Priority, Time, JobId),
     pub(super) app: AppId,
@@ -91,7 +91,7 @@ pub(super) struct QueuedJob {
     /// When its answer was expected when it came.
     pub(super) predicted: Option<Predicted>,
     /// It is not answered here any more, and why.
-    pub(super) leaves: Option<Reason>,
+    pub(super) offload: Option<Reason>,
     pub(super) figures: Option<Box<Figures>>,
     /// It was called back from an engine; that is done once.
     pub(super) was_recalled: bool,
@@ -99,7 +99,7 @@ pub(super) struct QueuedJob {
 
 impl QueuedJob {
     pub(super) fn job(&self) -> JobId {
-        self.ticket.job
+        self.spec.job
     }
 
     /// When its answer is owed.
@@ -174,12 +174,12 @@ impl RunningJob {
 
     /// Its place among the jobs of one engine; the least is worked on.
     pub(super) fn order(&self) -> (bool, Priority, Time, JobId) {
-        let (class, due, job) = self.entry.order();
-        (!self.promoted, class, due, job)
+        let (priority, due, job) = self.entry.order();
+        (!self.promoted, priority, due, job)
     }
 
     /// What is left of it at full speed, in milliseconds.
     pub(super) fn remaining(&self, rates: &Rates, predictor: &Predictor) -> Spread {
-        rates.rest(predictor, &self.entry.ticket, &self.entry.load, self.served)
+        rates.rest(predictor, &self.entry.spec, &self.entry.load, self.served)
     }
 }

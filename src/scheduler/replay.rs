@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::decision::{Decision, Figures, Reason, ServerState};
 use super::event::{Answered, BackendId, Classified, Sent, Verdict};
 use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder};
-use super::offload::{USABLE_MIN, leavers};
+use super::offload::{USABLE_MIN, find_offloads};
 use super::predict::{Load, Rates};
 use super::queued::{QueuedJob, RunningJob};
 use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, route_to, strategy};
@@ -41,8 +41,8 @@ pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
         (_, Reason::Draining) => arrive(plain(0), &[Event::Drain]),
         (_, Reason::Cancelled) if is_nowhere => end_by(Event::Gone(JobId(0)), Time(0)),
         (_, Reason::Deadline) if is_nowhere => end_by(Event::Tick, plain(0).due),
-        (_, Reason::Budget) if is_nowhere => penniless(),
-        (_, Reason::Queue) if is_nowhere => arrive(plain(0), &crowd()),
+        (_, Reason::Budget) if is_nowhere => over_budget(),
+        (_, Reason::Queue) if is_nowhere => arrive(plain(0), &full_queue()),
         (Some(figures), _) => replay(decision, figures)?,
         (None, _) => return Err("the record has no figures".to_owned()),
     };
@@ -68,15 +68,15 @@ fn plain(job: u64) -> JobSpec {
         app: "explain".to_owned(),
         template: "explain".to_owned(),
         due: Time::default() + Duration::from_secs(3600),
-        class: Priority::Normal,
+        priority: Priority::Normal,
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
         wants_tools: false,
         is_word: false,
-        is_whole: true,
+        is_buffered: true,
         max_tokens: None,
-        talents: Vec::new(),
+        skills: Vec::new(),
         margin: 0.0,
         ruled: false,
         bytes: 0,
@@ -85,31 +85,31 @@ fn plain(job: u64) -> JobSpec {
     }
 }
 
-fn card(server: &str, reach: Locality) -> BackendProfile {
+fn profile(server: &str, locality: Locality) -> BackendProfile {
     BackendProfile {
         model: Some(NAMED.to_owned()),
-        urgent_first: true,
+        preemptive: true,
         max_tokens: 1,
-        ..BackendProfile::unknown(server, reach)
+        ..BackendProfile::unknown(server, locality)
     }
 }
 
 /// A house with one engine that is away, so that everything waits.
 fn away() -> Scheduler {
-    Scheduler::new(vec![card("local", Locality::Device)])
+    Scheduler::new(vec![profile("local", Locality::Device)])
 }
 
-fn arrive(ticket: JobSpec, before: &[Event]) -> Vec<Effect> {
+fn arrive(spec: JobSpec, before: &[Event]) -> Vec<Effect> {
     let mut scheduler = away();
     for event in before {
         scheduler.on(event.clone(), Time(0));
     }
-    scheduler.on(Event::Arrived(ticket), Time(0))
+    scheduler.on(Event::Arrived(spec), Time(0))
 }
 
 /// A job that only a model could answer that nobody can pay for.
-fn penniless() -> Vec<Effect> {
-    let dear = BackendProfile { price: price(), ..card("cloud", Locality::Cloud) };
+fn over_budget() -> Vec<Effect> {
+    let dear = BackendProfile { price: price(), ..profile("cloud", Locality::Cloud) };
     let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(vec![dear]) };
     scheduler.on(Event::Arrived(plain(0)), Time(0))
 }
@@ -124,7 +124,7 @@ fn nothing() -> Caps {
     Caps { device, ..Caps::default() }
 }
 
-fn crowd() -> Vec<Event> {
+fn full_queue() -> Vec<Event> {
     let others = FIRST_OTHER..FIRST_OTHER + WAITING_JOBS_MAX as u64;
     others.map(|job| Event::Arrived(plain(job))).collect()
 }
@@ -144,7 +144,7 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     let mut own = subject(&mut scheduler, decision, figures);
     let last = decision.attempts.last().map(|last| last.outcome.as_str());
     let Some(case) = figures.line.get(figures.own) else {
-        let refused = super::route::able(&own.ticket, &scheduler.backends).err();
+        let refused = super::route::able(&own.spec, &scheduler.backends).err();
         let (refusal, reason) = refused.ok_or("a model could have done it")?;
         scheduler.settle(own, Verdict::Refused(refusal), None, reason);
         return Ok(scheduler.effects);
@@ -157,8 +157,8 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     }
     own.load = Load::fixed(case.work);
     let (job, has_word) = (own.job(), own.best.is_some());
-    if let Some(reason) = leaves(&scheduler, figures) {
-        own.leaves = Some(reason);
+    if let Some(reason) = offload(&scheduler, figures) {
+        own.offload = Some(reason);
     }
     let _ = scheduler.queue.offer(own);
     scheduler.start(Time(0));
@@ -167,19 +167,19 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
         return Err("the judge lets it wait".to_owned());
     };
     let by_the_last = reason == Reason::Confidence && went_to_the_last(decision, figures);
-    let unfit = |code| Fault::Unfit(Refusal::new(code, ""));
+    let unfit = |code| Fault::Rejected(Refusal::new(code, ""));
     if last == Some("forbidden") {
         // it named some who might do it; they could not either
         let nobody =
-            |backend: &mut super::BackendSlot| backend.card.fallbacks = vec![String::new()];
+            |backend: &mut super::BackendSlot| backend.profile.fallbacks = vec![String::new()];
         scheduler.backends.iter_mut().for_each(nobody);
     }
     let end = |outcome| Event::Ended { job, outcome };
     let event = match (last, decision.reason) {
         // after it, nobody else could be paid for
         (Some(last), Reason::Budget) if reason != Reason::Budget => {
-            scheduler.backends.iter_mut().for_each(|backend| backend.card.price = price());
-            let away = Fault::Away(String::new());
+            scheduler.backends.iter_mut().for_each(|backend| backend.profile.price = price());
+            let away = Fault::unavailable(String::new());
             let fault = refusal(last).map_or(away, unfit);
             end(Err((fault, Sent::Nothing)))
         }
@@ -200,12 +200,12 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
             end(Err((unfit(code), Sent::Nothing)))
         }
         (Some("forbidden"), _) => {
-            scheduler.backends.iter_mut().for_each(|backend| backend.card.fallbacks.clear());
+            scheduler.backends.iter_mut().for_each(|backend| backend.profile.fallbacks.clear());
             end(Err((unfit(Code::Forbidden), Sent::Nothing)))
         }
         (Some("unfit"), _) => end(Err((unfit(Code::Invalid), Sent::Nothing))),
         (Some("ok" | "unsure") | None, _) => end(Ok(Answered::default())),
-        (Some(_), _) => end(Err((Fault::Away(String::new()), Sent::Some))),
+        (Some(_), _) => end(Err((Fault::unavailable(String::new()), Sent::Some))),
     };
     Ok(scheduler.on(event, Time(0)))
 }
@@ -223,7 +223,7 @@ fn refusal(outcome: &str) -> Option<Code> {
 fn went_to_the_last(decision: &Decision, figures: &Figures) -> bool {
     let last = decision.attempts.last();
     let state = last.and_then(|last| figures.servers.iter().find(|s| s.server == last.server));
-    state.is_some_and(|state| route_to(state.reach) == decision.route)
+    state.is_some_and(|state| route_to(state.locality) == decision.route)
 }
 
 /// The same models under the same strain.
@@ -231,7 +231,7 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
     let chosen = decision.attempts.last().map(|last| last.server.as_str());
     let cards = figures.servers.iter().map(|state| card_of(state, figures)).collect();
     let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(cards) };
-    scheduler.strain = DevicePressure {
+    scheduler.device_pressure = DevicePressure {
         #[expect(clippy::cast_possible_truncation, reason = "it was one when it was written")]
         duty: figures.duty as f32,
         stage: figures.stage,
@@ -240,13 +240,13 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
     };
     for (backend, state) in scheduler.backends.iter_mut().zip(&figures.servers) {
         let is_chosen = Some(state.server.as_str()) == chosen;
-        let is_away = state.reach != Locality::Device;
+        let is_away = state.locality != Locality::Device;
         let rests = matches!(state.lacks, Some(Reason::Resting | Reason::Memory));
         let useless = is_away && figures.away.is_none();
         backend.up = is_chosen || !(rests || useless);
         backend.unloaded = !is_chosen && state.lacks == Some(Reason::Memory);
         if let (Some(time), true) = (figures.away, is_away) {
-            backend.rates = Rates::answering_in(&backend.card, time);
+            backend.rates = Rates::answering_in(&backend.profile, time);
         }
     }
     for at in (0..figures.servers.len()).filter(|at| figures.servers[*at].full) {
@@ -259,8 +259,8 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
 
 /// A model that lacks what it lacked.
 fn card_of(state: &ServerState, figures: &Figures) -> BackendProfile {
-    let base = card(&state.server, state.reach);
-    let is_engine = state.reach == Locality::Device;
+    let base = profile(&state.server, state.locality);
+    let is_engine = state.locality == Locality::Device;
     BackendProfile {
         model: (state.lacks != Some(Reason::Model)).then_some(base.model).flatten(),
         slots: match (is_engine, state.full) {
@@ -268,12 +268,12 @@ fn card_of(state: &ServerState, figures: &Figures) -> BackendProfile {
             (false, true) => 1,
             (false, false) => u32::MAX,
         },
-        urgent_first: is_engine && figures.parallel <= 1,
+        preemptive: is_engine && figures.parallel <= 1,
         context_tokens: if state.lacks == Some(Reason::Context) { 0 } else { u32::MAX },
         json_schema: state.lacks != Some(Reason::Schema),
         tools: state.lacks != Some(Reason::Tools),
         price: if state.lacks == Some(Reason::Budget) { price() } else { Price::default() },
-        talents: Some(match state.lacks {
+        skills: Some(match state.lacks {
             Some(Reason::Talent) => vec![GENERATE.to_owned()],
             Some(_) | None => vec![GENERATE.to_owned(), TALENT.to_owned()],
         }),
@@ -285,23 +285,23 @@ fn card_of(state: &ServerState, figures: &Figures) -> BackendProfile {
 fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) -> QueuedJob {
     let lacked = |reason| figures.servers.iter().any(|state| state.lacks == Some(reason));
     let left = figures.line.get(figures.own).map_or(3.6e6, |case| case.left);
-    let ticket = JobSpec {
+    let spec = JobSpec {
         due: after(left),
         mode: figures.mode,
-        class: figures.class,
-        is_whole: !figures.streamed,
+        priority: figures.priority,
+        is_buffered: !figures.streamed,
         model: lacked(Reason::Model).then(|| NAMED.to_owned()),
         wants_json: lacked(Reason::Schema),
         wants_tools: lacked(Reason::Tools),
-        talents: if lacked(Reason::Talent) { vec![TALENT.to_owned()] } else { Vec::new() },
+        skills: if lacked(Reason::Talent) { vec![TALENT.to_owned()] } else { Vec::new() },
         bytes: if lacked(Reason::Context) { 64 } else { 0 },
         hops: u8::from(lacked(Reason::Hops)),
         ..plain(figures.own as u64)
     };
-    let mut own = scheduler.entry(ticket);
-    own.able = super::route::able(&own.ticket, &scheduler.backends).unwrap_or_default();
+    let mut own = scheduler.entry(spec);
+    own.able = super::route::able(&own.spec, &scheduler.backends).unwrap_or_default();
     if decision.reason == Reason::Queue {
-        own.leaves = Some(Reason::Queue);
+        own.offload = Some(Reason::Queue);
     }
     let policy = |(_, state): &(usize, &ServerState)| state.lacks == Some(Reason::Policy);
     own.closed = figures.servers.iter().enumerate().filter(policy).map(|(at, _)| at).collect();
@@ -340,29 +340,34 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
 }
 
 /// Whether it leaves, with all that goes before it and behind.
-fn leaves(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
-    let speed = scheduler.strain.usable().max(USABLE_MIN);
+fn offload(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
+    let speed = scheduler.device_pressure.usable().max(USABLE_MIN);
     let mut line = ServiceOrder::new();
     if figures.ahead.worst > 0.0 {
         let own = figures.ahead.map(|ms| ms / speed);
-        let _ = line.push(OrderedJob { own, left: f64::INFINITY, group: 0, leave_by: None });
+        let _ =
+            line.push(OrderedJob { own, left: f64::INFINITY, group: 0, offload_deadline: None });
     }
     let own = line.len() + figures.own;
     for case in &figures.line {
         let work = case.work.map(|ms| ms / speed);
         // the first group of all is that of what goes before
         let group = case.group.saturating_add(1);
-        let _ =
-            line.push(OrderedJob { own: work, left: case.left, group, leave_by: case.leave_by });
+        let _ = line.push(OrderedJob {
+            own: work,
+            left: case.left,
+            group,
+            offload_deadline: case.offload_deadline,
+        });
     }
     let parallel = f64::from(figures.parallel.max(1));
-    let (leaving, _) = leavers(&line, parallel);
+    let (leaving, _) = find_offloads(&line, parallel);
     let mut left: heapless::Vec<usize, LINE_MAX> = heapless::Vec::new();
-    for (victim, level) in leaving {
-        if victim.item == own {
-            return Some(scheduler.reason(&line, victim.late, level, &left, parallel));
+    for (candidate, level) in leaving {
+        if candidate.item == own {
+            return Some(scheduler.reason(&line, candidate.late, level, &left, parallel));
         }
-        let _ = left.push(victim.item);
+        let _ = left.push(candidate.item);
     }
     None
 }

@@ -37,9 +37,9 @@ pub(super) struct Sides {
 
 impl Sides {
     pub(super) fn of(backends: &[BackendSlot]) -> Sides {
-        let reaching = |reach| {
+        let reaching = |locality| {
             let all = backends.iter().enumerate();
-            all.filter(|(_, b)| b.card.reach == reach).map(|(at, _)| at).collect()
+            all.filter(|(_, b)| b.profile.locality == locality).map(|(at, _)| at).collect()
         };
         Sides {
             device: reaching(Locality::Device),
@@ -54,7 +54,7 @@ impl Sides {
 
     /// The side that is wanted most first.
     fn in_order(&self, entry: &QueuedJob) -> [BackendSet; 3] {
-        match (entry.ticket.mode, entry.leaves) {
+        match (entry.spec.mode, entry.offload) {
             (Mode::PreferLocal, Some(_)) => [self.peer, self.cloud, self.device],
             (Mode::PreferLocal | Mode::LocalOnly, _) => [self.device, self.peer, self.cloud],
             (Mode::PreferCloud | Mode::CloudOnly, _) => [self.cloud, self.peer, self.device],
@@ -77,43 +77,43 @@ impl Sides {
 /// # Errors
 /// A refusal and its reason if there is none.
 pub(super) fn able(
-    ticket: &JobSpec,
+    spec: &JobSpec,
     backends: &[BackendSlot],
 ) -> Result<BackendSet, (Refusal, Reason)> {
-    let may = allowed(ticket, backends)?;
-    let can: BackendSet = may.iter().filter(|&b| lacks(ticket, &backends[b]).is_none()).collect();
+    let may = allowed(spec, backends)?;
+    let can: BackendSet = may.iter().filter(|&b| lacks(spec, &backends[b]).is_none()).collect();
     if can.is_empty() {
-        let lack = nearest(may, ticket.mode, backends).and_then(|b| lacks(ticket, &backends[b]));
-        return Err(incapable(ticket, lack.unwrap_or(Reason::Context)));
+        let lack = nearest(may, spec.mode, backends).and_then(|b| lacks(spec, &backends[b]));
+        return Err(incapable(spec, lack.unwrap_or(Reason::Context)));
     }
     Ok(can)
 }
 
 /// Steps 1 and 2.
-fn allowed(ticket: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refusal, Reason)> {
+fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refusal, Reason)> {
     let all = 0..backends.len();
 
     // 1. asked for by name
-    let named: BackendSet = match &ticket.model {
-        Some(name) => all.filter(|&b| backends[b].card.answers_to(name)).collect(),
+    let named: BackendSet = match &spec.model {
+        Some(name) => all.filter(|&b| backends[b].profile.answers_to(name)).collect(),
         None => all.collect(),
     };
-    if let (Some(name), true) = (&ticket.model, named.is_empty()) {
-        let known: Vec<&str> = backends.iter().map(|b| b.card.server.as_str()).collect();
+    if let (Some(name), true) = (&spec.model, named.is_empty()) {
+        let known: Vec<&str> = backends.iter().map(|b| b.profile.server.as_str()).collect();
         let message = format!("no model is called {name:?}; there are: {}", known.join(", "));
         return Err((Refusal::field(Code::Unknown, "model", message), Reason::Model));
     }
 
     // 2. privacy
     let may: BackendSet =
-        named.iter().filter(|&b| forbidden(ticket, &backends[b]).is_none()).collect();
-    let is_passed_on = |b: usize| forbidden(ticket, &backends[b]) == Some(Reason::Hops);
+        named.iter().filter(|&b| forbidden(spec, &backends[b]).is_none()).collect();
+    let is_passed_on = |b: usize| forbidden(spec, &backends[b]) == Some(Reason::Hops);
     if may.is_empty() && named.iter().any(is_passed_on) {
         let message = "it came from a neighbour already and is not handed to another";
         return Err((Refusal::field(Code::Incapable, "hops", message), Reason::Hops));
     }
     if may.is_empty() {
-        let message = match ticket.mode {
+        let message = match spec.mode {
             Mode::LocalOnly => "the mode is local-only and no local model may be used",
             Mode::CloudOnly => "the mode is cloud-only and no other model is configured",
             Mode::PreferLocal | Mode::PreferCloud => "no model is configured",
@@ -130,17 +130,17 @@ pub(super) fn why(
     backends: &[BackendSlot],
     resting: Reason,
 ) -> Reason {
-    let wanted = match entry.ticket.mode {
+    let wanted = match entry.spec.mode {
         Mode::PreferLocal | Mode::LocalOnly => Reason::Feasible,
         Mode::PreferCloud | Mode::CloudOnly => Reason::Mode,
     };
-    let distance = |b: usize| distance(entry.ticket.mode, backends[b].card.reach);
-    let is_away = backends[chosen].card.reach != Locality::Device;
-    if let (Some(reason), true) = (entry.leaves, is_away) {
+    let distance = |b: usize| distance(entry.spec.mode, backends[b].profile.locality);
+    let is_away = backends[chosen].profile.locality != Locality::Device;
+    if let (Some(reason), true) = (entry.offload, is_away) {
         return reason;
     }
-    let Ok(may) = allowed(&entry.ticket, backends) else { return wanted };
-    let Some(preferred) = nearest(may, entry.ticket.mode, backends) else { return wanted };
+    let Ok(may) = allowed(&entry.spec, backends) else { return wanted };
+    let Some(preferred) = nearest(may, entry.spec.mode, backends) else { return wanted };
     if chosen == preferred {
         return wanted;
     }
@@ -157,35 +157,35 @@ pub(super) fn why(
     }
     // the others of its side are as good, if it could have done it
     let otherwise = if distance(preferred) == distance(chosen) { wanted } else { Reason::Resting };
-    lacks(&entry.ticket, &backends[preferred]).unwrap_or(otherwise)
+    lacks(&entry.spec, &backends[preferred]).unwrap_or(otherwise)
 }
 
 /// Why a job must not go to this backend, if so. A neighbour's job is not handed to a neighbour:
 /// two that can't answer it would hand it to and fro.
-pub(super) fn forbidden(ticket: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
-    let reach = backend.card.reach;
-    if !may_reach(ticket.mode, reach) {
+pub(super) fn forbidden(spec: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
+    let locality = backend.profile.locality;
+    if !mode_allows(spec.mode, locality) {
         return Some(Reason::Mode);
     }
-    (ticket.hops > 0 && reach == Locality::Peer).then_some(Reason::Hops)
+    (spec.hops > 0 && locality == Locality::Peer).then_some(Reason::Hops)
 }
 
 /// Whether text of a job with this mode may go that far.
-pub fn may_reach(mode: Mode, reach: Locality) -> bool {
-    match (mode, reach) {
-        (Mode::LocalOnly, reach) => reach == Locality::Device,
-        (Mode::CloudOnly, reach) => reach != Locality::Device,
+pub fn mode_allows(mode: Mode, locality: Locality) -> bool {
+    match (mode, locality) {
+        (Mode::LocalOnly, locality) => locality == Locality::Device,
+        (Mode::CloudOnly, locality) => locality != Locality::Device,
         (Mode::PreferLocal | Mode::PreferCloud, _) => true,
     }
 }
 
 fn nearest(among: BackendSet, mode: Mode, backends: &[BackendSlot]) -> Option<usize> {
-    among.iter().min_by_key(|&b| (distance(mode, backends[b].card.reach), b))
+    among.iter().min_by_key(|&b| (distance(mode, backends[b].profile.locality), b))
 }
 
 /// 0 is what the mode wants most.
-fn distance(mode: Mode, reach: Locality) -> u8 {
-    let from_here = match reach {
+fn distance(mode: Mode, locality: Locality) -> u8 {
+    let from_here = match locality {
         Locality::Device => 0,
         Locality::Peer => 1,
         Locality::Cloud => 2,
@@ -197,26 +197,26 @@ fn distance(mode: Mode, reach: Locality) -> u8 {
 }
 
 /// What a model lacks for a job, if anything.
-pub(super) fn lacks(ticket: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
-    let can = &backend.card;
-    if !can.has(&ticket.talents) {
+pub(super) fn lacks(spec: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
+    let can = &backend.profile;
+    if !can.has(&spec.skills) {
         return Some(Reason::Talent);
     }
-    if ticket.bytes / BYTES_PER_TOKEN_MAX > can.context_tokens as usize {
+    if spec.bytes / BYTES_PER_TOKEN_MAX > can.context_tokens as usize {
         return Some(Reason::Context);
     }
-    if ticket.wants_json && !can.json_schema {
+    if spec.wants_json && !can.json_schema {
         return Some(Reason::Schema);
     }
-    if ticket.wants_tools && !can.tools {
+    if spec.wants_tools && !can.tools {
         return Some(Reason::Tools);
     }
     None
 }
 
-fn incapable(ticket: &JobSpec, lack: Reason) -> (Refusal, Reason) {
-    let talents = ticket.talents.join(" and ");
-    let no_talent = format!("no model that may be used has the talent: {talents}");
+fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
+    let skills = spec.skills.join(" and ");
+    let no_talent = format!("no model that may be used has the talent: {skills}");
     let (field, message) = match lack {
         Reason::Schema => ("schema", "no model that may be used can be held to JSON or a schema"),
         Reason::Tools => ("tools", "no model that may be used calls tools"),

@@ -32,15 +32,15 @@ impl Scheduler {
             }
             let Some((at, backend)) = self.first_to_start(open) else { return };
             let mut entry = self.queue.take(at);
-            let leaves = if self.sides.device.has(backend) {
-                self.house_at(&mut entry, backend);
-                self.leaves_at_start(&entry, backend, now)
+            let offload = if self.sides.device.has(backend) {
+                self.assign_engine(&mut entry, backend);
+                self.offload_at_start(&entry, backend, now)
             } else {
                 None
             };
-            if leaves.is_some() {
+            if offload.is_some() {
                 entry.figures = Some(Box::new(self.figures_at(&entry, Some(backend), now)));
-                entry.leaves = leaves;
+                entry.offload = offload;
                 // there is room: it was taken out just before
                 let _ = self.queue.offer(entry);
                 continue;
@@ -60,7 +60,7 @@ impl Scheduler {
         }
         let mut order: Bounded<(Priority, bool, usize), WAITING_JOBS_MAX> = Bounded::new();
         for (at, entry) in self.queue.iter().enumerate() {
-            let _ = order.push((entry.ticket.class, is_above(entry), at));
+            let _ = order.push((entry.spec.priority, is_above(entry), at));
         }
         order.sort_unstable();
         order.iter().find_map(|(_, _, at)| place(*at, self.queue.iter().nth(*at)?))
@@ -70,12 +70,12 @@ impl Scheduler {
     fn give_batch_its_turn(&mut self, now: Time) {
         for engine in self.open().and(self.sides.device).iter() {
             if self.backends[engine].owed < BATCH_TURN_MS
-                || self.strain.stage >= PressureStage::Shed
+                || self.device_pressure.stage >= PressureStage::Shed
             {
                 continue;
             }
             let waits = |e: &QueuedJob| {
-                e.ticket.class == Priority::Batch && e.home == Some(engine) && e.leaves.is_none()
+                e.spec.priority == Priority::Batch && e.home == Some(engine) && e.offload.is_none()
             };
             if self.running.at(engine).any(|run| run.promoted) {
                 continue;
@@ -97,7 +97,7 @@ impl Scheduler {
         let best = self.sides.best(entry, self.askable(entry)).and(open);
         let fits = |b: &usize| self.may_start(entry, *b);
         let leaving = || {
-            entry.leaves?;
+            entry.offload?;
             let may = entry.candidates().and(open);
             let others = may.without(entry.failed).and(self.sides.away());
             let idle = |b: &usize| self.running.count_at(*b) == 0 && self.may_start(entry, *b);
@@ -126,15 +126,17 @@ impl Scheduler {
             return true;
         }
         let elsewhere = self.healthy.and(self.sides.away()).and(entry.candidates());
-        if self.strain.stage >= PressureStage::Closed && !elsewhere.is_empty() {
+        if self.device_pressure.stage >= PressureStage::Closed && !elsewhere.is_empty() {
             return false;
         }
-        if self.strain.stage >= PressureStage::Shed && entry.ticket.class == Priority::Batch {
+        if self.device_pressure.stage >= PressureStage::Shed
+            && entry.spec.priority == Priority::Batch
+        {
             return false;
         }
         // a second job is of use to an engine that works on the most urgent only if it is that
         let known = &self.backends[backend];
-        self.running.count_at(backend) == 0 || !known.card.urgent_first || {
+        self.running.count_at(backend) == 0 || !known.profile.preemptive || {
             let here = self.running.at(backend);
             let order = entry.order();
             let most = here.map(|run| (run.order().0, run.entry.order())).min();
@@ -150,7 +152,7 @@ impl Scheduler {
         if may.is_empty() || self.running.len() >= RUNNING_JOBS_MAX {
             return Some(entry);
         }
-        entry.leaves = Some(entry.leaves.unwrap_or(Reason::Queue));
+        entry.offload = Some(entry.offload.unwrap_or(Reason::Queue));
         let Some(backend) = self.nearest(may) else {
             return Some(entry);
         };
@@ -164,20 +166,26 @@ impl Scheduler {
             self.retries.asked(entry.failed.has(backend));
         }
         if self.sides.device.has(backend) {
-            self.house_at(&mut entry, backend);
+            self.assign_engine(&mut entry, backend);
             // it stays after all
-            entry.leaves = None;
+            entry.offload = None;
         }
-        if entry.leaves.is_none() || entry.figures.is_none() {
+        if entry.offload.is_none() || entry.figures.is_none() {
             entry.figures = Some(Box::new(self.figures_at(&entry, Some(backend), now)));
         } else {
-            self.note_others(&mut entry);
+            self.update_remote_states(&mut entry);
         }
-        let budget: Duration = now.until(entry.due());
-        let class = if promoted { Priority::Interactive } else { entry.ticket.class };
+        let time_left: Duration = now.until(entry.due());
+        let priority = if promoted { Priority::Interactive } else { entry.spec.priority };
         let (job, backend_id) = (entry.job(), BackendId(backend));
         let (hold, line) = self.hold(&entry, backend);
-        self.effects.push(Effect::Start { job, backend: backend_id, budget, class, hold: line });
+        self.effects.push(Effect::Start {
+            job,
+            backend: backend_id,
+            time_left,
+            priority,
+            hold: line,
+        });
         let run = RunningJob::started(entry, backend, reason, now);
         self.running.add(RunningJob { promoted, hold, ..run });
     }

@@ -94,7 +94,7 @@ pub fn contested(steps: &[StrategyStep]) -> Vec<usize> {
 fn distance(route: &str) -> u8 {
     [Locality::Device, Locality::Peer, Locality::Cloud]
         .into_iter()
-        .position(|reach| super::route_to(reach) == route)
+        .position(|locality| super::route_to(locality) == route)
         .map_or(0, |at| 1 + u8::try_from(at).unwrap_or(0))
 }
 

@@ -9,21 +9,21 @@ use crate::request::job::{Mode, Priority};
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE};
 
 /// A small job with a minute's time.
-pub(super) fn ticket(id: u64) -> JobSpec {
+pub(super) fn spec(id: u64) -> JobSpec {
     JobSpec {
         job: JobId(id),
         app: "app".to_owned(),
         template: "app".to_owned(),
         due: Time(60_000_000),
-        class: Priority::Normal,
+        priority: Priority::Normal,
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
         wants_tools: false,
         is_word: false,
-        is_whole: true,
+        is_buffered: true,
         max_tokens: Some(16),
-        talents: vec![GENERATE.to_owned()],
+        skills: vec![GENERATE.to_owned()],
         margin: 0.0,
         ruled: false,
         bytes: 100,
@@ -33,31 +33,31 @@ pub(super) fn ticket(id: u64) -> JobSpec {
 }
 
 /// The same as the judge keeps it.
-pub(super) fn entry(ticket: JobSpec) -> QueuedJob {
-    Scheduler::new(Vec::new()).entry(ticket)
+pub(super) fn entry(spec: JobSpec) -> QueuedJob {
+    Scheduler::new(Vec::new()).entry(spec)
 }
 
-pub(super) fn card(server: &str, reach: Locality) -> BackendProfile {
+pub(super) fn profile(server: &str, locality: Locality) -> BackendProfile {
     BackendProfile {
         model: Some(format!("{server}-model")),
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
         context_tokens: 1000,
-        ..BackendProfile::unknown(server, reach)
+        ..BackendProfile::unknown(server, locality)
     }
 }
 
 /// A local model that lacks schemas and long contexts, a peer, and a cloud that can all.
 fn house() -> Scheduler {
     let local =
-        BackendProfile { json_schema: false, tools: false, ..card("local", Locality::Device) };
+        BackendProfile { json_schema: false, tools: false, ..profile("local", Locality::Device) };
     let cloud =
-        BackendProfile { context_tokens: 100_000, slots: 8, ..card("cloud", Locality::Cloud) };
-    let cards = vec![local, card("peer", Locality::Peer), cloud];
+        BackendProfile { context_tokens: 100_000, slots: 8, ..profile("cloud", Locality::Cloud) };
+    let cards = vec![local, profile("peer", Locality::Peer), cloud];
     let mut scheduler = Scheduler::new(cards.clone());
-    for (n, card) in cards.into_iter().enumerate() {
-        assert_eq!(scheduler.on(Event::Up(BackendId(n), card), Time(0)), []);
+    for (n, profile) in cards.into_iter().enumerate() {
+        assert_eq!(scheduler.on(Event::Up(BackendId(n), profile), Time(0)), []);
     }
     scheduler
 }
@@ -78,10 +78,10 @@ fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
 
 #[test]
 fn where_a_job_goes() {
-    let check = |name: &str, ticket: JobSpec, expected: Option<usize>, reason: Reason| {
+    let check = |name: &str, spec: JobSpec, expected: Option<usize>, reason: Reason| {
         let mut scheduler = house();
-        let job = ticket.job;
-        let effects = scheduler.on(Event::Arrived(ticket), Time(0));
+        let job = spec.job;
+        let effects = scheduler.on(Event::Arrived(spec), Time(0));
         assert_eq!(started(&effects), expected, "{name}: {effects:?}");
         let effects = match expected {
             Some(_) => {
@@ -92,8 +92,8 @@ fn where_a_job_goes() {
         let (_, decision) = settled(&effects).unwrap();
         assert_eq!(decision.reason, reason, "{name}");
     };
-    let plain = ticket(1);
-    let with_mode = |mode| JobSpec { mode, ..ticket(1) };
+    let plain = spec(1);
+    let with_mode = |mode| JobSpec { mode, ..spec(1) };
     check("plain", plain.clone(), Some(0), Reason::Feasible);
     check("local-only", with_mode(Mode::LocalOnly), Some(0), Reason::Feasible);
     check("prefer-cloud", with_mode(Mode::PreferCloud), Some(2), Reason::Mode);
@@ -107,13 +107,13 @@ fn where_a_job_goes() {
     let long = JobSpec { bytes: 100_000, ..plain.clone() };
     check("long", long.clone(), Some(2), Reason::Context);
     check("long, local-only", JobSpec { mode: Mode::LocalOnly, ..long }, None, Reason::Context);
-    let named = |name: &str| JobSpec { model: Some(name.to_owned()), ..ticket(1) };
+    let named = |name: &str| JobSpec { model: Some(name.to_owned()), ..spec(1) };
     check("by server", named("peer"), Some(1), Reason::Feasible);
     check("by model", named("cloud-model"), Some(2), Reason::Feasible);
     check("unknown name", named("nobody"), None, Reason::Model);
     let private = JobSpec { mode: Mode::LocalOnly, ..named("cloud") };
     check("named and private", private, None, Reason::Mode);
-    let passed_on = |ticket: JobSpec| JobSpec { hops: 1, ..ticket };
+    let passed_on = |spec: JobSpec| JobSpec { hops: 1, ..spec };
     check("a neighbour's", passed_on(plain.clone()), Some(0), Reason::Feasible);
     let schema = JobSpec { wants_json: true, ..plain.clone() };
     check("a neighbour's, schema", passed_on(schema), Some(2), Reason::Schema);
@@ -124,8 +124,8 @@ fn where_a_job_goes() {
 #[test]
 fn a_busy_local_model_is_waited_for() {
     let mut scheduler = house();
-    assert_eq!(started(&scheduler.on(Event::Arrived(ticket(1)), Time(0))), Some(0));
-    assert_eq!(scheduler.on(Event::Arrived(ticket(2)), Time(1)), []);
+    assert_eq!(started(&scheduler.on(Event::Arrived(spec(1)), Time(0))), Some(0));
+    assert_eq!(scheduler.on(Event::Arrived(spec(2)), Time(1)), []);
     assert_eq!(scheduler.load(), (1, 1));
     let effects =
         scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(2));
@@ -136,7 +136,7 @@ fn a_busy_local_model_is_waited_for() {
 fn what_is_down_is_passed_over() {
     let mut scheduler = house();
     scheduler.on(Event::Down(BackendId(0)), Time(0));
-    let effects = scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    let effects = scheduler.on(Event::Arrived(spec(1)), Time(0));
     assert_eq!(started(&effects), Some(1));
     let effects =
         scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(5));
@@ -147,10 +147,10 @@ fn what_is_down_is_passed_over() {
 fn a_private_job_waits_for_its_model_to_come_back() {
     let mut scheduler = house();
     scheduler.on(Event::Down(BackendId(0)), Time(0));
-    let private = JobSpec { mode: Mode::LocalOnly, ..ticket(1) };
+    let private = JobSpec { mode: Mode::LocalOnly, ..spec(1) };
     assert_eq!(scheduler.on(Event::Arrived(private), Time(0)), []);
     assert_eq!(scheduler.load(), (1, 0));
-    let local = BackendProfile { json_schema: false, ..card("local", Locality::Device) };
+    let local = BackendProfile { json_schema: false, ..profile("local", Locality::Device) };
     assert_eq!(started(&scheduler.on(Event::Up(BackendId(0), local), Time(9))), Some(0));
 }
 
@@ -158,7 +158,7 @@ fn a_private_job_waits_for_its_model_to_come_back() {
 fn after_a_crash_another_answers_unless_something_was_sent() {
     let crash = || Fault::Crashed("gone".to_owned());
     let mut scheduler = house();
-    scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    scheduler.on(Event::Arrived(spec(1)), Time(0));
     let outcome = Err((crash(), Sent::Nothing));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(started(&effects), Some(1), "{effects:?}");
@@ -170,7 +170,7 @@ fn after_a_crash_another_answers_unless_something_was_sent() {
     assert_eq!(outcomes, ["crashed", "ok"]);
 
     let mut scheduler = house();
-    scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    scheduler.on(Event::Arrived(spec(1)), Time(0));
     let outcome = Err((crash(), Sent::Some));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(started(&effects), None);
@@ -180,9 +180,9 @@ fn after_a_crash_another_answers_unless_something_was_sent() {
 #[test]
 fn the_only_model_is_tried_again_after_a_rest() {
     let mut scheduler = house();
-    let private = JobSpec { mode: Mode::LocalOnly, ..ticket(1) };
+    let private = JobSpec { mode: Mode::LocalOnly, ..spec(1) };
     scheduler.on(Event::Arrived(private), Time(0));
-    let outcome = Err((Fault::Hung("silent".to_owned()), Sent::Nothing));
+    let outcome = Err((Fault::TimedOut("silent".to_owned()), Sent::Nothing));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(effects, []);
     let wake = scheduler.wake_at(Time(5)).unwrap();
@@ -195,24 +195,24 @@ fn the_only_model_is_tried_again_after_a_rest() {
 fn a_prompt_that_is_too_long_goes_on_and_a_bad_schema_does_not() {
     let too_long = Refusal::field(Code::Incapable, "prompt", "2000 tokens");
     let mut scheduler = house();
-    scheduler.on(Event::Arrived(ticket(1)), Time(0));
-    let outcome = Err((Fault::Unfit(too_long), Sent::Nothing));
+    scheduler.on(Event::Arrived(spec(1)), Time(0));
+    let outcome = Err((Fault::Rejected(too_long), Sent::Nothing));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(started(&effects), Some(1));
 
     let bad = Refusal::field(Code::Invalid, "schema", "leads nowhere");
     let mut scheduler = house();
-    scheduler.on(Event::Arrived(ticket(1)), Time(0));
-    let outcome = Err((Fault::Unfit(bad.clone()), Sent::Nothing));
+    scheduler.on(Event::Arrived(spec(1)), Time(0));
+    let outcome = Err((Fault::Rejected(bad.clone()), Sent::Nothing));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(*settled(&effects).unwrap().0, Verdict::Refused(bad));
 }
 
 #[test]
 fn full_means_busy_with_a_time_to_come_back() {
-    let private = |id| JobSpec { mode: Mode::LocalOnly, ..ticket(id) };
+    let private = |id| JobSpec { mode: Mode::LocalOnly, ..spec(id) };
     let mut scheduler = house();
-    scheduler.on(Event::Arrived(ticket(0)), Time(0));
+    scheduler.on(Event::Arrived(spec(0)), Time(0));
     scheduler.on(Event::Ended { job: JobId(0), outcome: Ok(Answered::default()) }, Time(2_000_000));
     let now = Time(2_000_000);
     for id in 1..=WAITING_JOBS_MAX as u64 + 1 {
@@ -226,7 +226,7 @@ fn full_means_busy_with_a_time_to_come_back() {
     assert_eq!(decision.reason, Reason::Queue);
     assert!((decision.pressure.queue - 1.0).abs() < 0.01);
     // who may go elsewhere does
-    let effects = scheduler.on(Event::Arrived(ticket(1000)), now);
+    let effects = scheduler.on(Event::Arrived(spec(1000)), now);
     assert_eq!(started(&effects), Some(1));
     let outcome = Ok(Answered::default());
     let effects = scheduler.on(Event::Ended { job: JobId(1000), outcome }, now);
@@ -242,7 +242,7 @@ fn full_means_busy_with_a_time_to_come_back() {
 #[test]
 fn deadlines_end_waiting_and_running_jobs() {
     let mut scheduler = house();
-    let due = |id, us| JobSpec { due: Time(us), ..ticket(id) };
+    let due = |id, us| JobSpec { due: Time(us), ..spec(id) };
     scheduler.on(Event::Arrived(due(1, 500)), Time(0));
     scheduler.on(Event::Arrived(due(2, 300)), Time(0));
     assert_eq!(scheduler.wake_at(Time(0)), Some(Time(300)));
@@ -264,9 +264,9 @@ fn deadlines_end_waiting_and_running_jobs() {
 #[test]
 fn draining_takes_nothing_and_ends_once() {
     let mut scheduler = house();
-    scheduler.on(Event::Arrived(ticket(1)), Time(0));
+    scheduler.on(Event::Arrived(spec(1)), Time(0));
     assert_eq!(scheduler.on(Event::Drain, Time(1)), []);
-    let effects = scheduler.on(Event::Arrived(ticket(2)), Time(2));
+    let effects = scheduler.on(Event::Arrived(spec(2)), Time(2));
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Draining);
     let effects =
         scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(3));
@@ -276,24 +276,24 @@ fn draining_takes_nothing_and_ends_once() {
 
 /// An encoder, a language model and a cloud, all of which can classify; only the encoder embeds.
 fn classifiers() -> Scheduler {
-    let with = |card: BackendProfile, talents: &[&str]| BackendProfile {
-        talents: Some(talents.iter().map(|talent| (*talent).to_owned()).collect()),
-        ..card
+    let with = |profile: BackendProfile, skills: &[&str]| BackendProfile {
+        skills: Some(skills.iter().map(|skill| (*skill).to_owned()).collect()),
+        ..profile
     };
     let cards = vec![
-        with(card("encoder", Locality::Device), &[CLASSIFY, EMBED]),
-        with(card("local", Locality::Device), &[GENERATE, CLASSIFY]),
-        with(card("cloud", Locality::Cloud), &[GENERATE, CLASSIFY, "french"]),
+        with(profile("encoder", Locality::Device), &[CLASSIFY, EMBED]),
+        with(profile("local", Locality::Device), &[GENERATE, CLASSIFY]),
+        with(profile("cloud", Locality::Cloud), &[GENERATE, CLASSIFY, "french"]),
     ];
     let mut scheduler = Scheduler::new(cards.clone());
-    for (n, card) in cards.into_iter().enumerate() {
-        scheduler.on(Event::Up(BackendId(n), card), Time(0));
+    for (n, profile) in cards.into_iter().enumerate() {
+        scheduler.on(Event::Up(BackendId(n), profile), Time(0));
     }
     scheduler
 }
 
 fn label_job(id: u64, margin: f32) -> JobSpec {
-    JobSpec { talents: vec![CLASSIFY.to_owned()], margin, ..ticket(id) }
+    JobSpec { skills: vec![CLASSIFY.to_owned()], margin, ..spec(id) }
 }
 
 fn says(scheduler: &mut Scheduler, job: u64, confidence: f32, at: u64) -> Vec<Effect> {
@@ -313,17 +313,17 @@ fn answered_by(effects: &[Effect]) -> Option<(usize, Reason)> {
 #[test]
 fn a_job_goes_to_a_model_that_has_its_talents() {
     let mut scheduler = classifiers();
-    let effects = scheduler.on(Event::Arrived(ticket(1)), Time(1));
+    let effects = scheduler.on(Event::Arrived(spec(1)), Time(1));
     assert_eq!(started(&effects), Some(1), "an encoder does not write");
-    let embed = JobSpec { talents: vec![EMBED.to_owned()], ..ticket(2) };
+    let embed = JobSpec { skills: vec![EMBED.to_owned()], ..spec(2) };
     assert_eq!(started(&scheduler.on(Event::Arrived(embed), Time(1))), Some(0));
     let french = vec![GENERATE.to_owned(), "french".to_owned()];
-    let effects = scheduler.on(Event::Arrived(JobSpec { talents: french, ..ticket(3) }), Time(1));
+    let effects = scheduler.on(Event::Arrived(JobSpec { skills: french, ..spec(3) }), Time(1));
     assert_eq!(started(&effects), Some(2));
     let effects =
         scheduler.on(Event::Ended { job: JobId(3), outcome: Ok(Answered::default()) }, Time(2));
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Talent);
-    let paint = JobSpec { talents: vec!["paint".to_owned()], ..ticket(4) };
+    let paint = JobSpec { skills: vec!["paint".to_owned()], ..spec(4) };
     let effects = scheduler.on(Event::Arrived(paint), Time(3));
     let (verdict, decision) = settled(&effects).unwrap();
     assert!(matches!(verdict, Verdict::Refused(r) if r.message.contains("paint")));
@@ -358,7 +358,7 @@ fn an_unsure_word_is_better_than_none() {
     let mut scheduler = classifiers();
     scheduler.on(Event::Arrived(JobSpec { mode: Mode::LocalOnly, ..label_job(1, 0.6) }), Time(1));
     assert_eq!(started(&says(&mut scheduler, 1, 0.4, 2)), Some(1));
-    let outcome = Err((Fault::Unfit(Refusal::new(Code::Invalid, "x")), Sent::Nothing));
+    let outcome = Err((Fault::Rejected(Refusal::new(Code::Invalid, "x")), Sent::Nothing));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(3));
     assert_eq!(answered_by(&effects), Some((0, Reason::Confidence)));
     // time runs out at the next one
@@ -372,7 +372,7 @@ fn an_unsure_word_is_better_than_none() {
     scheduler.on(Event::Arrived(label_job(3, 0.6)), Time(102));
     assert_eq!(answered_by(&says(&mut scheduler, 3, 0.4, 103)), Some((0, Reason::Confidence)));
     // the asker has gone: nobody waits for a word
-    scheduler.on(Event::Up(BackendId(1), scheduler.backends[1].card.clone()), Time(104));
+    scheduler.on(Event::Up(BackendId(1), scheduler.backends[1].profile.clone()), Time(104));
     scheduler.on(Event::Arrived(label_job(4, 0.6)), Time(104));
     assert_eq!(started(&says(&mut scheduler, 4, 0.4, 105)), Some(1));
     let effects = scheduler.on(Event::Gone(JobId(4)), Time(106));
@@ -381,7 +381,7 @@ fn an_unsure_word_is_better_than_none() {
 
 #[test]
 fn a_rule_needs_no_model() {
-    let mut scheduler = Scheduler::new(vec![card("down", Locality::Device)]);
+    let mut scheduler = Scheduler::new(vec![profile("down", Locality::Device)]);
     let effects =
         scheduler.on(Event::Arrived(JobSpec { ruled: true, ..label_job(1, 0.6) }), Time(1));
     let (verdict, decision) = settled(&effects).unwrap();
@@ -393,7 +393,7 @@ fn a_rule_needs_no_model() {
 /// a time: 3,000 jobs, one each 10 ms.
 #[test]
 fn a_failing_provider_is_not_stormed() {
-    let cloud = BackendProfile { slots: 8, ..card("cloud", Locality::Cloud) };
+    let cloud = BackendProfile { slots: 8, ..profile("cloud", Locality::Cloud) };
     let mut scheduler = Scheduler::new(vec![cloud.clone()]);
     scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
     let mut first = std::collections::BTreeSet::new();
@@ -405,13 +405,13 @@ fn a_failing_provider_is_not_stormed() {
         let mut events: Vec<Event> = running
             .drain(..)
             .map(|job| {
-                let fault = Fault::Away(String::new());
+                let fault = Fault::unavailable(String::new());
                 Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }
             })
             .collect();
         if step < 3_000 {
             let due = now + Duration::from_secs(2);
-            events.push(Event::Arrived(JobSpec { mode: Mode::CloudOnly, due, ..ticket(step) }));
+            events.push(Event::Arrived(JobSpec { mode: Mode::CloudOnly, due, ..spec(step) }));
         }
         events.push(Event::Tick);
         for event in events {
@@ -439,7 +439,7 @@ fn a_failing_provider_is_not_stormed() {
 /// After it has answered again it gets more, step by step.
 #[test]
 fn who_comes_back_gets_more_step_by_step() {
-    let cloud = BackendProfile { slots: 8, ..card("cloud", Locality::Cloud) };
+    let cloud = BackendProfile { slots: 8, ..profile("cloud", Locality::Cloud) };
     let mut scheduler = Scheduler::new(vec![cloud.clone()]);
     scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
     let mut running: Vec<JobId> = Vec::new();
@@ -450,12 +450,12 @@ fn who_comes_back_gets_more_step_by_step() {
         }));
     };
     for id in 0..40 {
-        let ask = JobSpec { mode: Mode::CloudOnly, ..ticket(id) };
+        let ask = JobSpec { mode: Mode::CloudOnly, ..spec(id) };
         take(scheduler.on(Event::Arrived(ask), Time(0)), &mut running);
     }
     assert_eq!(running.len(), 8);
     let job = running.remove(0);
-    let fault = Fault::Hung(String::new());
+    let fault = Fault::TimedOut(String::new());
     take(
         scheduler.on(Event::Ended { job, outcome: Err((fault, Sent::Some)) }, Time(1)),
         &mut running,
@@ -476,16 +476,16 @@ fn who_comes_back_gets_more_step_by_step() {
 /// Each job fails once: only a tenth of them, and those saved up, are tried again.
 #[test]
 fn retries_are_few() {
-    let cloud = card("cloud", Locality::Cloud);
+    let cloud = profile("cloud", Locality::Cloud);
     let mut scheduler = Scheduler::new(vec![cloud.clone()]);
     scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
     let mut retries = 0;
     for id in 0..100 {
         let now = Time(id * 60_000_000);
         let due = now + Duration::from_secs(50);
-        let ask = JobSpec { mode: Mode::CloudOnly, due, ..ticket(id) };
+        let ask = JobSpec { mode: Mode::CloudOnly, due, ..spec(id) };
         assert_eq!(started(&scheduler.on(Event::Arrived(ask), now)), Some(0), "{id}");
-        let (job, fault) = (JobId(id), Fault::Away(String::new()));
+        let (job, fault) = (JobId(id), Fault::unavailable(String::new()));
         scheduler.on(Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }, now);
         if started(&scheduler.on(Event::Tick, now + REST_MAX)).is_some() {
             retries += 1;

@@ -15,11 +15,11 @@ pub struct Arrival {
     /// Who asks.
     pub app: usize,
     /// How urgent it is.
-    pub class: Priority,
+    pub priority: Priority,
     /// Where it may go.
     pub mode: Mode,
     /// Time for its answer.
-    pub budget: Duration,
+    pub time_left: Duration,
     /// Tokens of its prompt.
     pub prompt: u32,
     /// Of these, tokens that are in the cache already.
@@ -103,7 +103,7 @@ fn order(random: &mut Rng, at: f64) -> Arrival {
         pick < 0.0
     });
     let kind = kind.unwrap_or(KINDS.len() - 1);
-    let (_, class, seconds, prompt, answer) = KINDS[kind];
+    let (_, priority, seconds, prompt, answer) = KINDS[kind];
     let most = answer * MOST;
     let mut spread = |middle: f64, sigma: f64| middle * (sigma * normal(random)).exp();
     let prompt = spread(prompt, PROMPT_SIGMA).clamp(8.0, 1500.0);
@@ -111,9 +111,9 @@ fn order(random: &mut Rng, at: f64) -> Arrival {
     Arrival {
         at: Duration::from_secs_f64(at),
         app: kind * APPS + random.usize(0..APPS),
-        class,
+        priority,
         mode: if random.f64() < LOCAL_ONLY { Mode::LocalOnly } else { Mode::PreferLocal },
-        budget: Duration::from_secs(seconds),
+        time_left: Duration::from_secs(seconds),
         prompt: prompt as u32,
         cached: (prompt * CACHED) as u32,
         answer: answer as u32,

@@ -104,8 +104,8 @@ struct SimplePolicy {
 }
 
 impl SimplePolicy {
-    fn leaves(&self, ticket: &JobSpec, now: Time) -> bool {
-        if ticket.mode == Mode::LocalOnly {
+    fn leaves(&self, spec: &JobSpec, now: Time) -> bool {
+        if spec.mode == Mode::LocalOnly {
             return false;
         }
         let waiting = self.queue.len();
@@ -117,11 +117,11 @@ impl SimplePolicy {
             Policy::QueueLength(most) => waiting >= most,
             Policy::PredictAtArrival => {
                 let mean = |t: &JobSpec| self.means.get(&t.template).copied().unwrap_or(0.0);
-                let first = self.here.as_ref().map_or(0.0, |(ticket, started)| {
-                    (mean(ticket) - now.since(*started).as_secs_f64() * 1e3).max(0.0)
+                let first = self.here.as_ref().map_or(0.0, |(spec, started)| {
+                    (mean(spec) - now.since(*started).as_secs_f64() * 1e3).max(0.0)
                 });
                 let before: f64 = self.queue.iter().map(mean).sum();
-                first + before + mean(ticket) > now.until(ticket.due).as_secs_f64() * 1e3
+                first + before + mean(spec) > now.until(spec.due).as_secs_f64() * 1e3
             }
         }
     }
@@ -130,10 +130,10 @@ impl SimplePolicy {
         if self.here.is_some() {
             return None;
         }
-        let ticket = self.queue.pop_front()?;
-        let (job, budget, class) = (ticket.job, now.until(ticket.due), ticket.class);
-        self.here = Some((ticket, now));
-        Some(Effect::Start { job, backend: HERE, budget, class, hold: None })
+        let spec = self.queue.pop_front()?;
+        let (job, time_left, priority) = (spec.job, now.until(spec.due), spec.priority);
+        self.here = Some((spec, now));
+        Some(Effect::Start { job, backend: HERE, time_left, priority, hold: None })
     }
 }
 
@@ -141,19 +141,19 @@ impl Decider for SimplePolicy {
     fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Arrived(ticket) if self.leaves(&ticket, now) => {
-                let (job, budget) = (ticket.job, now.until(ticket.due));
-                let class = ticket.class;
-                self.away.insert(job, ticket);
-                effects.push(Effect::Start { job, backend: AWAY, budget, class, hold: None });
+            Event::Arrived(spec) if self.leaves(&spec, now) => {
+                let (job, time_left) = (spec.job, now.until(spec.due));
+                let priority = spec.priority;
+                self.away.insert(job, spec);
+                effects.push(Effect::Start { job, backend: AWAY, time_left, priority, hold: None });
             }
-            Event::Arrived(ticket) => self.queue.push_back(ticket),
+            Event::Arrived(spec) => self.queue.push_back(spec),
             Event::Ended { job, .. } => {
-                if self.here.as_ref().is_some_and(|(ticket, _)| ticket.job == job)
-                    && let Some((ticket, started)) = self.here.take()
+                if self.here.as_ref().is_some_and(|(spec, _)| spec.job == job)
+                    && let Some((spec, started)) = self.here.take()
                 {
                     let ms = now.since(started).as_secs_f64() * 1e3;
-                    let mean = self.means.entry(ticket.template).or_insert(ms);
+                    let mean = self.means.entry(spec.template).or_insert(ms);
                     *mean += (ms - *mean) / 16.0;
                     effects.push(settled(job, Verdict::Done, HERE));
                 } else if self.away.remove(&job).is_some() {
@@ -168,17 +168,17 @@ impl Decider for SimplePolicy {
             | Event::Tick
             | Event::Drain => {}
         }
-        if self.here.as_ref().is_some_and(|(ticket, _)| ticket.due <= now)
-            && let Some((ticket, _)) = self.here.take()
+        if self.here.as_ref().is_some_and(|(spec, _)| spec.due <= now)
+            && let Some((spec, _)) = self.here.take()
         {
-            effects.push(Effect::Stop { job: ticket.job });
-            effects.push(settled(ticket.job, Verdict::Expired, HERE));
+            effects.push(Effect::Stop { job: spec.job });
+            effects.push(settled(spec.job, Verdict::Expired, HERE));
         }
         // who is late is not served any more
-        self.queue.retain(|ticket| {
-            let late = ticket.due <= now;
+        self.queue.retain(|spec| {
+            let late = spec.due <= now;
             if late {
-                effects.push(settled(ticket.job, Verdict::Expired, HERE));
+                effects.push(settled(spec.job, Verdict::Expired, HERE));
             }
             !late
         });
@@ -193,9 +193,9 @@ impl Decider for SimplePolicy {
     }
 
     fn wake_at(&self, _now: Time) -> Option<Time> {
-        let waiting = self.queue.iter().map(|ticket| ticket.due);
-        let running = self.here.iter().map(|(ticket, _)| ticket.due);
-        waiting.chain(running).chain(self.away.values().map(|ticket| ticket.due)).min()
+        let waiting = self.queue.iter().map(|spec| spec.due);
+        let running = self.here.iter().map(|(spec, _)| spec.due);
+        waiting.chain(running).chain(self.away.values().map(|spec| spec.due)).min()
     }
 }
 

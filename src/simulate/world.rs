@@ -128,7 +128,7 @@ struct World<'a> {
     now: Time,
     chip: Chip,
     gauge: Gauge,
-    strain: DevicePressure,
+    device_pressure: DevicePressure,
     engine: Vec<InEngine>,
     /// When the other model will have answered.
     remote: BTreeMap<JobId, Time>,
@@ -149,7 +149,8 @@ pub fn run(
     policy: Policy,
     given: &DaySetup,
 ) -> Outcome {
-    let cards = [card(board, Locality::Device, given.slots), card(board, Locality::Cloud, 32)];
+    let cards =
+        [profile(board, Locality::Device, given.slots), profile(board, Locality::Cloud, 32)];
     let mut world = World {
         given,
         orders,
@@ -159,7 +160,7 @@ pub fn run(
         now: Time::default(),
         chip: Chip::new(*board),
         gauge: Gauge::default(),
-        strain: DevicePressure::default(),
+        device_pressure: DevicePressure::default(),
         engine: Vec::new(),
         remote: BTreeMap::new(),
         recalled: Vec::new(),
@@ -176,21 +177,21 @@ pub fn run(
     world.out
 }
 
-fn card(board: &SimulatedBoard, reach: Locality, slots: u32) -> BackendProfile {
-    let here = reach == Locality::Device;
+fn profile(board: &SimulatedBoard, locality: Locality, slots: u32) -> BackendProfile {
+    let here = locality == Locality::Device;
     BackendProfile {
         slots,
-        urgent_first: here,
+        preemptive: here,
         read_ms: here.then_some(1e3 / board.prefill),
         write_ms: here.then_some(1e3 / board.decode),
         context_tokens: 4096,
-        ..BackendProfile::unknown(reach.name(), reach)
+        ..BackendProfile::unknown(locality.name(), locality)
     }
 }
 
 impl<'a> World<'a> {
     fn live(&mut self, is_watched: bool) {
-        let end = self.orders.last().map_or(Duration::ZERO, |last| last.at + last.budget);
+        let end = self.orders.last().map_or(Duration::ZERO, |last| last.at + last.time_left);
         let end = Time::default() + end + SAMPLED;
         let mut next = 0;
         let mut sample = Time::default();
@@ -224,7 +225,7 @@ impl<'a> World<'a> {
     /// Milliseconds of work in a millisecond.
     fn speed(&self) -> f64 {
         let swapping = if self.memory_is_short() { SWAPPING } else { 1.0 };
-        self.chip.speed() * f64::from(self.strain.duty) * swapping
+        self.chip.speed() * f64::from(self.device_pressure.duty) * swapping
     }
 
     fn top(&self) -> Option<usize> {
@@ -248,7 +249,7 @@ impl<'a> World<'a> {
         if let Some(top) = self.top() {
             self.engine[top].left -= ms * speed;
         }
-        let busy = if self.engine.is_empty() { 0.0 } else { f64::from(self.strain.duty) };
+        let busy = if self.engine.is_empty() { 0.0 } else { f64::from(self.device_pressure.duty) };
         if self.given.trace.is_none() {
             self.chip.pass(time, busy, self.now.since(Time::default()));
         }
@@ -264,16 +265,16 @@ impl<'a> World<'a> {
     fn sample(&mut self, is_watched: bool) {
         if is_watched {
             let sample = self.sensed();
-            let strain = self.gauge.on(&sample, self.now);
-            let was_closed = self.strain.stage >= PressureStage::Closed;
+            let device_pressure = self.gauge.on(&sample, self.now);
+            let was_closed = self.device_pressure.stage >= PressureStage::Closed;
             self.out.mode_changes +=
-                usize::from(was_closed != (strain.stage >= PressureStage::Closed));
-            self.strain = strain;
-            self.tell(Event::Strained(strain));
+                usize::from(was_closed != (device_pressure.stage >= PressureStage::Closed));
+            self.device_pressure = device_pressure;
+            self.tell(Event::Strained(device_pressure));
         }
         let second = Second {
             celsius: self.chip.celsius,
-            duty: f64::from(self.strain.duty),
+            duty: f64::from(self.device_pressure.duty),
             waiting: self.waiting,
             ..Second::default()
         };
@@ -300,21 +301,21 @@ impl<'a> World<'a> {
     fn arrive(&mut self, at: usize) {
         let order = &self.orders[at];
         let bytes = (order.prompt * BYTES_PER_TOKEN) as usize;
-        let kind = order.class;
-        let ticket = JobSpec {
+        let kind = order.priority;
+        let spec = JobSpec {
             job: JobId(at as u64),
             app: format!("app-{}", order.app),
             template: format!("{kind:?}"),
-            due: self.now + order.budget,
-            class: order.class,
+            due: self.now + order.time_left,
+            priority: order.priority,
             mode: order.mode,
             model: None,
             wants_json: false,
             wants_tools: false,
             is_word: false,
-            is_whole: order.whole,
+            is_buffered: order.whole,
             max_tokens: Some(order.most),
-            talents: Vec::new(),
+            skills: Vec::new(),
             margin: 0.0,
             ruled: false,
             bytes,
@@ -323,7 +324,7 @@ impl<'a> World<'a> {
         };
         self.waiting += 1;
         self.out.tokens += u64::from(order.prompt + order.answer);
-        self.tell(Event::Arrived(ticket));
+        self.tell(Event::Arrived(spec));
     }
 
     /// What was asked: jobs are named by their place.
@@ -385,11 +386,11 @@ impl<'a> World<'a> {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Start { job, backend, class, .. } if backend == HERE => {
+            Effect::Start { job, backend, priority, .. } if backend == HERE => {
                 let order = self.order(job);
-                let due = Time::default() + order.at + order.budget;
+                let due = Time::default() + order.at + order.time_left;
                 let left = self.work(job);
-                self.engine.push(InEngine { job, order: (class, due, job), left });
+                self.engine.push(InEngine { job, order: (priority, due, job), left });
             }
             Effect::Start { job, .. } => {
                 let tokens = self.order(job).answer;
@@ -413,7 +414,7 @@ impl<'a> World<'a> {
     fn settled(&mut self, job: JobId, verdict: &Verdict, away: bool, reason: Reason) {
         let order = self.order(job);
         let arrival = Time::default() + order.at;
-        let due = arrival + order.budget;
+        let due = arrival + order.time_left;
         let missed = *verdict != Verdict::Done || self.now > due;
         self.waiting -= 1;
         self.out.missed += usize::from(missed);

@@ -62,10 +62,15 @@ impl LearnedStore {
     }
 
     /// What the rates of this model are measured of.
-    pub(crate) fn measured(&self, server: &str, reach: Locality, context: &ModelContext) -> String {
+    pub(crate) fn measured(
+        &self,
+        server: &str,
+        locality: Locality,
+        context: &ModelContext,
+    ) -> String {
         let runtime = &context.runtime;
         let model = context.identification.digest.as_ref().unwrap_or(&context.identification.name);
-        match reach {
+        match locality {
             Locality::Device => {
                 let on = runtime.accelerator.as_deref().unwrap_or("cpu");
                 let (backend, threads) = (&runtime.backend, runtime.threads);

@@ -132,18 +132,20 @@ impl Pending {
     /// Waits until it is durable.
     ///
     /// # Errors
-    /// [`Fault::Away`] if it can't be: nothing may be sent.
+    /// [`Fault::Unavailable`] if it can't be: nothing may be sent.
     pub(crate) async fn done(self) -> Result<(), Fault> {
         let told = match self {
             Pending::Free => return Ok(()),
             Pending::Written(told) => told,
             Pending::Dropped => {
-                return Err(Fault::Away("the ledger is behind; nothing was sent".to_owned()));
+                return Err(Fault::unavailable(
+                    "the ledger is behind; nothing was sent".to_owned(),
+                ));
             }
         };
         told.await
             .unwrap_or_else(|_| Err("the books are closed".to_owned()))
-            .map_err(|why| Fault::Away(format!("nothing was sent: {why}")))
+            .map_err(|why| Fault::unavailable(format!("nothing was sent: {why}")))
     }
 }
 

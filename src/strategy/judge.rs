@@ -39,7 +39,7 @@ pub(crate) fn job(step: &Job, judge: &str, parts: &[Part], order: &[usize]) -> J
         messages: vec![Message::new(Role::User, text)],
         format: Format::Schema(Arc::new(schema)),
         tools: None,
-        talent: None,
+        skill: None,
         key: None,
         // no task has such a name: how long its answers are tells nothing of the task's
         task: Some("(judge)".to_owned()),

@@ -19,7 +19,7 @@ use crate::request::skill::{GENERATE, LOGPROBS};
 use crate::request::tools::ToolCall;
 use crate::scheduler::decision::{Reason, StrategyStep};
 use crate::scheduler::strategy::{conclude, contested, lacks, record};
-use crate::scheduler::{Verdict, may_reach};
+use crate::scheduler::{Verdict, mode_allows};
 
 /// What the second model is told of the first one's draft, before and behind it; then comes what was
 /// asked, as the last, where also a model that only continues texts takes it up.
@@ -78,15 +78,16 @@ impl StrategyRun {
 
     fn wants_second(&self, first: &Part) -> bool {
         // who is not on this device has been asked already
-        let is_here = first.end.reach.is_none_or(|reach| reach == Locality::Device);
+        let is_here = first.end.locality.is_none_or(|locality| locality == Locality::Device);
         let wants = match self.job.strategy {
             Strategy::Cascade => first.is_answer() && self.lack(first).is_some(),
             Strategy::Refine => true,
             Strategy::Single | Strategy::Compare => false,
         };
-        let is_elsewhere = |reach| reach != Locality::Device && may_reach(self.job.mode, reach);
+        let is_elsewhere =
+            |locality| locality != Locality::Device && mode_allows(self.job.mode, locality);
         let others = self.dispatch.backends();
-        let has_others = others.iter().any(|seen| is_elsewhere(seen.reach));
+        let has_others = others.iter().any(|seen| is_elsewhere(seen.locality));
         wants && is_here && has_others && may_leave(self.job.mode) && !self.left().is_zero()
     }
 
@@ -96,7 +97,7 @@ impl StrategyRun {
         let can = |seen: &&crate::dispatch::BackendStatus| {
             let can = seen.context.as_ref().map(|context| &context.capabilities);
             let calls_tools = |can: &Capabilities| can.tools || !self.job.wants_tools();
-            may_reach(self.job.mode, seen.reach)
+            mode_allows(self.job.mode, seen.locality)
                 && can.is_some_and(|can| can.has(GENERATE) && calls_tools(can))
         };
         let is_judge = |seen: &&crate::dispatch::BackendStatus| {
@@ -181,7 +182,7 @@ impl StrategyRun {
             mode,
             strategy: Strategy::Single,
             streamed: false,
-            budget: self.left(),
+            time_left: self.left(),
             ..self.job.clone()
         }
     }
@@ -189,7 +190,8 @@ impl StrategyRun {
     async fn ask(&self, mut step: Job, is_judged: bool) -> Part {
         let knows = |seen: &crate::dispatch::BackendStatus| {
             let context = seen.context.as_ref();
-            seen.reach == Locality::Device && context.is_some_and(|c| c.capabilities.has(LOGPROBS))
+            seen.locality == Locality::Device
+                && context.is_some_and(|c| c.capabilities.has(LOGPROBS))
         };
         // how likely its tokens were is asked only of those who can tell
         if is_judged && self.job.threshold.is_some() && self.dispatch.backends().iter().any(knows) {
@@ -202,12 +204,12 @@ impl StrategyRun {
     }
 
     fn left(&self) -> Duration {
-        self.job.budget.saturating_sub(self.arrived.elapsed())
+        self.job.time_left.saturating_sub(self.arrived.elapsed())
     }
 
     fn lack(&self, part: &Part) -> Option<Reason> {
         let usage = part.end.usage.as_ref()?;
-        let is_here = part.end.reach == Some(Locality::Device);
+        let is_here = part.end.locality == Some(Locality::Device);
         let threshold = self.job.threshold.filter(|_| is_here);
         lacks(&self.job.format, &part.text, usage, threshold)
     }

@@ -71,8 +71,8 @@ pub struct Ask {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<f32>,
     /// A talent that the model must state.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub talent: Option<String>,
+    #[serde(rename = "talent", skip_serializing_if = "Option::is_none")]
+    pub skill: Option<String>,
     /// See [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
@@ -110,8 +110,8 @@ pub struct Ask {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
     /// How urgent it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub class: Option<Priority>,
+    #[serde(rename = "class", skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// Where it may be answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
@@ -199,11 +199,11 @@ impl Ask {
             let message = format!("{prompt_bytes} bytes, at most {PROMPT_BYTES_MAX}");
             return Err(Refusal::field(Code::TooLarge, "prompt", message));
         }
-        let class = self.class.unwrap_or_default();
+        let priority = self.priority.unwrap_or_default();
         let deadline = self
             .deadline_ms
             .or(task.and_then(|t| t.deadline_ms))
-            .map_or(catalog.deadline(class), Duration::from_millis);
+            .map_or(catalog.deadline(priority), Duration::from_millis);
         if !(DEADLINE_MIN..=DEADLINE_MAX).contains(&deadline) {
             let most = DEADLINE_MAX.as_millis();
             let message = format!("{} ms, must be 1 to {most}", deadline.as_millis());
@@ -218,8 +218,8 @@ impl Ask {
         if let Some(judge) = &self.judge {
             check_length("judge", judge, KEY_BYTES_MAX)?;
         }
-        if let Some(talent) = &self.talent {
-            check_length("talent", talent, KEY_BYTES_MAX)?;
+        if let Some(skill) = &self.skill {
+            check_length("talent", skill, KEY_BYTES_MAX)?;
         }
         let strategy = self.strategy.or(task.map(|t| t.strategy)).unwrap_or_default();
         let format = self.format_of(task, &messages)?;
@@ -241,9 +241,9 @@ impl Ask {
             sampling: self.sampling_of(task)?,
             messages,
             ruled,
-            talent: self.talent.or_else(|| task.and_then(|t| t.talent.clone())),
-            budget: deadline,
-            class,
+            skill: self.skill.or_else(|| task.and_then(|t| t.skill.clone())),
+            time_left: deadline,
+            priority,
             mode: self.mode.unwrap_or(catalog.default_mode),
             key: self.id,
             task: self.task,
@@ -289,7 +289,7 @@ impl Ask {
             logprobs: sampling.logprobs.map(|_| true),
             top_logprobs: sampling.logprobs.filter(|top| *top > 0),
             stream: Some(job.streamed),
-            class: Some(job.class),
+            priority: Some(job.priority),
             // which side is meant depends on where one stands; what is private is so everywhere
             mode: Some(job.mode).filter(|mode| *mode == Mode::LocalOnly),
             ..Ask::default()

@@ -22,13 +22,16 @@ pub fn circles(tree: &Tree) -> Vec<String> {
             next.entry(edge.from).or_default().insert(edge.to);
         }
     }
-    let reach: Vec<BTreeSet<usize>> =
+    let locality: Vec<BTreeSet<usize>> =
         (0..tree.src.len()).map(|from| reached(from, &next)).collect();
     let mut found = Vec::new();
     let mut told = BTreeSet::new();
     for file in 0..tree.src.len() {
-        let circle: BTreeSet<usize> =
-            reach[file].iter().copied().filter(|other| reach[*other].contains(&file)).collect();
+        let circle: BTreeSet<usize> = locality[file]
+            .iter()
+            .copied()
+            .filter(|other| locality[*other].contains(&file))
+            .collect();
         if circle.is_empty() || !told.insert(circle.clone()) {
             continue;
         }

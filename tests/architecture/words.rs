@@ -165,7 +165,7 @@ fn without_code(text: &str) -> String {
 }
 
 /// `leaveBy now-or` as `_leave__by__now__or_`, so that each part has its own bounds; the parts of a
-/// name stand together: `leave_by` as `_leave_by_`.
+/// name stand together: `offload_deadline` as `_leave_by_`.
 fn parts(text: &str) -> String {
     let mut parts = String::from("_");
     let mut was_lower = false;

@@ -15,7 +15,7 @@ use pilotlight::time::Time;
 #[derive(Debug, Clone, Copy)]
 struct Promise {
     due: Time,
-    class: Priority,
+    priority: Priority,
     /// Milliseconds that it takes at the very worst.
     worst: f64,
     runs: bool,
@@ -25,7 +25,7 @@ struct Promise {
 /// all its work before it.
 fn certified(promises: &BTreeMap<JobId, Promise>, now: Time) -> bool {
     let mut order: Vec<&Promise> = promises.values().collect();
-    order.sort_by_key(|promise| (!promise.runs, promise.class, promise.due));
+    order.sort_by_key(|promise| (!promise.runs, promise.priority, promise.due));
     let mut before = 0.0;
     order.iter().all(|promise| {
         before += promise.worst;
@@ -36,7 +36,7 @@ fn certified(promises: &BTreeMap<JobId, Promise>, now: Time) -> bool {
 #[test]
 fn while_the_worst_case_is_in_time_nobody_leaves() {
     let base = BackendProfile {
-        urgent_first: true,
+        preemptive: true,
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
@@ -48,7 +48,7 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
         let local = BackendProfile { slots: random.u32(1..4), ..base.clone() };
         let cloud = BackendProfile {
             server: "cloud".into(),
-            reach: Locality::Cloud,
+            locality: Locality::Cloud,
             slots: 64,
             ..base.clone()
         };
@@ -70,28 +70,28 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
                 }
                 _ => {
                     let (bytes, tokens) = (random.usize(1..400), random.u32(1..200));
-                    let class = *random
+                    let priority = *random
                         .choice(&[Priority::Interactive, Priority::Normal, Priority::Batch])
                         .unwrap();
                     let due = now + Duration::from_millis(random.u64(2_000..40_000));
                     // a token a byte and for the template, twice as slow as measured
                     let worst = (bytes as f64 + 64.0) * 2.0 + f64::from(tokens) * 20.0;
-                    let promise = Promise { due, class, worst, runs: false };
+                    let promise = Promise { due, priority, worst, runs: false };
                     promises.insert(JobId(id), promise);
                     Event::Arrived(JobSpec {
                         job: JobId(id),
                         app: "app".into(),
                         template: "app".into(),
                         due,
-                        class,
+                        priority,
                         mode: Mode::PreferLocal,
                         model: None,
                         wants_json: false,
                         wants_tools: false,
                         is_word: false,
-                        is_whole: random.bool(),
+                        is_buffered: random.bool(),
                         max_tokens: Some(tokens),
-                        talents: Vec::new(),
+                        skills: Vec::new(),
                         margin: 0.0,
                         ruled: false,
                         bytes,

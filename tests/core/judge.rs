@@ -24,7 +24,7 @@ fn at(ms: u64) -> Time {
 fn house(slots: u32) -> Scheduler {
     let local = BackendProfile {
         slots,
-        urgent_first: slots > 1,
+        preemptive: slots > 1,
         read_ms: Some(1.0),
         write_ms: Some(10.0),
         max_tokens: 64,
@@ -42,21 +42,21 @@ fn house(slots: u32) -> Scheduler {
 }
 
 /// A job of so many tokens, wanted after so many milliseconds from `now`.
-fn ticket(job: u64, tokens: u32, now: u64, within: u64) -> JobSpec {
+fn spec(job: u64, tokens: u32, now: u64, within: u64) -> JobSpec {
     JobSpec {
         job: JobId(job),
         app: "app".into(),
         template: "task".into(),
         due: at(now + within),
-        class: Priority::Normal,
+        priority: Priority::Normal,
         mode: Mode::PreferLocal,
         model: None,
         wants_json: false,
         wants_tools: false,
         is_word: false,
-        is_whole: true,
+        is_buffered: true,
         max_tokens: Some(tokens),
-        talents: Vec::new(),
+        skills: Vec::new(),
         margin: 0.0,
         ruled: false,
         bytes: 36,
@@ -97,7 +97,7 @@ fn answer(tokens: u32) -> Result<Answered, (Fault, Sent)> {
 fn taught(scheduler: &mut Scheduler) -> u64 {
     let mut now = 0;
     for n in 0..20 {
-        scheduler.on(Event::Arrived(ticket(9000 + n, 100, now, 60_000)), at(now));
+        scheduler.on(Event::Arrived(spec(9000 + n, 100, now, 60_000)), at(now));
         now += 225;
         let tokens = 18 + u32::try_from(n % 5).unwrap();
         scheduler.on(Event::Ended { job: JobId(9000 + n), outcome: answer(tokens) }, at(now));
@@ -127,7 +127,7 @@ fn who_is_in_time_at_the_worst_waits() {
     // five jobs of 64 tokens: at the worst less than 6 s in all
     let mut effects = Vec::new();
     for job in 0..5 {
-        effects.extend(scheduler.on(Event::Arrived(ticket(job, 64, now, 20_000)), at(now)));
+        effects.extend(scheduler.on(Event::Arrived(spec(job, 64, now, 20_000)), at(now)));
     }
     assert_eq!(started(&effects), [(0, LOCAL)]);
     assert_eq!(scheduler.load(), (4, 1));
@@ -137,11 +137,11 @@ fn who_is_in_time_at_the_worst_waits() {
 fn who_is_hopelessly_late_leaves_at_once() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
-    scheduler.on(Event::Arrived(ticket(1, 500, now, 60_000)), at(now));
+    scheduler.on(Event::Arrived(spec(1, 500, now, 60_000)), at(now));
     // some 225 ms each: the eighth of those can't be in time within 1.5 s
     let mut left = Vec::new();
     for job in 2..12 {
-        let effects = scheduler.on(Event::Arrived(ticket(job, 100, now, 1_500)), at(now));
+        let effects = scheduler.on(Event::Arrived(spec(job, 100, now, 1_500)), at(now));
         left.extend(started(&effects));
     }
     assert!(left.len() >= 3 && left.iter().all(|(_, to)| *to == CLOUD), "{left:?}");
@@ -159,13 +159,13 @@ fn who_has_to_leave_does_not_wait_for_a_full_neighbour() {
     let cloud = BackendProfile { slots: 8, ..BackendProfile::unknown("cloud", Locality::Cloud) };
     let cards = [local, peer, cloud];
     let mut scheduler = Scheduler::new(cards.to_vec());
-    for (n, card) in cards.into_iter().enumerate() {
-        scheduler.on(Event::Up(BackendId(n), card), at(0));
+    for (n, profile) in cards.into_iter().enumerate() {
+        scheduler.on(Event::Up(BackendId(n), profile), at(0));
     }
     let mut effects = Vec::new();
     for job in 1..=3 {
         // the hopeful figure is an eighth of 4,000 tokens, 5 s
-        effects.extend(scheduler.on(Event::Arrived(ticket(job, 4_000, 0, 4_000)), at(0)));
+        effects.extend(scheduler.on(Event::Arrived(spec(job, 4_000, 0, 4_000)), at(0)));
     }
     let expected = [(1, BackendId(1)), (2, BackendId(2)), (3, BackendId(2))];
     assert_eq!(started(&effects), expected);
@@ -176,7 +176,7 @@ fn between_the_two_it_is_decided_at_the_last_moment() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
     // in time by all that was seen, late if it were as long as it may be
-    let effects = scheduler.on(Event::Arrived(ticket(1, 4_000, now, 20_000)), at(now));
+    let effects = scheduler.on(Event::Arrived(spec(1, 4_000, now, 20_000)), at(now));
     assert_eq!(started(&effects), [(1, LOCAL)]);
     // it goes on and on: when it has been longer than all that were seen, it may go on for ever
     let mut time = now;
@@ -202,7 +202,7 @@ fn between_the_two_it_is_decided_at_the_last_moment() {
 fn what_is_read_piece_by_piece_is_not_called_back() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
-    let streamed = JobSpec { is_whole: false, ..ticket(1, 4_000, now, 20_000) };
+    let streamed = JobSpec { is_buffered: false, ..spec(1, 4_000, now, 20_000) };
     scheduler.on(Event::Arrived(streamed), at(now));
     for second in 1..20 {
         let effects = scheduler.on(Event::Tick, at(now + second * 1000));
@@ -212,7 +212,7 @@ fn what_is_read_piece_by_piece_is_not_called_back() {
     let effects = scheduler.on(Event::Tick, at(now + 20_000));
     assert_eq!(reason_of(&effects, 1).0, Verdict::Expired);
     let hopeless =
-        JobSpec { is_whole: false, template: "other".into(), ..ticket(2, 4_000, now, 24_000) };
+        JobSpec { is_buffered: false, template: "other".into(), ..spec(2, 4_000, now, 24_000) };
     let effects = scheduler.on(Event::Arrived(hopeless), at(now + 20_000));
     assert_eq!(started(&effects), [(2, CLOUD)]);
 }
@@ -227,19 +227,19 @@ fn heat_and_memory_send_away_who_would_be_late_for_them() {
     ] {
         let mut scheduler = house(1);
         let now = taught(&mut scheduler);
-        let strain = DevicePressure { duty, stage, cause, ..DevicePressure::default() };
-        scheduler.on(Event::Strained(strain), at(now));
+        let device_pressure = DevicePressure { duty, stage, cause, ..DevicePressure::default() };
+        scheduler.on(Event::Strained(device_pressure), at(now));
         // a quarter of a second's work with three seconds for it
-        let effects = scheduler.on(Event::Arrived(ticket(1, 100, now, 3_500)), at(now));
+        let effects = scheduler.on(Event::Arrived(spec(1, 100, now, 3_500)), at(now));
         assert_eq!(started(&effects), [(1, CLOUD)], "{cause:?} {stage:?}");
         assert_eq!(cloud_answers(&mut scheduler, 1, now + 500), reason);
         // with an hour's time heat is no reason to leave; who must stay is served in any case
-        let patient = ticket(2, 100, now, 3_000_000);
+        let patient = spec(2, 100, now, 3_000_000);
         let effects = scheduler.on(Event::Arrived(patient), at(now));
         let to = if stage == PressureStage::Paced { LOCAL } else { CLOUD };
         assert_eq!(started(&effects), [(2, to)], "{cause:?} {stage:?}");
         scheduler.on(Event::Ended { job: JobId(2), outcome: answer(20) }, at(now + 1));
-        let private = JobSpec { mode: Mode::LocalOnly, ..ticket(3, 100, now, 3_500) };
+        let private = JobSpec { mode: Mode::LocalOnly, ..spec(3, 100, now, 3_500) };
         let effects = scheduler.on(Event::Arrived(private), at(now + 1));
         assert_eq!(started(&effects), [(3, LOCAL)], "{cause:?} {stage:?}");
     }
@@ -255,9 +255,9 @@ fn batch_jobs_wait_while_the_device_sheds() {
     };
     scheduler.on(Event::Strained(shed), at(0));
     let batch =
-        JobSpec { class: Priority::Batch, mode: Mode::LocalOnly, ..ticket(1, 20, 0, 60_000) };
+        JobSpec { priority: Priority::Batch, mode: Mode::LocalOnly, ..spec(1, 20, 0, 60_000) };
     assert_eq!(scheduler.on(Event::Arrived(batch), at(0)), []);
-    let effects = scheduler.on(Event::Arrived(ticket(2, 20, 0, 60_000)), at(1));
+    let effects = scheduler.on(Event::Arrived(spec(2, 20, 0, 60_000)), at(1));
     assert_eq!(started(&effects), [(2, LOCAL)]);
     scheduler.on(Event::Ended { job: JobId(2), outcome: answer(20) }, at(300));
     let effects = scheduler.on(Event::Strained(DevicePressure::default()), at(400));
@@ -272,13 +272,13 @@ fn an_idle_engine_is_ended_for_want_of_memory_and_started_again() {
         cause: PressureCause::Memory,
         ..DevicePressure::default()
     };
-    scheduler.on(Event::Arrived(ticket(1, 20, 0, 60_000)), at(0));
+    scheduler.on(Event::Arrived(spec(1, 20, 0, 60_000)), at(0));
     let effects = scheduler.on(Event::Strained(short), at(1));
     assert!(!effects.contains(&Effect::Unload(LOCAL)), "it has something to do");
     scheduler.on(Event::Ended { job: JobId(1), outcome: answer(20) }, at(300));
     assert_eq!(scheduler.on(Event::Strained(short), at(301)), [Effect::Unload(LOCAL)]);
     assert_eq!(scheduler.on(Event::Strained(short), at(302)), []);
-    let effects = scheduler.on(Event::Arrived(ticket(2, 20, 400, 60_000)), at(400));
+    let effects = scheduler.on(Event::Arrived(spec(2, 20, 400, 60_000)), at(400));
     assert_eq!(started(&effects), [(2, CLOUD)]);
     assert_eq!(cloud_answers(&mut scheduler, 2, 500), Reason::Memory);
     let effects = scheduler.on(Event::Strained(DevicePressure::default()), at(600));
@@ -291,7 +291,7 @@ fn an_application_that_floods_does_not_push_the_others_back() {
     let private = |job, app: &str, now| JobSpec {
         app: app.to_owned(),
         mode: Mode::LocalOnly,
-        ..ticket(job, 400, now, 600_000)
+        ..spec(job, 400, now, 600_000)
     };
     // it has had the engine for two minutes, and has fifty more that are due sooner
     let mut now = 0;
@@ -315,9 +315,9 @@ fn an_application_that_floods_does_not_push_the_others_back() {
 fn batch_jobs_have_a_tenth_of_a_busy_engine() {
     let mut scheduler = house(1);
     let (mut now, mut batches, mut others) = (0, 0_u32, 0_u32);
-    let batch = |job, now| JobSpec { class: Priority::Batch, ..ticket(job, 64, now, 3_000_000) };
+    let batch = |job, now| JobSpec { priority: Priority::Batch, ..spec(job, 64, now, 3_000_000) };
     let urgent =
-        |job, now| JobSpec { class: Priority::Interactive, ..ticket(job, 64, now, 60_000) };
+        |job, now| JobSpec { priority: Priority::Interactive, ..spec(job, 64, now, 60_000) };
     let mut next = 1;
     let mut running = None;
     // there is always one of each that waits
@@ -350,10 +350,10 @@ fn batch_jobs_have_a_tenth_of_a_busy_engine() {
 #[test]
 fn the_more_urgent_goes_first_where_the_engine_can_go_back() {
     let mut scheduler = house(2);
-    scheduler.on(Event::Arrived(ticket(1, 64, 0, 60_000)), at(0));
+    scheduler.on(Event::Arrived(spec(1, 64, 0, 60_000)), at(0));
     // later: no use to have it as well
-    assert_eq!(scheduler.on(Event::Arrived(ticket(2, 64, 0, 90_000)), at(1)), []);
-    let urgent = JobSpec { class: Priority::Interactive, ..ticket(3, 64, 0, 60_000) };
+    assert_eq!(scheduler.on(Event::Arrived(spec(2, 64, 0, 90_000)), at(1)), []);
+    let urgent = JobSpec { priority: Priority::Interactive, ..spec(3, 64, 0, 60_000) };
     let effects = scheduler.on(Event::Arrived(urgent), at(2));
     assert_eq!(started(&effects), [(3, LOCAL)]);
 }
@@ -362,8 +362,8 @@ fn the_more_urgent_goes_first_where_the_engine_can_go_back() {
 fn the_worst_that_was_promised_is_told() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
-    scheduler.on(Event::Arrived(ticket(1, 100, now, 60_000)), at(now));
-    scheduler.on(Event::Arrived(ticket(2, 100, now, 60_000)), at(now));
+    scheduler.on(Event::Arrived(spec(1, 100, now, 60_000)), at(now));
+    scheduler.on(Event::Arrived(spec(2, 100, now, 60_000)), at(now));
     let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: answer(20) }, at(now + 225));
     let Some(Effect::Settle { decision, .. }) = effects.first() else { panic!("{effects:?}") };
     let predicted = decision.predicted_ms.unwrap();

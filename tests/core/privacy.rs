@@ -129,10 +129,10 @@ fn private(random: &mut fastrand::Rng) -> Value {
     let delay = random.choice([0, 0, 0, 500, 5_000]).unwrap();
     let prompt = format!("{fault} /tokens={tokens} /delay-us={delay} {ADDRESS} {NUMBER}");
     let strategy = random.choice(["single", "cascade", "refine", "compare"]).unwrap();
-    let class = random.choice(["interactive", "normal", "batch"]).unwrap();
+    let priority = random.choice(["interactive", "normal", "batch"]).unwrap();
     let deadline = random.choice(["30", "100", "400"]).unwrap();
     let metadata = json!({
-        "mode": "local-only", "strategy": strategy, "class": class, "deadline_ms": deadline,
+        "mode": "local-only", "strategy": strategy, "class": priority, "deadline_ms": deadline,
     });
     let mut ask = chat(&prompt, &metadata);
     ask["model"] =

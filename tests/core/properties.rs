@@ -39,9 +39,10 @@ fn sample() -> impl Strategy<Value = SensorSample> {
     })
 }
 
-fn is_possible(strain: &DevicePressure) -> bool {
-    let shares = [strain.heat, strain.memory, strain.disk, strain.duty];
-    shares.iter().all(|share| (0.0..=1.0).contains(share)) && strain.duty > 0.0
+fn is_possible(device_pressure: &DevicePressure) -> bool {
+    let shares =
+        [device_pressure.heat, device_pressure.memory, device_pressure.disk, device_pressure.duty];
+    shares.iter().all(|share| (0.0..=1.0).contains(share)) && device_pressure.duty > 0.0
 }
 
 fn celsius(celsius: f64) -> SensorSample {
@@ -63,8 +64,8 @@ fn spread() -> impl Strategy<Value = Value> {
 
 fn case() -> impl Strategy<Value = Value> {
     (spread(), number(), any::<u8>(), option::of(number())).prop_map(
-        |(work, left, group, leave_by)| {
-            json!({"work": work, "left": left, "group": group, "leave_by": leave_by})
+        |(work, left, group, offload_deadline)| {
+            json!({"work": work, "left": left, "group": group, "leave_by": offload_deadline})
         },
     )
 }
@@ -145,8 +146,8 @@ proptest! {
         let mut gauge = Gauge::new(bounds);
         for (sample, at) in samples {
             // the clock jumps as well
-            let strain = gauge.on(&sample, Time(at.into()));
-            prop_assert!(is_possible(&strain), "{strain:?} of {sample:?}");
+            let device_pressure = gauge.on(&sample, Time(at.into()));
+            prop_assert!(is_possible(&device_pressure), "{device_pressure:?} of {sample:?}");
         }
     }
 
@@ -197,8 +198,8 @@ proptest! {
         }
         let mut sensors = Sensors::new(root.path(), Path::new("."));
         for _ in 0..2 {
-            let strain = Gauge::default().on(&sensors.read(None), Time(0));
-            prop_assert!(is_possible(&strain));
+            let device_pressure = Gauge::default().on(&sensors.read(None), Time(0));
+            prop_assert!(is_possible(&device_pressure));
         }
         sensors.findings();
     }

@@ -30,7 +30,7 @@ struct Book {
     runs_on: Option<usize>,
     settled: bool,
     sent: bool,
-    talent: &'static str,
+    skill: &'static str,
     /// Nothing of it is handed out before its end.
     whole: bool,
     margin: f32,
@@ -42,7 +42,7 @@ struct Book {
     recalled: bool,
     /// How often that came about.
     recalls: usize,
-    class: Priority,
+    priority: Priority,
 }
 
 impl Book {
@@ -71,7 +71,7 @@ struct World {
     next: u64,
     drained: usize,
     log: Vec<String>,
-    strain: DevicePressure,
+    device_pressure: DevicePressure,
 }
 
 impl World {
@@ -80,7 +80,7 @@ impl World {
         let reaches = [Locality::Device, Locality::Peer, Locality::Cloud];
         let cards: Vec<BackendProfile> = (0..random.usize(1..5))
             .map(|n| BackendProfile {
-                urgent_first: random.bool(),
+                preemptive: random.bool(),
                 read_ms: Some(random.f64()),
                 write_ms: Some(random.f64() * 30.0),
                 max_tokens: 64,
@@ -88,7 +88,7 @@ impl World {
                 context_tokens: random.u32(10..2000),
                 json_schema: random.bool(),
                 tools: random.bool(),
-                talents: Some(
+                skills: Some(
                     [GENERATE, CLASSIFY]
                         .into_iter()
                         .filter(|_| random.u8(0..5) > 0)
@@ -112,7 +112,7 @@ impl World {
             next: 0,
             drained: 0,
             log: Vec::new(),
-            strain: DevicePressure::default(),
+            device_pressure: DevicePressure::default(),
         }
     }
 
@@ -122,7 +122,7 @@ impl World {
             45..75 => self.end().unwrap_or(Event::Tick),
             75..80 => self.leave().unwrap_or(Event::Tick),
             80..87 => self.turn(),
-            87..90 => self.strain(),
+            87..90 => self.device_pressure(),
             _ => {
                 if let Some(wake) = scheduler.wake_at(self.now) {
                     self.now = self.now.max(wake);
@@ -143,20 +143,20 @@ impl World {
         } else {
             random.usize(1..9000)
         };
-        let talent = if random.u8(0..3) == 0 { CLASSIFY } else { GENERATE };
-        let margin = if talent == CLASSIFY { random.f32() } else { 0.0 };
-        let ticket = JobSpec {
+        let skill = if random.u8(0..3) == 0 { CLASSIFY } else { GENERATE };
+        let margin = if skill == CLASSIFY { random.f32() } else { 0.0 };
+        let spec = JobSpec {
             job,
             app: format!("app-{}", random.u8(0..3)),
             template: format!("app-{}", random.u8(0..3)),
-            is_word: talent == CLASSIFY,
-            is_whole: random.bool() || talent == CLASSIFY,
+            is_word: skill == CLASSIFY,
+            is_buffered: random.bool() || skill == CLASSIFY,
             max_tokens: None,
-            talents: vec![talent.to_owned()],
+            skills: vec![skill.to_owned()],
             margin,
             ruled: false,
             due: self.now + Duration::from_micros(random.u64(1..3_000_000)),
-            class: *random.choice(&classes).unwrap(),
+            priority: *random.choice(&classes).unwrap(),
             mode: *random.choice(&modes).unwrap(),
             model: (random.u8(0..10) == 0).then(|| format!("server-{}", random.u8(0..6))),
             wants_json: random.u8(0..4) == 0,
@@ -166,23 +166,23 @@ impl World {
             hops: random.u8(0..6),
         };
         let book = Book {
-            due: ticket.due,
-            mode: ticket.mode,
+            due: spec.due,
+            mode: spec.mode,
             starts: 0,
             runs_on: None,
             settled: false,
             sent: false,
-            talent,
-            whole: ticket.is_whole,
+            skill,
+            whole: spec.is_buffered,
             margin,
             unsure: Vec::new(),
             answered: None,
             recalled: false,
             recalls: 0,
-            class: ticket.class,
+            priority: spec.priority,
         };
         self.books.insert(job, book);
-        Event::Arrived(ticket)
+        Event::Arrived(spec)
     }
 
     fn pick(&mut self, of: impl Fn(&Book) -> bool) -> Option<JobId> {
@@ -199,19 +199,19 @@ impl World {
         }
         let fault = match self.random.u8(0..12) {
             0 => Fault::Crashed("x".into()),
-            1 => Fault::Away("x".into()),
-            2 => Fault::Hung("x".into()),
-            3 => Fault::Broken("x".into()),
-            4 => Fault::Unfit(Refusal::new(Code::Incapable, "x")),
-            5 => Fault::Unfit(Refusal::new(Code::Invalid, "x")),
-            6 => Fault::Unfit(Refusal::new(Code::Forbidden, "x")),
+            1 => Fault::unavailable("x"),
+            2 => Fault::TimedOut("x".into()),
+            3 => Fault::ProtocolError("x".into()),
+            4 => Fault::Rejected(Refusal::new(Code::Incapable, "x")),
+            5 => Fault::Rejected(Refusal::new(Code::Invalid, "x")),
+            6 => Fault::Rejected(Refusal::new(Code::Forbidden, "x")),
             7 => Fault::Cancelled,
             _ => {
                 let sure = self.random.f32();
                 let book = self.books.get_mut(&job)?;
                 book.recalled = false;
                 let backend = book.runs_on.take()?;
-                let confidence = (book.talent == CLASSIFY).then_some(sure);
+                let confidence = (book.skill == CLASSIFY).then_some(sure);
                 match confidence {
                     Some(sure) if sure < book.margin => book.unsure.push((backend, sure)),
                     _ => book.answered = Some(backend),
@@ -245,7 +245,7 @@ impl World {
         }
     }
 
-    fn strain(&mut self) -> Event {
+    fn device_pressure(&mut self) -> Event {
         let random = &mut self.random;
         let stages = [
             PressureStage::Calm,
@@ -257,13 +257,13 @@ impl World {
         let stage = *random.choice(&stages).unwrap();
         let causes = [PressureCause::Heat, PressureCause::Memory, PressureCause::Disk];
         let calm = stage == PressureStage::Calm;
-        self.strain = DevicePressure {
+        self.device_pressure = DevicePressure {
             duty: if calm { 1.0 } else { random.f32() },
             stage,
             cause: if calm { PressureCause::Load } else { *random.choice(&causes).unwrap() },
             ..DevicePressure::default()
         };
-        Event::Strained(self.strain)
+        Event::Strained(self.device_pressure)
     }
 
     /// Writes the effects into the books and checks every promise.
@@ -316,7 +316,7 @@ impl World {
     }
 
     fn started(&mut self, job: JobId, backend: usize) {
-        let card = &self.cards[backend];
+        let profile = &self.cards[backend];
         let up = self.up[backend];
         let book = self.books.get_mut(&job).unwrap();
         assert!(!book.settled && book.runs_on.is_none(), "{job:?} started twice");
@@ -324,18 +324,19 @@ impl World {
         assert!(up, "{job:?} was given to a backend that is down");
         assert!(self.now < book.due, "{job:?} started after its deadline");
         let allowed = match book.mode {
-            Mode::LocalOnly => card.reach == Locality::Device,
-            Mode::CloudOnly => card.reach != Locality::Device,
+            Mode::LocalOnly => profile.locality == Locality::Device,
+            Mode::CloudOnly => profile.locality != Locality::Device,
             Mode::PreferLocal | Mode::PreferCloud => true,
         };
         let asked_again = book.unsure.iter().any(|(unsure, _)| *unsure == backend);
         assert!(!asked_again, "{job:?} was given to who was not sure of it");
-        let can = card.talents.as_ref().unwrap().iter().any(|talent| talent == book.talent);
+        let can = profile.skills.as_ref().unwrap().iter().any(|skill| skill == book.skill);
         assert!(can, "{job:?} went to a model without the talent");
-        assert!(allowed, "{job:?} with {:?} went to {:?}", book.mode, card.reach);
-        let here = card.reach == Locality::Device;
-        let shed =
-            here && self.strain.stage >= PressureStage::Shed && book.class == Priority::Batch;
+        assert!(allowed, "{job:?} with {:?} went to {:?}", book.mode, profile.locality);
+        let here = profile.locality == Locality::Device;
+        let shed = here
+            && self.device_pressure.stage >= PressureStage::Shed
+            && book.priority == Priority::Batch;
         assert!(!shed, "{job:?} started here while batch jobs must wait");
         book.runs_on = Some(backend);
         book.starts += 1;
@@ -394,11 +395,11 @@ fn the_same_events_give_the_same_decisions() {
 
 #[test]
 fn an_idle_model_never_lets_a_job_wait() {
-    let card = BackendProfile { slots: 2, ..BackendProfile::unknown("only", Locality::Device) };
+    let profile = BackendProfile { slots: 2, ..BackendProfile::unknown("only", Locality::Device) };
     for seed in 0..200 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut scheduler = Scheduler::new(vec![card.clone()]);
-        scheduler.on(Event::Up(BackendId(0), card.clone()), Time(0));
+        let mut scheduler = Scheduler::new(vec![profile.clone()]);
+        scheduler.on(Event::Up(BackendId(0), profile.clone()), Time(0));
         let mut running = Vec::new();
         for id in 0..100 {
             let now = Time(id * 10);
@@ -406,7 +407,7 @@ fn an_idle_model_never_lets_a_job_wait() {
                 Event::Arrived(JobSpec {
                     job: JobId(id),
                     due: Time(u64::MAX / 2),
-                    class: Priority::Normal,
+                    priority: Priority::Normal,
                     mode: Mode::PreferLocal,
                     model: None,
                     wants_json: false,
@@ -414,9 +415,9 @@ fn an_idle_model_never_lets_a_job_wait() {
                     app: "app".into(),
                     template: "app".into(),
                     is_word: false,
-                    is_whole: true,
+                    is_buffered: true,
                     max_tokens: None,
-                    talents: vec![GENERATE.to_owned()],
+                    skills: vec![GENERATE.to_owned()],
                     margin: 0.0,
                     ruled: false,
                     bytes: 10,

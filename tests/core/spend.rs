@@ -62,13 +62,13 @@ fn caps() -> Caps {
 
 fn house(caps: Caps) -> Scheduler {
     let mut scheduler = Scheduler::new(cards()).with_budget(caps, Books::default());
-    for (at, card) in cards().into_iter().enumerate() {
-        scheduler.on(Event::Up(BackendId(at), card), Time(0));
+    for (at, profile) in cards().into_iter().enumerate() {
+        scheduler.on(Event::Up(BackendId(at), profile), Time(0));
     }
     scheduler
 }
 
-fn ticket(job: u64, app: u8, tokens: u32, mode: Mode, due: Time) -> JobSpec {
+fn spec(job: u64, app: u8, tokens: u32, mode: Mode, due: Time) -> JobSpec {
     let mut plain = Job::plain("hello", Duration::from_secs(1));
     (plain.id, plain.app, plain.mode) = (JobId(job), format!("app-{app}"), mode);
     plain.sampling.max_tokens = Some(tokens);
@@ -192,7 +192,7 @@ proptest! {
                 Step::Ask { app, tokens: most, mode } => {
                     tokens.insert(n as u64, (format!("app-{app}"), most));
                     let due = now + Duration::from_secs(2_000);
-                    Event::Arrived(ticket(n as u64, app, most, mode, due))
+                    Event::Arrived(spec(n as u64, app, most, mode, due))
                 }
                 Step::End { used, fault } => {
                     let Some((job, (at, _, most))) = truth.running.pop_first() else { continue };
@@ -222,8 +222,8 @@ proptest! {
                     // the last hour that was written down
                     seen = books.now();
                     scheduler = Scheduler::new(cards()).with_budget(caps(), books);
-                    for (at, card) in cards().into_iter().enumerate() {
-                        scheduler.on(Event::Up(BackendId(at), card), now);
+                    for (at, profile) in cards().into_iter().enumerate() {
+                        scheduler.on(Event::Up(BackendId(at), profile), now);
                     }
                     truth.running.clear();
                     Event::Tick
@@ -245,12 +245,12 @@ proptest! {
 
 /// How an attempt ends, and what it has cost at the most.
 fn ending_of(fault: u8, used: u32, most: u32) -> (Result<Answered, (Fault, Sent)>, Usd) {
-    let unfit = |code| Fault::Unfit(Refusal::new(code, ""));
+    let unfit = |code| Fault::Rejected(Refusal::new(code, ""));
     let fault = match fault {
-        0 => (Fault::Away(String::new()), Usd::NONE),
+        0 => (Fault::unavailable(String::new()), Usd::NONE),
         1 => (unfit(Code::Incapable), Usd::NONE),
         2 => (unfit(Code::Forbidden), cents(most)),
-        3 => (Fault::Hung(String::new()), cents(most)),
+        3 => (Fault::TimedOut(String::new()), cents(most)),
         4 => (Fault::Crashed(String::new()), cents(most)),
         _ => {
             let spent = TokenTimes { completion_tokens: used, ..TokenTimes::default() };
@@ -269,7 +269,7 @@ fn an_empty_purse_is_a_reason() {
     let due = Time(9_000_000);
     let check = |mode, tokens, expected: (&str, Reason)| {
         let mut scheduler = house(empty.clone());
-        let mut effects = scheduler.on(Event::Arrived(ticket(1, 0, tokens, mode, due)), Time(0));
+        let mut effects = scheduler.on(Event::Arrived(spec(1, 0, tokens, mode, due)), Time(0));
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
             let ended = Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) };
             effects = scheduler.on(ended, Time(1));
@@ -296,7 +296,7 @@ fn an_empty_purse_is_a_reason() {
 fn who_may_be_paid_later_waits() {
     let five = Limits { day: Some(cents(5)), ..Limits::default() };
     let mut scheduler = house(Caps { device: five, ..Caps::default() });
-    let ask = |job| Event::Arrived(ticket(job, 0, 4, Mode::CloudOnly, Time(9_000_000)));
+    let ask = |job| Event::Arrived(spec(job, 0, 4, Mode::CloudOnly, Time(9_000_000)));
     let started = |effects: &[Effect]| {
         effects.iter().filter(|effect| matches!(effect, Effect::Start { .. })).count()
     };

@@ -91,13 +91,13 @@ async fn an_encoder_states_itself_and_reads_no_further_than_it_can() {
     let model = model().await;
     let context = model.context();
     assert_eq!(context.identification.family, "bert");
-    assert_eq!(context.capabilities.talents, ["classify", "embed"]);
+    assert_eq!(context.capabilities.skills, ["classify", "embed"]);
     assert!(context.capabilities.embeddings && context.capabilities.max_output_tokens == 0);
     assert_eq!(context.capabilities.context_tokens, 256);
     assert_eq!(context.runtime.quantization, "int8");
     let long = "the boiler is cold ".repeat(100);
     let job = Job { format: Format::Embedding, ..job(&long, 1) };
-    let Err(Fault::Unfit(refusal)) = run(&model, &job).await else { panic!("it was read") };
+    let Err(Fault::Rejected(refusal)) = run(&model, &job).await else { panic!("it was read") };
     assert_eq!(refusal.code, Code::Incapable);
     // a text is no control token
     let plain = vectors(&model, &["stop", "[SEP] stop"]).await;

@@ -112,11 +112,11 @@ async fn json_is_asked_for_and_held_to() {
     let shape = &cloud.asked()[0].body["response_format"];
     assert_eq!((&shape["type"], &shape["json_schema"]["schema"]), (&json!("json_schema"), &schema));
     let (said, cloud) = ask([answer(&["It is hot."])], wants(Format::Json)).await;
-    assert!(matches!(said, Err(Fault::Broken(why)) if why.contains("JSON")));
+    assert!(matches!(said, Err(Fault::ProtocolError(why)) if why.contains("JSON")));
     assert_eq!(cloud.asked()[0].body["response_format"]["type"], "json_object");
     // what it can't be asked is not sent
     let (said, cloud) = ask([answer(&["x"])], wants(Format::Embedding)).await;
-    assert!(matches!(said, Err(Fault::Unfit(_))));
+    assert!(matches!(said, Err(Fault::Rejected(_))));
     assert_eq!(cloud.opened(), 0);
 }
 
@@ -141,7 +141,7 @@ async fn every_failure_is_told_apart() {
         assert_eq!(fault.name(), expected, "{name}: {fault}");
         assert!(!format!("{fault} {fault:?}").contains(KEY), "{name}: {fault}");
         assert_eq!(cloud.asked().len().max(1), 1, "{name}: it was asked again");
-        if let Fault::Unfit(refusal) = fault {
+        if let Fault::Rejected(refusal) = fault {
             let code = if name == "forbidden" { Code::Forbidden } else { Code::Incapable };
             assert_eq!(refusal.code, code, "{name}: another model may do it");
         }

@@ -149,7 +149,7 @@ async fn ends_when_nobody_reads(model: &dyn Generate, prompts: &Prompts) {
 async fn refuses_what_is_too_long(model: &dyn Generate) {
     let long = "word ".repeat(model.context().capabilities.context_tokens as usize + 10);
     let result = run(model, &job(&long, 5)).await;
-    let Err(Fault::Unfit(refusal)) = result else { panic!("{result:?}") };
+    let Err(Fault::Rejected(refusal)) = result else { panic!("{result:?}") };
     assert_eq!(refusal.code, Code::Incapable);
     assert_eq!(refusal.field.as_deref(), Some("prompt"));
 }
@@ -165,7 +165,7 @@ async fn keeps_schemas_or_says_no(model: &dyn Generate, prompts: &Prompts) {
     job.format = Format::Schema(schema.into());
     let result = run(model, &job).await;
     if !model.context().capabilities.json_schema {
-        let Err(Fault::Unfit(refusal)) = result else { panic!("{result:?}") };
+        let Err(Fault::Rejected(refusal)) = result else { panic!("{result:?}") };
         assert_eq!(refusal.code, Code::Incapable);
         return;
     }
@@ -178,7 +178,7 @@ async fn keeps_schemas_or_says_no(model: &dyn Generate, prompts: &Prompts) {
 
 async fn says_no(model: &dyn Generate, job: &Job) {
     let result = run(model, job).await;
-    let Err(Fault::Unfit(refusal)) = result else { panic!("{result:?}") };
+    let Err(Fault::Rejected(refusal)) = result else { panic!("{result:?}") };
     assert_eq!(refusal.code, Code::Incapable);
 }
 

@@ -30,13 +30,13 @@ pub async fn works(model: &dyn Generate) {
 /// had been.
 pub async fn the_more_urgent_goes_first(model: &dyn Generate) {
     let runtime = &model.context().runtime;
-    assert_eq!(runtime.urgent_first, runtime.slots > 1);
+    assert_eq!(runtime.preemptive, runtime.slots > 1);
     if runtime.slots == 1 {
         return;
     }
     let mut long = job("Tell me a story about a lighthouse and the sea.", 60);
     long.sampling.logprobs = Some(0);
-    let urgent = |prompt: &str| Job { class: Priority::Interactive, ..job(prompt, 4) };
+    let urgent = |prompt: &str| Job { priority: Priority::Interactive, ..job(prompt, 4) };
     let likely = |usage: &Usage| {
         let sum: f32 = usage.logprobs.iter().map(|token| token.token.logprob).sum();
         sum / usage.logprobs.len() as f32
@@ -153,7 +153,7 @@ async fn answers_fit_their_schema(model: &dyn Generate) {
         let mut job = job("x", 8);
         job.format = Format::Schema(impossible.clone().into());
         let result = run(model, &job).await;
-        let Err(Fault::Unfit(refusal)) = result else { panic!("{impossible}: {result:?}") };
+        let Err(Fault::Rejected(refusal)) = result else { panic!("{impossible}: {result:?}") };
         assert_eq!(
             (refusal.code, refusal.field.as_deref()),
             (Code::Invalid, Some("schema")),

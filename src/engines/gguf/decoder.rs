@@ -64,7 +64,7 @@ pub(super) fn run(mut options: GgufOptions, line: EngineWorker) {
 fn backend() -> Result<&'static LlamaBackend, Fault> {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     let started = BACKEND.get_or_init(|| LlamaBackend::init().ok());
-    started.as_ref().ok_or_else(|| Fault::Away("llama.cpp can't start".to_owned()))
+    started.as_ref().ok_or_else(|| Fault::unavailable("llama.cpp can't start".to_owned()))
 }
 
 /// Points to the flag of the present request while one runs.
@@ -108,7 +108,7 @@ impl<'m> LlamaDecoder<'m> {
         stop: &'m StopSignal,
     ) -> Result<(LlamaDecoder<'m>, ModelContext), Fault> {
         let model = &loaded.model;
-        let template = template::of(model).map_err(Fault::Away)?;
+        let template = template::of(model).map_err(Fault::unavailable)?;
         let length = options.context_tokens.min(model.n_ctx_train());
         let path = options.path.clone();
         let digest = std::thread::spawn(move || sha256(&path).ok());
@@ -124,7 +124,9 @@ impl<'m> LlamaDecoder<'m> {
             .with_n_threads_batch(threads(options.threads));
         let params = with_stop_signal(params, stop);
         let context = model.new_context(backend, params).map_err(|e| {
-            Fault::Away(format!("llama.cpp has no room for a context of {length} tokens: {e}"))
+            Fault::unavailable(format!(
+                "llama.cpp has no room for a context of {length} tokens: {e}"
+            ))
         })?;
         let digest = digest.join().unwrap_or_default();
         // llama.cpp rounds up; what it has is what counts
@@ -160,7 +162,11 @@ impl<'m> LlamaDecoder<'m> {
         }
         // some models can't forget a part
         self.forget_all();
-        if kept == 0 { Ok(()) } else { Err(Fault::Broken("the cache can't be cut".to_owned())) }
+        if kept == 0 {
+            Ok(())
+        } else {
+            Err(Fault::ProtocolError("the cache can't be cut".to_owned()))
+        }
     }
 
     fn forget_all(&mut self) {
@@ -180,7 +186,8 @@ impl<'m> LlamaDecoder<'m> {
             let full = others.filter(|at| !self.kept[*at].tokens.is_empty());
             let Some(oldest) = full.min_by_key(|at| self.kept[*at].used) else { return Ok(()) };
             let cleared = self.context.clear_kv_cache_seq(Some(number(oldest)), None, None);
-            cleared.map_err(|e| Fault::Broken(format!("a conversation can't be cut: {e}")))?;
+            cleared
+                .map_err(|e| Fault::ProtocolError(format!("a conversation can't be cut: {e}")))?;
             self.kept[oldest].tokens.clear();
         }
         Ok(())
@@ -195,7 +202,7 @@ impl<'m> LlamaDecoder<'m> {
         let end = u32::try_from(common).ok();
         let (from, to) = (number_i32(longest), number_i32(self.current));
         let copied = self.context.copy_kv_cache_seq(from, to, Some(0), end);
-        copied.map_err(|e| Fault::Broken(format!("a beginning can't be shared: {e}")))?;
+        copied.map_err(|e| Fault::ProtocolError(format!("a beginning can't be shared: {e}")))?;
         let shared = self.kept[longest].tokens[..common].to_vec();
         self.kept[self.current].tokens = shared;
         Ok(())
@@ -212,7 +219,7 @@ impl LlamaDecoder<'_> {
         sums: &mut [f32],
     ) -> Result<(), Fault> {
         let broken = |e: &dyn std::fmt::Display| {
-            Fault::Broken(format!("llama.cpp could not score labels: {e}"))
+            Fault::ProtocolError(format!("llama.cpp could not score labels: {e}"))
         };
         self.make_room(some.iter().map(|&n| all[n].len()).sum())?;
         self.batch.clear();
@@ -281,12 +288,12 @@ impl Decoder for LlamaDecoder<'_> {
             let last = n + 1 == tokens.len();
             self.batch
                 .add(token(read), at, &[sequence], last)
-                .map_err(|e| Fault::Broken(format!("too much in one step: {e}")))?;
+                .map_err(|e| Fault::ProtocolError(format!("too much in one step: {e}")))?;
         }
         if let Err(error) = self.context.decode(&mut self.batch) {
             // an aborted step may have left a part of itself
             self.forget_from(first)?;
-            return Err(Fault::Broken(format!("llama.cpp could not go on: {error}")));
+            return Err(Fault::ProtocolError(format!("llama.cpp could not go on: {error}")));
         }
         self.kept[self.current].tokens.extend_from_slice(tokens);
         let row = self.batch.n_tokens() - 1;
@@ -312,7 +319,7 @@ impl Decoder for LlamaDecoder<'_> {
             let read = self.branches(some, all, &mut sums);
             for branch in KEPT..SEQUENCES {
                 let cleared = self.context.clear_kv_cache_seq(Some(branch), None, None);
-                cleared.map_err(|e| Fault::Broken(format!("a branch can't be cut: {e}")))?;
+                cleared.map_err(|e| Fault::ProtocolError(format!("a branch can't be cut: {e}")))?;
             }
             read?;
         }

@@ -35,11 +35,11 @@ pub(super) struct Loaded {
 /// Loads the file after it was checked.
 ///
 /// # Errors
-/// [`Fault::Away`] that says what is wrong and what to do.
+/// [`Fault::Unavailable`] that says what is wrong and what to do.
 pub(super) fn load(backend: &LlamaBackend, options: &GgufOptions) -> Result<Loaded, Fault> {
     let path = &options.path;
     let shown = path.display();
-    let away = |message: String| Fault::Away(message);
+    let away = |message: String| Fault::unavailable(message);
     room::for_context(options.context_tokens)?;
     let bytes = std::fs::metadata(path)
         .map_err(|e| away(format!("the model file {shown} can't be read: {e}")))?
@@ -59,10 +59,10 @@ fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault
     let mut magic = [0_u8; 4];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
     if read.is_err() || &magic != b"GGUF" {
-        return Err(Fault::Away(format!("{shown} is no GGUF file")));
+        return Err(Fault::unavailable(format!("{shown} is no GGUF file")));
     }
     let file = GgufContext::from_file(path)
-        .ok_or_else(|| Fault::Away(format!("the GGUF head of {shown} is damaged")))?;
+        .ok_or_else(|| Fault::unavailable(format!("the GGUF head of {shown} is damaged")))?;
     let number = |key: &str| -> Option<u64> {
         let at = file.find_key(key);
         // 4 is the format's number for a 32-bit unsigned integer
@@ -118,7 +118,7 @@ pub(super) fn describe(
             json_schema: true,
             streaming: true,
             logprobs: true,
-            talents: vec![skill::GENERATE.to_owned(), skill::CLASSIFY.to_owned()],
+            skills: vec![skill::GENERATE.to_owned(), skill::CLASSIFY.to_owned()],
             ..Capabilities::default()
         },
         inference_settings: InferenceSettings::default(),

@@ -37,7 +37,7 @@ pub struct GgufOptions {
 /// Loads a model and measures it; takes from tens of milliseconds to seconds.
 ///
 /// # Errors
-/// [`Fault::Away`] says what is wrong with the file, the machine's memory or the options.
+/// [`Fault::Unavailable`] says what is wrong with the file, the machine's memory or the options.
 pub async fn open(options: GgufOptions) -> Result<OnThread, Fault> {
     OnThread::open(move |line| decoder::run(options, line)).await
 }

@@ -86,7 +86,9 @@ impl Onnx {
             let room = if folder.shared { capacity } else { 0 };
             let buffers = (0..folder.layers).map(|_| buffers(&session, &folder, room));
             let buffers = buffers.collect::<ort::Result<_>>().map_err(|e| {
-                Fault::Away(format!("there is no room for a context of {capacity} tokens: {e}"))
+                Fault::unavailable(format!(
+                    "there is no room for a context of {capacity} tokens: {e}"
+                ))
             })?;
             made.push(Prefix { tokens: Vec::new(), buffers, used: 0 });
         }
@@ -233,7 +235,7 @@ fn buffers(session: &Session, folder: &Folder, capacity: usize) -> ort::Result<[
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands on")]
 fn broken(error: ort::Error) -> Fault {
-    Fault::Broken(format!("ONNX Runtime could not go on: {error}"))
+    Fault::ProtocolError(format!("ONNX Runtime could not go on: {error}"))
 }
 
 impl Decoder for Onnx {
@@ -266,7 +268,7 @@ impl Decoder for Onnx {
         let wrong = tokens.iter().find(|&&token| token >= self.vocabulary.size());
         if tokens.is_empty() || past + tokens.len() > self.capacity || wrong.is_some() {
             let n = tokens.len();
-            return Err(Fault::Broken(format!("{n} tokens can't be read behind {past}")));
+            return Err(Fault::ProtocolError(format!("{n} tokens can't be read behind {past}")));
         }
         self.step_through(tokens).map_err(broken)?;
         self.prefixes[self.current].tokens.extend_from_slice(tokens);
@@ -336,10 +338,14 @@ mod tests {
         model.read(&[3]).unwrap();
         let expected = model.logits().to_vec();
         for wrong in [&[size][..], &[1, u32::MAX], &[], &[1; 14], &[1; 100]] {
-            assert!(matches!(model.read(wrong), Err(Fault::Broken(_))), "{} tokens", wrong.len());
+            assert!(
+                matches!(model.read(wrong), Err(Fault::ProtocolError(_))),
+                "{} tokens",
+                wrong.len()
+            );
         }
         model.read(&[4; 13]).unwrap();
-        assert!(matches!(model.read(&[4]), Err(Fault::Broken(_))), "beyond its room");
+        assert!(matches!(model.read(&[4]), Err(Fault::ProtocolError(_))), "beyond its room");
         model.forget(14).unwrap();
         model.read(&[3]).unwrap();
         let apart = model.logits().iter().zip(&expected).map(|(a, b)| (a - b).abs());

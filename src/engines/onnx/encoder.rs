@@ -98,7 +98,7 @@ impl Encoder {
     /// Opens the folder.
     ///
     /// # Errors
-    /// [`Fault::Away`] that says what is wrong and what to do.
+    /// [`Fault::Unavailable`] that says what is wrong and what to do.
     pub(super) fn load(options: &OnnxOptions) -> Result<Encoder, Fault> {
         let files = FolderFiles::read(&options.path, MODEL)?;
         let memory_bytes = files.bytes() + WORK_BYTES;
@@ -122,7 +122,7 @@ impl Encoder {
                 context_tokens: u32::try_from(longest).unwrap_or(u32::MAX),
                 modalities: vec!["text".to_owned()],
                 embeddings: true,
-                talents: vec![skill::CLASSIFY.to_owned(), skill::EMBED.to_owned()],
+                skills: vec![skill::CLASSIFY.to_owned(), skill::EMBED.to_owned()],
                 ..Capabilities::default()
             },
             inference_settings: InferenceSettings::default(),
@@ -155,7 +155,7 @@ impl Encoder {
                 batch.iter().map(|text| self.tokens(text)).collect::<Result<_, _>>()?;
             count += tokens.iter().map(Vec::len).sum::<usize>();
             let read = self.read(&tokens).map_err(|error| {
-                Fault::Broken(format!("ONNX Runtime could not read a text: {error}"))
+                Fault::ProtocolError(format!("ONNX Runtime could not read a text: {error}"))
             })?;
             vectors.extend(read);
         }
@@ -163,7 +163,8 @@ impl Encoder {
     }
 
     fn tokens(&self, text: &str) -> Result<Vec<u32>, Fault> {
-        let unfit = |message| Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+        let unfit =
+            |message| Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)));
         let tokens = match self.tokenizer.encode_fast(text, true) {
             Ok(encoded) => encoded.get_ids().to_vec(),
             Err(error) => return unfit(format!("it can't be tokenized: {error}")),
@@ -239,7 +240,10 @@ impl Encoder {
             let said = learned.classifier.as_ref().zip(vectors.first());
             let said = said.map(|(classifier, vector)| classifier.probabilities(vector));
             let said = said.and_then(|said| Classification::of(labels, &said));
-            Ok((said.ok_or_else(|| Fault::Broken("there are no labels".to_owned()))?, tokens))
+            Ok((
+                said.ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?,
+                tokens,
+            ))
         });
         self.sets.keep(labels, learned);
         result
@@ -276,11 +280,11 @@ impl EngineModel for Encoder {
             Format::Embedding => {
                 let (vectors, tokens) = self.embed(&texts, stop)?;
                 let text = serde_json::to_string(&vectors);
-                (text.map_err(|e| Fault::Broken(e.to_string()))?, tokens, None)
+                (text.map_err(|e| Fault::ProtocolError(e.to_string()))?, tokens, None)
             }
             Format::Text | Format::Json | Format::Schema(_) => {
                 let message = "this model classifies and embeds; it does not write";
-                return Err(Fault::Unfit(Refusal::field(Code::Incapable, "format", message)));
+                return Err(Fault::Rejected(Refusal::field(Code::Incapable, "format", message)));
             }
         };
         out.write_blocking(text).map_err(|_| Fault::Cancelled)?;
@@ -294,7 +298,7 @@ impl EngineModel for Encoder {
 
     fn read_text(&mut self, _text: &str) -> Result<PromptProgress, Fault> {
         let message = "an encoder expects no next token";
-        Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)))
+        Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)))
     }
 }
 
@@ -313,7 +317,7 @@ fn unit<'v>(rows: impl Iterator<Item = &'v [f32]>, width: usize) -> Vec<f32> {
 fn tokenizer(path: &Path) -> Result<Tokenizer, Fault> {
     let shown = path.display();
     let away = |e: &dyn std::fmt::Display| {
-        Fault::Away(format!("the tokenizer {shown} can't be read: {e}"))
+        Fault::unavailable(format!("the tokenizer {shown} can't be read: {e}"))
     };
     let mut tokenizer = Tokenizer::from_file(path).map_err(|e| away(&e))?;
     tokenizer.with_truncation(None).map_err(|e| away(&e))?;
@@ -336,7 +340,7 @@ fn pooling(files: &FolderFiles) -> Result<Pooling, Fault> {
     match (on("pooling_mode_mean_tokens"), on("pooling_mode_cls_token")) {
         (true, false) => Ok(Pooling::Mean),
         (false, true) => Ok(Pooling::First),
-        _ => Err(Fault::Away(format!(
+        _ => Err(Fault::unavailable(format!(
             "{} asks for a pooling that is not supported, only mean or first token are",
             path.display()
         ))),
@@ -346,7 +350,7 @@ fn pooling(files: &FolderFiles) -> Result<Pooling, Fault> {
 /// Whether the graph can be driven: whether it wants types, and which output is read.
 fn check_graph(files: &FolderFiles, session: &Session) -> Result<(bool, String), Fault> {
     let refuse = |why: String| {
-        Err(Fault::Away(format!("the graph {} can't be used: {why}", files.graph.display())))
+        Err(Fault::unavailable(format!("the graph {} can't be used: {why}", files.graph.display())))
     };
     let mut types = false;
     for input in session.inputs() {

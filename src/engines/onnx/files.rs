@@ -46,10 +46,10 @@ impl FolderFiles {
     /// Reads where the weights come from.
     ///
     /// # Errors
-    /// [`Fault::Away`] that names what is not there or can't be read.
+    /// [`Fault::Unavailable`] that names what is not there or can't be read.
     pub(super) fn read(path: &Path, graph: &str) -> Result<FolderFiles, Fault> {
         if !path.is_dir() {
-            return Err(Fault::Away(format!("there is no model folder {}", path.display())));
+            return Err(Fault::unavailable(format!("there is no model folder {}", path.display())));
         }
         let origin = json(&path.join(ORIGIN))?.map(serde_json::from_value::<Origin>).transpose();
         let origin = origin.map_err(|e| damaged(&path.join(ORIGIN), &e))?.unwrap_or_default();
@@ -66,7 +66,7 @@ impl FolderFiles {
     /// graph as they are.
     ///
     /// # Errors
-    /// [`Fault::Away`] that names the file that can't be read.
+    /// [`Fault::Unavailable`] that names the file that can't be read.
     pub(super) fn digest(&self) -> Result<String, Fault> {
         let recorded = self.origin.sha256.iter().find(|(name, _)| is_weights(name));
         if let Some((_, digest)) = recorded {
@@ -82,7 +82,7 @@ impl FolderFiles {
     /// Looks whether everything but the weights is what was written.
     ///
     /// # Errors
-    /// [`Fault::Away`] that names the file that has changed.
+    /// [`Fault::Unavailable`] that names the file that has changed.
     pub(super) fn verify(&self) -> Result<(), Fault> {
         self.verify_files(|name| !is_weights(name))
     }
@@ -91,7 +91,7 @@ impl FolderFiles {
     /// nothing were wrong.
     ///
     /// # Errors
-    /// [`Fault::Away`] that names the file that has changed.
+    /// [`Fault::Unavailable`] that names the file that has changed.
     pub(super) fn verify_weights(&self) -> Result<(), Fault> {
         self.verify_files(is_weights)
     }
@@ -101,7 +101,7 @@ impl FolderFiles {
             let path = self.path.join(name);
             let found = sha256(&path).map_err(|e| damaged(&path, &e))?;
             if found != *expected {
-                return Err(Fault::Away(format!(
+                return Err(Fault::unavailable(format!(
                     "{} is not what was written: its SHA-256 has changed; convert the model again",
                     path.display()
                 )));
@@ -140,5 +140,5 @@ pub(super) fn json(path: &Path) -> Result<Option<Value>, Fault> {
 }
 
 pub(super) fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Fault {
-    Fault::Away(format!("{} can't be read: {error}", path.display()))
+    Fault::unavailable(format!("{} can't be read: {error}", path.display()))
 }

@@ -51,7 +51,7 @@ impl Folder {
     /// Reads everything but the weights.
     ///
     /// # Errors
-    /// [`Fault::Away`] that names the file and what is wrong with it.
+    /// [`Fault::Unavailable`] that names the file and what is wrong with it.
     pub(super) fn read(path: &Path) -> Result<Folder, Fault> {
         let files = FolderFiles::read(path, MODEL)?;
         let told = json(&path.join(CONFIG))?;
@@ -60,7 +60,7 @@ impl Folder {
             None => {
                 let own = json(&path.join(MODEL_CONFIG))?.ok_or_else(|| {
                     let shown = path.display();
-                    Fault::Away(format!("{shown} has neither {CONFIG} nor {MODEL_CONFIG}"))
+                    Fault::unavailable(format!("{shown} has neither {CONFIG} nor {MODEL_CONFIG}"))
                 })?;
                 (own.clone(), own)
             }
@@ -68,7 +68,7 @@ impl Folder {
         let size = |key: &str| {
             let n = decoder[key].as_u64().filter(|n| (1..=1 << 20).contains(n));
             let n = n.and_then(|n| usize::try_from(n).ok());
-            n.ok_or_else(|| Fault::Away(format!("{} does not say {key}", path.display())))
+            n.ok_or_else(|| Fault::unavailable(format!("{} does not say {key}", path.display())))
         };
         let heads = size("num_attention_heads")?;
         let head = size("head_size").or_else(|_| size("head_dim"));
@@ -125,7 +125,7 @@ fn template(
     let source = own.or_else(|| tokenizer["chat_template"].as_str().map(str::to_owned));
     let text = |token: Option<&str>| token.unwrap_or_default().to_owned();
     let template = source.map(|source| ChatTemplate::new(source, text(bos), text(eos)));
-    template.transpose().map_err(Fault::Away)
+    template.transpose().map_err(Fault::unavailable)
 }
 
 fn names(decoder: &Value) -> Names {

@@ -47,12 +47,12 @@ pub(super) fn run(mut options: OnnxOptions, line: EngineWorker) {
 /// Everything up to the first prompt.
 ///
 /// # Errors
-/// [`Fault::Away`] that says what is wrong and what to do.
+/// [`Fault::Unavailable`] that says what is wrong and what to do.
 pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault> {
     room::for_context(options.context_tokens)?;
     if !(1..=PREFIXES_MAX).contains(&options.prefixes) {
         let asked = options.prefixes;
-        return Err(Fault::Away(format!(
+        return Err(Fault::unavailable(format!(
             "{asked} prefixes are not possible, at least 1 and at most {PREFIXES_MAX}"
         )));
     }
@@ -69,7 +69,7 @@ pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault>
         });
         (open(&folder.files, runtime, options), vocabulary.join())
     });
-    let broken = |_| Fault::Broken("a thread of the loader has ended".to_owned());
+    let broken = |_| Fault::ProtocolError("a thread of the loader has ended".to_owned());
     let (opened, digest) = opened?;
     let vocabulary = vocabulary.map_err(broken)??;
     check_graph(&opened.session, &folder)?;
@@ -83,7 +83,7 @@ pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault>
 /// Checks the files and opens the graph; gives what names the weights as well.
 ///
 /// # Errors
-/// [`Fault::Away`] that says what is wrong.
+/// [`Fault::Unavailable`] that says what is wrong.
 pub(super) fn open(
     files: &FolderFiles,
     runtime: &OnnxRuntime,
@@ -110,7 +110,10 @@ fn needed_bytes(folder: &Folder, length: u32, prefixes: u32) -> u64 {
 /// Whether the graph is one that can be driven here.
 fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
     let refuse = |why: String| {
-        Err(Fault::Away(format!("the graph {} can't be used: {why}", folder.files.graph.display())))
+        Err(Fault::unavailable(format!(
+            "the graph {} can't be used: {why}",
+            folder.files.graph.display()
+        )))
     };
     let names = &folder.names;
     let mut wanted = vec![names.input_ids.clone(), names.attention_mask.clone()];
@@ -193,7 +196,7 @@ fn describe(
             json_schema: true,
             streaming: true,
             logprobs: true,
-            talents: vec![skill::GENERATE.to_owned(), skill::CLASSIFY.to_owned()],
+            skills: vec![skill::GENERATE.to_owned(), skill::CLASSIFY.to_owned()],
             ..Capabilities::default()
         },
         inference_settings: InferenceSettings::default(),

@@ -65,7 +65,7 @@ impl OnnxOptions {
 /// Loads a model and measures it; takes from tenths of a second to seconds.
 ///
 /// # Errors
-/// [`Fault::Away`] says what is wrong with the runtime, the folder, the machine's memory or the
+/// [`Fault::Unavailable`] says what is wrong with the runtime, the folder, the machine's memory or the
 /// options.
 pub async fn open(options: OnnxOptions) -> Result<OnThread, Fault> {
     OnThread::open(move |line| load::run(options, line)).await

@@ -35,7 +35,7 @@ pub(super) struct OnnxRuntime {
 /// Starts the runtime, or gives the one that runs: there is one in a process.
 ///
 /// # Errors
-/// [`Fault::Away`] that says where was looked, and what is wrong with what was found.
+/// [`Fault::Unavailable`] that says where was looked, and what is wrong with what was found.
 pub(super) fn start(asked: Option<&Path>) -> Result<&'static OnnxRuntime, Fault> {
     static RUNTIME: OnceLock<OnnxRuntime> = OnceLock::new();
     // the runtime refuses a second environment, so who comes at the same time waits for the first
@@ -45,9 +45,10 @@ pub(super) fn start(asked: Option<&Path>) -> Result<&'static OnnxRuntime, Fault>
         return Ok(runtime);
     }
     let path = find(asked)?;
-    check(&path).map_err(|why| Fault::Away(format!("{} is not loaded: {why}", path.display())))?;
+    check(&path)
+        .map_err(|why| Fault::unavailable(format!("{} is not loaded: {why}", path.display())))?;
     let broken = |e: &dyn std::fmt::Display| {
-        Fault::Away(format!("ONNX Runtime at {} can't be used: {e}", path.display()))
+        Fault::unavailable(format!("ONNX Runtime at {} can't be used: {e}", path.display()))
     };
     let builder = ort::init_from(&path).map_err(|e| broken(&e))?;
     let environment =
@@ -66,7 +67,7 @@ fn find(asked: Option<&Path>) -> Result<PathBuf, Fault> {
         // what was asked for by name is not replaced by something else
         let found = if path.is_dir() { in_folder(&path) } else { Some(path.clone()) };
         return found.filter(|path| path.is_file()).ok_or_else(|| {
-            Fault::Away(format!("there is no ONNX Runtime library at {}", path.display()))
+            Fault::unavailable(format!("there is no ONNX Runtime library at {}", path.display()))
         });
     }
     let program = std::env::current_exe().ok();
@@ -78,7 +79,7 @@ fn find(asked: Option<&Path>) -> Result<PathBuf, Fault> {
         .collect();
     folders.iter().find_map(|folder| in_folder(folder)).ok_or_else(|| {
         let looked: Vec<String> = folders.iter().map(|path| path.display().to_string()).collect();
-        Fault::Away(format!(
+        Fault::unavailable(format!(
             "there is no ONNX Runtime: no {NAME} in {}; name it with --runtime or $ORT_DYLIB_PATH",
             looked.join(", ")
         ))

@@ -45,7 +45,7 @@ pub(super) struct Opened {
 /// for this processor, if there is one.
 ///
 /// # Errors
-/// [`Fault::Away`] if a provider does not take it and no other may be tried.
+/// [`Fault::Unavailable`] if a provider does not take it and no other may be tried.
 pub(super) fn open(
     runtime: &OnnxRuntime,
     graph: &Path,
@@ -79,7 +79,7 @@ pub(super) fn open(
     }
     let hint = if options.fallback { "" } else { "; --fallback lets others be tried" };
     let runtime = "ONNX Runtime can't load the graph";
-    Err(Fault::Away(format!("{runtime}: {}{hint}", refused.join("; "))))
+    Err(Fault::unavailable(format!("{runtime}: {}{hint}", refused.join("; "))))
 }
 
 fn try_open(

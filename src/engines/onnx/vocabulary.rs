@@ -38,7 +38,7 @@ impl Vocabulary {
     /// answer, or `eos` if there are none.
     ///
     /// # Errors
-    /// [`Fault::Away`] if it can't be read or is of a kind that is not supported.
+    /// [`Fault::Unavailable`] if it can't be read or is of a kind that is not supported.
     pub(super) fn read(
         path: &Path,
         bos: Option<&str>,
@@ -46,7 +46,7 @@ impl Vocabulary {
         eos: Option<&str>,
     ) -> Result<Vocabulary, Fault> {
         let shown = path.display();
-        let away = |message: String| Fault::Away(message);
+        let away = |message: String| Fault::unavailable(message);
         let mut tokenizer = Tokenizer::from_file(path)
             .map_err(|e| away(format!("the tokenizer {shown} can't be read: {e}")))?;
         tokenizer.with_truncation(None).map_err(|e| away(format!("{shown}: {e}")))?;

@@ -82,7 +82,7 @@ impl<D: Decoder> EngineModel for Engine<D> {
     fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault> {
         if job.wants_tools() {
             let message = "this model calls no tools";
-            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "tools", message)));
+            return Err(Fault::Rejected(Refusal::field(Code::Incapable, "tools", message)));
         }
         self.decoder.begin(turn.stop);
         let result = match &job.format {
@@ -92,7 +92,7 @@ impl<D: Decoder> EngineModel for Engine<D> {
             }
             Format::Embedding => {
                 let message = "this model gives no embeddings";
-                Err(Fault::Unfit(Refusal::field(Code::Incapable, "format", message)))
+                Err(Fault::Rejected(Refusal::field(Code::Incapable, "format", message)))
             }
         };
         self.decoder.end();
@@ -100,10 +100,10 @@ impl<D: Decoder> EngineModel for Engine<D> {
     }
 
     fn read_text(&mut self, text: &str) -> Result<PromptProgress, Fault> {
-        let tokens = self.decoder.encode(text, false).map_err(Fault::Unfit)?;
+        let tokens = self.decoder.encode(text, false).map_err(Fault::Rejected)?;
         if tokens.is_empty() || tokens.len() >= self.length() {
             let message = format!("a text of {} tokens can't be read", tokens.len());
-            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)));
+            return Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)));
         }
         self.decoder.reuse(&[])?;
         let mut expected = Vec::with_capacity(tokens.len());
@@ -122,7 +122,7 @@ impl<D: Decoder> Engine<D> {
         calibration: Calibration,
     ) -> Engine<D> {
         facts.runtime.slots = decoder.kept().clamp(1, SLOTS);
-        facts.runtime.urgent_first = facts.runtime.slots > 1;
+        facts.runtime.preemptive = facts.runtime.slots > 1;
         let pacer = Pacer::default();
         Engine { decoder, facts, constraints: None, calibration, sets: Sets::default(), pacer }
     }
@@ -146,14 +146,14 @@ impl<D: Decoder> Engine<D> {
         turn: &mut Turn<'_>,
     ) -> Result<Usage, Fault> {
         let constraint = self.constrain(&job.format)?;
-        let prompt = self.decoder.tokens(&job.messages).map_err(Fault::Unfit)?;
+        let prompt = self.decoder.tokens(&job.messages).map_err(Fault::Rejected)?;
         self.check_length(prompt.len())?;
         let started = now();
         let cached = self.decoder.reuse(&prompt)?;
         let mut read = cached;
         while read < prompt.len() {
             if read > cached {
-                self.give_way(&prompt[..read], out, turn)?;
+                self.yield_to_urgent(&prompt[..read], out, turn)?;
             }
             let end = prompt.len().min(read + self.decoder.step());
             self.read_prompt(&prompt[read..end], Some((out, turn.stop)))?;
@@ -192,7 +192,7 @@ impl<D: Decoder> Engine<D> {
         let message = format!(
             "the prompt has {n} tokens and this model reads at most {most}, the answer included"
         );
-        Err(Fault::Unfit(Refusal::field(Code::Incapable, "prompt", message)))
+        Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)))
     }
 
     fn choose(
@@ -256,7 +256,7 @@ impl<D: Decoder> Engine<D> {
         let mut text = TextOut::new(job.sampling.stop.clone());
         let mut written = Written { finish: Finish::Length, tokens: 0, logprobs: Vec::new() };
         while written.tokens < most {
-            self.give_way(&conversation, out, turn)?;
+            self.yield_to_urgent(&conversation, out, turn)?;
             if turn.stop.load(Ordering::Relaxed) {
                 return Err(Fault::Cancelled);
             }
@@ -295,7 +295,7 @@ impl<D: Decoder> Engine<D> {
 
     /// Answers what is more urgent, then reads this conversation again as far as it was thrown out.
     /// What that takes counts as a pause.
-    fn give_way(
+    fn yield_to_urgent(
         &mut self,
         conversation: &[u32],
         out: &Out,
@@ -345,7 +345,7 @@ impl<D: Decoder> Engine<D> {
             None => sampler.choose(logits, |_| true),
             Some(allowed) => sampler.choose(logits, |token| allowed.is_allowed(token)),
         };
-        token.ok_or_else(|| Fault::Broken("no token can come next".to_owned()))
+        token.ok_or_else(|| Fault::ProtocolError("no token can come next".to_owned()))
     }
 }
 

@@ -20,8 +20,9 @@ pub(super) struct Constraint(Matcher);
 impl Factory {
     pub(super) fn new(trie: TokTrie) -> Result<Factory, Fault> {
         let environment = Arc::new(ApproximateTokEnv::new(trie));
-        let mut factory = ParserFactory::new_simple(&(environment as _))
-            .map_err(|e| Fault::Broken(format!("the vocabulary can't be constrained: {e}")))?;
+        let mut factory = ParserFactory::new_simple(&(environment as _)).map_err(|e| {
+            Fault::ProtocolError(format!("the vocabulary can't be constrained: {e}"))
+        })?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
         Ok(Factory(factory))
@@ -30,7 +31,7 @@ impl Factory {
     /// The rules that a format asks for; none for text.
     ///
     /// # Errors
-    /// [`Fault::Unfit`] if the schema can't be satisfied or is not understood.
+    /// [`Fault::Rejected`] if the schema can't be satisfied or is not understood.
     pub(super) fn constrain(&self, format: &Format) -> Result<Option<Constraint>, Fault> {
         let schema = match format {
             Format::Text | Format::Label(_) | Format::Embedding => return Ok(None),
@@ -43,7 +44,7 @@ impl Factory {
             None => Ok(Some(Constraint(matcher))),
             Some(error) => {
                 let message = format!("this schema can't be followed: {}", first_line(&error));
-                Err(Fault::Unfit(Refusal::field(Code::Invalid, "schema", message)))
+                Err(Fault::Rejected(Refusal::field(Code::Invalid, "schema", message)))
             }
         }
     }
@@ -53,14 +54,17 @@ impl Constraint {
     /// The tokens that may come next; the end of the answer is among them when it may end.
     pub(super) fn allowed(&mut self) -> Result<SimpleVob, Fault> {
         self.0.compute_mask_or_eos().map_err(|e| {
-            Fault::Broken(format!("the schema leads nowhere: {}", first_line(&e.to_string())))
+            Fault::ProtocolError(format!(
+                "the schema leads nowhere: {}",
+                first_line(&e.to_string())
+            ))
         })
     }
 
     /// Takes note of the token that came.
     pub(super) fn accept(&mut self, token: u32) -> Result<(), Fault> {
         self.0.consume_token(token).map_err(|e| {
-            Fault::Broken(format!("the schema was left: {}", first_line(&e.to_string())))
+            Fault::ProtocolError(format!("the schema was left: {}", first_line(&e.to_string())))
         })
     }
 

@@ -88,10 +88,10 @@ impl LearnedLabels {
         }
         ahead.extend(CONTENT_FREE.map(|text| (None, text.to_owned())));
         let tokens = labels.names().map(|name| decoder.encode(&answer(name), false));
-        let tokens: Vec<Vec<u32>> = tokens.collect::<Result<_, _>>().map_err(Fault::Unfit)?;
+        let tokens: Vec<Vec<u32>> = tokens.collect::<Result<_, _>>().map_err(Fault::Rejected)?;
         if tokens.iter().any(Vec::is_empty) {
             let message = "a label has no tokens in this model's vocabulary";
-            return Err(Fault::Unfit(Refusal::field(Code::Incapable, "labels", message)));
+            return Err(Fault::Rejected(Refusal::field(Code::Incapable, "labels", message)));
         }
         let of_label = vec![Mean::default(); tokens.len()];
         let labels = Arc::clone(labels);
@@ -180,7 +180,7 @@ impl<D: Decoder> Engine<D> {
         let (scores, prompt) = self.score(text, learned, asker)?;
         let probabilities = softmax(&learned.calibrate(self.calibration, &scores));
         let said = Classification::of(&learned.labels, &probabilities)
-            .ok_or_else(|| Fault::Broken("there are no labels".to_owned()))?;
+            .ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?;
         let chosen = learned.labels.names().position(|name| name == said.label);
         learned.add(chosen, &scores);
         Ok(Chosen { said, prompt })
@@ -194,7 +194,7 @@ impl<D: Decoder> Engine<D> {
         asker: (&Out, &AtomicBool),
     ) -> Result<(Vec<f32>, (usize, usize)), Fault> {
         let prompt = format!("{}{}", learned.head, question(text));
-        let prompt = self.decoder.encode(&prompt, true).map_err(Fault::Unfit)?;
+        let prompt = self.decoder.encode(&prompt, true).map_err(Fault::Rejected)?;
         let labels: usize = learned.tokens.iter().map(Vec::len).sum();
         self.check_length(prompt.len() + labels)?;
         let cached = self.decoder.reuse(&prompt)?;

@@ -87,20 +87,20 @@ pub(super) trait Decoder {
     /// and nothing else; says how much that is.
     ///
     /// # Errors
-    /// [`Fault::Broken`] if the cache can't be cut.
+    /// [`Fault::ProtocolError`] if the cache can't be cut.
     fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault>;
 
     /// Reads tokens behind those that are cached, at most [`Decoder::step`] of them; afterwards
     /// the logits are those that follow the last one.
     ///
     /// # Errors
-    /// [`Fault::Broken`] if the library fails; the cache is then as it was.
+    /// [`Fault::ProtocolError`] if the library fails; the cache is then as it was.
     fn read(&mut self, tokens: &[u32]) -> Result<(), Fault>;
 
     /// Forgets the last tokens that were read; what the logits are then is undefined.
     ///
     /// # Errors
-    /// [`Fault::Broken`] if the cache can't be cut.
+    /// [`Fault::ProtocolError`] if the cache can't be cut.
     fn forget(&mut self, last: usize) -> Result<(), Fault>;
 
     /// The natural logarithm of the probability that each of these texts comes next, given their
@@ -108,7 +108,7 @@ pub(super) trait Decoder {
     /// the last token read.
     ///
     /// # Errors
-    /// [`Fault::Broken`] if the library fails.
+    /// [`Fault::ProtocolError`] if the library fails.
     fn continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
         let first = log_probabilities(self.logits());
         let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
@@ -231,10 +231,10 @@ impl OnThread {
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || run(line))
-            .map_err(|e| Fault::Away(format!("no thread for the engine: {e}")))?;
+            .map_err(|e| Fault::unavailable(format!("no thread for the engine: {e}")))?;
         let context = is_ready
             .await
-            .map_err(|_| Fault::Away("the engine ended while it loaded".to_owned()))??;
+            .map_err(|_| Fault::unavailable("the engine ended while it loaded".to_owned()))??;
         Ok(OnThread { context, duty, work, thread: Some(thread) })
     }
 
@@ -242,7 +242,7 @@ impl OnThread {
     /// weights are compared.
     ///
     /// # Errors
-    /// [`Fault::Unfit`] if the text is empty or longer than the context.
+    /// [`Fault::Rejected`] if the text is empty or longer than the context.
     pub async fn read(&self, text: &str) -> Result<PromptProgress, Fault> {
         let (done, ended) = oneshot::channel();
         let work = EngineTask::Read { text: text.to_owned(), done };
@@ -255,7 +255,7 @@ impl OnThread {
         let (done, ended) = oneshot::channel();
         let stop = Stop(Arc::new(AtomicBool::new(false)));
         let stop_flag = Arc::clone(&stop.0);
-        let urgency = (job.class, now() + job.budget);
+        let urgency = (job.priority, now() + job.time_left);
         let prompt = Prompt { job: job.clone(), out: inner, stop: stop_flag, done, urgency };
         let work = EngineTask::Answer(Box::new(prompt));
         tokio::select! {

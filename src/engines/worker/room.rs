@@ -14,12 +14,12 @@ pub(in crate::backends) const WORK_BYTES: u64 = 48 * 1024 * 1024;
 /// Whether a context of this many tokens may be asked for.
 ///
 /// # Errors
-/// [`Fault::Away`] that names the bound.
+/// [`Fault::Unavailable`] that names the bound.
 pub(in crate::backends) fn for_context(tokens: u32) -> Result<(), Fault> {
     if (1..=CONTEXT_TOKENS_MAX).contains(&tokens) {
         return Ok(());
     }
-    Err(Fault::Away(format!(
+    Err(Fault::unavailable(format!(
         "a context of {tokens} tokens is not possible, at most {CONTEXT_TOKENS_MAX}"
     )))
 }
@@ -27,14 +27,14 @@ pub(in crate::backends) fn for_context(tokens: u32) -> Result<(), Fault> {
 /// Whether a model that needs this many bytes can be loaded.
 ///
 /// # Errors
-/// [`Fault::Away`] that says what is needed, what is free, and what to do.
+/// [`Fault::Unavailable`] that says what is needed, what is free, and what to do.
 pub(in crate::backends) fn for_model(path: &Path, needed: u64) -> Result<(), Fault> {
     // a machine that does not say is tried
     let free = memory::read().map_or(u64::MAX, |memory| memory.available);
     if needed <= free {
         return Ok(());
     }
-    Err(Fault::Away(format!(
+    Err(Fault::unavailable(format!(
         "the model {} needs {} MiB of memory and {} MiB are free; use a smaller model or a shorter \
          --context",
         path.display(),

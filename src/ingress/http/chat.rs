@@ -169,7 +169,8 @@ struct JsonSchema {
 pub(super) struct Wishes {
     id: Option<String>,
     deadline_ms: Option<Value>,
-    class: Option<Priority>,
+    #[serde(rename = "class")]
+    priority: Option<Priority>,
     mode: Option<Mode>,
     task: Option<String>,
     strategy: Option<Strategy>,
@@ -190,7 +191,7 @@ impl Wishes {
         Ok(Ask {
             id: self.id,
             deadline_ms: self.deadline_ms.as_ref().map(milliseconds).transpose()?,
-            class: self.class.or(Some(Priority::Interactive)),
+            priority: self.priority.or(Some(Priority::Interactive)),
             mode: self.mode,
             task: self.task,
             strategy: self.strategy,

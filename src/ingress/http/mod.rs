@@ -193,7 +193,7 @@ async fn ready(State(door): State<Arc<HttpInterface>>) -> Response {
         .map(|seen| {
             json!({
                 "server": seen.server,
-                "where": seen.reach.name(),
+                "where": seen.locality.name(),
                 "health": seen.health,
                 "model": seen.context,
             })
@@ -223,9 +223,9 @@ async fn metrics(State(door): State<Arc<HttpInterface>>) -> Result<impl IntoResp
     let servers = door.dispatch.backends().into_iter();
     let servers: Vec<_> = servers.map(|seen| (seen.server, seen.health == Health::Ready)).collect();
     let mqtt = door.line.as_ref().is_some_and(|line| *line.borrow() == ConnectionState::Up);
-    let strain = door.reading.borrow().strain;
+    let device_pressure = door.reading.borrow().device_pressure;
     let spent = door.dispatch.spending().by_span();
-    let text = door.metrics.text(door.dispatch.load(), &servers, mqtt, &strain, &spent);
+    let text = door.metrics.text(door.dispatch.load(), &servers, mqtt, &device_pressure, &spent);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(http::header::CONTENT_TYPE, kind)], text))
 }

@@ -143,16 +143,16 @@ fn event(data: &impl Serialize) -> Event {
 
 /// `GET /v1/models`
 pub(super) async fn models(State(door): State<Arc<HttpInterface>>) -> Json<Value> {
-    let card = |seen: BackendStatus| {
+    let profile = |seen: BackendStatus| {
         let context = seen.context?;
         Some(json!({
             "id": context.identification.name,
             "object": "model",
             "created": 0,
             "owned_by": context.identification.provider.clone().unwrap_or_else(|| seen.server.clone()),
-            "pilotlight": {"server": seen.server, "where": seen.reach.name(), "context": context},
+            "pilotlight": {"server": seen.server, "where": seen.locality.name(), "context": context},
         }))
     };
-    let data: Vec<Value> = door.dispatch.backends().into_iter().filter_map(card).collect();
+    let data: Vec<Value> = door.dispatch.backends().into_iter().filter_map(profile).collect();
     Json(json!({"object": "list", "data": data}))
 }

@@ -23,7 +23,7 @@ pub async fn tell(
     // ends with the service
     loop {
         let now = reading.borrow_and_update().clone();
-        let state = (now.strain.stage, now.strain.cause);
+        let state = (now.device_pressure.stage, now.device_pressure.cause);
         let payload = Bytes::from(health(&now, &dispatch).to_string());
         let message =
             Outgoing { topic: topic.clone(), payload, retain: true, ..Outgoing::default() };
@@ -32,7 +32,7 @@ pub async fn tell(
         last.replace(state);
         let changed = async {
             let is_news = |reading: &SensorReading| {
-                last != Some((reading.strain.stage, reading.strain.cause))
+                last != Some((reading.device_pressure.stage, reading.device_pressure.cause))
             };
             if reading.wait_for(is_news).await.is_err() {
                 std::future::pending::<()>().await;
@@ -50,7 +50,7 @@ pub async fn tell(
 fn health(reading: &SensorReading, dispatch: &Dispatch) -> Value {
     let mut value = reading.told();
     let (waiting, running) = dispatch.load();
-    let here = dispatch.backends().into_iter().filter(|seen| seen.reach == Locality::Device);
+    let here = dispatch.backends().into_iter().filter(|seen| seen.locality == Locality::Device);
     let rate = here.filter_map(|seen| seen.context?.runtime.decode_tokens_per_s).reduce(f64::max);
     value["waiting"] = json!(waiting);
     value["running"] = json!(running);

@@ -57,7 +57,7 @@ struct Return {
 enum AnswerStep {
     /// The reply is known and not yet out. Who asks under the same key from now on must get it
     /// anew: the one that goes out may be with its asker before the next request is looked at.
-    Answered { key: Option<Key>, keep: Option<Bytes>, reply: Bytes, back: Return, ticket: AckGuard },
+    Answered { key: Option<Key>, keep: Option<Bytes>, reply: Bytes, back: Return, ack: AckGuard },
     /// The reply is out: the requests may be acknowledged.
     Out(#[expect(dead_code, reason = "acknowledged when they are dropped")] Vec<AckGuard>),
 }
@@ -69,7 +69,7 @@ impl MqttInterface {
         inbox.close();
         // what was not looked at waits at the broker for the next start
         while let Ok(message) = inbox.try_recv() {
-            message.ticket.leave();
+            message.ack.leave();
         }
     }
 
@@ -87,12 +87,12 @@ impl MqttInterface {
                     self.received(message, &mut seen, &mut running);
                 }
                 Some(done) = running.join_next(), if !running.is_empty() => {
-                    if let Ok(AnswerStep::Answered { key, keep, reply, back, ticket }) = done {
-                        let mut tickets = vec![ticket];
+                    if let Ok(AnswerStep::Answered { key, keep, reply, back, ack }) = done {
+                        let mut acks = vec![ack];
                         if let Some(key) = key {
-                            tickets.extend(seen.ended(&key, keep));
+                            acks.extend(seen.ended(&key, keep));
                         }
-                        self.send(reply, back, tickets, &mut running);
+                        self.send(reply, back, acks, &mut running);
                     }
                 }
                 () = stop.cancelled(), if drain_until.is_none() => {
@@ -132,26 +132,26 @@ impl MqttInterface {
             Ok(read) => read,
             Err(refusal) => {
                 let id = id_of(&message);
-                return self.refuse(id, &refusal, back, message.ticket, running);
+                return self.refuse(id, &refusal, back, message.ack, running);
             }
         };
         let key = key_of(&message, &job, &asked.app, content);
-        let ticket = match &key {
-            None => message.ticket,
-            Some(key) => match seen.look(key, content, message.ticket) {
-                ReplayLookup::New(ticket) => ticket,
+        let ack = match &key {
+            None => message.ack,
+            Some(key) => match seen.look(key, content, message.ack) {
+                ReplayLookup::New(ack) => ack,
                 ReplayLookup::Runs => return,
-                ReplayLookup::Answered(reply, ticket) => {
-                    return self.send(reply, back, vec![ticket], running);
+                ReplayLookup::Answered(reply, ack) => {
+                    return self.send(reply, back, vec![ack], running);
                 }
-                ReplayLookup::Conflict(ticket) => {
+                ReplayLookup::Conflict(ack) => {
                     let message = "this id was used for another request; choose a new one";
                     let refusal = Refusal::field(Code::Conflict, "id", message);
-                    return self.refuse(job.key.clone(), &refusal, back, ticket, running);
+                    return self.refuse(job.key.clone(), &refusal, back, ack, running);
                 }
             },
         };
-        self.start(job, key, back, ticket, seen, running);
+        self.start(job, key, back, ack, seen, running);
     }
 
     /// Reads the payload; also says what it was, as a number, to tell requests apart.
@@ -187,7 +187,7 @@ impl MqttInterface {
         }
         let mut job = ask.check(&asked.app, &self.catalog)?;
         if let Some(expiry) = message.expiry {
-            job.budget = job.budget.min(expiry.max(Duration::from_millis(1)));
+            job.time_left = job.time_left.min(expiry.max(Duration::from_millis(1)));
         }
         let mut hash = DefaultHasher::new();
         (payload, &asked.task).hash(&mut hash);
@@ -199,7 +199,7 @@ impl MqttInterface {
         job: Job,
         key: Option<Key>,
         back: Return,
-        ticket: AckGuard,
+        ack: AckGuard,
         seen: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
@@ -210,7 +210,7 @@ impl MqttInterface {
                 if let Some(key) = key {
                     drop(seen.ended(&key, None));
                 }
-                self.refuse(id, &refusal, back, ticket, running);
+                self.refuse(id, &refusal, back, ack, running);
             }
             Ok(answer) => {
                 let (bus, metrics) = (self.bus.clone(), self.metrics.clone());
@@ -221,7 +221,7 @@ impl MqttInterface {
                     metrics.replied("mqtt", &reply);
                     let payload = encode(&reply);
                     let keep = (reply.status == Status::Ok).then(|| payload.clone());
-                    AnswerStep::Answered { key, keep, reply: payload, back, ticket }
+                    AnswerStep::Answered { key, keep, reply: payload, back, ack }
                 });
             }
         }
@@ -232,25 +232,25 @@ impl MqttInterface {
         id: Option<String>,
         refusal: &Refusal,
         back: Return,
-        ticket: AckGuard,
+        ack: AckGuard,
         running: &mut JoinSet<AnswerStep>,
     ) {
         let reply = Reply::refused(id, refusal);
         self.metrics.replied("mqtt", &reply);
-        self.send(encode(&reply), back, vec![ticket], running);
+        self.send(encode(&reply), back, vec![ack], running);
     }
 
     fn send(
         &self,
         reply: Bytes,
         back: Return,
-        tickets: Vec<AckGuard>,
+        acks: Vec<AckGuard>,
         running: &mut JoinSet<AnswerStep>,
     ) {
         let bus = self.bus.clone();
         running.spawn(async move {
             publish(&bus, reply, back).await;
-            AnswerStep::Out(tickets)
+            AnswerStep::Out(acks)
         });
     }
 }

@@ -47,20 +47,20 @@ pub(super) enum ReplayLookup {
 
 impl ReplayCache {
     /// Looks a key up, and notes it as running if it is not known.
-    pub(super) fn look(&mut self, key: &Key, content: u64, ticket: AckGuard) -> ReplayLookup {
+    pub(super) fn look(&mut self, key: &Key, content: u64, ack: AckGuard) -> ReplayLookup {
         match self.entries.get_mut(key) {
             None => {
                 let entry = ReplayEntry { content, state: ReplayState::Running(Vec::new()) };
                 self.entries.insert(key.clone(), entry);
-                ReplayLookup::New(ticket)
+                ReplayLookup::New(ack)
             }
-            Some(entry) if entry.content != content => ReplayLookup::Conflict(ticket),
-            Some(ReplayEntry { state: ReplayState::Running(tickets), .. }) => {
-                tickets.push(ticket);
+            Some(entry) if entry.content != content => ReplayLookup::Conflict(ack),
+            Some(ReplayEntry { state: ReplayState::Running(acks), .. }) => {
+                acks.push(ack);
                 ReplayLookup::Runs
             }
             Some(ReplayEntry { state: ReplayState::Answered(reply), .. }) => {
-                ReplayLookup::Answered(reply.clone(), ticket)
+                ReplayLookup::Answered(reply.clone(), ack)
             }
         }
     }
@@ -71,10 +71,10 @@ impl ReplayCache {
         let Some(entry) = self.entries.get_mut(key) else {
             return Vec::new();
         };
-        let ReplayState::Running(tickets) = &mut entry.state else {
+        let ReplayState::Running(acks) = &mut entry.state else {
             return Vec::new();
         };
-        let tickets = std::mem::take(tickets);
+        let acks = std::mem::take(acks);
         match keep.filter(|reply| reply.len() <= REPLAY_BYTES_MAX) {
             Some(reply) => {
                 self.bytes += reply.len();
@@ -86,7 +86,7 @@ impl ReplayCache {
                 self.entries.remove(key);
             }
         }
-        tickets
+        acks
     }
 
     /// Forgets the oldest answers until the bounds hold.

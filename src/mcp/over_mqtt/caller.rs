@@ -88,14 +88,14 @@ impl CallRouter {
     /// Waits until the line to the broker is up and a worker of this service is there.
     ///
     /// # Errors
-    /// [`Fault::Away`] if there is no such service, or the line has ended.
+    /// [`Fault::Unavailable`] if there is no such service, or the line has ended.
     pub async fn ready(&self, base: &str) -> Result<(), Fault> {
         let mut workers = {
             let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
             services.get(base).ok_or_else(|| unknown(base))?.workers.subscribe()
         };
         let mut line = self.bus.line();
-        let gone = |_| Fault::Away("the line to the broker has ended".to_owned());
+        let gone = |_| Fault::unavailable("the line to the broker has ended".to_owned());
         // each may go while the other is waited for
         while *line.borrow_and_update() != ConnectionState::Up
             || workers.borrow_and_update().is_empty()
@@ -136,7 +136,7 @@ impl CallRouter {
 }
 
 fn unknown(base: &str) -> Fault {
-    Fault::Away(format!("{base} is not subscribed to"))
+    Fault::unavailable(format!("{base} is not subscribed to"))
 }
 
 /// A client's transport to one service.

@@ -32,7 +32,7 @@ pub struct Worker {
     /// The line to the broker, of its own.
     pub bus: Bus,
     /// What answers.
-    pub shelf: Arc<dyn ModelHost>,
+    pub host: Arc<dyn ModelHost>,
     /// The service's topics.
     pub topics: ServiceTopics,
     /// Its name, unlike that of all other workers.
@@ -56,7 +56,7 @@ pub fn presence(topics: &ServiceTopics, name: &str) -> Presence {
 /// A call that is being served.
 struct IncomingCall {
     bus: Bus,
-    shelf: Arc<dyn ModelHost>,
+    host: Arc<dyn ModelHost>,
     worker: String,
     answer: String,
     mark: Bytes,
@@ -133,7 +133,7 @@ impl Worker {
         }
         Some(IncomingCall {
             bus: self.bus.clone(),
-            shelf: Arc::clone(&self.shelf),
+            host: Arc::clone(&self.host),
             worker: self.name.clone(),
             answer,
             mark,
@@ -161,7 +161,7 @@ impl IncomingCall {
         // it has been taken
         self.publish(Bytes::new()).await?;
         let (mut ours, theirs) = pair();
-        let behind = Arc::clone(&self.shelf);
+        let behind = Arc::clone(&self.host);
         let served = Box::pin(async move { serve(behind, theirs).await });
         let answers = async {
             if ours.send(JsonRpcMessage::Request(request)).await.is_err() {
