@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pilotlight::labels::Labels;
 use pilotlight::prompt::{Format, Job};
+
+use super::SOON;
 
 /// The tasks that there are prompts for.
 pub const TASKS: [&str; 3] = ["severity", "topic", "intent"];
@@ -34,7 +35,7 @@ pub fn labels(task: &str) -> Arc<Labels> {
 /// A text to be given one of these labels.
 pub fn label_job(text: &str, labels: &Arc<Labels>) -> Job {
     let format = Format::Label(Arc::clone(labels));
-    Job { format, ..Job::plain(text, Duration::from_secs(60)) }
+    Job { format, ..Job::plain(text, 2 * SOON) }
 }
 
 /// The folder of the converted encoder, if `scripts/test` has made it.
