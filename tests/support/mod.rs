@@ -11,6 +11,7 @@ pub mod mqtt;
 #[cfg(feature = "engine")]
 pub mod nearness;
 pub mod network;
+pub mod pace;
 pub mod reports;
 pub mod service;
 

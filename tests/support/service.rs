@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-use super::{PROGRAM, SOON};
+use super::{PROGRAM, SOON, pace};
 
 /// A running service; it is ended when this is dropped.
 pub struct Service {
@@ -62,6 +62,7 @@ impl Service {
 
     /// Starts the program and does not wait.
     pub fn launch(catalog: &Value, mqtt: &str, more: &[(&str, &str)]) -> Service {
+        pace::watch();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("mcp.json"), catalog.to_string()).unwrap();
         let (http, broker) = (free_port(), free_port());
@@ -127,7 +128,7 @@ impl Service {
     }
 
     /// Asks for an answer from the cloud alone; the end must come at the latest a second after the
-    /// deadline, and say what happened.
+    /// deadline (longer on a machine that has much else to do), and say what happened.
     pub async fn cloud_in_time(&self, prompt: &str, deadline_ms: u64) -> (u16, Value) {
         let began = Instant::now();
         let (status, answer) = self
@@ -137,7 +138,7 @@ impl Service {
             }))
             .await;
         let took = began.elapsed();
-        let most = Duration::from_millis(deadline_ms + 1000);
+        let most = Duration::from_millis(deadline_ms) + pace::stretched(Duration::from_secs(1));
         assert!(took < most, "{prompt:?} took {took:?}: {answer}");
         let is_told = status == 200 || answer["error"]["message"].is_string();
         assert!(is_told, "{prompt:?}: {status} {answer}");
