@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -88,7 +89,7 @@ impl Service {
 
     /// What `/readyz` says, if it says anything.
     pub async fn state(&self) -> Option<Value> {
-        let answer = client().get(self.url("/readyz")).send().await.ok()?;
+        let answer = ONE_BY_ONE.get(self.url("/readyz")).send().await.ok()?;
         answer.json().await.ok()
     }
 
@@ -146,7 +147,7 @@ impl Service {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        let answer = client().post(self.url(path)).json(body).send().await.unwrap();
+        let answer = ONE_BY_ONE.post(self.url(path)).json(body).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
@@ -182,9 +183,19 @@ pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }
 
-pub fn client() -> reqwest::Client {
+/// A client that opens a connection for each request, so that all tests can share it: an open one would
+/// belong to the runtime of the test that opened it. It is made once, for it reads the system's certificates.
+static ONE_BY_ONE: LazyLock<reqwest::Client> =
+    LazyLock::new(|| plain().pool_max_idle_per_host(0).build().unwrap());
+
+fn plain() -> reqwest::ClientBuilder {
     pilotlight::tls::install_provider();
-    reqwest::Client::builder().no_proxy().timeout(SOON).build().unwrap()
+    reqwest::Client::builder().no_proxy().timeout(SOON)
+}
+
+/// A client of a test's own, which keeps its connections.
+pub fn client() -> reqwest::Client {
+    plain().build().unwrap()
 }
 
 /// Runs the program to its end.
