@@ -12,6 +12,7 @@ use crate::support::pace::stretched;
 use crate::support::service::{Service, catalog, signal};
 use crate::support::storm;
 use futures::StreamExt;
+use pilotlight::limits::REST_MAX;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
@@ -375,7 +376,8 @@ async fn a_storm_of_faults_ends_every_request_in_time() {
         device.until("done", |state| state["running"] == 0).await;
         let body = json!({
             "model": "auto", "messages": [{"role": "user", "content": "well again"}],
-            "metadata": {"deadline_ms": "20000", "mode": "cloud-only"},
+            // one that has failed again and again is not tried before its rest is over
+            "metadata": {"deadline_ms": (2 * REST_MAX).as_millis().to_string(), "mode": "cloud-only"},
         });
         let (status, reply) = device.chat(body).await;
         assert_eq!(status, 200, "{what:?}: {reply}");
