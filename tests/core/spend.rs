@@ -324,10 +324,16 @@ fn catalog(url: &str, budget: &Value) -> Value {
     catalog
 }
 
+/// A client that opens a connection for each request and then closes it, so that every caller gets one of
+/// the service's. It is shared: it reads the system's certificates when it is made, and while a thousand did
+/// so the first connections passed the time for a request's head.
+fn many() -> reqwest::Client {
+    pilotlight::net::tls::install_provider();
+    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap()
+}
+
 /// Asks until the answer is not that there is no room.
-async fn ask_until_told(service: &Service) -> Value {
-    // each asks on a line of its own and leaves it, so that all come to be heard
-    let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+async fn ask_until_told(client: &reqwest::Client, service: &Service) -> Value {
     let far = json!({
         "model": "big", "messages": [{"role": "user", "content": "hello"}],
         "metadata": {"mode": "cloud-only", "deadline_ms": "60000"},
@@ -353,8 +359,8 @@ async fn a_thousand_at_once_pass_no_cap() {
     let catalog = catalog(&cloud.url, &json!({"usd_per_day": 50}));
     let service = Service::launch(&catalog, "off", &[]);
     service.ready_all().await;
-    pilotlight::net::tls::install_provider();
-    let asking = (0..1000).map(|_| ask_until_told(&service));
+    let client = many();
+    let asking = (0..1000).map(|_| ask_until_told(&client, &service));
     let replies = futures::future::join_all(asking).await;
     let paid = replies.iter().filter(|reply| reply["choices"].is_array()).count();
     assert_eq!((paid, cloud.asked().len()), (100, 100));
@@ -372,9 +378,10 @@ async fn a_sudden_end_forgets_nothing() {
     let place = [("PILOTLIGHT_STATE", state.path().to_str().unwrap())];
     let mut service = Service::launch(&catalog, "off", &place);
     service.ready_all().await;
-    ask_until_told(&service).await;
-    ask_until_told(&service).await;
-    let asking = futures::future::join_all((0..4).map(|_| ask_until_told(&service)));
+    let client = many();
+    ask_until_told(&client, &service).await;
+    ask_until_told(&client, &service).await;
+    let asking = futures::future::join_all((0..4).map(|_| ask_until_told(&client, &service)));
     tokio::select! {
         _ = asking => panic!("a cloud that hangs has answered"),
         () = async {
@@ -397,7 +404,8 @@ async fn a_sudden_end_forgets_nothing() {
     let catalog = self::catalog(&cloud.url, &json!({"usd_per_day": 4}));
     let service = Service::launch(&catalog, "off", &place);
     service.ready_all().await;
-    let replies = futures::future::join_all((0..5).map(|_| ask_until_told(&service))).await;
+    let asking = (0..5).map(|_| ask_until_told(&client, &service));
+    let replies = futures::future::join_all(asking).await;
     let paid = replies.iter().filter(|reply| reply["choices"].is_array()).count();
     assert_eq!((paid, cloud.asked().len()), (2, 2), "{replies:?}");
 }

@@ -395,12 +395,12 @@ async fn a_prompt_on_mqtt_is_answered_by_the_engine_that_was_asked() {
     });
     let service = Service::start(&catalog).await;
     let state = service
-        .until("both ready", |state| {
-            let ready = |name: &str| {
+        .until("both ready, and the other at rest", |state| {
+            let is = |name: &str, health: &str| {
                 let servers = state["servers"].as_array().unwrap();
-                servers.iter().any(|s| s["server"] == name && s["health"]["state"] == "ready")
+                servers.iter().any(|s| s["server"] == name && s["health"]["state"] == health)
             };
-            ready("local") && ready("onnx")
+            is("local", "ready") && is("onnx", "ready") && is("lost", "resting")
         })
         .await;
     let lost = state["servers"].as_array().unwrap().iter().find(|s| s["server"] == "lost").unwrap();

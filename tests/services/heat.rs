@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use crate::support::PROGRAM;
 use crate::support::mqtt::App;
 use crate::support::service::{Service, catalog};
-use crate::support::{PROGRAM, SOON};
 use serde_json::{Value, json};
 
 const ZONE: &str = "sys/class/thermal/thermal_zone0";
@@ -123,7 +123,7 @@ async fn a_model_is_unloaded_for_want_of_memory_and_comes_back() {
     assert!(explained(&reply).1, "{reply}");
     memory(2000);
     // it opens after half a minute of plenty
-    service.until_within(3 * SOON, "back", |state| !is_down(state)).await;
+    service.until("back", |state| !is_down(state)).await;
     assert_eq!(app.ask("app", "three").await["source"]["server"], "local");
 }
 

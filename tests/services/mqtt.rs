@@ -337,7 +337,7 @@ async fn the_broker_comes_late_and_goes_in_between() {
     let mut app = App::of(port, "app").await;
     assert_eq!(app.ask("app", "one").await["status"], "ok");
     // the broker loses everything while an answer is being made: the answer waits in the outbox
-    let slow = json!({"id": "s", "prompt": "/tokens=20 /delay-us=50000 x"}).to_string();
+    let slow = json!({"id": "s", "prompt": "/tokens=20 /delay-us=200000 x"}).to_string();
     app.send("pilotlight/dev/request/app", slow, PublishProperties::default()).await;
     service.until("running", |state| state["running"] == 1).await;
     broker.child.kill().await.unwrap();

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use crate::support::cloud::{Act, Cloud, answer, ending, entry, head, piece};
 use crate::support::figures::memory;
 use crate::support::mqtt::{App, Gate, Mosquitto};
+use crate::support::pace::stretched;
 use crate::support::service::{Service, catalog, signal};
 use crate::support::storm;
 use futures::StreamExt;
+use pilotlight::limits::REST_MAX;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
@@ -122,6 +124,7 @@ async fn capacity_grows_with_the_workers() {
     let broker = Mosquitto::start().await;
     let device = device(broker.port);
     let mut app = App::of(broker.port, "app").await;
+    let mut presence = App::connect(broker.port, "presence", &[&format!("{TOPIC}/worker/+")]).await;
     let mut workers = Vec::new();
     let mut took = BTreeMap::new();
     for count in [1, 2, 4] {
@@ -133,11 +136,14 @@ async fn capacity_grows_with_the_workers() {
             catalog["pilotlight"]["mqtt"] = json!({"serve": TOPIC});
             let worker = Service::launch(&catalog, &at(broker.port), &[]);
             worker.ready().await;
+            // it has said that it is there
+            let said: Value = serde_json::from_slice(&presence.next().await.payload).unwrap();
+            assert_eq!(said["state"], "online");
             workers.push(worker);
         }
         device.ready_all().await;
-        // the workers have said that they are there
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        // and the device has heard it too
+        tokio::time::sleep(stretched(Duration::from_millis(300))).await;
         let began = Instant::now();
         for _ in 0..24 {
             send(&app, far("/tokens=5 /delay-us=20000", 20_000)).await;
@@ -164,7 +170,8 @@ async fn another_worker_takes_over() {
     let first = worker(broker.port, "w1");
     device.ready_all().await;
     let mut app = App::of(broker.port, "app").await;
-    send(&app, far("/tokens=20 /delay-us=50000", 20_000)).await;
+    // it lasts until the second worker is there
+    send(&app, far("/tokens=20 /delay-us=250000", 60_000)).await;
     busy(&first).await;
     let second = worker(broker.port, "w2");
     second.ready().await;
@@ -208,16 +215,19 @@ async fn whatever_breaks_is_told_in_time() {
             }
             _ => {
                 broker.child.kill().await.unwrap();
+                near.shut();
                 let port = broker.port;
                 let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\n");
                 broker = Mosquitto::with(port, &config).await;
-                // the asker's subscription went with the broker
+                // the asker's subscription went with the broker, which keeps no reply for it
                 app = App::of(port, "app").await;
+                near.open();
             }
         }
         let reply = app.reply().await;
         let took = began.elapsed();
-        assert!(took < Duration::from_millis(4_500), "{what}: {took:?} {reply}");
+        let most = Duration::from_secs(3) + stretched(Duration::from_millis(1_500));
+        assert!(took < most, "{what}: {took:?} {reply}");
         assert_ne!(reply["status"], "ok", "{what}: {reply}");
         println!("{what}");
         app.stays_silent().await;
@@ -345,9 +355,10 @@ async fn a_storm_of_faults_ends_every_request_in_time() {
             let prompt = asked.body["messages"][0]["content"].as_str().unwrap().to_owned();
             *paid.entry(prompt).or_default() += 1;
         }
+        let most = Duration::from_millis(1_500) + stretched(Duration::from_secs(1));
         let mut answered = 0;
         for (prompt, status, reply, took) in ends {
-            assert!(took < Duration::from_millis(2_500), "{what:?}: {took:?} {reply}");
+            assert!(took < most, "{what:?}: {took:?} {reply}");
             let attempts =
                 reply["pilotlight"]["decision"]["attempts"].as_array().map_or(0, Vec::len);
             let paid = paid.get(&prompt).copied().unwrap_or_default();
@@ -365,7 +376,8 @@ async fn a_storm_of_faults_ends_every_request_in_time() {
         device.until("done", |state| state["running"] == 0).await;
         let body = json!({
             "model": "auto", "messages": [{"role": "user", "content": "well again"}],
-            "metadata": {"deadline_ms": "20000", "mode": "cloud-only"},
+            // one that has failed again and again is not tried before its rest is over
+            "metadata": {"deadline_ms": (2 * REST_MAX).as_millis().to_string(), "mode": "cloud-only"},
         });
         let (status, reply) = device.chat(body).await;
         assert_eq!(status, 200, "{what:?}: {reply}");

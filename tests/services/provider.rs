@@ -12,6 +12,7 @@ use crate::support::failures::failures;
 use crate::support::figures::memory;
 #[cfg(feature = "embedded-broker")]
 use crate::support::mqtt::App;
+use crate::support::pace::stretched;
 use crate::support::service::{Service, program};
 use crate::support::storm;
 use futures::StreamExt;
@@ -205,7 +206,8 @@ async fn who_stops_reading_closes_the_line() {
     let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
     assert_eq!(chunks.recv().await.unwrap().text, "word ");
     drop(chunks);
-    let ended = tokio::time::timeout(Duration::from_secs(5), answer).await.unwrap().unwrap();
+    let ended =
+        tokio::time::timeout(stretched(Duration::from_secs(5)), answer).await.unwrap().unwrap();
     assert_eq!(ended.unwrap_err(), Fault::Cancelled);
 }
 
@@ -222,7 +224,8 @@ async fn who_stops_reading_is_noticed_in_the_middle_of_silence() {
     let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
     assert_eq!(chunks.recv().await.unwrap().text, "word ");
     drop(chunks);
-    let ended = tokio::time::timeout(Duration::from_secs(5), answer).await.unwrap().unwrap();
+    let ended =
+        tokio::time::timeout(stretched(Duration::from_secs(5)), answer).await.unwrap().unwrap();
     assert_eq!(ended.unwrap_err(), Fault::Cancelled);
 }
 
@@ -331,7 +334,8 @@ async fn a_failing_cloud_falls_back_or_is_told_in_time() {
 
     let began = std::time::Instant::now();
     let none = app.ask("app", asks("cloud-only")).await;
-    assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+    let most = Duration::from_millis(1500) + stretched(Duration::from_secs(1));
+    assert!(began.elapsed() < most, "{:?}", began.elapsed());
     assert_ne!(none["status"], "ok", "{none}");
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pilotlight::model::generate::{Fault, Finish, Generate, Usage, channel};
 use pilotlight::request::format::Format;
@@ -33,7 +32,7 @@ pub const SCRIPTED: Prompts = Prompts {
 
 pub fn job(prompt: &str, max_tokens: u32) -> Job {
     let sampling = Sampling { max_tokens: Some(max_tokens), seed: Some(1), ..Sampling::default() };
-    Job { sampling, ..Job::plain(prompt, Duration::from_secs(60)) }
+    Job { sampling, ..Job::plain(prompt, 2 * SOON) }
 }
 
 /// Runs a job to its end and checks that its pieces come in order and are all there.

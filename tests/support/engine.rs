@@ -80,8 +80,11 @@ pub async fn the_more_urgent_goes_first(model: &dyn Generate) {
     // batches of another shape change the last bits: other words, as likely
     let (with, without) = (likely(&usage), likely(&alone));
     assert!((with - without).abs() < 0.35, "{with} instead of {without} a token");
-    // the time of the others is not its own
-    assert!(usage.decode_ms < 3.0 * alone.decode_ms, "{} and {}", usage.decode_ms, alone.decode_ms);
+    // the time of the others is not its own; alone it is measured before and after, for the machine may
+    // have become slower
+    let (_, after) = run(model, &long).await.unwrap();
+    let alone_ms = alone.decode_ms.max(after.decode_ms);
+    assert!(usage.decode_ms < 3.0 * alone_ms, "{} and {alone_ms}", usage.decode_ms);
 }
 
 pub async fn a_shared_prefix_is_read_once(model: &dyn Generate) {

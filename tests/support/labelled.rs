@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pilotlight::request::format::Format;
 use pilotlight::request::job::Job;
 use pilotlight::request::labels::Labels;
+
+use super::SOON;
 
 /// The tasks that there are prompts for.
 pub const TASKS: [&str; 3] = ["severity", "topic", "intent"];
@@ -35,7 +36,7 @@ pub fn labels(task: &str) -> Arc<Labels> {
 /// A text to be given one of these labels.
 pub fn label_job(text: &str, labels: &Arc<Labels>) -> Job {
     let format = Format::Label(Arc::clone(labels));
-    Job { format, ..Job::plain(text, Duration::from_secs(60)) }
+    Job { format, ..Job::plain(text, 2 * SOON) }
 }
 
 /// The folder of the converted encoder, if `scripts/test` has made it.
