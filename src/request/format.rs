@@ -44,11 +44,11 @@ pub fn check(format: &Format, text: &str) -> Result<(), String> {
         Format::Json => None,
         Format::Schema(schema) => Some(schema),
     };
-    let value: Value = serde_json::from_str(text)
-        .map_err(|e| format!("it was asked for JSON and wrote something else: {e}"))?;
+    let value: Value =
+        serde_json::from_str(text).map_err(|e| format!("the answer is not valid JSON: {e}"))?;
     let Some(schema) = schema else { return Ok(()) };
     schema::fits(schema, &value)
-        .map_err(|place| format!("its JSON does not fit the schema at {place}"))
+        .map_err(|place| format!("the answer does not fit the schema at {place}"))
 }
 
 #[cfg(test)]

@@ -29,7 +29,8 @@ impl Labels {
         for (label, examples) in &self.examples {
             if label.trim().is_empty() || label.trim() != label || label.len() > NAME_BYTES_MAX {
                 return whole(format!(
-                    "{label:?} is no label: 1 to {NAME_BYTES_MAX} bytes, no blanks around it"
+                    "{label:?} is not a valid label: 1 to {NAME_BYTES_MAX} bytes, no surrounding \
+                     blanks"
                 ));
             }
             for (at, example) in examples.iter().enumerate() {
@@ -109,7 +110,7 @@ mod tests {
     fn bounds_are_told_with_their_place() {
         assert_eq!(labels(&[("hot", &["it burns"]), ("ok", &[])]).check(), Ok(()));
         assert!(labels(&[("hot", &[])]).check().unwrap_err().1.contains("1 labels"));
-        assert!(labels(&[("hot", &[]), (" ok", &[])]).check().unwrap_err().1.contains("no blanks"));
+        assert!(labels(&[("hot", &[]), (" ok", &[])]).check().unwrap_err().1.contains("blanks"));
         let (place, _) = labels(&[("hot", &["x", " "]), ("ok", &[])]).check().unwrap_err();
         assert_eq!(place, ".hot[1]");
         let long = "x".repeat(EXAMPLE_BYTES_MAX + 1);

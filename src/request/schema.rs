@@ -20,5 +20,5 @@ pub fn fits(schema: &Value, value: &Value) -> Result<(), String> {
 /// Why not.
 pub fn usable(schema: &Value) -> Result<(), String> {
     let made = jsonschema::validator_for(schema);
-    made.map(drop).map_err(|e| format!("is no JSON Schema that can be used: {e}"))
+    made.map(drop).map_err(|e| format!("is not a supported JSON Schema: {e}"))
 }

@@ -91,7 +91,7 @@ impl Tools {
                 return Err((at(n, "name"), message));
             }
             if self.offered[..n].iter().any(|other| other.name == tool.name) {
-                return Err((at(n, "name"), format!("{:?} is there twice", tool.name)));
+                return Err((at(n, "name"), format!("duplicate tool name {:?}", tool.name)));
             }
             let kind = tool.input_schema.get("type").and_then(Value::as_str);
             if kind != Some("object") {
@@ -119,27 +119,37 @@ impl Tools {
     /// What is wrong with them, without the model's own words.
     pub fn allow(&self, calls: &[ToolCall]) -> Result<(), String> {
         if calls.len() > TOOL_CALLS_MAX {
-            return Err(format!("it calls more than {TOOL_CALLS_MAX} tools at once"));
+            return Err(format!("the model made more than {TOOL_CALLS_MAX} calls at once"));
         }
         match (&self.choice, calls.len()) {
-            (ToolChoice::None, 1..) => return Err("it calls a tool and must not".to_owned()),
+            (ToolChoice::None, 1..) => {
+                return Err("the model called a tool although tool_choice is none".to_owned());
+            }
             (ToolChoice::Required | ToolChoice::Named(_), 0) => {
-                return Err("it had to call a tool and did not".to_owned());
+                return Err(
+                    "the model did not call a tool although tool_choice requires it".to_owned()
+                );
             }
             (_, 2..) if !self.parallel => {
-                return Err("it calls several tools at once and must not".to_owned());
+                return Err("the model made parallel calls although parallel_tool_calls is false"
+                    .to_owned());
             }
             _ => {}
         }
         for call in calls {
-            let tool = self.of(&call.name).ok_or("it calls a tool that was not offered")?;
+            let tool = self.of(&call.name).ok_or("the model called an unknown tool")?;
             if let ToolChoice::Named(wanted) = &self.choice
                 && wanted.name != tool.name
             {
-                return Err(format!("it had to call {} and calls another tool", wanted.name));
+                return Err(format!("the model did not call the required tool {}", wanted.name));
             }
             schema::fits(&tool.input_schema, &Value::Object(call.arguments.clone())).map_err(
-                |place| format!("its arguments for {} do not fit at {place}", tool.name),
+                |place| {
+                    format!(
+                        "the model's arguments for {} do not fit the schema at {place}",
+                        tool.name
+                    )
+                },
             )?;
         }
         Ok(())
@@ -206,7 +216,7 @@ mod tests {
         let auto = tools(json!("auto"), true);
         assert_eq!(auto.allow(&[]), Ok(()));
         assert_eq!(auto.allow(&[valve.clone(), siren.clone()]), Ok(()));
-        assert!(auto.allow(&[call("door", &json!({}))]).unwrap_err().contains("not offered"));
+        assert!(auto.allow(&[call("door", &json!({}))]).unwrap_err().contains("unknown tool"));
         let wrong = auto.allow(&[call("valve", &json!({"open": "secret"}))]).unwrap_err();
         assert!(wrong.contains("valve") && wrong.contains("/properties/open"), "{wrong}");
         assert!(!wrong.contains("secret"), "{wrong}");
