@@ -74,8 +74,7 @@ impl Scheduler {
 
     fn over(&self, span: Span) -> Refusal {
         let message = format!(
-            "the budget for answers that cost money is used up for this {}; see \
-             pilotlight.policy.budget",
+            "no paid model fits the budget of this {}; see pilotlight.policy.budget",
             span.name()
         );
         let hours = u64::from(self.books.now().left_of(span));
