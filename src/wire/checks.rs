@@ -45,7 +45,7 @@ pub(super) fn check_length(field: &str, text: &str, max: usize) -> Result<(), Re
 
 pub(super) fn check_schema(field: &str, schema: &Value) -> Result<(), Refusal> {
     if !schema.is_object() {
-        let message = "a JSON Schema is an object here";
+        let message = "must be a JSON object";
         return Err(Refusal::field(Code::Invalid, field, message));
     }
     let bytes = schema.to_string().len();

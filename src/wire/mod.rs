@@ -226,11 +226,11 @@ impl Ask {
         if strategy != Strategy::Single
             && !matches!(format, Format::Text | Format::Json | Format::Schema(_))
         {
-            let message = "is for text and JSON; labels have a margin instead";
+            let message = "applies to text and JSON only; for labels use margin";
             return Err(Refusal::field(Code::Invalid, "strategy", message));
         }
         if self.judge.is_some() && strategy != Strategy::Compare {
-            let message = "is for the strategy compare; name that as well";
+            let message = "requires \"strategy\": \"compare\"";
             return Err(Refusal::field(Code::Invalid, "judge", message));
         }
         Ok(Job {
@@ -304,8 +304,7 @@ impl Ask {
             Some(task) => Ok(Some(task)),
             None => {
                 let known: Vec<&str> = catalog.tasks.keys().map(String::as_str).collect();
-                let message =
-                    format!("no task is called {name:?}; there are: {}", known.join(", "));
+                let message = format!("unknown task {name:?}; tasks: {}", known.join(", "));
                 Err(Refusal::field(Code::Unknown, "task", message))
             }
         }
@@ -318,7 +317,7 @@ impl Ask {
     ) -> Result<Option<Cow<'_, Map<String, Value>>>, Refusal> {
         match (&self.input, task, &self.prompt) {
             (Some(_), None, _) => {
-                let message = "input is only for a task; name the task as well";
+                let message = "requires task";
                 Err(Refusal::field(Code::Invalid, "input", message))
             }
             (None, None, _) => Ok(None),
@@ -345,7 +344,7 @@ impl Ask {
                 user(task.render(input)?)
             }
             (_, _, _) => {
-                let message = "exactly one of prompt, messages or task (with input) is needed";
+                let message = "give exactly one of prompt, messages, or task (with input)";
                 return Err(Refusal::field(Code::Invalid, "prompt", message));
             }
         };
@@ -370,7 +369,7 @@ impl Ask {
                 Ok(Format::Schema(Arc::new(schema.clone())))
             }
             (Some(_), Some(AskFormat::Text | AskFormat::Embedding)) => {
-                let message = "a schema makes JSON; leave format out or say json";
+                let message = "schema implies JSON; omit format or set it to json";
                 Err(Refusal::field(Code::Invalid, "format", message))
             }
             (None, Some(AskFormat::Json)) => Ok(Format::Json),
@@ -386,7 +385,7 @@ impl Ask {
     fn labels_of(&self, task: Option<&Task>) -> Result<Option<Labels>, Refusal> {
         let own = self.labels.clone().map(|examples| Labels { examples, margin: 0.0 });
         let Some(labels) = own.or_else(|| task.and_then(Task::labels)) else {
-            let message = "margin is only for labels; name the labels as well";
+            let message = "requires labels";
             return match self.margin {
                 Some(_) => Err(Refusal::field(Code::Invalid, "margin", message)),
                 None => Ok(None),
@@ -394,7 +393,7 @@ impl Ask {
         };
         if self.schema.is_some() || self.format.is_some() {
             let field = if self.schema.is_some() { "schema" } else { "format" };
-            let message = "labels are answered with a label; leave this out";
+            let message = "cannot be combined with labels; remove it";
             return Err(Refusal::field(Code::Invalid, field, message));
         }
         check_range("margin", self.margin, 0.0, 1.0)?;
@@ -443,7 +442,7 @@ impl Ask {
         match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (false, None) => Ok(None),
             (false, Some(_)) => {
-                let message = "is only for a request with logprobs";
+                let message = "requires logprobs: true";
                 Err(Refusal::field(Code::Invalid, "top_logprobs", message))
             }
             (true, Some(top)) if top > TOP_LOGPROBS_MAX => {

@@ -25,12 +25,12 @@ impl Ask {
                 ("parallel_tool_calls", self.parallel_tool_calls.is_some()),
             ];
             return match alone.into_iter().find(|(_, is_there)| *is_there) {
-                Some((field, _)) => Err(invalid(field, "is only for a request with tools")),
+                Some((field, _)) => Err(invalid(field, "requires tools")),
                 None => Ok(None),
             };
         };
         if !matches!(format, Format::Text | Format::Json | Format::Schema(_)) {
-            return Err(invalid("tools", "are for text and JSON, not for labels or vectors"));
+            return Err(invalid("tools", "cannot be combined with labels or embeddings"));
         }
         for (n, tool) in offered.iter().enumerate() {
             check_schema(&format!("tools[{n}].input_schema"), &tool.input_schema)?;
@@ -60,20 +60,20 @@ fn check_turns(messages: &[Message]) -> Result<(), Refusal> {
         match (&message.tool_call_id, message.role) {
             (Some(id), Role::Tool) => {
                 let Some(place) = open.iter().position(|call| call == id) else {
-                    let says = "names no call of the message before it, or one answered already";
+                    let says = "does not match an open tool call of the preceding message";
                     return Err(invalid(&at("tool_call_id"), says));
                 };
                 open.swap_remove(place);
             }
             (None, Role::Tool) => {
-                let says = "is missing: which call has returned this?";
+                let says = "is required for a message of the role tool";
                 return Err(invalid(&at("tool_call_id"), says));
             }
             (Some(_), _) => {
-                return Err(invalid(&at("tool_call_id"), "is for messages of the role tool"));
+                return Err(invalid(&at("tool_call_id"), "is allowed for the role tool only"));
             }
             (None, _) if !open.is_empty() => {
-                let says = format!("must be a tool's: call {:?} has no result yet", open[0]);
+                let says = format!("must be tool: call {:?} has no result yet", open[0]);
                 return Err(invalid(&at("role"), &says));
             }
             (None, _) => {}
@@ -82,7 +82,7 @@ fn check_turns(messages: &[Message]) -> Result<(), Refusal> {
             continue;
         }
         if message.role != Role::Assistant {
-            return Err(invalid(&at("tool_calls"), "are for messages of the role assistant"));
+            return Err(invalid(&at("tool_calls"), "are allowed for the role assistant only"));
         }
         if message.tool_calls.len() > TOOL_CALLS_MAX {
             let says = format!("{} calls, at most {TOOL_CALLS_MAX}", message.tool_calls.len());
@@ -95,14 +95,14 @@ fn check_turns(messages: &[Message]) -> Result<(), Refusal> {
                 return Err(invalid(&at(&format!("tool_calls[{c}].name")), says));
             }
             if open.contains(&call.id.as_str()) {
-                let says = format!("{:?} is there twice", call.id);
+                let says = format!("duplicate: {:?}", call.id);
                 return Err(invalid(&at(&format!("tool_calls[{c}].id")), &says));
             }
             open.push(&call.id);
         }
     }
     match open.first() {
-        Some(id) => Err(invalid("messages", &format!("end before call {id:?} has its result"))),
+        Some(id) => Err(invalid("messages", &format!("end without the result of call {id:?}"))),
         None => Ok(()),
     }
 }
