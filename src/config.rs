@@ -22,14 +22,11 @@ pub const VARIABLES: [(&str, &str); 11] = [
     ("PILOTLIGHT_MQTT_USERNAME", "user name at the broker"),
     ("PILOTLIGHT_MQTT_PASSWORD", "password at the broker"),
     ("PILOTLIGHT_BROKER", "where the embedded broker listens (default: 127.0.0.1:1883)"),
-    ("PILOTLIGHT_HTTP", "where the HTTP door listens (default: 127.0.0.1:8080), or off"),
-    ("PILOTLIGHT_HTTP_TOKEN", "bearer token that HTTP clients must show"),
-    ("PILOTLIGHT_SENSORS", "folder below which sensors are looked for (default: /)"),
-    (
-        "PILOTLIGHT_STATE",
-        "folder of what is kept over a restart (default: that of systemd or of the user), or off",
-    ),
-    ("PILOTLIGHT_LOG", "what is logged, such as info or pilotlight=debug"),
+    ("PILOTLIGHT_HTTP", "address of the HTTP interface (default: 127.0.0.1:8080), or off"),
+    ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
+    ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
+    ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
+    ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
 /// Everything that the service needs to start.
@@ -111,13 +108,20 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
         Path::to_owned,
     );
     let shown = path.display().to_string();
-    let size = std::fs::metadata(&path)
-        .map_err(|e| one(&shown, format!("can't be read: {e}; start from the example mcp.json")))?;
+    let size = std::fs::metadata(&path).map_err(|e| {
+        one(
+            &shown,
+            format!(
+                "cannot be read: {e}; copy the example mcp.json (paths \
+                                          are relative to the current directory)"
+            ),
+        )
+    })?;
     if size.len() > CONFIG_BYTES_MAX {
         return Err(one(&shown, format!("is larger than {CONFIG_BYTES_MAX} bytes")));
     }
     let text =
-        std::fs::read_to_string(&path).map_err(|e| one(&shown, format!("can't be read: {e}")))?;
+        std::fs::read_to_string(&path).map_err(|e| one(&shown, format!("cannot be read: {e}")))?;
     let mut mistakes = Vec::new();
     let catalog = catalog::read(&text, variables).unwrap_or_else(|found| {
         mistakes.extend(found);
@@ -154,7 +158,7 @@ impl SettingsReader<'_> {
         let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned()).into();
         let state = self.state();
         if catalog.caps.is_bound() && state.is_none() {
-            let message = "needs a folder to keep the books in; set PILOTLIGHT_STATE to one";
+            let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
         }
         Config { path, catalog, device, mqtt, broker, http, sensors, state, warnings }
@@ -192,7 +196,7 @@ impl SettingsReader<'_> {
             .collect();
         for name in unknown {
             let all: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
-            self.mistake(&name, format!("is not known; there are: {}", all.join(", ")));
+            self.mistake(&name, format!("is unknown; known: {}", all.join(", ")));
         }
     }
 
@@ -205,7 +209,7 @@ impl SettingsReader<'_> {
             self.get("PILOTLIGHT_DEVICE").or_else(|| catalog.device.name.clone()).or_else(host);
         let name = name.unwrap_or_else(|| "device".to_owned());
         if !is_name(&name) {
-            let message = format!("{name:?} can't stand in a topic; use [A-Za-z0-9_-]{{1,64}}");
+            let message = format!("{name:?} is not valid in a topic; use [A-Za-z0-9_-]{{1,64}}");
             self.mistake("pilotlight.device.name", message);
         }
         name
@@ -261,7 +265,7 @@ impl SettingsReader<'_> {
             key: written.key.clone(),
         };
         if !encrypted && files != tls::TlsFiles::default() {
-            self.mistake("pilotlight.mqtt", "certificates are given and the url is not mqtts://");
+            self.mistake("pilotlight.mqtt", "certificates need an mqtts:// url");
         }
         let username = self.get("PILOTLIGHT_MQTT_USERNAME").or_else(|| written.username.clone());
         let password =
@@ -273,7 +277,10 @@ impl SettingsReader<'_> {
             || prefix.starts_with(['$', '/'])
             || prefix.ends_with('/')
         {
-            self.mistake("pilotlight.mqtt.prefix", format!("{prefix:?} can't begin a topic"));
+            self.mistake(
+                "pilotlight.mqtt.prefix",
+                format!("{prefix:?} is not a valid topic prefix"),
+            );
         }
         let mqtt = Mqtt {
             host,
@@ -290,7 +297,7 @@ impl SettingsReader<'_> {
         if !cfg!(feature = "embedded-broker") {
             self.mistake(
                 "pilotlight.mqtt.url",
-                "this build has no embedded broker; give the address of one",
+                "this build has no embedded broker; set the address of a broker",
             );
             return None;
         }
@@ -298,7 +305,10 @@ impl SettingsReader<'_> {
         match listen.parse() {
             Ok(addr) => Some(addr),
             Err(_) => {
-                self.mistake("PILOTLIGHT_BROKER", format!("{listen:?} is no address with a port"));
+                self.mistake(
+                    "PILOTLIGHT_BROKER",
+                    format!("{listen:?} is not an address with a port"),
+                );
                 None
             }
         }
@@ -338,15 +348,17 @@ impl SettingsReader<'_> {
         let Ok(addr) = listen.parse::<SocketAddr>() else {
             self.mistake(
                 "pilotlight.http.listen",
-                format!("{listen:?} is no address with a port, nor off"),
+                format!("{listen:?} is neither an address with a port nor off"),
             );
             return None;
         };
         let token = self.get("PILOTLIGHT_HTTP_TOKEN").or_else(|| part.token.clone().map(|t| t.0));
         let token = self.secret("pilotlight.http.token", token);
         if token.is_none() && !addr.ip().is_loopback() {
-            let message =
-                format!("{addr} can be reached from other machines; set PILOTLIGHT_HTTP_TOKEN");
+            let message = format!(
+                "{addr} is reachable from other machines; a token is required: set \
+                 PILOTLIGHT_HTTP_TOKEN"
+            );
             self.mistake("pilotlight.http.token", message);
         }
         let guard = AccessGuard {
