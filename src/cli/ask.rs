@@ -29,37 +29,37 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 pub(super) struct AskArgs {
     /// The prompt.
     prompt: String,
-    /// Answer here, without the service and the broker.
+    /// Load the models in this process; needs no running service or broker.
     #[arg(long)]
     local: bool,
-    /// The task of `mcp.json` whose template the prompt is put into, as its value `input`.
+    /// Task of `mcp.json`; the prompt is its template value `input`.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
-    /// A value for the task's template or rules besides the prompt, as JSON or text.
+    /// Further value of the task's template or rules, as JSON or text.
     #[arg(long = "input", value_name = "NAME=VALUE", value_parser = input, requires = "task")]
     inputs: Vec<(String, Value)>,
-    /// Hold the answer to this JSON Schema.
+    /// Constrain the answer to this JSON Schema.
     #[arg(long, value_name = "JSON")]
     schema: Option<String>,
-    /// Hold the answer to a JSON object.
+    /// Constrain the answer to a JSON object.
     #[arg(long = "json-answer")]
     json_answer: bool,
-    /// Most tokens of the answer.
+    /// Maximum number of tokens of the answer.
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// 0 is greedy.
+    /// Sampling temperature, 0 to 2; 0 is greedy.
     #[arg(long)]
     temperature: Option<f32>,
-    /// Makes sampling repeatable.
+    /// Seed of the sampling.
     #[arg(long)]
     seed: Option<u32>,
-    /// Milliseconds for the answer.
+    /// Deadline of the answer in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 60_000)]
     deadline_ms: u64,
-    /// The one model that shall answer.
+    /// Name of the model to use.
     #[arg(long)]
     model: Option<String>,
-    /// Print the reply as JSON and nothing else.
+    /// Print the whole reply as JSON only.
     #[arg(long)]
     json: bool,
 }
@@ -93,7 +93,7 @@ impl AskArgs {
             prompt,
             task: self.task.clone(),
             input: Some(input).filter(|input| !input.is_empty()),
-            schema: schema.context("--schema is no JSON")?,
+            schema: schema.context("--schema is not valid JSON")?,
             format: self.json_answer.then_some(AskFormat::Json),
             max_tokens: self.max_tokens,
             temperature: self.temperature,
@@ -114,7 +114,7 @@ impl AskArgs {
         let format = job.format.clone();
         let core = Core::start(&config.catalog, calm(), keep_of(&config), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
-            bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
+            bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }
         let mut answer = strategy::submit(&core.dispatch, job)?;
         let mut text = String::new();
@@ -131,7 +131,7 @@ impl AskArgs {
 
     async fn ask_service(&self, ask: wire::Ask, config: &Config) -> anyhow::Result<Reply> {
         let Some(mqtt) = &config.mqtt else {
-            bail!("the configuration has no broker; use --local, or set pilotlight.mqtt.url");
+            bail!("no broker is configured; use --local or set pilotlight.mqtt.url");
         };
         let app = format!("cli-{}", std::process::id());
         let topics = DeviceTopics::new(&mqtt.prefix, &config.device, Vec::new());
@@ -148,8 +148,9 @@ impl AskArgs {
                 correlation: id.clone().map(Bytes::from),
                 ..Outgoing::default()
             };
-            let _sent =
-                line.publish(request).map_err(|_| anyhow::anyhow!("nothing could be sent"))?;
+            let _sent = line.publish(request).map_err(|_| {
+                anyhow::anyhow!("the request could not be published: the outbox is full")
+            })?;
             let patience = Duration::from_millis(self.deadline_ms) + DEADLINE_GRACE;
             let read = self.read(&mut inbox, &topics, &app);
             tokio::time::timeout(patience, read).await.with_context(|| {
@@ -161,7 +162,7 @@ impl AskArgs {
         };
         let reply = tokio::select! {
             reply = work => reply,
-            () = driver => bail!("the line to the broker ended"),
+            () = driver => bail!("the connection to the broker closed"),
         };
         stop.cancel();
         reply
@@ -179,7 +180,7 @@ impl AskArgs {
             ConnectionState::Down(why) => why.clone(),
             ConnectionState::Up => String::new(),
         };
-        bail!("no broker answers at {host}:{port} ({why}); is the service running?")
+        bail!("broker {host}:{port} is not reachable ({why}); is the service running?")
     }
 
     async fn read(
@@ -192,8 +193,8 @@ impl AskArgs {
         while let Some(message) = inbox.recv().await {
             let payload = message.payload.unwrap_or_default();
             if message.topic == topics.reply(app) {
-                let reply: Reply =
-                    serde_json::from_slice(&payload).context("the reply can't be understood")?;
+                let reply: Reply = serde_json::from_slice(&payload)
+                    .context("invalid reply: not the expected JSON")?;
                 if !self.json {
                     print(&shown.rest(reply.text.as_deref().unwrap_or_default()))?;
                 }
@@ -207,7 +208,7 @@ impl AskArgs {
                 print(shown.add(&value))?;
             }
         }
-        bail!("the line to the broker ended")
+        bail!("the connection to the broker closed")
     }
 }
 

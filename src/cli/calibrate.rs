@@ -28,16 +28,16 @@ use crate::wire::Ask;
 pub(super) struct CalibrateArgs {
     /// The task of mcp.json.
     task: String,
-    /// Lines of JSON: {"input": TEXT or {NAME: VALUE}, "answer": what is right}, or "answers" with
-    /// several that are. Texts are compared without regard to case, outer space and a last full stop.
+    /// JSON lines: {"input": TEXT or {NAME: VALUE}, "answer": the right answer}, or "answers": a list
+    /// of right answers. Comparison of texts ignores case, surrounding blanks and a final full stop.
     data: PathBuf,
-    /// Largest share of wrong answers among those that are kept on the device.
+    /// Maximum share of wrong answers among those kept on the device.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
     wrong: f64,
-    /// How sure that must be.
+    /// Confidence level of that share.
     #[arg(long, value_name = "SHARE", default_value_t = 0.95, value_parser = share)]
     confidence: f64,
-    /// Leave mcp.json as it is.
+    /// Do not change mcp.json.
     #[arg(long)]
     dry_run: bool,
     /// Print JSON.
@@ -67,8 +67,8 @@ impl CalibrateArgs {
         let needed = least(aim);
         ensure!(
             lines.len() >= needed,
-            "{} samples are too few: to promise that at most {} of the kept answers are wrong, with a \
-             confidence of {}, takes at least {needed}",
+            "{} samples are too few: a share of at most {} wrong answers with confidence {} needs \
+             at least {needed}",
             lines.len(),
             self.wrong,
             self.confidence
@@ -76,7 +76,7 @@ impl CalibrateArgs {
         // nothing is kept of it: what is asked here is not the device's everyday work
         let core = Core::start(&config.catalog, calm(), LearnedStore::default(), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
-            bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
+            bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }
         let mut samples = Vec::with_capacity(jobs.len());
         for (n, (job, line)) in jobs.into_iter().zip(&lines).enumerate() {
@@ -90,7 +90,7 @@ impl CalibrateArgs {
         let found = match calibrate(&samples, aim) {
             Ok(found) => found,
             Err(few) => bail!(
-                "only {} of {} answers have the right shape and an end, {} are needed",
+                "only {} of {} answers are complete and fit their format; {} are needed",
                 few.usable,
                 samples.len(),
                 few.least
@@ -109,13 +109,13 @@ impl CalibrateArgs {
     fn lines(&self) -> anyhow::Result<Vec<LabelledLine>> {
         let shown = self.data.display();
         let size =
-            fs::metadata(&self.data).with_context(|| format!("{shown} can't be read"))?.len();
+            fs::metadata(&self.data).with_context(|| format!("{shown} cannot be read"))?.len();
         ensure!(
             size <= CALIBRATION_BYTES_MAX,
             "{shown} is larger than {CALIBRATION_BYTES_MAX} bytes"
         );
         let text =
-            fs::read_to_string(&self.data).with_context(|| format!("{shown} can't be read"))?;
+            fs::read_to_string(&self.data).with_context(|| format!("{shown} cannot be read"))?;
         let full = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let lines: Vec<LabelledLine> = full
             .map(|(n, text)| {
@@ -165,8 +165,8 @@ impl CalibrateArgs {
             say!("{}", json!({"samples": all, "right": right, "tried": tried, "best": best}));
             return Ok(());
         }
-        say!("{} samples, {right} answered rightly by the device", samples.len());
-        say!("threshold     kept    wrong   at most wrong");
+        say!("{} samples, {right} answered correctly by the device", samples.len());
+        say!("threshold     kept    wrong   upper bound");
         for row in &found.tried {
             let Row { threshold, kept, wrong, bound } = row;
             say!("{threshold:9.4} {kept:8} {wrong:8} {:14.1} %", 100.0 * bound);
@@ -174,15 +174,15 @@ impl CalibrateArgs {
         let (aim, sure) = (100.0 * self.wrong, 100.0 * self.confidence);
         match &found.best {
             Some(best) => say!(
-                "threshold {}: {} of {} answers stay on the device; of such, at most {aim} % are \
-                 wrong, with a confidence of {sure} %",
+                "threshold {}: {} of {} answers stay on the device; at most {aim} % of them are \
+                 wrong (confidence {sure} %)",
                 best.threshold,
                 best.kept,
                 samples.len()
             ),
             None => say!(
-                "no threshold can promise that at most {aim} % of what is kept is wrong; nothing is \
-                 set. More samples may help, or another model"
+                "no threshold keeps the wrong share at or below {aim} %; mcp.json is unchanged. \
+                 Use another model or template, or more samples if some answers were right"
             ),
         }
         Ok(())
@@ -191,11 +191,11 @@ impl CalibrateArgs {
     /// Writes the threshold into the configuration; it is the old one or the new one, never a part.
     fn set(&self, path: &Path, threshold: f32) -> anyhow::Result<()> {
         let shown = path.display();
-        let text = fs::read_to_string(path).with_context(|| format!("{shown} can't be read"))?;
+        let text = fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))?;
         let threshold = threshold.to_string();
         let values = [("threshold", threshold.as_str()), ("strategy", "\"cascade\"")];
         let text = set_in_task(&text, &self.task, &values)
-            .map_err(|why| anyhow::anyhow!("{shown} can't be changed: {why}"))?;
+            .map_err(|why| anyhow::anyhow!("{shown} cannot be changed: {why}"))?;
         // beside the file itself, if the name is a link
         let path = fs::canonicalize(path)?;
         let part = path.with_extension("part");
@@ -206,9 +206,9 @@ impl CalibrateArgs {
             file.sync_all()?;
             fs::rename(&part, &path)
         };
-        written().with_context(|| format!("{shown} can't be written"))?;
+        written().with_context(|| format!("{shown} cannot be written"))?;
         if !self.json {
-            say!("{shown}: task {} has it now; the service reads it when it starts", self.task);
+            say!("{shown}: threshold of task {} saved; restart the service to use it", self.task);
         }
         Ok(())
     }
@@ -233,7 +233,7 @@ async fn asked(
     let end = answer.end().await;
     let usage = match (end.verdict, end.usage) {
         (Verdict::Done, Some(usage)) => usage,
-        (Verdict::Refused(refusal), _) => bail!("the device refuses it: {refusal}"),
+        (Verdict::Refused(refusal), _) => bail!("the device refused the sample: {refusal}"),
         // an answer that never comes is not kept
         (_, _) => return Ok(LabelledAnswer { score: None, right: false }),
     };
@@ -251,7 +251,7 @@ fn is_same(right: &Value, text: &str) -> bool {
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    let share: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let share: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if share > 0.0 && share < 1.0 { Ok(share) } else { Err("must be between 0 and 1".to_owned()) }
 }
 

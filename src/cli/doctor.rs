@@ -44,7 +44,7 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
         say!("{}", serde_json::to_string_pretty(&all)?);
     } else {
         for DoctorFinding { what, good, said } in &findings {
-            say!("{} {what}: {said}", if *good { "ok  " } else { "look" });
+            say!("{} {what}: {said}", if *good { "ok  " } else { "warn" });
         }
     }
     Ok(if good { DONE } else { NOT_READY })
@@ -87,7 +87,7 @@ fn memory() -> DoctorFinding {
             good: memory.available > 256 << 20,
             said: format!("{} of {} MiB available", memory.available >> 20, memory.total >> 20),
         },
-        None => DoctorFinding { what: "memory", good: false, said: "can't be read".to_owned() },
+        None => DoctorFinding { what: "memory", good: false, said: "cannot be read".to_owned() },
     }
 }
 
@@ -123,14 +123,14 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
         }
         Ok(meta) => {
             let said = format!(
-                "{} has {} MiB and does not fit into memory",
+                "{} has {} MiB and does not fit into the available memory",
                 path.display(),
                 meta.len() >> 20
             );
             DoctorFinding { what: "model", good: false, said }
         }
         Err(error) => {
-            let said = format!("{} can't be read: {error}", path.display());
+            let said = format!("{} cannot be read: {error}", path.display());
             DoctorFinding { what: "model", good: false, said }
         }
     };
@@ -146,8 +146,8 @@ async fn broker(config: &Config) -> DoctorFinding {
     let connect = tokio::net::TcpStream::connect(place);
     let reached = matches!(tokio::time::timeout(Duration::from_secs(3), connect).await, Ok(Ok(_)));
     let said = match (reached, config.broker.is_some()) {
-        (true, _) => format!("{}:{} answers", mqtt.host, mqtt.port),
-        (false, true) => "embedded; it answers while the service runs".to_owned(),
+        (true, _) => format!("{}:{} accepts connections (login not tested)", mqtt.host, mqtt.port),
+        (false, true) => "embedded broker; reachable while the service runs".to_owned(),
         (false, false) => format!("{}:{} does not answer", mqtt.host, mqtt.port),
     };
     DoctorFinding { what, good: reached || config.broker.is_some(), said }

@@ -23,45 +23,45 @@ pub(super) struct EngineArgs {
     /// A GGUF file.
     #[arg(long, value_name = "FILE", required_unless_present_any = ["onnx", "scripted"])]
     gguf: Option<PathBuf>,
-    /// An ONNX model folder, as `model convert` or onnxruntime-genai's builder makes it.
+    /// ONNX model folder, made by `model convert` or onnxruntime-genai's builder.
     #[arg(long, value_name = "FOLDER", conflicts_with = "gguf")]
     onnx: Option<PathBuf>,
     /// A scripted model of this name instead of a file.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["gguf", "onnx"])]
     scripted: Option<String>,
-    /// The name by which the model is asked for.
+    /// Name of the model in requests.
     #[arg(long)]
     name: Option<String>,
-    /// Most tokens of prompt and answer together.
+    /// Context length: maximum tokens of prompt and answer together.
     #[arg(long, default_value_t = 2048)]
     context: u32,
-    /// Threads that read prompts; 0 is all processors.
+    /// Threads for prefill; 0 means all processors.
     #[arg(long, default_value_t = 0)]
     threads: u32,
-    /// Threads that write answers.
+    /// Threads for decode.
     #[arg(long, default_value_t = 1)]
     decode_threads: u32,
-    /// Layers on the accelerator, if one is built in.
+    /// Layers on the GPU (build with feature `cuda`).
     #[arg(long, default_value_t = 0)]
     gpu_layers: u32,
-    /// ONNX Runtime's library, or the folder that holds it; looked for if not given.
+    /// ONNX Runtime's library or its folder (default: search the usual places).
     #[arg(long, value_name = "PATH")]
     runtime: Option<PathBuf>,
-    /// What computes an ONNX model, the first that can; the processor if not given.
+    /// Execution providers of an ONNX model, in order of preference (default: cpu).
     #[cfg(feature = "onnx")]
     #[arg(long = "provider", value_name = "NAME", value_delimiter = ',')]
     providers: Vec<crate::engines::onnx::ExecutionProvider>,
-    /// Try another provider, and the processor at last, if one can't.
+    /// If a provider fails, try the next one, and finally the processor.
     #[arg(long)]
     fallback: bool,
-    /// Prompts whose beginnings an ONNX model keeps ready at once.
+    /// Number of conversations whose cache an ONNX model keeps.
     #[arg(long, default_value_t = 1)]
     prefixes: u32,
-    /// How the bias towards some labels is taken off when labels are scored.
+    /// Correction of the label bias in classification.
     #[cfg(feature = "engine")]
     #[arg(long, default_value = "running")]
     calibration: crate::engines::worker::Calibration,
-    /// Prompts that a scripted model answers at once.
+    /// Parallel requests of a scripted model.
     #[arg(long, default_value_t = 4)]
     slots: u32,
 }
@@ -138,13 +138,13 @@ async fn on_stdio(shelf: Arc<dyn ModelHost>) -> anyhow::Result<()> {
     let (input, output) = rmcp::transport::stdio_pipes();
     let line = AsyncRwTransport::new_server(input, output).with_max_line_length(LINE_BYTES_MAX);
     let service = serve(shelf, line).await?;
-    service.waiting().await.context("the MCP service ended badly")?;
+    service.waiting().await.context("the MCP server failed")?;
     Ok(())
 }
 
 /// An engine without its service would hold memory for nothing.
 fn go_with_the_parent() -> anyhow::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL).context("the parent's death can't be watched")
+    prctl::set_pdeathsig(Signal::SIGKILL).context("cannot set the parent-death signal")
 }
 
 /// When memory runs out the engine goes, not the service that can start it again.

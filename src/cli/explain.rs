@@ -26,14 +26,14 @@ impl ExplainArgs {
         print(&decision)?;
         match explain(&decision) {
             Ok((route, reason)) if route == decision.route && reason == decision.reason => {
-                say!("decided again from these figures: the same");
+                say!("replayed: same decision");
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                say!("decided again from these figures: {route}, {}", reason.word());
+                say!("replayed: other decision: {route}, {}", reason.word());
                 Ok(BROKE)
             }
-            Err(why) => bail!("it can't be decided again: {why}"),
+            Err(why) => bail!("the decision cannot be replayed: {why}"),
         }
     }
 
@@ -47,7 +47,7 @@ impl ExplainArgs {
         } else {
             let path = PathBuf::from(&self.record);
             std::fs::read_to_string(&path).with_context(|| {
-                format!("{:?} is no record and no file that can be read", self.record)
+                format!("{:?} is neither a decision record nor a readable file", self.record)
             })?
         };
         let mut value: Value = serde_json::from_str(&text).context("the record is not JSON")?;
@@ -57,18 +57,18 @@ impl ExplainArgs {
                 value = inner.take();
             }
         }
-        serde_json::from_value(value).context("this is no decision record")
+        serde_json::from_value(value).context("not a decision record")
     }
 }
 
 fn print(decision: &Decision) -> std::io::Result<()> {
-    say!("went: {} because of {}", decision.route, decision.reason.word());
+    say!("Route: {}. Reason: {}.", decision.route, decision.reason.word());
     for attempt in &decision.attempts {
-        say!("tried: {}, {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
+        say!("Attempt: {}: {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
     }
     if let Some(predicted) = decision.predicted_ms {
         say!(
-            "expected when it came: {:.0} ms in one of two cases, {:.0} ms in 19 of 20",
+            "Predicted at arrival: {:.0} ms (median), {:.0} ms (95 %)",
             predicted.p50,
             predicted.p95
         );
@@ -82,22 +82,22 @@ fn print(decision: &Decision) -> std::io::Result<()> {
 fn print_figures(figures: &Figures) -> std::io::Result<()> {
     let Figures { duty, stage, cause, ahead, line, own, away, servers, .. } = figures;
     say!(
-        "the device: {} by {}, engines compute {:.0} % of the time",
+        "Pressure level: {}, cause: {}, duty cycle {:.0} %",
         stage.name(),
         cause.name(),
         duty * 100.0
     );
     for server in servers {
         let state = match server.lacks {
-            Some(lack) => format!("not: {}", lack.word()),
-            None if server.full => "had no room".to_owned(),
-            None => "could be asked".to_owned(),
+            Some(lack) => format!("not available: {}", lack.word()),
+            None if server.full => "busy (all slots taken)".to_owned(),
+            None => "available".to_owned(),
         };
         say!("{} ({}): {state}", server.server, server.locality.name());
     }
     if ahead.worst > 0.0 {
         say!(
-            "before its group: {:.0} ms likely, {:.0} careful, {:.0} at worst",
+            "Queued before: {:.0} ms (median), {:.0} (95 %), {:.0} (worst case)",
             ahead.p50,
             ahead.p95,
             ahead.worst
@@ -105,17 +105,17 @@ fn print_figures(figures: &Figures) -> std::io::Result<()> {
     }
     for (at, case) in line.iter().enumerate() {
         say!(
-            "{} {:.0} ms likely, {:.0} careful, {:.0} at worst; {:.0} ms to its deadline{}",
-            if at == *own { "this one:" } else { "in line: " },
+            "{} {:.0} ms (median), {:.0} (95 %), {:.0} (worst case); deadline in {:.0} ms{}",
+            if at == *own { "This request:" } else { "Queued request: " },
             case.work.p50,
             case.work.p95,
             case.work.worst,
             case.left,
-            if case.offload_deadline.is_some() { "" } else { ", must stay" },
+            if case.offload_deadline.is_some() { "" } else { "; no other model may answer" },
         );
     }
     if let Some(away) = away {
-        say!("an answer from elsewhere: {:.0} ms likely, {:.0} careful", away.p50, away.p95);
+        say!("Remote answer: {:.0} ms (median), {:.0} (95 %)", away.p50, away.p95);
     }
     Ok(())
 }

@@ -53,7 +53,7 @@ pub(super) async fn live(
     let board = as_fast_as(&core.dispatch, board).await?;
     let orders = day(&board, demand, seed);
     eprintln!(
-        "{} prompts in {:.0} s; the engine reads {:.0} and writes {:.0} tokens a second",
+        "{} prompts in {:.0} s; prefill {:.0}, decode {:.0} tokens/s",
         orders.len(),
         demand.length.as_secs_f64(),
         board.prefill,
@@ -104,7 +104,7 @@ async fn as_fast_as(dispatch: &Dispatch, board: &SimulatedBoard) -> anyhow::Resu
     });
     match rates.into_iter().next() {
         Some((prefill, decode)) => Ok(SimulatedBoard { prefill, decode, ..*board }),
-        None => bail!("no engine of this device came up and stated its rates; try `doctor`"),
+        None => bail!("no engine of this device is ready; run `pilotlight doctor`"),
     }
 }
 
@@ -177,8 +177,8 @@ impl Day {
             let duty = strain.duty * 100.0;
             let (away, missed) = (self.out.away, self.out.missed);
             eprintln!(
-                "{:.0} s: {celsius:.1} °C, duty {duty:.0} %, {waiting} waiting, {away} answered \
-                 elsewhere, {missed} missed",
+                "{:.0} s: {celsius:.1} °C, duty {duty:.0} %, {waiting} waiting, {away} offloaded, \
+                 {missed} deadlines missed",
                 at.as_secs_f64()
             );
         }

@@ -39,21 +39,20 @@ const NOT_ANSWERED: u8 = 4;
 /// Nobody reads what is printed: what a shell says of a program that SIGPIPE has ended.
 const UNREAD: u8 = 141;
 
-/// A small flame that is always on: a tiny language model on the device, the cloud only when it
-/// must be.
+/// Small language model service for edge devices: answers on the device, asks a remote model only
+/// if needed.
 #[derive(Debug, Parser)]
 #[command(name = "pilotlight", version, after_help = AFTER)]
 struct Cli {
-    /// Path of mcp.json; else $`PILOTLIGHT_CONFIG`, else ./mcp.json.
+    /// Path of mcp.json (default: $`PILOTLIGHT_CONFIG`, else ./mcp.json).
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
-const AFTER: &str = "Exit codes: 0 it worked, 1 something broke, 2 the command line or the \
-                     configuration is wrong, 3 the service is not ready, 4 the prompt was not \
-                     answered; 141 nobody reads what is printed.";
+const AFTER: &str = "Exit codes: 0 success, 1 error, 2 invalid command line or configuration, 3 \
+                     service not ready, 4 prompt not answered, 141 output pipe closed.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -63,37 +62,37 @@ enum Command {
         #[arg(long)]
         dry: bool,
     },
-    /// Ask a prompt and print the answer as it comes.
+    /// Send a prompt and print the answer while it is generated.
     Ask(ask::AskArgs),
-    /// Show how the running service is.
+    /// Show the state of the running service.
     Status {
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Check an mcp.json and name every mistake in it.
+    /// Check an mcp.json and print its mistakes.
     Check {
-        /// The file; else the one of --config.
+        /// File to check (default: the file of --config).
         file: Option<PathBuf>,
     },
-    /// Look at this machine and say what is missing.
+    /// Check sensors, memory, model files and broker of this machine.
     Doctor {
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// Print this many samples of all sensors, one a second, as lines of JSON.
+        /// Print COUNT samples of all sensors as JSON lines, one per second.
         #[arg(long, value_name = "COUNT")]
         samples: Option<u32>,
     },
-    /// Set from how likely its words on an answer of the device is good enough for a task.
+    /// Find and save a task's cascade threshold from labelled examples.
     Calibrate(calibrate::CalibrateArgs),
-    /// Say a decision record in words, and decide again from its figures.
+    /// Explain a decision record, and replay the decision from its figures.
     Explain(explain::ExplainArgs),
-    /// Let our judge decide over a day of a simulated board.
+    /// Simulate routing on a board model.
     Simulate(simulate::SimulateArgs),
-    /// Be an MCP server on standard input and output.
+    /// Run an MCP server on standard input and output, with its own models.
     Mcp,
-    /// Work with model files.
+    /// Convert and quantize model files.
     #[command(subcommand)]
     Model(model::ModelCommand),
     /// Print completions for a shell.
@@ -101,7 +100,7 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
-    /// One model in this process, as an MCP server on standard input and output.
+    /// Run one model as an MCP server on standard input and output.
     #[command(hide = true)]
     Engine(engine::EngineArgs),
 }
@@ -228,6 +227,6 @@ fn check(path: Option<&std::path::Path>) -> anyhow::Result<u8> {
         return Ok(WRONG);
     };
     let count = config.catalog.servers.len();
-    say!("{}: no mistakes, {count} model server(s)", config.path.display());
+    say!("{}: valid, {count} model(s)", config.path.display());
     Ok(DONE)
 }

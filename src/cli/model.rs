@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {
-    /// Store a GGUF model's weights another way, once, so that this machine is faster with it.
+    /// Quantize a GGUF model to another weight format.
     Quantize(Quantize),
-    /// Make an ONNX model folder from a GGUF file, or from the folder of a sentence encoder.
+    /// Convert a GGUF file or a sentence encoder folder to an ONNX model folder.
     Convert(Convert),
 }
 
@@ -17,9 +17,9 @@ pub(super) enum ModelCommand {
 pub(super) struct Quantize {
     /// The model.
     from: PathBuf,
-    /// The file to write; complete or not there.
+    /// File to write; on an error no partial file remains.
     to: PathBuf,
-    /// How the weights are stored.
+    /// Weight format.
     #[cfg(feature = "gguf")]
     #[arg(long, default_value = "q8_0")]
     weights: crate::engines::gguf::quantize::GgufWeights,
@@ -30,9 +30,9 @@ pub(super) struct Convert {
     /// The GGUF file (a Llama-family model with a byte-level BPE tokenizer), or the folder of a
     /// BERT-family sentence encoder as sentence-transformers writes it.
     from: PathBuf,
-    /// The folder to write; complete or not there.
+    /// Folder to write; on an error no partial folder remains.
     to: PathBuf,
-    /// How the weights are stored.
+    /// Weight format.
     #[cfg(feature = "onnx")]
     #[arg(long, default_value = "int8")]
     weights: crate::convert::OnnxWeights,

@@ -48,7 +48,7 @@ fn run(line: Cli) -> anyhow::Result<ExitCode> {
     // one thread: the service waits most of the time, and an answer passes so many tasks that handing
     // them from core to core costs more than it gains; the models compute in processes of their own
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().build().context("the runtime can't be started")?;
+    let runtime = builder.enable_all().build().context("the async runtime cannot be started")?;
     let code = runtime.block_on(Box::pin(line.run()));
     // what must be done was waited for; a name server that is silent is not
     runtime.shutdown_timeout(LAST_CALLS_MAX);
@@ -61,7 +61,7 @@ fn run(line: Cli) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// If the kernel refuses.
 pub(super) fn leave_no_core() -> anyhow::Result<()> {
-    prctl::set_dumpable(false).context("the kernel does not say that it writes no core dump")
+    prctl::set_dumpable(false).context("core dumps cannot be disabled")
 }
 
 /// Standard output belongs to answers and to MCP: logs go to standard error.
@@ -73,7 +73,7 @@ fn start_logging(line: &Cli) {
         Err(_) => default.to_owned(),
     };
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
-        eprintln!("warning: PILOTLIGHT_LOG can't be understood: {error}");
+        eprintln!("warning: PILOTLIGHT_LOG is not a valid log filter: {error}");
         EnvFilter::new(default)
     });
     tracing_subscriber::fmt()

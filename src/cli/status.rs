@@ -10,13 +10,13 @@ use crate::config::Config;
 
 pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
     let Some(http) = &config.http else {
-        bail!("the HTTP door is off, and status asks there; set PILOTLIGHT_HTTP");
+        bail!("the HTTP interface is off, and status needs it; set PILOTLIGHT_HTTP");
     };
     let addr = http.listen;
     let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
     let answer = client.get(format!("http://{addr}/readyz")).send().await;
     let Ok(answer) = answer else {
-        eprintln!("no service answers at {addr}");
+        eprintln!("no service is reachable at {addr}");
         return Ok(NOT_READY);
     };
     let state: Value = answer.json().await?;
@@ -35,7 +35,7 @@ fn print(state: &Value, addr: &str) -> std::io::Result<()> {
     let spent = |span: &str| state["spent_usd"][span].as_f64().unwrap_or(0.0);
     if spent("month") > 0.0 {
         let (hour, day, month) = (spent("hour"), spent("day"), spent("month"));
-        say!("spent: {hour} USD this hour, {day} today, {month} this month");
+        say!("spent: {hour} USD this hour, {day} USD today, {month} USD this month");
     }
     if state["device"].is_object() {
         say!("device: {}", device(&state["device"]));
@@ -60,7 +60,7 @@ fn print(state: &Value, addr: &str) -> std::io::Result<()> {
                 runtime["load_ms"],
             );
             if let Some(why) = runtime["fallback"].as_str() {
-                say!("  not on the accelerator that was asked for: {why}");
+                say!("  requested accelerator not used: {why}");
             }
         }
     }
@@ -70,14 +70,14 @@ fn print(state: &Value, addr: &str) -> std::io::Result<()> {
 /// How hard pressed the device is, in a line.
 fn device(device: &Value) -> String {
     let heat = device["temperature_c"].as_f64();
-    let heat = heat.map_or("no temperature".to_owned(), |celsius| format!("{celsius:.1} °C"));
+    let heat = heat.map_or("temperature unknown".to_owned(), |celsius| format!("{celsius:.1} °C"));
     let memory = device["memory_available_mb"].as_u64();
-    let memory = memory.map_or(String::new(), |mb| format!(", {mb} MiB of memory left"));
+    let memory = memory.map_or(String::new(), |mb| format!(", {mb} MiB of memory available"));
     let percent = device["duty"].as_f64().unwrap_or(1.0) * 100.0;
     let stage = text(&device["stage"]);
     let cause =
         if stage == "calm" { String::new() } else { format!(" by {}", text(&device["cause"])) };
-    format!("{heat}{memory}; {stage}{cause}, engines compute {percent:.0} % of the time")
+    format!("{heat}{memory}; pressure level {stage}{cause}, duty cycle {percent:.0} %")
 }
 
 /// What was measured; an encoder has nothing to write.
