@@ -294,7 +294,7 @@ async fn a_threshold_is_calibrated() {
     known(20);
     let (code, out, err) = run(&[]).await;
     assert_eq!((code, out.as_str()), (1, ""), "{err}");
-    assert!(err.contains("20 samples are too few") && err.contains("takes at least 61"), "{err}");
+    assert!(err.contains("20 samples are too few") && err.contains("needs at least 61"), "{err}");
     std::fs::write(folder.path().join("known.jsonl"), "{\"input\": \"x\"}\n").unwrap();
     let (_, _, err) = run(&[]).await;
     assert!(err.contains("line 1: give either answer or answers"), "{err}");

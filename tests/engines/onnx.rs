@@ -318,7 +318,7 @@ async fn bad_runtimes_are_clear_errors() {
         (write("cut.so", &good[..good.len() - 4096]), "truncated"),
         (
             write("text.so", b"not a library, but long enough to have a head of sixty-four bytes"),
-            "no library",
+            "shared library",
         ),
         (changed, "SHA-256"),
         // a library, but another one

@@ -118,7 +118,7 @@ fn check(path: &Path) -> Result<(), String> {
     file.read_exact_at(&mut head, 0).map_err(|_| "it is not a shared library".to_owned())?;
     // 64 bits, the lower byte first
     if !head.starts_with(b"\x7fELF\x02\x01") {
-        return Err("the library is not for a 64-bit machine".to_owned());
+        return Err("it is not a shared library for a 64-bit machine".to_owned());
     }
     let two = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
     let machine = two(18);
@@ -173,7 +173,7 @@ mod tests {
         };
         assert_eq!(refused(&real), None);
         assert!(refused(&real[..real.len() - 1]).unwrap().contains("truncated"));
-        assert!(refused(b"no library").unwrap().contains("no library"));
+        assert!(refused(b"no library").unwrap().contains("shared library"));
         let mut foreign = real.clone();
         foreign[18] = 40;
         assert!(refused(&foreign).unwrap().contains("another architecture"));
