@@ -108,20 +108,11 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
         Path::to_owned,
     );
     let shown = path.display().to_string();
-    let size = std::fs::metadata(&path).map_err(|e| {
-        one(
-            &shown,
-            format!(
-                "cannot be read: {e}; copy the example mcp.json (paths \
-                                          are relative to the current directory)"
-            ),
-        )
-    })?;
+    let size = std::fs::metadata(&path).map_err(|e| one(&shown, unreadable(&path, &e)))?;
     if size.len() > CONFIG_BYTES_MAX {
         return Err(one(&shown, format!("is larger than {CONFIG_BYTES_MAX} bytes")));
     }
-    let text =
-        std::fs::read_to_string(&path).map_err(|e| one(&shown, format!("cannot be read: {e}")))?;
+    let text = std::fs::read_to_string(&path).map_err(|e| one(&shown, unreadable(&path, &e)))?;
     let mut mistakes = Vec::new();
     let catalog = catalog::read(&text, variables).unwrap_or_else(|found| {
         mistakes.extend(found);
@@ -131,7 +122,23 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
         serde_json::from_str(&text).map_or_else(|_| Vec::new(), |file| secrets::literal(&file));
     let mut reader = SettingsReader { variables, mistakes };
     let config = reader.config(path, catalog, warnings);
+    // the catalog does not know the name of its file
+    for mistake in reader.mistakes.iter_mut().filter(|mistake| mistake.path == "mcp.json") {
+        mistake.path.clone_from(&shown);
+    }
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
+}
+
+/// The message for a file that cannot be read, with the path that was tried.
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    let mut message = format!("cannot be read: {error}");
+    if let (true, Ok(tried)) = (path.is_relative(), std::path::absolute(path)) {
+        message = format!(
+            "{message}; tried {}: a relative path is resolved against the current directory",
+            tried.display()
+        );
+    }
+    message + "; set --config or PILOTLIGHT_CONFIG, or copy the example mcp.json"
 }
 
 fn one(path: &str, message: String) -> Vec<Mistake> {

@@ -82,9 +82,7 @@ impl CalibrateArgs {
         for (n, (job, line)) in jobs.into_iter().zip(&lines).enumerate() {
             let sample = asked(&core.dispatch, job, line).await;
             samples.push(sample.with_context(|| format!("line {}", n + 1))?);
-            if std::io::stderr().is_terminal() {
-                eprint!("\r{} of {}", n + 1, lines.len());
-            }
+            progress(n + 1, lines.len());
         }
         core.stop().await;
         let found = match calibrate(&samples, aim) {
@@ -180,10 +178,13 @@ impl CalibrateArgs {
                 best.kept,
                 samples.len()
             ),
-            None => say!(
-                "no threshold keeps the wrong share at or below {aim} %; mcp.json is unchanged. \
-                 Use another model or template, or more samples if some answers were right"
-            ),
+            None => {
+                let more = if right > 0 { ", or more samples" } else { "" };
+                say!(
+                    "no threshold keeps the wrong share at or below {aim} %; mcp.json is \
+                     unchanged. Use another model or template{more}"
+                );
+            }
         }
         Ok(())
     }
@@ -211,6 +212,15 @@ impl CalibrateArgs {
             say!("{shown}: threshold of task {} saved; restart the service to use it", self.task);
         }
         Ok(())
+    }
+}
+
+/// Shows progress on standard error: in place on a terminal, else a line for every tenth sample.
+fn progress(done: usize, all: usize) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{done} of {all} samples{}", if done == all { "\n" } else { "" });
+    } else if done.is_multiple_of(10) {
+        eprintln!("{done} of {all} samples");
     }
 }
 

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::start::main;
-use crate::catalog::catalog::Mistake;
+use crate::catalog::catalog::{Endpoint, Mistake, ServerEntry};
 use crate::config;
 use crate::config::Config;
 use crate::daemon;
@@ -226,7 +226,9 @@ fn check(path: Option<&std::path::Path>) -> anyhow::Result<u8> {
     let Some(config) = loaded(path) else {
         return Ok(WRONG);
     };
-    let count = config.catalog.servers.len();
-    say!("{}: valid, {count} model(s)", config.path.display());
+    let is_provider = |server: &&ServerEntry| matches!(server.link, Endpoint::Provider(_));
+    let providers = config.catalog.servers.iter().filter(is_provider).count();
+    let servers = config.catalog.servers.len() - providers;
+    say!("{}: valid, {servers} model server(s), {providers} provider(s)", config.path.display());
     Ok(DONE)
 }

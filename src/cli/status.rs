@@ -1,4 +1,4 @@
-//! `status`: how the running service is, from its HTTP door.
+//! `status`: the state of the running service, read from its HTTP interface.
 
 use std::time::Duration;
 
@@ -41,24 +41,15 @@ fn print(state: &Value, addr: &str) -> std::io::Result<()> {
         say!("device: {}", device(&state["device"]));
     }
     if state["mqtt"].is_object() {
-        say!("broker: {} {}", text(&state["mqtt"]["state"]), text(&state["mqtt"]["reason"]));
+        say!("broker: {}", joined(&[&state["mqtt"]["state"], &state["mqtt"]["reason"]]));
     }
     for server in state["servers"].as_array().into_iter().flatten() {
         let health = &server["health"];
         let (name, place) = (text(&server["server"]), text(&server["where"]));
-        say!("{name} ({place}): {} {}", text(&health["state"]), text(&health["reason"]));
+        say!("{name} ({place}): {}", joined(&[&health["state"], &health["reason"]]));
         let runtime = &server["model"]["runtime"];
         if runtime.is_object() {
-            say!(
-                "  {} {} on {} {}, {} MiB, {}loaded in {} ms",
-                text(&server["model"]["identification"]["name"]),
-                text(&runtime["quantization"]),
-                text(&runtime["backend"]),
-                text(&runtime["version"]),
-                runtime["memory_bytes"].as_u64().unwrap_or(0) >> 20,
-                rates(runtime),
-                runtime["load_ms"],
-            );
+            say!("  {}", model(&server["model"]["identification"]["name"], runtime));
             if let Some(why) = runtime["fallback"].as_str() {
                 say!("  requested accelerator not used: {why}");
             }
@@ -67,7 +58,7 @@ fn print(state: &Value, addr: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How hard pressed the device is, in a line.
+/// The device's temperature, memory and pressure level in one line.
 fn device(device: &Value) -> String {
     let heat = device["temperature_c"].as_f64();
     let heat = heat.map_or("temperature unknown".to_owned(), |celsius| format!("{celsius:.1} °C"));
@@ -80,13 +71,29 @@ fn device(device: &Value) -> String {
     format!("{heat}{memory}; pressure level {stage}{cause}, duty cycle {percent:.0} %")
 }
 
-/// What was measured; an encoder has nothing to write.
-fn rates(runtime: &Value) -> String {
+/// One line about a loaded model, without the figures that it does not have: a provider has no
+/// quantization, memory or load time, an encoder no rates.
+fn model(name: &Value, runtime: &Value) -> String {
+    let known = |key: &str| runtime[key].as_u64().filter(|number| *number > 0);
     let rate = |name: &str, key: &str| {
         let rate = runtime[key].as_f64();
-        rate.map_or(String::new(), |rate| format!("{name} {rate} tokens/s, "))
+        rate.map(|rate| format!("{name} {rate} tokens/s"))
     };
-    rate("prefill", "prefill_tokens_per_s") + &rate("decode", "decode_tokens_per_s")
+    let place = joined(&[&runtime["backend"], &runtime["version"]]);
+    let parts = [
+        Some(format!("{} on {place}", joined(&[name, &runtime["quantization"]]))),
+        known("memory_bytes").map(|bytes| format!("{} MiB", bytes >> 20)),
+        rate("prefill", "prefill_tokens_per_s"),
+        rate("decode", "decode_tokens_per_s"),
+        known("load_ms").map(|ms| format!("loaded in {ms} ms")),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// Texts with a blank between them, without those that are absent or empty.
+fn joined(texts: &[&Value]) -> String {
+    let texts = texts.iter().map(|value| text(value)).filter(|text| !text.is_empty());
+    texts.collect::<Vec<_>>().join(" ")
 }
 
 fn text(value: &Value) -> &str {
