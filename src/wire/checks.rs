@@ -1,4 +1,4 @@
-//! The bounds of single fields.
+//! Checks of single fields against their bounds.
 
 use serde_json::Value;
 
@@ -60,7 +60,7 @@ pub(super) fn check_schema(field: &str, schema: &Value) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// How deep objects and arrays are nested; `serde_json` refuses more than 128 when it reads.
+/// Nesting depth of objects and arrays; `serde_json` refuses more than 128 when it parses.
 fn depth(value: &Value) -> usize {
     match value {
         Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
