@@ -1,4 +1,4 @@
-//! The environment, `.env` and `mcp.json` into one checked configuration, or every mistake.
+//! Configuration: environment, `.env` and `mcp.json`, checked together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,15 +13,14 @@ use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls;
 use crate::request::name::is_name;
 
-/// What the variables of the environment mean; all else that starts with `PILOTLIGHT_` is a
-/// mistake.
+/// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
 pub const VARIABLES: [(&str, &str); 11] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     ("PILOTLIGHT_DEVICE", "name of this device in topics (default: the host's name)"),
     ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
     ("PILOTLIGHT_MQTT_USERNAME", "user name at the broker"),
     ("PILOTLIGHT_MQTT_PASSWORD", "password at the broker"),
-    ("PILOTLIGHT_BROKER", "where the embedded broker listens (default: 127.0.0.1:1883)"),
+    ("PILOTLIGHT_BROKER", "address of the embedded broker (default: 127.0.0.1:1883)"),
     ("PILOTLIGHT_HTTP", "address of the HTTP interface (default: 127.0.0.1:8080), or off"),
     ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
     ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
@@ -29,59 +28,59 @@ pub const VARIABLES: [(&str, &str); 11] = [
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
-/// Everything that the service needs to start.
+/// The checked configuration of the service.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The file it came from.
+    /// Path of `mcp.json`.
     pub path: PathBuf,
     /// Models and tasks.
     pub catalog: Catalog,
-    /// This device's name.
+    /// Name of this device.
     pub device: String,
-    /// The broker, if there is to be a line to one.
+    /// Connection to a broker, unless it is off.
     pub mqtt: Option<Mqtt>,
-    /// Where the embedded broker listens, if it is wanted.
+    /// Address of the embedded broker, if it is used.
     pub broker: Option<SocketAddr>,
-    /// The HTTP door, if there is to be one.
+    /// HTTP interface, unless it is off.
     pub http: Option<Http>,
-    /// The folder below which sensors are looked for.
+    /// Root folder of the sensors.
     pub sensors: PathBuf,
-    /// The folder of what is kept over a restart, if anything is.
+    /// Folder of persistent state, unless it is off.
     pub state: Option<PathBuf>,
-    /// What looks wrong and is no mistake.
+    /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
 }
 
-/// The line to the broker.
+/// Connection to the broker.
 #[derive(Debug, Clone)]
 pub struct Mqtt {
     /// Host name or address.
     pub host: String,
     /// Port.
     pub port: u16,
-    /// Encryption.
+    /// Certificates, if the connection uses TLS.
     pub tls: Option<tls::TlsFiles>,
     /// First level of every topic.
     pub prefix: String,
     /// User name and password.
     pub credentials: Option<(String, Secret<String>)>,
-    /// Further topics that a response may be sent to.
+    /// Prefixes of further topics that a response may be sent to.
     pub response_prefixes: Vec<String>,
 }
 
-/// The HTTP door.
+/// HTTP interface.
 #[derive(Debug, Clone)]
 pub struct Http {
-    /// Where it listens.
+    /// Address and port.
     pub listen: SocketAddr,
-    /// Who may come in.
+    /// Access rules: token, hosts and origins.
     pub guard: AccessGuard,
 }
 
-/// The variables of `.env` in this folder, overridden by those of the environment.
+/// The variables of `.env` in the current directory; those of the environment take precedence.
 ///
 /// # Errors
-/// If `.env` is there and can't be read.
+/// If `.env` exists and cannot be read.
 pub fn variables() -> Result<Variables, Vec<Mistake>> {
     let mut variables = Variables::new();
     match dotenvy::from_path_iter(".env") {
@@ -98,10 +97,11 @@ pub fn variables() -> Result<Variables, Vec<Mistake>> {
     Ok(variables)
 }
 
-/// Reads the file that `PILOTLIGHT_CONFIG` names, or `path`.
+/// Loads the configuration from `path`, else from the file that `PILOTLIGHT_CONFIG` names, else
+/// from `mcp.json` in the current directory.
 ///
 /// # Errors
-/// Every mistake that could be found.
+/// All mistakes that were found.
 pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mistake>> {
     let path = path.map_or_else(
         || variables.get("PILOTLIGHT_CONFIG").map_or_else(|| "mcp.json".into(), PathBuf::from),
@@ -157,8 +157,8 @@ impl SettingsReader<'_> {
         let device = self.device(&catalog);
         let (mqtt, broker) = self.mqtt(&catalog);
         let http = self.http(&catalog);
-        let needs_line = catalog.services().next().is_some() || catalog.mqtt.serve.is_some();
-        if needs_line && mqtt.is_none() {
+        let needs_broker = catalog.services().next().is_some() || catalog.mqtt.serve.is_some();
+        if needs_broker && mqtt.is_none() {
             let message = "a service on MQTT needs a broker; set pilotlight.mqtt.url";
             self.mistake("pilotlight.mqtt", message);
         }
@@ -171,8 +171,8 @@ impl SettingsReader<'_> {
         Config { path, catalog, device, mqtt, broker, http, sensors, state, warnings }
     }
 
-    /// What is named, else what systemd gives us, else the user's folder of such things (XDG Base
-    /// Directory Specification 0.8).
+    /// The named folder, else that of systemd, else that of the user (XDG Base Directory
+    /// Specification 0.8).
     fn state(&self) -> Option<PathBuf> {
         if let Some(named) = self.get("PILOTLIGHT_STATE") {
             return (named != "off").then(|| named.into());
@@ -222,7 +222,7 @@ impl SettingsReader<'_> {
         name
     }
 
-    /// A value, or the credential of that name that systemd gives us.
+    /// The value, or for `cred:NAME` the systemd credential of that name.
     fn secret(&mut self, path: &str, value: Option<String>) -> Option<String> {
         let value = value?;
         let Some(name) = value.strip_prefix("cred:") else {
@@ -241,7 +241,7 @@ impl SettingsReader<'_> {
         }
     }
 
-    /// Looks up the providers' keys.
+    /// Resolves the providers' keys.
     fn keys(&mut self, catalog: &mut Catalog) {
         for server in &mut catalog.servers {
             if let catalog::Endpoint::Provider(provider) = &mut server.link {
@@ -378,7 +378,7 @@ impl SettingsReader<'_> {
     }
 }
 
-/// A catalog with one scripted model, for `serve --dry`.
+/// The configuration with one scripted model, for `serve --dry`.
 pub fn dry(config: Config) -> Config {
     let args = ["engine", "--scripted", "dry"].map(str::to_owned).to_vec();
     let (env, hidden) = (BTreeMap::new(), BTreeSet::new());
