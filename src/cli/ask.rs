@@ -1,4 +1,5 @@
-//! `ask`: a prompt as an application would send it, the answer as it comes, the decision record.
+//! `ask`: sends a prompt by MQTT or to models in this process, prints the answer while it is
+//! generated, and the decision record.
 
 use std::io::Write;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::strategy;
 use crate::wire;
 use crate::wire::{AskFormat, Reply, Status};
 
-/// How long the broker may take to be reached.
+/// Time limit of the connection to the broker.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
@@ -68,14 +69,14 @@ impl AskArgs {
     pub(super) async fn run(self, config: Config) -> anyhow::Result<u8> {
         let ask = self.wire()?;
         let reply = if self.local {
-            self.ask_here(ask, config).await?
+            self.ask_local(ask, config).await?
         } else {
             self.ask_service(ask, &config).await?
         };
         if self.json {
-            say!("{}", serde_json::to_string_pretty(&reply)?);
+            print_line!("{}", serde_json::to_string_pretty(&reply)?);
         } else {
-            say!();
+            print_line!();
             print_record(&reply)?;
         }
         Ok(if reply.status == Status::Ok { DONE } else { NOT_ANSWERED })
@@ -107,8 +108,8 @@ impl AskArgs {
         })
     }
 
-    /// What the service does, in this process.
-    async fn ask_here(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
+    /// Answers the request with models in this process.
+    async fn ask_local(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
         let id = ask.id.clone();
         let job = ask.check("cli", &config.catalog)?;
         let format = job.format.clone();
@@ -138,9 +139,9 @@ impl AskArgs {
         let mut options = line_options(mqtt, format!("pilotlight-{app}"))?;
         options.filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];
         let stop = CancellationToken::new();
-        let (line, mut inbox, driver) = mqtt::open(options, stop.clone());
+        let (bus, mut inbox, driver) = mqtt::open(options, stop.clone());
         let work = async {
-            self.wait_for_line(&line, &mqtt.host, mqtt.port).await?;
+            self.wait_for_connection(&bus, &mqtt.host, mqtt.port).await?;
             let id = ask.id.clone();
             let request = Outgoing {
                 topic: topics.request(&app),
@@ -148,7 +149,7 @@ impl AskArgs {
                 correlation: id.clone().map(Bytes::from),
                 ..Outgoing::default()
             };
-            let _sent = line.publish(request).map_err(|_| {
+            let _sent = bus.publish(request).map_err(|_| {
                 anyhow::anyhow!("the request could not be published: the outbox is full")
             })?;
             let patience = Duration::from_millis(self.deadline_ms) + DEADLINE_GRACE;
@@ -168,15 +169,22 @@ impl AskArgs {
         reply
     }
 
-    async fn wait_for_line(&self, line: &mqtt::Bus, host: &str, port: u16) -> anyhow::Result<()> {
-        let mut state = line.line();
-        let up =
-            tokio::time::timeout(CONNECT_MAX, state.wait_for(|line| *line == ConnectionState::Up))
-                .await;
+    async fn wait_for_connection(
+        &self,
+        bus: &mqtt::Bus,
+        host: &str,
+        port: u16,
+    ) -> anyhow::Result<()> {
+        let mut state = bus.line();
+        let up = tokio::time::timeout(
+            CONNECT_MAX,
+            state.wait_for(|state| *state == ConnectionState::Up),
+        )
+        .await;
         if matches!(up, Ok(Ok(_))) {
             return Ok(());
         }
-        let why = match &*line.line().borrow() {
+        let why = match &*bus.line().borrow() {
             ConnectionState::Down(why) => why.clone(),
             ConnectionState::Up => String::new(),
         };
@@ -212,19 +220,19 @@ impl AskArgs {
     }
 }
 
-/// What was printed of an answer. Its pieces go out once and unacknowledged, on a topic of their
-/// own: some may be lost, and MQTT keeps no order between two topics, so that the reply may even
-/// overtake them all. The reply has the whole text.
+/// The printed part of an answer. Its pieces are published once, with QoS 0, on a topic of their
+/// own: some may be lost, and MQTT keeps no order between two topics, so that the reply may arrive
+/// first. The reply has the whole text.
 #[derive(Debug, Default)]
 struct Shown {
     text: String,
     pieces: u64,
-    /// A piece was missing; the pieces after it wait for the reply.
+    /// A piece is missing; the pieces after it are printed with the reply.
     gap: bool,
 }
 
 impl Shown {
-    /// What of this piece can be printed.
+    /// The part of this piece that can be printed.
     fn add<'v>(&mut self, piece: &'v Value) -> &'v str {
         self.gap |= piece["n"] != self.pieces;
         self.pieces += 1;
@@ -236,7 +244,7 @@ impl Shown {
         text
     }
 
-    /// What is left to print of the whole answer.
+    /// The part of the whole answer that is not printed yet.
     fn rest(&self, whole: &str) -> String {
         match whole.strip_prefix(&self.text) {
             Some(rest) => rest.to_owned(),
@@ -252,7 +260,7 @@ fn print(piece: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// `NAME=VALUE`; what is no JSON is text.
+/// Parses `NAME=VALUE`; a value that is not JSON is text.
 fn input(text: &str) -> Result<(String, Value), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
@@ -275,7 +283,7 @@ fn print_record(reply: &Reply) -> anyhow::Result<()> {
         record["confidence"] = serde_json::json!(confidence);
         record["scores"] = serde_json::json!(reply.scores);
     }
-    say!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
+    print_line!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
     Ok(())
 }
 
@@ -286,24 +294,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_is_the_whole_answer_whatever_was_lost() {
+    fn the_whole_answer_is_printed_whichever_pieces_are_lost() {
         let pieces = [
             json!({"n": 0, "text": "one "}),
             json!({"n": 1, "text": "two "}),
             json!({"n": 2, "text": "three"}),
             json!({"n": 3, "done": true, "count": 3}),
         ];
-        // each set of pieces that may come, as the bits of a number
-        for come in 0..1_u8 << pieces.len() {
+        // each set of pieces that may arrive, as the bits of a number
+        for arrived in 0..1_u8 << pieces.len() {
             let mut shown = Shown::default();
             let mut printed = String::new();
             for (at, piece) in pieces.iter().enumerate() {
-                if come & (1 << at) != 0 {
+                if arrived & (1 << at) != 0 {
                     printed.push_str(shown.add(piece));
                 }
             }
             printed.push_str(&shown.rest("one two three"));
-            assert_eq!(printed, "one two three", "{come:b}");
+            assert_eq!(printed, "one two three", "{arrived:b}");
         }
         let mut other = Shown::default();
         other.add(&json!({"n": 0, "text": "half an"}));

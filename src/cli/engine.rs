@@ -1,4 +1,5 @@
-//! `engine`: one model as an MCP server on standard input and output; `mcp`: the whole service so.
+//! `engine` and `mcp`: one model, or the whole service, as an MCP server on standard input and
+//! output.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,13 +21,13 @@ use crate::model::generate::Generate;
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
-    /// A GGUF file.
+    /// GGUF file.
     #[arg(long, value_name = "FILE", required_unless_present_any = ["onnx", "scripted"])]
     gguf: Option<PathBuf>,
     /// ONNX model folder, made by `model convert` or onnxruntime-genai's builder.
     #[arg(long, value_name = "FOLDER", conflicts_with = "gguf")]
     onnx: Option<PathBuf>,
-    /// A scripted model of this name instead of a file.
+    /// Name of a scripted model, instead of a file.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["gguf", "onnx"])]
     scripted: Option<String>,
     /// Name of the model in requests.
@@ -68,10 +69,10 @@ pub(super) struct EngineArgs {
 
 impl EngineArgs {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        go_with_the_parent()?;
-        be_first_to_be_killed();
-        // only now: the kernel takes no score from who can't be looked into
-        super::start::leave_no_core()?;
+        end_with_parent()?;
+        set_oom_score_adj();
+        // after the out-of-memory score: a process that is not dumpable may not set it
+        super::start::disable_core_dumps()?;
         let generate: Arc<dyn Generate> = match (&self.scripted, &self.onnx) {
             (Some(name), _) => Arc::new(Scripted::new(name, self.slots, Crash::Abort)),
             (None, Some(_)) => self.open_onnx().await?,
@@ -125,31 +126,33 @@ impl EngineArgs {
     }
 }
 
-/// The whole service on standard input and output.
-pub(super) async fn whole(config: Config) -> anyhow::Result<()> {
+/// Serves the whole service on standard input and output.
+pub(super) async fn serve_service(config: Config) -> anyhow::Result<()> {
     let core = Core::start(&config.catalog, calm(), LearnedStore::default(), None);
-    let whole = Service::new(core.dispatch.clone(), Arc::new(config.catalog));
-    let served = on_stdio(Arc::new(whole)).await;
+    let service = Service::new(core.dispatch.clone(), Arc::new(config.catalog));
+    let served = on_stdio(Arc::new(service)).await;
     core.stop().await;
     served
 }
 
-async fn on_stdio(shelf: Arc<dyn ModelHost>) -> anyhow::Result<()> {
+async fn on_stdio(host: Arc<dyn ModelHost>) -> anyhow::Result<()> {
     let (input, output) = rmcp::transport::stdio_pipes();
-    let line = AsyncRwTransport::new_server(input, output).with_max_line_length(LINE_BYTES_MAX);
-    let service = serve(shelf, line).await?;
+    let transport =
+        AsyncRwTransport::new_server(input, output).with_max_line_length(LINE_BYTES_MAX);
+    let service = serve(host, transport).await?;
     service.waiting().await.context("the MCP server failed")?;
     Ok(())
 }
 
-/// An engine without its service would hold memory for nothing.
-fn go_with_the_parent() -> anyhow::Result<()> {
+/// Ends this process with its parent: an engine without its service would only occupy memory.
+fn end_with_parent() -> anyhow::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("cannot set the parent-death signal")
 }
 
-/// When memory runs out the engine goes, not the service that can start it again.
-fn be_first_to_be_killed() {
+/// Lets the kernel kill the engine first when memory runs out, not the service, which can restart
+/// it.
+fn set_oom_score_adj() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "700") {
-        tracing::debug!(%error, "the kernel does not take an out-of-memory score");
+        tracing::debug!(%error, "the out-of-memory score cannot be set");
     }
 }

@@ -1,4 +1,4 @@
-//! `explain`: says a decision record in words, and decides again from its figures.
+//! `explain`: prints a decision record, and replays the decision from its figures.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use super::{BROKE, DONE};
 use crate::scheduler::decision::{Decision, Figures};
 use crate::scheduler::explain;
 
-/// Largest record that is read, in bytes.
+/// Maximum size of a record in bytes.
 const RECORD_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
-    /// A reply or a decision record as JSON: the text itself, a file, or - for standard input.
+    /// Reply or decision record as JSON: the text itself, a file, or - for standard input.
     record: String,
 }
 
@@ -26,11 +26,11 @@ impl ExplainArgs {
         print(&decision)?;
         match explain(&decision) {
             Ok((route, reason)) if route == decision.route && reason == decision.reason => {
-                say!("replayed: same decision");
+                print_line!("replayed: same decision");
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                say!("replayed: other decision: {route}, {}", reason.word());
+                print_line!("replayed: other decision: {route}, {}", reason.word());
                 Ok(BROKE)
             }
             Err(why) => bail!("the decision cannot be replayed: {why}"),
@@ -51,7 +51,7 @@ impl ExplainArgs {
             })?
         };
         let mut value: Value = serde_json::from_str(&text).context("the record is not JSON")?;
-        // a whole reply, or an answer of the HTTP door
+        // a whole reply, or a response of the HTTP interface
         for key in ["pilotlight", "decision"] {
             if let Some(inner) = value.get_mut(key) {
                 value = inner.take();
@@ -62,12 +62,12 @@ impl ExplainArgs {
 }
 
 fn print(decision: &Decision) -> std::io::Result<()> {
-    say!("Route: {}. Reason: {}.", decision.route, decision.reason.word());
+    print_line!("Route: {}. Reason: {}.", decision.route, decision.reason.word());
     for attempt in &decision.attempts {
-        say!("Attempt: {}: {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
+        print_line!("Attempt: {}: {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
     }
     if let Some(predicted) = decision.predicted_ms {
-        say!(
+        print_line!(
             "Predicted at arrival: {:.0} ms (median), {:.0} ms (95 %)",
             predicted.p50,
             predicted.p95
@@ -81,7 +81,7 @@ fn print(decision: &Decision) -> std::io::Result<()> {
 
 fn print_figures(figures: &Figures) -> std::io::Result<()> {
     let Figures { duty, stage, cause, ahead, line, own, away, servers, .. } = figures;
-    say!(
+    print_line!(
         "Pressure level: {}, cause: {}, duty cycle {:.0} %",
         stage.name(),
         cause.name(),
@@ -93,10 +93,10 @@ fn print_figures(figures: &Figures) -> std::io::Result<()> {
             None if server.full => "busy (all slots taken)".to_owned(),
             None => "available".to_owned(),
         };
-        say!("{} ({}): {state}", server.server, server.locality.name());
+        print_line!("{} ({}): {state}", server.server, server.locality.name());
     }
     if ahead.worst > 0.0 {
-        say!(
+        print_line!(
             "Queued before: {:.0} ms (median), {:.0} (95 %), {:.0} (worst case)",
             ahead.p50,
             ahead.p95,
@@ -104,7 +104,7 @@ fn print_figures(figures: &Figures) -> std::io::Result<()> {
         );
     }
     for (at, case) in line.iter().enumerate() {
-        say!(
+        print_line!(
             "{} {:.0} ms (median), {:.0} (95 %), {:.0} (worst case); deadline in {:.0} ms{}",
             if at == *own { "This request:" } else { "Queued request: " },
             case.work.p50,
@@ -115,7 +115,7 @@ fn print_figures(figures: &Figures) -> std::io::Result<()> {
         );
     }
     if let Some(away) = away {
-        say!("Remote answer: {:.0} ms (median), {:.0} (95 %)", away.p50, away.p95);
+        print_line!("Remote answer: {:.0} ms (median), {:.0} (95 %)", away.p50, away.p95);
     }
     Ok(())
 }

@@ -1,8 +1,7 @@
-//! The command line: what can be asked of the one binary, and the commands that are not the
-//! service itself.
+//! Command line: arguments, exit codes, and the commands besides the service.
 
 #[macro_use]
-mod say;
+mod output;
 
 mod ask;
 mod calibrate;
@@ -26,17 +25,17 @@ use crate::config;
 use crate::config::Config;
 use crate::daemon;
 
-/// It worked.
+/// Success.
 const DONE: u8 = 0;
-/// Something broke.
+/// Error.
 const BROKE: u8 = 1;
-/// The command line or the configuration is wrong.
+/// Invalid command line or configuration.
 const WRONG: u8 = 2;
-/// The service is there and not ready, or not there.
+/// The service is not ready or not reachable.
 const NOT_READY: u8 = 3;
 /// The prompt was not answered.
 const NOT_ANSWERED: u8 = 4;
-/// Nobody reads what is printed: what a shell says of a program that SIGPIPE has ended.
+/// Output pipe closed: 128 + SIGPIPE, as a shell reports it.
 const UNREAD: u8 = 141;
 
 /// Small language model service for edge devices: answers on the device, asks a remote model only
@@ -97,7 +96,7 @@ enum Command {
     Model(model::ModelCommand),
     /// Print completions for a shell.
     Completions {
-        /// Which shell.
+        /// Shell.
         shell: clap_complete::Shell,
     },
     /// Run one model as an MCP server on standard input and output.
@@ -106,8 +105,7 @@ enum Command {
 }
 
 impl Cli {
-    /// Whether this process speaks MCP on its standard output, or is a short command: less is
-    /// logged.
+    /// Whether less is logged: for MCP on standard output and for short commands.
     fn is_quiet(&self) -> bool {
         match self.command {
             Command::Serve { .. } | Command::Engine(_) => false,
@@ -124,10 +122,10 @@ impl Cli {
         }
     }
 
-    /// Carries the command out.
+    /// Runs the command.
     ///
     /// # Errors
-    /// What the operator must know.
+    /// Any error that ends the command.
     async fn run(self) -> anyhow::Result<ExitCode> {
         let path = self.config.as_deref();
         let code = match self.command {
@@ -172,7 +170,7 @@ impl Cli {
                 let Some(config) = loaded(path) else {
                     return Ok(ExitCode::from(WRONG));
                 };
-                engine::whole(config).await?;
+                engine::serve_service(config).await?;
                 DONE
             }
             Command::Model(command) => {
@@ -197,26 +195,26 @@ impl Cli {
     }
 }
 
-/// The configuration, or every mistake in it on standard error.
+/// Loads the configuration; its mistakes are printed on standard error.
 fn loaded(path: Option<&std::path::Path>) -> Option<Config> {
-    if let Err(error) = start::leave_no_core() {
+    if let Err(error) = start::disable_core_dumps() {
         eprintln!("error: {error:#}");
         return None;
     }
     let config = config::variables().and_then(|variables| config::load(path, &variables));
     match config {
         Ok(config) => {
-            tell("warning", &config.warnings);
+            print_mistakes("warning", &config.warnings);
             Some(config)
         }
         Err(mistakes) => {
-            tell("error", &mistakes);
+            print_mistakes("error", &mistakes);
             None
         }
     }
 }
 
-fn tell(kind: &str, mistakes: &[Mistake]) {
+fn print_mistakes(kind: &str, mistakes: &[Mistake]) {
     for mistake in mistakes {
         eprintln!("{kind}: {mistake}");
     }
@@ -229,6 +227,9 @@ fn check(path: Option<&std::path::Path>) -> anyhow::Result<u8> {
     let is_provider = |server: &&ServerEntry| matches!(server.link, Endpoint::Provider(_));
     let providers = config.catalog.servers.iter().filter(is_provider).count();
     let servers = config.catalog.servers.len() - providers;
-    say!("{}: valid, {servers} model server(s), {providers} provider(s)", config.path.display());
+    print_line!(
+        "{}: valid, {servers} model server(s), {providers} provider(s)",
+        config.path.display()
+    );
     Ok(DONE)
 }

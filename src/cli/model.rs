@@ -1,4 +1,4 @@
-//! `model`: work with model files.
+//! `model`: quantizes and converts model files.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub(super) enum ModelCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct Quantize {
-    /// The model.
+    /// GGUF file to quantize.
     from: PathBuf,
     /// File to write; on an error no partial file remains.
     to: PathBuf,
@@ -27,8 +27,8 @@ pub(super) struct Quantize {
 
 #[derive(Debug, Args)]
 pub(super) struct Convert {
-    /// The GGUF file (a Llama-family model with a byte-level BPE tokenizer), or the folder of a
-    /// BERT-family sentence encoder as sentence-transformers writes it.
+    /// GGUF file (a Llama-family model with a byte-level BPE tokenizer), or folder of a
+    /// BERT-family sentence encoder in the layout of sentence-transformers.
     from: PathBuf,
     /// Folder to write; on an error no partial folder remains.
     to: PathBuf,
@@ -53,7 +53,7 @@ impl Quantize {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = i32::try_from(threads).context("more processors than can be counted")?;
         crate::engines::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
-        say!("{}", self.to.display());
+        print_line!("{}", self.to.display());
         Ok(())
     }
 
@@ -67,14 +67,14 @@ impl Quantize {
 impl Convert {
     #[cfg(feature = "onnx")]
     fn run(self) -> anyhow::Result<()> {
-        let seen = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
         let progress = |done, all| {
-            if seen {
+            if is_terminal {
                 eprint!("\rlayer {done} of {all}{}", if done == all { "\n" } else { "" });
             }
         };
         crate::convert::convert(&self.from, &self.to, self.weights, progress)?;
-        say!("{}", self.to.display());
+        print_line!("{}", self.to.display());
         Ok(())
     }
 

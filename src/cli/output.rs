@@ -1,4 +1,4 @@
-//! What a command prints: lines on standard output, as long as somebody reads them.
+//! Output: lines on standard output, until its reader closes the pipe.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
@@ -6,13 +6,13 @@ use std::io::{self, Write};
 /// Prints a line.
 ///
 /// # Errors
-/// If it can't be: its reader may have gone, as `head` does. Then there is nothing left to do.
-pub(super) fn line(text: Arguments<'_>) -> io::Result<()> {
+/// If it cannot be written, for example because the reader closed the pipe, as `head` does.
+pub(super) fn write_line(text: Arguments<'_>) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
-/// Prints a line, or ends the function with why it can't.
-macro_rules! say {
-    () => { $crate::cli::say::line(format_args!(""))? };
-    ($($words:tt)*) => { $crate::cli::say::line(format_args!($($words)*))? };
+/// Prints a line; an error returns from the function.
+macro_rules! print_line {
+    () => { $crate::cli::output::write_line(format_args!(""))? };
+    ($($arguments:tt)*) => { $crate::cli::output::write_line(format_args!($($arguments)*))? };
 }

@@ -1,4 +1,4 @@
-//! `simulate`: a board that is not there, prompts that nobody wrote, and our judge over a day.
+//! `simulate`: runs the scheduler over a day of a board model with generated requests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::simulate::policy::{POLICIES, Policy};
 use crate::simulate::table::{over, table};
 use crate::simulate::world::{DaySetup, Outcome};
 
-/// Longest day, in hours.
+/// Longest simulated day in hours.
 const HOURS_MAX: f64 = 24.0 * 14.0;
 
 #[derive(Debug, Args)]
@@ -68,12 +68,12 @@ pub(super) struct SimulateArgs {
 }
 
 impl SimulateArgs {
-    /// Whether the configuration is needed.
+    /// Whether the configured models are asked, which needs the configuration.
     pub(super) fn is_live(&self) -> bool {
         self.engine
     }
 
-    /// Simulates; `config` is for real engines.
+    /// Runs the simulation; `config` is given for the configured models.
     pub(super) async fn run(&self, config: Option<Config>) -> anyhow::Result<u8> {
         let board = BOARDS.iter().find(|board| board.name == self.board).with_context(|| {
             let known: Vec<&str> = BOARDS.iter().map(|board| board.name).collect();
@@ -131,16 +131,16 @@ impl SimulateArgs {
         Ok(())
     }
 
-    /// A day with real engines: nobody knows what was needless.
+    /// Prints a day of the configured models, for which needless offloads are unknown.
     fn print_live(&self, board: &SimulatedBoard, outcome: &Outcome) -> std::io::Result<()> {
         if self.json {
             let mut record = record(Policy::Ours, outcome);
             record["needless"] = serde_json::Value::Null;
-            say!("{:#}", json!({"board": board.name, "policies": [record]}));
+            print_line!("{:#}", json!({"board": board.name, "policies": [record]}));
             return Ok(());
         }
         let Outcome { jobs, away, missed, peak_c, hot_s, .. } = outcome;
-        say!(
+        print_line!(
             "{jobs} prompts: {away} offloaded {:?}, {missed} deadlines missed; peak {peak_c:.1} \
              °C, {hot_s:.0} s above the trip point",
             outcome.reasons
@@ -151,14 +151,14 @@ impl SimulateArgs {
     fn print(&self, board: &SimulatedBoard, outcomes: &[(Policy, Outcome)]) -> std::io::Result<()> {
         if self.json {
             let all: Vec<_> = outcomes.iter().map(|(policy, o)| record(*policy, o)).collect();
-            say!("{:#}", json!({"board": board.name, "policies": all}));
+            print_line!("{:#}", json!({"board": board.name, "policies": all}));
             return Ok(());
         }
-        say!("{}", table(outcomes));
+        print_line!("{}", table(outcomes));
         if let Some((_, ours)) = outcomes.last() {
             let reasons: Vec<String> =
                 ours.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-            say!(
+            print_line!(
                 "{} prompts; offloaded by the scheduler, by reason: {}",
                 ours.jobs,
                 reasons.join(", ")

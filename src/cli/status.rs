@@ -21,7 +21,7 @@ pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
     };
     let state: Value = answer.json().await?;
     if json {
-        say!("{state:#}");
+        print_line!("{state:#}");
     } else {
         print(&state, &addr.to_string())?;
     }
@@ -30,28 +30,28 @@ pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
 
 fn print(state: &Value, addr: &str) -> std::io::Result<()> {
     let ready = if state["ready"] == true { "ready" } else { "not ready" };
-    say!("pilotlight {} at {addr}: {ready}", text(&state["version"]));
-    say!("jobs: {} waiting, {} running", state["waiting"], state["running"]);
+    print_line!("pilotlight {} at {addr}: {ready}", text(&state["version"]));
+    print_line!("jobs: {} waiting, {} running", state["waiting"], state["running"]);
     let spent = |span: &str| state["spent_usd"][span].as_f64().unwrap_or(0.0);
     if spent("month") > 0.0 {
         let (hour, day, month) = (spent("hour"), spent("day"), spent("month"));
-        say!("spent: {hour} USD this hour, {day} USD today, {month} USD this month");
+        print_line!("spent: {hour} USD this hour, {day} USD today, {month} USD this month");
     }
     if state["device"].is_object() {
-        say!("device: {}", device(&state["device"]));
+        print_line!("device: {}", device(&state["device"]));
     }
     if state["mqtt"].is_object() {
-        say!("broker: {}", joined(&[&state["mqtt"]["state"], &state["mqtt"]["reason"]]));
+        print_line!("broker: {}", joined(&[&state["mqtt"]["state"], &state["mqtt"]["reason"]]));
     }
     for server in state["servers"].as_array().into_iter().flatten() {
         let health = &server["health"];
         let (name, place) = (text(&server["server"]), text(&server["where"]));
-        say!("{name} ({place}): {}", joined(&[&health["state"], &health["reason"]]));
+        print_line!("{name} ({place}): {}", joined(&[&health["state"], &health["reason"]]));
         let runtime = &server["model"]["runtime"];
         if runtime.is_object() {
-            say!("  {}", model(&server["model"]["identification"]["name"], runtime));
+            print_line!("  {}", model(&server["model"]["identification"]["name"], runtime));
             if let Some(why) = runtime["fallback"].as_str() {
-                say!("  requested accelerator not used: {why}");
+                print_line!("  requested accelerator not used: {why}");
             }
         }
     }
