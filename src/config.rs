@@ -1,4 +1,4 @@
-//! The environment, `.env` and `mcp.json` into one checked configuration, or every mistake.
+//! Configuration: environment, `.env` and `mcp.json`, checked together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,78 +13,74 @@ use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls;
 use crate::request::name::is_name;
 
-/// What the variables of the environment mean; all else that starts with `PILOTLIGHT_` is a
-/// mistake.
+/// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
 pub const VARIABLES: [(&str, &str); 11] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     ("PILOTLIGHT_DEVICE", "name of this device in topics (default: the host's name)"),
     ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
     ("PILOTLIGHT_MQTT_USERNAME", "user name at the broker"),
     ("PILOTLIGHT_MQTT_PASSWORD", "password at the broker"),
-    ("PILOTLIGHT_BROKER", "where the embedded broker listens (default: 127.0.0.1:1883)"),
-    ("PILOTLIGHT_HTTP", "where the HTTP door listens (default: 127.0.0.1:8080), or off"),
-    ("PILOTLIGHT_HTTP_TOKEN", "bearer token that HTTP clients must show"),
-    ("PILOTLIGHT_SENSORS", "folder below which sensors are looked for (default: /)"),
-    (
-        "PILOTLIGHT_STATE",
-        "folder of what is kept over a restart (default: that of systemd or of the user), or off",
-    ),
-    ("PILOTLIGHT_LOG", "what is logged, such as info or pilotlight=debug"),
+    ("PILOTLIGHT_BROKER", "address of the embedded broker (default: 127.0.0.1:1883)"),
+    ("PILOTLIGHT_HTTP", "address of the HTTP interface (default: 127.0.0.1:8080), or off"),
+    ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
+    ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
+    ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
+    ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
-/// Everything that the service needs to start.
+/// The checked configuration of the service.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The file it came from.
+    /// Path of `mcp.json`.
     pub path: PathBuf,
     /// Models and tasks.
     pub catalog: Catalog,
-    /// This device's name.
+    /// Name of this device.
     pub device: String,
-    /// The broker, if there is to be a line to one.
+    /// Connection to a broker, unless it is off.
     pub mqtt: Option<Mqtt>,
-    /// Where the embedded broker listens, if it is wanted.
+    /// Address of the embedded broker, if it is used.
     pub broker: Option<SocketAddr>,
-    /// The HTTP door, if there is to be one.
+    /// HTTP interface, unless it is off.
     pub http: Option<Http>,
-    /// The folder below which sensors are looked for.
+    /// Root folder of the sensors.
     pub sensors: PathBuf,
-    /// The folder of what is kept over a restart, if anything is.
+    /// Folder of persistent state, unless it is off.
     pub state: Option<PathBuf>,
-    /// What looks wrong and is no mistake.
+    /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
 }
 
-/// The line to the broker.
+/// Connection to the broker.
 #[derive(Debug, Clone)]
 pub struct Mqtt {
     /// Host name or address.
     pub host: String,
     /// Port.
     pub port: u16,
-    /// Encryption.
+    /// Certificates, if the connection uses TLS.
     pub tls: Option<tls::TlsFiles>,
     /// First level of every topic.
     pub prefix: String,
     /// User name and password.
     pub credentials: Option<(String, Secret<String>)>,
-    /// Further topics that a response may be sent to.
+    /// Prefixes of further topics that a response may be sent to.
     pub response_prefixes: Vec<String>,
 }
 
-/// The HTTP door.
+/// HTTP interface.
 #[derive(Debug, Clone)]
 pub struct Http {
-    /// Where it listens.
+    /// Address and port.
     pub listen: SocketAddr,
-    /// Who may come in.
+    /// Access rules: token, hosts and origins.
     pub guard: AccessGuard,
 }
 
-/// The variables of `.env` in this folder, overridden by those of the environment.
+/// The variables of `.env` in the current directory; those of the environment take precedence.
 ///
 /// # Errors
-/// If `.env` is there and can't be read.
+/// If `.env` exists and cannot be read.
 pub fn variables() -> Result<Variables, Vec<Mistake>> {
     let mut variables = Variables::new();
     match dotenvy::from_path_iter(".env") {
@@ -101,23 +97,22 @@ pub fn variables() -> Result<Variables, Vec<Mistake>> {
     Ok(variables)
 }
 
-/// Reads the file that `PILOTLIGHT_CONFIG` names, or `path`.
+/// Loads the configuration from `path`, else from the file that `PILOTLIGHT_CONFIG` names, else
+/// from `mcp.json` in the current directory.
 ///
 /// # Errors
-/// Every mistake that could be found.
+/// All mistakes that were found.
 pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mistake>> {
     let path = path.map_or_else(
         || variables.get("PILOTLIGHT_CONFIG").map_or_else(|| "mcp.json".into(), PathBuf::from),
         Path::to_owned,
     );
     let shown = path.display().to_string();
-    let size = std::fs::metadata(&path)
-        .map_err(|e| one(&shown, format!("can't be read: {e}; start from the example mcp.json")))?;
+    let size = std::fs::metadata(&path).map_err(|e| one(&shown, unreadable(&path, &e)))?;
     if size.len() > CONFIG_BYTES_MAX {
         return Err(one(&shown, format!("is larger than {CONFIG_BYTES_MAX} bytes")));
     }
-    let text =
-        std::fs::read_to_string(&path).map_err(|e| one(&shown, format!("can't be read: {e}")))?;
+    let text = std::fs::read_to_string(&path).map_err(|e| one(&shown, unreadable(&path, &e)))?;
     let mut mistakes = Vec::new();
     let catalog = catalog::read(&text, variables).unwrap_or_else(|found| {
         mistakes.extend(found);
@@ -127,7 +122,23 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
         serde_json::from_str(&text).map_or_else(|_| Vec::new(), |file| secrets::literal(&file));
     let mut reader = SettingsReader { variables, mistakes };
     let config = reader.config(path, catalog, warnings);
+    // the catalog does not know the name of its file
+    for mistake in reader.mistakes.iter_mut().filter(|mistake| mistake.path == "mcp.json") {
+        mistake.path.clone_from(&shown);
+    }
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
+}
+
+/// The message for a file that cannot be read, with the path that was tried.
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    let mut message = format!("cannot be read: {error}");
+    if let (true, Ok(tried)) = (path.is_relative(), std::path::absolute(path)) {
+        message = format!(
+            "{message}; tried {}: a relative path is resolved against the current directory",
+            tried.display()
+        );
+    }
+    message + "; set --config or PILOTLIGHT_CONFIG, or copy the example mcp.json"
 }
 
 fn one(path: &str, message: String) -> Vec<Mistake> {
@@ -146,22 +157,22 @@ impl SettingsReader<'_> {
         let device = self.device(&catalog);
         let (mqtt, broker) = self.mqtt(&catalog);
         let http = self.http(&catalog);
-        let needs_line = catalog.services().next().is_some() || catalog.mqtt.serve.is_some();
-        if needs_line && mqtt.is_none() {
+        let needs_broker = catalog.services().next().is_some() || catalog.mqtt.serve.is_some();
+        if needs_broker && mqtt.is_none() {
             let message = "a service on MQTT needs a broker; set pilotlight.mqtt.url";
             self.mistake("pilotlight.mqtt", message);
         }
         let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned()).into();
         let state = self.state();
         if catalog.caps.is_bound() && state.is_none() {
-            let message = "needs a folder to keep the books in; set PILOTLIGHT_STATE to one";
+            let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
         }
         Config { path, catalog, device, mqtt, broker, http, sensors, state, warnings }
     }
 
-    /// What is named, else what systemd gives us, else the user's folder of such things (XDG Base
-    /// Directory Specification 0.8).
+    /// The named folder, else that of systemd, else that of the user (XDG Base Directory
+    /// Specification 0.8).
     fn state(&self) -> Option<PathBuf> {
         if let Some(named) = self.get("PILOTLIGHT_STATE") {
             return (named != "off").then(|| named.into());
@@ -192,7 +203,7 @@ impl SettingsReader<'_> {
             .collect();
         for name in unknown {
             let all: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
-            self.mistake(&name, format!("is not known; there are: {}", all.join(", ")));
+            self.mistake(&name, format!("is unknown; known: {}", all.join(", ")));
         }
     }
 
@@ -205,13 +216,13 @@ impl SettingsReader<'_> {
             self.get("PILOTLIGHT_DEVICE").or_else(|| catalog.device.name.clone()).or_else(host);
         let name = name.unwrap_or_else(|| "device".to_owned());
         if !is_name(&name) {
-            let message = format!("{name:?} can't stand in a topic; use [A-Za-z0-9_-]{{1,64}}");
+            let message = format!("{name:?} is not valid in a topic; use [A-Za-z0-9_-]{{1,64}}");
             self.mistake("pilotlight.device.name", message);
         }
         name
     }
 
-    /// A value, or the credential of that name that systemd gives us.
+    /// The value, or for `cred:NAME` the systemd credential of that name.
     fn secret(&mut self, path: &str, value: Option<String>) -> Option<String> {
         let value = value?;
         let Some(name) = value.strip_prefix("cred:") else {
@@ -230,7 +241,7 @@ impl SettingsReader<'_> {
         }
     }
 
-    /// Looks up the providers' keys.
+    /// Resolves the providers' keys.
     fn keys(&mut self, catalog: &mut Catalog) {
         for server in &mut catalog.servers {
             if let catalog::Endpoint::Provider(provider) = &mut server.link {
@@ -261,7 +272,7 @@ impl SettingsReader<'_> {
             key: written.key.clone(),
         };
         if !encrypted && files != tls::TlsFiles::default() {
-            self.mistake("pilotlight.mqtt", "certificates are given and the url is not mqtts://");
+            self.mistake("pilotlight.mqtt", "certificates need an mqtts:// url");
         }
         let username = self.get("PILOTLIGHT_MQTT_USERNAME").or_else(|| written.username.clone());
         let password =
@@ -273,7 +284,10 @@ impl SettingsReader<'_> {
             || prefix.starts_with(['$', '/'])
             || prefix.ends_with('/')
         {
-            self.mistake("pilotlight.mqtt.prefix", format!("{prefix:?} can't begin a topic"));
+            self.mistake(
+                "pilotlight.mqtt.prefix",
+                format!("{prefix:?} is not a valid topic prefix"),
+            );
         }
         let mqtt = Mqtt {
             host,
@@ -290,7 +304,7 @@ impl SettingsReader<'_> {
         if !cfg!(feature = "embedded-broker") {
             self.mistake(
                 "pilotlight.mqtt.url",
-                "this build has no embedded broker; give the address of one",
+                "this build has no embedded broker; set the address of a broker",
             );
             return None;
         }
@@ -298,7 +312,10 @@ impl SettingsReader<'_> {
         match listen.parse() {
             Ok(addr) => Some(addr),
             Err(_) => {
-                self.mistake("PILOTLIGHT_BROKER", format!("{listen:?} is no address with a port"));
+                self.mistake(
+                    "PILOTLIGHT_BROKER",
+                    format!("{listen:?} is not an address with a port"),
+                );
                 None
             }
         }
@@ -338,15 +355,17 @@ impl SettingsReader<'_> {
         let Ok(addr) = listen.parse::<SocketAddr>() else {
             self.mistake(
                 "pilotlight.http.listen",
-                format!("{listen:?} is no address with a port, nor off"),
+                format!("{listen:?} is neither an address with a port nor off"),
             );
             return None;
         };
         let token = self.get("PILOTLIGHT_HTTP_TOKEN").or_else(|| part.token.clone().map(|t| t.0));
         let token = self.secret("pilotlight.http.token", token);
         if token.is_none() && !addr.ip().is_loopback() {
-            let message =
-                format!("{addr} can be reached from other machines; set PILOTLIGHT_HTTP_TOKEN");
+            let message = format!(
+                "{addr} is reachable from other machines; a token is required: set \
+                 PILOTLIGHT_HTTP_TOKEN"
+            );
             self.mistake("pilotlight.http.token", message);
         }
         let guard = AccessGuard {
@@ -359,7 +378,7 @@ impl SettingsReader<'_> {
     }
 }
 
-/// A catalog with one scripted model, for `serve --dry`.
+/// The configuration with one scripted model, for `serve --dry`.
 pub fn dry(config: Config) -> Config {
     let args = ["engine", "--scripted", "dry"].map(str::to_owned).to_vec();
     let (env, hidden) = (BTreeMap::new(), BTreeSet::new());

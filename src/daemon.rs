@@ -55,7 +55,7 @@ impl TaskGroup {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {
-                tracing::error!(%error, floor = self.name, "a task ended badly");
+                tracing::error!(%error, floor = self.name, "a task failed");
             }
         }
         tracing::debug!(floor = self.name, "stopped");
@@ -106,7 +106,8 @@ fn keeps(config: &Config) -> Option<&Path> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     if let Err(error) = made {
         let folder = folder.display();
-        tracing::warn!(%folder, %error, "nothing can be kept here over a restart");
+        tracing::warn!(%folder, %error, "the state folder cannot be created; nothing is kept over \
+                                         a restart");
         return None;
     }
     Some(folder)
@@ -171,7 +172,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let door = ingress::http::HttpInterface { dispatch, catalog, metrics, line, reading };
         let routes = ingress::http::routes(door, guard, doors.stop.clone());
         doors.add(ingress::http::serve(listener, routes, doors.stop.clone()));
-        tracing::info!(%addr, "the HTTP door is open");
+        tracing::info!(%addr, "HTTP interface listening");
     }
     words.wait().await;
     tracing::info!("stopping");
@@ -183,7 +184,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             lines.stop().await;
             broker.stop().await;
         } => tracing::info!("stopped"),
-        () = words.wait() => tracing::warn!("stopped at once"),
+        () = words.wait() => tracing::warn!("second signal: stopped without draining"),
     }
     Ok(())
 }
@@ -206,7 +207,7 @@ async fn start_broker(config: &Config, floor: &mut TaskGroup) -> anyhow::Result<
     };
     let (addr, serve) = crate::mqtt::broker::open(listen, floor.stop.clone()).await?;
     floor.add(serve);
-    tracing::info!(%addr, "the embedded broker is open");
+    tracing::info!(%addr, "embedded broker listening");
     Ok(())
 }
 
@@ -274,7 +275,7 @@ fn serve_calls(
     let host = Arc::new(Service::new(dispatch.clone(), Arc::new(config.catalog.clone())));
     let worker = worker::Worker { bus, host, topics, name };
     doors.add(worker.run(inbox, doors.stop.clone()));
-    tracing::info!(topic = base, "a worker on MQTT");
+    tracing::info!(topic = base, "serving MCP over MQTT");
     Ok(())
 }
 
@@ -316,7 +317,7 @@ pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<mqtt::Conn
     Ok(mqtt::ConnectionOptions {
         host: mqtt.host.clone(),
         port: mqtt.port,
-        tls: tls.context("the line to the broker can't be encrypted")?,
+        tls: tls.context("TLS of the broker connection cannot be configured")?,
         client_id,
         credentials: mqtt.credentials.clone().map(|(user, password)| (user, password.0)),
         filters: Vec::new(),

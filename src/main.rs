@@ -1,4 +1,4 @@
-//! The program; everything in it is [`pilotlight`]'s.
+//! The program `pilotlight`; the library has all of its code.
 
 use std::process::ExitCode;
 

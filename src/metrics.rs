@@ -83,16 +83,17 @@ impl Default for Metrics {
         let mut all = Registry::with_prefix("pilotlight");
         all.register("replies", "Replies given", metrics.replies.clone());
         all.register("tokens", "Tokens read and written", metrics.tokens.clone());
-        all.register("first_token_seconds", "Time to the first piece", metrics.first_token.clone());
-        all.register("reply_seconds", "Time to the whole answer", metrics.total.clone());
-        all.register("waiting_jobs", "Jobs that wait", metrics.waiting.clone());
-        all.register("running_jobs", "Jobs that run", metrics.running.clone());
-        all.register("server_up", "Whether a model server can be asked", metrics.up.clone());
-        all.register("mqtt_up", "Whether the line to the broker stands", metrics.mqtt.clone());
-        all.register("pressure", "0 plenty to 1 at the limit", metrics.pressure.clone());
-        all.register("duty", "Share of the time that engines compute", metrics.duty.clone());
-        all.register("cost_usd", "What answers have cost", metrics.cost.clone());
-        let help = "Spent in the present hour, day and month, calls under way at their most";
+        all.register("first_token_seconds", "Time to first token", metrics.first_token.clone());
+        all.register("reply_seconds", "Time to the complete answer", metrics.total.clone());
+        all.register("waiting_jobs", "Queued jobs", metrics.waiting.clone());
+        all.register("running_jobs", "Running jobs", metrics.running.clone());
+        all.register("server_up", "1 if the model is available", metrics.up.clone());
+        all.register("mqtt_up", "1 if connected to the broker", metrics.mqtt.clone());
+        all.register("pressure", "Pressure: 0 none, 1 at the limit", metrics.pressure.clone());
+        all.register("duty", "Duty cycle of the engines, 0 to 1", metrics.duty.clone());
+        all.register("cost_usd", "Cost of answers in US dollars", metrics.cost.clone());
+        let help = "Spent in the current hour, day and month; running calls at their highest \
+                    possible cost";
         all.register("spent_usd", help, metrics.spent.clone());
         metrics.registry = Arc::new(all);
         metrics

@@ -79,7 +79,7 @@ impl Scripted {
             return self.choose(&script, labels, out).await;
         }
         if job.format != Format::Text {
-            let message = "a scripted model can't be held to JSON";
+            let message = "a scripted model cannot be held to JSON";
             return Err(Fault::Rejected(Refusal::field(Code::Incapable, "schema", message)));
         }
         let most = job.sampling.max_tokens.unwrap_or(OUTPUT_TOKENS_MAX).min(OUTPUT_TOKENS_MAX);
@@ -205,14 +205,14 @@ impl<'p> Script<'p> {
             return Ok(());
         }
         match (kind, crash) {
-            ("away", _) => Err(Fault::unavailable("as the script says".to_owned())),
-            ("crash", Crash::Report) => Err(Fault::Crashed("as the script says".to_owned())),
+            ("away", _) => Err(Fault::unavailable("as scripted".to_owned())),
+            ("crash", Crash::Report) => Err(Fault::Crashed("as scripted".to_owned())),
             ("crash", Crash::Abort) => std::process::abort(),
             ("hang", _) => {
                 out.gone().await;
                 Err(Fault::Cancelled)
             }
-            (_, _) => Err(Fault::ProtocolError("as the script says".to_owned())),
+            (_, _) => Err(Fault::ProtocolError("as scripted".to_owned())),
         }
     }
 }

@@ -100,10 +100,15 @@ impl Supervisor {
             }
             let server = &self.server.name;
             if !*self.wanted.borrow() {
-                tracing::info!(server, "a model was unloaded to give its memory back");
+                tracing::info!(server, "model unloaded to free memory");
                 continue;
             }
-            tracing::warn!(server, reason, rest_ms = rest.as_millis(), "a model server went away");
+            tracing::warn!(
+                server,
+                reason,
+                rest_ms = rest.as_millis(),
+                "model server unavailable; restart after a pause"
+            );
             self.link.send_replace(BackendState::Down(Health::Resting { reason }));
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
@@ -117,7 +122,7 @@ impl Supervisor {
     async fn is_wanted(&self, stop: &CancellationToken) -> bool {
         let mut wanted = self.wanted.clone();
         if !*wanted.borrow() {
-            let reason = "unloaded: memory is short".to_owned();
+            let reason = "unloaded: low memory".to_owned();
             self.link.send_replace(BackendState::Down(Health::Resting { reason }));
         }
         tokio::select! {
@@ -141,7 +146,7 @@ impl Supervisor {
         if switch.ready(topic).now_or_never().is_some() {
             return true;
         }
-        let reason = "the broker is away, or no worker is at it".to_owned();
+        let reason = "broker not reachable, or no worker online".to_owned();
         self.link.send_replace(BackendState::Down(Health::Resting { reason }));
         tokio::select! {
             _ = switch.ready(topic) => true,
@@ -163,7 +168,7 @@ impl Supervisor {
         let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.locality()).await {
             Ok(Ok(reached)) => reached,
             Ok(Err(fault)) => return fault.to_string(),
-            Err(_) => return format!("it did not state its context in {ENGINE_LOAD_MAX:?}"),
+            Err(_) => return format!("no ModelContext within {ENGINE_LOAD_MAX:?}"),
         };
         let (trouble, mut troubled) = watch::channel(None);
         let (up, line): (Arc<dyn Generate>, _) = match reached {
@@ -196,7 +201,7 @@ impl Supervisor {
         };
         let Some(mut child) = child else {
             return tokio::select! {
-                () = closed.wait() => "the line was closed".to_owned(),
+                () = closed.wait() => "the connection was closed".to_owned(),
                 why = trouble_of(&mut troubled) => why.to_owned(),
                 () = self.unwanted() => "unloaded".to_owned(),
                 () = stop.cancelled() => "stopped".to_owned(),
@@ -207,7 +212,7 @@ impl Supervisor {
             () = closed.wait() => {
                 match tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await {
                     Ok(status) => how_it_ended(status.ok()),
-                    Err(_) => end(&mut child, "it closed its output").await,
+                    Err(_) => end(&mut child, "the process closed its output").await,
                 }
             }
             why = trouble_of(&mut troubled) => end(&mut child, why).await,
@@ -240,19 +245,20 @@ impl Supervisor {
                     Err(fault) => {
                         let left = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
                         let ended = left.map(|status| how_it_ended(status.ok()));
-                        let ended = ended.unwrap_or_else(|_| "still runs".to_owned());
+                        let ended =
+                            ended.unwrap_or_else(|_| "the process is still running".to_owned());
                         let why = if let Fault::Unavailable { reason: why, .. } = fault {
                             why
                         } else {
                             fault.to_string()
                         };
-                        Err(Fault::unavailable(format!("{why}; {ended}; its own log says more")))
+                        Err(Fault::unavailable(format!("{why}; {ended}; see its log above")))
                     }
                 }
             }
             Entry::Provider(entry) => providers::open(entry, patience.silence).map(Reached::Here),
             Entry::Mqtt { topic } => {
-                let none = || Fault::unavailable("there is no line to a broker here".to_owned());
+                let none = || Fault::unavailable("no broker is configured".to_owned());
                 let caller = self.switch.as_ref().ok_or_else(none)?.call(topic).await?;
                 Ok(Reached::there(connect_stateless(caller, patience).await?, None))
             }
@@ -271,7 +277,7 @@ fn spawn(
 ) -> Result<Child, Fault> {
     let program = if command == "pilotlight" {
         std::env::current_exe()
-            .map_err(|e| Fault::unavailable(format!("this program can't be found: {e}")))?
+            .map_err(|e| Fault::unavailable(format!("the path of this program is unknown: {e}")))?
     } else {
         command.into()
     };
@@ -291,13 +297,13 @@ fn spawn(
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|e| Fault::unavailable(format!("{command} can't be started: {e}")))
+        .map_err(|e| Fault::unavailable(format!("{command} cannot be started: {e}")))
 }
 
 fn how_it_ended(status: Option<ExitStatus>) -> String {
     match status {
-        Some(status) => format!("it ended by itself ({status})"),
-        None => "it ended".to_owned(),
+        Some(status) => format!("the process exited ({status})"),
+        None => "the process exited".to_owned(),
     }
 }
 
@@ -331,9 +337,9 @@ impl Generate for WatchedRemote {
         Box::pin(async move {
             let result = self.remote.generate(job, out).await;
             let why = match &result {
-                Err(Fault::TimedOut(_)) => "it was silent for too long",
-                Err(Fault::Crashed(_)) => "its line broke in the middle of an answer",
-                Err(Fault::Unavailable { .. }) => "it could not take a request",
+                Err(Fault::TimedOut(_)) => "timeout: no output",
+                Err(Fault::Crashed(_)) => "connection lost during an answer",
+                Err(Fault::Unavailable { .. }) => "a request could not be sent",
                 Ok(_) | Err(Fault::Cancelled | Fault::Rejected(_) | Fault::ProtocolError(_)) => {
                     return result;
                 }

@@ -257,7 +257,8 @@ pub fn read(text: &str, variables: &Variables) -> Result<Catalog, Vec<Mistake>> 
     let servers = top.remove("mcpServers").or_else(|| top.remove("servers"));
     let ours = top.remove("pilotlight").unwrap_or(Value::Object(Map::new()));
     for key in top.keys() {
-        let message = "is not known; servers go under mcpServers, all else under pilotlight";
+        let message =
+            "unknown key; model servers belong under mcpServers, all else under pilotlight";
         mistakes.push(mistake(key, message.to_owned()));
     }
     refuse_not_yet(&ours, &mut mistakes);
@@ -316,7 +317,7 @@ fn refuse_not_yet(ours: &Value, mistakes: &mut Vec<Mistake>) {
         for place in ["", ".policy", ".device"] {
             let part = place.strip_prefix('.').map_or(Some(ours), |part| ours.get(part));
             if part.is_some_and(|part| part.get(key).is_some()) {
-                let message = "is not carried out by this version; remove it".to_owned();
+                let message = "is not supported by this version; remove it".to_owned();
                 mistakes.push(Mistake { path: format!("pilotlight{place}.{key}"), message });
             }
         }
@@ -330,7 +331,7 @@ fn read_servers(
 ) -> Vec<(String, RawServer)> {
     let servers = servers.or_else(|| has_providers.then(|| Value::Object(Map::new())));
     let Some(Value::Object(map)) = servers else {
-        let message = "is needed: an object with one entry for each model server".to_owned();
+        let message = "is required: an object with one entry per model server".to_owned();
         mistakes.push(Mistake { path: "mcpServers".to_owned(), message });
         return Vec::new();
     };
@@ -420,8 +421,10 @@ fn check_fallbacks(servers: &[ServerEntry], mistakes: &mut Vec<Mistake>) {
             let part =
                 if matches!(server.link, Endpoint::Provider(_)) { "providers" } else { "servers" };
             let known: Vec<&str> = others().map(|other| other.name.as_str()).collect();
-            let message =
-                format!("no other model is called {name:?}; there are: {}", known.join(", "));
+            let message = format!(
+                "fallbacks must name another existing model; {name:?} is unknown; there are: {}",
+                known.join(", ")
+            );
             let path = format!("pilotlight.{part}.{}.fallbacks[{at}]", server.name);
             mistakes.push(Mistake { path, message });
         }
@@ -432,8 +435,9 @@ fn check_limits(limits: &DeviceLimits, mistakes: &mut Vec<Mistake>) {
     if let Some((low, high)) = limits.heat_c
         && !(20.0 <= low && low < high && high <= 120.0)
     {
-        let message =
-            format!("[{low}, {high}] must be two temperatures of 20 to 120, the lower first");
+        let message = format!(
+            "[{low}, {high}] must be two temperatures from 20 to 120 °C in ascending order"
+        );
         mistakes.push(Mistake { path: "pilotlight.device_limits.heat_c".to_owned(), message });
     }
     for (name, value) in

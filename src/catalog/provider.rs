@@ -129,10 +129,14 @@ pub(super) fn check(
         let tools = raw.tools.unwrap_or(true);
         let can_json = raw.kind == ProviderKind::OpenAi || tools;
         if raw.json_schema == Some(true) && !can_json {
-            mistake(".json_schema", "is asked by a tool, and tools is false; remove one of them");
+            mistake(
+                ".json_schema",
+                "needs tool calls for this kind, and tools is false; remove one of \
+                 them",
+            );
         }
         if raw.kind != ProviderKind::OpenAi && raw.logprobs {
-            mistake(".logprobs", "is asked of openai alone; remove it");
+            mistake(".logprobs", "is supported for the kind openai only; remove it");
         }
         let region = raw.region.or_else(|| region_of(&raw.base_url));
         let region = region.filter(|_| raw.kind.has_regions());
@@ -140,7 +144,7 @@ pub(super) fn check(
             mistake(".region", "must name the region, such as eu-central-1");
         }
         if raw.model.is_empty() {
-            mistake(".model", "must name the model as the provider does");
+            mistake(".model", "must be the provider's name of the model");
         }
         let slots = raw.slots.unwrap_or(SLOTS);
         if !(1..=SLOTS_MAX).contains(&slots) {
@@ -189,7 +193,7 @@ fn region_of(url: &str) -> Option<String> {
 
 /// A key must not travel where others can read it.
 fn is_safe(url: &str) -> Result<(), String> {
-    let uri: http::Uri = url.parse().map_err(|_| format!("{url:?} is no URL"))?;
+    let uri: http::Uri = url.parse().map_err(|_| format!("{url:?} is not a URL"))?;
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let is_number = |text: &str| text.chars().all(|c| c.is_ascii_digit() || c == '.');
     let is_here =
@@ -197,14 +201,12 @@ fn is_safe(url: &str) -> Result<(), String> {
     match uri.scheme_str() {
         Some("https") if !host.is_empty() => Ok(()),
         Some("http") if is_here => Ok(()),
-        Some("http") => {
-            Err("must begin with https://, or anybody on the way could read the key".to_owned())
-        }
+        Some("http") => Err("must begin with https://; http would expose the key".to_owned()),
         _ => Err("must begin with https://".to_owned()),
     }?;
     let authority = uri.authority().map_or("", http::uri::Authority::as_str);
     if authority.contains('@') || uri.query().is_some() {
-        return Err("must have no user name and no query; the key goes into key".to_owned());
+        return Err("must not contain a user name or query; put the key into `key`".to_owned());
     }
     Ok(())
 }

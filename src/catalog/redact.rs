@@ -38,7 +38,10 @@ pub(super) fn check(rules: &[RawRule], mistakes: &mut Vec<Mistake>) -> Redactor 
                 Some((_, known)) => redactor.add_known(*known),
                 None => {
                     let known = KnownPattern::ALL.map(|(name, _)| name).join(", ");
-                    Err(format!("{name:?} is not one of {known}; a pattern needs name and pattern"))
+                    Err(format!(
+                        "{name:?} is not one of {known}; an own pattern needs the keys name and \
+                         pattern"
+                    ))
                 }
             },
         };

@@ -124,7 +124,7 @@ impl Comparison {
     fn parse(text: &str) -> Result<Comparison, String> {
         let wrong = || {
             format!(
-                "{text:?} can't be understood; write NAME, one of < <= == != >= >, and a number or \
+                "{text:?} is not a valid condition; write NAME, one of < <= == != >= >, and a number or \
                  a \"text\", as in: reading > 90 and unit == \"C\""
             )
         };
@@ -159,7 +159,7 @@ impl Comparison {
                 Some(number) => Ok(operator.holds(number, *bound)),
                 None => {
                     let message =
-                        format!("a rule of the task compares it with {bound}: a number is needed");
+                        format!("must be a number: a rule of the task compares it with {bound}");
                     Err(Refusal::field(Code::Invalid, format!("input.{}", self.name), message))
                 }
             },

@@ -15,8 +15,7 @@ pub fn literal(file: &Value) -> Vec<Mistake> {
     let mut found = Vec::new();
     each(file, &mut Vec::new(), &mut |path, text| {
         if is_secret(path) && !text.contains("${") && !text.starts_with("cred:") {
-            let message =
-                "looks like a secret; write ${NAME} or cred:NAME and keep the value elsewhere";
+            let message = "looks like a secret; write ${NAME} or cred:NAME instead of the value";
             found.push(Mistake { path: path.join("."), message: message.to_owned() });
         }
     });

@@ -74,7 +74,7 @@ impl Task {
                 Some(Value::String(text)) => out.push_str(text),
                 Some(value) => out.push_str(&value.to_string()),
                 None => {
-                    let message = "the task's template needs this value";
+                    let message = format!("missing: the task's template contains {{{{{name}}}}}");
                     return Err(Refusal::field(Code::Invalid, format!("input.{name}"), message));
                 }
             }
@@ -85,7 +85,7 @@ impl Task {
         match input.keys().find(|key| !used.contains(&key.as_str())) {
             None => Ok(out),
             Some(extra) => {
-                let message = "the task's template has no place for this value";
+                let message = "unknown value: neither the task's template nor its rules use it";
                 Err(Refusal::field(Code::Invalid, format!("input.{extra}"), message))
             }
         }
@@ -139,19 +139,19 @@ pub(super) fn check(tasks: &BTreeMap<String, Task>, mistakes: &mut Vec<Mistake>)
             mistake(format!("{path}.talent"), format!("must have 1 to {NAME_BYTES_MAX} bytes"));
         }
         if task.threshold.is_some_and(|t| !(t <= 0.0 && t.is_finite())) {
-            let message = "must be a log-probability, which is 0 at most";
+            let message = "must be a log-probability: 0 or less";
             mistake(format!("{path}.threshold"), message.to_owned());
         }
         if task.threshold.is_some() && task.strategy != Strategy::Cascade {
-            let message = "is for the strategy cascade; name that as well";
+            let message = "requires \"strategy\": \"cascade\"";
             mistake(format!("{path}.threshold"), message.to_owned());
         }
         if task.judge.is_some() && task.strategy != Strategy::Compare {
-            let message = "is for the strategy compare; name that as well";
+            let message = "requires \"strategy\": \"compare\"";
             mistake(format!("{path}.judge"), message.to_owned());
         }
         if task.strategy != Strategy::Single && task.labels.is_some() {
-            let message = "is for text and JSON; labels have a margin instead";
+            let message = "applies to text and JSON only; for labels use margin";
             mistake(format!("{path}.strategy"), message.to_owned());
         }
         for (place, message) in task.label_mistakes() {
@@ -168,15 +168,15 @@ impl Task {
             |place: &str, message: &str| mistakes.push((place.to_owned(), message.to_owned()));
         let Some(labels) = self.labels() else {
             if self.margin.is_some() {
-                mistake("margin", "is only for a task with labels");
+                mistake("margin", "requires labels");
             }
             if !self.rules.is_empty() {
-                mistake("rules", "are only for a task with labels; name the labels as well");
+                mistake("rules", "require labels");
             }
             return mistakes;
         };
         if self.schema.is_some() {
-            mistake("schema", "a task with labels answers with a label; remove it");
+            mistake("schema", "cannot be combined with labels; remove it");
         }
         if !(0.0..=1.0).contains(&labels.margin) {
             mistake("margin", "must be 0 to 1");
@@ -190,8 +190,11 @@ impl Task {
         for (at, rule) in self.rules.iter().enumerate() {
             if !labels.examples.contains_key(&rule.label) {
                 let known: Vec<&str> = labels.names().collect();
-                let message =
-                    format!("{:?} is no label; there are: {}", rule.label, known.join(", "));
+                let message = format!(
+                    "{:?} is not a label of the task; labels: {}",
+                    rule.label,
+                    known.join(", ")
+                );
                 mistake(&format!("rules[{at}].label"), &message);
             }
         }

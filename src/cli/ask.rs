@@ -1,4 +1,5 @@
-//! `ask`: a prompt as an application would send it, the answer as it comes, the decision record.
+//! `ask`: sends a prompt by MQTT or to models in this process, prints the answer while it is
+//! generated, and the decision record.
 
 use std::io::Write;
 use std::time::Duration;
@@ -22,44 +23,44 @@ use crate::strategy;
 use crate::wire;
 use crate::wire::{AskFormat, Reply, Status};
 
-/// How long the broker may take to be reached.
+/// Time limit of the connection to the broker.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct AskArgs {
     /// The prompt.
     prompt: String,
-    /// Answer here, without the service and the broker.
+    /// Load the models in this process; needs no running service or broker.
     #[arg(long)]
     local: bool,
-    /// The task of `mcp.json` whose template the prompt is put into, as its value `input`.
+    /// Task of `mcp.json`; the prompt is its template value `input`.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
-    /// A value for the task's template or rules besides the prompt, as JSON or text.
+    /// Further value of the task's template or rules, as JSON or text.
     #[arg(long = "input", value_name = "NAME=VALUE", value_parser = input, requires = "task")]
     inputs: Vec<(String, Value)>,
-    /// Hold the answer to this JSON Schema.
+    /// Constrain the answer to this JSON Schema.
     #[arg(long, value_name = "JSON")]
     schema: Option<String>,
-    /// Hold the answer to a JSON object.
+    /// Constrain the answer to a JSON object.
     #[arg(long = "json-answer")]
     json_answer: bool,
-    /// Most tokens of the answer.
+    /// Maximum number of tokens of the answer.
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// 0 is greedy.
+    /// Sampling temperature, 0 to 2; 0 is greedy.
     #[arg(long)]
     temperature: Option<f32>,
-    /// Makes sampling repeatable.
+    /// Seed of the sampling.
     #[arg(long)]
     seed: Option<u32>,
-    /// Milliseconds for the answer.
+    /// Deadline of the answer in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 60_000)]
     deadline_ms: u64,
-    /// The one model that shall answer.
+    /// Name of the model to use.
     #[arg(long)]
     model: Option<String>,
-    /// Print the reply as JSON and nothing else.
+    /// Print the whole reply as JSON only.
     #[arg(long)]
     json: bool,
 }
@@ -68,14 +69,14 @@ impl AskArgs {
     pub(super) async fn run(self, config: Config) -> anyhow::Result<u8> {
         let ask = self.wire()?;
         let reply = if self.local {
-            self.ask_here(ask, config).await?
+            self.ask_local(ask, config).await?
         } else {
             self.ask_service(ask, &config).await?
         };
         if self.json {
-            say!("{}", serde_json::to_string_pretty(&reply)?);
+            print_line!("{}", serde_json::to_string_pretty(&reply)?);
         } else {
-            say!();
+            print_line!();
             print_record(&reply)?;
         }
         Ok(if reply.status == Status::Ok { DONE } else { NOT_ANSWERED })
@@ -93,7 +94,7 @@ impl AskArgs {
             prompt,
             task: self.task.clone(),
             input: Some(input).filter(|input| !input.is_empty()),
-            schema: schema.context("--schema is no JSON")?,
+            schema: schema.context("--schema is not valid JSON")?,
             format: self.json_answer.then_some(AskFormat::Json),
             max_tokens: self.max_tokens,
             temperature: self.temperature,
@@ -107,14 +108,14 @@ impl AskArgs {
         })
     }
 
-    /// What the service does, in this process.
-    async fn ask_here(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
+    /// Answers the request with models in this process.
+    async fn ask_local(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
         let id = ask.id.clone();
         let job = ask.check("cli", &config.catalog)?;
         let format = job.format.clone();
         let core = Core::start(&config.catalog, calm(), keep_of(&config), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
-            bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
+            bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }
         let mut answer = strategy::submit(&core.dispatch, job)?;
         let mut text = String::new();
@@ -131,16 +132,16 @@ impl AskArgs {
 
     async fn ask_service(&self, ask: wire::Ask, config: &Config) -> anyhow::Result<Reply> {
         let Some(mqtt) = &config.mqtt else {
-            bail!("the configuration has no broker; use --local, or set pilotlight.mqtt.url");
+            bail!("no broker is configured; use --local or set pilotlight.mqtt.url");
         };
         let app = format!("cli-{}", std::process::id());
         let topics = DeviceTopics::new(&mqtt.prefix, &config.device, Vec::new());
         let mut options = line_options(mqtt, format!("pilotlight-{app}"))?;
         options.filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];
         let stop = CancellationToken::new();
-        let (line, mut inbox, driver) = mqtt::open(options, stop.clone());
+        let (bus, mut inbox, driver) = mqtt::open(options, stop.clone());
         let work = async {
-            self.wait_for_line(&line, &mqtt.host, mqtt.port).await?;
+            self.wait_for_connection(&bus, &mqtt.host, mqtt.port).await?;
             let id = ask.id.clone();
             let request = Outgoing {
                 topic: topics.request(&app),
@@ -148,8 +149,9 @@ impl AskArgs {
                 correlation: id.clone().map(Bytes::from),
                 ..Outgoing::default()
             };
-            let _sent =
-                line.publish(request).map_err(|_| anyhow::anyhow!("nothing could be sent"))?;
+            let _sent = bus.publish(request).map_err(|_| {
+                anyhow::anyhow!("the request could not be published: the outbox is full")
+            })?;
             let patience = Duration::from_millis(self.deadline_ms) + DEADLINE_GRACE;
             let read = self.read(&mut inbox, &topics, &app);
             tokio::time::timeout(patience, read).await.with_context(|| {
@@ -161,25 +163,32 @@ impl AskArgs {
         };
         let reply = tokio::select! {
             reply = work => reply,
-            () = driver => bail!("the line to the broker ended"),
+            () = driver => bail!("the connection to the broker closed"),
         };
         stop.cancel();
         reply
     }
 
-    async fn wait_for_line(&self, line: &mqtt::Bus, host: &str, port: u16) -> anyhow::Result<()> {
-        let mut state = line.line();
-        let up =
-            tokio::time::timeout(CONNECT_MAX, state.wait_for(|line| *line == ConnectionState::Up))
-                .await;
+    async fn wait_for_connection(
+        &self,
+        bus: &mqtt::Bus,
+        host: &str,
+        port: u16,
+    ) -> anyhow::Result<()> {
+        let mut state = bus.line();
+        let up = tokio::time::timeout(
+            CONNECT_MAX,
+            state.wait_for(|state| *state == ConnectionState::Up),
+        )
+        .await;
         if matches!(up, Ok(Ok(_))) {
             return Ok(());
         }
-        let why = match &*line.line().borrow() {
+        let why = match &*bus.line().borrow() {
             ConnectionState::Down(why) => why.clone(),
             ConnectionState::Up => String::new(),
         };
-        bail!("no broker answers at {host}:{port} ({why}); is the service running?")
+        bail!("broker {host}:{port} is not reachable ({why}); is the service running?")
     }
 
     async fn read(
@@ -192,8 +201,8 @@ impl AskArgs {
         while let Some(message) = inbox.recv().await {
             let payload = message.payload.unwrap_or_default();
             if message.topic == topics.reply(app) {
-                let reply: Reply =
-                    serde_json::from_slice(&payload).context("the reply can't be understood")?;
+                let reply: Reply = serde_json::from_slice(&payload)
+                    .context("invalid reply: not the expected JSON")?;
                 if !self.json {
                     print(&shown.rest(reply.text.as_deref().unwrap_or_default()))?;
                 }
@@ -207,23 +216,23 @@ impl AskArgs {
                 print(shown.add(&value))?;
             }
         }
-        bail!("the line to the broker ended")
+        bail!("the connection to the broker closed")
     }
 }
 
-/// What was printed of an answer. Its pieces go out once and unacknowledged, on a topic of their
-/// own: some may be lost, and MQTT keeps no order between two topics, so that the reply may even
-/// overtake them all. The reply has the whole text.
+/// The printed part of an answer. Its pieces are published once, with QoS 0, on a topic of their
+/// own: some may be lost, and MQTT keeps no order between two topics, so that the reply may arrive
+/// first. The reply has the whole text.
 #[derive(Debug, Default)]
 struct Shown {
     text: String,
     pieces: u64,
-    /// A piece was missing; the pieces after it wait for the reply.
+    /// A piece is missing; the pieces after it are printed with the reply.
     gap: bool,
 }
 
 impl Shown {
-    /// What of this piece can be printed.
+    /// The part of this piece that can be printed.
     fn add<'v>(&mut self, piece: &'v Value) -> &'v str {
         self.gap |= piece["n"] != self.pieces;
         self.pieces += 1;
@@ -235,7 +244,7 @@ impl Shown {
         text
     }
 
-    /// What is left to print of the whole answer.
+    /// The part of the whole answer that is not printed yet.
     fn rest(&self, whole: &str) -> String {
         match whole.strip_prefix(&self.text) {
             Some(rest) => rest.to_owned(),
@@ -251,7 +260,7 @@ fn print(piece: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// `NAME=VALUE`; what is no JSON is text.
+/// Parses `NAME=VALUE`; a value that is not JSON is text.
 fn input(text: &str) -> Result<(String, Value), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
@@ -274,7 +283,7 @@ fn print_record(reply: &Reply) -> anyhow::Result<()> {
         record["confidence"] = serde_json::json!(confidence);
         record["scores"] = serde_json::json!(reply.scores);
     }
-    say!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
+    print_line!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
     Ok(())
 }
 
@@ -285,24 +294,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_is_the_whole_answer_whatever_was_lost() {
+    fn the_whole_answer_is_printed_whichever_pieces_are_lost() {
         let pieces = [
             json!({"n": 0, "text": "one "}),
             json!({"n": 1, "text": "two "}),
             json!({"n": 2, "text": "three"}),
             json!({"n": 3, "done": true, "count": 3}),
         ];
-        // each set of pieces that may come, as the bits of a number
-        for come in 0..1_u8 << pieces.len() {
+        // each set of pieces that may arrive, as the bits of a number
+        for arrived in 0..1_u8 << pieces.len() {
             let mut shown = Shown::default();
             let mut printed = String::new();
             for (at, piece) in pieces.iter().enumerate() {
-                if come & (1 << at) != 0 {
+                if arrived & (1 << at) != 0 {
                     printed.push_str(shown.add(piece));
                 }
             }
             printed.push_str(&shown.rest("one two three"));
-            assert_eq!(printed, "one two three", "{come:b}");
+            assert_eq!(printed, "one two three", "{arrived:b}");
         }
         let mut other = Shown::default();
         other.add(&json!({"n": 0, "text": "half an"}));

@@ -1,5 +1,5 @@
-//! `calibrate`: asks the device's own model what is known already, and sets from which
-//! log-probability on its answers are good enough.
+//! `calibrate`: runs labelled examples on the device's model and saves the cascade threshold of a
+//! task.
 
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
@@ -28,16 +28,17 @@ use crate::wire::Ask;
 pub(super) struct CalibrateArgs {
     /// The task of mcp.json.
     task: String,
-    /// Lines of JSON: {"input": TEXT or {NAME: VALUE}, "answer": what is right}, or "answers" with
-    /// several that are. Texts are compared without regard to case, outer space and a last full stop.
+    /// JSON lines: {"input": TEXT or {NAME: VALUE}, "answer": the right answer}, or "answers": a
+    /// list of right answers. Comparison of texts ignores case, surrounding blanks and a final full
+    /// stop.
     data: PathBuf,
-    /// Largest share of wrong answers among those that are kept on the device.
+    /// Maximum share of wrong answers among those kept on the device.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
     wrong: f64,
-    /// How sure that must be.
+    /// Confidence level of that share.
     #[arg(long, value_name = "SHARE", default_value_t = 0.95, value_parser = share)]
     confidence: f64,
-    /// Leave mcp.json as it is.
+    /// Do not change mcp.json.
     #[arg(long)]
     dry_run: bool,
     /// Print JSON.
@@ -45,7 +46,7 @@ pub(super) struct CalibrateArgs {
     json: bool,
 }
 
-/// One line of the data.
+/// One labelled example of the data file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LabelledLine {
@@ -67,41 +68,39 @@ impl CalibrateArgs {
         let needed = least(aim);
         ensure!(
             lines.len() >= needed,
-            "{} samples are too few: to promise that at most {} of the kept answers are wrong, with a \
-             confidence of {}, takes at least {needed}",
+            "{} samples are too few: a share of at most {} wrong answers with confidence {} needs \
+             at least {needed}",
             lines.len(),
             self.wrong,
             self.confidence
         );
-        // nothing is kept of it: what is asked here is not the device's everyday work
+        // nothing is learned from it: the examples are not the device's usual load
         let core = Core::start(&config.catalog, calm(), LearnedStore::default(), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
-            bail!("no model could be started in {ENGINE_LOAD_MAX:?}");
+            bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }
         let mut samples = Vec::with_capacity(jobs.len());
         for (n, (job, line)) in jobs.into_iter().zip(&lines).enumerate() {
-            let sample = asked(&core.dispatch, job, line).await;
+            let sample = answer(&core.dispatch, job, line).await;
             samples.push(sample.with_context(|| format!("line {}", n + 1))?);
-            if std::io::stderr().is_terminal() {
-                eprint!("\r{} of {}", n + 1, lines.len());
-            }
+            progress(n + 1, lines.len());
         }
         core.stop().await;
         let found = match calibrate(&samples, aim) {
             Ok(found) => found,
             Err(few) => bail!(
-                "only {} of {} answers have the right shape and an end, {} are needed",
+                "only {} of {} answers are complete and fit their format; {} are needed",
                 few.usable,
                 samples.len(),
                 few.least
             ),
         };
-        self.tell(&samples, &found)?;
+        self.print(&samples, &found)?;
         let Some(best) = found.best else {
             return Ok(NOT_ANSWERED);
         };
         if !self.dry_run {
-            self.set(&config.path, best.threshold)?;
+            self.save(&config.path, best.threshold)?;
         }
         Ok(DONE)
     }
@@ -109,13 +108,13 @@ impl CalibrateArgs {
     fn lines(&self) -> anyhow::Result<Vec<LabelledLine>> {
         let shown = self.data.display();
         let size =
-            fs::metadata(&self.data).with_context(|| format!("{shown} can't be read"))?.len();
+            fs::metadata(&self.data).with_context(|| format!("{shown} cannot be read"))?.len();
         ensure!(
             size <= CALIBRATION_BYTES_MAX,
             "{shown} is larger than {CALIBRATION_BYTES_MAX} bytes"
         );
         let text =
-            fs::read_to_string(&self.data).with_context(|| format!("{shown} can't be read"))?;
+            fs::read_to_string(&self.data).with_context(|| format!("{shown} cannot be read"))?;
         let full = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let lines: Vec<LabelledLine> = full
             .map(|(n, text)| {
@@ -134,7 +133,7 @@ impl CalibrateArgs {
         Ok(lines)
     }
 
-    /// The device's own model alone, which says how likely its words were.
+    /// A request to the device's model alone, with the log-probabilities of its tokens.
     fn ask(&self, input: &Value) -> Ask {
         let (prompt, input) = match input.as_object() {
             Some(values) => (None, Some(values.clone())),
@@ -152,7 +151,11 @@ impl CalibrateArgs {
         }
     }
 
-    fn tell(&self, samples: &[LabelledAnswer], found: &CalibratedThreshold) -> std::io::Result<()> {
+    fn print(
+        &self,
+        samples: &[LabelledAnswer],
+        found: &CalibratedThreshold,
+    ) -> std::io::Result<()> {
         let right = samples.iter().filter(|sample| sample.right).count();
         if self.json {
             let row = |row: &Row| {
@@ -162,41 +165,47 @@ impl CalibrateArgs {
             let tried: Vec<Value> = found.tried.iter().map(row).collect();
             let best = found.best.as_ref().map(row);
             let all = samples.len();
-            say!("{}", json!({"samples": all, "right": right, "tried": tried, "best": best}));
+            print_line!(
+                "{}",
+                json!({"samples": all, "right": right, "tried": tried, "best": best})
+            );
             return Ok(());
         }
-        say!("{} samples, {right} answered rightly by the device", samples.len());
-        say!("threshold     kept    wrong   at most wrong");
+        print_line!("{} samples, {right} answered correctly by the device", samples.len());
+        print_line!("threshold     kept    wrong   upper bound");
         for row in &found.tried {
             let Row { threshold, kept, wrong, bound } = row;
-            say!("{threshold:9.4} {kept:8} {wrong:8} {:14.1} %", 100.0 * bound);
+            print_line!("{threshold:9.4} {kept:8} {wrong:8} {:14.1} %", 100.0 * bound);
         }
         let (aim, sure) = (100.0 * self.wrong, 100.0 * self.confidence);
         match &found.best {
-            Some(best) => say!(
-                "threshold {}: {} of {} answers stay on the device; of such, at most {aim} % are \
-                 wrong, with a confidence of {sure} %",
+            Some(best) => print_line!(
+                "threshold {}: {} of {} answers stay on the device; at most {aim} % of them are \
+                 wrong (confidence {sure} %)",
                 best.threshold,
                 best.kept,
                 samples.len()
             ),
-            None => say!(
-                "no threshold can promise that at most {aim} % of what is kept is wrong; nothing is \
-                 set. More samples may help, or another model"
-            ),
+            None => {
+                let more = if right > 0 { ", or more samples" } else { "" };
+                print_line!(
+                    "no threshold keeps the wrong share at or below {aim} %; mcp.json is \
+                     unchanged. Use another model or template{more}"
+                );
+            }
         }
         Ok(())
     }
 
-    /// Writes the threshold into the configuration; it is the old one or the new one, never a part.
-    fn set(&self, path: &Path, threshold: f32) -> anyhow::Result<()> {
+    /// Writes the threshold into the configuration, atomically by a rename.
+    fn save(&self, path: &Path, threshold: f32) -> anyhow::Result<()> {
         let shown = path.display();
-        let text = fs::read_to_string(path).with_context(|| format!("{shown} can't be read"))?;
+        let text = fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))?;
         let threshold = threshold.to_string();
         let values = [("threshold", threshold.as_str()), ("strategy", "\"cascade\"")];
         let text = set_in_task(&text, &self.task, &values)
-            .map_err(|why| anyhow::anyhow!("{shown} can't be changed: {why}"))?;
-        // beside the file itself, if the name is a link
+            .map_err(|why| anyhow::anyhow!("{shown} cannot be changed: {why}"))?;
+        // a link is resolved: the file beside which the part is written is the target
         let path = fs::canonicalize(path)?;
         let part = path.with_extension("part");
         let written = || -> std::io::Result<()> {
@@ -206,20 +215,32 @@ impl CalibrateArgs {
             file.sync_all()?;
             fs::rename(&part, &path)
         };
-        written().with_context(|| format!("{shown} can't be written"))?;
+        written().with_context(|| format!("{shown} cannot be written"))?;
         if !self.json {
-            say!("{shown}: task {} has it now; the service reads it when it starts", self.task);
+            print_line!(
+                "{shown}: threshold of task {} saved; restart the service to use it",
+                self.task
+            );
         }
         Ok(())
     }
 }
 
-/// The digits that are written into the configuration.
+/// Shows progress on standard error: in place on a terminal, else a line for every tenth sample.
+fn progress(done: usize, all: usize) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{done} of {all} samples{}", if done == all { "\n" } else { "" });
+    } else if done.is_multiple_of(10) {
+        eprintln!("{done} of {all} samples");
+    }
+}
+
+/// The threshold with the digits that are written into the configuration.
 fn shown(threshold: f32) -> Option<f64> {
     threshold.to_string().parse().ok()
 }
 
-async fn asked(
+async fn answer(
     dispatch: &Dispatch,
     job: crate::request::job::Job,
     line: &LabelledLine,
@@ -233,8 +254,8 @@ async fn asked(
     let end = answer.end().await;
     let usage = match (end.verdict, end.usage) {
         (Verdict::Done, Some(usage)) => usage,
-        (Verdict::Refused(refusal), _) => bail!("the device refuses it: {refusal}"),
-        // an answer that never comes is not kept
+        (Verdict::Refused(refusal), _) => bail!("the device refused the sample: {refusal}"),
+        // an answer that failed is not kept on the device
         (_, _) => return Ok(LabelledAnswer { score: None, right: false }),
     };
     let fits = lacks(&format, &text, &usage, None).is_none();
@@ -243,15 +264,15 @@ async fn asked(
     Ok(LabelledAnswer { score, right })
 }
 
-/// Whether the model's text says this.
+/// Whether the model's text equals the right answer, as text or as JSON.
 fn is_same(right: &Value, text: &str) -> bool {
     let plain = |text: &str| text.trim().trim_end_matches('.').trim_end().to_lowercase();
     right.as_str().is_some_and(|right| plain(right) == plain(text))
-        || serde_json::from_str::<Value>(text).is_ok_and(|said| said == *right)
+        || serde_json::from_str::<Value>(text).is_ok_and(|value| value == *right)
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    let share: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let share: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if share > 0.0 && share < 1.0 { Ok(share) } else { Err("must be between 0 and 1".to_owned()) }
 }
 
@@ -260,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_counts_as_the_same() {
+    fn answers_are_compared_as_text_or_json() {
         for (right, text, same) in [
             (json!("Hall 4"), " hall 4.\n", true),
             (json!("Hall 4"), "hall 40", false),

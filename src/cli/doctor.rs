@@ -1,4 +1,4 @@
-//! `doctor`: looks at this machine and its configuration and says what is missing.
+//! `doctor`: checks the machine, its sensors, the configuration, the model files and the broker.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use crate::config::Config;
 use crate::device::{Sensors, memory};
 use crate::limits::SAMPLE_EVERY;
 
-/// One thing that was looked at.
+/// Result of one check.
 struct DoctorFinding {
     what: &'static str,
     good: bool,
-    said: String,
+    detail: String,
 }
 
 pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
@@ -32,25 +32,25 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
         Err(mistakes) => findings.extend(mistakes.iter().map(|mistake| DoctorFinding {
             what: "configuration",
             good: false,
-            said: mistake.to_string(),
+            detail: mistake.to_string(),
         })),
     }
     let good = findings.iter().all(|finding| finding.good);
     if json {
         let all: Vec<_> = findings
             .iter()
-            .map(|f| json!({"what": f.what, "good": f.good, "said": f.said}))
+            .map(|f| json!({"what": f.what, "good": f.good, "said": f.detail}))
             .collect();
-        say!("{}", serde_json::to_string_pretty(&all)?);
+        print_line!("{}", serde_json::to_string_pretty(&all)?);
     } else {
-        for DoctorFinding { what, good, said } in &findings {
-            say!("{} {what}: {said}", if *good { "ok  " } else { "look" });
+        for DoctorFinding { what, good, detail } in &findings {
+            print_line!("{} {what}: {detail}", if *good { "ok  " } else { "warn" });
         }
     }
     Ok(if good { DONE } else { NOT_READY })
 }
 
-/// Prints what all sensors say, once a second.
+/// Prints samples of all sensors as JSON lines, one per second.
 pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u8> {
     let config = config::variables().and_then(|variables| config::load(path, &variables));
     let root = config.map_or_else(|_| "/".into(), |config| config.sensors);
@@ -58,16 +58,16 @@ pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     for _ in 0..count {
         ticks.tick().await;
-        say!("{}", serde_json::to_string(&sensors.read(None))?);
+        print_line!("{}", serde_json::to_string(&sensors.read(None))?);
     }
     Ok(DONE)
 }
 
-/// What the device monitor will read. What a board does not have is told and is no fault.
+/// The sensors that the device monitor reads. A missing sensor is reported, and is not a fault.
 fn sensors_of(root: &Path) -> Vec<DoctorFinding> {
     let found = Sensors::new(root, Path::new(".")).findings().into_iter();
     found
-        .map(|finding| DoctorFinding { what: finding.what, good: true, said: finding.said })
+        .map(|finding| DoctorFinding { what: finding.what, good: true, detail: finding.said })
         .collect()
 }
 
@@ -75,9 +75,9 @@ fn machine() -> DoctorFinding {
     let os = sysinfo::System::long_os_version().unwrap_or_else(|_| "unknown system".to_owned());
     let kernel = sysinfo::System::kernel_version().unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let said =
+    let detail =
         format!("{os}, kernel {kernel}, {}, {processors} processor(s)", std::env::consts::ARCH);
-    DoctorFinding { what: "machine", good: true, said }
+    DoctorFinding { what: "machine", good: true, detail }
 }
 
 fn memory() -> DoctorFinding {
@@ -85,9 +85,9 @@ fn memory() -> DoctorFinding {
         Some(memory) => DoctorFinding {
             what: "memory",
             good: memory.available > 256 << 20,
-            said: format!("{} of {} MiB available", memory.available >> 20, memory.total >> 20),
+            detail: format!("{} of {} MiB available", memory.available >> 20, memory.total >> 20),
         },
-        None => DoctorFinding { what: "memory", good: false, said: "can't be read".to_owned() },
+        None => DoctorFinding { what: "memory", good: false, detail: "cannot be read".to_owned() },
     }
 }
 
@@ -97,17 +97,17 @@ fn configuration(config: &Config) -> DoctorFinding {
         Some(warning) => DoctorFinding {
             what: "configuration",
             good: false,
-            said: format!("{shown}: {warning}"),
+            detail: format!("{shown}: {warning}"),
         },
         None => DoctorFinding {
             what: "configuration",
             good: true,
-            said: format!("{shown} has no mistakes"),
+            detail: format!("{shown} has no mistakes"),
         },
     }
 }
 
-/// Whether the files that engines are to load are there and could fit.
+/// Checks that the GGUF files of the engines exist and fit into the available memory.
 fn models(config: &Config) -> Vec<DoctorFinding> {
     let available = memory::read().map_or(u64::MAX, |memory| memory.available);
     let file_of = |link: &Endpoint| match link {
@@ -116,39 +116,39 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
         }
         Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => None,
     };
-    let look = |path: std::path::PathBuf| match std::fs::metadata(&path) {
+    let checked = |path: std::path::PathBuf| match std::fs::metadata(&path) {
         Ok(meta) if meta.len() < available => {
-            let said = format!("{}, {} MiB", path.display(), meta.len() >> 20);
-            DoctorFinding { what: "model", good: true, said }
+            let detail = format!("{}, {} MiB", path.display(), meta.len() >> 20);
+            DoctorFinding { what: "model", good: true, detail }
         }
         Ok(meta) => {
-            let said = format!(
-                "{} has {} MiB and does not fit into memory",
+            let detail = format!(
+                "{} has {} MiB and does not fit into the available memory",
                 path.display(),
                 meta.len() >> 20
             );
-            DoctorFinding { what: "model", good: false, said }
+            DoctorFinding { what: "model", good: false, detail }
         }
         Err(error) => {
-            let said = format!("{} can't be read: {error}", path.display());
-            DoctorFinding { what: "model", good: false, said }
+            let detail = format!("{} cannot be read: {error}", path.display());
+            DoctorFinding { what: "model", good: false, detail }
         }
     };
-    config.catalog.servers.iter().filter_map(|s| file_of(&s.link)).map(look).collect()
+    config.catalog.servers.iter().filter_map(|s| file_of(&s.link)).map(checked).collect()
 }
 
 async fn broker(config: &Config) -> DoctorFinding {
     let what = "broker";
     let Some(mqtt) = &config.mqtt else {
-        return DoctorFinding { what, good: true, said: "off".to_owned() };
+        return DoctorFinding { what, good: true, detail: "off".to_owned() };
     };
     let place = (mqtt.host.as_str(), mqtt.port);
     let connect = tokio::net::TcpStream::connect(place);
     let reached = matches!(tokio::time::timeout(Duration::from_secs(3), connect).await, Ok(Ok(_)));
-    let said = match (reached, config.broker.is_some()) {
-        (true, _) => format!("{}:{} answers", mqtt.host, mqtt.port),
-        (false, true) => "embedded; it answers while the service runs".to_owned(),
+    let detail = match (reached, config.broker.is_some()) {
+        (true, _) => format!("{}:{} accepts connections (login not tested)", mqtt.host, mqtt.port),
+        (false, true) => "embedded broker; reachable while the service runs".to_owned(),
         (false, false) => format!("{}:{} does not answer", mqtt.host, mqtt.port),
     };
-    DoctorFinding { what, good: reached || config.broker.is_some(), said }
+    DoctorFinding { what, good: reached || config.broker.is_some(), detail }
 }

@@ -1,4 +1,5 @@
-//! `engine`: one model as an MCP server on standard input and output; `mcp`: the whole service so.
+//! `engine` and `mcp`: one model, or the whole service, as an MCP server on standard input and
+//! output.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,58 +21,58 @@ use crate::model::generate::Generate;
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
-    /// A GGUF file.
+    /// GGUF file.
     #[arg(long, value_name = "FILE", required_unless_present_any = ["onnx", "scripted"])]
     gguf: Option<PathBuf>,
-    /// An ONNX model folder, as `model convert` or onnxruntime-genai's builder makes it.
+    /// ONNX model folder, made by `model convert` or onnxruntime-genai's builder.
     #[arg(long, value_name = "FOLDER", conflicts_with = "gguf")]
     onnx: Option<PathBuf>,
-    /// A scripted model of this name instead of a file.
+    /// Name of a scripted model, instead of a file.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["gguf", "onnx"])]
     scripted: Option<String>,
-    /// The name by which the model is asked for.
+    /// Name of the model in requests.
     #[arg(long)]
     name: Option<String>,
-    /// Most tokens of prompt and answer together.
+    /// Context length: maximum tokens of prompt and answer together.
     #[arg(long, default_value_t = 2048)]
     context: u32,
-    /// Threads that read prompts; 0 is all processors.
+    /// Threads for prefill; 0 means all processors.
     #[arg(long, default_value_t = 0)]
     threads: u32,
-    /// Threads that write answers.
+    /// Threads for decode.
     #[arg(long, default_value_t = 1)]
     decode_threads: u32,
-    /// Layers on the accelerator, if one is built in.
+    /// Layers on the GPU (build with feature `cuda`).
     #[arg(long, default_value_t = 0)]
     gpu_layers: u32,
-    /// ONNX Runtime's library, or the folder that holds it; looked for if not given.
+    /// ONNX Runtime's library or its folder (default: search the usual places).
     #[arg(long, value_name = "PATH")]
     runtime: Option<PathBuf>,
-    /// What computes an ONNX model, the first that can; the processor if not given.
+    /// Execution providers of an ONNX model, in order of preference (default: cpu).
     #[cfg(feature = "onnx")]
     #[arg(long = "provider", value_name = "NAME", value_delimiter = ',')]
     providers: Vec<crate::engines::onnx::ExecutionProvider>,
-    /// Try another provider, and the processor at last, if one can't.
+    /// If a provider fails, try the next one, and finally the processor.
     #[arg(long)]
     fallback: bool,
-    /// Prompts whose beginnings an ONNX model keeps ready at once.
+    /// Number of conversations whose cache an ONNX model keeps.
     #[arg(long, default_value_t = 1)]
     prefixes: u32,
-    /// How the bias towards some labels is taken off when labels are scored.
+    /// Correction of the label bias in classification.
     #[cfg(feature = "engine")]
     #[arg(long, default_value = "running")]
     calibration: crate::engines::worker::Calibration,
-    /// Prompts that a scripted model answers at once.
+    /// Parallel requests of a scripted model.
     #[arg(long, default_value_t = 4)]
     slots: u32,
 }
 
 impl EngineArgs {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        go_with_the_parent()?;
-        be_first_to_be_killed();
-        // only now: the kernel takes no score from who can't be looked into
-        super::start::leave_no_core()?;
+        end_with_parent()?;
+        set_oom_score_adj();
+        // after the out-of-memory score: a process that is not dumpable may not set it
+        super::start::disable_core_dumps()?;
         let generate: Arc<dyn Generate> = match (&self.scripted, &self.onnx) {
             (Some(name), _) => Arc::new(Scripted::new(name, self.slots, Crash::Abort)),
             (None, Some(_)) => self.open_onnx().await?,
@@ -125,31 +126,33 @@ impl EngineArgs {
     }
 }
 
-/// The whole service on standard input and output.
-pub(super) async fn whole(config: Config) -> anyhow::Result<()> {
+/// Serves the whole service on standard input and output.
+pub(super) async fn serve_service(config: Config) -> anyhow::Result<()> {
     let core = Core::start(&config.catalog, calm(), LearnedStore::default(), None);
-    let whole = Service::new(core.dispatch.clone(), Arc::new(config.catalog));
-    let served = on_stdio(Arc::new(whole)).await;
+    let service = Service::new(core.dispatch.clone(), Arc::new(config.catalog));
+    let served = on_stdio(Arc::new(service)).await;
     core.stop().await;
     served
 }
 
-async fn on_stdio(shelf: Arc<dyn ModelHost>) -> anyhow::Result<()> {
+async fn on_stdio(host: Arc<dyn ModelHost>) -> anyhow::Result<()> {
     let (input, output) = rmcp::transport::stdio_pipes();
-    let line = AsyncRwTransport::new_server(input, output).with_max_line_length(LINE_BYTES_MAX);
-    let service = serve(shelf, line).await?;
-    service.waiting().await.context("the MCP service ended badly")?;
+    let transport =
+        AsyncRwTransport::new_server(input, output).with_max_line_length(LINE_BYTES_MAX);
+    let service = serve(host, transport).await?;
+    service.waiting().await.context("the MCP server failed")?;
     Ok(())
 }
 
-/// An engine without its service would hold memory for nothing.
-fn go_with_the_parent() -> anyhow::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL).context("the parent's death can't be watched")
+/// Ends this process with its parent: an engine without its service would only occupy memory.
+fn end_with_parent() -> anyhow::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL).context("cannot set the parent-death signal")
 }
 
-/// When memory runs out the engine goes, not the service that can start it again.
-fn be_first_to_be_killed() {
+/// Lets the kernel kill the engine first when memory runs out, not the service, which can restart
+/// it.
+fn set_oom_score_adj() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "700") {
-        tracing::debug!(%error, "the kernel does not take an out-of-memory score");
+        tracing::debug!(%error, "the out-of-memory score cannot be set");
     }
 }

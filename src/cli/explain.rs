@@ -1,4 +1,4 @@
-//! `explain`: says a decision record in words, and decides again from its figures.
+//! `explain`: prints a decision record, and replays the decision from its figures.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use super::{BROKE, DONE};
 use crate::scheduler::decision::{Decision, Figures};
 use crate::scheduler::explain;
 
-/// Largest record that is read, in bytes.
+/// Maximum size of a record in bytes.
 const RECORD_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
-    /// A reply or a decision record as JSON: the text itself, a file, or - for standard input.
+    /// Reply or decision record as JSON: the text itself, a file, or - for standard input.
     record: String,
 }
 
@@ -26,14 +26,14 @@ impl ExplainArgs {
         print(&decision)?;
         match explain(&decision) {
             Ok((route, reason)) if route == decision.route && reason == decision.reason => {
-                say!("decided again from these figures: the same");
+                print_line!("replayed: same decision");
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                say!("decided again from these figures: {route}, {}", reason.word());
+                print_line!("replayed: other decision: {route}, {}", reason.word());
                 Ok(BROKE)
             }
-            Err(why) => bail!("it can't be decided again: {why}"),
+            Err(why) => bail!("the decision cannot be replayed: {why}"),
         }
     }
 
@@ -47,28 +47,28 @@ impl ExplainArgs {
         } else {
             let path = PathBuf::from(&self.record);
             std::fs::read_to_string(&path).with_context(|| {
-                format!("{:?} is no record and no file that can be read", self.record)
+                format!("{:?} is neither a decision record nor a readable file", self.record)
             })?
         };
         let mut value: Value = serde_json::from_str(&text).context("the record is not JSON")?;
-        // a whole reply, or an answer of the HTTP door
+        // a whole reply, or a response of the HTTP interface
         for key in ["pilotlight", "decision"] {
             if let Some(inner) = value.get_mut(key) {
                 value = inner.take();
             }
         }
-        serde_json::from_value(value).context("this is no decision record")
+        serde_json::from_value(value).context("not a decision record")
     }
 }
 
 fn print(decision: &Decision) -> std::io::Result<()> {
-    say!("went: {} because of {}", decision.route, decision.reason.word());
+    print_line!("Route: {}. Reason: {}.", decision.route, decision.reason.word());
     for attempt in &decision.attempts {
-        say!("tried: {}, {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
+        print_line!("Attempt: {}: {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
     }
     if let Some(predicted) = decision.predicted_ms {
-        say!(
-            "expected when it came: {:.0} ms in one of two cases, {:.0} ms in 19 of 20",
+        print_line!(
+            "Predicted at arrival: {:.0} ms (median), {:.0} ms (95 %)",
             predicted.p50,
             predicted.p95
         );
@@ -81,41 +81,41 @@ fn print(decision: &Decision) -> std::io::Result<()> {
 
 fn print_figures(figures: &Figures) -> std::io::Result<()> {
     let Figures { duty, stage, cause, ahead, line, own, away, servers, .. } = figures;
-    say!(
-        "the device: {} by {}, engines compute {:.0} % of the time",
+    print_line!(
+        "Pressure level: {}, cause: {}, duty cycle {:.0} %",
         stage.name(),
         cause.name(),
         duty * 100.0
     );
     for server in servers {
         let state = match server.lacks {
-            Some(lack) => format!("not: {}", lack.word()),
-            None if server.full => "had no room".to_owned(),
-            None => "could be asked".to_owned(),
+            Some(lack) => format!("not available: {}", lack.word()),
+            None if server.full => "busy (all slots taken)".to_owned(),
+            None => "available".to_owned(),
         };
-        say!("{} ({}): {state}", server.server, server.locality.name());
+        print_line!("{} ({}): {state}", server.server, server.locality.name());
     }
     if ahead.worst > 0.0 {
-        say!(
-            "before its group: {:.0} ms likely, {:.0} careful, {:.0} at worst",
+        print_line!(
+            "Queued before: {:.0} ms (median), {:.0} (95 %), {:.0} (worst case)",
             ahead.p50,
             ahead.p95,
             ahead.worst
         );
     }
     for (at, case) in line.iter().enumerate() {
-        say!(
-            "{} {:.0} ms likely, {:.0} careful, {:.0} at worst; {:.0} ms to its deadline{}",
-            if at == *own { "this one:" } else { "in line: " },
+        print_line!(
+            "{} {:.0} ms (median), {:.0} (95 %), {:.0} (worst case); deadline in {:.0} ms{}",
+            if at == *own { "This request:" } else { "Queued request: " },
             case.work.p50,
             case.work.p95,
             case.work.worst,
             case.left,
-            if case.offload_deadline.is_some() { "" } else { ", must stay" },
+            if case.offload_deadline.is_some() { "" } else { "; no other model may answer" },
         );
     }
     if let Some(away) = away {
-        say!("an answer from elsewhere: {:.0} ms likely, {:.0} careful", away.p50, away.p95);
+        print_line!("Remote answer: {:.0} ms (median), {:.0} (95 %)", away.p50, away.p95);
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `simulate --engine`: the configured models answer real prompts in real time, on a board of which
-//! only the heat is simulated: it warms as this machine's processors are busy.
+//! `simulate --engine`: the configured models answer prompts in real time; only the board's heat is
+//! simulated, from the load of this machine's processors.
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,17 +28,17 @@ use crate::simulate::world::{Outcome, Second};
 use crate::strategy;
 use crate::time::Time;
 
-/// A model that is somewhere else, if the configuration has none.
-const ELSEWHERE: &str = "elsewhere";
-/// How often the day's progress is told.
-const TOLD_EVERY: usize = 30;
-/// What prompts are made of: about a token for four bytes.
+/// Name of the scripted remote model that is added to a configuration without one.
+const REMOTE: &str = "remote";
+/// Seconds between two progress lines.
+const PROGRESS_EVERY: usize = 30;
+/// Text of the prompts; about four bytes for each token.
 const WORDS: &str = "The pump in hall four is running and the pressure is good. ";
 
-/// A prompt and what became of it; none if it was not even taken.
+/// A request and its end; none if it was refused at once.
 type LiveAnswer = (Arrival, Option<JobEnd>);
 
-/// Lives through a day of that demand, in real time.
+/// Simulates a day of that demand in real time.
 ///
 /// # Errors
 /// If no engine of this device can be started.
@@ -48,12 +48,12 @@ pub(super) async fn live(
     seed: u64,
     config: Config,
 ) -> anyhow::Result<Outcome> {
-    let (strains, strain) = watch::channel(DevicePressure::default());
-    let core = Core::start(&with_another(config), strain, LearnedStore::default(), None);
-    let board = as_fast_as(&core.dispatch, board).await?;
+    let (pressures, pressure) = watch::channel(DevicePressure::default());
+    let core = Core::start(&with_remote(config), pressure, LearnedStore::default(), None);
+    let board = with_measured_rates(&core.dispatch, board).await?;
     let orders = day(&board, demand, seed);
     eprintln!(
-        "{} prompts in {:.0} s; the engine reads {:.0} and writes {:.0} tokens a second",
+        "{} prompts in {:.0} s; prefill {:.0}, decode {:.0} tokens/s",
         orders.len(),
         demand.length.as_secs_f64(),
         board.prefill,
@@ -64,7 +64,7 @@ pub(super) async fn live(
         chip: Chip::new(board),
         gauge: Gauge::default(),
         sensors: Sensors::new(Path::new("/"), Path::new(".")),
-        strains,
+        pressures,
         board,
     };
     day.pass(&core.dispatch, orders).await;
@@ -72,13 +72,13 @@ pub(super) async fn live(
     Ok(day.out)
 }
 
-/// The catalog, with a scripted model elsewhere if it has none.
-fn with_another(config: Config) -> Catalog {
+/// The catalog, with a scripted remote model if it has no remote one.
+fn with_remote(config: Config) -> Catalog {
     let mut catalog = config.catalog.clone();
     if catalog.servers.iter().all(|server| server.locality == Locality::Device) {
         let scripted = dry(config).catalog.servers.into_iter();
         catalog.servers.extend(scripted.map(|server| crate::catalog::catalog::ServerEntry {
-            name: ELSEWHERE.to_owned(),
+            name: REMOTE.to_owned(),
             locality: Locality::Cloud,
             ..server
         }));
@@ -86,25 +86,28 @@ fn with_another(config: Config) -> Catalog {
     catalog
 }
 
-/// The board with the rates of the first engine here, once all models have come up.
-async fn as_fast_as(dispatch: &Dispatch, board: &SimulatedBoard) -> anyhow::Result<SimulatedBoard> {
+/// The board with the measured rates of the first engine of this device, once all models are ready.
+async fn with_measured_rates(
+    dispatch: &Dispatch,
+    board: &SimulatedBoard,
+) -> anyhow::Result<SimulatedBoard> {
     let ready = async {
         let mut ticks = tokio::time::interval(Duration::from_millis(100));
         // bounded by the timeout around it
-        while !dispatch.backends().iter().all(|seen| seen.health == Health::Ready) {
+        while !dispatch.backends().iter().all(|backend| backend.health == Health::Ready) {
             ticks.tick().await;
         }
     };
     let _ = tokio::time::timeout(ENGINE_LOAD_MAX, ready).await;
-    let seen = dispatch.backends();
-    let here = seen.iter().filter(|seen| seen.locality == Locality::Device);
-    let rates = here.filter_map(|seen| {
-        let runtime = &seen.context.as_ref()?.runtime;
+    let backends = dispatch.backends();
+    let here = backends.iter().filter(|backend| backend.locality == Locality::Device);
+    let rates = here.filter_map(|backend| {
+        let runtime = &backend.context.as_ref()?.runtime;
         runtime.prefill_tokens_per_s.zip(runtime.decode_tokens_per_s)
     });
     match rates.into_iter().next() {
         Some((prefill, decode)) => Ok(SimulatedBoard { prefill, decode, ..*board }),
-        None => bail!("no engine of this device came up and stated its rates; try `doctor`"),
+        None => bail!("no engine of this device is ready; run `pilotlight doctor`"),
     }
 }
 
@@ -113,7 +116,7 @@ struct Day {
     chip: Chip,
     gauge: Gauge,
     sensors: Sensors,
-    strains: watch::Sender<DevicePressure>,
+    pressures: watch::Sender<DevicePressure>,
     out: Outcome,
 }
 
@@ -131,7 +134,7 @@ impl Day {
                     Ok(answer) => Some(answer.collect().await.1),
                     Err(_) => None,
                 };
-                // there is room for all
+                // the channel holds the ends of all requests
                 let _ = ends_in.send((order, end)).await;
             });
         }
@@ -149,7 +152,7 @@ impl Day {
         self.out.hours = began.elapsed().as_secs_f64() / 3600.0;
     }
 
-    /// A second passes: the chip warms, and the engines and the judge are told.
+    /// One second: the chip warms, and the pressure level is published to engines and scheduler.
     fn second(&mut self, at: Duration, (waiting, running): (usize, usize)) {
         let busy = self.sensors.read(None).busy.unwrap_or(0.0);
         self.chip.pass(SAMPLE_EVERY, busy, at);
@@ -158,27 +161,28 @@ impl Day {
         let zone =
             Zone { name: "chip".to_owned(), celsius: Some(celsius), passive, ..Zone::default() };
         let sample = SensorSample { zones: vec![zone], ..SensorSample::default() };
-        let before = self.strains.borrow().stage;
-        let strain = self.gauge.on(&sample, Time::default() + at);
+        let before = self.pressures.borrow().stage;
+        let pressure = self.gauge.on(&sample, Time::default() + at);
         let was_closed = before >= PressureStage::Closed;
-        self.out.mode_changes += usize::from(was_closed != (strain.stage >= PressureStage::Closed));
-        self.strains.send_replace(strain);
+        self.out.mode_changes +=
+            usize::from(was_closed != (pressure.stage >= PressureStage::Closed));
+        self.pressures.send_replace(pressure);
         if celsius >= self.board.trip_c {
             self.out.hot_s += SAMPLE_EVERY.as_secs_f64();
         }
         self.out.peak_c = self.out.peak_c.max(celsius);
         self.out.seconds.push(Second {
             celsius,
-            duty: strain.duty.into(),
+            duty: pressure.duty.into(),
             waiting: waiting + running,
             ..Second::default()
         });
-        if self.out.seconds.len().is_multiple_of(TOLD_EVERY) {
-            let duty = strain.duty * 100.0;
+        if self.out.seconds.len().is_multiple_of(PROGRESS_EVERY) {
+            let duty = pressure.duty * 100.0;
             let (away, missed) = (self.out.away, self.out.missed);
             eprintln!(
-                "{:.0} s: {celsius:.1} °C, duty {duty:.0} %, {waiting} waiting, {away} answered \
-                 elsewhere, {missed} missed",
+                "{:.0} s: {celsius:.1} °C, duty {duty:.0} %, {waiting} waiting, {away} offloaded, \
+                 {missed} deadlines missed",
                 at.as_secs_f64()
             );
         }
@@ -207,7 +211,7 @@ impl Day {
     }
 }
 
-/// A prompt of about so many tokens, whose beginning others of its class share.
+/// A job with a prompt of about this many tokens, whose prefix all jobs of its priority share.
 fn job_of(order: &Arrival) -> Job {
     let Arrival { priority, prompt, cached, .. } = *order;
     let bytes = |tokens: u32| 4 * tokens as usize;

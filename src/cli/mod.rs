@@ -1,8 +1,7 @@
-//! The command line: what can be asked of the one binary, and the commands that are not the
-//! service itself.
+//! Command line: arguments, exit codes, and the commands besides the service.
 
 #[macro_use]
-mod say;
+mod output;
 
 mod ask;
 mod calibrate;
@@ -21,39 +20,38 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::start::main;
-use crate::catalog::catalog::Mistake;
+use crate::catalog::catalog::{Endpoint, Mistake, ServerEntry};
 use crate::config;
 use crate::config::Config;
 use crate::daemon;
 
-/// It worked.
+/// Success.
 const DONE: u8 = 0;
-/// Something broke.
+/// Error.
 const BROKE: u8 = 1;
-/// The command line or the configuration is wrong.
+/// Invalid command line or configuration.
 const WRONG: u8 = 2;
-/// The service is there and not ready, or not there.
+/// The service is not ready or not reachable.
 const NOT_READY: u8 = 3;
 /// The prompt was not answered.
 const NOT_ANSWERED: u8 = 4;
-/// Nobody reads what is printed: what a shell says of a program that SIGPIPE has ended.
+/// Output pipe closed: 128 + SIGPIPE, as a shell reports it.
 const UNREAD: u8 = 141;
 
-/// A small flame that is always on: a tiny language model on the device, the cloud only when it
-/// must be.
+/// Small language model service for edge devices: answers on the device, asks a remote model only
+/// if needed.
 #[derive(Debug, Parser)]
 #[command(name = "pilotlight", version, after_help = AFTER)]
 struct Cli {
-    /// Path of mcp.json; else $`PILOTLIGHT_CONFIG`, else ./mcp.json.
+    /// Path of mcp.json (default: $`PILOTLIGHT_CONFIG`, else ./mcp.json).
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
-const AFTER: &str = "Exit codes: 0 it worked, 1 something broke, 2 the command line or the \
-                     configuration is wrong, 3 the service is not ready, 4 the prompt was not \
-                     answered; 141 nobody reads what is printed.";
+const AFTER: &str = "Exit codes: 0 success, 1 error, 2 invalid command line or configuration, 3 \
+                     service not ready, 4 prompt not answered, 141 output pipe closed.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -63,52 +61,51 @@ enum Command {
         #[arg(long)]
         dry: bool,
     },
-    /// Ask a prompt and print the answer as it comes.
+    /// Send a prompt and print the answer while it is generated.
     Ask(ask::AskArgs),
-    /// Show how the running service is.
+    /// Show the state of the running service.
     Status {
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Check an mcp.json and name every mistake in it.
+    /// Check an mcp.json and print its mistakes.
     Check {
-        /// The file; else the one of --config.
+        /// File to check (default: the file of --config).
         file: Option<PathBuf>,
     },
-    /// Look at this machine and say what is missing.
+    /// Check sensors, memory, model files and broker of this machine.
     Doctor {
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// Print this many samples of all sensors, one a second, as lines of JSON.
+        /// Print COUNT samples of all sensors as JSON lines, one per second.
         #[arg(long, value_name = "COUNT")]
         samples: Option<u32>,
     },
-    /// Set from how likely its words on an answer of the device is good enough for a task.
+    /// Find and save a task's cascade threshold from labelled examples.
     Calibrate(calibrate::CalibrateArgs),
-    /// Say a decision record in words, and decide again from its figures.
+    /// Explain a decision record, and replay the decision from its figures.
     Explain(explain::ExplainArgs),
-    /// Let our judge decide over a day of a simulated board.
+    /// Simulate routing on a board model.
     Simulate(simulate::SimulateArgs),
-    /// Be an MCP server on standard input and output.
+    /// Run an MCP server on standard input and output, with its own models.
     Mcp,
-    /// Work with model files.
+    /// Convert and quantize model files.
     #[command(subcommand)]
     Model(model::ModelCommand),
     /// Print completions for a shell.
     Completions {
-        /// Which shell.
+        /// Shell.
         shell: clap_complete::Shell,
     },
-    /// One model in this process, as an MCP server on standard input and output.
+    /// Run one model as an MCP server on standard input and output.
     #[command(hide = true)]
     Engine(engine::EngineArgs),
 }
 
 impl Cli {
-    /// Whether this process speaks MCP on its standard output, or is a short command: less is
-    /// logged.
+    /// Whether less is logged: for MCP on standard output and for short commands.
     fn is_quiet(&self) -> bool {
         match self.command {
             Command::Serve { .. } | Command::Engine(_) => false,
@@ -125,10 +122,10 @@ impl Cli {
         }
     }
 
-    /// Carries the command out.
+    /// Runs the command.
     ///
     /// # Errors
-    /// What the operator must know.
+    /// Any error that ends the command.
     async fn run(self) -> anyhow::Result<ExitCode> {
         let path = self.config.as_deref();
         let code = match self.command {
@@ -173,7 +170,7 @@ impl Cli {
                 let Some(config) = loaded(path) else {
                     return Ok(ExitCode::from(WRONG));
                 };
-                engine::whole(config).await?;
+                engine::serve_service(config).await?;
                 DONE
             }
             Command::Model(command) => {
@@ -198,26 +195,26 @@ impl Cli {
     }
 }
 
-/// The configuration, or every mistake in it on standard error.
+/// Loads the configuration; its mistakes are printed on standard error.
 fn loaded(path: Option<&std::path::Path>) -> Option<Config> {
-    if let Err(error) = start::leave_no_core() {
+    if let Err(error) = start::disable_core_dumps() {
         eprintln!("error: {error:#}");
         return None;
     }
     let config = config::variables().and_then(|variables| config::load(path, &variables));
     match config {
         Ok(config) => {
-            tell("warning", &config.warnings);
+            print_mistakes("warning", &config.warnings);
             Some(config)
         }
         Err(mistakes) => {
-            tell("error", &mistakes);
+            print_mistakes("error", &mistakes);
             None
         }
     }
 }
 
-fn tell(kind: &str, mistakes: &[Mistake]) {
+fn print_mistakes(kind: &str, mistakes: &[Mistake]) {
     for mistake in mistakes {
         eprintln!("{kind}: {mistake}");
     }
@@ -227,7 +224,12 @@ fn check(path: Option<&std::path::Path>) -> anyhow::Result<u8> {
     let Some(config) = loaded(path) else {
         return Ok(WRONG);
     };
-    let count = config.catalog.servers.len();
-    say!("{}: no mistakes, {count} model server(s)", config.path.display());
+    let is_provider = |server: &&ServerEntry| matches!(server.link, Endpoint::Provider(_));
+    let providers = config.catalog.servers.iter().filter(is_provider).count();
+    let servers = config.catalog.servers.len() - providers;
+    print_line!(
+        "{}: valid, {servers} model server(s), {providers} provider(s)",
+        config.path.display()
+    );
     Ok(DONE)
 }

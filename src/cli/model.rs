@@ -1,4 +1,4 @@
-//! `model`: work with model files.
+//! `model`: quantizes and converts model files.
 
 use std::path::PathBuf;
 
@@ -7,19 +7,19 @@ use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {
-    /// Store a GGUF model's weights another way, once, so that this machine is faster with it.
+    /// Quantize a GGUF model to another weight format.
     Quantize(Quantize),
-    /// Make an ONNX model folder from a GGUF file, or from the folder of a sentence encoder.
+    /// Convert a GGUF file or a sentence encoder folder to an ONNX model folder.
     Convert(Convert),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Quantize {
-    /// The model.
+    /// GGUF file to quantize.
     from: PathBuf,
-    /// The file to write; complete or not there.
+    /// File to write; on an error no partial file remains.
     to: PathBuf,
-    /// How the weights are stored.
+    /// Weight format.
     #[cfg(feature = "gguf")]
     #[arg(long, default_value = "q8_0")]
     weights: crate::engines::gguf::quantize::GgufWeights,
@@ -27,12 +27,12 @@ pub(super) struct Quantize {
 
 #[derive(Debug, Args)]
 pub(super) struct Convert {
-    /// The GGUF file (a Llama-family model with a byte-level BPE tokenizer), or the folder of a
-    /// BERT-family sentence encoder as sentence-transformers writes it.
+    /// GGUF file (a Llama-family model with a byte-level BPE tokenizer), or folder of a
+    /// BERT-family sentence encoder in the layout of sentence-transformers.
     from: PathBuf,
-    /// The folder to write; complete or not there.
+    /// Folder to write; on an error no partial folder remains.
     to: PathBuf,
-    /// How the weights are stored.
+    /// Weight format.
     #[cfg(feature = "onnx")]
     #[arg(long, default_value = "int8")]
     weights: crate::convert::OnnxWeights,
@@ -53,7 +53,7 @@ impl Quantize {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = i32::try_from(threads).context("more processors than can be counted")?;
         crate::engines::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
-        say!("{}", self.to.display());
+        print_line!("{}", self.to.display());
         Ok(())
     }
 
@@ -67,14 +67,14 @@ impl Quantize {
 impl Convert {
     #[cfg(feature = "onnx")]
     fn run(self) -> anyhow::Result<()> {
-        let seen = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
         let progress = |done, all| {
-            if seen {
+            if is_terminal {
                 eprint!("\rlayer {done} of {all}{}", if done == all { "\n" } else { "" });
             }
         };
         crate::convert::convert(&self.from, &self.to, self.weights, progress)?;
-        say!("{}", self.to.display());
+        print_line!("{}", self.to.display());
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! `simulate`: a board that is not there, prompts that nobody wrote, and our judge over a day.
+//! `simulate`: runs the scheduler over a day of a board model with generated requests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,46 +20,46 @@ use crate::simulate::policy::{POLICIES, Policy};
 use crate::simulate::table::{over, table};
 use crate::simulate::world::{DaySetup, Outcome};
 
-/// Longest day, in hours.
+/// Longest simulated day in hours.
 const HOURS_MAX: f64 = 24.0 * 14.0;
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(super) struct SimulateArgs {
-    /// Which board: pi4, pi5, orin, or study.
+    /// Board model: pi4, pi5, orin or study.
     #[arg(long, default_value = "pi5")]
     board: String,
-    /// Work that is asked for against what the cool engine could do.
+    /// Offered load relative to unthrottled capacity.
     #[arg(long, default_value_t = 1.0)]
     load: f64,
-    /// How many times as many prompts come in one minute of ten.
+    /// Factor by which one minute in ten has more prompts.
     #[arg(long, default_value_t = 1.0)]
     burst: f64,
-    /// How long the day is.
+    /// Simulated hours.
     #[arg(long, default_value_t = 6.0)]
     hours: f64,
-    /// How many days, each with the next seed.
+    /// Number of simulated days, each with the next seed.
     #[arg(long, default_value_t = 1)]
     days: u64,
-    /// The first day's seed; the same seed gives the same day.
+    /// Seed of the first day; equal seeds give equal days.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Jobs that the engine holds at once, the most urgent of which it works on.
+    /// Jobs that the engine holds; it computes the most urgent one.
     #[arg(long, default_value_t = 3)]
     slots: u32,
-    /// No other program takes the memory.
+    /// Do not simulate memory pressure by another program.
     #[arg(long)]
     memory_plenty: bool,
-    /// Samples of a real device, as `doctor --samples` prints them, in place of the board's heat.
+    /// Replay recorded samples (`doctor --samples`) instead of the board's heat model.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// The configured models answer, in real time; only the board's heat is simulated.
+    /// Ask the configured models in real time; only the heat is simulated.
     #[arg(long, conflicts_with_all = ["compare", "trace", "days", "slots", "memory_plenty"])]
     engine: bool,
-    /// Compare our judge with the simple rules that others use.
+    /// Compare the scheduler with simple policies.
     #[arg(long)]
     compare: bool,
-    /// Draw the day (the last, if there are several) into this file.
+    /// Write a chart of the last day to this SVG file.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// Print JSON.
@@ -68,16 +68,16 @@ pub(super) struct SimulateArgs {
 }
 
 impl SimulateArgs {
-    /// Whether the configuration is needed.
+    /// Whether the configured models are asked, which needs the configuration.
     pub(super) fn is_live(&self) -> bool {
         self.engine
     }
 
-    /// Simulates; `config` is for real engines.
+    /// Runs the simulation; `config` is given for the configured models.
     pub(super) async fn run(&self, config: Option<Config>) -> anyhow::Result<u8> {
         let board = BOARDS.iter().find(|board| board.name == self.board).with_context(|| {
             let known: Vec<&str> = BOARDS.iter().map(|board| board.name).collect();
-            format!("there is no board {:?}; there are: {}", self.board, known.join(", "))
+            format!("unknown board {:?}; known: {}", self.board, known.join(", "))
         })?;
         for (name, value, most) in [
             ("--load", self.load, 10.0),
@@ -118,31 +118,31 @@ impl SimulateArgs {
     fn draw(&self, board: &SimulatedBoard, outcome: &Outcome) -> anyhow::Result<()> {
         if let Some(file) = &self.svg {
             let title = format!(
-                "{} at load {}, bursts of {}, seed {}",
+                "{}: load {}, burst factor {}, seed {}",
                 board.name,
                 self.load,
                 self.burst,
                 self.seed + self.days - 1
             );
             fs::write(file, draw(board, outcome, &title))
-                .with_context(|| format!("{} can't be written", file.display()))?;
-            eprintln!("drawn into {}", file.display());
+                .with_context(|| format!("{} cannot be written", file.display()))?;
+            eprintln!("chart written to {}", file.display());
         }
         Ok(())
     }
 
-    /// A day with real engines: nobody knows what was needless.
+    /// Prints a day of the configured models, for which needless offloads are unknown.
     fn print_live(&self, board: &SimulatedBoard, outcome: &Outcome) -> std::io::Result<()> {
         if self.json {
             let mut record = record(Policy::Ours, outcome);
             record["needless"] = serde_json::Value::Null;
-            say!("{:#}", json!({"board": board.name, "policies": [record]}));
+            print_line!("{:#}", json!({"board": board.name, "policies": [record]}));
             return Ok(());
         }
         let Outcome { jobs, away, missed, peak_c, hot_s, .. } = outcome;
-        say!(
-            "{jobs} prompts: {away} answered elsewhere {:?}, {missed} missed; at most {peak_c:.1} °C, \
-             {hot_s:.0} s above the trip point",
+        print_line!(
+            "{jobs} prompts: {away} offloaded {:?}, {missed} deadlines missed; peak {peak_c:.1} \
+             °C, {hot_s:.0} s above the trip point",
             outcome.reasons
         );
         Ok(())
@@ -151,14 +151,18 @@ impl SimulateArgs {
     fn print(&self, board: &SimulatedBoard, outcomes: &[(Policy, Outcome)]) -> std::io::Result<()> {
         if self.json {
             let all: Vec<_> = outcomes.iter().map(|(policy, o)| record(*policy, o)).collect();
-            say!("{:#}", json!({"board": board.name, "policies": all}));
+            print_line!("{:#}", json!({"board": board.name, "policies": all}));
             return Ok(());
         }
-        say!("{}", table(outcomes));
+        print_line!("{}", table(outcomes));
         if let Some((_, ours)) = outcomes.last() {
             let reasons: Vec<String> =
                 ours.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-            say!("{} prompts; our judge sent away: {}", ours.jobs, reasons.join(", "));
+            print_line!(
+                "{} prompts; offloaded by the scheduler, by reason: {}",
+                ours.jobs,
+                reasons.join(", ")
+            );
         }
         Ok(())
     }
@@ -176,11 +180,11 @@ fn record(policy: Policy, outcome: &Outcome) -> serde_json::Value {
 
 fn read_trace(path: &Path) -> anyhow::Result<Vec<SensorSample>> {
     let text =
-        fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
+        fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let read = |(n, line): (usize, &str)| {
         serde_json::from_str(line).with_context(|| {
             format!(
-                "{}, line {}: is no sample; record them with `doctor --samples`",
+                "{}, line {}: not a sample; record samples with `pilotlight doctor --samples`",
                 path.display(),
                 n + 1
             )
@@ -189,7 +193,7 @@ fn read_trace(path: &Path) -> anyhow::Result<Vec<SensorSample>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let samples: Vec<SensorSample> = lines.map(read).collect::<anyhow::Result<_>>()?;
     if samples.is_empty() {
-        bail!("{} holds no sample", path.display());
+        bail!("{} contains no samples", path.display());
     }
     Ok(samples)
 }

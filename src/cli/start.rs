@@ -1,7 +1,7 @@
-//! The program's beginning and end: command line, logging, runtime, exit code.
+//! Entry point: parses the command line, starts logging and runtime, and returns the exit code.
 //!
-//! It lies in the library and is no generic, so that the whole of the service is compiled once and
-//! not again in the binary.
+//! It is in the library and not generic, so that the service is compiled once and not again in the
+//! binary.
 
 use std::process::ExitCode;
 
@@ -14,23 +14,24 @@ use super::{BROKE, Cli, UNREAD};
 use crate::limits::LAST_CALLS_MAX;
 use crate::net::tls;
 
-/// What is logged if nobody says: our own affairs, and only the troubles of the libraries. What
-/// `rmcp::service` calls an error is a line that has gone; who needed it says so.
+/// Default log filter: `info` of Pilotlight, and warnings or errors of the libraries.
+/// `rmcp::service` logs each closed connection as an error; the caller of the connection reports
+/// it.
 const LOG: &str =
     "info,rmcp=error,rmcp::service=off,llama-cpp-2=warn,ort=warn,mqtt5=error,rumqttc=warn";
-/// The same for short commands.
+/// Default log filter of short commands.
 const LOG_QUIET: &str = "error,rmcp=off,llama-cpp-2=error,ort=error";
-/// Libraries that print whole messages, prompts among them: they are heard with `trace` only.
-const TALKATIVE: &str = "rmcp=error";
+/// Filter of libraries that log whole messages, prompts among them; only `trace` includes them.
+const VERBOSE_LIBRARIES: &str = "rmcp=error";
 
-/// Reads the command line of this process, carries it out and says how it went.
+/// Runs the command line of this process and returns its exit code.
 pub fn main() -> ExitCode {
-    let line = Cli::parse();
-    start_logging(&line);
+    let cli = Cli::parse();
+    start_logging(&cli);
     tls::install_provider();
-    match run(line) {
+    match run(cli) {
         Ok(code) => code,
-        Err(error) if is_unread(&error) => ExitCode::from(UNREAD),
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(UNREAD),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(BROKE)
@@ -38,42 +39,42 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whether nobody reads our output any more.
-fn is_unread(error: &anyhow::Error) -> bool {
+/// Whether the output pipe is closed.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
     error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-fn run(line: Cli) -> anyhow::Result<ExitCode> {
-    // one thread: the service waits most of the time, and an answer passes so many tasks that handing
-    // them from core to core costs more than it gains; the models compute in processes of their own
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    // one thread: the service mostly waits, and an answer passes so many tasks that moving them
+    // between cores costs more than it gains; the models compute in processes of their own
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().build().context("the runtime can't be started")?;
-    let code = runtime.block_on(Box::pin(line.run()));
-    // what must be done was waited for; a name server that is silent is not
+    let runtime = builder.enable_all().build().context("the async runtime cannot be started")?;
+    let code = runtime.block_on(Box::pin(cli.run()));
+    // required work has ended; a silent name server is not awaited
     runtime.shutdown_timeout(LAST_CALLS_MAX);
     code
 }
 
-/// A core dump would hold keys and prompts: the kernel writes none of this process, and lets nobody but
-/// root look into it.
+/// Disables core dumps, which would contain keys and prompts, and access by processes of other
+/// users.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub(super) fn leave_no_core() -> anyhow::Result<()> {
-    prctl::set_dumpable(false).context("the kernel does not say that it writes no core dump")
+pub(super) fn disable_core_dumps() -> anyhow::Result<()> {
+    prctl::set_dumpable(false).context("core dumps cannot be disabled")
 }
 
-/// Standard output belongs to answers and to MCP: logs go to standard error.
-fn start_logging(line: &Cli) {
-    let default = if line.is_quiet() { LOG_QUIET } else { LOG };
+/// Starts logging on standard error; standard output is for answers and MCP.
+fn start_logging(cli: &Cli) {
+    let default = if cli.is_quiet() { LOG_QUIET } else { LOG };
     let filter = match std::env::var("PILOTLIGHT_LOG") {
-        Ok(wanted) if wanted.to_ascii_lowercase().contains("trace") => wanted,
-        Ok(wanted) => format!("{wanted},{TALKATIVE}"),
+        Ok(filter) if filter.to_ascii_lowercase().contains("trace") => filter,
+        Ok(filter) => format!("{filter},{VERBOSE_LIBRARIES}"),
         Err(_) => default.to_owned(),
     };
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
-        eprintln!("warning: PILOTLIGHT_LOG can't be understood: {error}");
+        eprintln!("warning: PILOTLIGHT_LOG is not a valid log filter: {error}");
         EnvFilter::new(default)
     });
     tracing_subscriber::fmt()

@@ -42,7 +42,7 @@ impl BertSizes {
         let of = |key: &str| {
             let n = config[key].as_u64().filter(|n| (1..=1 << 20).contains(n));
             let n = n.and_then(|n| usize::try_from(n).ok());
-            n.with_context(|| format!("the configuration does not say {key}"))
+            n.with_context(|| format!("the configuration has no key {key}"))
         };
         #[expect(clippy::cast_possible_truncation, reason = "a small number")]
         let epsilon = config["layer_norm_eps"].as_f64().unwrap_or(1e-12) as f32;
@@ -76,7 +76,7 @@ impl Tensors<'_> {
         let (rows, found) = match view.shape() {
             [columns] => (1, *columns),
             [rows, columns] => (*rows, *columns),
-            shape => bail!("{name} has the shape {shape:?}, which is no matrix"),
+            shape => bail!("{name} has the shape {shape:?}, which is not a matrix"),
         };
         ensure!(found == columns, "{name} has {found} columns, {columns} were expected");
         Ok(Stored { kind, rows, columns, bytes: view.data().to_vec() })
@@ -101,7 +101,7 @@ pub(super) fn build(
     mut progress: impl FnMut(usize),
 ) -> Result<ModelProto> {
     let path = from.join(WEIGHTS);
-    let bytes = fs::read(&path).with_context(|| format!("{} can't be read", path.display()))?;
+    let bytes = fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     let all = SafeTensors::deserialize(&bytes)
         .with_context(|| format!("{} is damaged", path.display()))?;
     let graph = Builder::new("bert", weights, data);
@@ -135,13 +135,13 @@ impl Bert<'_> {
         self.graph.node("Cast", "", &["attention_mask"], &["mask"], &[int("to", INT32)]);
 
         let words = self.tensors.get("embeddings.word_embeddings.weight", hidden)?;
-        ensure!(words.rows == vocabulary, "the embedding is of another size than the model");
+        ensure!(words.rows == vocabulary, "the embedding matrix has the wrong size");
         let packed = self.graph.pack(&[Rows::plain(&words)])?;
         let places = self.graph.write_packed(&packed)?;
         self.graph.embedding("input_ids", "words", &packed, &places);
 
         let at = self.tensors.get("embeddings.position_embeddings.weight", hidden)?;
-        ensure!(at.rows == positions, "the positions are of another size than the model");
+        ensure!(at.rows == positions, "the position matrix has the wrong size");
         // a single text is always the first of a pair: its vector goes into the positions
         let kinds = self.tensors.get("embeddings.token_type_embeddings.weight", hidden)?;
         let first = numbers(kinds.kind, kinds.row(0));
@@ -175,7 +175,7 @@ impl Bert<'_> {
         let wide = get("intermediate.dense", hidden)?;
         let narrow = get("output.dense", wide.rows)?;
         let squares = [&query, &key, &value, &out, &narrow];
-        ensure!(squares.iter().all(|part| part.rows == hidden), "layer {n} is of another size");
+        ensure!(squares.iter().all(|part| part.rows == hidden), "layer {n} has the wrong size");
 
         let parts = [Rows::plain(&query), Rows::plain(&key), Rows::plain(&value)];
         let packed = self.graph.pack(&parts)?;

@@ -190,7 +190,7 @@ impl Builder {
         let at = self.end.next_multiple_of(ALIGNMENT);
         let gap = usize::try_from(at - self.end)?;
         let written = self.data.write_all(&vec![0; gap]).and_then(|()| self.data.write_all(bytes));
-        written.context("the weights can't be written")?;
+        written.context("the weights cannot be written")?;
         self.end = at + bytes.len() as u64;
         Ok((at, bytes.len() as u64))
     }

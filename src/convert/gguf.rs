@@ -98,7 +98,7 @@ pub(super) struct Gguf {
 impl Gguf {
     pub(super) fn open(path: &Path) -> Result<Gguf> {
         let shown = path.display();
-        let file = File::open(path).with_context(|| format!("{shown} can't be read"))?;
+        let file = File::open(path).with_context(|| format!("{shown} cannot be read"))?;
         let length = file.metadata()?.len();
         let mut reader = GgufReader(BufReader::new(&file));
         let (head, tensors) =
@@ -122,7 +122,7 @@ impl Gguf {
     pub(super) fn texts(&self, key: &str) -> Result<&[String]> {
         match self.head.get(key) {
             Some(Value::Texts(texts)) => Ok(texts),
-            _ => bail!("the model does not say {key}"),
+            _ => bail!("the file has no key {key}"),
         }
     }
 
@@ -139,7 +139,7 @@ impl Gguf {
     pub(super) fn size(&self, key: &str) -> Result<usize> {
         match self.head.get(key) {
             Some(Value::Whole(n)) if *n > 0 && *n <= 1 << 24 => Ok(usize::try_from(*n)?),
-            _ => bail!("the model does not say {key}"),
+            _ => bail!("the file has no key {key}"),
         }
     }
 
@@ -169,7 +169,7 @@ impl Gguf {
         };
         ensure!(
             place.columns.is_multiple_of(block),
-            "the rows of tensor {name} are no whole blocks"
+            "the rows of tensor {name} are not a multiple of the block size"
         );
         let bytes = place.rows.checked_mul(place.columns / block * block_bytes);
         let bytes = bytes.with_context(|| format!("tensor {name} is too large"))?;
@@ -187,11 +187,14 @@ struct GgufReader<'f>(BufReader<&'f File>);
 
 impl GgufReader<'_> {
     fn head(&mut self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, TensorPlace>)> {
-        ensure!(&self.bytes::<4>()? == b"GGUF", "it is no GGUF file");
+        ensure!(&self.bytes::<4>()? == b"GGUF", "it is not a GGUF file");
         let version = self.u32()?;
         ensure!(matches!(version, 2 | 3), "version {version} is not known, only 2 and 3");
         let (tensors, entries) = (self.u64()?, self.u64()?);
-        ensure!(tensors <= ENTRIES_MAX && entries <= ENTRIES_MAX, "it announces too much");
+        ensure!(
+            tensors <= ENTRIES_MAX && entries <= ENTRIES_MAX,
+            "the header has too many tensors or keys"
+        );
         let mut head = BTreeMap::new();
         for _ in 0..entries {
             let key = self.text()?;

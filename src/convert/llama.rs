@@ -64,7 +64,7 @@ impl LlamaSizes {
             name.ends_with(".weight") && parts.contains(&part)
         };
         if let Some(other) = model.names().find(|name| !supported(name)) {
-            bail!("the tensor {other} has no place in a plain Llama model: not supported");
+            bail!("unknown tensor {other}: not a plain Llama model");
         }
         #[expect(clippy::cast_possible_truncation, reason = "a small number")]
         let epsilon = number("attention.layer_norm_rms_epsilon").unwrap_or(1e-5) as f32;
@@ -163,7 +163,7 @@ impl LlamaGraph<'_> {
         let embedding = self.model.tensor("token_embd.weight")?;
         ensure!(
             (embedding.rows, embedding.columns) == (s.vocabulary, s.hidden),
-            "the embedding is of another size than the model"
+            "the embedding matrix has the wrong size"
         );
         let packed = self.graph.pack(&[Rows::plain(&embedding)])?;
         let places = self.graph.write_packed(&packed)?;
@@ -204,14 +204,17 @@ impl LlamaGraph<'_> {
         let parts = [tensor("attn_q")?, tensor("attn_k")?, tensor("attn_v")?];
         let width = (s.heads + 2 * s.kv_heads) * s.head;
         let rows: usize = parts.iter().map(|part| part.rows).sum();
-        ensure!(rows == width, "layer {n}: attention is of another size");
+        ensure!(rows == width, "layer {n}: the attention matrices have the wrong size");
         let [query, key, value] = &parts;
         let qkv = [Rows::rotated(query, s.head), Rows::rotated(key, s.head), Rows::plain(value)];
         let qkv = self.graph.pack(&qkv)?;
         let out = self.graph.pack(&[Rows::plain(&tensor("attn_output")?)])?;
         let (gate, up) = (tensor("ffn_gate")?, tensor("ffn_up")?);
         let wide = self.graph.pack(&[Rows::plain(&gate), Rows::plain(&up)])?;
-        ensure!(wide.rows == 2 * s.feed_forward, "layer {n}: feed-forward is of another size");
+        ensure!(
+            wide.rows == 2 * s.feed_forward,
+            "layer {n}: the feed-forward matrices have the wrong size"
+        );
         let down = self.graph.pack(&[Rows::plain(&tensor("ffn_down")?)])?;
 
         let normed = name("attention_norm");
@@ -275,7 +278,7 @@ impl LlamaGraph<'_> {
         };
         ensure!(
             (packed.rows, packed.columns) == (self.sizes.vocabulary, self.sizes.hidden),
-            "the last product is of another size than the model"
+            "the output matrix has the wrong size"
         );
         self.graph.product_with("normed_last", "logits", &packed, &places);
         Ok(())
@@ -284,10 +287,7 @@ impl LlamaGraph<'_> {
     /// A norm over the sum of what flows; gives the name of the sum.
     fn norm(&mut self, flow: &GraphFlow, weight: &str, normed: &str) -> Result<String> {
         let stored = self.model.tensor(weight)?;
-        ensure!(
-            stored.rows * stored.columns == self.sizes.hidden,
-            "{weight} is of another size than the model"
-        );
+        ensure!(stored.rows * stored.columns == self.sizes.hidden, "{weight} has the wrong size");
         self.graph.vector(weight, &numbers(stored.kind, &stored.bytes));
         let epsilon = float("epsilon", self.sizes.epsilon);
         if flow.normed.is_empty() {

@@ -44,13 +44,13 @@ pub fn convert(
     if part.exists() {
         fs::remove_dir_all(&part)?;
     }
-    fs::create_dir_all(&part).with_context(|| format!("{} can't be made", part.display()))?;
+    fs::create_dir_all(&part).with_context(|| format!("{} cannot be created", part.display()))?;
     let written = if from.is_dir() {
         encoder(from, &part, weights, &mut progress)
     } else {
         llama(from, &part, weights, &mut progress)
     };
-    let origin = match written.with_context(|| format!("{} can't be converted", from.display())) {
+    let origin = match written.with_context(|| format!("{} cannot be converted", from.display())) {
         Ok(origin) => origin,
         Err(error) => {
             fs::remove_dir_all(&part)?;
@@ -62,7 +62,7 @@ pub fn convert(
     let quantization = weights.name().to_owned();
     let origin = Origin { quantization, sha256: digests.collect::<Result<_>>()?, ..origin };
     write_json(&part.join(ORIGIN), &serde_json::to_value(origin)?)?;
-    fs::rename(&part, to).with_context(|| format!("{} can't be written", to.display()))
+    fs::rename(&part, to).with_context(|| format!("{} cannot be written", to.display()))
 }
 
 /// A Llama-family model that writes; says where it comes from.
@@ -99,7 +99,7 @@ fn encoder(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Origin> {
     let config: Json = serde_json::from_slice(&read(&from.join(MODEL_CONFIG))?)
-        .with_context(|| format!("{MODEL_CONFIG} is no JSON"))?;
+        .with_context(|| format!("{MODEL_CONFIG} is not valid JSON"))?;
     let sizes = bert::BertSizes::of(&config)?;
     let data = File::create(part.join(DATA))?;
     let graph = bert::build(from, &sizes, weights, data, |done| progress(done, sizes.layers))?;
@@ -119,13 +119,13 @@ fn encoder(
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("{} can't be read", path.display()))
+    fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes)
         .and_then(|()| File::open(path)?.sync_all())
-        .with_context(|| format!("{} can't be written", path.display()))
+        .with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn write_json(path: &Path, value: &Json) -> Result<()> {

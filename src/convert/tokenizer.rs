@@ -26,10 +26,10 @@ pub(super) fn tokenizer(model: &Gguf) -> Result<Json> {
     let merges = model.texts("tokenizer.ggml.merges")?;
     let kinds = match model.value("tokenizer.ggml.token_type") {
         Some(Value::Numbers(kinds)) if kinds.len() == tokens.len() => kinds.as_slice(),
-        _ => bail!("the model does not say what kinds its tokens are of"),
+        _ => bail!("the file has no token types"),
     };
     let pair = |merge: &String| {
-        merge.split_once(' ').map(|(a, b)| json!([a, b])).context("a merge is no pair")
+        merge.split_once(' ').map(|(a, b)| json!([a, b])).context("a tokenizer merge is not a pair")
     };
     let merges: Vec<Json> = merges.iter().map(pair).collect::<Result<_>>()?;
     let vocabulary: Map<String, Json> =

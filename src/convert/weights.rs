@@ -57,7 +57,7 @@ impl Packed {
         let columns = parts.first().map_or(0, |part| part.stored.columns);
         ensure!(
             columns > 0 && columns.is_multiple_of(BLOCK),
-            "{columns} columns are no whole blocks"
+            "{columns} columns are not a multiple of the block size"
         );
         let mut packed = Packed {
             weights,
@@ -68,7 +68,10 @@ impl Packed {
             zeros: Vec::new(),
         };
         for part in parts {
-            ensure!(part.stored.columns == columns, "matrices of different widths can't be packed");
+            ensure!(
+                part.stored.columns == columns,
+                "matrices of different widths cannot be packed"
+            );
             for n in 0..part.stored.rows {
                 packed.row(part.stored.kind, part.stored.row(part.place(n)));
             }

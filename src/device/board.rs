@@ -84,7 +84,6 @@ pub(super) fn finding(root: &Path) -> SensorFinding {
         sources.push("the clock's cooling device");
     }
     let found = !sources.is_empty();
-    let said =
-        if found { sources.join(", ") } else { "this board says nothing of its supply".to_owned() };
+    let said = if found { sources.join(", ") } else { "no power supply sensor".to_owned() };
     SensorFinding { what: "power and clock", found, said }
 }

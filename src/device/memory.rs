@@ -113,17 +113,17 @@ pub(super) fn findings(root: &Path) -> Vec<SensorFinding> {
                     let from = if group.is_some() { "our control group" } else { "/proc/meminfo" };
                     format!("{} of {} MiB available, from {from}", available >> 20, total >> 20)
                 }
-                None => "/proc/meminfo can't be read".to_owned(),
+                None => "/proc/meminfo cannot be read".to_owned(),
             },
         },
         SensorFinding {
             what: "memory stalls",
             found: stalls,
             said: if stalls {
-                "from /proc/pressure/memory, each second and whenever the kernel tells".to_owned()
+                "from /proc/pressure/memory: every second, and on kernel notification".to_owned()
             } else {
-                "the kernel reports no pressure stalls; page faults are counted instead. Add psi=1 \
-                 to its command line"
+                "the kernel reports no pressure stall information; page faults are used instead. \
+                 Add psi=1 to the kernel command line"
                     .to_owned()
             },
         },
@@ -131,10 +131,9 @@ pub(super) fn findings(root: &Path) -> Vec<SensorFinding> {
             what: "memory limits",
             found: may_limit,
             said: if may_limit {
-                "control groups can limit memory".to_owned()
+                "memory control group enabled".to_owned()
             } else {
-                "control groups can't limit memory; add cgroup_enable=memory to the kernel's \
-                 command line"
+                "memory control group disabled; add cgroup_enable=memory to the kernel command line"
                     .to_owned()
             },
         },

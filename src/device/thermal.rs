@@ -47,9 +47,9 @@ fn zone(path: &Path) -> Zone {
 pub(super) fn findings(root: &Path) -> Vec<SensorFinding> {
     let zones = zones(root);
     if zones.is_empty() {
-        let said = "no thermal zone below /sys/class/thermal; an engine that becomes slower than \
-                    usual is taken for the sign of heat"
-            .to_owned();
+        let said =
+            "no thermal zone in /sys/class/thermal; heat is inferred from a slower decode rate"
+                .to_owned();
         return vec![SensorFinding { what: "heat", found: false, said }];
     }
     let say = |zone: &Zone| {

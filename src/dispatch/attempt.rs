@@ -94,7 +94,7 @@ impl ChunkReader<'_> {
         self.first.get_or_insert_with(clock::now);
         self.bytes += text.len();
         if self.bytes > ANSWER_BYTES_MAX {
-            return Err(Fault::ProtocolError("the answer is longer than it may be".to_owned()));
+            return Err(Fault::ProtocolError("the answer exceeds the size limit".to_owned()));
         }
         match &mut self.kept {
             Some(kept) => kept.push_str(&text),

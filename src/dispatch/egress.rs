@@ -27,7 +27,7 @@ impl<'a> EgressGuard<'a> {
         hidden: Option<&'a Hidden>,
     ) -> Result<EgressGuard<'a>, Fault> {
         if !mode_allows(job.mode, locality) {
-            let why = "a private prompt was routed too far; it was not sent";
+            let why = "the job's mode forbids this backend; nothing was sent";
             return Err(Fault::ProtocolError(why.to_owned()));
         }
         let hidden = hidden.filter(|_| hides(locality));

@@ -172,7 +172,7 @@ impl Dispatch {
         let order = Submission { job, out, end, gone, hidden: hidden.map(Arc::new) };
         self.orders.try_send(order).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => {
-                Refusal::new(Code::Busy, "too many requests at once; come back later")
+                Refusal::new(Code::Busy, "too many requests at once; retry later")
                     .retry_after(Duration::from_millis(500))
             }
             mpsc::error::TrySendError::Closed(_) => stopped(),

@@ -177,7 +177,7 @@ impl Dispatcher {
         // it ends when all that was spent is written
         self.ledger = None;
         if let Some(Err(error)) = OptionFuture::from(writer).await {
-            tracing::error!(%error, "the books were not closed");
+            tracing::error!(%error, "the ledger was not closed");
         }
     }
 
@@ -254,7 +254,7 @@ impl Dispatcher {
 
     fn ended(&mut self, done: Result<EndedAttempt, tokio::task::JoinError>) -> Option<Event> {
         let EndedAttempt { job, out, backend, result } = done
-            .inspect_err(|error| tracing::error!(%error, "an attempt ended without saying how"))
+            .inspect_err(|error| tracing::error!(%error, "an attempt panicked or was aborted"))
             .ok()?;
         let id = job.id;
         let sent = if out.written() == 0 { Sent::Nothing } else { Sent::Some };
@@ -405,7 +405,7 @@ impl Dispatcher {
                         Err(fault) => Err(fault),
                     }
                 }
-                BackendState::Down(_) => Err(Fault::unavailable("it went away just now")),
+                BackendState::Down(_) => Err(Fault::unavailable("the backend became unavailable")),
             };
             EndedAttempt { job, out, backend, result }
         });

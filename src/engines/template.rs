@@ -50,7 +50,7 @@ impl ChatTemplate {
         environment.add_global("eos_token", eos);
         environment
             .add_template_owned("chat", source.clone())
-            .map_err(|e| format!("the chat template can't be understood: {e:#}"))?;
+            .map_err(|e| format!("the chat template cannot be parsed: {e:#}"))?;
         Ok(ChatTemplate { environment, source })
     }
 

@@ -24,9 +24,9 @@ pub fn reply(id: Option<String>, format: &Format, text: String, end: JobEnd) -> 
         Verdict::Expired => broken(
             Status::Expired,
             "deadline",
-            "its deadline passed before the answer was complete",
+            "the deadline passed before the answer was complete",
         ),
-        Verdict::Cancelled => broken(Status::Failed, "cancelled", "the asker went away"),
+        Verdict::Cancelled => broken(Status::Failed, "cancelled", "the client disconnected"),
         Verdict::Failed(fault) => failed(fault),
     };
     Reply { id, decision: Some(end.decision), timing: Some(timing), ..bare }
@@ -75,7 +75,7 @@ fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
     // JSON was asked for and the text is none: an answer that was cut off
     let (code, message) = match finish {
         Some(Finish::Length) => {
-            ("cut_off", "max_tokens was reached before the JSON was complete; ask for more")
+            ("cut_off", "max_tokens was reached before the JSON was complete; increase max_tokens")
         }
         Some(Finish::Stop | Finish::ToolCalls) | None => {
             ("not_json", "the model's answer is not valid JSON")

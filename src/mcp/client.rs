@@ -164,10 +164,10 @@ pub async fn connect_http(
     for (name, value) in headers {
         let name: http::HeaderName = name
             .parse()
-            .map_err(|_| Fault::unavailable(format!("{name:?} can't be the name of a header")))?;
-        let value = value
-            .parse()
-            .map_err(|_| Fault::unavailable(format!("the value of header {name} can't be used")))?;
+            .map_err(|_| Fault::unavailable(format!("{name:?} cannot be the name of a header")))?;
+        let value = value.parse().map_err(|_| {
+            Fault::unavailable(format!("the value of header {name} cannot be used"))
+        })?;
         custom.insert(name, value);
     }
     let config = StreamableHttpClientTransportConfig::with_uri(url)
@@ -175,15 +175,17 @@ pub async fn connect_http(
         .max_sse_event_size(4 * ANSWER_BYTES_MAX)
         .max_json_response_size(4 * ANSWER_BYTES_MAX);
     let parsed = reqwest::Url::parse(url);
-    let client =
-        client::builder(&parsed.map_err(|e| Fault::unavailable(format!("{url} is no URL: {e}")))?)
-            .build()
-            .map_err(|e| Fault::unavailable(format!("the HTTP client can't be made: {e}")))?;
+    let client = client::builder(
+        &parsed.map_err(|e| Fault::unavailable(format!("{url} is not a URL: {e}")))?,
+    )
+    .build()
+    .map_err(|e| Fault::unavailable(format!("the HTTP client cannot be created: {e}")))?;
     connect(StreamableHttpClientTransport::with_client(client, config), patience).await
 }
 
 async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
-    let away = |e: ServiceError| Fault::unavailable(format!("its ModelContext can't be read: {e}"));
+    let away =
+        |e: ServiceError| Fault::unavailable(format!("its ModelContext cannot be read: {e}"));
     let resources = peer.list_all_resources().await.map_err(away)?;
     let uri = resources
         .iter()
@@ -191,7 +193,7 @@ async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
         .find(|uri| model_of_uri(uri).is_some())
         .ok_or_else(|| {
             let wanted = context_uri("NAME");
-            Fault::ProtocolError(format!("it is no model: it has no resource {wanted}"))
+            Fault::ProtocolError(format!("not a model server: no resource {wanted}"))
         })?;
     let params = ReadResourceRequestParams::new(uri);
     let ReadResourceResponse::Complete(read) =
@@ -204,10 +206,10 @@ async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
         // the enum may grow; a context is text
         ResourceContents::BlobResourceContents { .. } | _ => None,
     });
-    let text =
-        text.ok_or_else(|| Fault::ProtocolError("its ModelContext is no text".to_owned()))?;
+    let text = text
+        .ok_or_else(|| Fault::ProtocolError("the ModelContext resource is not text".to_owned()))?;
     serde_json::from_str(text)
-        .map_err(|e| Fault::ProtocolError(format!("its ModelContext can't be understood: {e}")))
+        .map_err(|e| Fault::ProtocolError(format!("its ModelContext cannot be parsed: {e}")))
 }
 
 impl Generate for Remote {
@@ -250,7 +252,7 @@ impl Remote {
                 () = out.gone() => return Err(Fault::Cancelled),
                 () = tokio::time::sleep(self.silence) => {
                     let silent = self.silence.as_secs_f32();
-                    return Err(Fault::TimedOut(format!("no sign of life for {silent} s")));
+                    return Err(Fault::TimedOut(format!("no output for {silent} s")));
                 }
             };
             match beat {
@@ -260,7 +262,7 @@ impl Remote {
                 Some(ProgressEvent::Alive) => out.alive(),
                 Some(ProgressEvent::Overflow) => {
                     return Err(Fault::ProtocolError(
-                        "sent more pieces than an answer can have".into(),
+                        "the server sent more pieces than max_tokens allows".into(),
                     ));
                 }
                 // the response has passed, or the line has broken
@@ -284,7 +286,7 @@ impl PendingCall {
         self.0 = None;
         match result {
             Ok(result) => result.map_err(|e| fault_of(&e)),
-            Err(_) => Err(Fault::Crashed("the line broke in the middle of the work".to_owned())),
+            Err(_) => Err(Fault::Crashed("connection lost during the call".to_owned())),
         }
     }
 }
@@ -294,7 +296,7 @@ impl Drop for PendingCall {
         let Some(handle) = self.0.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                let _ = handle.cancel(Some("the asker has gone".to_owned())).await;
+                let _ = handle.cancel(Some("the client disconnected".to_owned())).await;
             });
         }
     }
@@ -305,7 +307,7 @@ fn params_of(job: &Job) -> Result<CallToolRequestParams, Fault> {
         Ok(Value::Object(arguments)) => {
             Ok(CallToolRequestParams::new(TOOL).with_arguments(arguments))
         }
-        Ok(_) | Err(_) => Err(Fault::ProtocolError("the job can't be written as JSON".to_owned())),
+        Ok(_) | Err(_) => Err(Fault::ProtocolError("the job cannot be written as JSON".to_owned())),
     }
 }
 
@@ -332,7 +334,7 @@ fn fault_of(error: &ServiceError) -> Fault {
         ServiceError::Cancelled { .. } => Fault::Cancelled,
         ServiceError::Timeout { .. } => Fault::TimedOut("no answer in time".to_owned()),
         ServiceError::TransportClosed => {
-            Fault::Crashed("the line broke in the middle of the work".to_owned())
+            Fault::Crashed("connection lost during the call".to_owned())
         }
         // the enum may grow; whatever it is, the line did not carry the call
         ServiceError::TransportSend(_) | ServiceError::UnexpectedResponse | _ => {
@@ -347,12 +349,12 @@ async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
         structured_content, is_error, content, ..
     }) = result
     else {
-        return Err(Fault::ProtocolError("the tool's result has another shape".to_owned()));
+        return Err(Fault::ProtocolError("the tool's result has an unexpected type".to_owned()));
     };
     let Some(Value::Object(structured)) = structured_content else {
         let text = content.iter().find_map(|c| c.as_text()).map(|t| t.text.as_str());
         let text = text.unwrap_or("no structured content");
-        return Err(Fault::ProtocolError(format!("the tool's result can't be used: {text}")));
+        return Err(Fault::ProtocolError(format!("the tool's result cannot be used: {text}")));
     };
     if is_error == Some(true) {
         return Err(read::<NotGenerated>(structured)?.fault());
@@ -370,5 +372,5 @@ async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
 
 fn read<T: serde::de::DeserializeOwned>(structured: JsonObject) -> Result<T, Fault> {
     serde_json::from_value(Value::Object(structured))
-        .map_err(|e| Fault::ProtocolError(format!("the tool's result can't be understood: {e}")))
+        .map_err(|e| Fault::ProtocolError(format!("the tool's result cannot be parsed: {e}")))
 }

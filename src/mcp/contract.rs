@@ -84,7 +84,7 @@ impl NotGenerated {
             }
             Fault::Cancelled => WireError {
                 code: fault.name().to_owned(),
-                message: "stopped before its end".to_owned(),
+                message: "cancelled".to_owned(),
                 field: None,
             },
         };
@@ -131,7 +131,7 @@ fn make_tool() -> Tool {
     let input = object(json!({
         "type": "object",
         "properties": {
-            "id": {"type": "string", "description": "Your name for the request."},
+            "id": {"type": "string", "description": "The client's id of the request."},
             "prompt": {"type": "string", "description": "One user message. Give this, messages, or task."},
             "messages": {"type": "array", "items": {
                 "type": "object",
@@ -149,7 +149,7 @@ fn make_tool() -> Tool {
             "schema": {"type": "object", "description": "A JSON Schema that the answer will fit."},
             "tools": {
                 "type": "array",
-                "description": "What the model may call; you carry it out and say what it returned in messages.",
+                "description": "Tools that the model may call. The client executes the calls and returns results in messages.",
                 "items": {
                     "type": "object",
                     "properties": {
@@ -160,14 +160,14 @@ fn make_tool() -> Tool {
                 }
             },
             "tool_choice": {"description": "auto, none, required, or an object with the name of the tool to call."},
-            "parallel_tool_calls": {"type": "boolean", "description": "Several may be called at once."},
+            "parallel_tool_calls": {"type": "boolean", "description": "Allow parallel calls."},
             "labels": {
                 "type": "object",
                 "description": "The labels to choose from, each with examples; the answer is one of them.",
                 "additionalProperties": {"type": "array", "items": {"type": "string"}}
             },
             "margin": {"type": "number", "minimum": 0, "maximum": 1, "description": "Least confidence for a label; below it the next model is asked."},
-            "talent": {"type": "string", "description": "A talent that the model must state."},
+            "talent": {"type": "string", "description": "Required capability of the model."},
             "max_tokens": {"type": "integer", "minimum": 1, "maximum": OUTPUT_TOKENS_MAX},
             "temperature": {"type": "number", "minimum": 0, "maximum": 2},
             "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
@@ -176,14 +176,14 @@ fn make_tool() -> Tool {
             "repeat_penalty": {"type": "number", "minimum": 1, "maximum": 2},
             "seed": {"type": "integer", "minimum": 0, "maximum": u32::MAX},
             "stop": {"type": "array", "items": {"type": "string"}},
-            "logprobs": {"type": "boolean", "description": "Say how likely each token was."},
+            "logprobs": {"type": "boolean", "description": "Return the log-probability of each token."},
             "top_logprobs": {"type": "integer", "minimum": 0, "maximum": TOP_LOGPROBS_MAX},
-            "stream": {"type": "boolean", "description": "Pieces come as progress whenever a progress token is given."},
+            "stream": {"type": "boolean", "description": "Progress notifications contain the pieces if a progress token is given."},
             "deadline_ms": {"type": "integer", "minimum": 1},
             "class": {"type": "string", "enum": ["interactive", "normal", "batch"]},
             "mode": {"type": "string", "enum": ["local-only", "prefer-local", "prefer-cloud", "cloud-only"]},
             "strategy": {"type": "string", "enum": ["single", "cascade", "refine", "compare"]},
-            "judge": {"type": "string", "description": "With compare, the model that says which answer is best."},
+            "judge": {"type": "string", "description": "With strategy compare: the model that selects the best answer."},
             "model": {"type": "string"}
         },
         "additionalProperties": false
@@ -273,8 +273,7 @@ fn make_embed_tool() -> Tool {
             "error": {"type": "object"}
         }
     }));
-    let says = "Says what each text means as a vector of length 1: texts that mean alike have a \
-                product near 1.";
+    let says = "Returns an embedding (unit vector) for each text; similar texts have a dot product near 1.";
     let mut tool =
         Tool::new(EMBED_TOOL, says, input).with_title("Embed texts").with_raw_output_schema(output);
     tool.annotations = Some(reads_only());

@@ -21,7 +21,7 @@ pub struct Hangup;
 
 impl std::fmt::Display for Hangup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the other end of the line has gone")
+        f.write_str("the peer closed the connection")
     }
 }
 

@@ -89,8 +89,8 @@ impl ServerHandler for McpServer {
         ServerConfig::new(capabilities)
             .with_server_info(Implementation::new("pilotlight", env!("CARGO_PKG_VERSION")))
             .with_instructions(
-                "Call the tool generate with a prompt. What a model is and can do stands in the \
-                 resource model://NAME/context.",
+                "Call the tool generate with a prompt. The resource model://NAME/context describes \
+                 each model.",
             )
     }
 
@@ -118,7 +118,9 @@ impl ServerHandler for McpServer {
         let resource = |context: ModelContext| {
             let name = context.identification.name;
             Resource::new(context_uri(&name), name)
-                .with_description("What this model is and can do.")
+                .with_description(
+                    "ModelContext: identity, capabilities, settings, tokenizer, runtime.",
+                )
                 .with_mime_type("application/json")
         };
         let resources = self.host.models().into_iter().map(resource).collect();
@@ -164,7 +166,7 @@ impl ServerHandler for McpServer {
             return;
         }
         let Ok(Some(Pace { n, duty })) = notification.params_as::<Pace>() else {
-            return tracing::debug!("a word on the pace can't be understood");
+            return tracing::debug!("invalid pace notification");
         };
         if self.paced.fetch_max(n, Ordering::Relaxed) < n && (0.0..=1.0).contains(&duty) {
             self.host.generate().pace(duty);
@@ -247,7 +249,7 @@ impl McpServer {
             while let Some(chunk) = chunks.recv().await {
                 if text.len() + chunk.text.len() > ANSWER_BYTES_MAX {
                     return Err(Fault::ProtocolError(
-                        "the answer is longer than it may be".to_owned(),
+                        "the answer exceeds the size limit".to_owned(),
                     ));
                 }
                 text.push_str(&chunk.text);

@@ -251,11 +251,11 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Cancelled => f.write_str("cancelled"),
-            Fault::Rejected(refusal) => write!(f, "unfit: {refusal}"),
-            Fault::Unavailable { reason, .. } => write!(f, "away: {reason}"),
+            Fault::Rejected(refusal) => write!(f, "rejected: {refusal}"),
+            Fault::Unavailable { reason, .. } => write!(f, "unavailable: {reason}"),
             Fault::Crashed(why) => write!(f, "crashed: {why}"),
-            Fault::TimedOut(why) => write!(f, "hung: {why}"),
-            Fault::ProtocolError(why) => write!(f, "broke the protocol: {why}"),
+            Fault::TimedOut(why) => write!(f, "timed out: {why}"),
+            Fault::ProtocolError(why) => write!(f, "protocol error: {why}"),
         }
     }
 }

@@ -38,7 +38,10 @@ pub async fn open(
         );
     config.auth_config.allow_anonymous = true;
     let mut broker = MqttBroker::with_config(config).await.with_context(|| {
-        format!("the embedded broker can't listen on {addr}; is the port taken?")
+        format!(
+            "the embedded broker cannot listen on {addr}; if the port is in use, set \
+                 PILOTLIGHT_BROKER"
+        )
     })?;
     let addr = broker.local_addr().unwrap_or(addr);
     let handle = broker.shutdown_handle();

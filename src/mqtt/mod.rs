@@ -277,7 +277,7 @@ impl Driver {
     async fn run(mut self, stop: CancellationToken) {
         // ends with the service; a stuck client is replaced
         while self.with_client(&stop).await == DriverInput::Stuck {
-            tracing::warn!("the MQTT client made no progress and is made anew");
+            tracing::warn!("MQTT client restarted: no progress");
         }
         self.line.send_replace(ConnectionState::Down("stopped".to_owned()));
     }

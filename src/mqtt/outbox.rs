@@ -40,7 +40,7 @@ impl Unacked {
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, "a publish was lost with its session; offered again");
+                tracing::debug!(%error, "publish repeated after a lost session");
                 self.offers.push_back(number);
             }
         }
@@ -93,7 +93,7 @@ async fn offer(client: &AsyncClient, message: &Outgoing) -> Option<PublishNotice
         .publish_tracked(topic, message.payload.clone(), options)
         .await
         .inspect_err(
-            |error| tracing::error!(%error, topic = message.topic, "this can't be published"),
+            |error| tracing::error!(%error, topic = message.topic, "a message cannot be published"),
         )
         .ok()
 }

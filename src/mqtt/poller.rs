@@ -78,9 +78,9 @@ impl Poller<'_> {
                     .iter()
                     .any(|code| !matches!(code, SubscribeReasonCode::Success(_)));
                 if refused {
-                    tracing::error!(codes = ?ack.return_codes, "the broker refuses our subscriptions");
+                    tracing::error!(codes = ?ack.return_codes, "the broker rejected the subscriptions");
                     self.line.send_replace(ConnectionState::Down(
-                        "the broker refuses our subscriptions".to_owned(),
+                        "the broker rejected the subscriptions".to_owned(),
                     ));
                 } else {
                     self.line.send_replace(ConnectionState::Up);
@@ -122,7 +122,7 @@ impl Poller<'_> {
                 reason,
                 host = self.options.host,
                 port = self.options.port,
-                "the line to the broker is down"
+                "broker connection lost"
             );
             self.line.send_replace(ConnectionState::Down(reason));
         }

@@ -62,8 +62,8 @@ async fn addresses(state: &Arc<Mutex<LookupState>>, name: &str) -> LookupResult 
         Err(_) => None,
     };
     if let Some(known) = held(state).known(name) {
-        let why = why.as_deref().unwrap_or("the lookup takes its time");
-        tracing::debug!(name, why, "the addresses from before are used");
+        let why = why.as_deref().unwrap_or("DNS lookup slow");
+        tracing::debug!(name, why, "using cached addresses");
         return Ok(known);
     }
     match why {
@@ -75,7 +75,7 @@ async fn addresses(state: &Arc<Mutex<LookupState>>, name: &str) -> LookupResult 
 /// Waits for the end of a lookup.
 async fn end(lookup: &mut watch::Receiver<Option<LookupResult>>) -> LookupResult {
     let found = lookup.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
-    found.unwrap_or_else(|| Err("the lookup ended without a word".to_owned()))
+    found.unwrap_or_else(|| Err("DNS lookup failed without an error".to_owned()))
 }
 
 /// Takes part in the lookup that is under way, or begins one.

@@ -37,9 +37,9 @@ pub fn client(files: &TlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
         Some(ca) => {
             let mut roots = RootCertStore::empty();
             for cert in certificates(ca)? {
-                roots
-                    .add(cert)
-                    .with_context(|| format!("{ca} holds a certificate that can't be trusted"))?;
+                roots.add(cert).with_context(|| {
+                    format!("{ca} contains a certificate that is not a valid trust anchor")
+                })?;
             }
             builder.with_root_certificates(roots)
         }
@@ -61,7 +61,7 @@ pub fn client(files: &TlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
                 .with_context(|| format!("{key} holds no private key"))?;
             builder
                 .with_client_auth_cert(certificates(cert)?, private)
-                .with_context(|| format!("{cert} and {key} don't belong together"))?
+                .with_context(|| format!("{cert} and {key} do not match"))?
         }
         (None, None) => builder.with_no_client_auth(),
         (Some(_), None) | (None, Some(_)) => bail!("mutual TLS needs both mqtt.cert and mqtt.key"),
@@ -71,7 +71,7 @@ pub fn client(files: &TlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
 
 fn certificates(path: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(Path::new(path))
-        .with_context(|| format!("{path} can't be read"))?
+        .with_context(|| format!("{path} cannot be read"))?
         .collect();
     let all = all.with_context(|| format!("{path} holds a damaged certificate"))?;
     if all.is_empty() {

@@ -112,28 +112,31 @@ pub(super) async fn read(
             let body = whole(response).await?;
             reader.take((protocol.parse)(&body)?).await?;
         }
-        other => return Err(Fault::ProtocolError(format!("its answer is of the kind {other:?}"))),
+        other => return Err(Fault::ProtocolError(format!("unexpected content type {other:?}"))),
     }
     reader.end()
 }
 
 /// The fault of a provider that will not write this.
 pub(super) fn forbidden() -> Fault {
-    Fault::Rejected(Refusal::new(Code::Forbidden, "the provider's rules forbid this answer"))
+    Fault::Rejected(Refusal::new(
+        Code::Forbidden,
+        "the provider's usage policy forbids this answer",
+    ))
 }
 
 /// The fault of a provider that says in the middle of an answer that it can't go on.
 pub(super) fn gave_up(message: Option<&str>) -> Fault {
-    Fault::Crashed(format!("it gave up: {}", message.unwrap_or("without a reason")))
+    Fault::Crashed(format!("the provider aborted: {}", message.unwrap_or("without a reason")))
 }
 
 /// The fault of an answer that is not what the protocol says.
 pub(super) fn unreadable(error: &serde_json::Error) -> Fault {
-    Fault::ProtocolError(format!("what it sends can't be read: {error}"))
+    Fault::ProtocolError(format!("invalid response: {error}"))
 }
 
 fn early() -> Fault {
-    Fault::Crashed("its answer ended early".to_owned())
+    Fault::Crashed("the response ended prematurely".to_owned())
 }
 
 impl Reader<'_> {
@@ -203,7 +206,7 @@ impl Reader<'_> {
             self.bytes += more.len();
             call.arguments.push_str(&more);
             if self.bytes > ANSWER_BYTES_MAX || self.calls.len() > TOOL_CALLS_MAX {
-                return Err(Fault::ProtocolError("it calls more than it may".to_owned()));
+                return Err(Fault::ProtocolError("too many tool calls".to_owned()));
             }
         }
         Ok(())
@@ -214,7 +217,7 @@ impl Reader<'_> {
         self.bytes += text.len();
         self.pieces += 1;
         if self.bytes > ANSWER_BYTES_MAX {
-            return Err(Fault::ProtocolError("the answer is longer than it may be".to_owned()));
+            return Err(Fault::ProtocolError("the answer exceeds the size limit".to_owned()));
         }
         if let Some(kept) = &mut self.kept {
             kept.push_str(&text);
@@ -265,20 +268,20 @@ impl Reader<'_> {
             };
             let id = if call.id.is_empty() { format!("call_{n}") } else { call.id };
             let arguments = arguments.map_err(|e| {
-                Fault::ProtocolError(format!("the arguments of a call are no JSON: {e}"))
+                Fault::ProtocolError(format!("the arguments of a call are not valid JSON: {e}"))
             })?;
             Ok(ToolCall { id, name: call.name, arguments })
         });
         let calls = calls.collect::<Result<Vec<ToolCall>, Fault>>()?;
         if finish == Finish::ToolCalls && calls.is_empty() && !self.is_called {
-            return Err(Fault::ProtocolError("it ended with a call and calls nothing".to_owned()));
+            return Err(Fault::ProtocolError("finish reason tool_calls without a call".to_owned()));
         }
         match self.tools {
             Some(tools) => tools.allow(&calls).map_err(Fault::ProtocolError)?,
             None if calls.is_empty() => {}
             None => {
                 return Err(Fault::ProtocolError(
-                    "it calls a tool and was offered none".to_owned(),
+                    "a tool call although no tools were offered".to_owned(),
                 ));
             }
         }

@@ -62,8 +62,9 @@ impl Signer {
                 Who::Pair(Credentials::new(id, secret, token, None, "configuration"))
             }
             (Some(key), None, None) if !key.is_empty() => {
-                let mut value = HeaderValue::try_from(format!("Bearer {key}"))
-                    .map_err(|_| away("the key can't stand in a header"))?;
+                let mut value = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| {
+                    away("the key contains characters that are invalid in a header")
+                })?;
                 value.set_sensitive(true);
                 Who::Bearer(value)
             }
@@ -92,7 +93,7 @@ impl Signer {
                 return Ok(headers);
             }
         };
-        let away = |why: String| Fault::unavailable(format!("the request can't be signed: {why}"));
+        let away = |why: String| Fault::unavailable(format!("the request cannot be signed: {why}"));
         let identity = pair.clone().into();
         let params = SigningParams::builder()
             .identity(&identity)

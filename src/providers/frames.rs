@@ -45,14 +45,14 @@ impl Frames {
             self.read += part.len();
             self.held.extend_from_slice(&part);
             if self.read > PROVIDER_BYTES_MAX || self.held.len() > PROVIDER_HELD_BYTES_MAX {
-                return Err(Fault::ProtocolError("its answer is longer than it may be".to_owned()));
+                return Err(Fault::ProtocolError("the response exceeds the size limit".to_owned()));
             }
         }
     }
 }
 
 fn broken(why: &str) -> Fault {
-    Fault::ProtocolError(format!("its events can't be read: {why}"))
+    Fault::ProtocolError(format!("its events cannot be parsed: {why}"))
 }
 
 fn text_of(message: &Message) -> Result<String, Fault> {
@@ -66,9 +66,9 @@ fn text_of(message: &Message) -> Result<String, Fault> {
         Some("exception") => "exception",
         Some("error") => {
             let why = header(":error-message").or(header(":error-code")).unwrap_or_default();
-            return Err(Fault::Crashed(format!("it gave up: {why}")));
+            return Err(Fault::Crashed(format!("the provider aborted: {why}")));
         }
-        Some(_) | None => return Err(broken("a frame says not what it is")),
+        Some(_) | None => return Err(broken("a frame has no event type")),
     };
     let payload = if payload.trim().is_empty() { "{}" } else { payload };
     Ok(format!("{{{}: {payload}}}", serde_json::Value::from(name)))

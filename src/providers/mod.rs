@@ -129,17 +129,18 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
     let tls = tls::client(&files).map_err(|e| away(format!("{e:#}")))?;
     let mut tls = tls.as_ref().clone();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let headers =
-        headers_of(entry).ok_or_else(|| away("the key can't stand in a header".to_owned()))?;
+    let headers = headers_of(entry).ok_or_else(|| {
+        away("the key contains characters that are invalid in a header".to_owned())
+    })?;
     let protocol = protocol_of(entry.kind);
     let url = format!("{}/{}", entry.base_url, (protocol.path)(entry));
-    let url = Url::parse(&url).map_err(|e| away(format!("{url} is no URL: {e}")))?;
+    let url = Url::parse(&url).map_err(|e| away(format!("{url} is not a URL: {e}")))?;
     let client = client::builder(&url)
         .tls_backend_preconfigured(tls)
         .default_headers(headers)
         .read_timeout(silence)
         .build()
-        .map_err(|e| away(format!("the HTTP client can't be made: {e}")))?;
+        .map_err(|e| away(format!("the HTTP client cannot be created: {e}")))?;
     Ok(Arc::new(Cloud {
         entry: entry.clone(),
         protocol,
@@ -179,7 +180,7 @@ fn headers_of(entry: &Provider) -> Option<HeaderMap> {
 
 /// The fault of a prompt that asks for what no provider is asked for.
 fn no_words() -> Fault {
-    let message = "this model writes text; what was asked for needs another";
+    let message = "this model generates text only; labels and embeddings need another model";
     Fault::Rejected(Refusal::field(Code::Incapable, "format", message))
 }
 
@@ -192,7 +193,7 @@ fn answer_tool(format: &Format) -> Result<Option<Tool>, Fault> {
         Format::Schema(schema) if schema["type"] == "object" => schema.as_ref().clone(),
         Format::Schema(_) => {
             let message =
-                "this model writes JSON objects only; give the schema \"type\": \"object\"";
+                "this model supports JSON objects only; the schema needs \"type\": \"object\"";
             return Err(Fault::Rejected(Refusal::field(Code::Incapable, "schema", message)));
         }
         Format::Label(_) | Format::Embedding => return Err(no_words()),
@@ -210,7 +211,7 @@ fn tools_or_answer(job: &Job) -> Result<Option<Cow<'_, Tools>>, Fault> {
             Ok(Some(Cow::Owned(Tools { offered: vec![tool], choice, parallel: false })))
         }
         (Some(_), Some(_)) => {
-            let message = "this model is asked for JSON by a tool; leave out schema or tools";
+            let message = "this model emulates JSON by a tool call; omit schema or tools";
             Err(Fault::Rejected(Refusal::field(Code::Incapable, "schema", message)))
         }
     }
@@ -279,7 +280,7 @@ impl Generate for Cloud {
             if let Some(left) = self.rests() {
                 let seconds = left.as_secs_f64().ceil();
                 return Err(Fault::unavailable(format!(
-                    "it asked to be left alone for {seconds} s more"
+                    "circuit open for {seconds} s (Retry-After)"
                 )));
             }
             let response = tokio::select! {
@@ -374,11 +375,11 @@ fn fault_of_line(error: &reqwest::Error) -> Fault {
         cause = error.source();
     }
     if error.is_timeout() {
-        Fault::TimedOut(format!("it was silent for too long: {why}"))
+        Fault::TimedOut(why)
     } else if error.is_connect() || error.is_request() {
-        Fault::unavailable(format!("it can't be reached: {why}"))
+        Fault::unavailable(format!("not reachable: {why}"))
     } else {
-        Fault::Crashed(format!("the line broke: {why}"))
+        Fault::Crashed(format!("connection lost: {why}"))
     }
 }
 

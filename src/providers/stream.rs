@@ -32,7 +32,7 @@ impl Events {
             Ok::<Bytes, Stopped>(part)
         });
         let events = SseStream::from_bytes_stream(parts).map_err(|error| {
-            let why = format!("its events can't be read: {error}");
+            let why = format!("its events cannot be parsed: {error}");
             let stopped = if let sse_stream::Error::Body(body) = error { Some(body) } else { None };
             let stopped = stopped.and_then(|body| body.downcast::<Stopped>().ok());
             stopped.map_or(Fault::ProtocolError(why), |stopped| stopped.0)
@@ -78,9 +78,10 @@ pub(super) async fn whole(mut response: Response) -> Result<String, Fault> {
             return Err(too_long());
         }
     }
-    String::from_utf8(body).map_err(|_| Fault::ProtocolError("its answer is no UTF-8".to_owned()))
+    String::from_utf8(body)
+        .map_err(|_| Fault::ProtocolError("the response is not valid UTF-8".to_owned()))
 }
 
 fn too_long() -> Fault {
-    Fault::ProtocolError("its answer is longer than it may be".to_owned())
+    Fault::ProtocolError("the response exceeds the size limit".to_owned())
 }

@@ -120,14 +120,14 @@ impl Redactor {
         }
         let name = name.to_ascii_uppercase();
         if self.rules.iter().any(|rule| rule.name == name) {
-            return Err(format!("the name {name} is taken"));
+            return Err(format!("duplicate name {name}"));
         }
         if pattern.len() > REDACT_PATTERN_BYTES_MAX {
             return Err(format!("pattern is longer than {REDACT_PATTERN_BYTES_MAX} bytes"));
         }
         let pattern = compiled(pattern)?;
         if pattern.is_match("") {
-            return Err("pattern finds nothing at every place; it would hide no word".to_owned());
+            return Err("pattern matches the empty text".to_owned());
         }
         self.rules.insert(0, RedactionRule { name, pattern, known: None });
         Ok(())
@@ -221,9 +221,9 @@ fn compiled(pattern: &str) -> Result<Regex, String> {
     let built = RegexBuilder::new(pattern).size_limit(REDACT_PROGRAM_BYTES_MAX).build();
     built.map_err(|error| match error {
         regex::Error::CompiledTooBig(most) => {
-            format!("pattern is too large: it would take more than {most} bytes")
+            format!("pattern is too complex: it needs more than {most} bytes")
         }
-        error @ (regex::Error::Syntax(_) | _) => format!("pattern can't be read: {error}"),
+        error @ (regex::Error::Syntax(_) | _) => format!("pattern cannot be parsed: {error}"),
     })
 }
 

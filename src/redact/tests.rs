@@ -137,7 +137,7 @@ fn own_patterns_go_first_and_bad_ones_are_refused() {
         ("badge", "x", "taken"),
         ("e mail", "x", "letters"),
         ("", "x", "letters"),
-        ("a", "(", "can't be read"),
+        ("a", "(", "cannot be read"),
         ("a", "x*", "nothing"),
         ("a", r"\w{400}{50}", "too large"),
         ("a", &"x".repeat(1025), "longer"),

@@ -1,4 +1,4 @@
-//! Answer format: what a request asks for, and whether a complete answer conforms to it.
+//! Answer format of a request, and the check of a complete answer against it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::labels::Labels;
 use super::{schema, skill};
 
-/// What shape the answer must have.
+/// Format that the answer must have.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Format {
     /// Any text.
@@ -15,16 +15,16 @@ pub enum Format {
     Text,
     /// One JSON value, an object.
     Json,
-    /// One JSON value that fits this JSON Schema.
+    /// One JSON value that conforms to this JSON Schema.
     Schema(Arc<Value>),
     /// One of these labels.
     Label(Arc<Labels>),
-    /// No text but the meaning of each message, as a JSON array of vectors of length 1.
+    /// An embedding of each message: a JSON array of unit vectors.
     Embedding,
 }
 
 impl Format {
-    /// The talent that a model needs for it, by its name in a `ModelContext`.
+    /// The skill that a model needs for this format, as named in a `ModelContext`.
     pub fn skill(&self) -> &'static str {
         match self {
             Format::Text | Format::Json | Format::Schema(_) => skill::GENERATE,
@@ -34,21 +34,22 @@ impl Format {
     }
 }
 
-/// Looks at a whole answer; text fits always, as do labels and vectors, which are no model's text.
+/// Checks a complete answer. Text always conforms, as do labels and embeddings, which are no
+/// generated text.
 ///
 /// # Errors
-/// What is wrong with it, without the answer's own words.
+/// What is wrong, without text of the answer.
 pub fn check(format: &Format, text: &str) -> Result<(), String> {
     let schema = match format {
         Format::Text | Format::Label(_) | Format::Embedding => return Ok(()),
         Format::Json => None,
         Format::Schema(schema) => Some(schema),
     };
-    let value: Value = serde_json::from_str(text)
-        .map_err(|e| format!("it was asked for JSON and wrote something else: {e}"))?;
+    let value: Value =
+        serde_json::from_str(text).map_err(|e| format!("the answer is not valid JSON: {e}"))?;
     let Some(schema) = schema else { return Ok(()) };
     schema::fits(schema, &value)
-        .map_err(|place| format!("its JSON does not fit the schema at {place}"))
+        .map_err(|place| format!("the answer does not fit the schema at {place}"))
 }
 
 #[cfg(test)]
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_fits_and_what_does_not() {
+    fn a_json_answer_must_be_valid_and_conform_to_its_schema() {
         let schema = json!({"type": "object", "properties": {"state": {"enum": ["ok", "hot"]}},
                             "required": ["state"]});
         let schema = Format::Schema(Arc::new(schema));
@@ -74,7 +75,7 @@ mod tests {
         check(&schema, r#"{"state": "cold"}"#, false);
         check(&schema, "{}", false);
         check(&schema, "hot", false);
-        let told = super::check(&schema, r#"{"state": "secret"}"#).unwrap_err();
-        assert!(!told.contains("secret") && told.contains("/properties/state/enum"), "{told}");
+        let error = super::check(&schema, r#"{"state": "secret"}"#).unwrap_err();
+        assert!(!error.contains("secret") && error.contains("/properties/state/enum"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What an asker says: a prompt with its wishes and bounds, and what it is told when it can't be had.
+//! Job: one checked request with its prompt, options and bounds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,25 +10,25 @@ use super::labels::Classification;
 use super::tools::{ToolCall, Tools};
 use crate::limits::FRAME_TOKENS_MAX;
 
-/// Frames that a provider's own words on how to call tools are counted as; Anthropic's take the
-/// most, 530 tokens, by its documentation of prices.
+/// Frames that stand for the provider's own instructions on tool calls. Anthropic's are the longest
+/// with 530 tokens (its price documentation).
 const TOOLS_FRAMES: usize = 20;
 
-/// Names one job inside this process; never reused.
+/// Identifies a job inside this process; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct JobId(pub u64);
 
-/// Who speaks in a conversation.
+/// Author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Rules that hold for the whole conversation.
+    /// Instructions for the whole conversation.
     System,
-    /// The asker.
+    /// The client.
     User,
     /// The model.
     Assistant,
-    /// The asker, with what a tool has returned.
+    /// The client, with the result of a tool call.
     Tool,
 }
 
@@ -48,142 +48,144 @@ impl Role {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
-    /// Who says it.
+    /// Author.
     pub role: Role,
-    /// What is said.
+    /// Text.
     pub content: String,
-    /// The tools that the model calls.
+    /// Tool calls of the model; only in messages of [`Role::Assistant`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// The call of which this is the result.
+    /// Id of the call of which this is the result; only in messages of [`Role::Tool`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
 }
 
 impl Message {
-    /// A turn without tools.
+    /// A message without tool calls.
     pub fn new(role: Role, content: impl Into<String>) -> Message {
         Message { role, content: content.into(), tool_calls: Vec::new(), tool_call_id: None }
     }
 
-    /// Bytes of what is said and called.
+    /// Bytes of the text and the tool calls.
     pub fn bytes(&self) -> usize {
         self.content.len() + self.tool_calls.iter().map(ToolCall::bytes).sum::<usize>()
     }
 
-    /// Whether it speaks of tools, so that not every model can read it.
+    /// Whether the message contains tool calls or a result, which not every model can read.
     pub fn has_tools(&self) -> bool {
         self.role == Role::Tool || !self.tool_calls.is_empty()
     }
 }
 
-/// Where a prompt may be answered.
+/// Where a request may be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Never leaves this device.
     LocalOnly,
-    /// On this device as long as it can; elsewhere with a reason.
+    /// On this device while it can meet the deadline; else by a remote model.
     #[default]
     PreferLocal,
-    /// Elsewhere if it can be had, else here.
+    /// By a remote model if one is available, else on this device.
     PreferCloud,
     /// Never on this device.
     CloudOnly,
 }
 
-/// How models work together on one prompt.
+/// How models cooperate on one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
     /// One model answers.
     #[default]
     Single,
-    /// The device answers; a model elsewhere is asked if that answer is not good enough.
+    /// The device answers; a remote model is asked if the confidence is below the threshold.
     Cascade,
-    /// The device drafts, a model elsewhere makes it better; the draft counts if that fails.
+    /// The device drafts and a remote model improves the draft; the draft is the answer if that
+    /// fails.
     Refine,
-    /// Several answer at once, and the best of these answers counts.
+    /// Several models answer in parallel, and the best answer is selected.
     Compare,
 }
 
-/// How urgent a prompt is.
+/// Priority of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
-    /// Somebody waits for it.
+    /// A person waits for the answer.
     Interactive,
-    /// The usual.
+    /// The default.
     #[default]
     Normal,
     /// Any time before its deadline.
     Batch,
 }
 
-/// How the next token is chosen; what is absent is the model's own default.
+/// Sampling parameters; an absent one is the model's default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sampling {
-    /// Most tokens of the answer.
+    /// Maximum tokens of the answer.
     pub max_tokens: Option<u32>,
-    /// 0 is greedy; 0 ..= 2.
+    /// Temperature, 0 ..= 2; 0 is greedy.
     pub temperature: Option<f32>,
-    /// Nucleus, 0 < p ≤ 1.
+    /// Nucleus sampling, 0 < p ≤ 1.
     pub top_p: Option<f32>,
-    /// The k likeliest; 0 is all.
+    /// Only the k most probable tokens, 0 ..= 1000; 0 means all.
     pub top_k: Option<u32>,
-    /// Share of the likeliest token's probability below which a token is dropped, 0 ..= 1.
+    /// Minimum probability of a token, relative to the most probable one, 0 ..= 1.
     pub min_p: Option<f32>,
     /// Divides the logits of recent tokens, 1 (off) ..= 2.
     pub repeat_penalty: Option<f32>,
-    /// Makes sampling repeatable.
+    /// Seed of the sampling.
     pub seed: Option<u32>,
-    /// The answer ends before the first of these.
+    /// Stop strings: the answer ends before the first of them.
     pub stop: Vec<String>,
-    /// Say how likely each token was, and this many others at its place; none says nothing.
+    /// Return the log-probability of each token and of this many alternatives; none returns
+    /// neither.
     pub logprobs: Option<u8>,
 }
 
-/// One prompt on its way: parsed once at a door, checked there, trusted from there on.
+/// One request, parsed and checked once by a client protocol and trusted afterwards.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// Given by the dispatcher.
     pub id: JobId,
-    /// The application that asks.
+    /// Application of the client.
     pub app: String,
-    /// The asker's own name for this request; the same key gives the same answer.
+    /// The client's id of the request (idempotency key): a repeated key gets the same answer.
     pub key: Option<String>,
-    /// The task whose template made the prompt.
+    /// Task whose template produced the prompt.
     pub task: Option<String>,
     /// The conversation, never empty.
     pub messages: Vec<Message>,
-    /// The shape of the answer.
+    /// Format of the answer.
     pub format: Format,
-    /// The tools that may be called.
+    /// Tools that the model may call.
     pub tools: Option<Arc<Tools>>,
-    /// How tokens are chosen.
+    /// Sampling parameters.
     pub sampling: Sampling,
-    /// Time left for the answer, counted from when this value was made.
+    /// Time left until the deadline, counted from the creation of this value.
     pub time_left: Duration,
-    /// How urgent it is.
+    /// Priority.
     pub priority: Priority,
-    /// Where it may be answered.
+    /// Where the request may be answered.
     pub mode: Mode,
-    /// The one model that shall answer, by name.
+    /// Name of the model to use; none lets the scheduler select.
     pub model: Option<String>,
-    /// A talent that the model must state, besides what the format needs.
+    /// Skill that the model must state, besides that of the format.
     pub skill: Option<String>,
-    /// The answer, if a rule of the task gave it: no model is asked.
+    /// The answer if a rule of the task gave it; no model is asked then.
     pub ruled: Option<Classification>,
-    /// How models work together on it.
+    /// How models cooperate on the request.
     pub strategy: Strategy,
-    /// With [`Strategy::Cascade`], the mean log-probability of its tokens from which on an answer of
-    /// the device is good enough; at most 0.
+    /// With [`Strategy::Cascade`]: the least mean log-probability of the tokens with which the
+    /// device's answer is accepted; at most 0.
     pub threshold: Option<f32>,
-    /// With [`Strategy::Compare`], the model that says which answer is best where none agree, by name.
+    /// With [`Strategy::Compare`]: the model that selects the best answer if no two agree, by name.
     pub judge: Option<String>,
-    /// Services that it has passed already.
+    /// Number of services that the request has passed.
     pub hops: u8,
-    /// The asker reads the answer piece by piece while it is written.
+    /// Whether the client receives the answer in pieces while it is generated.
     pub streamed: bool,
 }
 
@@ -194,12 +196,13 @@ impl Job {
         self.messages.iter().map(Message::bytes).sum::<usize>() + tools
     }
 
-    /// Whether only a model that calls tools can answer it.
+    /// Whether only a model that supports tool calls can answer.
     pub fn wants_tools(&self) -> bool {
         self.tools.is_some() || self.messages.iter().any(Message::has_tools)
     }
 
-    /// The most tokens that this can be for any model: no tokenizer makes more than one of a byte.
+    /// Upper bound of the input tokens for any model: no tokenizer makes more than one token of a
+    /// byte.
     pub fn input_tokens_max(&self) -> u32 {
         let schema = match &self.format {
             Format::Schema(schema) => schema.to_string().len(),
@@ -211,7 +214,7 @@ impl Job {
         u32::try_from(self.prompt_bytes() + schema + frames).unwrap_or(u32::MAX)
     }
 
-    /// Whether nothing of the answer is handed out before its end.
+    /// Whether the answer is delivered as a whole at its end.
     pub fn is_buffered(&self) -> bool {
         !self.streamed || matches!(self.format, Format::Label(_) | Format::Embedding)
     }
@@ -222,7 +225,7 @@ impl Job {
         texts.join("\n")
     }
 
-    /// A plain prompt with nothing else said, for tests and the command line.
+    /// A job with a prompt and default options, for tests and the command line.
     pub fn plain(prompt: impl Into<String>, time_left: Duration) -> Job {
         Job {
             id: JobId(0),

@@ -1,4 +1,4 @@
-//! Classification in words: the labels to choose from, and how sure a model is of each.
+//! Classification: labels with examples, and a model's probability of each.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{EXAMPLE_BYTES_MAX, EXAMPLES_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
 
-/// The labels of a classification, each with texts that belong to it.
+/// Labels of a classification, each with example texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Labels {
-    /// Example texts by label; a label may have none, then its name is all that is known of it.
+    /// Example texts by label; a label without examples is described by its name alone.
     pub examples: BTreeMap<String, Vec<String>>,
-    /// Least confidence, 0 ..= 1, with which a model's word is taken; below it the next model that
-    /// can classify is asked. 0 takes the first word.
+    /// Least confidence, 0 ..= 1, with which a label is accepted; below it the next model that can
+    /// classify is asked. 0 accepts the first label.
     pub margin: f32,
 }
 
@@ -20,7 +20,7 @@ impl Labels {
     /// Checks the bounds.
     ///
     /// # Errors
-    /// The place below `labels` and what is wrong there.
+    /// The path below `labels`, and what is wrong there.
     pub fn check(&self) -> Result<(), (String, String)> {
         let whole = |message: String| Err((String::new(), message));
         if !(2..=LABELS_MAX).contains(&self.examples.len()) {
@@ -29,7 +29,8 @@ impl Labels {
         for (label, examples) in &self.examples {
             if label.trim().is_empty() || label.trim() != label || label.len() > NAME_BYTES_MAX {
                 return whole(format!(
-                    "{label:?} is no label: 1 to {NAME_BYTES_MAX} bytes, no blanks around it"
+                    "{label:?} is not a valid label: 1 to {NAME_BYTES_MAX} bytes, no surrounding \
+                     blanks"
                 ));
             }
             for (at, example) in examples.iter().enumerate() {
@@ -47,33 +48,32 @@ impl Labels {
         Ok(())
     }
 
-    /// The labels in their order, which is that of every list of scores.
+    /// The labels in alphabetical order, which is the order of all lists of scores.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.examples.keys().map(String::as_str)
     }
 
-    /// Every example with the place of its label.
+    /// Every example with the index of its label.
     pub fn all(&self) -> impl Iterator<Item = (usize, &str)> {
         let labels = self.examples.values().enumerate();
         labels.flat_map(|(n, texts)| texts.iter().map(move |text| (n, text.as_str())))
     }
 }
 
-/// What a model says of a text.
+/// Result of a classification.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Classification {
-    /// The likeliest label.
+    /// The most probable label.
     pub label: String,
-    /// Its probability as the model sees it, 0 ..= 1.
+    /// Its probability by the model, 0 ..= 1.
     pub confidence: f32,
-    /// The probability of every label; together 1. Empty if a rule decided.
+    /// Probability of every label, with the sum 1. Empty if a rule decided.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub scores: BTreeMap<String, f32>,
 }
 
 impl Classification {
-    /// The word of a model that gave each label, in the order of [`Labels::names`], this
-    /// probability; none without labels.
+    /// The result of these probabilities, in the order of [`Labels::names`]; none without labels.
     pub fn of(labels: &Labels, probabilities: &[f32]) -> Option<Classification> {
         let scores: BTreeMap<String, f32> =
             labels.names().map(str::to_owned).zip(probabilities.iter().copied()).collect();
@@ -81,13 +81,13 @@ impl Classification {
         Some(Classification { label: best.0.clone(), confidence: *best.1, scores })
     }
 
-    /// A word that is beyond doubt.
+    /// A label with the confidence 1, as a rule gives it.
     pub fn certain(label: impl Into<String>) -> Classification {
         Classification { label: label.into(), confidence: 1.0, scores: BTreeMap::new() }
     }
 }
 
-/// Numbers as probabilities: softmax, with the greatest taken off first so that nothing overflows.
+/// Softmax of logits. The largest is subtracted first, so that no exponential overflows.
 pub fn softmax(numbers: &[f32]) -> Vec<f32> {
     let most = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let powers: Vec<f32> = numbers.iter().map(|n| (n - most).exp()).collect();
@@ -106,10 +106,10 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_told_with_their_place() {
+    fn errors_name_the_path_of_the_label() {
         assert_eq!(labels(&[("hot", &["it burns"]), ("ok", &[])]).check(), Ok(()));
         assert!(labels(&[("hot", &[])]).check().unwrap_err().1.contains("1 labels"));
-        assert!(labels(&[("hot", &[]), (" ok", &[])]).check().unwrap_err().1.contains("no blanks"));
+        assert!(labels(&[("hot", &[]), (" ok", &[])]).check().unwrap_err().1.contains("blanks"));
         let (place, _) = labels(&[("hot", &["x", " "]), ("ok", &[])]).check().unwrap_err();
         assert_eq!(place, ".hot[1]");
         let long = "x".repeat(EXAMPLE_BYTES_MAX + 1);
@@ -117,12 +117,12 @@ mod tests {
     }
 
     #[test]
-    fn the_likeliest_label_is_the_word() {
+    fn the_most_probable_label_is_the_result() {
         let labels = labels(&[("cold", &[]), ("hot", &[]), ("ok", &[])]);
-        let said = Classification::of(&labels, &softmax(&[0.0, 2.0, 1.0])).unwrap();
-        assert_eq!(said.label, "hot");
-        assert!((said.scores.values().sum::<f32>() - 1.0).abs() < 1e-6);
-        assert!((said.confidence - 0.665).abs() < 0.001);
+        let result = Classification::of(&labels, &softmax(&[0.0, 2.0, 1.0])).unwrap();
+        assert_eq!(result.label, "hot");
+        assert!((result.scores.values().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!((result.confidence - 0.665).abs() < 0.001);
         assert!(softmax(&[1000.0, 0.0])[0] > 0.999);
     }
 }

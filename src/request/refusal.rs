@@ -1,50 +1,50 @@
-//! Refusal: why a request is not served, as the client is told.
+//! Refusal: why a request is not served, as reported to the client.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a request is not served, as the asker is told. It has no status code: each door says it
-/// in its own protocol.
+/// Why a request is not served, as reported to the client. It has no status code: each client
+/// protocol maps it to its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// What kind of no.
+    /// Kind of refusal.
     pub code: Code,
-    /// What was wrong and what to do about it: lower case, no full stop.
+    /// What is wrong and what to do about it: lower case, no full stop.
     pub message: String,
-    /// The field of the request that it is about.
+    /// The field of the request that is wrong, if one is.
     pub field: Option<String>,
-    /// When to come back, for [`Code::Busy`] and [`Code::Unavailable`].
+    /// Time after which to retry, for [`Code::Busy`] and [`Code::Unavailable`].
     pub retry_after: Option<Duration>,
 }
 
-/// The closed list of refusals.
+/// Kinds of refusals; a closed list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
-    /// The request can't be read or breaks a rule of its format.
+    /// The request cannot be parsed or violates its format.
     Malformed,
-    /// A field has a value that is not possible.
+    /// A field has an invalid value.
     Invalid,
-    /// Larger than a bound allows.
+    /// A size exceeds its bound.
     TooLarge,
-    /// Names a task, model or tool that is not there.
+    /// The request names a task, model or tool that does not exist.
     Unknown,
-    /// The asker may not do this.
+    /// The client is not allowed to do this.
     Forbidden,
-    /// No model that may be used can do this.
+    /// No allowed model can do this.
     Incapable,
-    /// The same key came before with another request.
+    /// The same key was used for a different request.
     Conflict,
-    /// There is no room now.
+    /// The queue or a connection limit is full.
     Busy,
-    /// The service or every model that could answer is away now.
+    /// The service, or every model that could answer, is unavailable.
     Unavailable,
 }
 
 impl Code {
-    /// The word for it in replies and logs.
+    /// The code in replies and logs.
     pub fn name(self) -> &'static str {
         match self {
             Code::Malformed => "malformed",
@@ -71,7 +71,7 @@ impl Refusal {
         Refusal { field: Some(field.into()), ..Refusal::new(code, message) }
     }
 
-    /// The same refusal, with the time after which another attempt makes sense.
+    /// The same refusal with the time after which to retry.
     #[must_use]
     pub fn retry_after(self, wait: Duration) -> Refusal {
         Refusal { retry_after: Some(wait), ..self }

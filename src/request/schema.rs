@@ -1,11 +1,11 @@
-//! Whether an answer has the shape that was asked for.
+//! JSON Schema: validation of values, and of schemas.
 
 use serde_json::Value;
 
-/// Whether a value fits a schema. One that can't be used binds nobody.
+/// Validates a value against a schema. A schema that is not supported accepts every value.
 ///
 /// # Errors
-/// The place in the schema that it does not fit.
+/// The path in the schema that the value violates.
 pub fn fits(schema: &Value, value: &Value) -> Result<(), String> {
     let Ok(validator) = jsonschema::validator_for(schema) else { return Ok(()) };
     match validator.iter_errors(value).next() {
@@ -14,11 +14,11 @@ pub fn fits(schema: &Value, value: &Value) -> Result<(), String> {
     }
 }
 
-/// Whether values can be held to this schema.
+/// Whether values can be validated against this schema.
 ///
 /// # Errors
-/// Why not.
+/// Why the schema is not supported.
 pub fn usable(schema: &Value) -> Result<(), String> {
     let made = jsonschema::validator_for(schema);
-    made.map(drop).map_err(|e| format!("is no JSON Schema that can be used: {e}"))
+    made.map(drop).map_err(|e| format!("is not a supported JSON Schema: {e}"))
 }

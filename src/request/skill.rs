@@ -1,10 +1,10 @@
-//! Names of the skills that a model can state (`skills` in a `ModelContext`).
+//! Names of the skills that a model can state (`talents` in a `ModelContext`).
 
-/// The talent of writing text.
+/// Generation of text.
 pub const GENERATE: &str = "generate";
-/// The talent of choosing one of some labels and saying how sure it is.
+/// Choice of a label with its confidence.
 pub const CLASSIFY: &str = "classify";
-/// The talent of saying what a text means as a vector.
+/// Embeddings of texts.
 pub const EMBED: &str = "embed";
-/// The talent of saying how likely each token was.
+/// Log-probabilities of the generated tokens.
 pub const LOGPROBS: &str = "logprobs";

@@ -1,5 +1,4 @@
-//! Tools that a model may call: what the asker offers, what the model calls, what it was told. The
-//! asker carries the calls out; a model only asks for them.
+//! Tools that a model may call, and the check of its calls. The client executes the calls.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -8,77 +7,78 @@ use super::name::is_name;
 use super::schema;
 use crate::limits::{TOOL_CALLS_MAX, TOOLS_MAX};
 
-/// One tool that is offered, as MCP describes its own.
+/// One offered tool, in the form of an MCP tool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tool {
-    /// Its name, `[A-Za-z0-9_-]{1,64}`.
+    /// Name, `[A-Za-z0-9_-]{1,64}`.
     pub name: String,
-    /// What it does and when to call it, for the model.
+    /// What the tool does and when to call it, for the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The JSON Schema of its arguments, which are an object.
+    /// JSON Schema of the arguments, which are an object.
     #[serde(default = "any_object")]
     pub input_schema: Value,
 }
 
-/// The schema of arguments of which nothing is said.
+/// Schema of arguments without a schema of their own: any object.
 pub fn any_object() -> Value {
     serde_json::json!({"type": "object"})
 }
 
-/// Whether a model has to call a tool.
+/// Whether the model must call a tool.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ToolChoice {
-    /// As the model thinks best.
+    /// The model decides.
     #[default]
     Auto,
-    /// It must not.
+    /// The model must not call a tool.
     None,
-    /// It must, whichever.
+    /// The model must call any tool.
     Required,
-    /// It must call this one.
+    /// The model must call this tool.
     #[serde(untagged)]
     Named(Name),
 }
 
-/// The name of a tool, as an object of its own.
+/// Name of a tool, as a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Name {
-    /// Which tool.
+    /// Name of the tool.
     pub name: String,
 }
 
-/// A call that a model asks for.
+/// One tool call of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ToolCall {
-    /// Names the call; its result is given under the same name.
+    /// Id of the call; its result refers to it.
     pub id: String,
-    /// Which tool.
+    /// Name of the tool.
     pub name: String,
-    /// With what.
+    /// Arguments of the call.
     pub arguments: Map<String, Value>,
 }
 
-/// The tools of one request.
+/// Tools of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
-    /// What may be called; never empty.
+    /// Offered tools; never empty.
     pub offered: Vec<Tool>,
-    /// Whether it has to be.
+    /// Whether the model must call a tool.
     pub choice: ToolChoice,
-    /// Several may be called at once.
+    /// Whether parallel calls are allowed.
     pub parallel: bool,
 }
 
 impl Tools {
-    /// Checks names and choice; the size of schemas is for whoever reads them.
+    /// Checks number, names, schemas and choice. The sizes of schemas are checked where they are
+    /// read.
     ///
     /// # Errors
-    /// The field and what is wrong there.
+    /// The field, and what is wrong there.
     pub fn check(&self) -> Result<(), (String, String)> {
         let at = |n: usize, field: &str| format!("tools[{n}].{field}");
         if !(1..=TOOLS_MAX).contains(&self.offered.len()) {
@@ -91,7 +91,7 @@ impl Tools {
                 return Err((at(n, "name"), message));
             }
             if self.offered[..n].iter().any(|other| other.name == tool.name) {
-                return Err((at(n, "name"), format!("{:?} is there twice", tool.name)));
+                return Err((at(n, "name"), format!("duplicate tool name {:?}", tool.name)));
             }
             let kind = tool.input_schema.get("type").and_then(Value::as_str);
             if kind != Some("object") {
@@ -113,33 +113,43 @@ impl Tools {
         }
     }
 
-    /// Whether a model's calls are what it was allowed to call, with arguments that fit.
+    /// Checks that the model's calls are allowed and that their arguments conform to the schemas.
     ///
     /// # Errors
-    /// What is wrong with them, without the model's own words.
+    /// What is wrong, without text of the model.
     pub fn allow(&self, calls: &[ToolCall]) -> Result<(), String> {
         if calls.len() > TOOL_CALLS_MAX {
-            return Err(format!("it calls more than {TOOL_CALLS_MAX} tools at once"));
+            return Err(format!("the model made more than {TOOL_CALLS_MAX} calls at once"));
         }
         match (&self.choice, calls.len()) {
-            (ToolChoice::None, 1..) => return Err("it calls a tool and must not".to_owned()),
+            (ToolChoice::None, 1..) => {
+                return Err("the model called a tool although tool_choice is none".to_owned());
+            }
             (ToolChoice::Required | ToolChoice::Named(_), 0) => {
-                return Err("it had to call a tool and did not".to_owned());
+                return Err(
+                    "the model did not call a tool although tool_choice requires it".to_owned()
+                );
             }
             (_, 2..) if !self.parallel => {
-                return Err("it calls several tools at once and must not".to_owned());
+                return Err("the model made parallel calls although parallel_tool_calls is false"
+                    .to_owned());
             }
             _ => {}
         }
         for call in calls {
-            let tool = self.of(&call.name).ok_or("it calls a tool that was not offered")?;
+            let tool = self.of(&call.name).ok_or("the model called an unknown tool")?;
             if let ToolChoice::Named(wanted) = &self.choice
                 && wanted.name != tool.name
             {
-                return Err(format!("it had to call {} and calls another tool", wanted.name));
+                return Err(format!("the model did not call the required tool {}", wanted.name));
             }
             schema::fits(&tool.input_schema, &Value::Object(call.arguments.clone())).map_err(
-                |place| format!("its arguments for {} do not fit at {place}", tool.name),
+                |place| {
+                    format!(
+                        "the model's arguments for {} do not fit the schema at {place}",
+                        tool.name
+                    )
+                },
             )?;
         }
         Ok(())
@@ -149,19 +159,19 @@ impl Tools {
         self.offered.iter().find(|tool| tool.name == name)
     }
 
-    /// Bytes of all of it, as JSON.
+    /// Bytes of all offered tools as JSON.
     pub fn bytes(&self) -> usize {
         serde_json::to_string(&self.offered).map_or(0, |text| text.len())
     }
 }
 
 impl ToolCall {
-    /// Its arguments as text.
+    /// The arguments as JSON text.
     pub fn text(&self) -> String {
         serde_json::to_string(&self.arguments).unwrap_or_default()
     }
 
-    /// Bytes of its name and arguments.
+    /// Bytes of the name and the arguments.
     pub fn bytes(&self) -> usize {
         self.name.len() + self.text().len()
     }
@@ -189,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_is_a_word_or_a_name() {
+    fn a_choice_is_a_keyword_or_a_name() {
         for choice in [json!("auto"), json!("none"), json!("required"), json!({"name": "siren"})] {
             let read: ToolChoice = serde_json::from_value(choice.clone()).unwrap();
             assert_eq!(serde_json::to_value(&read).unwrap(), choice);
@@ -201,12 +211,12 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_offered_may_be_called() {
+    fn only_offered_tools_may_be_called() {
         let (valve, siren) = (call("valve", &json!({"open": true})), call("siren", &json!({})));
         let auto = tools(json!("auto"), true);
         assert_eq!(auto.allow(&[]), Ok(()));
         assert_eq!(auto.allow(&[valve.clone(), siren.clone()]), Ok(()));
-        assert!(auto.allow(&[call("door", &json!({}))]).unwrap_err().contains("not offered"));
+        assert!(auto.allow(&[call("door", &json!({}))]).unwrap_err().contains("unknown tool"));
         let wrong = auto.allow(&[call("valve", &json!({"open": "secret"}))]).unwrap_err();
         assert!(wrong.contains("valve") && wrong.contains("/properties/open"), "{wrong}");
         assert!(!wrong.contains("secret"), "{wrong}");
@@ -220,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_offered_is_checked() {
+    fn offered_tools_are_checked() {
         let check = |offered: Value| {
             let offered = serde_json::from_value(offered).unwrap();
             Tools { offered, ..tools(json!("auto"), true) }.check().unwrap_err().0

@@ -149,6 +149,21 @@ impl Books {
         }
     }
 
+    /// What is left for the application of this span's caps, and the lowest of these caps; none if
+    /// there is no cap on the span. Holds count as spent.
+    pub fn left(&self, caps: &Caps, app: &str, span: Span) -> Option<(Usd, Usd)> {
+        let nth = SPANS.iter().position(|other| *other == span)?;
+        let left = |account: Option<&Account>, limits: &Limits| {
+            let most = limits.of(span)?;
+            let spent = account.map_or(Usd::NONE, |account| account.spent(self.now, nth));
+            Some((most.minus(spent), most))
+        };
+        let device = left(Some(&self.device), &caps.device);
+        let own = left(self.apps.get(app), caps.of(app));
+        let both = device.into_iter().chain(own);
+        both.reduce(|a, b| (a.0.min(b.0), a.1.min(b.1)))
+    }
+
     /// Holds of calls under way in the present spans: of all, or of one application.
     fn open_of(&self, app: Option<&str>) -> [Usd; 3] {
         let of = |hold: &&Hold| app.is_none_or(|app| hold.app == app);

@@ -48,7 +48,7 @@ impl Scheduler {
         if !self.caps.is_bound() || entry.candidates().is_empty() {
             return Ok(());
         }
-        let (mut over, mut may_come) = (None, false);
+        let (mut over, mut cheapest, mut may_come) = (None, Usd::MOST, false);
         for backend in entry.able.iter() {
             let most = self.most(&entry.spec, backend);
             if most.is_none() {
@@ -57,7 +57,10 @@ impl Scheduler {
             match self.books.fits(&self.caps, &entry.spec.app, most) {
                 Fits::Yes => continue,
                 Fits::Later => may_come = true,
-                Fits::No(span) => over = over.max(Some(span)),
+                Fits::No(span) => {
+                    over = over.max(Some(span));
+                    cheapest = cheapest.min(most);
+                }
             }
             entry.broke.add(backend);
         }
@@ -66,18 +69,30 @@ impl Scheduler {
         }
         match over {
             Some(span) if entry.candidates().is_empty() && !may_come => {
-                Err((self.over(span), Reason::Budget))
+                Err((self.over(span, &entry.spec.app, cheapest), Reason::Budget))
             }
             Some(_) | None => Ok(()),
         }
     }
 
-    fn over(&self, span: Span) -> Refusal {
-        let message = format!(
-            "the budget for answers that cost money is used up for this {}; see \
-             pilotlight.policy.budget",
-            span.name()
-        );
+    /// The refusal of an answer that may cost `most`, which the span's cap does not allow. Without a
+    /// time to retry if the answer alone may cost more than the cap.
+    fn over(&self, span: Span, app: &str, most: Usd) -> Refusal {
+        let name = span.name();
+        let message = match self.books.left(&self.caps, app, span) {
+            Some((_, cap)) if most > cap => {
+                let message = format!(
+                    "this answer may cost up to {most}, more than the budget of {cap} for each \
+                     {name}; lower max_tokens or raise pilotlight.policy.budget"
+                );
+                return Refusal::new(Code::Unavailable, message);
+            }
+            Some((left, cap)) => format!(
+                "this answer may cost up to {most}; {left} of the budget of {cap} are left for this \
+                 {name}; see pilotlight.policy.budget"
+            ),
+            None => format!("too many applications have a budget for this {name}; retry later"),
+        };
         let hours = u64::from(self.books.now().left_of(span));
         Refusal::new(Code::Unavailable, message).retry_after(Duration::from_secs(hours * 3600))
     }

@@ -289,7 +289,7 @@ impl Scheduler {
         }
         let hops = entry.spec.hops;
         if hops > HOPS_MAX {
-            let message = format!("passed {hops} services, at most {HOPS_MAX}");
+            let message = format!("the request passed {hops} services, at most {HOPS_MAX}");
             let refusal = Refusal::field(Code::Forbidden, "hops", message);
             return self.settle(entry, Verdict::Refused(refusal), None, Reason::Hops);
         }
@@ -386,7 +386,7 @@ impl Scheduler {
 
     fn refuse_busy(&mut self, entry: QueuedJob) {
         let wait = self.wait_estimate(&entry);
-        let message = "too many prompts wait already; come back later";
+        let message = "the queue is full; retry later";
         let refusal = Refusal::new(Code::Busy, message).retry_after(wait);
         self.settle(entry, Verdict::Refused(refusal), None, Reason::Queue);
     }

@@ -59,7 +59,7 @@ pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
         | Effect::Unload(_)
         | Effect::Drained => None,
     });
-    settled.ok_or_else(|| "the judge lets it wait".to_owned())
+    settled.ok_or_else(|| "the replay leaves the job in the queue".to_owned())
 }
 
 fn plain(job: u64) -> JobSpec {
@@ -138,14 +138,15 @@ fn end_by(event: Event, now: Time) -> Vec<Effect> {
 /// Puts the judge before the same jobs, models and pressure, and then lets happen what happened.
 fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String> {
     if figures.servers.len() > SERVERS_MAX || figures.line.len() > LINE_MAX {
-        return Err("the record's figures are not possible".to_owned());
+        return Err("the record's figures are inconsistent".to_owned());
     }
     let mut scheduler = house(decision, figures);
     let mut own = subject(&mut scheduler, decision, figures);
     let last = decision.attempts.last().map(|last| last.outcome.as_str());
     let Some(case) = figures.line.get(figures.own) else {
         let refused = super::route::able(&own.spec, &scheduler.backends).err();
-        let (refusal, reason) = refused.ok_or("a model could have done it")?;
+        let (refusal, reason) =
+            refused.ok_or("the record is inconsistent: a model was available")?;
         scheduler.settle(own, Verdict::Refused(refusal), None, reason);
         return Ok(scheduler.effects);
     };
@@ -164,7 +165,7 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     scheduler.start(Time(0));
     scheduler.effects.clear();
     let Some(reason) = scheduler.running.get(job).map(|run| run.reason) else {
-        return Err("the judge lets it wait".to_owned());
+        return Err("the replay leaves the job in the queue".to_owned());
     };
     let by_the_last = reason == Reason::Confidence && went_to_the_last(decision, figures);
     let unfit = |code| Fault::Rejected(Refusal::new(code, ""));

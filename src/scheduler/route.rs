@@ -100,7 +100,7 @@ fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refu
     };
     if let (Some(name), true) = (&spec.model, named.is_empty()) {
         let known: Vec<&str> = backends.iter().map(|b| b.profile.server.as_str()).collect();
-        let message = format!("no model is called {name:?}; there are: {}", known.join(", "));
+        let message = format!("unknown model {name:?}; models: {}", known.join(", "));
         return Err((Refusal::field(Code::Unknown, "model", message), Reason::Model));
     }
 
@@ -109,13 +109,13 @@ fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refu
         named.iter().filter(|&b| forbidden(spec, &backends[b]).is_none()).collect();
     let is_passed_on = |b: usize| forbidden(spec, &backends[b]) == Some(Reason::Hops);
     if may.is_empty() && named.iter().any(is_passed_on) {
-        let message = "it came from a neighbour already and is not handed to another";
+        let message = "the request came from a peer and is not forwarded to another peer";
         return Err((Refusal::field(Code::Incapable, "hops", message), Reason::Hops));
     }
     if may.is_empty() {
         let message = match spec.mode {
-            Mode::LocalOnly => "the mode is local-only and no local model may be used",
-            Mode::CloudOnly => "the mode is cloud-only and no other model is configured",
+            Mode::LocalOnly => "mode local-only: no local model is configured for this request",
+            Mode::CloudOnly => "mode cloud-only: no remote model is configured for this request",
             Mode::PreferLocal | Mode::PreferCloud => "no model is configured",
         };
         return Err((Refusal::field(Code::Incapable, "mode", message), Reason::Mode));
@@ -216,10 +216,10 @@ pub(super) fn lacks(spec: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
 
 fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
     let skills = spec.skills.join(" and ");
-    let no_talent = format!("no model that may be used has the talent: {skills}");
+    let no_talent = format!("no allowed model has these capabilities: {skills}");
     let (field, message) = match lack {
-        Reason::Schema => ("schema", "no model that may be used can be held to JSON or a schema"),
-        Reason::Tools => ("tools", "no model that may be used calls tools"),
+        Reason::Schema => ("schema", "no allowed model supports JSON or JSON Schema"),
+        Reason::Tools => ("tools", "no allowed model supports tool calls"),
         Reason::Talent => ("talent", no_talent.as_str()),
         Reason::Context
         | Reason::Confidence
@@ -241,7 +241,7 @@ fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
         | Reason::Draining
         | Reason::Hops
         | Reason::Cancelled => {
-            ("prompt", "the prompt is longer than the context of every model that may be used")
+            ("prompt", "the prompt exceeds the context length of every allowed model")
         }
     };
     (Refusal::field(Code::Incapable, field, message), lack)

@@ -121,12 +121,12 @@ pub fn record(strategy: Strategy, steps: Vec<StrategyStep>, counts: (usize, Reas
 pub(super) fn explain(decision: &Decision) -> Result<(String, Reason), String> {
     for (n, step) in decision.steps.iter().enumerate() {
         if !step.decision.steps.is_empty() {
-            return Err("a step has no steps of its own".to_owned());
+            return Err("invalid record: nested steps".to_owned());
         }
         let again = explain_one(&step.decision)?;
         if again != (step.decision.route.clone(), step.decision.reason) {
             let word = again.1.word();
-            return Err(format!("step {}: the judge says {} ({word})", n + 1, again.0));
+            return Err(format!("step {}: the replay gives {} ({word})", n + 1, again.0));
         }
     }
     let strategy = decision.strategy.ok_or("the record names no strategy")?;

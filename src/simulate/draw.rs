@@ -46,9 +46,9 @@ pub fn draw(board: &SimulatedBoard, outcome: &Outcome, title: &str) -> String {
         },
         panel("duty", "#8e44ad", of(|s| s.duty, mean), 1.0),
         panel("jobs waiting or running", "#2c3e50", of(|s| s.waiting as f64, most), 4.0),
-        panel("answered here", "#27ae60", of(|s| s.here as f64, sum), 1.0),
-        panel("answered elsewhere", "#2980b9", of(|s| s.away as f64, sum), 1.0),
-        panel("missed", "#e67e22", of(|s| s.missed as f64, sum), 1.0),
+        panel("answered on the device", "#27ae60", of(|s| s.here as f64, sum), 1.0),
+        panel("offloaded", "#2980b9", of(|s| s.away as f64, sum), 1.0),
+        panel("deadlines missed", "#e67e22", of(|s| s.missed as f64, sum), 1.0),
     ];
     let height = 40.0 + panels.len() as f64 * (HEIGHT + GAP) + 20.0;
     let mut svg = format!(

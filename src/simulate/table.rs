@@ -31,8 +31,8 @@ pub fn over(
 /// All policies as a table.
 pub fn table(outcomes: &[(Policy, Outcome)]) -> String {
     let mut text = String::from(
-        "| policy | requests elsewhere | tokens elsewhere | missed | above trip point, s/h | mode \
-         changes/h | needless of those | peak °C |\n|---|---|---|---|---|---|---|---|\n",
+        "| policy | requests offloaded | tokens offloaded | deadlines missed | above trip point, s/h | mode \
+         changes/h | needless | peak °C |\n|---|---|---|---|---|---|---|---|\n",
     );
     for (policy, outcome) in outcomes {
         // writing to a string can't fail

@@ -37,7 +37,8 @@ impl LearnedStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Learned::default(),
             Err(error) => {
                 let file = file.display();
-                tracing::warn!(%file, %error, "what was learned before is lost; it is learned anew");
+                tracing::warn!(%file, %error, "learned.json is unusable; starting without learned \
+                                               rates");
                 Learned::default()
             }
         }
@@ -48,7 +49,7 @@ impl LearnedStore {
         let Some(file) = &self.file else { return };
         if let Err(error) = write(file, learned) {
             let file = file.display();
-            tracing::warn!(%file, %error, "what was learned can't be kept");
+            tracing::warn!(%file, %error, "learned.json cannot be written");
         }
     }
 

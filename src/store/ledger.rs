@@ -94,13 +94,13 @@ pub(crate) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledg
         Some(folder) => Disk::open(folder, hour).map_err(|error| {
             let folder = folder.display();
             if is_binding {
-                tracing::error!(%folder, %error, "nothing can be spent: the books can't be kept");
+                tracing::error!(%folder, %error, "ledger unavailable: paid models are disabled");
             } else {
-                tracing::warn!(%folder, %error, "what is spent can't be written down");
+                tracing::warn!(%folder, %error, "ledger unavailable: spending is not recorded");
             }
-            format!("the books can't be kept: {error}")
+            format!("the ledger cannot be used: {error}")
         }),
-        None => Err("there is no folder for the books; see PILOTLIGHT_STATE".to_owned()),
+        None => Err("no state folder for the ledger; set PILOTLIGHT_STATE".to_owned()),
     };
     let books = disk.as_ref().map_or_else(|_| Books::default(), |disk| disk.books.clone());
     (Ledger { to, is_binding }, Writer { from, disk, is_binding }, books)
@@ -123,7 +123,7 @@ impl Ledger {
     /// Writes a line that need not be durable at once: without it the hold counts.
     pub(crate) fn note(&self, entry: LedgerEntry) {
         if self.to.try_send(LedgerWrite { entry, done: None }).is_err() {
-            tracing::warn!("the ledger is behind; a call counts as the most that it can cost");
+            tracing::warn!("ledger queue full: a call is counted with its highest possible cost");
         }
     }
 }
@@ -138,13 +138,11 @@ impl Pending {
             Pending::Free => return Ok(()),
             Pending::Written(told) => told,
             Pending::Dropped => {
-                return Err(Fault::unavailable(
-                    "the ledger is behind; nothing was sent".to_owned(),
-                ));
+                return Err(Fault::unavailable("ledger queue full: nothing was sent".to_owned()));
             }
         };
         told.await
-            .unwrap_or_else(|_| Err("the books are closed".to_owned()))
+            .unwrap_or_else(|_| Err("the ledger is closed".to_owned()))
             .map_err(|why| Fault::unavailable(format!("nothing was sent: {why}")))
     }
 }
@@ -161,8 +159,8 @@ impl Writer {
                     let entries = orders.iter().map(|order| &order.entry);
                     disk.write(entries, is_awaited).map_err(|error| {
                         let file = disk.path.display();
-                        tracing::warn!(%file, %error, "the books can't be written");
-                        format!("the books can't be written: {error}")
+                        tracing::warn!(%file, %error, "the ledger cannot be written");
+                        format!("the ledger cannot be written: {error}")
                     })
                 }
                 Err(why) => Err(why.clone()),
@@ -178,7 +176,7 @@ impl Writer {
         if let Ok(disk) = self.disk
             && let Err(error) = disk.file.sync_data()
         {
-            tracing::warn!(%error, "the end of the books may not be durable");
+            tracing::warn!(%error, "the last ledger entries may not be durable");
         }
     }
 }
@@ -195,8 +193,9 @@ impl Disk {
                 let (aside, file) = (path.with_extension("damaged"), path.display());
                 tracing::error!(
                     %file, %error, aside = %aside.display(),
-                    "the books are damaged and put aside; all budgets count as used up until their \
-                     time is over. To begin with nothing spent, stop the service and remove the file"
+                    "the ledger is damaged and was renamed; all budgets count as used up until \
+                     their period ends. To start with nothing spent, stop the service and remove \
+                     the file"
                 );
                 fs::rename(&path, &aside)?;
                 all_spent(hour)
@@ -246,7 +245,7 @@ fn take(lock: &File) -> io::Result<()> {
                 thread::sleep(Duration::from_millis(20));
             }
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another service keeps books there"));
+                return Err(io::Error::other("another process holds the ledger"));
             }
         }
     }
@@ -364,7 +363,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = disk(folder.path());
         let second = Disk::open(folder.path(), day()).err().unwrap();
-        assert!(second.to_string().contains("another service"), "{second}");
+        assert!(second.to_string().contains("another process"), "{second}");
         drop(first);
         disk(folder.path());
     }

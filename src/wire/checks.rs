@@ -1,4 +1,4 @@
-//! The bounds of single fields.
+//! Checks of single fields against their bounds.
 
 use serde_json::Value;
 
@@ -45,7 +45,7 @@ pub(super) fn check_length(field: &str, text: &str, max: usize) -> Result<(), Re
 
 pub(super) fn check_schema(field: &str, schema: &Value) -> Result<(), Refusal> {
     if !schema.is_object() {
-        let message = "a JSON Schema is an object here";
+        let message = "must be a JSON object";
         return Err(Refusal::field(Code::Invalid, field, message));
     }
     let bytes = schema.to_string().len();
@@ -60,7 +60,7 @@ pub(super) fn check_schema(field: &str, schema: &Value) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// How deep objects and arrays are nested; `serde_json` refuses more than 128 when it reads.
+/// Nesting depth of objects and arrays; `serde_json` refuses more than 128 when it parses.
 fn depth(value: &Value) -> usize {
     match value {
         Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),

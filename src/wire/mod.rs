@@ -1,5 +1,5 @@
-//! A request and its reply as JSON: the same fields on MQTT, in the `generate` tool and at the
-//! command line. Read and checked here once.
+//! Request and reply as JSON, with the same fields on MQTT, in the tool `generate` and on the
+//! command line. A request is parsed and checked here, once.
 
 mod checks;
 mod reply;
@@ -28,15 +28,16 @@ use crate::request::labels::Labels;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::{Tool, ToolChoice};
 
-/// A request as it is written, before it is checked.
+/// A request as written by the client, not checked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[serde(rename_all = "snake_case")]
 pub struct Ask {
-    /// The asker's name for it.
+    /// The client's id of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// One user message. One of this, `messages` or `task` is needed.
+    /// One user message. Exactly one of `prompt`, `messages` and `task` is required; a prompt
+    /// beside a task is its value `input`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// A conversation.
@@ -45,23 +46,23 @@ pub struct Ask {
     /// The name of a task in `mcp.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// What the task's template needs.
+    /// Values of the task's template and rules.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<Map<String, Value>>,
     /// `text`, `json` or `embedding`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<AskFormat>,
-    /// A JSON Schema for the answer.
+    /// JSON Schema of the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
-    /// The tools that may be called. The asker carries the calls out, and says what they returned
-    /// in the `messages` of its next request.
+    /// Tools that the model may call. The client executes the calls and returns the results in the
+    /// `messages` of its next request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<Tool>>,
-    /// Whether one has to be called: `auto`, `none`, `required`, or the name of one in an object.
+    /// Whether the model must call a tool: `auto`, `none`, `required`, or an object with its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_choice: Option<ToolChoice>,
-    /// Several may be called at once; so it is if this is left out.
+    /// Whether parallel calls are allowed; the default is true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parallel_tool_calls: Option<bool>,
     /// The labels to choose from, each with examples; the answer is one of them.
@@ -70,7 +71,7 @@ pub struct Ask {
     /// See [`Labels::margin`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<f32>,
-    /// A talent that the model must state.
+    /// Required skill of the model.
     #[serde(rename = "talent", skip_serializing_if = "Option::is_none")]
     pub skill: Option<String>,
     /// See [`Sampling`].
@@ -97,36 +98,36 @@ pub struct Ask {
     /// See [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Vec<String>>,
-    /// Say how likely each token was; see [`Sampling`].
+    /// Return the log-probability of each token; see [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<bool>,
-    /// And how likely this many others at its place; see [`Sampling`].
+    /// Return this many alternatives of each token; see [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<u8>,
-    /// Send the pieces as they come, besides the reply.
+    /// Send the pieces of the answer while it is generated, besides the reply.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
-    /// Milliseconds for the answer.
+    /// Deadline in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
-    /// How urgent it is.
+    /// Priority; on the wire `class`.
     #[serde(rename = "class", skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
-    /// Where it may be answered.
+    /// Where the request may be answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
-    /// How models work together: `single`, `cascade`, `refine` or `compare`.
+    /// How models cooperate: `single`, `cascade`, `refine` or `compare`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
-    /// With `compare`, the model that says which answer is best where none agree.
+    /// With `compare`: the model that selects the best answer if no two agree.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub judge: Option<String>,
-    /// The one model that shall answer.
+    /// Name of the model to use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
 }
 
-/// The shape of an answer in words.
+/// Format of the answer, without schema or labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AskFormat {
@@ -134,11 +135,11 @@ pub enum AskFormat {
     Text,
     /// A JSON object.
     Json,
-    /// No text but a vector for each message.
+    /// An embedding of each message.
     Embedding,
 }
 
-/// Reads JSON into a type and names the place of the first mistake.
+/// Parses JSON into a type; an error names the field.
 ///
 /// # Errors
 /// [`Code::Malformed`] if it is not JSON, [`Code::Invalid`] with the field if a value is wrong.
@@ -146,14 +147,14 @@ pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     if let Ok(value) = serde_json::from_slice(bytes) {
         return Ok(value);
     }
-    // once more, with an eye on the place
+    // parsed again to find the field
     let mut text = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut text).map_err(|e| misread(&e))?;
     text.end().map_err(|e| Refusal::new(Code::Malformed, format!("not valid JSON: {e}")))?;
     Ok(value)
 }
 
-/// The same for a value that is JSON already.
+/// Like [`read`], for a parsed JSON value.
 ///
 /// # Errors
 /// [`Code::Invalid`] with the field if a value is wrong.
@@ -181,10 +182,11 @@ fn misread(error: &serde_path_to_error::Error<serde_json::Error>) -> Refusal {
 }
 
 impl Ask {
-    /// Checks every field and makes a job of it, with the catalog's defaults.
+    /// Checks every field and returns the job, completed with the defaults of the task and the
+    /// catalog.
     ///
     /// # Errors
-    /// A refusal that names the first field that is wrong.
+    /// A refusal that names the first invalid field.
     pub fn check(self, app: &str, catalog: &Catalog) -> Result<Job, Refusal> {
         let task = self.task_of(catalog)?;
         let input = self.input_of(task)?;
@@ -226,11 +228,11 @@ impl Ask {
         if strategy != Strategy::Single
             && !matches!(format, Format::Text | Format::Json | Format::Schema(_))
         {
-            let message = "is for text and JSON; labels have a margin instead";
+            let message = "applies to text and JSON only; for labels use margin";
             return Err(Refusal::field(Code::Invalid, "strategy", message));
         }
         if self.judge.is_some() && strategy != Strategy::Compare {
-            let message = "is for the strategy compare; name that as well";
+            let message = "requires \"strategy\": \"compare\"";
             return Err(Refusal::field(Code::Invalid, "judge", message));
         }
         Ok(Job {
@@ -256,7 +258,7 @@ impl Ask {
         })
     }
 
-    /// The request that says the same as this job; the deadline travels beside it.
+    /// The request of this job, for another service. Its deadline is sent separately.
     pub fn of(job: &Job) -> Ask {
         let (mut format, mut schema, mut labels) = (None, None, None);
         match &job.format {
@@ -290,7 +292,7 @@ impl Ask {
             top_logprobs: sampling.logprobs.filter(|top| *top > 0),
             stream: Some(job.streamed),
             priority: Some(job.priority),
-            // which side is meant depends on where one stands; what is private is so everywhere
+            // local and cloud are relative to the service; a private request is private everywhere
             mode: Some(job.mode).filter(|mode| *mode == Mode::LocalOnly),
             ..Ask::default()
         }
@@ -304,21 +306,20 @@ impl Ask {
             Some(task) => Ok(Some(task)),
             None => {
                 let known: Vec<&str> = catalog.tasks.keys().map(String::as_str).collect();
-                let message =
-                    format!("no task is called {name:?}; there are: {}", known.join(", "));
+                let message = format!("unknown task {name:?}; tasks: {}", known.join(", "));
                 Err(Refusal::field(Code::Unknown, "task", message))
             }
         }
     }
 
-    /// The values for the task's template; a prompt beside a task is its value `input`.
+    /// Values of the task's template; a prompt beside a task is the value `input`.
     fn input_of(
         &self,
         task: Option<&Task>,
     ) -> Result<Option<Cow<'_, Map<String, Value>>>, Refusal> {
         match (&self.input, task, &self.prompt) {
             (Some(_), None, _) => {
-                let message = "input is only for a task; name the task as well";
+                let message = "requires task";
                 Err(Refusal::field(Code::Invalid, "input", message))
             }
             (None, None, _) => Ok(None),
@@ -345,7 +346,7 @@ impl Ask {
                 user(task.render(input)?)
             }
             (_, _, _) => {
-                let message = "exactly one of prompt, messages or task (with input) is needed";
+                let message = "give exactly one of prompt, messages, or task (with input)";
                 return Err(Refusal::field(Code::Invalid, "prompt", message));
             }
         };
@@ -370,7 +371,7 @@ impl Ask {
                 Ok(Format::Schema(Arc::new(schema.clone())))
             }
             (Some(_), Some(AskFormat::Text | AskFormat::Embedding)) => {
-                let message = "a schema makes JSON; leave format out or say json";
+                let message = "schema implies JSON; omit format or set it to json";
                 Err(Refusal::field(Code::Invalid, "format", message))
             }
             (None, Some(AskFormat::Json)) => Ok(Format::Json),
@@ -386,7 +387,7 @@ impl Ask {
     fn labels_of(&self, task: Option<&Task>) -> Result<Option<Labels>, Refusal> {
         let own = self.labels.clone().map(|examples| Labels { examples, margin: 0.0 });
         let Some(labels) = own.or_else(|| task.and_then(Task::labels)) else {
-            let message = "margin is only for labels; name the labels as well";
+            let message = "requires labels";
             return match self.margin {
                 Some(_) => Err(Refusal::field(Code::Invalid, "margin", message)),
                 None => Ok(None),
@@ -394,7 +395,7 @@ impl Ask {
         };
         if self.schema.is_some() || self.format.is_some() {
             let field = if self.schema.is_some() { "schema" } else { "format" };
-            let message = "labels are answered with a label; leave this out";
+            let message = "cannot be combined with labels; remove it";
             return Err(Refusal::field(Code::Invalid, field, message));
         }
         check_range("margin", self.margin, 0.0, 1.0)?;
@@ -443,7 +444,7 @@ impl Ask {
         match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (false, None) => Ok(None),
             (false, Some(_)) => {
-                let message = "is only for a request with logprobs";
+                let message = "requires logprobs: true";
                 Err(Refusal::field(Code::Invalid, "top_logprobs", message))
             }
             (true, Some(top)) if top > TOP_LOGPROBS_MAX => {

@@ -1,4 +1,4 @@
-//! The one answer to a request, as it is written.
+//! Reply to a request, as JSON.
 
 use std::collections::BTreeMap;
 
@@ -10,51 +10,51 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::ToolCall;
 use crate::scheduler::decision::Decision;
 
-/// The one answer to a request.
+/// Reply to a request; each request gets exactly one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
-    /// The asker's name for the request.
+    /// The client's id of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// How it ended.
+    /// How the request ended.
     pub status: Status,
-    /// The answer.
+    /// Text of the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// The answer as a value, if JSON was asked for.
+    /// The answer as a JSON value, if the format is JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub json: Option<Value>,
-    /// How sure the model is of the label, 0 ..= 1, if labels were asked for.
+    /// Confidence of the label, 0 ..= 1, if the request has labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f32>,
-    /// The probability of each label, if labels were asked for.
+    /// Probability of each label, if the request has labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scores: Option<BTreeMap<String, f32>>,
-    /// How likely each token was, if that was asked for.
+    /// Log-probability of each token, if requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,
-    /// The tools that the model calls: carry them out, and ask again with what they returned.
+    /// Tool calls of the model: execute them, and send a request with the results.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// Why the answer ended.
+    /// Finish reason of the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish: Option<Finish>,
-    /// What it took.
+    /// Tokens and cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<ReplyUsage>,
-    /// Who answered.
+    /// The model that answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// Why it went there.
+    /// Decision record of the scheduler.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
-    /// How long it took.
+    /// Times of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timing: Option<Timing>,
-    /// When to come back.
+    /// Time after which to retry, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// What was wrong.
+    /// The error, if the request was not answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<WireError>,
 }
@@ -63,21 +63,21 @@ pub struct Reply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Answered.
+    /// The request was answered.
     Ok,
-    /// No room; come back.
+    /// The service is full or unavailable; retry later.
     Busy,
-    /// Its deadline passed.
+    /// The deadline passed.
     Expired,
-    /// It can't be served.
+    /// The request cannot be served.
     Refused,
-    /// The same key came before with another request.
+    /// The id was already used for a different request.
     Conflict,
-    /// It broke.
+    /// A model or the service failed.
     Failed,
 }
 
-/// What an answer took, as the asker sees it.
+/// Tokens and cost of an answer, as reported to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ReplyUsage {
     /// See [`Usage`].
@@ -101,38 +101,38 @@ impl From<&Usage> for ReplyUsage {
     }
 }
 
-/// Who answered.
+/// The model that answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// The server's name in `mcp.json`.
+    /// Name of the server in `mcp.json`.
     pub server: String,
-    /// The model's own name.
+    /// Name of the model.
     pub model: String,
     /// `device`, `peer` or `cloud`.
     #[serde(rename = "where")]
     pub location: String,
 }
 
-/// How long an answer took, in milliseconds.
+/// Times of an answer in milliseconds since the request arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
-    /// Before it started.
+    /// Until the first attempt started.
     pub queued_ms: u64,
-    /// Until the first piece.
+    /// Until the first token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_token_ms: Option<u64>,
-    /// Until the end.
+    /// Until the end of the answer.
     pub total_ms: u64,
 }
 
-/// What was wrong with a request.
+/// Error of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireError {
-    /// A word from a closed list.
+    /// Error code from a closed list.
     pub code: String,
-    /// What it was and what to do.
+    /// What is wrong, and what to do.
     pub message: String,
-    /// The field it is about.
+    /// The invalid field, if one is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }
@@ -148,7 +148,7 @@ impl From<&Refusal> for WireError {
 }
 
 impl Reply {
-    /// The reply to a request that never became a job.
+    /// The reply to a request that was refused before it became a job.
     pub fn refused(id: Option<String>, refusal: &Refusal) -> Reply {
         let status = match refusal.code {
             Code::Busy | Code::Unavailable => Status::Busy,

@@ -1,4 +1,4 @@
-//! What a request says of tools: those that it offers, and a conversation in which some were called.
+//! Tools of a request, and tool calls in its conversation.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::{ToolChoice, Tools};
 
 impl Ask {
-    /// The tools of a request with these messages.
+    /// The tools of a request with these messages; none if none can be called and none was called.
     pub(super) fn tools_of(
         &self,
         format: &Format,
@@ -25,12 +25,12 @@ impl Ask {
                 ("parallel_tool_calls", self.parallel_tool_calls.is_some()),
             ];
             return match alone.into_iter().find(|(_, is_there)| *is_there) {
-                Some((field, _)) => Err(invalid(field, "is only for a request with tools")),
+                Some((field, _)) => Err(invalid(field, "requires tools")),
                 None => Ok(None),
             };
         };
         if !matches!(format, Format::Text | Format::Json | Format::Schema(_)) {
-            return Err(invalid("tools", "are for text and JSON, not for labels or vectors"));
+            return Err(invalid("tools", "cannot be combined with labels or embeddings"));
         }
         for (n, tool) in offered.iter().enumerate() {
             check_schema(&format!("tools[{n}].input_schema"), &tool.input_schema)?;
@@ -46,13 +46,14 @@ impl Ask {
             return Err(Refusal::field(Code::TooLarge, "tools", message));
         }
         tools.check().map_err(|(field, message)| invalid(&field, &message))?;
-        // who may call none, and has called none, needs to know of none
+        // a model that must not call and has not called needs no tools
         let is_idle = tools.choice == ToolChoice::None && !messages.iter().any(Message::has_tools);
         Ok(Some(Arc::new(tools)).filter(|_| !is_idle))
     }
 }
 
-/// Every call is answered once, right behind the message that makes it: all providers ask for that.
+/// Checks that each call has one result, directly after the message with the call, as all providers
+/// require.
 fn check_turns(messages: &[Message]) -> Result<(), Refusal> {
     let mut open: Vec<&str> = Vec::new();
     for (n, message) in messages.iter().enumerate() {
@@ -60,21 +61,21 @@ fn check_turns(messages: &[Message]) -> Result<(), Refusal> {
         match (&message.tool_call_id, message.role) {
             (Some(id), Role::Tool) => {
                 let Some(place) = open.iter().position(|call| call == id) else {
-                    let says = "names no call of the message before it, or one answered already";
-                    return Err(invalid(&at("tool_call_id"), says));
+                    let message = "does not match an open tool call of the preceding message";
+                    return Err(invalid(&at("tool_call_id"), message));
                 };
                 open.swap_remove(place);
             }
             (None, Role::Tool) => {
-                let says = "is missing: which call has returned this?";
-                return Err(invalid(&at("tool_call_id"), says));
+                let message = "is required for a message of the role tool";
+                return Err(invalid(&at("tool_call_id"), message));
             }
             (Some(_), _) => {
-                return Err(invalid(&at("tool_call_id"), "is for messages of the role tool"));
+                return Err(invalid(&at("tool_call_id"), "is allowed for the role tool only"));
             }
             (None, _) if !open.is_empty() => {
-                let says = format!("must be a tool's: call {:?} has no result yet", open[0]);
-                return Err(invalid(&at("role"), &says));
+                let message = format!("must be tool: call {:?} has no result yet", open[0]);
+                return Err(invalid(&at("role"), &message));
             }
             (None, _) => {}
         }
@@ -82,27 +83,27 @@ fn check_turns(messages: &[Message]) -> Result<(), Refusal> {
             continue;
         }
         if message.role != Role::Assistant {
-            return Err(invalid(&at("tool_calls"), "are for messages of the role assistant"));
+            return Err(invalid(&at("tool_calls"), "are allowed for the role assistant only"));
         }
         if message.tool_calls.len() > TOOL_CALLS_MAX {
-            let says = format!("{} calls, at most {TOOL_CALLS_MAX}", message.tool_calls.len());
-            return Err(Refusal::field(Code::TooLarge, at("tool_calls"), says));
+            let message = format!("{} calls, at most {TOOL_CALLS_MAX}", message.tool_calls.len());
+            return Err(Refusal::field(Code::TooLarge, at("tool_calls"), message));
         }
         for (c, call) in message.tool_calls.iter().enumerate() {
             check_length(&at(&format!("tool_calls[{c}].id")), &call.id, TOOL_CALL_ID_BYTES_MAX)?;
             if !is_name(&call.name) {
-                let says = "must be 1 to 64 of A-Z, a-z, 0-9, _ and -";
-                return Err(invalid(&at(&format!("tool_calls[{c}].name")), says));
+                let message = "must be 1 to 64 of A-Z, a-z, 0-9, _ and -";
+                return Err(invalid(&at(&format!("tool_calls[{c}].name")), message));
             }
             if open.contains(&call.id.as_str()) {
-                let says = format!("{:?} is there twice", call.id);
-                return Err(invalid(&at(&format!("tool_calls[{c}].id")), &says));
+                let message = format!("duplicate: {:?}", call.id);
+                return Err(invalid(&at(&format!("tool_calls[{c}].id")), &message));
             }
             open.push(&call.id);
         }
     }
     match open.first() {
-        Some(id) => Err(invalid("messages", &format!("end before call {id:?} has its result"))),
+        Some(id) => Err(invalid("messages", &format!("end without the result of call {id:?}"))),
         None => Ok(()),
     }
 }
@@ -127,7 +128,7 @@ mod tests {
         json!({"id": id, "name": "valve", "arguments": {"open": true}})
     }
 
-    fn says(calls: &[Value]) -> Value {
+    fn calling(calls: &[Value]) -> Value {
         json!({"role": "assistant", "content": "", "tool_calls": calls})
     }
 
@@ -136,10 +137,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_tools_comes_back_the_same() {
+    fn tools_survive_the_conversion_to_a_job_and_back() {
         let user = json!({"role": "user", "content": "shut it"});
         let request = json!({
-            "messages": [user, says(&[call("a"), call("b")]), returned("b"), returned("a")],
+            "messages": [user, calling(&[call("a"), call("b")]), returned("b"), returned("a")],
             "tools": [{"name": "valve", "input_schema": {"type": "object"}}],
             "tool_choice": {"name": "valve"}, "parallel_tool_calls": false,
         });
@@ -149,7 +150,7 @@ mod tests {
         for field in ["messages", "tools", "tool_choice", "parallel_tool_calls"] {
             assert_eq!(again[field], request[field], "{field}");
         }
-        // the bound of what it can cost knows of the tools
+        // the bound of the input tokens includes the tools
         let described = |bytes: usize| {
             let tool = json!({"name": "valve", "description": "x".repeat(bytes)});
             checked(json!({"prompt": "shut it", "tools": [tool]})).unwrap().input_tokens_max()
@@ -160,19 +161,19 @@ mod tests {
     }
 
     #[test]
-    fn tools_that_may_not_be_called_are_left_out() {
+    fn tools_that_must_not_be_called_are_omitted() {
         let tools = json!([{"name": "valve"}]);
         let idle = json!({"prompt": "hi", "tools": tools, "tool_choice": "none"});
         assert!(!checked(idle).unwrap().wants_tools());
         let user = json!({"role": "user", "content": "hi"});
-        let messages = json!([user, says(&[call("a")]), returned("a")]);
+        let messages = json!([user, calling(&[call("a")]), returned("a")]);
         let later = json!({"messages": messages, "tools": tools, "tool_choice": "none"});
         assert_eq!(checked(later).unwrap().tools.unwrap().choice, ToolChoice::None);
         assert!(checked(json!({"messages": messages})).unwrap().wants_tools());
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_name_the_field() {
         let user = json!({"role": "user", "content": "hi"});
         let talk = |turns: &[Value]| {
             let messages = [vec![user.clone()], turns.to_vec()].concat();
@@ -194,13 +195,16 @@ mod tests {
                 "tools[0].input_schema",
             ),
             (json!({"prompt": "hi", "tools": [{"name": "a"}], "format": "embedding"}), "tools"),
-            (talk(&[says(&[call("a")])]), "messages"),
-            (talk(&[says(&[call("a")]), user.clone()]), "messages[2].role"),
-            (talk(&[says(&[call("a"), call("a")])]), "messages[1].tool_calls[1].id"),
-            (talk(&[says(&[call("")])]), "messages[1].tool_calls[0].id"),
-            (talk(&[says(&many)]), "messages[1].tool_calls"),
+            (talk(&[calling(&[call("a")])]), "messages"),
+            (talk(&[calling(&[call("a")]), user.clone()]), "messages[2].role"),
+            (talk(&[calling(&[call("a"), call("a")])]), "messages[1].tool_calls[1].id"),
+            (talk(&[calling(&[call("")])]), "messages[1].tool_calls[0].id"),
+            (talk(&[calling(&many)]), "messages[1].tool_calls"),
             (talk(&[returned("a")]), "messages[1].tool_call_id"),
-            (talk(&[says(&[call("a")]), returned("a"), returned("a")]), "messages[3].tool_call_id"),
+            (
+                talk(&[calling(&[call("a")]), returned("a"), returned("a")]),
+                "messages[3].tool_call_id",
+            ),
             (talk(&[bare]), "messages[1].tool_call_id"),
             (talk(&[stray]), "messages[1].tool_call_id"),
             (talk(&[loud]), "messages[1].tool_calls"),

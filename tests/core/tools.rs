@@ -307,13 +307,13 @@ async fn what_was_not_offered_is_not_taken() {
     for kind in KINDS {
         let both = vec![("c", "siren", json!({})), ("d", "siren", json!({}))];
         for (job, made, part) in [
-            (once(), vec![("c", "door", json!({}))], "not offered"),
+            (once(), vec![("c", "door", json!({}))], "unknown tool"),
             (once(), open(json!("secret")), "valve do not fit"),
             (once(), open(Value::Null), "valve do not fit"),
-            (talk(&quiet), open(json!(true)), "must not"),
-            (talk(&one), both, "several tools"),
-            (job(json!({"prompt": "hi"})), open(json!(true)), "was offered none"),
-            (talk(&json!({"tool_choice": "required"})), vec![], "calls nothing"),
+            (talk(&quiet), open(json!(true)), "tool_choice is none"),
+            (talk(&one), both, "parallel calls"),
+            (job(json!({"prompt": "hi"})), open(json!(true)), "no tools were offered"),
+            (talk(&json!({"tool_choice": "required"})), vec![], "without a call"),
         ] {
             let (said, _) = ask(*kind, calls(*kind, "", &made), &job).await;
             let fault = said.map(|(text, usage)| (text, usage.tool_calls)).unwrap_err();
@@ -326,17 +326,17 @@ async fn what_was_not_offered_is_not_taken() {
     }
     let required = talk(&json!({"tool_choice": "required"}));
     let (said, _) = ask(Kind::OpenAi, answer(&["No."]), &required).await;
-    assert!(said.unwrap_err().to_string().contains("had to call"));
+    assert!(said.unwrap_err().to_string().contains("did not call"));
     // arguments that are no JSON, and what has no end
     let piece = |text: &str| {
         let call = json!({"index": 0, "id": "c", "function": {"name": "siren", "arguments": text}});
         json!({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]})
     };
     let (said, _) = ask(Kind::OpenAi, sse(&[piece("{")], &ending("tool_calls")), &once()).await;
-    assert!(said.unwrap_err().to_string().contains("no JSON"));
+    assert!(said.unwrap_err().to_string().contains("not valid JSON"));
     let flood = vec![piece(&"x".repeat(100_000)); 12];
     let (said, _) = ask(Kind::OpenAi, sse(&flood, &ending("tool_calls")), &once()).await;
-    assert!(said.unwrap_err().to_string().contains("more than it may"));
+    assert!(said.unwrap_err().to_string().contains("too many tool calls"));
     // an answer that was cut off calls nothing
     let (said, _) = ask(Kind::OpenAi, sse(&[piece("{}")], &ending("length")), &once()).await;
     let usage = said.unwrap().1;

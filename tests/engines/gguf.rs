@@ -93,13 +93,13 @@ async fn bad_files_are_clear_errors() {
     let mut bad_head = good[..1 << 20].to_vec();
     bad_head[4..4096].copy_from_slice(&noise[..4092]);
     let cases = [
-        ("missing", folder.path().join("nothing.gguf"), "can't be read"),
-        ("a folder", folder.path().to_owned(), "is no GGUF file"),
-        ("empty", write("empty.gguf", b""), "is no GGUF file"),
-        ("noise", write("noise.gguf", &noise), "is no GGUF file"),
+        ("missing", folder.path().join("nothing.gguf"), "cannot be read"),
+        ("a folder", folder.path().to_owned(), "is not a GGUF file"),
+        ("empty", write("empty.gguf", b""), "is not a GGUF file"),
+        ("noise", write("noise.gguf", &noise), "is not a GGUF file"),
         ("magic and noise", write("head.gguf", &bad_head), "damaged"),
         ("cut in the head", write("cut1.gguf", &good[..100_000]), "damaged"),
-        ("cut in the weights", write("cut2.gguf", &good[..good.len() / 2]), "can't load"),
+        ("cut in the weights", write("cut2.gguf", &good[..good.len() / 2]), "cannot load"),
     ];
     for (name, path, said) in cases {
         let error =
@@ -294,7 +294,7 @@ async fn a_threshold_is_calibrated() {
     known(20);
     let (code, out, err) = run(&[]).await;
     assert_eq!((code, out.as_str()), (1, ""), "{err}");
-    assert!(err.contains("20 samples are too few") && err.contains("takes at least 61"), "{err}");
+    assert!(err.contains("20 samples are too few") && err.contains("needs at least 61"), "{err}");
     std::fs::write(folder.path().join("known.jsonl"), "{\"input\": \"x\"}\n").unwrap();
     let (_, _, err) = run(&[]).await;
     assert!(err.contains("line 1: give either answer or answers"), "{err}");

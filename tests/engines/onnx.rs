@@ -273,20 +273,20 @@ async fn bad_folders_are_clear_errors() {
     let cases = [
         (options(&work.path().join("nothing")), "no model folder"),
         (options(work.path()), "neither genai_config.json nor config.json"),
-        (with("model.onnx.data", true, &flip), "SHA-256 has changed"),
-        (with("model.onnx.data", true, &half), "SHA-256 has changed"),
-        (with("model.onnx.data", false, &half), "ONNX Runtime can't load"),
-        (with("model.onnx.data", false, &|_| None), "ONNX Runtime can't load"),
-        (with("model.onnx", false, &half), "ONNX Runtime can't load"),
+        (with("model.onnx.data", true, &flip), "SHA-256 mismatch"),
+        (with("model.onnx.data", true, &half), "SHA-256 mismatch"),
+        (with("model.onnx.data", false, &half), "ONNX Runtime cannot load"),
+        (with("model.onnx.data", false, &|_| None), "ONNX Runtime cannot load"),
+        (with("model.onnx", false, &half), "ONNX Runtime cannot load"),
         (with("tokenizer.json", false, &half), "the tokenizer"),
-        (with("tokenizer.json", true, &|_| None), "tokenizer.json can't be read"),
-        (with("genai_config.json", true, &half), "genai_config.json can't be read"),
+        (with("tokenizer.json", true, &|_| None), "tokenizer.json cannot be read"),
+        (with("genai_config.json", true, &half), "genai_config.json cannot be read"),
         (
             edit("genai_config.json", &|c| c["model"]["decoder"]["num_hidden_layers"] = json!(31)),
             "no input past_key_values.30.key",
         ),
-        (OnnxOptions { context_tokens: 2_000_000, ..options(folder()) }, "not possible"),
-        (OnnxOptions { prefixes: 0, ..options(folder()) }, "at least 1"),
+        (OnnxOptions { context_tokens: 2_000_000, ..options(folder()) }, "at most"),
+        (OnnxOptions { prefixes: 0, ..options(folder()) }, "must be 1 to"),
     ];
     for (options, expected) in cases {
         let path = options.path.clone();
@@ -318,11 +318,11 @@ async fn bad_runtimes_are_clear_errors() {
         (write("cut.so", &good[..good.len() - 4096]), "truncated"),
         (
             write("text.so", b"not a library, but long enough to have a head of sixty-four bytes"),
-            "no library",
+            "shared library",
         ),
         (changed, "SHA-256"),
         // a library, but another one
-        (some_other_library(), "can't be used"),
+        (some_other_library(), "cannot be used"),
     ];
     let folder = folder().display().to_string();
     for (runtime, expected) in cases {

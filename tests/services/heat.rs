@@ -72,7 +72,7 @@ async fn a_hot_board_sends_away_what_may_leave_and_says_why() {
 
     for reply in [&cool, &hot, &stays] {
         let (said, same) = explained(reply);
-        assert!(same && said.contains("the same"), "{reply}: {said}");
+        assert!(same && said.contains("same decision"), "{reply}: {said}");
     }
     let mut lied = hot.clone();
     lied["decision"]["reason"] = json!("deadline");

@@ -163,7 +163,7 @@ async fn a_host_that_proves_nothing_is_not_told_the_key() {
     let catalog = catalog::read(&file, &Variables::new()).unwrap();
     let Endpoint::Provider(missing) = &catalog.servers[0].link else { panic!("it is no provider") };
     let fault = providers::open(missing, Duration::from_secs(1)).err().unwrap();
-    assert!(fault.to_string().contains("/nowhere/ca.pem can't be read"), "{fault}");
+    assert!(fault.to_string().contains("/nowhere/ca.pem cannot be read"), "{fault}");
 }
 
 /// A private authority is trusted if it is named, and only then.
@@ -238,7 +238,7 @@ async fn an_event_without_end_is_not_held() {
     bytes.extend(b"\n\n");
     bytes.extend(ending("stop").bytes());
     let (told, _) = ask([Act::Say(bytes)], job("hello", 400)).await;
-    assert!(told.unwrap_err().to_string().contains("longer than it may be"));
+    assert!(told.unwrap_err().to_string().contains("exceeds the size limit"));
 }
 
 #[test]
@@ -256,18 +256,21 @@ fn what_can_not_be_a_provider_is_named() {
     for (change, part) in [
         (json!({"base_url": "http://models.example/v1"}), "base_url: must begin with https://"),
         (json!({"base_url": "http://127.models.example/v1"}), "must begin with https://"),
-        (json!({"base_url": "https://user@models.example/v1"}), "no user name"),
+        (json!({"base_url": "https://user@models.example/v1"}), "a user name"),
         (json!({"base_url": "models.example"}), "must begin with https://"),
-        (json!({"model": ""}), "model: must name"),
+        (json!({"model": ""}), "model: must be the provider's name"),
         (json!({"price": {"input": -1}}), "price: must be US dollars"),
         (json!({"slots": 0}), "slots: must be 1 to 256"),
         (json!({"max_output_tokens": 9000}), "max_output_tokens: must be 1 to context_tokens"),
         (json!({"kind": "telepathy"}), "openai"),
         (
             json!({"kind": "anthropic", "tools": false, "json_schema": true}),
-            "json_schema: is asked by a tool",
+            "json_schema: needs tool calls",
         ),
-        (json!({"kind": "anthropic", "logprobs": true}), "logprobs: is asked of openai alone"),
+        (
+            json!({"kind": "anthropic", "logprobs": true}),
+            "logprobs: is supported for the kind openai only",
+        ),
         (json!({"colour": "red"}), "colour"),
     ] {
         let found = wrong(change);

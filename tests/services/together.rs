@@ -130,7 +130,9 @@ async fn what_one_provider_forbids_is_taken_to_those_it_names() {
     let (code, said, errors) = program(folder.path(), &["check", "mcp.json"], &[]).await;
     let all = said + &errors;
     assert!(
-        code != 0 && all.contains("a.fallbacks[1]: no other model") && all.contains("[2]"),
+        code != 0
+            && all.contains("a.fallbacks[1]: fallbacks must name another")
+            && all.contains("[2]"),
         "{all}"
     );
 }

@@ -64,7 +64,7 @@ pub(super) fn run(mut options: GgufOptions, line: EngineWorker) {
 fn backend() -> Result<&'static LlamaBackend, Fault> {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     let started = BACKEND.get_or_init(|| LlamaBackend::init().ok());
-    started.as_ref().ok_or_else(|| Fault::unavailable("llama.cpp can't start".to_owned()))
+    started.as_ref().ok_or_else(|| Fault::unavailable("llama.cpp cannot start".to_owned()))
 }
 
 /// Points to the flag of the present request while one runs.
@@ -125,7 +125,7 @@ impl<'m> LlamaDecoder<'m> {
         let params = with_stop_signal(params, stop);
         let context = model.new_context(backend, params).map_err(|e| {
             Fault::unavailable(format!(
-                "llama.cpp has no room for a context of {length} tokens: {e}"
+                "llama.cpp cannot allocate a context of {length} tokens: {e}"
             ))
         })?;
         let digest = digest.join().unwrap_or_default();
@@ -165,7 +165,7 @@ impl<'m> LlamaDecoder<'m> {
         if kept == 0 {
             Ok(())
         } else {
-            Err(Fault::ProtocolError("the cache can't be cut".to_owned()))
+            Err(Fault::ProtocolError("the key-value cache cannot be truncated".to_owned()))
         }
     }
 
@@ -186,8 +186,9 @@ impl<'m> LlamaDecoder<'m> {
             let full = others.filter(|at| !self.kept[*at].tokens.is_empty());
             let Some(oldest) = full.min_by_key(|at| self.kept[*at].used) else { return Ok(()) };
             let cleared = self.context.clear_kv_cache_seq(Some(number(oldest)), None, None);
-            cleared
-                .map_err(|e| Fault::ProtocolError(format!("a conversation can't be cut: {e}")))?;
+            cleared.map_err(|e| {
+                Fault::ProtocolError(format!("a sequence cannot be truncated: {e}"))
+            })?;
             self.kept[oldest].tokens.clear();
         }
         Ok(())
@@ -202,7 +203,7 @@ impl<'m> LlamaDecoder<'m> {
         let end = u32::try_from(common).ok();
         let (from, to) = (number_i32(longest), number_i32(self.current));
         let copied = self.context.copy_kv_cache_seq(from, to, Some(0), end);
-        copied.map_err(|e| Fault::ProtocolError(format!("a beginning can't be shared: {e}")))?;
+        copied.map_err(|e| Fault::ProtocolError(format!("a prefix cannot be shared: {e}")))?;
         let shared = self.kept[longest].tokens[..common].to_vec();
         self.kept[self.current].tokens = shared;
         Ok(())
@@ -288,12 +289,12 @@ impl Decoder for LlamaDecoder<'_> {
             let last = n + 1 == tokens.len();
             self.batch
                 .add(token(read), at, &[sequence], last)
-                .map_err(|e| Fault::ProtocolError(format!("too much in one step: {e}")))?;
+                .map_err(|e| Fault::ProtocolError(format!("batch too large: {e}")))?;
         }
         if let Err(error) = self.context.decode(&mut self.batch) {
             // an aborted step may have left a part of itself
             self.forget_from(first)?;
-            return Err(Fault::ProtocolError(format!("llama.cpp could not go on: {error}")));
+            return Err(Fault::ProtocolError(format!("llama.cpp decode failed: {error}")));
         }
         self.kept[self.current].tokens.extend_from_slice(tokens);
         let row = self.batch.n_tokens() - 1;
@@ -319,7 +320,9 @@ impl Decoder for LlamaDecoder<'_> {
             let read = self.branches(some, all, &mut sums);
             for branch in KEPT..SEQUENCES {
                 let cleared = self.context.clear_kv_cache_seq(Some(branch), None, None);
-                cleared.map_err(|e| Fault::ProtocolError(format!("a branch can't be cut: {e}")))?;
+                cleared.map_err(|e| {
+                    Fault::ProtocolError(format!("a branch cannot be removed: {e}"))
+                })?;
             }
             read?;
         }

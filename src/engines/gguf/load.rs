@@ -42,14 +42,15 @@ pub(super) fn load(backend: &LlamaBackend, options: &GgufOptions) -> Result<Load
     let away = |message: String| Fault::unavailable(message);
     room::for_context(options.context_tokens)?;
     let bytes = std::fs::metadata(path)
-        .map_err(|e| away(format!("the model file {shown} can't be read: {e}")))?
+        .map_err(|e| away(format!("the model file {shown} cannot be read: {e}")))?
         .len();
     let memory_bytes = needed_bytes(path, bytes, options.context_tokens)?;
     room::for_model(path, memory_bytes)?;
     let params =
         LlamaModelParams::default().with_use_mmap(true).with_n_gpu_layers(options.gpu_layers);
-    let model = LlamaModel::load_from_file(backend, path, &params)
-        .map_err(|e| away(format!("llama.cpp can't load {shown}: {e}; is it whole?")))?;
+    let model = LlamaModel::load_from_file(backend, path, &params).map_err(|e| {
+        away(format!("llama.cpp cannot load {shown}: {e}; the file may be truncated"))
+    })?;
     Ok(Loaded { model, memory_bytes })
 }
 
@@ -59,7 +60,7 @@ fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault
     let mut magic = [0_u8; 4];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
     if read.is_err() || &magic != b"GGUF" {
-        return Err(Fault::unavailable(format!("{shown} is no GGUF file")));
+        return Err(Fault::unavailable(format!("{shown} is not a GGUF file")));
     }
     let file = GgufContext::from_file(path)
         .ok_or_else(|| Fault::unavailable(format!("the GGUF head of {shown} is damaged")))?;

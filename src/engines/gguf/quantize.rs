@@ -45,6 +45,6 @@ pub fn quantize(from: &Path, to: &Path, weights: GgufWeights, threads: i32) -> a
         bail!("llama.cpp could not convert {} (code {code})", from.display());
     }
     let written = std::fs::File::open(&part).and_then(|file| file.sync_all());
-    written.with_context(|| format!("{} can't be written", part.display()))?;
-    std::fs::rename(&part, to).with_context(|| format!("{} can't be written", to.display()))
+    written.with_context(|| format!("{} cannot be written", part.display()))?;
+    std::fs::rename(&part, to).with_context(|| format!("{} cannot be written", to.display()))
 }

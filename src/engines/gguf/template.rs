@@ -12,7 +12,7 @@ pub(super) fn of(model: &LlamaModel) -> Result<Option<ChatTemplate>, String> {
     let Ok(source) = model.chat_template(None) else {
         return Ok(None);
     };
-    let source = source.to_string().map_err(|e| format!("the chat template is no text: {e}"))?;
+    let source = source.to_string().map_err(|e| format!("the chat template is not text: {e}"))?;
     let text_of = |token: LlamaToken| {
         let bytes =
             if token.0 < 0 { Vec::new() } else { model.vocab().token_to_piece(token, true, None) };

@@ -86,9 +86,7 @@ impl Onnx {
             let room = if folder.shared { capacity } else { 0 };
             let buffers = (0..folder.layers).map(|_| buffers(&session, &folder, room));
             let buffers = buffers.collect::<ort::Result<_>>().map_err(|e| {
-                Fault::unavailable(format!(
-                    "there is no room for a context of {capacity} tokens: {e}"
-                ))
+                Fault::unavailable(format!("cannot allocate a context of {capacity} tokens: {e}"))
             })?;
             made.push(Prefix { tokens: Vec::new(), buffers, used: 0 });
         }
@@ -200,7 +198,7 @@ impl Onnx {
         let mut outputs = self.session.run(all)?;
         let mut taken = |name: &str| {
             let value = outputs.remove(name);
-            value.ok_or_else(|| ort::Error::new(format!("the graph gives no {name}")))
+            value.ok_or_else(|| ort::Error::new(format!("the graph has no output {name}")))
         };
         let known = self.vocabulary.size() as usize;
         let logits = taken(&names.logits)?;
@@ -235,7 +233,7 @@ fn buffers(session: &Session, folder: &Folder, capacity: usize) -> ort::Result<[
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands on")]
 fn broken(error: ort::Error) -> Fault {
-    Fault::ProtocolError(format!("ONNX Runtime could not go on: {error}"))
+    Fault::ProtocolError(format!("ONNX Runtime failed: {error}"))
 }
 
 impl Decoder for Onnx {
@@ -268,7 +266,9 @@ impl Decoder for Onnx {
         let wrong = tokens.iter().find(|&&token| token >= self.vocabulary.size());
         if tokens.is_empty() || past + tokens.len() > self.capacity || wrong.is_some() {
             let n = tokens.len();
-            return Err(Fault::ProtocolError(format!("{n} tokens can't be read behind {past}")));
+            return Err(Fault::ProtocolError(format!(
+                "{n} tokens after {past} exceed the context"
+            )));
         }
         self.step_through(tokens).map_err(broken)?;
         self.prefixes[self.current].tokens.extend_from_slice(tokens);

@@ -167,7 +167,7 @@ impl Encoder {
             |message| Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)));
         let tokens = match self.tokenizer.encode_fast(text, true) {
             Ok(encoded) => encoded.get_ids().to_vec(),
-            Err(error) => return unfit(format!("it can't be tokenized: {error}")),
+            Err(error) => return unfit(format!("the text cannot be tokenized: {error}")),
         };
         let (n, most) = (tokens.len(), self.longest);
         if n > most {
@@ -283,7 +283,7 @@ impl EngineModel for Encoder {
                 (text.map_err(|e| Fault::ProtocolError(e.to_string()))?, tokens, None)
             }
             Format::Text | Format::Json | Format::Schema(_) => {
-                let message = "this model classifies and embeds; it does not write";
+                let message = "this model classifies and embeds; it does not generate text";
                 return Err(Fault::Rejected(Refusal::field(Code::Incapable, "format", message)));
             }
         };
@@ -297,7 +297,7 @@ impl EngineModel for Encoder {
     }
 
     fn read_text(&mut self, _text: &str) -> Result<PromptProgress, Fault> {
-        let message = "an encoder expects no next token";
+        let message = "an encoder has no next-token probabilities";
         Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)))
     }
 }
@@ -317,7 +317,7 @@ fn unit<'v>(rows: impl Iterator<Item = &'v [f32]>, width: usize) -> Vec<f32> {
 fn tokenizer(path: &Path) -> Result<Tokenizer, Fault> {
     let shown = path.display();
     let away = |e: &dyn std::fmt::Display| {
-        Fault::unavailable(format!("the tokenizer {shown} can't be read: {e}"))
+        Fault::unavailable(format!("the tokenizer {shown} cannot be read: {e}"))
     };
     let mut tokenizer = Tokenizer::from_file(path).map_err(|e| away(&e))?;
     tokenizer.with_truncation(None).map_err(|e| away(&e))?;
@@ -350,7 +350,10 @@ fn pooling(files: &FolderFiles) -> Result<Pooling, Fault> {
 /// Whether the graph can be driven: whether it wants types, and which output is read.
 fn check_graph(files: &FolderFiles, session: &Session) -> Result<(bool, String), Fault> {
     let refuse = |why: String| {
-        Err(Fault::unavailable(format!("the graph {} can't be used: {why}", files.graph.display())))
+        Err(Fault::unavailable(format!(
+            "the graph {} cannot be used: {why}",
+            files.graph.display()
+        )))
     };
     let mut types = false;
     for input in session.inputs() {

@@ -102,7 +102,7 @@ impl FolderFiles {
             let found = sha256(&path).map_err(|e| damaged(&path, &e))?;
             if found != *expected {
                 return Err(Fault::unavailable(format!(
-                    "{} is not what was written: its SHA-256 has changed; convert the model again",
+                    "{}: SHA-256 mismatch; convert the model again",
                     path.display()
                 )));
             }
@@ -140,5 +140,5 @@ pub(super) fn json(path: &Path) -> Result<Option<Value>, Fault> {
 }
 
 pub(super) fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Fault {
-    Fault::unavailable(format!("{} can't be read: {error}", path.display()))
+    Fault::unavailable(format!("{} cannot be read: {error}", path.display()))
 }

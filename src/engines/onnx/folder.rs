@@ -68,7 +68,7 @@ impl Folder {
         let size = |key: &str| {
             let n = decoder[key].as_u64().filter(|n| (1..=1 << 20).contains(n));
             let n = n.and_then(|n| usize::try_from(n).ok());
-            n.ok_or_else(|| Fault::unavailable(format!("{} does not say {key}", path.display())))
+            n.ok_or_else(|| Fault::unavailable(format!("{} has no key {key}", path.display())))
         };
         let heads = size("num_attention_heads")?;
         let head = size("head_size").or_else(|_| size("head_dim"));

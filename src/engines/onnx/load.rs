@@ -53,7 +53,7 @@ pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault>
     if !(1..=PREFIXES_MAX).contains(&options.prefixes) {
         let asked = options.prefixes;
         return Err(Fault::unavailable(format!(
-            "{asked} prefixes are not possible, at least 1 and at most {PREFIXES_MAX}"
+            "--prefixes is {asked}, must be 1 to {PREFIXES_MAX}"
         )));
     }
     let folder = Folder::read(&options.path)?;
@@ -69,7 +69,7 @@ pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault>
         });
         (open(&folder.files, runtime, options), vocabulary.join())
     });
-    let broken = |_| Fault::ProtocolError("a thread of the loader has ended".to_owned());
+    let broken = |_| Fault::ProtocolError("a loader thread failed".to_owned());
     let (opened, digest) = opened?;
     let vocabulary = vocabulary.map_err(broken)??;
     check_graph(&opened.session, &folder)?;
@@ -111,7 +111,7 @@ fn needed_bytes(folder: &Folder, length: u32, prefixes: u32) -> u64 {
 fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
     let refuse = |why: String| {
         Err(Fault::unavailable(format!(
-            "the graph {} can't be used: {why}",
+            "the graph {} cannot be used: {why}",
             folder.files.graph.display()
         )))
     };
@@ -125,7 +125,7 @@ fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
             return refuse(format!("it has no input {name}"));
         };
         let ValueType::Tensor { ty, .. } = input.dtype() else {
-            return refuse(format!("its input {name} is no tensor"));
+            return refuse(format!("its input {name} is not a tensor"));
         };
         let past = name != &names.input_ids && name != &names.attention_mask;
         let expected = if past { TensorElementType::Float32 } else { TensorElementType::Int64 };

@@ -52,7 +52,7 @@ pub(super) fn graph(
         Ok(true) => return Ok(Some(home.join(MODEL))),
         Ok(false) => {}
         Err(why) => {
-            tracing::warn!(folder = %home.display(), why, "prepared weights are made anew");
+            tracing::warn!(folder = %home.display(), why, "packing weights again");
             let _ = fs::remove_dir_all(&home);
         }
     }
@@ -60,7 +60,8 @@ pub(super) fn graph(
     Ok(match make(folder, &home, runtime) {
         Ok(()) => Some(home.join(MODEL)),
         Err(why) => {
-            tracing::warn!(folder = %home.display(), why, "weights are not prepared: more memory is used");
+            tracing::warn!(folder = %home.display(), why, "weights cannot be packed: the engine \
+                                                           needs more memory");
             None
         }
     })
@@ -111,7 +112,7 @@ fn write(folder: &FolderFiles, part: &Path, runtime: &OnnxRuntime) -> ort::Resul
 /// Whether it is there; an error if it is and is not what was written.
 fn check(home: &Path) -> Result<bool, String> {
     let Ok(seal) = fs::read(home.join(SEAL)) else {
-        return if home.exists() { Err("it has no seal".to_owned()) } else { Ok(false) };
+        return if home.exists() { Err("no checksum file".to_owned()) } else { Ok(false) };
     };
     let seal: Seal = serde_json::from_slice(&seal).map_err(|e| e.to_string())?;
     for (name, expected) in [(MODEL, &seal.graph), (DATA, &seal.data)] {

@@ -48,7 +48,7 @@ pub(super) fn start(asked: Option<&Path>) -> Result<&'static OnnxRuntime, Fault>
     check(&path)
         .map_err(|why| Fault::unavailable(format!("{} is not loaded: {why}", path.display())))?;
     let broken = |e: &dyn std::fmt::Display| {
-        Fault::unavailable(format!("ONNX Runtime at {} can't be used: {e}", path.display()))
+        Fault::unavailable(format!("ONNX Runtime at {} cannot be used: {e}", path.display()))
     };
     let builder = ort::init_from(&path).map_err(|e| broken(&e))?;
     let environment =
@@ -80,7 +80,7 @@ fn find(asked: Option<&Path>) -> Result<PathBuf, Fault> {
     folders.iter().find_map(|folder| in_folder(folder)).ok_or_else(|| {
         let looked: Vec<String> = folders.iter().map(|path| path.display().to_string()).collect();
         Fault::unavailable(format!(
-            "there is no ONNX Runtime: no {NAME} in {}; name it with --runtime or $ORT_DYLIB_PATH",
+            "ONNX Runtime not found: no {NAME} in {}; set --runtime or $ORT_DYLIB_PATH",
             looked.join(", ")
         ))
     })
@@ -115,15 +115,15 @@ fn check(path: &Path) -> Result<(), String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();
     let mut head = [0_u8; 64];
-    file.read_exact_at(&mut head, 0).map_err(|_| "it is no library".to_owned())?;
+    file.read_exact_at(&mut head, 0).map_err(|_| "it is not a shared library".to_owned())?;
     // 64 bits, the lower byte first
     if !head.starts_with(b"\x7fELF\x02\x01") {
-        return Err("it is no library for a 64-bit machine".to_owned());
+        return Err("it is not a shared library for a 64-bit machine".to_owned());
     }
     let two = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
     let machine = two(18);
     if machine != MACHINE {
-        return Err(format!("it is for another machine (ELF machine {machine})"));
+        return Err(format!("the library is for another architecture (ELF machine {machine})"));
     }
     let mut sections = [0; 8];
     sections.copy_from_slice(&head[40..48]);
@@ -142,7 +142,7 @@ fn check(path: &Path) -> Result<(), String> {
     if found == expected {
         Ok(())
     } else {
-        Err(format!("its SHA-256 is {found}, and the file beside it says {expected}"))
+        Err(format!("SHA-256 is {found}, expected {expected} (from the .sha256 file)"))
     }
 }
 
@@ -173,10 +173,10 @@ mod tests {
         };
         assert_eq!(refused(&real), None);
         assert!(refused(&real[..real.len() - 1]).unwrap().contains("truncated"));
-        assert!(refused(b"no library").unwrap().contains("no library"));
+        assert!(refused(b"no library").unwrap().contains("shared library"));
         let mut foreign = real.clone();
         foreign[18] = 40;
-        assert!(refused(&foreign).unwrap().contains("another machine"));
+        assert!(refused(&foreign).unwrap().contains("another architecture"));
         fs::write(folder.path().join("libonnxruntime.so.sha256"), "00  x").unwrap();
         assert!(refused(&real).unwrap().contains("SHA-256"));
     }

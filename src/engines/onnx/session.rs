@@ -68,7 +68,7 @@ pub(super) fn open(
                 return Ok(Opened { session, accelerator, fallback });
             }
             Err(error) => {
-                let why = format!("{} can't take {shown}: {error}", provider.name());
+                let why = format!("{} cannot take {shown}: {error}", provider.name());
                 tracing::warn!(why, "an execution provider");
                 refused.push(why);
                 if !options.fallback {
@@ -77,8 +77,8 @@ pub(super) fn open(
             }
         }
     }
-    let hint = if options.fallback { "" } else { "; --fallback lets others be tried" };
-    let runtime = "ONNX Runtime can't load the graph";
+    let hint = if options.fallback { "" } else { "; --fallback allows the next provider" };
+    let runtime = "ONNX Runtime cannot load the graph";
     Err(Fault::unavailable(format!("{runtime}: {}{hint}", refused.join("; "))))
 }
 

@@ -48,7 +48,7 @@ impl Vocabulary {
         let shown = path.display();
         let away = |message: String| Fault::unavailable(message);
         let mut tokenizer = Tokenizer::from_file(path)
-            .map_err(|e| away(format!("the tokenizer {shown} can't be read: {e}")))?;
+            .map_err(|e| away(format!("the tokenizer {shown} cannot be read: {e}")))?;
         tokenizer.with_truncation(None).map_err(|e| away(format!("{shown}: {e}")))?;
         tokenizer.with_padding(None);
         let decoder = serde_json::to_string(&tokenizer.get_decoder()).unwrap_or_default();
@@ -133,7 +133,7 @@ impl Vocabulary {
         self.tokenizer.set_encode_special_tokens(!control);
         let encoded = self.tokenizer.encode_fast(text, false);
         let encoded = encoded.map_err(|e| {
-            Refusal::field(Code::Invalid, "prompt", format!("it can't be tokenized: {e}"))
+            Refusal::field(Code::Invalid, "prompt", format!("the text cannot be tokenized: {e}"))
         })?;
         Ok(encoded.get_ids().to_vec())
     }

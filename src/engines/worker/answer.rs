@@ -81,7 +81,7 @@ impl<D: Decoder> EngineModel for Engine<D> {
 
     fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault> {
         if job.wants_tools() {
-            let message = "this model calls no tools";
+            let message = "this model does not support tool calls";
             return Err(Fault::Rejected(Refusal::field(Code::Incapable, "tools", message)));
         }
         self.decoder.begin(turn.stop);
@@ -91,7 +91,7 @@ impl<D: Decoder> EngineModel for Engine<D> {
                 self.answer_until_stopped(job, out, turn)
             }
             Format::Embedding => {
-                let message = "this model gives no embeddings";
+                let message = "this model does not support embeddings";
                 Err(Fault::Rejected(Refusal::field(Code::Incapable, "format", message)))
             }
         };
@@ -102,7 +102,7 @@ impl<D: Decoder> EngineModel for Engine<D> {
     fn read_text(&mut self, text: &str) -> Result<PromptProgress, Fault> {
         let tokens = self.decoder.encode(text, false).map_err(Fault::Rejected)?;
         if tokens.is_empty() || tokens.len() >= self.length() {
-            let message = format!("a text of {} tokens can't be read", tokens.len());
+            let message = format!("a text of {} tokens cannot be read", tokens.len());
             return Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)));
         }
         self.decoder.reuse(&[])?;
@@ -189,9 +189,8 @@ impl<D: Decoder> Engine<D> {
         if (1..most).contains(&n) {
             return Ok(());
         }
-        let message = format!(
-            "the prompt has {n} tokens and this model reads at most {most}, the answer included"
-        );
+        let message =
+            format!("the prompt has {n} tokens; the context length, answer included, is {most}");
         Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)))
     }
 
@@ -345,7 +344,7 @@ impl<D: Decoder> Engine<D> {
             None => sampler.choose(logits, |_| true),
             Some(allowed) => sampler.choose(logits, |token| allowed.is_allowed(token)),
         };
-        token.ok_or_else(|| Fault::ProtocolError("no token can come next".to_owned()))
+        token.ok_or_else(|| Fault::ProtocolError("the constraint allows no token".to_owned()))
     }
 }
 

@@ -21,7 +21,7 @@ impl Factory {
     pub(super) fn new(trie: TokTrie) -> Result<Factory, Fault> {
         let environment = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&(environment as _)).map_err(|e| {
-            Fault::ProtocolError(format!("the vocabulary can't be constrained: {e}"))
+            Fault::ProtocolError(format!("the vocabulary cannot be constrained: {e}"))
         })?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
@@ -43,7 +43,8 @@ impl Factory {
         match matcher.get_error() {
             None => Ok(Some(Constraint(matcher))),
             Some(error) => {
-                let message = format!("this schema can't be followed: {}", first_line(&error));
+                let message =
+                    format!("this schema cannot be used as a constraint: {}", first_line(&error));
                 Err(Fault::Rejected(Refusal::field(Code::Invalid, "schema", message)))
             }
         }
@@ -55,7 +56,7 @@ impl Constraint {
     pub(super) fn allowed(&mut self) -> Result<SimpleVob, Fault> {
         self.0.compute_mask_or_eos().map_err(|e| {
             Fault::ProtocolError(format!(
-                "the schema leads nowhere: {}",
+                "the schema has no valid continuation: {}",
                 first_line(&e.to_string())
             ))
         })
@@ -64,7 +65,10 @@ impl Constraint {
     /// Takes note of the token that came.
     pub(super) fn accept(&mut self, token: u32) -> Result<(), Fault> {
         self.0.consume_token(token).map_err(|e| {
-            Fault::ProtocolError(format!("the schema was left: {}", first_line(&e.to_string())))
+            Fault::ProtocolError(format!(
+                "the output violates the schema: {}",
+                first_line(&e.to_string())
+            ))
         })
     }
 

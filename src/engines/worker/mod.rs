@@ -231,7 +231,7 @@ impl OnThread {
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || run(line))
-            .map_err(|e| Fault::unavailable(format!("no thread for the engine: {e}")))?;
+            .map_err(|e| Fault::unavailable(format!("cannot start the engine thread: {e}")))?;
         let context = is_ready
             .await
             .map_err(|_| Fault::unavailable("the engine ended while it loaded".to_owned()))??;

@@ -19,9 +19,7 @@ pub(in crate::backends) fn for_context(tokens: u32) -> Result<(), Fault> {
     if (1..=CONTEXT_TOKENS_MAX).contains(&tokens) {
         return Ok(());
     }
-    Err(Fault::unavailable(format!(
-        "a context of {tokens} tokens is not possible, at most {CONTEXT_TOKENS_MAX}"
-    )))
+    Err(Fault::unavailable(format!("--context is {tokens}, at most {CONTEXT_TOKENS_MAX}")))
 }
 
 /// Whether a model that needs this many bytes can be loaded.

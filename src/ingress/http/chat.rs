@@ -210,11 +210,11 @@ impl ChatRequest {
     /// The same in our own words.
     pub(super) fn ask(self) -> Result<Ask, Refusal> {
         if self.n.is_some_and(|n| n != 1) {
-            let message = "only one choice can be asked for";
+            let message = "must be 1";
             return Err(Refusal::field(Code::Invalid, "n", message));
         }
         if self.stream && self.logprobs == Some(true) {
-            let message = "come with a whole answer only; leave stream out";
+            let message = "not supported with stream; set stream to false";
             return Err(Refusal::field(Code::Invalid, "logprobs", message));
         }
         let wishes = Wishes::read(self.metadata)?;
@@ -258,7 +258,7 @@ impl ChatRequest {
 fn said_last(messages: Vec<Message>) -> Result<String, Refusal> {
     let last = messages.into_iter().rfind(|message| message.role == Role::User);
     last.map(|message| message.content).ok_or_else(|| {
-        let message = "a task needs a message of the user";
+        let message = "a task requires a message of the role user";
         Refusal::field(Code::Invalid, "messages", message)
     })
 }
@@ -284,7 +284,7 @@ fn message_of((n, message): (usize, ChatMessage)) -> Result<Message, Refusal> {
     let call_of = |(c, ChatCall::Function { id, function }): (usize, ChatCall)| {
         let arguments = serde_json::from_str(&function.arguments).map_err(|e| {
             let place = at(&format!("tool_calls[{c}].function.arguments"));
-            Refusal::field(Code::Invalid, place, format!("is no JSON object: {e}"))
+            Refusal::field(Code::Invalid, place, format!("is not a JSON object: {e}"))
         })?;
         Ok(ToolCall { id, name: function.name, arguments })
     };

@@ -56,7 +56,7 @@ enum Encoding {
 impl EmbeddingsRequest {
     fn ask(self) -> Result<Ask, Refusal> {
         if self.dimensions.is_some() {
-            let message = "a model's vectors have the width that they have; leave it out";
+            let message = "is not supported; omit it";
             return Err(Refusal::field(Code::Invalid, "dimensions", message));
         }
         let wishes = Wishes::read(self.metadata)?;

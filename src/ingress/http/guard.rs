@@ -41,13 +41,13 @@ async fn check_place(
 ) -> Response {
     // against DNS rebinding: a page of another name must not reach us under it
     if !host_of(request.headers()).is_some_and(|host| guard.knows_host(host)) {
-        let message = "this Host is not served; add it to pilotlight.http.allowed_hosts";
+        let message = "host not allowed; add it to pilotlight.http.allowed_hosts";
         return refuse(StatusCode::FORBIDDEN, message);
     }
     if let Some(origin) = request.headers().get(header::ORIGIN)
         && !origin.to_str().is_ok_and(|origin| guard.knows_origin(origin))
     {
-        let message = "this Origin may not ask; add it to pilotlight.http.allowed_origins";
+        let message = "origin not allowed; add it to pilotlight.http.allowed_origins";
         return refuse(StatusCode::FORBIDDEN, message);
     }
     next.run(request).await
@@ -66,7 +66,7 @@ async fn check_token(
     if shown.is_some_and(|shown| same(shown.trim().as_bytes(), token.0.as_bytes())) {
         return next.run(request).await;
     }
-    let mut response = refuse(StatusCode::UNAUTHORIZED, "a bearer token is needed");
+    let mut response = refuse(StatusCode::UNAUTHORIZED, "a bearer token is required");
     let challenge = http::HeaderValue::from_static("Bearer");
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response

@@ -64,7 +64,9 @@ pub struct HttpInterface {
 /// If the address can't be had.
 pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| {
-        format!("the HTTP door can't listen on {addr}; is the port taken? Set PILOTLIGHT_HTTP")
+        format!(
+            "the HTTP interface cannot listen on {addr}; if the port is in use, set PILOTLIGHT_HTTP"
+        )
     })
 }
 
@@ -132,7 +134,7 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection can't be taken");
+                tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         }

@@ -117,7 +117,7 @@ impl MqttInterface {
             return;
         }
         let Some(asked) = self.topics.read(&message.topic) else {
-            tracing::debug!(topic = message.topic, "not a topic of ours");
+            tracing::debug!(topic = message.topic, "request on a topic that is not served");
             return;
         };
         let own = self.topics.reply_to(&asked);
@@ -145,7 +145,8 @@ impl MqttInterface {
                     return self.send(reply, back, vec![ack], running);
                 }
                 ReplayLookup::Conflict(ack) => {
-                    let message = "this id was used for another request; choose a new one";
+                    let message =
+                        "this id was already used for a different request; use another id";
                     let refusal = Refusal::field(Code::Conflict, "id", message);
                     return self.refuse(job.key.clone(), &refusal, back, ack, running);
                 }
@@ -176,7 +177,7 @@ impl MqttInterface {
         };
         match (&asked.task, &ask.task) {
             (Some(topic), Some(field)) if topic != field => {
-                let message = format!("the topic names the task {topic:?}");
+                let message = format!("differs from the task of the topic, {topic:?}");
                 return Err(Refusal::field(Code::Invalid, "task", message));
             }
             (Some(topic), _) => ask.task = Some(topic.clone()),

@@ -114,7 +114,8 @@ impl DeviceTopics {
         if plain && (below(&own) || self.allowed.iter().any(|prefix| below(prefix))) {
             return Ok(wanted.to_owned());
         }
-        let message = format!("the response topic must lie below {own}; the answer is sent there");
+        let message =
+            format!("the response topic must be {own} or below it; this reply was sent to {own}");
         Err(Refusal::field(Code::Forbidden, "response_topic", message))
     }
 }

@@ -184,7 +184,9 @@ impl Caller {
                     ..Outgoing::default()
                 };
                 // at most once: a call that was sent again might be paid for again
-                self.bus.once(message).map_err(|_| io::Error::other("the broker is away"))?;
+                self.bus
+                    .once(message)
+                    .map_err(|_| io::Error::other("the broker is not reachable"))?;
                 let taken_by = Instant::from(clock::now()) + CALL_TAKEN_MAX;
                 let call = OutgoingCall {
                     id: request.id.clone(),
@@ -223,7 +225,7 @@ impl Caller {
             call.worker.get_or_insert_with(|| worker.to_owned());
         }
         let Ok(payload) = &message.payload else {
-            return self.fail(mark, "a message of the answer is longer than it may be");
+            return self.fail(mark, "a message of the answer exceeds the size limit");
         };
         match call.parts.take(payload, &message.properties) {
             // a worker has taken it
@@ -235,7 +237,7 @@ impl Caller {
                     }
                     self.ready.push_back(answer);
                 }
-                Err(error) => self.fail(mark, &format!("the answer can't be read: {error}")),
+                Err(error) => self.fail(mark, &format!("the answer cannot be parsed: {error}")),
             },
             Ok(None) => {}
             Err(why) => self.fail(mark, &why),
@@ -266,7 +268,7 @@ impl Caller {
             self.fail(
                 &mark,
                 if taken {
-                    "the worker went away in the middle"
+                    "the worker went offline during the call"
                 } else {
                     "no worker took the call"
                 },

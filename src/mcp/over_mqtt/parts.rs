@@ -58,7 +58,7 @@ impl Parts {
         }
         self.next += 1;
         if self.text.len() + payload.len() > LINE_BYTES_MAX {
-            return Err("a message of the answer is longer than it may be".to_owned());
+            return Err("a message of the answer exceeds the size limit".to_owned());
         }
         let goes_on = property(properties, MORE).is_some();
         if self.text.is_empty() && !goes_on {

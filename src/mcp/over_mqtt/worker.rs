@@ -154,7 +154,7 @@ impl IncomingCall {
         };
         let id = request.id.clone();
         if is_full {
-            let why = format!("this worker serves {CALLS_MAX} calls already");
+            let why = format!("this worker is at its limit of {CALLS_MAX} calls");
             let error = JsonRpcMessage::error(ErrorData::new(NOT_TAKEN, why, None), Some(id));
             return self.say(&error).await;
         }
@@ -197,7 +197,7 @@ impl IncomingCall {
         match serde_json::to_vec(message) {
             Ok(text) => self.publish(text.into()).await,
             Err(error) => {
-                tracing::error!(%error, "an answer can't be written");
+                tracing::error!(%error, "an answer cannot be written");
                 Err(Broken)
             }
         }
