@@ -18,7 +18,7 @@ const WORK_MAX: usize = 1_000_000_000;
 
 /// A fitted classifier.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Classifier {
+pub(crate) struct Classifier {
     /// For each label the weights, and the offset at the end.
     weights: Vec<Vec<f32>>,
 }
@@ -26,7 +26,7 @@ pub struct Classifier {
 impl Classifier {
     /// Fits `labels` labels to examples: the place of each one's label, and its vector. All vectors
     /// must be of one width.
-    pub fn fit(examples: &[(usize, Vec<f32>)], labels: usize) -> Classifier {
+    pub(crate) fn fit(examples: &[(usize, Vec<f32>)], labels: usize) -> Classifier {
         let width = examples.first().map_or(0, |(_, vector)| vector.len());
         let work = (2 * examples.len() * labels * width).max(1);
         let rounds = (WORK_MAX / work).clamp(ROUNDS_MIN, ROUNDS_MAX);
@@ -50,7 +50,7 @@ impl Classifier {
     }
 
     /// The probability of each label.
-    pub fn probabilities(&self, vector: &[f32]) -> Vec<f32> {
+    pub(crate) fn probabilities(&self, vector: &[f32]) -> Vec<f32> {
         let score = |weights: &Vec<f32>| {
             let (offset, weights) = weights.split_last().unwrap_or((&0.0, &[]));
             offset + weights.iter().zip(vector).map(|(w, x)| w * x).sum::<f32>()

@@ -16,14 +16,14 @@ const MARK: (char, char) = ('\u{F8F0}', '\u{F8F1}');
 const STEPS_MAX: u64 = 1_000_000;
 
 /// A chat template.
-pub struct ChatTemplate {
+pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
 }
 
 /// A stretch of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TemplatePart {
+pub(crate) enum TemplatePart {
     /// Written by the template: control tokens count.
     Control(String),
     /// Written by an asker: plain text, whatever it looks like.
@@ -35,7 +35,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// Why it can't be understood.
-    pub fn new(source: String, bos: String, eos: String) -> Result<ChatTemplate, String> {
+    pub(crate) fn new(source: String, bos: String, eos: String) -> Result<ChatTemplate, String> {
         let mut environment = Environment::new();
         minijinja_contrib::add_to_environment(&mut environment);
         environment
@@ -55,7 +55,7 @@ impl ChatTemplate {
     }
 
     /// The template as the model's maker wrote it.
-    pub fn source(&self) -> &str {
+    pub(crate) fn source(&self) -> &str {
         &self.source
     }
 
@@ -63,7 +63,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// The template's own complaint (roles that must alternate, say), or that it never ends.
-    pub fn parts(&self, messages: &[Message]) -> Result<Vec<TemplatePart>, Refusal> {
+    pub(crate) fn parts(&self, messages: &[Message]) -> Result<Vec<TemplatePart>, Refusal> {
         Ok(split(&self.render(messages)?, messages))
     }
 

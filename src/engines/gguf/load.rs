@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use llama_cpp_2::context::LlamaModel;
-use llama_cpp_2::context::params::LlamaModelParams;
 use llama_cpp_2::gguf::GgufContext;
 use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
 
 use super::GgufOptions;
 use crate::engines::template::ChatTemplate;
@@ -15,7 +15,6 @@ use crate::engines::worker::room;
 use crate::engines::worker::room::WORK_BYTES;
 use crate::engines::worker::template_digest;
 use crate::limits::OUTPUT_TOKENS_MAX;
-use crate::model::context;
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime, Tokenizer,
 };

@@ -56,7 +56,7 @@ fn first(buffer: &Tensor<f32>, kept: usize) -> ort::Result<Tensor<f32>> {
     Ok(cut)
 }
 
-pub(super) struct Onnx {
+pub(crate) struct Onnx {
     session: Session,
     binding: IoBinding,
     folder: Folder,

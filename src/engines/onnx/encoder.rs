@@ -32,9 +32,9 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::skill;
 
 /// How long a text may be.
-pub(super) const LENGTH_CONFIG: &str = "sentence_bert_config.json";
+pub(crate) const LENGTH_CONFIG: &str = "sentence_bert_config.json";
 /// How the vectors of tokens become that of a text.
-pub(super) const POOLING_CONFIG: &str = "1_Pooling/config.json";
+pub(crate) const POOLING_CONFIG: &str = "1_Pooling/config.json";
 /// Texts that go through the graph together; between two batches a request can be stopped.
 const BATCH: usize = 8;
 /// Longest text, in tokens, if the folder does not say.

@@ -12,27 +12,27 @@ use crate::engines::worker::sha256;
 use crate::model::generate::Fault;
 
 /// The graph, unless the configuration names another.
-pub(super) const MODEL: &str = "model.onnx";
+pub(crate) const MODEL: &str = "model.onnx";
 /// The tokenizer, as the tokenizers library writes it.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
 /// The model's own description.
-pub(super) const MODEL_CONFIG: &str = "config.json";
+pub(crate) const MODEL_CONFIG: &str = "config.json";
 /// onnxruntime-genai's description of the graph of a model that writes.
-pub(super) const CONFIG: &str = "genai_config.json";
+pub(crate) const CONFIG: &str = "genai_config.json";
 /// Where the weights come from.
-pub(super) const ORIGIN: &str = "pilotlight.json";
+pub(crate) const ORIGIN: &str = "pilotlight.json";
 
 /// Where a converted model comes from.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Origin {
-    pub(super) name: Option<String>,
-    pub(super) version: Option<String>,
-    pub(super) provider: Option<String>,
-    pub(super) licence: Option<String>,
-    pub(super) quantization: String,
+pub(crate) struct Origin {
+    pub(crate) name: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) provider: Option<String>,
+    pub(crate) licence: Option<String>,
+    pub(crate) quantization: String,
     /// SHA-256 of each file, hexadecimal.
-    pub(super) sha256: BTreeMap<String, String>,
+    pub(crate) sha256: BTreeMap<String, String>,
 }
 
 /// A folder with a graph.

@@ -13,7 +13,7 @@ use crate::engines::template::ChatTemplate;
 use crate::model::generate::Fault;
 
 /// Special tokens and chat template.
-pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// A chat template in a file of its own, as newer folders have it.
 const TEMPLATE: &str = "chat_template.jinja";
 

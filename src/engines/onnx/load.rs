@@ -48,7 +48,7 @@ pub(super) fn run(mut options: OnnxOptions, line: EngineWorker) {
 ///
 /// # Errors
 /// [`Fault::Unavailable`] that says what is wrong and what to do.
-pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault> {
+pub(crate) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault> {
     room::for_context(options.context_tokens)?;
     if !(1..=PREFIXES_MAX).contains(&options.prefixes) {
         let asked = options.prefixes;

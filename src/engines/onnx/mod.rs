@@ -4,11 +4,11 @@
 //! The runtime reads files from anywhere and may end the process, so this runs in a child process
 //! (`pilotlight engine`); see `docs/decisions/0002-child-engines.md`.
 
-mod decoder;
+pub(crate) mod decoder;
 pub(crate) mod encoder;
 pub(crate) mod files;
 pub(crate) mod folder;
-mod load;
+pub(crate) mod load;
 mod prepared;
 mod runtime;
 mod session;

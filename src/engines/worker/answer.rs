@@ -34,7 +34,7 @@ const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8 };
 const PROBE_SLOW: Duration = Duration::from_secs(1);
 
 /// A decoder, and what it needs to answer.
-pub(in crate::backends) struct Engine<D> {
+pub(crate) struct Engine<D> {
     pub(super) decoder: D,
     facts: ModelContext,
     /// Made when the first request asks for JSON.
@@ -116,11 +116,7 @@ impl<D: Decoder> EngineModel for Engine<D> {
 }
 
 impl<D: Decoder> Engine<D> {
-    pub(in crate::backends) fn new(
-        decoder: D,
-        mut facts: ModelContext,
-        calibration: Calibration,
-    ) -> Engine<D> {
+    pub(crate) fn new(decoder: D, mut facts: ModelContext, calibration: Calibration) -> Engine<D> {
         facts.runtime.slots = decoder.kept().clamp(1, SLOTS);
         facts.runtime.preemptive = facts.runtime.slots > 1;
         let pacer = Pacer::default();

@@ -41,7 +41,7 @@ use crate::request::refusal::Refusal;
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// What the thread runs.
-pub(super) trait EngineModel {
+pub(crate) trait EngineModel {
     /// It pauses as this says from now on, if it can.
     fn obey(&mut self, _duty: Duty) {}
 
@@ -69,7 +69,7 @@ pub(super) trait EngineModel {
 }
 
 /// A model that writes one token after the other, as a library offers it.
-pub(super) trait Decoder {
+pub(crate) trait Decoder {
     /// A conversation as the model wants to read it.
     ///
     /// # Errors
@@ -184,7 +184,7 @@ pub struct OnThread {
 }
 
 /// The thread's end of the line.
-pub(super) struct EngineWorker {
+pub(crate) struct EngineWorker {
     ready: oneshot::Sender<Result<ModelContext, Fault>>,
     duty: Duty,
     inbox: mpsc::Receiver<EngineTask>,
@@ -348,7 +348,7 @@ pub(super) fn log_probabilities(logits: &[f32]) -> Vec<f32> {
 ///
 /// # Errors
 /// If it can't be read.
-pub(super) fn sha256(path: &Path) -> io::Result<String> {
+pub(crate) fn sha256(path: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hash)?;
     Ok(format!("{:x}", hash.finalize()))

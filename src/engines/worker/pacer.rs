@@ -16,7 +16,7 @@ const STEP: Duration = Duration::from_millis(20);
 /// The share of the time for which the engine may compute, set by any thread, and a count of its
 /// steps.
 #[derive(Debug, Clone)]
-pub(in crate::backends) struct Duty(Arc<(AtomicU32, AtomicU64)>);
+pub(crate) struct Duty(Arc<(AtomicU32, AtomicU64)>);
 
 impl Default for Duty {
     fn default() -> Duty {

@@ -9,13 +9,13 @@ use crate::model::generate::Fault;
 const CONTEXT_TOKENS_MAX: u32 = 131_072;
 /// Work space for one step, bytes, measured on models of some hundred million weights, with
 /// head-room.
-pub(in crate::backends) const WORK_BYTES: u64 = 48 * 1024 * 1024;
+pub(crate) const WORK_BYTES: u64 = 48 * 1024 * 1024;
 
 /// Whether a context of this many tokens may be asked for.
 ///
 /// # Errors
 /// [`Fault::Unavailable`] that names the bound.
-pub(in crate::backends) fn for_context(tokens: u32) -> Result<(), Fault> {
+pub(crate) fn for_context(tokens: u32) -> Result<(), Fault> {
     if (1..=CONTEXT_TOKENS_MAX).contains(&tokens) {
         return Ok(());
     }
@@ -28,7 +28,7 @@ pub(in crate::backends) fn for_context(tokens: u32) -> Result<(), Fault> {
 ///
 /// # Errors
 /// [`Fault::Unavailable`] that says what is needed, what is free, and what to do.
-pub(in crate::backends) fn for_model(path: &Path, needed: u64) -> Result<(), Fault> {
+pub(crate) fn for_model(path: &Path, needed: u64) -> Result<(), Fault> {
     // a machine that does not say is tried
     let free = memory::read().map_or(u64::MAX, |memory| memory.available);
     if needed <= free {

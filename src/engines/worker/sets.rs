@@ -7,7 +7,7 @@ use crate::request::labels::Labels;
 
 /// The sets, the one used last at the end.
 #[derive(Debug)]
-pub(in crate::backends) struct Sets<L>(Vec<(Arc<Labels>, L)>);
+pub(crate) struct Sets<L>(Vec<(Arc<Labels>, L)>);
 
 impl<L> Default for Sets<L> {
     fn default() -> Self {
@@ -17,13 +17,13 @@ impl<L> Default for Sets<L> {
 
 impl<L> Sets<L> {
     /// Takes out what was learned of this set; its margin does not matter, it is the judge's.
-    pub(in crate::backends) fn take(&mut self, labels: &Labels) -> Option<L> {
+    pub(crate) fn take(&mut self, labels: &Labels) -> Option<L> {
         let at = self.0.iter().position(|(known, _)| known.examples == labels.examples)?;
         Some(self.0.remove(at).1)
     }
 
     /// Puts it back.
-    pub(in crate::backends) fn keep(&mut self, labels: &Arc<Labels>, learned: L) {
+    pub(crate) fn keep(&mut self, labels: &Arc<Labels>, learned: L) {
         if self.0.len() >= LABEL_SETS_MAX {
             self.0.remove(0);
         }

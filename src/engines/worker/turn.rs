@@ -17,13 +17,13 @@ use crate::model::generate::Fault;
 use crate::request::job::Priority;
 
 /// Most prompts that an engine has at once: one that it works on, and those that wait or were put aside.
-pub(in crate::backends) const SLOTS: u32 = 3;
+pub(crate) const SLOTS: u32 = 3;
 
 /// The lesser is the more urgent.
 pub(super) type Urgency = (Priority, Instant);
 
 /// What came and is not worked on.
-pub(in crate::backends) struct Others {
+pub(crate) struct Others {
     inbox: mpsc::Receiver<EngineTask>,
     waiting: VecDeque<EngineTask>,
     /// Prompts that were begun and have not ended.
@@ -33,11 +33,11 @@ pub(in crate::backends) struct Others {
 }
 
 /// The turn of one prompt.
-pub(in crate::backends) struct Turn<'t> {
+pub(crate) struct Turn<'t> {
     pub(super) others: &'t mut Others,
     pub(super) urgency: Urgency,
     /// Set when nobody waits for the answer any more.
-    pub(in crate::backends) stop: &'t Arc<AtomicBool>,
+    pub(crate) stop: &'t Arc<AtomicBool>,
 }
 
 impl Others {
