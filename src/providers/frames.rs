@@ -1,17 +1,17 @@
-//! AWS's event stream: frames with two checksums, each an event under its name.
+//! AWS event stream: binary frames with two CRC-32 checksums, each one event with its name.
 //!
-//! Source: "Amazon event stream encoding"; the frames are read by AWS's own crate.
+//! Source: "Amazon event stream encoding"; frames are decoded by `aws-smithy-eventstream`.
 
 use aws_smithy_eventstream::frame::{DecodedFrame, MessageFrameDecoder};
 use aws_smithy_types::event_stream::Message;
 use bytes::BytesMut;
 use reqwest::Response;
 
-use super::fault_of_line;
+use super::fault_of_connection;
 use crate::limits::{PROVIDER_BYTES_MAX, PROVIDER_HELD_BYTES_MAX};
 use crate::model::generate::Fault;
 
-/// The events of an answer, each as a JSON object with the event's name as its one key.
+/// The events of an answer, each as a JSON object with the event's name as its only key.
 pub(super) struct Frames {
     response: Response,
     decoder: MessageFrameDecoder,
@@ -20,8 +20,8 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Those of this answer. More than [`PROVIDER_BYTES_MAX`] are not read, and no frame of more
-    /// than [`PROVIDER_HELD_BYTES_MAX`].
+    /// The events of this response: at most [`PROVIDER_BYTES_MAX`] together, and
+    /// [`PROVIDER_HELD_BYTES_MAX`] for one frame.
     pub(super) fn of(response: Response) -> Frames {
         let (decoder, held) = (MessageFrameDecoder::new(), BytesMut::new());
         Frames { response, decoder, held, read: 0 }
@@ -39,20 +39,21 @@ impl Frames {
                 Ok(DecodedFrame::Incomplete) => {}
                 Err(error) => return Err(broken(&error.to_string())),
             }
-            let Some(part) = self.response.chunk().await.map_err(|e| fault_of_line(&e))? else {
+            let Some(part) = self.response.chunk().await.map_err(|e| fault_of_connection(&e))?
+            else {
                 return Ok(None);
             };
             self.read += part.len();
             self.held.extend_from_slice(&part);
             if self.read > PROVIDER_BYTES_MAX || self.held.len() > PROVIDER_HELD_BYTES_MAX {
-                return Err(Fault::ProtocolError("its answer is longer than it may be".to_owned()));
+                return Err(Fault::ProtocolError("the answer is longer than allowed".to_owned()));
             }
         }
     }
 }
 
 fn broken(why: &str) -> Fault {
-    Fault::ProtocolError(format!("its events can't be read: {why}"))
+    Fault::ProtocolError(format!("an event can't be read: {why}"))
 }
 
 fn text_of(message: &Message) -> Result<String, Fault> {
@@ -66,9 +67,9 @@ fn text_of(message: &Message) -> Result<String, Fault> {
         Some("exception") => "exception",
         Some("error") => {
             let why = header(":error-message").or(header(":error-code")).unwrap_or_default();
-            return Err(Fault::Crashed(format!("it gave up: {why}")));
+            return Err(Fault::Crashed(format!("the provider gave up: {why}")));
         }
-        Some(_) | None => return Err(broken("a frame says not what it is")),
+        Some(_) | None => return Err(broken("a frame has no message type")),
     };
     let payload = if payload.trim().is_empty() { "{}" } else { payload };
     Ok(format!("{{{}: {payload}}}", serde_json::Value::from(name)))
