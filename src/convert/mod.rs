@@ -239,7 +239,7 @@ mod tests {
         // steps of several lengths: two chunks of a prompt, then single tokens
         for tokens in [&[1, 2, 3, 4, 5, 6, 7][..], &[8, 9, 10], &[11], &[12]] {
             for model in [&mut one, &mut other] {
-                model.read(tokens).unwrap();
+                model.eval(tokens).unwrap();
             }
             let pairs = one.logits().iter().zip(other.logits());
             let apart = pairs.map(|(a, b)| (*a - *b).abs()).fold(0.0, f32::max);

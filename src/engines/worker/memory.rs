@@ -1,21 +1,20 @@
-//! Whether there is room for a model on this machine, before it is loaded.
+//! Memory admission check: whether a model and its context fit into this machine before they are loaded.
 
 use std::path::Path;
 
 use crate::device::memory;
 use crate::model::generate::Fault;
 
-/// The longest context that may be asked for; a library may accept a million and be killed.
+/// Longest context, tokens. A library may accept a million, and the kernel then kill the process.
 const CONTEXT_TOKENS_MAX: u32 = 131_072;
-/// Work space for one step, bytes, measured on models of some hundred million weights, with
-/// head-room.
+/// Working memory of one batch, bytes: measured on models of some hundred million weights, with headroom.
 pub(crate) const WORK_BYTES: u64 = 48 * 1024 * 1024;
 
-/// Whether a context of this many tokens may be asked for.
+/// Checks the length of a context: 1 to 131,072 tokens.
 ///
 /// # Errors
 /// [`Fault::Unavailable`] that names the bound.
-pub(crate) fn for_context(tokens: u32) -> Result<(), Fault> {
+pub(crate) fn check_context(tokens: u32) -> Result<(), Fault> {
     if (1..=CONTEXT_TOKENS_MAX).contains(&tokens) {
         return Ok(());
     }
@@ -24,12 +23,12 @@ pub(crate) fn for_context(tokens: u32) -> Result<(), Fault> {
     )))
 }
 
-/// Whether a model that needs this many bytes can be loaded.
+/// Checks that `needed` bytes of memory are available for a model.
 ///
 /// # Errors
-/// [`Fault::Unavailable`] that says what is needed, what is free, and what to do.
-pub(crate) fn for_model(path: &Path, needed: u64) -> Result<(), Fault> {
-    // a machine that does not say is tried
+/// [`Fault::Unavailable`] that states what is needed, what is available, and what to do.
+pub(crate) fn check_model(path: &Path, needed: u64) -> Result<(), Fault> {
+    // a machine without /proc/meminfo is not checked
     let free = memory::read().map_or(u64::MAX, |memory| memory.available);
     if needed <= free {
         return Ok(());

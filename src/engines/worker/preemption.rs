@@ -1,9 +1,8 @@
-//! The prompts that an engine has, and whose turn it is: the most urgent goes first, and one that is
-//! put aside for it goes on afterwards.
+//! Preemption: the prompts of an engine in the order of their urgency.
 //!
-//! An engine works on one prompt at a time. Between two steps it looks whether a more urgent one has
-//! come; that is answered from beginning to end, inside the other. What was put aside last is
-//! always the most urgent of those put aside, so a stack is enough.
+//! An engine works on one prompt at a time. Between two steps it looks for a more urgent prompt, which is
+//! answered completely before the preempted one continues. The prompt that was preempted last is always the
+//! most urgent of those that were, so the call stack holds them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,36 +15,36 @@ use super::{EngineModel, EngineTask, Prompt};
 use crate::model::generate::Fault;
 use crate::request::job::Priority;
 
-/// Most prompts that an engine has at once: one that it works on, and those that wait or were put aside.
+/// Most prompts of an engine at once: the current one, those that were preempted, and those that wait.
 pub(crate) const SLOTS: u32 = 3;
 
-/// The lesser is the more urgent.
+/// Priority, then deadline; the lesser is the more urgent.
 pub(super) type Urgency = (Priority, Instant);
 
-/// What came and is not worked on.
-pub(crate) struct Others {
+/// Prompts that wait for the engine.
+pub(crate) struct PromptQueue {
     inbox: mpsc::Receiver<EngineTask>,
     waiting: VecDeque<EngineTask>,
-    /// Prompts that were begun and have not ended.
-    begun: u32,
-    /// Most of these: a conversation that is not kept would have to be read again.
+    /// Prompts that were started and have not ended.
+    started: u32,
+    /// Most started prompts: one whose KV cache is evicted would need another prefill.
     slots: u32,
 }
 
-/// The turn of one prompt.
-pub(crate) struct Turn<'t> {
-    pub(super) others: &'t mut Others,
+/// The prompt that the engine works on.
+pub(crate) struct ActivePrompt<'q> {
+    pub(super) queue: &'q mut PromptQueue,
     pub(super) urgency: Urgency,
-    /// Set when nobody waits for the answer any more.
-    pub(crate) stop: &'t Arc<AtomicBool>,
+    /// Set when no client waits for the answer.
+    pub(crate) stop: &'q Arc<AtomicBool>,
 }
 
-impl Others {
-    pub(super) fn new(inbox: mpsc::Receiver<EngineTask>, slots: u32) -> Others {
-        Others { inbox, waiting: VecDeque::new(), begun: 0, slots }
+impl PromptQueue {
+    pub(super) fn new(inbox: mpsc::Receiver<EngineTask>, slots: u32) -> PromptQueue {
+        PromptQueue { inbox, waiting: VecDeque::new(), started: 0, slots }
     }
 
-    /// The most urgent of what has come, or what comes next; none when the line is closed.
+    /// The most urgent waiting task; blocks until there is one. `None` when the channel is closed.
     pub(super) fn next(&mut self) -> Option<EngineTask> {
         self.collect();
         let first = (0..self.waiting.len()).min_by_key(|at| self.waiting[*at].urgency());
@@ -55,13 +54,13 @@ impl Others {
         }
     }
 
-    /// A prompt that is more urgent than this, if there is room to put that aside.
+    /// The most urgent waiting prompt that may preempt one of this urgency, if a slot is free.
     pub(super) fn more_urgent(&mut self, than: Urgency) -> Option<Box<Prompt>> {
-        if self.begun >= self.slots {
+        if self.started >= self.slots {
             return None;
         }
         self.collect();
-        let urgent = |work: &EngineTask| work.urgency().is_some_and(|urgency| urgency < than);
+        let urgent = |task: &EngineTask| task.urgency().is_some_and(|urgency| urgency < than);
         let all = (0..self.waiting.len()).filter(|at| urgent(&self.waiting[*at]));
         let at = all.min_by_key(|at| self.waiting[*at].urgency())?;
         match self.waiting.remove(at) {
@@ -72,15 +71,15 @@ impl Others {
 
     fn collect(&mut self) {
         while self.waiting.len() < SLOTS as usize
-            && let Ok(work) = self.inbox.try_recv()
+            && let Ok(task) = self.inbox.try_recv()
         {
-            self.waiting.push_back(work);
+            self.waiting.push_back(task);
         }
     }
 }
 
 impl EngineTask {
-    /// None for what is not urgent at all; that goes first, because nobody else asks then.
+    /// `None` for a task without priority; it runs first, and only when there is no other client.
     fn urgency(&self) -> Option<Urgency> {
         match self {
             EngineTask::Answer(prompt) => Some(prompt.urgency),
@@ -89,16 +88,16 @@ impl EngineTask {
     }
 }
 
-/// Answers one prompt and says how it ended.
-pub(super) fn take_turn(model: &mut impl EngineModel, prompt: Prompt, others: &mut Others) {
+/// Answers one prompt and sends the result.
+pub(super) fn run_prompt(model: &mut impl EngineModel, prompt: Prompt, queue: &mut PromptQueue) {
     let Prompt { job, mut out, stop, done, urgency } = prompt;
-    others.begun += 1;
-    let mut turn = Turn { others: &mut *others, urgency, stop: &stop };
-    let result = model.answer(&job, &mut out, &mut turn);
-    others.begun -= 1;
+    queue.started += 1;
+    let mut active = ActivePrompt { queue: &mut *queue, urgency, stop: &stop };
+    let result = model.answer(&job, &mut out, &mut active);
+    queue.started -= 1;
     let gone = stop.load(Ordering::Relaxed) || out.is_gone();
     let result = if gone { Err(Fault::Cancelled) } else { result };
-    // the reader waits for the end of the pieces before it asks how it ended
+    // the receiver reads all chunks before it waits for the result
     drop(out);
     let _ = done.send(result);
 }
