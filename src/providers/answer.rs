@@ -206,9 +206,7 @@ impl Reader<'_> {
             self.bytes += more.len();
             call.arguments.push_str(&more);
             if self.bytes > ANSWER_BYTES_MAX || self.calls.len() > TOOL_CALLS_MAX {
-                return Err(Fault::ProtocolError(
-                    "the tool calls are longer or more than allowed".to_owned(),
-                ));
+                return Err(Fault::ProtocolError("the model calls more than it may".to_owned()));
             }
         }
         Ok(())
@@ -277,7 +275,7 @@ impl Reader<'_> {
         let calls = calls.collect::<Result<Vec<ToolCall>, Fault>>()?;
         if finish == Finish::ToolCalls && calls.is_empty() && !self.is_json_by_tool {
             return Err(Fault::ProtocolError(
-                "the answer ended for a tool call and has none".to_owned(),
+                "the answer ended for a tool call and calls nothing".to_owned(),
             ));
         }
         match self.tools {
@@ -285,7 +283,7 @@ impl Reader<'_> {
             None if calls.is_empty() => {}
             None => {
                 return Err(Fault::ProtocolError(
-                    "the answer calls a tool and none was offered".to_owned(),
+                    "the model calls a tool and was offered none".to_owned(),
                 ));
             }
         }

@@ -244,8 +244,8 @@ impl<D: Decoder> Engine<D> {
     fn next(&mut self, sampler: &mut Sampler, allowed: Option<&SimpleVob>) -> Result<u32, Fault> {
         let logits = self.decoder.logits();
         let token = match allowed {
-            None => sampler.choose(logits, |_| true),
-            Some(allowed) => sampler.choose(logits, |token| allowed.is_allowed(token)),
+            None => sampler.sample(logits, |_| true),
+            Some(allowed) => sampler.sample(logits, |token| allowed.is_allowed(token)),
         };
         token.ok_or_else(|| Fault::ProtocolError("no token can come next".to_owned()))
     }
