@@ -1,9 +1,9 @@
-//! The graph of a BERT-family sentence encoder in ONNX Runtime's own operators, from the folder that
-//! sentence-transformers writes.
+//! Graph of a BERT-family sentence encoder with ONNX Runtime's contrib operators, from a folder of
+//! sentence-transformers.
 //!
-//! Devlin et al. 2018, arXiv:1810.04805. Per layer: packed query-key-value product, attention among
-//! all tokens that are not padding, output product, sum and norm, wide product, GELU, narrow
-//! product, sum and norm. The vectors of the tokens are the output; they are put together outside.
+//! Source: Devlin et al. 2018, arXiv:1810.04805. Each layer: packed query-key-value projection, attention over all
+//! tokens but padding, output projection, residual and norm, up projection, GELU, down projection, residual and
+//! norm. The output is a vector for each token; pooling is outside of the graph.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -17,10 +17,10 @@ use super::gguf::{Stored, TensorKind};
 use super::proto::{FLOAT, INT32, INT64, ModelProto, Size, float, int, value_info};
 use super::weights::{OnnxWeights, Rows, numbers};
 
-/// The file of the weights.
+/// File of the weights.
 pub(super) const WEIGHTS: &str = "model.safetensors";
 
-/// The sizes of a model.
+/// Sizes of a model.
 #[derive(Debug, Clone)]
 pub(super) struct BertSizes {
     pub(super) layers: usize,
@@ -37,8 +37,11 @@ impl BertSizes {
         ensure!(kind == "bert", "the model type {kind} is not supported, only bert is");
         let gelu = config["hidden_act"].as_str().unwrap_or("gelu");
         ensure!(gelu == "gelu", "the activation {gelu} is not supported, only gelu is");
-        let places = config["position_embedding_type"].as_str().unwrap_or("absolute");
-        ensure!(places == "absolute", "{places} positions are not supported, only absolute ones");
+        let position_type = config["position_embedding_type"].as_str().unwrap_or("absolute");
+        ensure!(
+            position_type == "absolute",
+            "{position_type} positions are not supported, only absolute ones"
+        );
         let of = |key: &str| {
             let n = config[key].as_u64().filter(|n| (1..=1 << 20).contains(n));
             let n = n.and_then(|n| usize::try_from(n).ok());
@@ -57,15 +60,15 @@ impl BertSizes {
     }
 }
 
-/// The weights as they are stored.
+/// The stored weights.
 struct Tensors<'b> {
     all: SafeTensors<'b>,
 }
 
 impl Tensors<'_> {
-    /// A matrix of the expected width; a vector is one row.
+    /// A matrix with this number of columns; a vector is one row.
     fn get(&self, name: &str, columns: usize) -> Result<Stored> {
-        // some exports put the model's kind before each name
+        // some exports prefix each name with the model type
         let view = self.all.tensor(name).or_else(|_| self.all.tensor(&format!("bert.{name}")));
         let view = view.with_context(|| format!("there is no tensor {name}"))?;
         let known = [(Dtype::F32, TensorKind::F32), (Dtype::F16, TensorKind::F16)];
@@ -89,7 +92,7 @@ impl Tensors<'_> {
     }
 }
 
-/// Writes the weights to `data` and gives the graph that uses them.
+/// Writes the weights to `data` and returns the graph that refers to them.
 ///
 /// # Errors
 /// If a tensor is missing, of another size, or can't be written.
@@ -123,7 +126,7 @@ struct Bert<'b> {
 }
 
 impl Bert<'_> {
-    /// Inputs and outputs, the mask, and the sum of a token's, its place's and its text's vector.
+    /// Inputs and outputs, the mask, and the sum of token, position and segment embeddings.
     fn head_of_graph(&mut self) -> Result<()> {
         let BertSizes { hidden, vocabulary, positions, .. } = *self.sizes;
         let (batch, length) = (Size::Named("batch_size"), Size::Named("sequence_length"));
@@ -137,20 +140,20 @@ impl Bert<'_> {
         let words = self.tensors.get("embeddings.word_embeddings.weight", hidden)?;
         ensure!(words.rows == vocabulary, "the embedding matrix has the wrong size");
         let packed = self.graph.pack(&[Rows::plain(&words)])?;
-        let places = self.graph.write_packed(&packed)?;
-        self.graph.embedding("input_ids", "words", &packed, &places);
+        let offsets = self.graph.write_packed(&packed)?;
+        self.graph.embedding("input_ids", "words", &packed, &offsets);
 
         let at = self.tensors.get("embeddings.position_embeddings.weight", hidden)?;
         ensure!(at.rows == positions, "the position matrix has the wrong size");
-        // a single text is always the first of a pair: its vector goes into the positions
+        // a single text has segment 0 only: its vector is added to the positions
         let kinds = self.tensors.get("embeddings.token_type_embeddings.weight", hidden)?;
         let first = numbers(kinds.kind, kinds.row(0));
         let table = numbers(at.kind, &at.bytes);
         let sums = table.chunks(hidden).flat_map(|row| row.iter().zip(&first).map(|(a, b)| a + b));
         let bytes: Vec<u8> = sums.flat_map(f32::to_le_bytes).collect();
         self.graph.table("positions", &[positions, hidden], &bytes)?;
-        self.graph.whole("zero", 0, &[]);
-        self.graph.whole("one", 1, &[]);
+        self.graph.integer("zero", 0, &[]);
+        self.graph.integer("one", 1, &[]);
         self.graph.node("Shape", "", &["input_ids"], &["shape"], &[]);
         self.graph.node("Gather", "", &["shape", "one"], &["length"], &[int("axis", 0)]);
         self.graph.node("Range", "", &["zero", "length", "one"], &["places"], &[]);
@@ -211,7 +214,7 @@ impl Bert<'_> {
         Ok(output.to_owned())
     }
 
-    /// The biases of query, key and value behind each other.
+    /// The concatenated biases of query, key and value.
     fn biases(&mut self, into: &str, n: usize) -> Result<String> {
         let mut all = Vec::new();
         for part in ["query", "key", "value"] {
@@ -222,7 +225,7 @@ impl Bert<'_> {
         Ok(into.to_owned())
     }
 
-    /// The norm over the sum of a product, its bias, and what went around it.
+    /// The norm over the sum of a product, its bias, and the residual.
     fn sum(&mut self, product: &str, around: &str, part: &str) -> Result<String> {
         let norm = self.norm(&format!("{part}.LayerNorm"))?;
         let bias = format!("{part}.dense.bias");
@@ -238,7 +241,7 @@ impl Bert<'_> {
         Ok(normed)
     }
 
-    /// The names of a norm's weight and bias.
+    /// Adds a norm's weight and bias; returns their names.
     fn norm(&mut self, part: &str) -> Result<[String; 2]> {
         let names = [format!("{part}.weight"), format!("{part}.bias")];
         for name in &names {

@@ -1,4 +1,4 @@
-//! What the graphs of all architectures are made of: nodes, and weights in a file beside the graph.
+//! Graph builder for all architectures: nodes, and weights in a file beside the graph.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,14 +11,14 @@ use super::proto::{
 };
 use super::weights::{BLOCK, OnnxWeights, Packed};
 
-/// The file of the weights, beside the graph.
+/// File of the weights, beside the graph.
 pub(super) const DATA: &str = "model.onnx.data";
-/// The domain of ONNX Runtime's own operators.
+/// Domain of ONNX Runtime's contrib operators.
 pub(super) const CONTRIB: &str = "com.microsoft";
-/// Where a tensor may begin in the file: a page, so that it can be mapped.
+/// Alignment of tensors in the file, bytes: a page, so that they can be mapped.
 const ALIGNMENT: u64 = 4096;
 
-/// A graph as it grows.
+/// A graph under construction.
 pub(super) struct Builder {
     weights: OnnxWeights,
     data: BufWriter<File>,
@@ -26,8 +26,8 @@ pub(super) struct Builder {
     pub(super) graph: GraphProto,
 }
 
-/// Where the parts of a matrix lie in the file of the weights: offset and length.
-pub(super) struct Places {
+/// Offset and length of each part of a packed matrix in the file of the weights, bytes.
+pub(super) struct PackedOffsets {
     data: (u64, u64),
     scales: (u64, u64),
     zeros: (u64, u64),
@@ -39,10 +39,10 @@ impl Builder {
         Builder { weights, data: BufWriter::new(data), end: 0, graph }
     }
 
-    /// The whole model; its weights are on the disk.
+    /// Syncs the weights to disk and returns the model.
     ///
     /// # Errors
-    /// If they can't be written.
+    /// If the weights can't be written.
     pub(super) fn finish(self) -> Result<ModelProto> {
         let file = self.data.into_inner().map_err(std::io::IntoInnerError::into_error)?;
         file.sync_all()?;
@@ -57,10 +57,10 @@ impl Builder {
         })
     }
 
-    /// Puts matrices of one width below each other, in the blocks of this graph.
+    /// Concatenates matrices by rows and quantizes them in blocks.
     ///
     /// # Errors
-    /// If their widths differ or are no whole blocks.
+    /// If their widths differ or are no multiple of a block.
     pub(super) fn pack(&self, parts: &[super::weights::Rows<'_>]) -> Result<Packed> {
         Packed::of(parts, self.weights)
     }
@@ -84,32 +84,38 @@ impl Builder {
         });
     }
 
-    /// A small constant of whole numbers.
-    pub(super) fn whole(&mut self, name: &str, n: i64, shape: &[usize]) {
+    /// Adds a constant of one integer.
+    pub(super) fn integer(&mut self, name: &str, n: i64, shape: &[usize]) {
         let bytes = n.to_le_bytes().to_vec();
         self.graph.initializer.push(constant(name, super::proto::INT64, shape, bytes));
     }
 
-    /// A small constant of numbers.
+    /// Adds a constant vector.
     pub(super) fn vector(&mut self, name: &str, numbers: &[f32]) {
         let bytes = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
         self.graph.initializer.push(constant(name, FLOAT, &[numbers.len()], bytes));
     }
 
-    /// A table of numbers in the file beside the graph.
+    /// Adds a constant table in the file beside the graph.
     ///
     /// # Errors
-    /// If it can't be written.
+    /// If the table can't be written.
     pub(super) fn table(&mut self, name: &str, shape: &[usize], numbers: &[u8]) -> Result<()> {
         let place = self.write(numbers)?;
         self.graph.initializer.push(external(name, FLOAT, shape, DATA, place));
         Ok(())
     }
 
-    /// The rows of a quantized table by their numbers.
-    pub(super) fn embedding(&mut self, ids: &str, output: &str, packed: &Packed, places: &Places) {
+    /// Adds a lookup of rows in a quantized table.
+    pub(super) fn embedding(
+        &mut self,
+        ids: &str,
+        output: &str,
+        packed: &Packed,
+        offsets: &PackedOffsets,
+    ) {
         let row = packed.columns * self.weights.bits() / 8;
-        self.initializers("embedding", packed, places, vec![packed.rows, row]);
+        self.initializers("embedding", packed, offsets, vec![packed.rows, row]);
         self.node(
             "GatherBlockQuantized",
             CONTRIB,
@@ -124,26 +130,26 @@ impl Builder {
         );
     }
 
-    /// A product with weights of its own.
+    /// Adds a product with weights, which are written to the file.
     ///
     /// # Errors
-    /// If they can't be written.
+    /// If the weights can't be written.
     pub(super) fn product(&mut self, input: &str, output: &str, packed: &Packed) -> Result<()> {
-        let places = self.write_packed(packed)?;
-        self.product_with(input, output, packed, &places);
+        let offsets = self.write_packed(packed)?;
+        self.product_with(input, output, packed, &offsets);
         Ok(())
     }
 
-    /// A product with weights that are in the file already.
+    /// Adds a product with weights that the file has already.
     pub(super) fn product_with(
         &mut self,
         input: &str,
         output: &str,
         packed: &Packed,
-        places: &Places,
+        offsets: &PackedOffsets,
     ) {
         let block = BLOCK * self.weights.bits() / 8;
-        self.initializers(output, packed, places, vec![packed.rows, packed.blocks(), block]);
+        self.initializers(output, packed, offsets, vec![packed.rows, packed.blocks(), block]);
         let part = |part: &str| format!("{output}.{part}");
         self.node(
             "MatMulNBits",
@@ -155,17 +161,23 @@ impl Builder {
                 int("N", packed.rows),
                 int("bits", self.weights.bits()),
                 int("block_size", BLOCK),
-                // computes with 8-bit activations; without it, writing is ten times slower
+                // 8-bit activations; without them, decoding is ten times slower
                 int("accuracy_level", 4),
             ],
         );
     }
 
-    fn initializers(&mut self, name: &str, packed: &Packed, places: &Places, shape: Vec<usize>) {
+    fn initializers(
+        &mut self,
+        name: &str,
+        packed: &Packed,
+        offsets: &PackedOffsets,
+        shape: Vec<usize>,
+    ) {
         let parts = [
-            ("q", UINT8, shape, places.data),
-            ("scales", FLOAT, vec![packed.rows, packed.blocks()], places.scales),
-            ("zeros", UINT8, vec![packed.rows, packed.zero_bytes()], places.zeros),
+            ("q", UINT8, shape, offsets.data),
+            ("scales", FLOAT, vec![packed.rows, packed.blocks()], offsets.scales),
+            ("zeros", UINT8, vec![packed.rows, packed.zero_bytes()], offsets.zeros),
         ];
         for (part, kind, shape, place) in parts {
             let name = format!("{name}.{part}");
@@ -173,13 +185,13 @@ impl Builder {
         }
     }
 
-    /// Writes a matrix to the file.
+    /// Writes a packed matrix to the file.
     ///
     /// # Errors
-    /// If it can't be written.
-    pub(super) fn write_packed(&mut self, packed: &Packed) -> Result<Places> {
+    /// If the file can't be written.
+    pub(super) fn write_packed(&mut self, packed: &Packed) -> Result<PackedOffsets> {
         let scales: Vec<u8> = packed.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-        Ok(Places {
+        Ok(PackedOffsets {
             data: self.write(&packed.data)?,
             scales: self.write(&scales)?,
             zeros: self.write(&packed.zeros)?,

@@ -1,6 +1,6 @@
-//! Reads a GGUF file: what it says of itself, and its tensors.
+//! Reads a GGUF file: metadata and tensors.
 //!
-//! Source of the format: the GGUF specification in the ggml project, versions 2 and 3.
+//! Source: the GGUF specification in the ggml project, versions 2 and 3.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,16 +10,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Most entries, tensors and dimensions that a head may announce.
+/// Most metadata entries, and most tensors, of a header.
 const ENTRIES_MAX: u64 = 65_536;
 const DIMENSIONS_MAX: u32 = 4;
-/// Longest text and longest list.
+/// Longest text, bytes, and longest list, values.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 const LIST_MAX: u64 = 1 << 21;
-/// Where tensors may begin if the file does not say.
+/// Alignment of tensors by default, bytes.
 const ALIGNMENT: u64 = 32;
 
-/// A value of the head.
+/// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Whole(u64),
@@ -29,7 +29,7 @@ pub(super) enum Value {
     Numbers(Vec<f64>),
 }
 
-/// How a tensor's numbers are stored.
+/// Storage format of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TensorKind {
     F32,
@@ -40,7 +40,7 @@ pub(super) enum TensorKind {
 }
 
 impl TensorKind {
-    /// The format's number, its name, numbers in a block, bytes of a block.
+    /// Each format's number and name, and the numbers and bytes of a block.
     const ALL: [(u32, TensorKind, usize, usize); 5] = [
         (0, TensorKind::F32, 1, 4),
         (1, TensorKind::F16, 1, 2),
@@ -55,16 +55,16 @@ impl TensorKind {
     }
 }
 
-/// Where a tensor lies; `rows` × `columns`, a row without a break.
+/// Location of a tensor; `rows` × `columns`, each row contiguous.
 #[derive(Debug, Clone)]
-struct TensorPlace {
+struct TensorLocation {
     kind: u32,
     rows: usize,
     columns: usize,
     offset: u64,
 }
 
-/// A tensor as it is stored.
+/// A tensor in its storage format.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) kind: TensorKind,
@@ -74,7 +74,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The bytes of one row.
+    /// The bytes of row `n`.
     pub(super) fn row(&self, n: usize) -> &[u8] {
         let length = self.row_bytes();
         &self.bytes[n * length..(n + 1) * length]
@@ -86,11 +86,11 @@ impl Stored {
     }
 }
 
-/// An open file.
+/// An open GGUF file.
 pub(super) struct Gguf {
     file: File,
     head: BTreeMap<String, Value>,
-    tensors: BTreeMap<String, TensorPlace>,
+    tensors: BTreeMap<String, TensorLocation>,
     data: u64,
     length: u64,
 }
@@ -102,7 +102,7 @@ impl Gguf {
         let length = file.metadata()?.len();
         let mut reader = GgufReader(BufReader::new(&file));
         let (head, tensors) =
-            reader.head().with_context(|| format!("the GGUF head of {shown} is damaged"))?;
+            reader.head().with_context(|| format!("the GGUF header of {shown} is damaged"))?;
         let at = reader.0.stream_position()?;
         let alignment = match head.get("general.alignment") {
             Some(Value::Whole(n)) if *n > 0 && *n <= 4096 => *n,
@@ -135,7 +135,7 @@ impl Gguf {
         }
     }
 
-    /// A size that the model must state.
+    /// A required size, 1 to 2^24.
     pub(super) fn size(&self, key: &str) -> Result<usize> {
         match self.head.get(key) {
             Some(Value::Whole(n)) if *n > 0 && *n <= 1 << 24 => Ok(usize::try_from(*n)?),
@@ -154,7 +154,7 @@ impl Gguf {
     /// Reads a tensor.
     ///
     /// # Errors
-    /// If it is not there, not whole, or stored in a way that is not supported.
+    /// If the tensor is missing, truncated, or of an unsupported format.
     pub(super) fn tensor(&self, name: &str) -> Result<Stored> {
         let place =
             self.tensors.get(name).with_context(|| format!("the model has no tensor {name}"))?;
@@ -186,7 +186,7 @@ impl Gguf {
 struct GgufReader<'f>(BufReader<&'f File>);
 
 impl GgufReader<'_> {
-    fn head(&mut self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, TensorPlace>)> {
+    fn head(&mut self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, TensorLocation>)> {
         ensure!(&self.bytes::<4>()? == b"GGUF", "it is not a GGUF file");
         let version = self.u32()?;
         ensure!(matches!(version, 2 | 3), "version {version} is not known, only 2 and 3");
@@ -213,7 +213,7 @@ impl GgufReader<'_> {
             }
             let rows = sizes[1..].iter().try_fold(1_u64, |all, n| all.checked_mul(*n));
             let rows = rows.with_context(|| format!("{name} is too large"))?;
-            let place = TensorPlace {
+            let place = TensorLocation {
                 columns: usize::try_from(sizes[0])?,
                 rows: usize::try_from(rows)?,
                 kind: self.u32()?,

@@ -1,20 +1,20 @@
-//! The graph of a Llama-family model in ONNX Runtime's own operators.
+//! Graph of a Llama-family model with ONNX Runtime's contrib operators.
 //!
-//! Per layer: norm, packed query-key-value product, attention with rotation and shared key-value
-//! buffers, output product, norm with residual, packed gate-up product, `SiLU`, down product. Only
-//! the last position goes through the head.
+//! Each layer: norm, packed query-key-value projection, attention with rotary embeddings and shared KV buffers,
+//! output projection, norm with residual, packed gate-up projection, `SiLU`, down projection. Logits are computed
+//! for the last position only.
 
 use std::f64::consts::TAU;
 use std::fs::File;
 
 use anyhow::{Result, bail, ensure};
 
-use super::builder::{Builder, CONTRIB, Places};
+use super::builder::{Builder, CONTRIB, PackedOffsets};
 use super::gguf::Gguf;
 use super::proto::{FLOAT, INT32, INT64, ModelProto, Size, float, int, value_info};
 use super::weights::{OnnxWeights, Packed, Rows, numbers};
 
-/// The sizes of a model.
+/// Sizes of a model.
 #[derive(Debug, Clone)]
 pub(super) struct LlamaSizes {
     pub(super) layers: usize,
@@ -38,12 +38,15 @@ impl LlamaSizes {
         if let Some(scaling) = model.text("llama.rope.scaling.type")
             && scaling != "none"
         {
-            bail!("rotation scaled by {scaling:?} is not supported");
+            bail!("the rope scaling {scaling:?} is not supported");
         }
         let (hidden, heads) = (of("embedding_length")?, of("attention.head_count")?);
         let head = of("attention.key_length").unwrap_or(hidden / heads);
         let rotated = of("rope.dimension_count").unwrap_or(head);
-        ensure!(rotated == head, "a rotation of {rotated} of {head} dimensions is not supported");
+        ensure!(
+            rotated == head,
+            "rotary embeddings of {rotated} of {head} dimensions are not supported"
+        );
         let supported = |name: &str| {
             let part = name.rsplit_once('.').map_or(name, |(part, _)| part);
             let part = part.rsplit('.').next().unwrap_or_default();
@@ -83,7 +86,7 @@ impl LlamaSizes {
     }
 }
 
-/// Writes the weights to `data` and gives the graph that uses them.
+/// Writes the weights to `data` and returns the graph that refers to them.
 ///
 /// # Errors
 /// If a tensor is missing, of another size, or can't be written.
@@ -106,9 +109,9 @@ pub(super) fn build(
     llama.graph.finish()
 }
 
-/// What goes from one layer to the next.
+/// Names of the values between two layers.
 struct GraphFlow {
-    /// The output of the layer before, not yet added and normed; none before the first.
+    /// Output of the previous layer before residual and norm; `None` before the first layer.
     normed: String,
     residual: String,
 }
@@ -117,8 +120,8 @@ struct LlamaGraph<'m> {
     model: &'m Gguf,
     sizes: &'m LlamaSizes,
     graph: Builder,
-    /// The embedding's table, if it is that of the last product as well.
-    tied: Option<(Packed, Places)>,
+    /// Table of the embedding, if the output projection shares it.
+    tied: Option<(Packed, PackedOffsets)>,
 }
 
 impl LlamaGraph<'_> {
@@ -144,9 +147,9 @@ impl LlamaGraph<'_> {
                 self.graph.graph.output.push(value_info(&present, FLOAT, &shape("total_length")));
             }
         }
-        self.graph.whole("one", 1, &[1]);
-        self.graph.whole("at_one", 1, &[]);
-        self.graph.whole("last", -1, &[1]);
+        self.graph.integer("one", 1, &[1]);
+        self.graph.integer("at_one", 1, &[]);
+        self.graph.integer("last", -1, &[1]);
         self.graph.node(
             "ReduceSum",
             "",
@@ -166,13 +169,13 @@ impl LlamaGraph<'_> {
             "the embedding matrix has the wrong size"
         );
         let packed = self.graph.pack(&[Rows::plain(&embedding)])?;
-        let places = self.graph.write_packed(&packed)?;
-        self.graph.embedding("input_ids", "embedded", &packed, &places);
-        self.tied = (!self.model.has("output.weight")).then_some((packed, places));
+        let offsets = self.graph.write_packed(&packed)?;
+        self.graph.embedding("input_ids", "embedded", &packed, &offsets);
+        self.tied = (!self.model.has("output.weight")).then_some((packed, offsets));
         Ok(())
     }
 
-    /// Cosines and sines for each position, Su et al. 2021, arXiv:2104.09864, equation 15.
+    /// Rotary embeddings: cosines and sines of each position, Su et al. 2021, arXiv:2104.09864, equation 15.
     fn rotation(&mut self) -> Result<()> {
         let half = self.sizes.head / 2;
         let mut tables = [Vec::new(), Vec::new()];
@@ -267,24 +270,24 @@ impl LlamaGraph<'_> {
         self.norm(flow, "output_norm.weight", "normed")?;
         let last = [int("axis", 1)];
         self.graph.node("Gather", "", &["normed", "last"], &["normed_last"], &last);
-        let (packed, places) = match self.tied.take() {
+        let (packed, offsets) = match self.tied.take() {
             Some(tied) => tied,
             None => {
                 let output = self.model.tensor("output.weight")?;
                 let packed = self.graph.pack(&[Rows::plain(&output)])?;
-                let places = self.graph.write_packed(&packed)?;
-                (packed, places)
+                let offsets = self.graph.write_packed(&packed)?;
+                (packed, offsets)
             }
         };
         ensure!(
             (packed.rows, packed.columns) == (self.sizes.vocabulary, self.sizes.hidden),
             "the output matrix has the wrong size"
         );
-        self.graph.product_with("normed_last", "logits", &packed, &places);
+        self.graph.product_with("normed_last", "logits", &packed, &offsets);
         Ok(())
     }
 
-    /// A norm over the sum of what flows; gives the name of the sum.
+    /// Adds a norm over the residual sum; returns the name of the sum.
     fn norm(&mut self, flow: &GraphFlow, weight: &str, normed: &str) -> Result<String> {
         let stored = self.model.tensor(weight)?;
         ensure!(stored.rows * stored.columns == self.sizes.hidden, "{weight} has the wrong size");

@@ -1,5 +1,5 @@
-//! Makes an ONNX model folder: from a GGUF file, so that one model feeds both engines, or from the
-//! folder of a sentence encoder.
+//! Converts a model to an ONNX folder: a GGUF file, so that both engines can run the same model, or the folder of a
+//! sentence encoder. An offline tool: the running service does not use it.
 
 mod bert;
 mod builder;
@@ -25,12 +25,11 @@ use crate::engines::onnx::files::{CONFIG, MODEL, MODEL_CONFIG, ORIGIN, Origin, T
 use crate::engines::onnx::folder::TOKENIZER_CONFIG;
 use crate::engines::worker::sha256;
 
-/// Writes the folder `to` from `from`, a GGUF file or the folder of a sentence encoder; `to` is complete or not there. `progress` is told
-/// the layers that are done, and how many there are.
+/// Converts `from`, a GGUF file or the folder of a sentence encoder, to the folder `to`, atomically: `to` is
+/// complete or absent. `progress` is called with the number of converted layers and of all layers.
 ///
 /// # Errors
-/// If the model is of a kind that is not supported (the error names what is), is damaged, or the
-/// folder can't be written.
+/// If the model is damaged or not supported (the error names what is), or if the folder can't be written.
 pub fn convert(
     from: &Path,
     to: &Path,
@@ -65,7 +64,7 @@ pub fn convert(
     fs::rename(&part, to).with_context(|| format!("{} cannot be written", to.display()))
 }
 
-/// A Llama-family model that writes; says where it comes from.
+/// Converts a Llama-family decoder; returns its origin.
 fn llama(
     from: &Path,
     part: &Path,
@@ -91,7 +90,7 @@ fn llama(
     })
 }
 
-/// A BERT-family sentence encoder; says where it comes from.
+/// Converts a BERT-family sentence encoder; returns its origin.
 fn encoder(
     from: &Path,
     part: &Path,
@@ -132,7 +131,7 @@ fn write_json(path: &Path, value: &Json) -> Result<()> {
     write(path, serde_json::to_string_pretty(value)?.as_bytes())
 }
 
-/// A special token of the model, by the key of its id: its id and its text.
+/// Id and text of a special token, by the prefix of its metadata key.
 fn special(model: &Gguf, key: &str) -> Option<(usize, String)> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an id")]
     let id = model.number(&format!("tokenizer.ggml.{key}_token_id"))? as usize;
@@ -153,7 +152,7 @@ fn tokenizer_config(model: &Gguf) -> Json {
     })
 }
 
-/// The configuration as onnxruntime-genai writes and reads it.
+/// The configuration in the format of onnxruntime-genai.
 fn config(model: &Gguf, sizes: &LlamaSizes) -> Json {
     let id = |key: &str| special(model, key).map(|(id, _)| id);
     json!({
@@ -208,7 +207,7 @@ mod tests {
         }
     }
 
-    /// Our graph without the choice of the last token before the head.
+    /// The converted graph with logits of every token instead of the last one.
     fn with_all_logits(graph: &[u8]) -> Vec<u8> {
         let mut model = ModelProto::decode(graph).unwrap();
         let graph = model.graph.as_mut().unwrap();
@@ -224,9 +223,9 @@ mod tests {
         model.encode_to_vec()
     }
 
-    /// A graph may give the logits of every token, as those of onnxruntime-genai's builder do.
+    /// Graphs of onnxruntime-genai's builder return the logits of every token.
     #[test]
-    fn a_graph_that_gives_all_logits_reads_alike() {
+    fn graphs_with_the_logits_of_every_token_give_the_same_result() {
         let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-onnx-int8");
         let work = tempfile::tempdir().unwrap();
         for name in ["model.onnx.data", "tokenizer.json", "tokenizer_config.json", CONFIG] {
@@ -236,10 +235,10 @@ mod tests {
         fs::write(work.path().join(MODEL), graph).unwrap();
         let mut one = load::load(&options(&ours)).unwrap().0;
         let mut other = load::load(&options(work.path())).unwrap().0;
-        // steps of several lengths: two chunks of a prompt, then single tokens
+        // batches of several lengths: two parts of a prompt, then single tokens
         for tokens in [&[1, 2, 3, 4, 5, 6, 7][..], &[8, 9, 10], &[11], &[12]] {
             for model in [&mut one, &mut other] {
-                model.read(tokens).unwrap();
+                model.eval(tokens).unwrap();
             }
             let pairs = one.logits().iter().zip(other.logits());
             let apart = pairs.map(|(a, b)| (*a - *b).abs()).fold(0.0, f32::max);

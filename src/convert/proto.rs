@@ -1,6 +1,6 @@
-//! The part of ONNX's file format that is written here.
+//! The part of the ONNX file format that the converter writes.
 //!
-//! Source: `onnx.proto` of the ONNX project, IR version 10; field numbers are its own.
+//! Source: `onnx.proto` of the ONNX project, IR version 10, with its field numbers.
 
 use prost::Message;
 
@@ -136,14 +136,14 @@ pub(super) struct DimensionProto {
     pub(super) dim_param: Option<String>,
 }
 
-/// One size of a shape: fixed, or named.
+/// One dimension of a shape: fixed or symbolic.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Size<'s> {
     Fixed(usize),
     Named(&'s str),
 }
 
-/// An input or output of the graph.
+/// Describes an input or output of the graph.
 pub(super) fn value_info(name: &str, elem_type: i32, shape: &[Size<'_>]) -> ValueInfoProto {
     let dim = shape.iter().map(|size| match size {
         Size::Fixed(n) => DimensionProto { dim_value: i64::try_from(*n).ok(), dim_param: None },
@@ -156,12 +156,12 @@ pub(super) fn value_info(name: &str, elem_type: i32, shape: &[Size<'_>]) -> Valu
     ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type }) }
 }
 
-/// A whole number that a node is told.
+/// An integer attribute of a node.
 pub(super) fn int<N: TryInto<i64>>(name: &str, i: N) -> AttributeProto {
     AttributeProto { name: name.to_owned(), i: i.try_into().ok(), f: None, kind: 2 }
 }
 
-/// A number that a node is told.
+/// A float attribute of a node.
 pub(super) fn float(name: &str, f: f32) -> AttributeProto {
     AttributeProto { name: name.to_owned(), f: Some(f), i: None, kind: 1 }
 }
@@ -170,7 +170,7 @@ fn dims(shape: &[usize]) -> Vec<i64> {
     shape.iter().filter_map(|&n| i64::try_from(n).ok()).collect()
 }
 
-/// A constant inside the graph's own file.
+/// A constant inside the file of the graph.
 pub(super) fn constant(name: &str, data_type: i32, shape: &[usize], raw: Vec<u8>) -> TensorProto {
     TensorProto {
         dims: dims(shape),
@@ -181,7 +181,7 @@ pub(super) fn constant(name: &str, data_type: i32, shape: &[usize], raw: Vec<u8>
     }
 }
 
-/// A constant in the file beside it.
+/// A constant in the file beside the graph.
 pub(super) fn external(
     name: &str,
     data_type: i32,

@@ -1,19 +1,19 @@
-//! A GGUF vocabulary as the `tokenizer.json` of the tokenizers library.
+//! Converts a GGUF vocabulary to the `tokenizer.json` of the `tokenizers` library.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value as Json, json};
 
 use super::gguf::{Gguf, Value};
 
-/// GGUF's number for a control token.
+/// GGUF's token type of control tokens.
 const CONTROL: f64 = 3.0;
-/// GGUF's number for a token that its user added.
+/// GGUF's token type of user-defined tokens.
 const ADDED: f64 = 4.0;
 
-/// The tokenizer of a model.
+/// Converts the tokenizer of a model.
 ///
 /// # Errors
-/// If its kind is not supported; the error names those that are.
+/// If the kind of tokenizer is not supported; the error names the supported ones.
 pub(super) fn tokenizer(model: &Gguf) -> Result<Json> {
     let kind = model.text("tokenizer.ggml.model").unwrap_or("unknown");
     ensure!(
@@ -62,7 +62,7 @@ pub(super) fn tokenizer(model: &Gguf) -> Result<Json> {
     }))
 }
 
-/// How a text is split before the merges, by llama.cpp's name for it.
+/// The pre-tokenizer with this name in llama.cpp.
 fn pre_tokenizer(name: &str) -> Result<Json> {
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
         "use_regex": true});

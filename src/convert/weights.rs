@@ -1,22 +1,22 @@
-//! Weights in the blocks of ONNX Runtime's `MatMulNBits` and `GatherBlockQuantized`.
+//! Block quantization in the layout of ONNX Runtime's `MatMulNBits` and `GatherBlockQuantized`.
 //!
-//! Source of the layout: the operators' descriptions in ONNX Runtime's contrib operators. A row is
-//! cut into blocks of 32; each has a scale and a whole zero point: `w = (q - zero) * scale`.
+//! Source: the documentation of ONNX Runtime's contrib operators. A row is split into blocks of 32 numbers, each with
+//! a scale and an integer zero point: `w = (q - zero) * scale`.
 
 use anyhow::{Result, ensure};
 use half::f16;
 
 use super::gguf::{Stored, TensorKind};
 
-/// Numbers in a block.
+/// Numbers of a block.
 pub(super) const BLOCK: usize = 32;
 
-/// How many bits a weight gets.
+/// Bits of a quantized weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnnxWeights {
-    /// 8 bits: from `Q8_0` without loss.
+    /// 8 bits: lossless from `Q8_0`.
     Int8,
-    /// 4 bits: two thirds of the size and faster to write with, less exact.
+    /// 4 bits: two thirds of the size and faster decoding, less accurate.
     Int4,
 }
 
@@ -28,7 +28,7 @@ impl OnnxWeights {
         }
     }
 
-    /// Its name in a `ModelContext`.
+    /// Name in a `ModelContext`.
     pub(super) fn name(self) -> &'static str {
         match self {
             OnnxWeights::Int8 => "int8",
@@ -37,7 +37,7 @@ impl OnnxWeights {
     }
 }
 
-/// A matrix in blocks.
+/// A block-quantized matrix.
 #[derive(Debug)]
 pub(super) struct Packed {
     pub(super) weights: OnnxWeights,
@@ -49,10 +49,10 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// Puts matrices of one width below each other.
+    /// Concatenates matrices by rows and quantizes them.
     ///
     /// # Errors
-    /// If their widths differ or are no whole blocks.
+    /// If their widths differ or are no multiple of a block.
     pub(super) fn of(parts: &[Rows<'_>], weights: OnnxWeights) -> Result<Packed> {
         let columns = parts.first().map_or(0, |part| part.stored.columns);
         ensure!(
@@ -86,7 +86,7 @@ impl Packed {
             for block in bytes.chunks_exact(34) {
                 self.scales.push(f16::from_le_bytes([block[0], block[1]]).to_f32());
                 self.zeros.push(128);
-                // a signed byte with its range moved up by 128
+                // a signed byte, offset by 128
                 self.data.extend(block[2..].iter().map(|q| q ^ 0x80));
             }
             return;
@@ -104,11 +104,11 @@ impl Packed {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "held between 0 and the highest step"
+        reason = "clamped to 0 up to the highest step"
     )]
     fn block(&mut self, values: &[f32]) {
         let steps = if self.weights == OnnxWeights::Int8 { 255.0_f32 } else { 15.0 };
-        // zero is always among what can be written
+        // zero is always representable
         let least = values.iter().copied().fold(0.0, f32::min);
         let most = values.iter().copied().fold(0.0, f32::max);
         let scale = (most - least) / steps;
@@ -125,12 +125,12 @@ impl Packed {
         }
     }
 
-    /// Blocks in a row.
+    /// Blocks of a row.
     pub(super) fn blocks(&self) -> usize {
         self.columns / BLOCK
     }
 
-    /// Bytes of a row's zero points.
+    /// Bytes of the zero points of a row.
     pub(super) fn zero_bytes(&self) -> usize {
         match self.weights {
             OnnxWeights::Int8 => self.blocks(),
@@ -139,15 +139,15 @@ impl Packed {
     }
 }
 
-/// Two 4-bit numbers in a byte, the first in its lower half.
+/// Packs two 4-bit numbers into a byte, the first in the lower half.
 fn pairs(numbers: &[u8]) -> Vec<u8> {
     numbers.chunks(2).map(|pair| pair[0] | pair.get(1).copied().unwrap_or(0) << 4).collect()
 }
 
-/// A stored matrix, and the order in which its rows are taken.
+/// A stored matrix with the order of its rows.
 pub(super) struct Rows<'s> {
     stored: &'s Stored,
-    /// Numbers of a head, if llama.cpp has put its rows into the order of its own rotation.
+    /// Dimensions of an attention head, if the rows are in llama.cpp's order of rotary embeddings.
     head: Option<usize>,
 }
 
@@ -156,8 +156,8 @@ impl<'s> Rows<'s> {
         Rows { stored, head: None }
     }
 
-    /// The rows of a query or key matrix: llama.cpp turns neighbours (2i, 2i + 1), ONNX Runtime
-    /// turns halves (i, i + half a head).
+    /// The rows of a query or key matrix in the order of ONNX Runtime: it rotates halves (i, i + half a head),
+    /// llama.cpp neighbours (2i, 2i + 1).
     pub(super) fn rotated(stored: &'s Stored, head: usize) -> Rows<'s> {
         Rows { stored, head: Some(head) }
     }
@@ -172,7 +172,7 @@ impl<'s> Rows<'s> {
     }
 }
 
-/// The numbers of a row.
+/// Dequantizes a row.
 pub(super) fn numbers(kind: TensorKind, bytes: &[u8]) -> Vec<f32> {
     let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
     let low = |q: &u8| f32::from(q & 0x0F);
@@ -212,7 +212,7 @@ pub(super) fn numbers(kind: TensorKind, bytes: &[u8]) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    fn back(packed: &Packed) -> Vec<f32> {
+    fn dequantized(packed: &Packed) -> Vec<f32> {
         let eight = packed.weights == OnnxWeights::Int8;
         let unpack = |bytes: &[u8]| -> Vec<u8> {
             if eight {
@@ -244,22 +244,22 @@ mod tests {
         assert!((expected[0] + 25.0).abs() < 1e-6);
         let stored = Stored { kind: TensorKind::Q8_0, rows: 1, columns: 32, bytes };
         let packed = Packed::of(&[Rows::plain(&stored)], OnnxWeights::Int8).unwrap();
-        assert_eq!(back(&packed), expected);
+        assert_eq!(dequantized(&packed), expected);
 
         for (weights, steps) in [(OnnxWeights::Int8, 255.0), (OnnxWeights::Int4, 15.0)] {
             let values = row(3, 64);
             let bytes = values.iter().flat_map(|w| w.to_le_bytes()).collect();
             let stored = Stored { kind: TensorKind::F32, rows: 1, columns: 64, bytes };
             let packed = Packed::of(&[Rows::plain(&stored)], weights).unwrap();
-            for (got, want) in back(&packed).iter().zip(&values) {
-                // a whole zero point moves the range by up to half a step more
+            for (got, want) in dequantized(&packed).iter().zip(&values) {
+                // an integer zero point shifts the range by up to half a step
                 assert!((got - want).abs() <= 3.0 / steps * 1.01, "{weights:?}: {got} for {want}");
             }
         }
     }
 
     #[test]
-    fn rotated_rows_come_back_into_halves() {
+    fn rows_of_rotary_embeddings_are_reordered_to_halves() {
         let stored =
             Stored { kind: TensorKind::F32, rows: 8, columns: 32, bytes: vec![0; 8 * 128] };
         let rows = Rows::rotated(&stored, 4);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn four_bit_blocks_of_ggml_are_read_as_they_are_written() {
+    fn four_bit_blocks_of_ggml_are_dequantized() {
         let mut bytes = f16::from_f32(0.5).to_le_bytes().to_vec();
         bytes.extend(f16::from_f32(-1.0).to_le_bytes());
         bytes.extend([0x21; 16]);

@@ -1,4 +1,4 @@
-//! Engines: local models, each run by a thread of its own in a child process.
+//! Engines: local models, each run by its own worker thread in a child process.
 
 #[cfg(feature = "onnx")]
 mod classifier;

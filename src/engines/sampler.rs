@@ -1,12 +1,12 @@
-//! Chooses the next token from the logits: the same code for every engine.
+//! Sampler: draws the next token from the logits, for every engine.
 
 use crate::model::context::InferenceSettings;
 use crate::request::job::Sampling;
 
-/// How many tokens back the repeat penalty looks, the usual window of llama.cpp.
+/// Window of the repeat penalty, tokens: the default of llama.cpp.
 const PENALTY_WINDOW: usize = 64;
 
-/// One request's way of choosing.
+/// The sampling state of one request.
 #[derive(Debug)]
 pub struct Sampler {
     temperature: f32,
@@ -16,14 +16,12 @@ pub struct Sampler {
     repeat_penalty: f32,
     recent: Vec<u32>,
     random: fastrand::Rng,
-    /// Kept between tokens, so that nothing is allocated for each.
+    /// Kept between tokens to avoid an allocation for each.
     candidates: Vec<(u32, f32)>,
 }
 
 impl Sampler {
-    /// The request's wishes, the model's defaults where it has none.
-    ///
-    /// Without a seed the choice is random.
+    /// The sampling parameters of a request, with the model's defaults. Without a seed the result is random.
     pub fn new(asked: &Sampling, defaults: &InferenceSettings) -> Sampler {
         #[expect(
             clippy::cast_possible_truncation,
@@ -45,13 +43,13 @@ impl Sampler {
         }
     }
 
-    /// The next token among those that `allowed` lets pass; none if there is none.
+    /// Samples the next token among the `allowed` ones; `None` if no allowed token has a finite logit.
     ///
-    /// What is not allowed is dropped first, so that no later step can leave it as the only one.
-    pub fn choose(&mut self, logits: &mut [f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
+    /// Tokens that are not allowed are removed before top k, min p and top p.
+    pub fn sample(&mut self, logits: &mut [f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
         self.penalise(logits);
         let token = if self.temperature <= 0.0 {
-            best(logits, allowed)
+            argmax(logits, allowed)
         } else {
             self.draw(logits, allowed)
         }?;
@@ -62,16 +60,16 @@ impl Sampler {
         Some(token)
     }
 
-    /// Makes recent tokens less likely, as in Keskar et al. 2019, arXiv:1909.05858, section 4.1.
-    #[expect(clippy::float_cmp, reason = "exactly 1 is off")]
+    /// Repeat penalty: Keskar et al. 2019, arXiv:1909.05858, section 4.1.
+    #[expect(clippy::float_cmp, reason = "exactly 1 disables the penalty")]
     fn penalise(&self, logits: &mut [f32]) {
         if self.repeat_penalty == 1.0 {
             return;
         }
-        let mut seen = self.recent.clone();
-        seen.sort_unstable();
-        seen.dedup();
-        for token in seen {
+        let mut recent = self.recent.clone();
+        recent.sort_unstable();
+        recent.dedup();
+        for token in recent {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = if *logit > 0.0 {
                     *logit / self.repeat_penalty
@@ -82,7 +80,7 @@ impl Sampler {
         }
     }
 
-    /// Top k, then softmax with temperature, then min p and top p, then a draw.
+    /// Top k, softmax with temperature, min p, top p, then a random draw.
     fn draw(&mut self, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
         let all = logits.iter().enumerate().filter(|(_, logit)| logit.is_finite());
         self.candidates.clear();
@@ -98,7 +96,7 @@ impl Sampler {
         for (_, logit) in candidates.iter_mut() {
             *logit = ((*logit - most) / self.temperature).exp();
         }
-        // the likeliest now has weight 1
+        // the likeliest token has weight 1
         candidates.retain(|c| c.1 >= self.min_p);
         candidates.sort_unstable_by(by_logit);
         let total: f32 = candidates.iter().map(|c| c.1).sum();
@@ -118,7 +116,7 @@ impl Sampler {
     }
 }
 
-fn best(logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
+fn argmax(logits: &[f32], allowed: impl Fn(u32) -> bool) -> Option<u32> {
     let mut best: Option<(u32, f32)> = None;
     for (id, &logit) in logits.iter().enumerate() {
         let better = best.is_none_or(|(_, most)| logit > most);
@@ -144,7 +142,7 @@ mod tests {
 
     fn draws(asked: &Sampling, logits: &[f32], allowed: fn(u32) -> bool) -> Vec<u32> {
         let mut sampler = sampler(asked);
-        (0..2000).map(|_| sampler.choose(&mut logits.to_vec(), allowed).unwrap()).collect()
+        (0..2000).map(|_| sampler.sample(&mut logits.to_vec(), allowed).unwrap()).collect()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "small counts")]
@@ -153,17 +151,17 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_best_allowed() {
+    fn greedy_sampling_takes_the_likeliest_allowed_token() {
         let mut s = sampler(&Sampling::default());
-        assert_eq!(s.choose(&mut [1.0, 3.0, 2.0], |_| true), Some(1));
-        assert_eq!(s.choose(&mut [1.0, 3.0, 2.0], |t| t != 1), Some(2));
-        assert_eq!(s.choose(&mut [1.0, 3.0, 2.0], |_| false), None);
-        assert_eq!(s.choose(&mut [f32::NAN, f32::NEG_INFINITY, -5.0], |_| true), Some(2));
-        assert_eq!(s.choose(&mut [], |_| true), None);
+        assert_eq!(s.sample(&mut [1.0, 3.0, 2.0], |_| true), Some(1));
+        assert_eq!(s.sample(&mut [1.0, 3.0, 2.0], |t| t != 1), Some(2));
+        assert_eq!(s.sample(&mut [1.0, 3.0, 2.0], |_| false), None);
+        assert_eq!(s.sample(&mut [f32::NAN, f32::NEG_INFINITY, -5.0], |_| true), Some(2));
+        assert_eq!(s.sample(&mut [], |_| true), None);
     }
 
     #[test]
-    fn a_seed_repeats_itself() {
+    fn a_seed_makes_samples_repeatable() {
         let asked = Sampling { temperature: Some(1.0), seed: Some(7), ..Sampling::default() };
         let logits = [0.1, 0.2, 0.3, 0.4];
         assert_eq!(draws(&asked, &logits, |_| true), draws(&asked, &logits, |_| true));
@@ -172,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_follow_the_softmax() {
+    fn frequencies_are_those_of_the_softmax() {
         let asked = Sampling { temperature: Some(1.0), seed: Some(1), ..Sampling::default() };
         let drawn = draws(&asked, &[0.0, 1.0, 2.0], |_| true);
         for (token, expected) in [(0, 0.090), (1, 0.245), (2, 0.665)] {
@@ -183,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bound_cuts() {
+    fn each_bound_removes_tokens() {
         let base = Sampling { temperature: Some(1.0), seed: Some(1), ..Sampling::default() };
         let logits = [0.0, 1.0, 2.0, 3.0];
         let only = |asked: Sampling, kept: &[u32]| {
@@ -198,16 +196,16 @@ mod tests {
         only(Sampling { min_p: Some(0.3), ..base.clone() }, &[2, 3]);
         only(Sampling { top_p: Some(0.5), ..base.clone() }, &[3]);
         only(Sampling { top_p: Some(0.7), ..base.clone() }, &[2, 3]);
-        // what is not allowed goes before the k likeliest are taken
+        // tokens that are not allowed are removed before top k
         let drawn = draws(&Sampling { top_k: Some(1), ..base }, &logits, |t| t < 2);
         assert!(drawn.iter().all(|&t| t == 1));
     }
 
     #[test]
-    fn repeats_become_less_likely() {
+    fn the_repeat_penalty_makes_repeats_less_likely() {
         let mut s = sampler(&Sampling { repeat_penalty: Some(2.0), ..Sampling::default() });
-        assert_eq!(s.choose(&mut [2.9, 3.0, -1.0], |_| true), Some(1));
-        assert_eq!(s.choose(&mut [2.9, 3.0, -1.0], |_| true), Some(0));
-        assert_eq!(s.choose(&mut [2.9, 3.0, -1.0], |t| t != 0), Some(1));
+        assert_eq!(s.sample(&mut [2.9, 3.0, -1.0], |_| true), Some(1));
+        assert_eq!(s.sample(&mut [2.9, 3.0, -1.0], |_| true), Some(0));
+        assert_eq!(s.sample(&mut [2.9, 3.0, -1.0], |t| t != 0), Some(1));
     }
 }

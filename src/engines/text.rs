@@ -1,34 +1,34 @@
-//! Turns the bytes of tokens into text: no character is split, and a stop string never shows.
+//! Incremental detokenization: no character is split, and stop strings are removed.
 
-/// Collects bytes and gives back what may be shown.
+/// Collects the bytes of tokens and returns text that is final.
 #[derive(Debug, Default)]
 pub struct TextOut {
-    /// The beginning of a character that is not whole yet: at most 3 bytes.
+    /// The start of an incomplete character, at most 3 bytes.
     partial: Vec<u8>,
-    /// Text that may turn out to be the beginning of a stop string.
+    /// Text that may be the start of a stop string.
     held: String,
     stops: Vec<String>,
     stopped: bool,
 }
 
 impl TextOut {
-    /// Ends before the first of `stops`.
+    /// Text that ends before the first occurrence of a stop string.
     pub fn new(stops: Vec<String>) -> TextOut {
         TextOut { stops, ..TextOut::default() }
     }
 
-    /// Whether a stop string has come.
+    /// Whether a stop string occurred.
     pub fn is_stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Takes the bytes of one token and gives the text that may be shown by now.
+    /// Adds the bytes of one token; returns the text that became final.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         if self.stopped {
             return String::new();
         }
         self.partial.extend_from_slice(bytes);
-        self.take_whole_characters();
+        self.take_characters();
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
             self.held.truncate(at);
             self.stopped = true;
@@ -39,7 +39,7 @@ impl TextOut {
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// What is left at the end of the answer.
+    /// Returns the rest at the end of the answer.
     pub fn finish(&mut self) -> String {
         if self.stopped {
             return String::new();
@@ -49,11 +49,10 @@ impl TextOut {
         std::mem::take(&mut self.held)
     }
 
-    /// Moves whole characters from `partial` to `held`; bytes that can't be part of any character
-    /// become U+FFFD.
-    fn take_whole_characters(&mut self) {
+    /// Moves complete characters from `partial` to `held`; invalid bytes become U+FFFD.
+    fn take_characters(&mut self) {
         let mut bytes = std::mem::take(&mut self.partial);
-        // bounded: each turn takes at least one byte off `bytes` or ends
+        // bounded: each round removes at least one byte or returns
         loop {
             match std::str::from_utf8(&bytes) {
                 Ok(text) => {
@@ -75,7 +74,7 @@ impl TextOut {
     }
 }
 
-/// Length of the longest end of `text` that is a beginning of `stop`.
+/// Length of the longest suffix of `text` that is a proper prefix of `stop`, bytes.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = stop.len().saturating_sub(1).min(text.len());
     (1..=longest)
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn stop_strings_never_show() {
+    fn stop_strings_are_removed() {
         check(&["\n"], &[b"one", b"\ntwo"], &["one", "", ""], true);
         check(&["END"], &[b"a E", b"N", b"D b"], &["a ", "", "", ""], true);
         check(&["END"], &[b"a E", b"N", b"A"], &["a ", "", "ENA", ""], false);
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn split_anywhere_the_text_is_the_same() {
+    fn the_text_does_not_depend_on_the_split() {
         let text = "naïve 🔥 stop STOP after";
         for at in 0..text.len() {
             let mut out = TextOut::new(vec!["STOP".to_owned()]);

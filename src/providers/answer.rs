@@ -1,4 +1,4 @@
-//! An answer as it comes in from a provider, whatever its protocol: piece by piece to the asker.
+//! Reads a provider's answer, in any protocol, and streams it to the client.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use reqwest::header::CONTENT_TYPE;
 use serde_json::Map;
 
 use super::Protocol;
-use super::stream::{Events, whole};
+use super::stream::{Events, buffered};
 use crate::clock::now;
 use crate::limits::{ANSWER_BYTES_MAX, TOOL_CALLS_MAX};
 use crate::model::generate::{Fault, Finish, Out, TokenLogprob, Usage};
@@ -17,44 +17,44 @@ use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::{ToolCall, Tools};
 
-/// What one event says, or a whole answer.
+/// What one event of a stream adds, or a buffered answer.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct News {
-    /// More of the answer.
+pub(super) struct AnswerDelta {
+    /// More text.
     pub(super) text: Option<String>,
-    /// Why it ends.
+    /// Why the answer ends.
     pub(super) finish: Option<Finish>,
     /// Tokens of the prompt, cached ones included.
     pub(super) prompt_tokens: Option<u32>,
-    /// Of these, cached ones.
+    /// Tokens of the prompt that were cached.
     pub(super) cached_tokens: Option<u32>,
     /// Tokens of the answer so far.
     pub(super) completion_tokens: Option<u32>,
-    /// More of the tools that it calls.
-    pub(super) calls: Vec<CallPiece>,
-    /// How likely these tokens were.
+    /// More of the tool calls.
+    pub(super) calls: Vec<CallDelta>,
+    /// Log-probabilities of the tokens.
     pub(super) logprobs: Vec<TokenLogprob>,
-    /// Nothing comes after this.
+    /// Whether this is the last event.
     pub(super) is_last: bool,
 }
 
-/// A piece of a call: its head once, its arguments in pieces of text.
+/// Part of a tool call: id and name once, the arguments in parts.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct CallPiece {
-    /// Which of several.
-    pub(super) place: u32,
-    /// The provider's name for it.
+pub(super) struct CallDelta {
+    /// Index among the calls of the answer.
+    pub(super) index: u32,
+    /// The provider's id of the call.
     pub(super) id: Option<String>,
     /// The tool's name.
     pub(super) name: Option<String>,
-    /// More of the arguments, a JSON object as text.
+    /// More of the arguments, the text of a JSON object.
     pub(super) arguments: Option<String>,
 }
 
-/// A call as far as it has come in.
+/// A tool call as far as it was received.
 #[derive(Default)]
-struct Partial {
-    place: u32,
+struct PartialCall {
+    index: u32,
     id: String,
     name: String,
     arguments: String,
@@ -62,24 +62,25 @@ struct Partial {
 
 struct Reader<'o> {
     out: &'o mut Out,
-    asked: Instant,
+    started: Instant,
     first: Option<Instant>,
     format: &'o Format,
     tools: Option<&'o Tools>,
-    /// JSON comes as the arguments of a call; see [`Protocol::json_by_tool`].
-    is_called: bool,
-    calls: Vec<Partial>,
-    /// The answer, if it must be JSON.
+    /// JSON mode is emulated by a forced tool call; see [`Protocol::json_by_tool`].
+    is_json_by_tool: bool,
+    calls: Vec<PartialCall>,
+    /// The answer so far, if it must be JSON.
     kept: Option<String>,
     bytes: usize,
-    pieces: u32,
-    known: News,
+    chunks: u32,
+    known: AnswerDelta,
 }
 
-/// Writes the answer to `out` piece by piece.
+/// Reads the answer and writes its text to `out` as it comes in.
 ///
 /// # Errors
-/// [`Fault::ProtocolError`] if it is not what the protocol says, or not whole; see the table of the room.
+/// [`Fault::ProtocolError`] if the answer breaks the protocol, [`Fault::Crashed`] if it ends early; see the
+/// table of [`super`].
 pub(super) async fn read(
     response: Response,
     protocol: &Protocol,
@@ -90,16 +91,16 @@ pub(super) async fn read(
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned();
     let mut reader = Reader {
         out,
-        asked: now(),
+        started: now(),
         first: None,
         format: &job.format,
         tools: job.tools.as_deref(),
-        is_called: protocol.json_by_tool && job.format != Format::Text,
+        is_json_by_tool: protocol.json_by_tool && job.format != Format::Text,
         calls: Vec::new(),
         kept: (job.format != Format::Text).then(String::new),
         bytes: 0,
-        pieces: 0,
-        known: News::default(),
+        chunks: 0,
+        known: AnswerDelta::default(),
     };
     match kind.as_str() {
         "text/event-stream" => reader.follow(Events::of(response), protocol).await?,
@@ -107,17 +108,19 @@ pub(super) async fn read(
         "application/vnd.amazon.eventstream" => {
             reader.follow(Events::framed(response), protocol).await?;
         }
-        // some answer whole, whatever they are asked
+        // some providers never stream
         "application/json" => {
-            let body = whole(response).await?;
+            let body = buffered(response).await?;
             reader.take((protocol.parse)(&body)?).await?;
         }
-        other => return Err(Fault::ProtocolError(format!("unexpected content type {other:?}"))),
+        other => {
+            return Err(Fault::ProtocolError(format!("unexpected content type {other:?}")));
+        }
     }
     reader.end()
 }
 
-/// The fault of a provider that will not write this.
+/// The fault of an answer that the provider's content filter stopped, or that the model refused.
 pub(super) fn forbidden() -> Fault {
     Fault::Rejected(Refusal::new(
         Code::Forbidden,
@@ -125,12 +128,12 @@ pub(super) fn forbidden() -> Fault {
     ))
 }
 
-/// The fault of a provider that says in the middle of an answer that it can't go on.
+/// The fault of an error event in the middle of an answer.
 pub(super) fn gave_up(message: Option<&str>) -> Fault {
     Fault::Crashed(format!("the provider aborted: {}", message.unwrap_or("without a reason")))
 }
 
-/// The fault of an answer that is not what the protocol says.
+/// The fault of an event that can't be parsed.
 pub(super) fn unreadable(error: &serde_json::Error) -> Fault {
     Fault::ProtocolError(format!("invalid response: {error}"))
 }
@@ -148,31 +151,31 @@ impl Reader<'_> {
                 () = self.out.gone() => return Err(Fault::Cancelled),
             };
             let Some(data) = event else {
-                // not all say that they are done
+                // some providers send no last event
                 return if self.known.finish.is_some() { Ok(()) } else { Err(early()) };
             };
-            let news = (protocol.parse)(&data?)?;
-            let is_last = news.is_last;
-            self.take(news).await?;
+            let delta = (protocol.parse)(&data?)?;
+            let is_last = delta.is_last;
+            self.take(delta).await?;
             if is_last {
                 return Ok(());
             }
         }
     }
 
-    async fn take(&mut self, news: News) -> Result<(), Fault> {
+    async fn take(&mut self, delta: AnswerDelta) -> Result<(), Fault> {
         let known = &mut self.known;
-        known.logprobs.extend(news.logprobs);
-        known.finish = news.finish.or(known.finish);
-        known.prompt_tokens = news.prompt_tokens.or(known.prompt_tokens);
-        known.cached_tokens = news.cached_tokens.or(known.cached_tokens);
-        known.completion_tokens = news.completion_tokens.or(known.completion_tokens);
-        let text = if self.is_called {
-            // what it says besides is no part of the JSON
-            Some(news.calls.into_iter().filter_map(|piece| piece.arguments).collect())
+        known.logprobs.extend(delta.logprobs);
+        known.finish = delta.finish.or(known.finish);
+        known.prompt_tokens = delta.prompt_tokens.or(known.prompt_tokens);
+        known.cached_tokens = delta.cached_tokens.or(known.cached_tokens);
+        known.completion_tokens = delta.completion_tokens.or(known.completion_tokens);
+        let text = if self.is_json_by_tool {
+            // text beside the call is no part of the JSON
+            Some(delta.calls.into_iter().filter_map(|part| part.arguments).collect())
         } else {
-            self.take_calls(news.calls)?;
-            news.text
+            self.take_calls(delta.calls)?;
+            delta.text
         };
         match text.filter(|text: &String| !text.is_empty()) {
             Some(text) => self.write(text).await,
@@ -183,23 +186,23 @@ impl Reader<'_> {
         }
     }
 
-    fn take_calls(&mut self, pieces: Vec<CallPiece>) -> Result<(), Fault> {
-        for CallPiece { place, id, name, arguments } in pieces {
-            // some say the head of a call with each piece, and some give all calls one place
-            let is_it = |call: &Partial| {
+    fn take_calls(&mut self, parts: Vec<CallDelta>) -> Result<(), Fault> {
+        for CallDelta { index, id, name, arguments } in parts {
+            // some providers repeat id and name with each part, some give all calls one index
+            let is_same = |call: &PartialCall| {
                 let is_new = id.as_ref().is_some_and(|id| !call.id.is_empty() && call.id != *id);
-                call.place == place && !is_new
+                call.index == index && !is_new
             };
-            let known = self.calls.iter().rposition(is_it);
+            let known = self.calls.iter().rposition(is_same);
             let at = known.unwrap_or_else(|| {
-                self.calls.push(Partial { place, ..Partial::default() });
+                self.calls.push(PartialCall { index, ..PartialCall::default() });
                 self.calls.len() - 1
             });
             let call = &mut self.calls[at];
-            for (known, told) in [(&mut call.id, id), (&mut call.name, name)] {
-                if let (true, Some(told)) = (known.is_empty(), told) {
-                    self.bytes += told.len();
-                    *known = told;
+            for (known, sent) in [(&mut call.id, id), (&mut call.name, name)] {
+                if let (true, Some(sent)) = (known.is_empty(), sent) {
+                    self.bytes += sent.len();
+                    *known = sent;
                 }
             }
             let more = arguments.unwrap_or_default();
@@ -215,7 +218,7 @@ impl Reader<'_> {
     async fn write(&mut self, text: String) -> Result<(), Fault> {
         self.first.get_or_insert_with(now);
         self.bytes += text.len();
-        self.pieces += 1;
+        self.chunks += 1;
         if self.bytes > ANSWER_BYTES_MAX {
             return Err(Fault::ProtocolError("the answer exceeds the size limit".to_owned()));
         }
@@ -227,10 +230,10 @@ impl Reader<'_> {
 
     fn end(mut self) -> Result<Usage, Fault> {
         let finish = self.known.finish.ok_or_else(early)?;
-        let tool_calls = self.called(finish)?;
+        let tool_calls = self.tool_calls(finish)?;
         let finish = match finish {
             Finish::Length => Finish::Length,
-            // some say that they stopped where they call, others the other way round
+            // some providers state "stop" for an answer with calls, some the reverse
             Finish::Stop | Finish::ToolCalls if tool_calls.is_empty() => Finish::Stop,
             Finish::Stop | Finish::ToolCalls => Finish::ToolCalls,
         };
@@ -244,19 +247,19 @@ impl Reader<'_> {
             tool_calls,
             prompt_tokens: self.known.prompt_tokens.unwrap_or(0),
             cached_tokens: self.known.cached_tokens.unwrap_or(0),
-            // one that does not count is taken to write a token a piece
-            completion_tokens: self.known.completion_tokens.unwrap_or(self.pieces),
+            // without a count, one token for each chunk is assumed
+            completion_tokens: self.known.completion_tokens.unwrap_or(self.chunks),
             chunks: self.out.written(),
-            prefill_ms: first.duration_since(self.asked).as_secs_f64() * 1e3,
+            prefill_ms: first.duration_since(self.started).as_secs_f64() * 1e3,
             logprobs: self.known.logprobs,
             decode_ms: ended.duration_since(first).as_secs_f64() * 1e3,
             ..Usage::one_piece("")
         })
     }
 
-    /// The calls, which must be what was offered. Of an answer that was cut off none counts: the last
-    /// is not whole, and nobody knows what would have come behind it.
-    fn called(&mut self, finish: Finish) -> Result<Vec<ToolCall>, Fault> {
+    /// The tool calls, which must be of offered tools. An answer that was cut off by its length has none: the
+    /// last call may be incomplete, and more may have followed.
+    fn tool_calls(&mut self, finish: Finish) -> Result<Vec<ToolCall>, Fault> {
         let partial = std::mem::take(&mut self.calls);
         if finish == Finish::Length {
             return Ok(Vec::new());
@@ -273,7 +276,7 @@ impl Reader<'_> {
             Ok(ToolCall { id, name: call.name, arguments })
         });
         let calls = calls.collect::<Result<Vec<ToolCall>, Fault>>()?;
-        if finish == Finish::ToolCalls && calls.is_empty() && !self.is_called {
+        if finish == Finish::ToolCalls && calls.is_empty() && !self.is_json_by_tool {
             return Err(Fault::ProtocolError("finish reason tool_calls without a call".to_owned()));
         }
         match self.tools {

@@ -1,41 +1,41 @@
-//! Anthropic's messages: what is asked, and what each event says.
+//! Anthropic's Messages API: requests, and the events of an answer.
 //!
-//! Source: the API reference of messages, with `stream`.
+//! Source: the API reference of Messages, with `stream`.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answer::{CallPiece, News, forbidden, gave_up, unreadable};
+use super::answer::{AnswerDelta, CallDelta, forbidden, gave_up, unreadable};
 use super::{tools_or_answer, with_results};
 use crate::catalog::provider::Provider;
 use crate::model::generate::{Fault, Finish};
-use crate::request::job::{Job, Message as Turn, Role};
+use crate::request::job::{Job, Message as JobMessage, Role};
 use crate::request::tools::{Name, ToolCall, ToolChoice, Tools};
 
-/// The version of the protocol, which every request names.
+/// Version of the protocol, a header of every request.
 pub(super) const VERSION: &str = "2023-06-01";
-/// The highest temperature there.
+/// Highest temperature that the API accepts.
 const TEMPERATURE_MAX: f32 = 1.0;
 
-/// The body of a request. What the system says goes beside the conversation.
+/// Builds the body of a request. System messages are a field beside the conversation.
 ///
 /// # Errors
-/// [`Fault::Rejected`] for what this protocol can't be asked.
+/// [`Fault::Rejected`] for a format that this protocol lacks.
 pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let tools = tools_or_answer(job)?;
     let tools = tools.as_deref();
     let sampling = &job.sampling;
-    let (rules, talk): (Vec<_>, Vec<_>) =
+    let (system, conversation): (Vec<_>, Vec<_>) =
         job.messages.iter().partition(|message| message.role == Role::System);
-    let rules: Vec<&str> = rules.iter().map(|message| message.content.as_str()).collect();
+    let system: Vec<&str> = system.iter().map(|message| message.content.as_str()).collect();
     let mut body = json!({
         "model": entry.model,
-        "messages": with_results(&talk, result, said),
+        "messages": with_results(&conversation, result, message),
         "stream": true,
         "max_tokens": entry.most_tokens(sampling.max_tokens),
     });
-    let wishes = [
-        ("system", (!rules.is_empty()).then(|| json!(rules.join("\n\n")))),
+    let options = [
+        ("system", (!system.is_empty()).then(|| json!(system.join("\n\n")))),
         ("temperature", sampling.temperature.map(|t| json!(t.min(TEMPERATURE_MAX)))),
         ("top_p", sampling.top_p.map(|p| json!(p))),
         ("top_k", sampling.top_k.filter(|k| *k > 0).map(|k| json!(k))),
@@ -43,27 +43,27 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
         ("tool_choice", tools.map(choice)),
         ("stop_sequences", (!sampling.stop.is_empty()).then(|| json!(sampling.stop))),
     ];
-    for (name, wish) in wishes {
-        if let Some(value) = wish {
+    for (name, option) in options {
+        if let Some(value) = option {
             body[name] = value;
         }
     }
     Ok(body)
 }
 
-fn result(turn: &Turn) -> Value {
-    json!({"type": "tool_result", "tool_use_id": turn.tool_call_id, "content": turn.content})
+fn result(message: &JobMessage) -> Value {
+    json!({"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.content})
 }
 
-fn said(turn: &Turn) -> Value {
-    if turn.tool_calls.is_empty() {
-        return json!({"role": turn.role, "content": turn.content});
+fn message(message: &JobMessage) -> Value {
+    if message.tool_calls.is_empty() {
+        return json!({"role": message.role, "content": message.content});
     }
-    let text = Some(&turn.content).filter(|text| !text.is_empty());
+    let text = Some(&message.content).filter(|text| !text.is_empty());
     let text = text.map(|text| json!({"type": "text", "text": text}));
     let call = |call: &ToolCall| json!({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments});
-    let blocks = text.into_iter().chain(turn.tool_calls.iter().map(call));
-    json!({"role": turn.role, "content": blocks.collect::<Vec<_>>()})
+    let blocks = text.into_iter().chain(message.tool_calls.iter().map(call));
+    json!({"role": message.role, "content": blocks.collect::<Vec<_>>()})
 }
 
 fn choice(tools: &Tools) -> Value {
@@ -95,16 +95,16 @@ enum Event {
         delta: Delta,
     },
     MessageDelta {
-        delta: Ending,
-        usage: Option<Counted>,
+        delta: MessageEnd,
+        usage: Option<TokenCounts>,
     },
     MessageStop,
     Error {
         error: Value,
     },
-    /// A whole answer.
+    /// A buffered answer.
     Message(Message),
-    /// The end of blocks, signs of life, and what is added later.
+    /// The ends of blocks, `ping`, and events that are added later.
     #[serde(other)]
     Other,
 }
@@ -114,20 +114,20 @@ struct Message {
     #[serde(default)]
     content: Vec<Block>,
     stop_reason: Option<String>,
-    usage: Option<Counted>,
+    usage: Option<TokenCounts>,
 }
 
-/// A block, whole or at its beginning; what is neither text nor a call has none of these.
+/// A content block, complete or at its start; a block that is neither text nor a tool call has no field set.
 #[derive(Debug, Deserialize)]
 struct Block {
     text: Option<String>,
     id: Option<String>,
     name: Option<String>,
-    /// Empty at the beginning of a call.
+    /// Empty at the start of a streamed call.
     input: Option<Map<String, Value>>,
 }
 
-/// A piece of a block.
+/// More of a block.
 #[derive(Debug, Deserialize)]
 struct Delta {
     text: Option<String>,
@@ -135,21 +135,21 @@ struct Delta {
 }
 
 impl Block {
-    /// The call that it is or begins, if it is one.
-    fn call(self, place: u32) -> Option<CallPiece> {
+    /// The tool call that this block is or starts.
+    fn call(self, index: u32) -> Option<CallDelta> {
         let input = self.input?;
         let arguments = (!input.is_empty()).then(|| Value::Object(input).to_string());
-        Some(CallPiece { place, id: self.id, name: self.name, arguments })
+        Some(CallDelta { index, id: self.id, name: self.name, arguments })
     }
 }
 
 #[derive(Debug, Deserialize)]
-struct Ending {
+struct MessageEnd {
     stop_reason: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Counted {
+struct TokenCounts {
     /// Tokens that were not cached.
     input_tokens: Option<u32>,
     cache_read_input_tokens: Option<u32>,
@@ -157,58 +157,58 @@ struct Counted {
     output_tokens: Option<u32>,
 }
 
-/// What an event says, or a whole answer.
+/// Parses an event, or a buffered answer.
 ///
 /// # Errors
-/// [`Fault::ProtocolError`] for what can't be read, [`Fault::Crashed`] for an error in the middle,
-/// [`Fault::Rejected`] for a forbidden answer.
-pub(super) fn parse(data: &str) -> Result<News, Fault> {
+/// [`Fault::ProtocolError`] for an unknown format, [`Fault::Crashed`] for an error event,
+/// [`Fault::Rejected`] for a refusal.
+pub(super) fn parse(data: &str) -> Result<AnswerDelta, Fault> {
     let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
     match event {
-        Event::MessageStart { message } => news(None, None, message.usage),
+        Event::MessageStart { message } => delta_of(None, None, message.usage),
         Event::ContentBlockStart { index, content_block } => {
             let text = content_block.text.clone();
-            Ok(News {
+            Ok(AnswerDelta {
                 text,
                 calls: content_block.call(index).into_iter().collect(),
-                ..News::default()
+                ..AnswerDelta::default()
             })
         }
         Event::ContentBlockDelta { index, delta: Delta { text, partial_json } } => {
             let arguments =
-                |text| CallPiece { place: index, arguments: Some(text), ..CallPiece::default() };
+                |text| CallDelta { index, arguments: Some(text), ..CallDelta::default() };
             let calls = partial_json.map(arguments).into_iter().collect();
-            Ok(News { text, calls, ..News::default() })
+            Ok(AnswerDelta { text, calls, ..AnswerDelta::default() })
         }
-        Event::MessageDelta { delta, usage } => news(None, delta.stop_reason, usage),
-        Event::MessageStop => Ok(News { is_last: true, ..News::default() }),
+        Event::MessageDelta { delta, usage } => delta_of(None, delta.stop_reason, usage),
+        Event::MessageStop => Ok(AnswerDelta { is_last: true, ..AnswerDelta::default() }),
         Event::Message(message) => {
             let text = message.content.iter().filter_map(|block| block.text.as_deref()).collect();
             let calls = (0..).zip(message.content).filter_map(|(n, block)| block.call(n)).collect();
-            Ok(News { calls, ..news(Some(text), message.stop_reason, message.usage)? })
+            Ok(AnswerDelta { calls, ..delta_of(Some(text), message.stop_reason, message.usage)? })
         }
         Event::Error { error } => Err(gave_up(error["message"].as_str())),
-        Event::Other => Ok(News::default()),
+        Event::Other => Ok(AnswerDelta::default()),
     }
 }
 
-fn news(
+fn delta_of(
     text: Option<String>,
     reason: Option<String>,
-    counted: Option<Counted>,
-) -> Result<News, Fault> {
-    let counted = counted.unwrap_or_default();
-    let cached = counted.cache_read_input_tokens.unwrap_or(0);
-    let written = counted.cache_creation_input_tokens.unwrap_or(0);
-    Ok(News {
+    counts: Option<TokenCounts>,
+) -> Result<AnswerDelta, Fault> {
+    let counts = counts.unwrap_or_default();
+    let cached = counts.cache_read_input_tokens.unwrap_or(0);
+    let written = counts.cache_creation_input_tokens.unwrap_or(0);
+    Ok(AnswerDelta {
         text,
         finish: reason.map(|reason| finish(&reason)).transpose()?,
-        prompt_tokens: counted
+        prompt_tokens: counts
             .input_tokens
             .map(|tokens| tokens.saturating_add(cached).saturating_add(written)),
-        cached_tokens: counted.cache_read_input_tokens,
-        completion_tokens: counted.output_tokens,
-        ..News::default()
+        cached_tokens: counts.cache_read_input_tokens,
+        completion_tokens: counts.output_tokens,
+        ..AnswerDelta::default()
     })
 }
 
@@ -218,6 +218,6 @@ fn finish(reason: &str) -> Result<Finish, Fault> {
         "max_tokens" | "model_context_window_exceeded" => Ok(Finish::Length),
         "tool_use" => Ok(Finish::ToolCalls),
         "refusal" => Err(forbidden()),
-        other => Err(Fault::ProtocolError(format!("it ended with {other:?}"))),
+        other => Err(Fault::ProtocolError(format!("the answer ended with {other:?}"))),
     }
 }

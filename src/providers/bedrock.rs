@@ -1,6 +1,6 @@
-//! AWS Bedrock's Converse: what is asked, how it is signed, and what each event says.
+//! AWS Bedrock's Converse API: requests, their signature, and the events of an answer.
 //!
-//! Source: the API reference of `ConverseStream`; Signature Version 4 is made by AWS's own crate.
+//! Source: the API reference of `ConverseStream`; Signature Version 4 is computed by `aws-sigv4`.
 
 use std::time::SystemTime;
 
@@ -11,19 +11,19 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, Header
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{CallPiece, News, forbidden, gave_up, unreadable};
+use super::answer::{AnswerDelta, CallDelta, forbidden, gave_up, unreadable};
 use super::{tools_or_answer, with_results};
 use crate::catalog::provider::Provider;
 use crate::model::generate::{Fault, Finish};
 use crate::request::job::{Job, Message, Role};
 use crate::request::tools::{Tool, ToolCall, ToolChoice, Tools};
 
-/// The service's name in a signature.
+/// Name of the service in a signature.
 const SERVICE: &str = "bedrock";
-/// The kind of every body.
+/// Content type of every body.
 const JSON: &str = "application/json";
 
-/// What follows the base URL; a model's name may hold colons and slashes.
+/// The path after the base URL, percent-encoded: a model's name may contain colons and slashes.
 pub(super) fn path(entry: &Provider) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     let bytes = entry.model.bytes().map(|byte| {
@@ -33,49 +33,49 @@ pub(super) fn path(entry: &Provider) -> String {
     format!("model/{model}/converse-stream")
 }
 
-/// What proves who asks: a pair of keys that signs each request, or a key that is sent along.
+/// Authentication of requests: a key pair that signs each one, or an API key that is sent along.
 #[derive(Debug)]
 pub(super) struct Signer {
     region: String,
-    who: Who,
+    authentication: Authentication,
 }
 
 #[derive(Debug)]
-enum Who {
-    Pair(Credentials),
+enum Authentication {
+    KeyPair(Credentials),
     Bearer(HeaderValue),
 }
 
 impl Signer {
-    /// For a key of the form `ID:SECRET` or `ID:SECRET:TOKEN`, else an API key.
+    /// Uses the key pair `ID:SECRET` or `ID:SECRET:TOKEN`; a key without colons is an API key.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] without a key, or with one that can't be either.
+    /// [`Fault::Unavailable`] without a key, or with one of another form.
     pub(super) fn of(entry: &Provider) -> Result<Signer, Fault> {
         let region = entry.region.clone().unwrap_or_default();
         let key = entry.key.as_ref().map_or("", |key| key.0.as_str());
         let away = |why: &str| Fault::unavailable(why.to_owned());
         let mut parts = key.splitn(3, ':');
-        let who = match (parts.next(), parts.next(), parts.next()) {
+        let authentication = match (parts.next(), parts.next(), parts.next()) {
             (Some(id), Some(secret), token) if !id.is_empty() && !secret.is_empty() => {
                 let token = token.map(str::to_owned);
-                Who::Pair(Credentials::new(id, secret, token, None, "configuration"))
+                Authentication::KeyPair(Credentials::new(id, secret, token, None, "configuration"))
             }
             (Some(key), None, None) if !key.is_empty() => {
                 let mut value = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| {
                     away("the key contains characters that are invalid in a header")
                 })?;
                 value.set_sensitive(true);
-                Who::Bearer(value)
+                Authentication::Bearer(value)
             }
             (_, _, _) => {
                 return Err(away("the key must be ID:SECRET, ID:SECRET:TOKEN or an API key"));
             }
         };
-        Ok(Signer { region, who })
+        Ok(Signer { region, authentication })
     }
 
-    /// The headers of a request with this body, made at that time.
+    /// The authentication headers of a request with this body, signed for that time.
     ///
     /// # Errors
     /// [`Fault::Unavailable`] if it can't be signed.
@@ -86,9 +86,9 @@ impl Signer {
         time: SystemTime,
     ) -> Result<HeaderMap, Fault> {
         let mut headers = HeaderMap::new();
-        let pair = match &self.who {
-            Who::Pair(pair) => pair,
-            Who::Bearer(key) => {
+        let pair = match &self.authentication {
+            Authentication::KeyPair(pair) => pair,
+            Authentication::Bearer(key) => {
                 headers.insert(AUTHORIZATION, key.clone());
                 return Ok(headers);
             }
@@ -118,31 +118,32 @@ impl Signer {
     }
 }
 
-/// The body of a request. What the system says goes beside the conversation.
+/// Builds the body of a request. System messages are a field beside the conversation.
 ///
 /// # Errors
-/// [`Fault::Rejected`] for what this protocol can't be asked.
+/// [`Fault::Rejected`] for a format that this protocol lacks.
 pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let tools = tools_or_answer(job)?;
     let sampling = &job.sampling;
-    let (rules, talk): (Vec<_>, Vec<_>) =
+    let (system, conversation): (Vec<_>, Vec<_>) =
         job.messages.iter().partition(|message| message.role == Role::System);
-    let talk = with_results(&talk, result, said);
+    let conversation = with_results(&conversation, result, message);
     let mut inference = json!({"maxTokens": entry.most_tokens(sampling.max_tokens)});
-    let wishes = [
+    let options = [
         ("temperature", sampling.temperature.map(|t| json!(t))),
         ("topP", sampling.top_p.map(|p| json!(p))),
         ("stopSequences", (!sampling.stop.is_empty()).then(|| json!(sampling.stop))),
     ];
-    for (name, wish) in wishes {
-        if let Some(value) = wish {
+    for (name, option) in options {
+        if let Some(value) = option {
             inference[name] = value;
         }
     }
-    let mut body = json!({"messages": talk, "inferenceConfig": inference});
-    if !rules.is_empty() {
-        let rules: Vec<Value> = rules.iter().map(|rule| json!({"text": rule.content})).collect();
-        body["system"] = json!(rules);
+    let mut body = json!({"messages": conversation, "inferenceConfig": inference});
+    if !system.is_empty() {
+        let system: Vec<Value> =
+            system.iter().map(|message| json!({"text": message.content})).collect();
+        body["system"] = json!(system);
     }
     if let Some(tools) = tools {
         body["toolConfig"] = tool_config(&tools);
@@ -150,29 +151,30 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     Ok(body)
 }
 
-fn result(turn: &Message) -> Value {
-    let content = [json!({"text": turn.content})];
-    json!({"toolResult": {"toolUseId": turn.tool_call_id, "content": content}})
+fn result(message: &Message) -> Value {
+    let content = [json!({"text": message.content})];
+    json!({"toolResult": {"toolUseId": message.tool_call_id, "content": content}})
 }
 
-fn said(turn: &Message) -> Value {
-    // a block of text must not be empty
-    let text = Some(&turn.content);
-    let text = text.filter(|text| turn.tool_calls.is_empty() || !text.is_empty());
+fn message(message: &Message) -> Value {
+    // text blocks must not be empty
+    let text = Some(&message.content);
+    let text = text.filter(|text| message.tool_calls.is_empty() || !text.is_empty());
     let text = text.map(|text| json!({"text": text}));
     let call = |call: &ToolCall| json!({"toolUse": {"toolUseId": call.id, "name": call.name, "input": call.arguments}});
-    let blocks = text.into_iter().chain(turn.tool_calls.iter().map(call));
-    json!({"role": turn.role, "content": blocks.collect::<Vec<_>>()})
+    let blocks = text.into_iter().chain(message.tool_calls.iter().map(call));
+    json!({"role": message.role, "content": blocks.collect::<Vec<_>>()})
 }
 
-/// There is no word for calling none, or one at a time: an answer that does otherwise is not taken.
+/// The protocol lacks a tool choice `none` and a bound of one call; an answer that breaks either is rejected
+/// when it is read.
 fn tool_config(tools: &Tools) -> Value {
     let tool = |tool: &Tool| {
-        let mut told = json!({"name": tool.name, "inputSchema": {"json": tool.input_schema}});
+        let mut spec = json!({"name": tool.name, "inputSchema": {"json": tool.input_schema}});
         if let Some(description) = &tool.description {
-            told["description"] = json!(description);
+            spec["description"] = json!(description);
         }
-        json!({"toolSpec": told})
+        json!({"toolSpec": spec})
     };
     let choice = match &tools.choice {
         ToolChoice::Auto | ToolChoice::None => json!({"auto": {}}),
@@ -182,24 +184,24 @@ fn tool_config(tools: &Tools) -> Value {
     json!({"tools": tools.offered.iter().map(tool).collect::<Vec<_>>(), "toolChoice": choice})
 }
 
-/// One event under its name, or a whole answer.
+/// One event as a field with its name, or a buffered answer.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Event {
-    content_block_start: Option<Head>,
-    content_block_delta: Option<Piece>,
-    message_stop: Option<Ending>,
+    content_block_start: Option<BlockStart>,
+    content_block_delta: Option<BlockDelta>,
+    message_stop: Option<MessageStop>,
     metadata: Option<Metadata>,
-    /// What the frames call an exception.
-    exception: Option<Complaint>,
+    /// A frame of the message type `exception`.
+    exception: Option<Exception>,
     output: Option<Output>,
     stop_reason: Option<String>,
-    usage: Option<Counted>,
+    usage: Option<TokenCounts>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Head {
+struct BlockStart {
     #[serde(default)]
     content_block_index: u32,
     start: Block,
@@ -207,13 +209,13 @@ struct Head {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Piece {
+struct BlockDelta {
     #[serde(default)]
     content_block_index: u32,
     delta: Block,
 }
 
-/// A piece of a block, or a whole one; what is neither text nor a call has none of these.
+/// A content block or a part of one; a block that is neither text nor a tool call has no field set.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Block {
@@ -226,49 +228,49 @@ struct Block {
 struct ToolUse {
     tool_use_id: Option<String>,
     name: Option<String>,
-    /// A piece of text in a stream, an object in a whole answer.
+    /// A part of the JSON text in a stream, an object in a buffered answer.
     input: Option<Value>,
 }
 
 impl Block {
-    /// The call that it is, begins or goes on with, if so.
-    fn call(self, place: u32) -> Option<CallPiece> {
+    /// The tool call that this block is, starts or continues.
+    fn call(self, index: u32) -> Option<CallDelta> {
         let ToolUse { tool_use_id, name, input } = self.tool_use?;
         let text = |input: Value| input.as_str().map_or_else(|| input.to_string(), str::to_owned);
         let arguments = input.map(text);
-        Some(CallPiece { place, id: tool_use_id, name, arguments })
+        Some(CallDelta { index, id: tool_use_id, name, arguments })
     }
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Ending {
+struct MessageStop {
     stop_reason: String,
 }
 
 #[derive(Debug, Deserialize)]
 struct Metadata {
-    usage: Option<Counted>,
+    usage: Option<TokenCounts>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Complaint {
+struct Exception {
     message: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Output {
-    message: Whole,
+    message: OutputMessage,
 }
 
 #[derive(Debug, Deserialize)]
-struct Whole {
+struct OutputMessage {
     content: Vec<Block>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Counted {
+struct TokenCounts {
     /// Tokens that were not cached.
     input_tokens: Option<u32>,
     output_tokens: Option<u32>,
@@ -276,38 +278,38 @@ struct Counted {
     cache_write_input_tokens: Option<u32>,
 }
 
-/// What an event says, or a whole answer.
+/// Parses an event, or a buffered answer.
 ///
 /// # Errors
-/// [`Fault::ProtocolError`] for what can't be read, [`Fault::Crashed`] for an exception in the middle,
-/// [`Fault::Rejected`] for a forbidden answer.
-pub(super) fn parse(data: &str) -> Result<News, Fault> {
+/// [`Fault::ProtocolError`] for an unknown format, [`Fault::Crashed`] for an exception,
+/// [`Fault::Rejected`] for a filtered answer.
+pub(super) fn parse(data: &str) -> Result<AnswerDelta, Fault> {
     let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
-    if let Some(complaint) = event.exception {
-        return Err(gave_up(complaint.message.as_deref()));
+    if let Some(exception) = event.exception {
+        return Err(gave_up(exception.message.as_deref()));
     }
-    let begun = event.content_block_start.map(|head| (head.content_block_index, head.start));
-    let more = event.content_block_delta.map(|piece| (piece.content_block_index, piece.delta));
+    let started = event.content_block_start.map(|head| (head.content_block_index, head.start));
+    let more = event.content_block_delta.map(|delta| (delta.content_block_index, delta.delta));
     let whole = event.output.into_iter().flat_map(|output| (0..).zip(output.message.content));
-    let blocks: Vec<(u32, Block)> = begun.into_iter().chain(more).chain(whole).collect();
+    let blocks: Vec<(u32, Block)> = started.into_iter().chain(more).chain(whole).collect();
     let text: String = blocks.iter().filter_map(|(_, block)| block.text.as_deref()).collect();
     let reason = event.message_stop.map(|ending| ending.stop_reason).or(event.stop_reason);
-    // what it took comes after the end, and is the last
+    // the token counts are the last event, after the end of the message
     let is_last = event.metadata.is_some();
-    let counted = event.metadata.and_then(|metadata| metadata.usage).or(event.usage);
-    let cached = counted.as_ref().and_then(|counted| counted.cache_read_input_tokens);
-    let written = counted.as_ref().and_then(|counted| counted.cache_write_input_tokens);
-    Ok(News {
+    let counts = event.metadata.and_then(|metadata| metadata.usage).or(event.usage);
+    let cached = counts.as_ref().and_then(|counts| counts.cache_read_input_tokens);
+    let written = counts.as_ref().and_then(|counts| counts.cache_write_input_tokens);
+    Ok(AnswerDelta {
         text: Some(text),
         calls: blocks.into_iter().filter_map(|(n, block)| block.call(n)).collect(),
         finish: reason.map(|reason| finish(&reason)).transpose()?,
-        prompt_tokens: counted.as_ref().and_then(|counted| counted.input_tokens).map(|tokens| {
+        prompt_tokens: counts.as_ref().and_then(|counts| counts.input_tokens).map(|tokens| {
             tokens.saturating_add(cached.unwrap_or(0)).saturating_add(written.unwrap_or(0))
         }),
         cached_tokens: cached,
-        completion_tokens: counted.and_then(|counted| counted.output_tokens),
+        completion_tokens: counts.and_then(|counts| counts.output_tokens),
         is_last,
-        ..News::default()
+        ..AnswerDelta::default()
     })
 }
 
@@ -317,7 +319,7 @@ fn finish(reason: &str) -> Result<Finish, Fault> {
         "max_tokens" | "model_context_window_exceeded" => Ok(Finish::Length),
         "tool_use" => Ok(Finish::ToolCalls),
         "guardrail_intervened" | "content_filtered" => Err(forbidden()),
-        other => Err(Fault::ProtocolError(format!("it ended with {other:?}"))),
+        other => Err(Fault::ProtocolError(format!("the answer ended with {other:?}"))),
     }
 }
 
@@ -350,9 +352,9 @@ mod tests {
         headers[AUTHORIZATION].to_str().unwrap().to_owned()
     }
 
-    /// The expected ones were made by botocore's `SigV4Auth` for the same requests.
+    /// The expected signatures were computed by botocore's `SigV4Auth` for the same requests.
     #[test]
-    fn requests_are_signed_as_others_sign_them() {
+    fn signatures_are_those_of_botocore() {
         let signed = |signature: &str, token: &str| {
             format!(
                 "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20260102/eu-central-1/bedrock/aws4_request, \
@@ -362,9 +364,9 @@ mod tests {
         let plain = entry("AKIDEXAMPLE:secretsecret", &json!({}));
         let expected = "a4b966ea898da56d5497583c939bdfa6bc8207005fe319436324e64db3c9871c";
         assert_eq!(signature(&plain), signed(expected, ""));
-        let passing = entry("AKIDEXAMPLE:secretsecret:tokentoken", &json!({}));
+        let temporary = entry("AKIDEXAMPLE:secretsecret:tokentoken", &json!({}));
         let expected = "ea4f13d3ede9c1cdaf4d3326f562adbd610b54f085e0141645c92b7e1c87eac7";
-        assert_eq!(signature(&passing), signed(expected, ";x-amz-security-token"));
+        assert_eq!(signature(&temporary), signed(expected, ";x-amz-security-token"));
         let here = json!({"base_url": "https://127.0.0.1:8443", "region": "eu-central-1"});
         let expected = "f6898ecc7b34646be032ee54a643126e0fcea934f0b320a35b1a25c661c9d2fe";
         assert_eq!(signature(&entry("AKIDEXAMPLE:secretsecret", &here)), signed(expected, ""));

@@ -1,17 +1,17 @@
-//! AWS's event stream: frames with two checksums, each an event under its name.
+//! AWS event stream: binary frames with two CRC-32 checksums, each one event with its name.
 //!
-//! Source: "Amazon event stream encoding"; the frames are read by AWS's own crate.
+//! Source: "Amazon event stream encoding"; frames are decoded by `aws-smithy-eventstream`.
 
 use aws_smithy_eventstream::frame::{DecodedFrame, MessageFrameDecoder};
 use aws_smithy_types::event_stream::Message;
 use bytes::BytesMut;
 use reqwest::Response;
 
-use super::fault_of_line;
+use super::fault_of_connection;
 use crate::limits::{PROVIDER_BYTES_MAX, PROVIDER_HELD_BYTES_MAX};
 use crate::model::generate::Fault;
 
-/// The events of an answer, each as a JSON object with the event's name as its one key.
+/// The events of an answer, each as a JSON object with the event's name as its only key.
 pub(super) struct Frames {
     response: Response,
     decoder: MessageFrameDecoder,
@@ -20,8 +20,8 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Those of this answer. More than [`PROVIDER_BYTES_MAX`] are not read, and no frame of more
-    /// than [`PROVIDER_HELD_BYTES_MAX`].
+    /// The events of this response: at most [`PROVIDER_BYTES_MAX`] together, and
+    /// [`PROVIDER_HELD_BYTES_MAX`] for one frame.
     pub(super) fn of(response: Response) -> Frames {
         let (decoder, held) = (MessageFrameDecoder::new(), BytesMut::new());
         Frames { response, decoder, held, read: 0 }
@@ -39,7 +39,8 @@ impl Frames {
                 Ok(DecodedFrame::Incomplete) => {}
                 Err(error) => return Err(broken(&error.to_string())),
             }
-            let Some(part) = self.response.chunk().await.map_err(|e| fault_of_line(&e))? else {
+            let Some(part) = self.response.chunk().await.map_err(|e| fault_of_connection(&e))?
+            else {
                 return Ok(None);
             };
             self.read += part.len();

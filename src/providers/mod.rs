@@ -1,18 +1,19 @@
-//! A cloud's model over HTTPS, asked in its provider's own protocol.
+//! Cloud providers: models over HTTPS, each in its provider's own protocol.
 //!
-//! What each failure leads to, in one table ([`fault_of`]):
+//! The fault of each failure (`fault_of`), under the name that it has on the wire:
 //!
-//! | the provider says | this attempt | and then |
+//! | response | fault | consequence |
 //! |---|---|---|
-//! | 400, 404, 413, 422 | unfit | another model may try; this one is not asked again |
-//! | 401, 403 | unfit | the same: a key that is refused is refused again |
-//! | 408, 409, 424, 425, 429, 5xx | away | it rests, for `Retry-After` if it says so; another may try |
-//! | a filter or rule forbids the answer | unfit | only its `fallbacks` are tried; without any the asker is told |
-//! | 3xx | broken | nobody is followed to another host with our key |
-//! | no connection, no answer | away, hung | as for 5xx |
-//! | not what it should be | broken | as for 5xx |
+//! | 400, 404, 413, 422 | `unfit` | another model may be tried; this one is not asked again for the job |
+//! | 401, 403 | `away`, the key was refused | one warning in the log; the circuit breaker opens with its own backoff |
+//! | 408, 409, 424, 425, 429, 5xx | `away` | the circuit breaker opens, for `Retry-After` if it is given; another model may be tried |
+//! | content filter or refusal | `unfit`, code `forbidden` | only the `fallbacks` are tried; without any the client is told |
+//! | 3xx | `broken` | redirects are not followed: they would leak the key |
+//! | no connection, no response | `away`, `hung` | as for 5xx |
+//! | malformed response | `broken` | as for 5xx |
 //!
-//! After the first piece was written nobody else goes on with the answer.
+//! A provider keeps no state of its own about failures: the scheduler's circuit breaker decides when the
+//! next attempt is made. Once the first chunk is sent to the client, no other model continues the answer.
 
 mod answer;
 mod anthropic;
@@ -24,8 +25,9 @@ mod openai;
 mod stream;
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
@@ -34,9 +36,7 @@ use reqwest::{Response, StatusCode, Url};
 use serde_json::{Value, json};
 
 use crate::catalog::provider::{Provider, ProviderKind};
-#[cfg(feature = "bedrock")]
 use crate::clock;
-use crate::clock::now;
 use crate::limits::PROVIDER_REST_MAX;
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime,
@@ -50,25 +50,25 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::skill::GENERATE;
 use crate::request::tools::{Name, Tool, ToolChoice, Tools, any_object};
 
-/// The most of an error's text that is told on, in characters.
+/// Most characters of a provider's error message that a fault repeats.
 const ERROR_CHARS_MAX: usize = 300;
-/// The most of an error's body that is read, in bytes.
+/// Most bytes of an error response that are read.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
-/// The name of the tool that stands for the answer.
+/// Name of the tool whose forced call emulates JSON mode.
 const ANSWER_TOOL: &str = "answer";
 
-/// How a provider is talked to.
+/// A provider's protocol: how requests are built and events parsed.
 struct Protocol {
-    /// Its name in a `ModelContext`.
+    /// Name in a `ModelContext`.
     name: &'static str,
-    /// What follows the base URL.
+    /// Path after the base URL.
     path: fn(&Provider) -> String,
-    /// The body of a request.
+    /// Builds the body of a request.
     request: fn(&Job, &Provider) -> Result<Value, Fault>,
-    /// What an event says, or a whole answer.
-    parse: fn(&str) -> Result<answer::News, Fault>,
-    /// It has no words for JSON, but a tool that it has to call: the answer is that call's arguments.
+    /// Parses one event of a stream, or a buffered answer.
+    parse: fn(&str) -> Result<answer::AnswerDelta, Fault>,
+    /// The protocol has no JSON mode; it is emulated by a forced tool call, whose arguments are the answer.
     json_by_tool: bool,
 }
 
@@ -105,8 +105,8 @@ fn protocol_of(kind: ProviderKind) -> &'static Protocol {
     }
 }
 
-/// A model of a provider.
-struct Cloud {
+/// One model of a provider.
+struct CloudModel {
     entry: Provider,
     protocol: &'static Protocol,
     url: Url,
@@ -115,33 +115,33 @@ struct Cloud {
     client: reqwest::Client,
     context: ModelContext,
     silence: Duration,
-    /// It has asked not to be asked before then.
-    rests_until: Mutex<Option<Instant>>,
+    /// The log has a warning that the key is refused; cleared by the next success.
+    is_key_warned: AtomicBool,
 }
 
-/// Makes what answers by this provider; nothing is sent yet.
+/// Builds the client of a provider's model, without sending anything. `silence` bounds the time to the
+/// response's head, and between two reads of its body.
 ///
 /// # Errors
-/// [`Fault::Unavailable`] if a certificate or the key can't be used.
+/// [`Fault::Unavailable`] if a certificate, the key or the URL can't be used.
 pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fault> {
-    let away = |why: String| Fault::unavailable(why);
     let files = tls::TlsFiles { ca: entry.ca.clone(), ..tls::TlsFiles::default() };
-    let tls = tls::client(&files).map_err(|e| away(format!("{e:#}")))?;
+    let tls = tls::client(&files).map_err(|e| Fault::unavailable(format!("{e:#}")))?;
     let mut tls = tls.as_ref().clone();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let headers = headers_of(entry).ok_or_else(|| {
-        away("the key contains characters that are invalid in a header".to_owned())
-    })?;
+    let headers =
+        headers_of(entry).ok_or_else(|| Fault::unavailable("the key is no valid header value"))?;
     let protocol = protocol_of(entry.kind);
     let url = format!("{}/{}", entry.base_url, (protocol.path)(entry));
-    let url = Url::parse(&url).map_err(|e| away(format!("{url} is not a URL: {e}")))?;
+    let url =
+        Url::parse(&url).map_err(|e| Fault::unavailable(format!("{url} is not a URL: {e}")))?;
     let client = client::builder(&url)
         .tls_backend_preconfigured(tls)
         .default_headers(headers)
         .read_timeout(silence)
         .build()
-        .map_err(|e| away(format!("the HTTP client cannot be created: {e}")))?;
-    Ok(Arc::new(Cloud {
+        .map_err(|e| Fault::unavailable(format!("the HTTP client cannot be created: {e}")))?;
+    Ok(Arc::new(CloudModel {
         entry: entry.clone(),
         protocol,
         url,
@@ -153,39 +153,39 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         client,
         context: context_of(entry),
         silence,
-        rests_until: Mutex::new(None),
+        is_key_warned: AtomicBool::new(false),
     }))
 }
 
-/// The headers of every request, the key among them; none if it can't stand in one.
+/// The headers of every request, the key among them; `None` if the key is no valid header value.
 fn headers_of(entry: &Provider) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
-    let (name, before) = match entry.kind {
+    let (name, prefix) = match entry.kind {
         ProviderKind::OpenAi => (AUTHORIZATION, "Bearer "),
         ProviderKind::Anthropic => {
             headers.insert("anthropic-version", HeaderValue::from_static(anthropic::VERSION));
             (HeaderName::from_static("x-api-key"), "")
         }
-        // each request has its own
+        // each request is signed
         #[cfg(feature = "bedrock")]
         ProviderKind::Bedrock => return Some(headers),
     };
     if let Some(key) = &entry.key {
-        let mut value = HeaderValue::try_from(format!("{before}{}", key.0)).ok()?;
+        let mut value = HeaderValue::try_from(format!("{prefix}{}", key.0)).ok()?;
         value.set_sensitive(true);
         headers.insert(name, value);
     }
     Some(headers)
 }
 
-/// The fault of a prompt that asks for what no provider is asked for.
-fn no_words() -> Fault {
+/// The fault of a format that no provider has: labels and embeddings.
+fn unsupported_format() -> Fault {
     let message = "this model generates text only; labels and embeddings need another model";
     Fault::Rejected(Refusal::field(Code::Incapable, "format", message))
 }
 
-/// The one tool that stands for the answer where JSON is asked for with `json_by_tool`; its arguments
-/// are the answer.
+/// The tool whose forced call emulates JSON mode (`json_by_tool`): its arguments are the answer. `None` for
+/// plain text.
 fn answer_tool(format: &Format) -> Result<Option<Tool>, Fault> {
     let input_schema = match format {
         Format::Text => return Ok(None),
@@ -196,13 +196,13 @@ fn answer_tool(format: &Format) -> Result<Option<Tool>, Fault> {
                 "this model supports JSON objects only; the schema needs \"type\": \"object\"";
             return Err(Fault::Rejected(Refusal::field(Code::Incapable, "schema", message)));
         }
-        Format::Label(_) | Format::Embedding => return Err(no_words()),
+        Format::Label(_) | Format::Embedding => return Err(unsupported_format()),
     };
     let description = Some("Gives the answer. Always call it, with the whole answer.".to_owned());
     Ok(Some(Tool { name: ANSWER_TOOL.to_owned(), description, input_schema }))
 }
 
-/// The tools of a request with `json_by_tool`: the asker's own, or the one that stands for the answer.
+/// The tools of a request with `json_by_tool`: the client's own, or the one that emulates JSON mode.
 fn tools_or_answer(job: &Job) -> Result<Option<Cow<'_, Tools>>, Fault> {
     match (answer_tool(&job.format)?, job.tools.as_deref()) {
         (None, tools) => Ok(tools.map(Cow::Borrowed)),
@@ -217,22 +217,22 @@ fn tools_or_answer(job: &Job) -> Result<Option<Cow<'_, Tools>>, Fault> {
     }
 }
 
-/// The turns of a conversation where what tools have returned stands in one message of the user, a block
-/// for each result; every other turn as `said` has it.
+/// The messages of a conversation in a protocol where tool results are blocks of a user's message:
+/// consecutive results become one message, every other message is built by `message`.
 fn with_results(
-    talk: &[&Message],
+    messages: &[&Message],
     result: fn(&Message) -> Value,
-    said: fn(&Message) -> Value,
+    message: fn(&Message) -> Value,
 ) -> Vec<Value> {
-    let is_result = |turn: &Message| turn.role == Role::Tool;
-    let turn = |run: &[&Message]| {
+    let is_result = |message: &Message| message.role == Role::Tool;
+    let build = |run: &[&Message]| {
         if !is_result(run[0]) {
-            return said(run[0]);
+            return message(run[0]);
         }
-        let results: Vec<Value> = run.iter().map(|turn| result(turn)).collect();
+        let results: Vec<Value> = run.iter().map(|message| result(message)).collect();
         json!({"role": Role::User, "content": results})
     };
-    talk.chunk_by(|a, b| is_result(a) && is_result(b)).map(turn).collect()
+    messages.chunk_by(|a, b| is_result(a) && is_result(b)).map(build).collect()
 }
 
 fn context_of(entry: &Provider) -> ModelContext {
@@ -269,7 +269,7 @@ fn context_of(entry: &Provider) -> ModelContext {
     }
 }
 
-impl Generate for Cloud {
+impl Generate for CloudModel {
     fn generate<'a>(
         &'a self,
         job: &'a Job,
@@ -277,12 +277,6 @@ impl Generate for Cloud {
     ) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
             let body = (self.protocol.request)(job, &self.entry)?;
-            if let Some(left) = self.rests() {
-                let seconds = left.as_secs_f64().ceil();
-                return Err(Fault::unavailable(format!(
-                    "circuit open for {seconds} s (Retry-After)"
-                )));
-            }
             let response = tokio::select! {
                 response = self.send(&body) => response?,
                 () = out.gone() => return Err(Fault::Cancelled),
@@ -300,7 +294,7 @@ impl Generate for Cloud {
     }
 }
 
-impl Cloud {
+impl CloudModel {
     async fn send(&self, body: &Value) -> Result<Response, Fault> {
         let key = format!("{:032x}", fastrand::u128(..));
         let body = body.to_string();
@@ -316,12 +310,13 @@ impl Cloud {
             None => request,
         };
         let sent = request.body(body).send();
-        // from the first byte to the head of the answer
+        // from the request's first byte to the response's head
         let response = match tokio::time::timeout(self.silence, sent).await {
-            Ok(response) => response.map_err(|e| fault_of_line(&e))?,
-            Err(_) => return Err(Fault::TimedOut(format!("no answer in {:?}", self.silence))),
+            Ok(response) => response.map_err(|e| fault_of_connection(&e))?,
+            Err(_) => return Err(Fault::TimedOut(format!("no response in {:?}", self.silence))),
         };
         if response.status() == StatusCode::OK {
+            self.is_key_warned.store(false, Ordering::Relaxed);
             return Ok(response);
         }
         Err(self.refused(response).await)
@@ -329,25 +324,18 @@ impl Cloud {
 
     async fn refused(&self, response: Response) -> Fault {
         let status = response.status();
-        let after = retry_after(response.headers());
-        let said = self.without_key(&error_text(response).await);
-        let fault = fault_of(status, &said);
-        if let (Some(wait), Fault::Unavailable { .. }) = (after, &fault) {
-            let until = now() + wait.min(PROVIDER_REST_MAX);
-            *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        let wait = retry_after(response.headers(), clock::time_of_day());
+        let message = self.without_key(&error_text(response).await);
+        if is_key_refused(status) && !self.is_key_warned.swap(true, Ordering::Relaxed) {
+            let model = &self.entry.model;
+            tracing::warn!(model, %status, reason = message, "the provider refused the key");
         }
-        fault
+        fault_of(status, &message, wait)
     }
 
-    /// How much longer it wants to be left alone.
-    fn rests(&self) -> Option<Duration> {
-        let until = *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until?.checked_duration_since(now()).filter(|left| !left.is_zero())
-    }
-
-    /// A provider may repeat the key in its complaint about it.
+    /// Removes the key from a text: a provider may repeat it in its error message.
     fn without_key(&self, text: &str) -> String {
-        // one key may have parts
+        // a key for signatures has several parts
         let parts = self.entry.key.iter().flat_map(|key| key.0.split(':'));
         parts
             .filter(|part| !part.is_empty())
@@ -355,18 +343,25 @@ impl Cloud {
     }
 }
 
-/// The table at the head of this file.
-fn fault_of(status: StatusCode, said: &str) -> Fault {
-    let what = format!("the provider answered {status}: {said}");
+fn is_key_refused(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+/// The fault of a response that is no answer; see the table of the module.
+fn fault_of(status: StatusCode, message: &str, retry_after: Option<Duration>) -> Fault {
+    if is_key_refused(status) {
+        return Fault::unavailable(format!("the provider refused the key ({status}): {message}"));
+    }
+    let reason = format!("the provider answered {status}: {message}");
     match status.as_u16() {
-        400 | 401 | 403 | 404 | 413 | 422 => Fault::Rejected(Refusal::new(Code::Incapable, what)),
-        408 | 409 | 424 | 425 | 429 | 500..=599 => Fault::unavailable(what),
-        _ => Fault::ProtocolError(what),
+        400 | 404 | 413 | 422 => Fault::Rejected(Refusal::new(Code::Incapable, reason)),
+        408 | 409 | 424 | 425 | 429 | 500..=599 => Fault::Unavailable { reason, retry_after },
+        _ => Fault::ProtocolError(reason),
     }
 }
 
-/// What went wrong on the way, without the URL.
-fn fault_of_line(error: &reqwest::Error) -> Fault {
+/// The fault of a failed connection, with the innermost cause and without the URL.
+fn fault_of_connection(error: &reqwest::Error) -> Fault {
     let mut why = String::new();
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     // bounded by the depth of the error
@@ -375,7 +370,7 @@ fn fault_of_line(error: &reqwest::Error) -> Fault {
         cause = error.source();
     }
     if error.is_timeout() {
-        Fault::TimedOut(why)
+        Fault::TimedOut(format!("the provider sent nothing for too long: {why}"))
     } else if error.is_connect() || error.is_request() {
         Fault::unavailable(format!("not reachable: {why}"))
     } else {
@@ -383,13 +378,18 @@ fn fault_of_line(error: &reqwest::Error) -> Fault {
     }
 }
 
-/// Seconds, as RFC 9110 has it; a date is not read.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+/// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, at most [`PROVIDER_REST_MAX`]. `None` for a
+/// date that has passed, and for a value that is neither.
+fn retry_after(headers: &HeaderMap, time: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(time).ok()?,
+    };
+    Some(wait.min(PROVIDER_REST_MAX))
 }
 
-/// What an error's body says, shortened.
+/// The message of an error response, at most [`ERROR_CHARS_MAX`] characters.
 async fn error_text(mut response: Response) -> String {
     let mut body = Vec::new();
     while let Ok(Some(part)) = response.chunk().await {
@@ -398,11 +398,55 @@ async fn error_text(mut response: Response) -> String {
             break;
         }
     }
-    let told: Option<Value> = serde_json::from_slice(&body).ok();
-    let message = told.as_ref().and_then(|told| {
-        let error = &told["error"];
-        error["message"].as_str().or(error.as_str()).or(told["message"].as_str())
+    let json: Option<Value> = serde_json::from_slice(&body).ok();
+    let message = json.as_ref().and_then(|json| {
+        let error = &json["error"];
+        error["message"].as_str().or(error.as_str()).or(json["message"].as_str())
     });
     let text = message.map_or_else(|| String::from_utf8_lossy(&body).into_owned(), str::to_owned);
     text.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        // the date of the examples in RFC 9110
+        let date = "Fri, 31 Dec 1999 23:59:59 GMT";
+        let time = httpdate::parse_http_date(date).unwrap() - Duration::from_secs(90);
+        let wait = |value: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
+            retry_after(&headers, time).map(|wait| wait.as_secs())
+        };
+        let most = PROVIDER_REST_MAX.as_secs();
+        for (value, expected) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            (date, Some(90)),
+            ("18446744073709551615", Some(most)),
+            ("Fri, 31 Dec 2099 23:59:59 GMT", Some(most)),
+            ("Fri, 31 Dec 1998 23:59:59 GMT", None),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(wait(value), expected, "{value:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), time), None);
+    }
+
+    #[test]
+    fn a_refused_key_is_no_lack_of_a_capability() {
+        for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+            let fault = fault_of(status, "no", Some(Duration::from_secs(9)));
+            let Fault::Unavailable { reason, retry_after } = fault else { panic!("{fault:?}") };
+            assert!(reason.contains("refused the key"), "{reason}");
+            assert_eq!(retry_after, None);
+        }
+        let wait = Some(Duration::from_secs(9));
+        let fault = fault_of(StatusCode::TOO_MANY_REQUESTS, "slow down", wait);
+        assert!(matches!(fault, Fault::Unavailable { retry_after, .. } if retry_after == wait));
+    }
 }

@@ -1,71 +1,71 @@
-//! `OpenAI`'s chat completions: what is asked, and what each event says.
+//! `OpenAI`'s Chat Completions API: requests, and the events of an answer.
 //!
-//! Source: the API reference of chat completions, with `stream` and `stream_options`.
+//! Source: the API reference of Chat Completions, with `stream` and `stream_options`.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{CallPiece, News, forbidden, gave_up, unreadable};
-use super::no_words;
+use super::answer::{AnswerDelta, CallDelta, forbidden, gave_up, unreadable};
+use super::unsupported_format;
 use crate::catalog::provider::Provider;
 use crate::model::generate::{Fault, Finish, Logprob, TokenLogprob};
 use crate::request::format::Format;
 use crate::request::job::{Job, Message};
 use crate::request::tools::{Tool, ToolCall, ToolChoice};
 
-/// The last event of a stream.
+/// Data of the last event of a stream.
 const DONE: &str = "[DONE]";
 
-/// The body of a request.
+/// Builds the body of a request.
 ///
 /// # Errors
-/// [`Fault::Rejected`] for what this protocol can't be asked.
+/// [`Fault::Rejected`] for a format that this protocol lacks.
 pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
     let sampling = &job.sampling;
     let tools = job.tools.as_deref();
     let mut body = json!({
         "model": entry.model,
-        "messages": job.messages.iter().map(turn).collect::<Vec<_>>(),
+        "messages": job.messages.iter().map(message).collect::<Vec<_>>(),
         "stream": true,
         "stream_options": {"include_usage": true},
         "max_tokens": entry.most_tokens(sampling.max_tokens),
     });
-    let wishes = [
+    let options = [
         ("temperature", sampling.temperature.map(|t| json!(t))),
         ("top_p", sampling.top_p.map(|p| json!(p))),
         ("seed", sampling.seed.map(|seed| json!(seed))),
         ("stop", (!sampling.stop.is_empty()).then(|| json!(sampling.stop))),
-        ("response_format", shape(&job.format)?),
+        ("response_format", response_format(&job.format)?),
         ("tools", tools.map(|tools| tools.offered.iter().map(tool).collect())),
         ("tool_choice", tools.map(|tools| choice(&tools.choice))),
         ("parallel_tool_calls", tools.filter(|tools| !tools.parallel).map(|_| json!(false))),
         ("logprobs", sampling.logprobs.map(|_| json!(true))),
         ("top_logprobs", sampling.logprobs.filter(|n| *n > 0).map(|n| json!(n))),
     ];
-    for (name, wish) in wishes {
-        if let Some(value) = wish {
+    for (name, option) in options {
+        if let Some(value) = option {
             body[name] = value;
         }
     }
     Ok(body)
 }
 
-fn turn(message: &Message) -> Value {
-    let mut turn = json!({"role": message.role, "content": message.content});
+fn message(message: &Message) -> Value {
+    let mut body = json!({"role": message.role, "content": message.content});
     if let Some(id) = &message.tool_call_id {
-        turn["tool_call_id"] = json!(id);
+        body["tool_call_id"] = json!(id);
     }
     if !message.tool_calls.is_empty() {
         let call = |call: &ToolCall| {
             let function = json!({"name": call.name, "arguments": call.text()});
             json!({"id": call.id, "type": "function", "function": function})
         };
-        turn["tool_calls"] = message.tool_calls.iter().map(call).collect();
+        body["tool_calls"] = message.tool_calls.iter().map(call).collect();
         if message.content.is_empty() {
-            turn["content"] = Value::Null;
+            body["content"] = Value::Null;
         }
     }
-    turn
+    body
 }
 
 fn tool(tool: &Tool) -> Value {
@@ -85,7 +85,7 @@ fn choice(choice: &ToolChoice) -> Value {
     }
 }
 
-fn shape(format: &Format) -> Result<Option<Value>, Fault> {
+fn response_format(format: &Format) -> Result<Option<Value>, Fault> {
     Ok(match format {
         Format::Text => None,
         Format::Json => Some(json!({"type": "json_object"})),
@@ -93,7 +93,7 @@ fn shape(format: &Format) -> Result<Option<Value>, Fault> {
             "type": "json_schema",
             "json_schema": {"name": "answer", "strict": true, "schema": schema.as_ref()},
         })),
-        Format::Label(_) | Format::Embedding => return Err(no_words()),
+        Format::Label(_) | Format::Embedding => return Err(unsupported_format()),
     })
 }
 
@@ -101,45 +101,45 @@ fn shape(format: &Format) -> Result<Option<Value>, Fault> {
 struct Event {
     #[serde(default)]
     choices: Vec<Choice>,
-    usage: Option<Counted>,
+    usage: Option<TokenCounts>,
     error: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Choice {
-    /// A piece in a stream, all of it else.
+    /// A part of the message in a stream, the complete message otherwise.
     #[serde(alias = "message", default)]
     delta: Delta,
     finish_reason: Option<String>,
-    logprobs: Option<Likely>,
+    logprobs: Option<Logprobs>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Likely {
+struct Logprobs {
     content: Option<Vec<Token>>,
 }
 
-/// A token and how likely it was.
+/// A token with its log-probability.
 #[derive(Debug, Deserialize)]
 struct Token {
     token: String,
     logprob: f32,
-    /// Some leave it out.
+    /// Left out by some providers.
     bytes: Option<Vec<u8>>,
     #[serde(default)]
     top_logprobs: Vec<Token>,
 }
 
 impl Token {
-    fn alone(self) -> Logprob {
+    fn without_top(self) -> Logprob {
         let bytes = self.bytes.unwrap_or_else(|| self.token.as_bytes().to_vec());
         Logprob { token: self.token, bytes, logprob: self.logprob }
     }
 
-    fn among_others(mut self) -> TokenLogprob {
-        let others = std::mem::take(&mut self.top_logprobs);
-        let top_logprobs = others.into_iter().map(Token::alone).collect();
-        TokenLogprob { token: self.alone(), allowed_logprob: None, top_logprobs }
+    fn with_top(mut self) -> TokenLogprob {
+        let top = std::mem::take(&mut self.top_logprobs);
+        let top_logprobs = top.into_iter().map(Token::without_top).collect();
+        TokenLogprob { token: self.without_top(), allowed_logprob: None, top_logprobs }
     }
 }
 
@@ -147,13 +147,13 @@ impl Token {
 struct Delta {
     content: Option<String>,
     refusal: Option<String>,
-    tool_calls: Option<Vec<Called>>,
+    tool_calls: Option<Vec<CalledTool>>,
 }
 
-/// A call, or a piece of one.
+/// A tool call, or a part of one.
 #[derive(Debug, Deserialize)]
-struct Called {
-    /// Whole answers have none.
+struct CalledTool {
+    /// Absent in buffered answers.
     index: Option<u32>,
     id: Option<String>,
     function: Option<Function>,
@@ -165,16 +165,16 @@ struct Function {
     arguments: Option<String>,
 }
 
-impl Called {
-    fn piece((n, called): (usize, Called)) -> CallPiece {
-        let Function { name, arguments } = called.function.unwrap_or_default();
-        let place = called.index.unwrap_or_else(|| u32::try_from(n).unwrap_or(u32::MAX));
-        CallPiece { place, id: called.id, name, arguments }
+impl CalledTool {
+    fn delta((n, call): (usize, CalledTool)) -> CallDelta {
+        let Function { name, arguments } = call.function.unwrap_or_default();
+        let index = call.index.unwrap_or_else(|| u32::try_from(n).unwrap_or(u32::MAX));
+        CallDelta { index, id: call.id, name, arguments }
     }
 }
 
 #[derive(Debug, Deserialize)]
-struct Counted {
+struct TokenCounts {
     prompt_tokens: Option<u32>,
     completion_tokens: Option<u32>,
     prompt_tokens_details: Option<Details>,
@@ -185,34 +185,34 @@ struct Details {
     cached_tokens: Option<u32>,
 }
 
-/// What an event says, or a whole answer.
+/// Parses an event, or a buffered answer.
 ///
 /// # Errors
-/// [`Fault::ProtocolError`] for what can't be read, [`Fault::Crashed`] for an error in the middle,
-/// [`Fault::Rejected`] for a forbidden answer.
-pub(super) fn parse(data: &str) -> Result<News, Fault> {
+/// [`Fault::ProtocolError`] for an unknown format, [`Fault::Crashed`] for an error event,
+/// [`Fault::Rejected`] for a filtered answer.
+pub(super) fn parse(data: &str) -> Result<AnswerDelta, Fault> {
     if data.trim() == DONE {
-        return Ok(News { is_last: true, ..News::default() });
+        return Ok(AnswerDelta { is_last: true, ..AnswerDelta::default() });
     }
     let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
     if let Some(error) = event.error {
         return Err(gave_up(error["message"].as_str()));
     }
     let choice = event.choices.into_iter().next();
-    let (delta, reason, likely) = choice.map_or((Delta::default(), None, None), |choice| {
+    let (delta, reason, logprobs) = choice.map_or((Delta::default(), None, None), |choice| {
         (choice.delta, choice.finish_reason, choice.logprobs)
     });
-    let called = delta.tool_calls.unwrap_or_default();
-    let tokens = likely.and_then(|likely| likely.content).unwrap_or_default();
-    let counted = event.usage.as_ref();
-    Ok(News {
+    let calls = delta.tool_calls.unwrap_or_default();
+    let tokens = logprobs.and_then(|logprobs| logprobs.content).unwrap_or_default();
+    let counts = event.usage.as_ref();
+    Ok(AnswerDelta {
         text: delta.content.or(delta.refusal),
-        calls: called.into_iter().enumerate().map(Called::piece).collect(),
+        calls: calls.into_iter().enumerate().map(CalledTool::delta).collect(),
         finish: reason.map(|reason| finish(&reason)).transpose()?,
-        prompt_tokens: counted.and_then(|counted| counted.prompt_tokens),
-        cached_tokens: counted.and_then(|c| c.prompt_tokens_details.as_ref()?.cached_tokens),
-        completion_tokens: counted.and_then(|counted| counted.completion_tokens),
-        logprobs: tokens.into_iter().map(Token::among_others).collect(),
+        prompt_tokens: counts.and_then(|counts| counts.prompt_tokens),
+        cached_tokens: counts.and_then(|c| c.prompt_tokens_details.as_ref()?.cached_tokens),
+        completion_tokens: counts.and_then(|counts| counts.completion_tokens),
+        logprobs: tokens.into_iter().map(Token::with_top).collect(),
         is_last: false,
     })
 }
@@ -223,6 +223,6 @@ fn finish(reason: &str) -> Result<Finish, Fault> {
         "length" => Ok(Finish::Length),
         "tool_calls" | "function_call" => Ok(Finish::ToolCalls),
         "content_filter" => Err(forbidden()),
-        other => Err(Fault::ProtocolError(format!("it ended with {other:?}"))),
+        other => Err(Fault::ProtocolError(format!("the answer ended with {other:?}"))),
     }
 }

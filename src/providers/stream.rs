@@ -1,4 +1,4 @@
-//! The body of a provider's answer, within bounds: events one after the other, or all at once.
+//! Bounded reading of a response's body: as a stream of events, or buffered.
 
 use std::pin::Pin;
 
@@ -7,40 +7,40 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::Response;
 use sse_stream::SseStream;
 
-use super::fault_of_line;
+use super::fault_of_connection;
 use crate::limits::{PROVIDER_BYTES_MAX, PROVIDER_HELD_BYTES_MAX};
 use crate::model::generate::Fault;
 
-/// The data of each event.
+/// The data of each event of a stream.
 pub(super) struct Events(Pin<Box<dyn Stream<Item = Result<String, Fault>> + Send>>);
 
 impl Events {
-    /// Those of this answer. More than [`PROVIDER_BYTES_MAX`] are not read, and no line of more than
-    /// [`PROVIDER_HELD_BYTES_MAX`].
+    /// Server-sent events: at most [`PROVIDER_BYTES_MAX`] together, and [`PROVIDER_HELD_BYTES_MAX`] for one
+    /// line.
     pub(super) fn of(response: Response) -> Events {
         let (mut read, mut line) = (0, 0);
         let parts = response.bytes_stream().map(move |part| {
-            let part = part.map_err(|e| Stopped(fault_of_line(&e)))?;
+            let part = part.map_err(|e| BodyFault(fault_of_connection(&e)))?;
             read += part.len();
             line = match part.iter().rposition(|byte| *byte == b'\n') {
                 Some(end) => part.len() - end,
                 None => line + part.len(),
             };
             if read > PROVIDER_BYTES_MAX || line > PROVIDER_HELD_BYTES_MAX {
-                return Err(Stopped(too_long()));
+                return Err(BodyFault(too_long()));
             }
-            Ok::<Bytes, Stopped>(part)
+            Ok::<Bytes, BodyFault>(part)
         });
         let events = SseStream::from_bytes_stream(parts).map_err(|error| {
             let why = format!("its events cannot be parsed: {error}");
-            let stopped = if let sse_stream::Error::Body(body) = error { Some(body) } else { None };
-            let stopped = stopped.and_then(|body| body.downcast::<Stopped>().ok());
-            stopped.map_or(Fault::ProtocolError(why), |stopped| stopped.0)
+            let fault = if let sse_stream::Error::Body(body) = error { Some(body) } else { None };
+            let fault = fault.and_then(|body| body.downcast::<BodyFault>().ok());
+            fault.map_or(Fault::ProtocolError(why), |fault| fault.0)
         });
         Events(Box::pin(events.try_filter_map(|event| async move { Ok(event.data) })))
     }
 
-    /// Those of this answer in AWS's framing.
+    /// Events in AWS's event stream encoding.
     #[cfg(feature = "bedrock")]
     pub(super) fn framed(response: Response) -> Events {
         let frames = super::frames::Frames::of(response);
@@ -54,25 +54,25 @@ impl Events {
     }
 }
 
-/// Why the reading of a body was stopped.
+/// The fault that ended the reading of a body, as an error.
 #[derive(Debug)]
-struct Stopped(Fault);
+struct BodyFault(Fault);
 
-impl std::fmt::Display for Stopped {
+impl std::fmt::Display for BodyFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl std::error::Error for Stopped {}
+impl std::error::Error for BodyFault {}
 
-/// A body that comes at once.
+/// Reads a buffered body.
 ///
 /// # Errors
-/// [`Fault::ProtocolError`] if it is longer than [`PROVIDER_HELD_BYTES_MAX`] or no text.
-pub(super) async fn whole(mut response: Response) -> Result<String, Fault> {
+/// [`Fault::ProtocolError`] if it is longer than [`PROVIDER_HELD_BYTES_MAX`] or no UTF-8.
+pub(super) async fn buffered(mut response: Response) -> Result<String, Fault> {
     let mut body = Vec::new();
-    while let Some(part) = response.chunk().await.map_err(|e| fault_of_line(&e))? {
+    while let Some(part) = response.chunk().await.map_err(|e| fault_of_connection(&e))? {
         body.extend_from_slice(&part);
         if body.len() > PROVIDER_HELD_BYTES_MAX {
             return Err(too_long());

@@ -1,16 +1,15 @@
-//! A cloud's model in Anthropic's protocol: what is asked, answers, failures.
+//! Cloud models in Anthropic's protocol: requests, answers, failures.
 
-use crate::support::cloud::{Act, Cloud, KEY, answer, entry, error, event as said, head, open_as};
+use crate::support::cloud::{Act, Cloud, KEY, answer, entry, error, event as sse, head, open_as};
 use crate::support::contract::{job, run};
 use pilotlight::model::generate::{Fault, Finish, Usage};
 use pilotlight::request::format::Format;
 use pilotlight::request::job::{Job, Message, Role};
 use serde_json::{Value, json};
 
-/// Events of Anthropic's messages.
+/// Server-sent events of Anthropic's protocol.
 fn messages(events: &[Value]) -> Vec<u8> {
-    let one =
-        |event: &Value| format!("event: {}\n{}", event["type"].as_str().unwrap(), said(event));
+    let one = |event: &Value| format!("event: {}\n{}", event["type"].as_str().unwrap(), sse(event));
     let events: String = events.iter().map(one).collect();
     format!("{}{events}", head("200 OK", "text/event-stream", "")).into()
 }
@@ -24,7 +23,7 @@ async fn ask_anthropic(act: Act, job: Job) -> (Result<(String, Usage), Fault>, C
 }
 
 #[tokio::test]
-async fn anthropic_s_messages_are_spoken() {
+async fn anthropic_s_requests_and_answers() {
     let delta = |text: &str| json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}});
     let events = [
         json!({"type": "message_start", "message": {"type": "message", "content": [], "stop_reason": null, "usage": {
@@ -37,13 +36,13 @@ async fn anthropic_s_messages_are_spoken() {
         json!({"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 500}}),
         json!({"type": "message_stop"}),
     ];
-    let mut wishes = job("What burns?", 60);
+    let mut request = job("What burns?", 60);
     let rule = Message::new(Role::System, "Be short.");
-    wishes.messages.insert(0, rule);
-    (wishes.sampling.temperature, wishes.sampling.top_k) = (Some(1.5), Some(5));
-    wishes.sampling.stop = vec!["END".to_owned()];
-    let (said, cloud) = ask_anthropic(Act::Say(messages(&events)), wishes).await;
-    let (text, usage) = said.unwrap();
+    request.messages.insert(0, rule);
+    (request.sampling.temperature, request.sampling.top_k) = (Some(1.5), Some(5));
+    request.sampling.stop = vec!["END".to_owned()];
+    let (result, cloud) = ask_anthropic(Act::Say(messages(&events)), request).await;
+    let (text, usage) = result.unwrap();
     assert_eq!((text.as_str(), usage.finish, usage.chunks), ("A pilot light.", Finish::Length, 2));
     assert_eq!(
         (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens),
@@ -63,7 +62,7 @@ async fn anthropic_s_messages_are_spoken() {
 }
 
 #[tokio::test]
-async fn anthropic_s_failures_are_told_apart() {
+async fn anthropic_s_failures_have_their_fault() {
     let stop = |reason: &str| json!({"type": "message_delta", "delta": {"stop_reason": reason}});
     let overloaded =
         json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}});
@@ -75,18 +74,18 @@ async fn anthropic_s_failures_are_told_apart() {
         (vec![json!({"type": "content_block_delta"})], "broken"),
         (vec![], "crashed"),
     ] {
-        let (said, _) = ask_anthropic(Act::Say(messages(&events)), job("hello", 4)).await;
-        assert_eq!(said.unwrap_err().name(), expected, "{events:?}");
+        let (result, _) = ask_anthropic(Act::Say(messages(&events)), job("hello", 4)).await;
+        assert_eq!(result.unwrap_err().name(), expected, "{events:?}");
     }
-    let (said, _) = ask_anthropic(error("529 Overloaded", "", "oh"), job("hello", 4)).await;
-    assert_eq!(said.unwrap_err().name(), "away");
-    // it gives no vectors, and says so before anything is sent
-    let (said, cloud) =
+    let (result, _) = ask_anthropic(error("529 Overloaded", "", "oh"), job("hello", 4)).await;
+    assert_eq!(result.unwrap_err().name(), "away");
+    // an unsupported format is not sent
+    let (result, cloud) =
         ask_anthropic(answer(&["x"]), Job { format: Format::Embedding, ..job("hi", 4) }).await;
-    assert_eq!((said.unwrap_err().name(), cloud.opened()), ("unfit", 0));
+    assert_eq!((result.unwrap_err().name(), cloud.opened()), ("unfit", 0));
     let whole = json!({"type": "message", "content": [{"type": "thinking"}, {"type": "text", "text": "Yes."}],
         "stop_reason": "end_turn", "usage": {"input_tokens": 3, "output_tokens": 2}});
     let body = format!("{}{whole}", head("200 OK", "application/json", ""));
-    let (said, _) = ask_anthropic(Act::Say(body.into()), job("hello", 4)).await;
-    assert_eq!(said.unwrap().0, "Yes.");
+    let (result, _) = ask_anthropic(Act::Say(body.into()), job("hello", 4)).await;
+    assert_eq!(result.unwrap().0, "Yes.");
 }

@@ -1,4 +1,4 @@
-//! A cloud's model in Bedrock's protocol: what is asked, answers in its framing, failures.
+//! Cloud models in Bedrock's protocol: requests, answers in the AWS event stream encoding, failures.
 
 use crate::support::cloud::{Act, Cloud, entry, error, frame, framed as stream, head, open_as};
 use crate::support::contract::{job, run};
@@ -35,7 +35,7 @@ async fn ask(act: Act, job: Job) -> (Result<(String, Usage), Fault>, Cloud) {
 }
 
 #[tokio::test]
-async fn converse_is_spoken() {
+async fn converse_requests_and_answers() {
     let usage = json!({"inputTokens": 900, "cacheReadInputTokens": 60, "cacheWriteInputTokens": 40,
                        "outputTokens": 500, "totalTokens": 1500});
     let frames = [
@@ -46,13 +46,13 @@ async fn converse_is_spoken() {
         stop("max_tokens"),
         event("metadata", &json!({"usage": usage, "metrics": {"latencyMs": 7}})),
     ];
-    let mut wishes = job("What burns?", 60);
+    let mut request = job("What burns?", 60);
     let rule = Message::new(Role::System, "Be short.");
-    wishes.messages.insert(0, rule);
-    (wishes.sampling.temperature, wishes.sampling.top_p) = (Some(0.5), Some(0.5));
-    wishes.sampling.stop = vec!["END".to_owned()];
-    let (said, cloud) = ask(stream(&frames), wishes).await;
-    let (text, usage) = said.unwrap();
+    request.messages.insert(0, rule);
+    (request.sampling.temperature, request.sampling.top_p) = (Some(0.5), Some(0.5));
+    request.sampling.stop = vec!["END".to_owned()];
+    let (result, cloud) = ask(stream(&frames), request).await;
+    let (text, usage) = result.unwrap();
     assert_eq!((text.as_str(), usage.finish, usage.chunks), ("A pilot light.", Finish::Length, 2));
     let counts = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens);
     assert_eq!(counts, (1000, 60, 500));
@@ -71,7 +71,7 @@ async fn converse_is_spoken() {
 }
 
 #[tokio::test]
-async fn failures_are_told_apart() {
+async fn bedrock_s_failures_have_their_fault() {
     let exception = frame("exception", "throttlingException", &json!({"message": "slow down"}));
     let mut torn = delta("x");
     let last = torn.len() - 5;
@@ -83,33 +83,33 @@ async fn failures_are_told_apart() {
         (vec![delta("x"), torn], "broken"),
         (vec![delta("x")], "crashed"),
         (vec![event("contentBlockDelta", &json!({"delta": 1}))], "broken"),
-        // these begin with a length that never comes
+        // the first bytes are a frame length that is never reached
         (vec![b"data: {}\n\n".repeat(10)], "crashed"),
         (vec![[0x7f; 12].to_vec()], "crashed"),
         (vec![], "crashed"),
     ] {
-        let (said, _) = ask(stream(&frames), job("hello", 4)).await;
-        assert_eq!(said.unwrap_err().name(), expected, "{frames:?}");
+        let (result, _) = ask(stream(&frames), job("hello", 4)).await;
+        assert_eq!(result.unwrap_err().name(), expected, "{frames:?}");
     }
     for (status, expected) in [
         ("400 Bad Request", "unfit"),
-        ("403 Forbidden", "unfit"),
+        ("403 Forbidden", "away"),
         ("424 Failed Dependency", "away"),
         ("429 Too Many Requests", "away"),
         ("503 Service Unavailable", "away"),
     ] {
-        let (said, _) = ask(error(status, "", &format!("not {SECRET}")), job("hello", 4)).await;
-        let fault = said.unwrap_err();
+        let (result, _) = ask(error(status, "", &format!("not {SECRET}")), job("hello", 4)).await;
+        let fault = result.unwrap_err();
         assert_eq!(fault.name(), expected, "{status}");
         assert!(!fault.to_string().contains(SECRET), "{fault}");
     }
-    let (said, cloud) = ask(stream(&[]), Job { format: Format::Embedding, ..job("hi", 4) }).await;
-    assert_eq!((said.unwrap_err().name(), cloud.opened()), ("unfit", 0));
-    // one that answers whole
+    let (result, cloud) = ask(stream(&[]), Job { format: Format::Embedding, ..job("hi", 4) }).await;
+    assert_eq!((result.unwrap_err().name(), cloud.opened()), ("unfit", 0));
+    // a buffered answer
     let whole = json!({"output": {"message": {"role": "assistant", "content": [{"text": "Yes."}]}},
         "stopReason": "end_turn", "usage": {"inputTokens": 3, "outputTokens": 2}});
     let body = format!("{}{whole}", head("200 OK", "application/json", ""));
-    let (said, _) = ask(Act::Say(body.into()), job("hello", 4)).await;
-    let (text, usage) = said.unwrap();
+    let (result, _) = ask(Act::Say(body.into()), job("hello", 4)).await;
+    let (text, usage) = result.unwrap();
     assert_eq!((text.as_str(), usage.finish, usage.completion_tokens), ("Yes.", Finish::Stop, 2));
 }

@@ -1,4 +1,4 @@
-//! What a provider may do wrong.
+//! Failures of a provider.
 
 use std::process::Command;
 use std::sync::LazyLock;
@@ -15,7 +15,7 @@ fn bomb(kind: &str) -> Vec<u8> {
     [head("200 OK", kind, "content-encoding: gzip\r\n").as_bytes(), &BOMB].concat()
 }
 
-/// Everything that can go wrong: what it is, what the cloud does, and what it is called here.
+/// Each failure: its name, what the server does, and the wire name of the expected fault.
 pub fn failures() -> Vec<(&'static str, Act, &'static str)> {
     let stream = |rest: &str| -> Vec<u8> {
         format!("{}{rest}", head("200 OK", "text/event-stream", "")).into()
@@ -24,13 +24,13 @@ pub fn failures() -> Vec<(&'static str, Act, &'static str)> {
     let redirect = "location: http://169.254.169.254/latest\r\n";
     let zeros = vec![b'0'; 1 << 16];
     vec![
-        ("bad key", error("401 Unauthorized", "", &complaint), "unfit"),
+        ("bad key", error("401 Unauthorized", "", &complaint), "away"),
         ("bad request", error("400 Bad Request", "", "no"), "unfit"),
         ("no such model", error("404 Not Found", "", "no"), "unfit"),
         ("too many", error("429 Too Many Requests", "", "slow down"), "away"),
         ("broken inside", error("500 Internal Server Error", "", "oh"), "away"),
         ("overloaded", error("503 Service Unavailable", "", "oh"), "away"),
-        ("redirect", error("302 Found", redirect, "elsewhere"), "broken"),
+        ("redirect", error("302 Found", redirect, "moved"), "broken"),
         ("no answer", Act::Hang(Vec::new()), "hung"),
         ("silent in the head", Act::Hang(b"HTTP/1.1 200".to_vec()), "hung"),
         ("silent in the middle", Act::Hang(stream(&piece("a"))), "hung"),

@@ -1,5 +1,5 @@
-//! llama.cpp behind the port of the engine's thread: one context that is shared by a few conversations,
-//! and by branches that leave one of them for as long as labels are scored.
+//! [`Decoder`] on llama.cpp: one context whose KV cache holds a few conversations, and short-lived branches of
+//! one of them while labels are scored.
 
 use std::ffi::c_void;
 use std::num::NonZeroU32;
@@ -28,57 +28,59 @@ use crate::model::generate::Fault;
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
 
-/// Sequences of the context: conversations, and the branches that are tried at once.
-const SEQUENCES: u32 = KEPT + BRANCHES;
+/// Sequences of the KV cache: conversations and branches.
+const SEQUENCES: u32 = CONVERSATIONS + BRANCHES;
+/// Continuations that are scored in one batch.
 const BRANCHES: u32 = 15;
-/// Conversations that are kept ready: as many as an engine may have begun.
-const KEPT: u32 = SLOTS;
+/// Conversations in the KV cache: one for each prompt that may be started.
+const CONVERSATIONS: u32 = SLOTS;
 
-/// A conversation in the key-value cache.
+/// A conversation in the KV cache.
 #[derive(Debug, Default)]
-struct Kept {
+struct CachedPrompt {
     tokens: Vec<u32>,
+    /// Number of the request that used it last.
     used: u64,
 }
 
-/// Loads the model and serves the line.
-pub(super) fn run(mut options: GgufOptions, line: EngineWorker) {
+/// Body of the worker thread: loads the model and serves it.
+pub(super) fn run(mut options: GgufOptions, worker: EngineWorker) {
     llama_cpp_2::send_logs_to_tracing(llama_cpp_2::LogOptions::default());
     options.threads = threads_or_all(options.threads);
     let started = now();
     let loaded = backend().and_then(|backend| Ok((load::load(backend, &options)?, backend)));
     let (loaded, backend) = match loaded {
         Ok(loaded) => loaded,
-        Err(fault) => return line.fail(fault),
+        Err(fault) => return worker.fail(fault),
     };
     let stop = Box::new(StopSignal::default());
     match LlamaDecoder::new(backend, &loaded, &options, &stop) {
         Ok((decoder, facts)) => {
-            line.serve(Engine::new(decoder, facts, options.calibration), started);
+            worker.serve(Engine::new(decoder, facts, options.calibration), started);
         }
-        Err(fault) => line.fail(fault),
+        Err(fault) => worker.fail(fault),
     }
 }
 
-/// llama.cpp is started once in a process and never stopped.
+/// The llama.cpp backend, initialized once in a process and never freed.
 fn backend() -> Result<&'static LlamaBackend, Fault> {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
     let started = BACKEND.get_or_init(|| LlamaBackend::init().ok());
     started.as_ref().ok_or_else(|| Fault::unavailable("llama.cpp cannot start".to_owned()))
 }
 
-/// Points to the flag of the present request while one runs.
+/// Pointer to the stop flag of the current request; null between requests.
 #[derive(Default)]
 struct StopSignal(AtomicPtr<AtomicBool>);
 
-/// llama.cpp asks this between the steps of a batch.
+/// Abort callback: llama.cpp calls it between the operations of a batch.
 #[expect(unsafe_code, reason = "called from C")]
 extern "C" fn must_stop(data: *mut c_void) -> bool {
     // SAFETY: `data` is the `StopSignal` that `run` keeps in a box for longer than the context.
     let signal = unsafe { &*data.cast_const().cast::<StopSignal>() };
     let flag = signal.0.load(Ordering::Acquire);
     // SAFETY: the pointer is null or to a flag that `LlamaDecoder::raised` keeps alive; the pointer is
-    // taken down before that, and only the thread that asks does either.
+    // cleared before the flag is dropped, and only the thread that calls this does either.
     unsafe { flag.as_ref() }.is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
@@ -87,12 +89,12 @@ struct LlamaDecoder<'m> {
     context: LlamaContext<'m>,
     template: Option<ChatTemplate>,
     batch: LlamaBatch<'static>,
-    /// What the key-value cache holds, each in the sequence of its place.
-    kept: Vec<Kept>,
-    /// The conversation that goes on.
+    /// Conversations in the KV cache; the index is the sequence id.
+    cached: Vec<CachedPrompt>,
+    /// Index of the conversation of the current request.
     current: usize,
     requests: u64,
-    /// Tokens of all conversations together.
+    /// Length of the context: most tokens of all conversations together.
     length: usize,
     logits: Vec<f32>,
     stop: &'m StopSignal,
@@ -110,26 +112,28 @@ impl<'m> LlamaDecoder<'m> {
         let model = &loaded.model;
         let template = template::of(model).map_err(Fault::unavailable)?;
         let length = options.context_tokens.min(model.n_ctx_train());
-        let path = options.path.clone();
-        let digest = std::thread::spawn(move || sha256(&path).ok());
         let threads = |n: u32| i32::try_from(n.max(1)).unwrap_or(1);
         let params = LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(length))
             .with_n_batch(BATCH_TOKENS)
             .with_n_ubatch(BATCH_TOKENS)
             .with_n_seq_max(SEQUENCES)
-            // all sequences share the one context
+            // all sequences share the KV cache
             .with_kv_unified(true)
             .with_n_threads(threads(options.decode_threads))
             .with_n_threads_batch(threads(options.threads));
         let params = with_stop_signal(params, stop);
-        let context = model.new_context(backend, params).map_err(|e| {
+        // the file is hashed while the context is allocated
+        let (context, digest) = std::thread::scope(|threads| {
+            let digest = threads.spawn(|| sha256(&options.path).ok());
+            (model.new_context(backend, params), digest.join().unwrap_or_default())
+        });
+        let context = context.map_err(|e| {
             Fault::unavailable(format!(
                 "llama.cpp cannot allocate a context of {length} tokens: {e}"
             ))
         })?;
-        let digest = digest.join().unwrap_or_default();
-        // llama.cpp rounds up; what it has is what counts
+        // llama.cpp may round up or down
         let length = context.n_ctx().min(length);
         let facts = load::describe(loaded, template.as_ref(), options, digest, length);
         let decoder = LlamaDecoder {
@@ -137,7 +141,7 @@ impl<'m> LlamaDecoder<'m> {
             context,
             template,
             batch: LlamaBatch::new(BATCH_TOKENS as usize, 1),
-            kept: (0..KEPT).map(|_| Kept::default()).collect(),
+            cached: (0..CONVERSATIONS).map(|_| CachedPrompt::default()).collect(),
             current: 0,
             requests: 0,
             length: length as usize,
@@ -148,20 +152,22 @@ impl<'m> LlamaDecoder<'m> {
         Ok((decoder, facts))
     }
 
-    fn cached(&self) -> usize {
-        self.kept[self.current].tokens.len()
+    /// Tokens of the current conversation in the KV cache.
+    fn cached_tokens(&self) -> usize {
+        self.cached[self.current].tokens.len()
     }
 
-    fn forget_from(&mut self, kept: usize) -> Result<(), Fault> {
+    /// Removes the tokens of the current conversation from this position on.
+    fn truncate_at(&mut self, kept: usize) -> Result<(), Fault> {
         let from = u32::try_from(kept).unwrap_or(u32::MAX);
         let sequence = Some(number(self.current));
         let cleared = self.context.clear_kv_cache_seq(sequence, Some(from), None);
         if cleared.is_ok_and(|cleared| cleared) {
-            self.kept[self.current].tokens.truncate(kept);
+            self.cached[self.current].tokens.truncate(kept);
             return Ok(());
         }
-        // some models can't forget a part
-        self.forget_all();
+        // recurrent models can't remove a part
+        self.clear();
         if kept == 0 {
             Ok(())
         } else {
@@ -169,34 +175,34 @@ impl<'m> LlamaDecoder<'m> {
         }
     }
 
-    fn forget_all(&mut self) {
+    fn clear(&mut self) {
         self.context.clear_kv_cache();
-        for kept in &mut self.kept {
-            kept.tokens.clear();
+        for cached in &mut self.cached {
+            cached.tokens.clear();
         }
     }
 
-    /// Throws out the conversations that were not used for the longest time until there is room for
-    /// this many tokens more. One that is thrown out is read again when it goes on.
-    fn make_room(&mut self, tokens: usize) -> Result<(), Fault> {
-        let holds = |kept: &[Kept]| kept.iter().map(|kept| kept.tokens.len()).sum::<usize>();
-        // bounded: each turn empties one of a few
-        while holds(&self.kept) + tokens > self.length {
-            let others = (0..self.kept.len()).filter(|at| *at != self.current);
-            let full = others.filter(|at| !self.kept[*at].tokens.is_empty());
-            let Some(oldest) = full.min_by_key(|at| self.kept[*at].used) else { return Ok(()) };
+    /// Evicts the least recently used conversations until this many more tokens fit. An evicted conversation is
+    /// prefilled again when it continues.
+    fn evict_for(&mut self, tokens: usize) -> Result<(), Fault> {
+        let total = |all: &[CachedPrompt]| all.iter().map(|one| one.tokens.len()).sum::<usize>();
+        // bounded: each round clears one of a few
+        while total(&self.cached) + tokens > self.length {
+            let others = (0..self.cached.len()).filter(|at| *at != self.current);
+            let full = others.filter(|at| !self.cached[*at].tokens.is_empty());
+            let Some(oldest) = full.min_by_key(|at| self.cached[*at].used) else { return Ok(()) };
             let cleared = self.context.clear_kv_cache_seq(Some(number(oldest)), None, None);
             cleared.map_err(|e| {
                 Fault::ProtocolError(format!("a sequence cannot be truncated: {e}"))
             })?;
-            self.kept[oldest].tokens.clear();
+            self.cached[oldest].tokens.clear();
         }
         Ok(())
     }
 
-    /// Begins a conversation in place of the oldest, with what it has in common with another.
-    fn begin_with(&mut self, longest: usize, common: usize) -> Result<(), Fault> {
-        self.forget_from(0)?;
+    /// Starts the current conversation with the first `common` tokens of another.
+    fn start_with(&mut self, longest: usize, common: usize) -> Result<(), Fault> {
+        self.truncate_at(0)?;
         if common == 0 || longest == self.current {
             return Ok(());
         }
@@ -204,16 +210,16 @@ impl<'m> LlamaDecoder<'m> {
         let (from, to) = (number_i32(longest), number_i32(self.current));
         let copied = self.context.copy_kv_cache_seq(from, to, Some(0), end);
         copied.map_err(|e| Fault::ProtocolError(format!("a prefix cannot be shared: {e}")))?;
-        let shared = self.kept[longest].tokens[..common].to_vec();
-        self.kept[self.current].tokens = shared;
+        let shared = self.cached[longest].tokens[..common].to_vec();
+        self.cached[self.current].tokens = shared;
         Ok(())
     }
 }
 
 impl LlamaDecoder<'_> {
-    /// Reads all but the last token of some continuations in one step, each on a branch of its own,
-    /// and adds what the model expected.
-    fn branches(
+    /// Evaluates all but the last token of some continuations in one batch, each on its own branch, and adds
+    /// their log-probabilities to `sums`.
+    fn score_branches(
         &mut self,
         some: &[usize],
         all: &[Vec<u32>],
@@ -222,13 +228,13 @@ impl LlamaDecoder<'_> {
         let broken = |e: &dyn std::fmt::Display| {
             Fault::ProtocolError(format!("llama.cpp could not score labels: {e}"))
         };
-        self.make_room(some.iter().map(|&n| all[n].len()).sum())?;
+        self.evict_for(some.iter().map(|&n| all[n].len()).sum())?;
         self.batch.clear();
         let mut rows = Vec::new();
         let from = number_i32(self.current);
-        for (branch, &n) in (number_i32(KEPT as usize)..).zip(some) {
+        for (branch, &n) in (number_i32(CONVERSATIONS as usize)..).zip(some) {
             self.context.copy_kv_cache_seq(from, branch, None, None).map_err(|e| broken(&e))?;
-            for (pair, at) in all[n].windows(2).zip(self.cached()..) {
+            for (pair, at) in all[n].windows(2).zip(self.cached_tokens()..) {
                 let at = i32::try_from(at).unwrap_or(i32::MAX);
                 self.batch.add(token(pair[0]), at, &[branch], true).map_err(|e| broken(&e))?;
                 rows.push((n, pair[1]));
@@ -259,81 +265,80 @@ impl Decoder for LlamaDecoder<'_> {
 
     fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault> {
         if prompt.is_empty() {
-            self.forget_all();
+            self.clear();
             return Ok(0);
         }
         self.requests += 1;
-        let all = || self.kept.iter().map(|kept| common(&kept.tokens, prompt)).enumerate();
+        let all = || self.cached.iter().map(|cached| common(&cached.tokens, prompt)).enumerate();
         let Some((longest, most)) = all().max_by_key(|(_, common)| *common) else { return Ok(0) };
-        // all conversations begin with the template's words: that alone is no reason to throw
-        // another one's away
-        if most > 0 && 2 * most >= self.kept[longest].tokens.len() {
+        // all conversations start with the template's text: that alone must not evict another one
+        if most > 0 && 2 * most >= self.cached[longest].tokens.len() {
             self.current = longest;
-            self.forget_from(most)?;
+            self.truncate_at(most)?;
         } else {
-            let oldest = (0..self.kept.len()).min_by_key(|at| self.kept[*at].used);
+            let oldest = (0..self.cached.len()).min_by_key(|at| self.cached[*at].used);
             self.current = oldest.unwrap_or(0);
-            self.begin_with(longest, most)?;
+            self.start_with(longest, most)?;
         }
-        self.kept[self.current].used = self.requests;
-        Ok(self.cached())
+        self.cached[self.current].used = self.requests;
+        Ok(self.cached_tokens())
     }
 
-    fn read(&mut self, tokens: &[u32]) -> Result<(), Fault> {
-        self.make_room(tokens.len())?;
+    fn eval(&mut self, tokens: &[u32]) -> Result<(), Fault> {
+        self.evict_for(tokens.len())?;
         self.batch.clear();
-        let first = self.cached();
+        let first = self.cached_tokens();
         let sequence = number_i32(self.current);
-        for (n, &read) in tokens.iter().enumerate() {
+        for (n, &next) in tokens.iter().enumerate() {
             let at = i32::try_from(first + n).unwrap_or(i32::MAX);
             let last = n + 1 == tokens.len();
             self.batch
-                .add(token(read), at, &[sequence], last)
+                .add(token(next), at, &[sequence], last)
                 .map_err(|e| Fault::ProtocolError(format!("batch too large: {e}")))?;
         }
         if let Err(error) = self.context.decode(&mut self.batch) {
-            // an aborted step may have left a part of itself
-            self.forget_from(first)?;
+            // an aborted batch may have left a part in the KV cache
+            self.truncate_at(first)?;
             return Err(Fault::ProtocolError(format!("llama.cpp decode failed: {error}")));
         }
-        self.kept[self.current].tokens.extend_from_slice(tokens);
+        self.cached[self.current].tokens.extend_from_slice(tokens);
         let row = self.batch.n_tokens() - 1;
         self.logits.clear();
         self.logits.extend_from_slice(self.context.get_logits_ith(row));
         Ok(())
     }
 
-    fn forget(&mut self, last: usize) -> Result<(), Fault> {
-        self.forget_from(self.cached().saturating_sub(last))
+    fn truncate(&mut self, last: usize) -> Result<(), Fault> {
+        self.truncate_at(self.cached_tokens().saturating_sub(last))
     }
 
-    fn continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
+    fn score_continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
         let first = log_probabilities(&self.logits);
         let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
-        // what consists of one token is known already
+        // continuations of one token are scored already
         let longer: Vec<usize> = (0..all.len()).filter(|&n| all[n].len() > 1).collect();
         let mut left = longer.as_slice();
-        // bounded: each turn takes at least one, since no label has more tokens than a step
+        // bounded: each round scores at least one
         while !left.is_empty() {
             let (some, others) = left.split_at(fitting(left.iter().map(|&n| all[n].len())));
             left = others;
-            let read = self.branches(some, all, &mut sums);
-            for branch in KEPT..SEQUENCES {
+            let scored = self.score_branches(some, all, &mut sums);
+            for branch in CONVERSATIONS..SEQUENCES {
                 let cleared = self.context.clear_kv_cache_seq(Some(branch), None, None);
                 cleared.map_err(|e| {
                     Fault::ProtocolError(format!("a branch cannot be removed: {e}"))
                 })?;
             }
-            read?;
+            scored?;
         }
         Ok(sums)
     }
 
-    fn kept(&self) -> u32 {
-        KEPT
+    fn slots(&self) -> u32 {
+        CONVERSATIONS
     }
 
-    fn step(&self) -> usize {
+    fn batch_tokens(&self) -> usize {
         BATCH_TOKENS as usize
     }
 
@@ -341,11 +346,11 @@ impl Decoder for LlamaDecoder<'_> {
         &mut self.logits
     }
 
-    fn is_end(&self, ended: u32) -> bool {
-        self.model.vocab().is_eog(token(ended))
+    fn is_end(&self, last: u32) -> bool {
+        self.model.vocab().is_eog(token(last))
     }
 
-    fn piece(&self, written: u32) -> Vec<u8> {
+    fn token_bytes(&self, written: u32) -> Vec<u8> {
         self.model.vocab().token_to_piece(token(written), false, None)
     }
 
@@ -355,7 +360,7 @@ impl Decoder for LlamaDecoder<'_> {
         let usual = if vocab.eot().0 >= 0 { vocab.eot() } else { vocab.eos() };
         let others = all().filter(|&token| vocab.is_eog(token) && token != usual);
         let ends: Vec<u32> = std::iter::once(usual).chain(others).map(id).collect();
-        let words = all().map(|token| {
+        let tokens = all().map(|token| {
             let text = vocab.token_to_piece(token, false, None);
             if text.is_empty() {
                 VocabToken::Control(vocab.token_to_piece(token, true, None))
@@ -363,22 +368,22 @@ impl Decoder for LlamaDecoder<'_> {
                 VocabToken::Text(text)
             }
         });
-        trie(words, &ends)
+        trie(tokens, &ends)
     }
 
-    fn begin(&mut self, stop: &Arc<AtomicBool>) {
-        self.end();
+    fn begin_request(&mut self, stop: &Arc<AtomicBool>) {
+        self.end_request();
         self.stop.0.store(Arc::as_ptr(stop).cast_mut(), Ordering::Release);
         self.raised = Some(Arc::clone(stop));
     }
 
-    fn end(&mut self) {
+    fn end_request(&mut self) {
         self.stop.0.store(std::ptr::null_mut(), Ordering::Release);
         self.raised = None;
     }
 }
 
-/// The number of a sequence.
+/// The id of a sequence.
 fn number(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(0)
 }
@@ -387,13 +392,13 @@ fn number_i32(at: usize) -> i32 {
     i32::try_from(at).unwrap_or(0)
 }
 
-/// How many of the first of these lengths fit into one step together; at least one.
+/// Number of the first continuations, of these lengths in tokens, that fit into one batch; at least one.
 fn fitting(lengths: impl Iterator<Item = usize>) -> usize {
-    let mut read = 0;
+    let mut tokens = 0;
     let fits = |length: &usize| {
-        // the last token of each is not read
-        read += length - 1;
-        read <= BATCH_TOKENS as usize
+        // the last token of each is not evaluated
+        tokens += length - 1;
+        tokens <= BATCH_TOKENS as usize
     };
     lengths.take(BRANCHES as usize).take_while(fits).count().max(1)
 }

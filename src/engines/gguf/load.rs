@@ -1,60 +1,58 @@
-//! Opens a GGUF file: is it there, is it whole, is there memory for it, and what does it say.
+//! Loads a GGUF file after checks of its header and of the available memory, and describes the model.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use llama_cpp_2::context::LlamaModel;
-use llama_cpp_2::context::params::LlamaModelParams;
 use llama_cpp_2::gguf::GgufContext;
 use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
 
 use super::GgufOptions;
 use crate::engines::template::ChatTemplate;
-use crate::engines::worker::room;
-use crate::engines::worker::room::WORK_BYTES;
+use crate::engines::worker::memory;
+use crate::engines::worker::memory::WORK_BYTES;
 use crate::engines::worker::template_digest;
 use crate::limits::OUTPUT_TOKENS_MAX;
-use crate::model::context;
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime, Tokenizer,
 };
 use crate::model::generate::Fault;
 use crate::request::skill;
 
-/// Prompt tokens that are read in one step. A larger step takes more work space and gains little.
+/// Tokens of one batch. A larger batch needs more working memory and is hardly faster.
 pub(super) const BATCH_TOKENS: u32 = 256;
 
 /// A model in memory.
 pub(super) struct Loaded {
     pub(super) model: LlamaModel,
-    /// Its weights, key-value cache and work space, bytes.
+    /// Weights, KV cache and working memory, bytes.
     pub(super) memory_bytes: u64,
 }
 
-/// Loads the file after it was checked.
+/// Checks and loads the file.
 ///
 /// # Errors
 /// [`Fault::Unavailable`] that says what is wrong and what to do.
 pub(super) fn load(backend: &LlamaBackend, options: &GgufOptions) -> Result<Loaded, Fault> {
     let path = &options.path;
     let shown = path.display();
-    let away = |message: String| Fault::unavailable(message);
-    room::for_context(options.context_tokens)?;
+    memory::check_context(options.context_tokens)?;
     let bytes = std::fs::metadata(path)
-        .map_err(|e| away(format!("the model file {shown} cannot be read: {e}")))?
+        .map_err(|e| Fault::unavailable(format!("the model file {shown} cannot be read: {e}")))?
         .len();
     let memory_bytes = needed_bytes(path, bytes, options.context_tokens)?;
-    room::for_model(path, memory_bytes)?;
+    memory::check_model(path, memory_bytes)?;
     let params =
         LlamaModelParams::default().with_use_mmap(true).with_n_gpu_layers(options.gpu_layers);
     let model = LlamaModel::load_from_file(backend, path, &params).map_err(|e| {
-        away(format!("llama.cpp cannot load {shown}: {e}; the file may be truncated"))
+        Fault::unavailable(format!("llama.cpp cannot load {shown}: {e}; the file may be truncated"))
     })?;
     Ok(Loaded { model, memory_bytes })
 }
 
-/// Weights, key-value cache and work space.
+/// Bytes of weights, KV cache and working memory.
 fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault> {
     let shown = path.display();
     let mut magic = [0_u8; 4];
@@ -77,14 +75,14 @@ fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault
     let kv_heads = of("attention.head_count_kv").unwrap_or(heads);
     let head =
         of("attention.key_length").unwrap_or_else(|| of("embedding_length").unwrap_or(0) / heads);
-    // a context longer than the model was trained for is cut to that
+    // the context is bounded by the length that the model was trained for
     let context = u64::from(context).min(of("context_length").unwrap_or(u64::MAX));
     // keys and values, two bytes each
     let cache = layers * kv_heads * head * 2 * 2 * context;
     Ok(file_bytes + cache + WORK_BYTES)
 }
 
-/// Everything that the file says, as a ModelContext; measured figures come later.
+/// Describes the model by the metadata of the file; the measured rates are added later.
 pub(super) fn describe(
     Loaded { model, memory_bytes }: &Loaded,
     template: Option<&ChatTemplate>,
@@ -145,7 +143,7 @@ pub(super) fn describe(
     }
 }
 
-/// Names of `general.file_type`, from the GGUF specification; others show their number.
+/// Name of a `general.file_type` (GGUF specification), or its number.
 fn quantization(file_type: Option<String>) -> String {
     let known = [
         ("0", "F32"),

@@ -19,25 +19,25 @@ use crate::model::generate::Fault;
 pub struct GgufOptions {
     /// The file.
     pub path: PathBuf,
-    /// The name by which it is asked for; the file's name without its ending if none.
+    /// Name of the model for clients; by default the file's name without its extension.
     pub name: Option<String>,
-    /// Most tokens of prompt and answer together.
+    /// Length of the context: most tokens of prompt and answer together.
     pub context_tokens: u32,
-    /// Threads that read the prompt; all processors if 0.
+    /// Threads of the prefill; 0 for all processors.
     pub threads: u32,
-    /// Threads that write the answer. A tiny model is bound by memory: one is as fast as two, and
-    /// far faster beside a busy neighbour.
+    /// Threads of decoding. A tiny model is bound by memory: one is as fast as two, and much faster beside
+    /// another busy process.
     pub decode_threads: u32,
-    /// Layers that an accelerator takes, if one is built in.
+    /// Layers on the GPU, if the program is built with CUDA.
     pub gpu_layers: u32,
-    /// How the bias towards some labels is taken off when labels are scored.
+    /// How the bias towards some labels is subtracted when labels are scored.
     pub calibration: Calibration,
 }
 
-/// Loads a model and measures it; takes from tens of milliseconds to seconds.
+/// Loads and measures a model, which takes from tens of milliseconds to seconds.
 ///
 /// # Errors
-/// [`Fault::Unavailable`] says what is wrong with the file, the machine's memory or the options.
+/// [`Fault::Unavailable`] states what is wrong with the file, the available memory or the options.
 pub async fn open(options: GgufOptions) -> Result<OnThread, Fault> {
-    OnThread::open(move |line| decoder::run(options, line)).await
+    OnThread::open(move |worker| decoder::run(options, worker)).await
 }

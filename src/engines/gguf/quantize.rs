@@ -1,25 +1,25 @@
-//! Stores a model's weights another way, once, so that this machine computes faster with them.
+//! Quantizes a GGUF file to another weight format, once, for faster inference on this machine.
 
 use std::ffi::CString;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 
-/// How weights are stored.
+/// Format of quantized weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum GgufWeights {
-    /// 8 bits, blocks of 32: no loss was seen against `Q4_1`, and twice as fast to read prompts.
+    /// 8 bits, blocks of 32: no measured loss against `Q4_1`, and prefill is twice as fast.
     #[value(name = "q8_0")]
     Q8_0,
-    /// 4 bits, blocks of 32: the fastest; made from 4-bit weights it loses accuracy.
+    /// 4 bits, blocks of 32: the fastest; requantizing 4-bit weights loses accuracy.
     #[value(name = "q4_0")]
     Q4_0,
 }
 
-/// Writes `to` from `from`; `to` is complete or not there.
+/// Quantizes `from` into `to`, atomically: `to` is complete or absent.
 ///
 /// # Errors
-/// If the model can't be read, or the file not written.
+/// If the model can't be read or the file can't be written.
 #[expect(unsafe_code, reason = "the safe API lacks quantization")]
 pub fn quantize(from: &Path, to: &Path, weights: GgufWeights, threads: i32) -> anyhow::Result<()> {
     let part = to.with_extension("part");
@@ -28,7 +28,7 @@ pub fn quantize(from: &Path, to: &Path, weights: GgufWeights, threads: i32) -> a
     if !from.is_file() {
         bail!("there is no model file {}", from.display());
     }
-    // SAFETY: it only returns a struct of defaults.
+    // SAFETY: the function only returns a struct of defaults.
     let mut params = unsafe { llama_cpp_sys_2::llama_model_quantize_default_params() };
     params.nthread = threads;
     params.allow_requantize = true;

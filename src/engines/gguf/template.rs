@@ -1,4 +1,4 @@
-//! A conversation as the tokens of a GGUF model.
+//! Tokenizes a conversation for a GGUF model, with its chat template.
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
@@ -7,7 +7,7 @@ use crate::engines::template::{ChatTemplate, TemplatePart};
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
 
-/// Reads the template of a file; none if it has none.
+/// The chat template of a file, if it has one.
 pub(super) fn of(model: &LlamaModel) -> Result<Option<ChatTemplate>, String> {
     let Ok(source) = model.chat_template(None) else {
         return Ok(None);
@@ -21,7 +21,7 @@ pub(super) fn of(model: &LlamaModel) -> Result<Option<ChatTemplate>, String> {
     ChatTemplate::new(source, text_of(model.vocab().bos()), text_of(model.vocab().eos())).map(Some)
 }
 
-/// The tokens of a conversation, as the model wants to read it.
+/// The tokens of a conversation: control tokens are recognized only in text that the template wrote.
 pub(super) fn tokens(
     model: &LlamaModel,
     template: Option<&ChatTemplate>,
@@ -48,7 +48,7 @@ pub(super) fn tokens(
     Ok(tokens)
 }
 
-/// Puts the token that begins a text before it, if the model wants one and it is not there.
+/// Prepends the beginning-of-text token if the model expects one and it is missing.
 pub(super) fn begin(model: &LlamaModel, tokens: &mut Vec<LlamaToken>) {
     let vocab = model.vocab();
     let bos = vocab.bos();

@@ -1,6 +1,6 @@
-//! ONNX Runtime behind the port of the engine's thread: one session, and the keys and values of the
-//! tokens read so far. Where the graph can, past and present share their buffers; else each step gives
-//! new ones, which takes a copy of all of them for each token.
+//! [`Decoder`] on ONNX Runtime: one session, and the KV cache of a few conversations. If the graph supports it,
+//! past and present share their buffers; otherwise each batch returns new ones, which copies the KV cache for
+//! each token.
 
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session, SessionInputValue};
@@ -14,37 +14,37 @@ use crate::model::generate::Fault;
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
 
-/// Prompt tokens that are read in one step: room to stop in between, and a lower peak of memory.
-const STEP_TOKENS: usize = 256;
+/// Tokens of one batch: bounds the time until a stop, and the peak of memory.
+const BATCH_TOKENS: usize = 256;
 
-/// The beginning of one conversation, kept ready.
+/// One conversation in the prefix cache.
 struct Prefix {
-    /// The tokens whose keys and values the buffers hold.
+    /// Tokens whose keys and values are in the buffers.
     tokens: Vec<u32>,
-    /// Keys and values of each layer: room for a whole context if they are shared, else as many as
-    /// there are tokens.
+    /// Keys and values of each layer: of the length of the context if they are shared, else of the tokens.
     buffers: Vec<[Tensor<f32>; 2]>,
+    /// Number of the request that used it last.
     used: u64,
 }
 
 impl Prefix {
-    /// Keeps the first tokens. What lies behind them in shared buffers is written over.
-    fn cut(&mut self, kept: usize, shared: bool) -> ort::Result<()> {
+    /// Keeps the first `kept` tokens. Later positions of shared buffers are overwritten by the next batch.
+    fn truncate(&mut self, kept: usize, shared: bool) -> ort::Result<()> {
         if kept >= self.tokens.len() {
             return Ok(());
         }
         self.tokens.truncate(kept);
         if !shared {
             for buffer in self.buffers.iter_mut().flatten() {
-                *buffer = first(buffer, kept)?;
+                *buffer = first_tokens(buffer, kept)?;
             }
         }
         Ok(())
     }
 }
 
-/// The keys or values of the first tokens: [batch, heads, tokens, numbers].
-fn first(buffer: &Tensor<f32>, kept: usize) -> ort::Result<Tensor<f32>> {
+/// The keys or values of the first tokens; shape: batch, heads, tokens, numbers.
+fn first_tokens(buffer: &Tensor<f32>, kept: usize) -> ort::Result<Tensor<f32>> {
     let (shape, numbers) = buffer.try_extract_tensor::<f32>()?;
     let size = |n: usize| shape.get(n).and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
     let (heads, tokens, head) = (size(1), size(2), size(3));
@@ -56,18 +56,18 @@ fn first(buffer: &Tensor<f32>, kept: usize) -> ort::Result<Tensor<f32>> {
     Ok(cut)
 }
 
-pub(super) struct Onnx {
+pub(crate) struct Onnx {
     session: Session,
     binding: IoBinding,
     folder: Folder,
     vocabulary: Vocabulary,
     prefixes: Vec<Prefix>,
-    /// The prefix that is bound to the session.
+    /// Index of the prefix of the current request; its buffers are bound to the session.
     current: usize,
     requests: u64,
     capacity: usize,
     positions: bool,
-    /// Tokens of the last step.
+    /// Tokens of the last batch.
     rows: usize,
     logits: Vec<f32>,
 }
@@ -83,8 +83,8 @@ impl Onnx {
         let positions = session.inputs().iter().any(|i| i.name() == folder.names.position_ids);
         let mut made = Vec::new();
         for _ in 0..prefixes {
-            let room = if folder.shared { capacity } else { 0 };
-            let buffers = (0..folder.layers).map(|_| buffers(&session, &folder, room));
+            let length = if folder.shared { capacity } else { 0 };
+            let buffers = (0..folder.layers).map(|_| buffers(&session, &folder, length));
             let buffers = buffers.collect::<ort::Result<_>>().map_err(|e| {
                 Fault::unavailable(format!("cannot allocate a context of {capacity} tokens: {e}"))
             })?;
@@ -108,7 +108,7 @@ impl Onnx {
         Ok(onnx)
     }
 
-    /// Makes the session read from and write to the buffers of one prefix.
+    /// Binds the buffers of one prefix to the session.
     fn bind(&mut self, prefix: usize) -> ort::Result<()> {
         self.current = prefix;
         if !self.folder.shared {
@@ -126,8 +126,8 @@ impl Onnx {
         self.bind_logits()
     }
 
-    /// Lets the runtime make new room for the logits. It keeps what it made for the next step, which
-    /// fits only as long as that has as many tokens: a graph may give the logits of all of them.
+    /// Lets the runtime allocate a new buffer for the logits. The runtime reuses it for the next batch, which
+    /// fits only a batch of as many tokens if the graph returns the logits of all of them.
     fn bind_logits(&mut self) -> ort::Result<()> {
         let memory = MemoryInfo::new(
             AllocationDevice::CPU,
@@ -138,21 +138,20 @@ impl Onnx {
         self.binding.bind_output_to_device(self.folder.names.logits.clone(), &memory)
     }
 
-    /// The prefix that goes on in this prompt; else the one that was not used for the longest time.
-    fn choose(&self, prompt: &[u32]) -> usize {
-        let goes_on = |prefix: &Prefix| {
+    /// Index of the prefix that this prompt continues, else of the least recently used one.
+    fn pick_prefix(&self, prompt: &[u32]) -> usize {
+        let continued = |prefix: &Prefix| {
             let kept = common(&prefix.tokens, prompt);
-            // all conversations begin with the template's words: that alone is no reason to throw
-            // another one's away
+            // all conversations start with the template's text: that alone must not evict another one
             (2 * kept >= prefix.tokens.len() && kept > 0).then_some(kept)
         };
         let all = || self.prefixes.iter().enumerate();
-        let longest = all().filter_map(|(n, prefix)| Some((goes_on(prefix)?, n))).max();
+        let longest = all().filter_map(|(n, prefix)| Some((continued(prefix)?, n))).max();
         let oldest = || all().min_by_key(|(_, prefix)| prefix.used).map(|(n, _)| n);
         longest.map(|(_, n)| n).or_else(oldest).unwrap_or(0)
     }
 
-    fn step_through(&mut self, tokens: &[u32]) -> ort::Result<()> {
+    fn eval_batch(&mut self, tokens: &[u32]) -> ort::Result<()> {
         let names = &self.folder.names;
         let past = self.prefixes[self.current].tokens.len();
         let total = past + tokens.len();
@@ -216,8 +215,8 @@ impl Onnx {
     }
 }
 
-/// The logits of the last token; a graph may give those of all, and may have room for more tokens
-/// than the tokenizer knows.
+/// Copies the logits of the last token: a graph may return those of all tokens, and for a larger vocabulary
+/// than the tokenizer's.
 fn last_row((shape, numbers): (&Shape, &[f32]), known: usize, into: &mut Vec<f32>) {
     let width = shape.last().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
     let last = numbers.len().saturating_sub(width);
@@ -231,7 +230,7 @@ fn buffers(session: &Session, folder: &Folder, capacity: usize) -> ort::Result<[
     Ok([make()?, make()?])
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands on")]
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes it by value")]
 fn broken(error: ort::Error) -> Fault {
     Fault::ProtocolError(format!("ONNX Runtime failed: {error}"))
 }
@@ -248,20 +247,20 @@ impl Decoder for Onnx {
 
     fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault> {
         self.requests += 1;
-        let best = self.choose(prompt);
+        let best = self.pick_prefix(prompt);
         if best != self.current {
             self.bind(best).map_err(broken)?;
         }
         let requests = self.requests;
         let prefix = &mut self.prefixes[best];
         let kept = common(&prefix.tokens, prompt);
-        prefix.cut(kept, self.folder.shared).map_err(broken)?;
+        prefix.truncate(kept, self.folder.shared).map_err(broken)?;
         prefix.used = requests;
         Ok(kept)
     }
 
-    fn read(&mut self, tokens: &[u32]) -> Result<(), Fault> {
-        // the runtime trusts the mask and the ids: a wrong one ends the process
+    fn eval(&mut self, tokens: &[u32]) -> Result<(), Fault> {
+        // ONNX Runtime does not check the mask and the ids: an invalid one may end the process
         let past = self.prefixes[self.current].tokens.len();
         let wrong = tokens.iter().find(|&&token| token >= self.vocabulary.size());
         if tokens.is_empty() || past + tokens.len() > self.capacity || wrong.is_some() {
@@ -270,23 +269,23 @@ impl Decoder for Onnx {
                 "{n} tokens after {past} exceed the context"
             )));
         }
-        self.step_through(tokens).map_err(broken)?;
+        self.eval_batch(tokens).map_err(broken)?;
         self.prefixes[self.current].tokens.extend_from_slice(tokens);
         Ok(())
     }
 
-    fn forget(&mut self, last: usize) -> Result<(), Fault> {
+    fn truncate(&mut self, last: usize) -> Result<(), Fault> {
         let shared = self.folder.shared;
         let prefix = &mut self.prefixes[self.current];
-        prefix.cut(prefix.tokens.len().saturating_sub(last), shared).map_err(broken)
+        prefix.truncate(prefix.tokens.len().saturating_sub(last), shared).map_err(broken)
     }
 
-    fn kept(&self) -> u32 {
+    fn slots(&self) -> u32 {
         u32::try_from(self.prefixes.len()).unwrap_or(1)
     }
 
-    fn step(&self) -> usize {
-        STEP_TOKENS
+    fn batch_tokens(&self) -> usize {
+        BATCH_TOKENS
     }
 
     fn logits(&mut self) -> &mut [f32] {
@@ -297,8 +296,8 @@ impl Decoder for Onnx {
         self.vocabulary.is_end(token)
     }
 
-    fn piece(&self, token: u32) -> Vec<u8> {
-        self.vocabulary.piece(token)
+    fn token_bytes(&self, token: u32) -> Vec<u8> {
+        self.vocabulary.token_bytes(token)
     }
 
     fn trie(&self) -> TokTrie {
@@ -313,7 +312,7 @@ mod tests {
     use super::*;
     use crate::engines::onnx::{OnnxOptions, load};
 
-    /// The model that `scripts/test` makes, with room for 16 tokens.
+    /// The model that `scripts/test` converts, with a context of 16 tokens.
     fn small() -> Onnx {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let path = here.join("models/smollm2-135m-onnx-int8");
@@ -327,43 +326,43 @@ mod tests {
         load::load(&options).unwrap().0
     }
 
-    /// What would end the process, or be read from somewhere else in memory, does not reach the
-    /// runtime, and the next step is unharmed.
+    /// Tokens that would end the process, or read outside of a buffer, do not reach the runtime, and the next
+    /// batch is evaluated correctly.
     #[test]
-    fn ids_and_lengths_are_checked_before_the_runtime_sees_them() {
+    fn invalid_ids_and_lengths_do_not_reach_the_runtime() {
         let mut model = small();
         let size = model.vocabulary.size();
         model.reuse(&[]).unwrap();
-        model.read(&[1, 2]).unwrap();
-        model.read(&[3]).unwrap();
+        model.eval(&[1, 2]).unwrap();
+        model.eval(&[3]).unwrap();
         let expected = model.logits().to_vec();
         for wrong in [&[size][..], &[1, u32::MAX], &[], &[1; 14], &[1; 100]] {
             assert!(
-                matches!(model.read(wrong), Err(Fault::ProtocolError(_))),
+                matches!(model.eval(wrong), Err(Fault::ProtocolError(_))),
                 "{} tokens",
                 wrong.len()
             );
         }
-        model.read(&[4; 13]).unwrap();
-        assert!(matches!(model.read(&[4]), Err(Fault::ProtocolError(_))), "beyond its room");
-        model.forget(14).unwrap();
-        model.read(&[3]).unwrap();
+        model.eval(&[4; 13]).unwrap();
+        assert!(matches!(model.eval(&[4]), Err(Fault::ProtocolError(_))), "beyond the context");
+        model.truncate(14).unwrap();
+        model.eval(&[3]).unwrap();
         let apart = model.logits().iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        assert!(apart.fold(0.0, f32::max) < 1e-3, "the cache was harmed");
+        assert!(apart.fold(0.0, f32::max) < 1e-3, "the KV cache was changed");
     }
 
     #[test]
-    fn what_continues_is_scored_and_the_cache_is_as_before() {
+    fn continuations_are_scored_and_the_kv_cache_is_unchanged() {
         let mut model = small();
         model.reuse(&[]).unwrap();
-        model.read(&[1, 2]).unwrap();
-        model.read(&[3]).unwrap();
+        model.eval(&[1, 2]).unwrap();
+        model.eval(&[3]).unwrap();
         let all = vec![vec![7], vec![7, 8, 9], vec![11, 12]];
-        let scores = model.continuations(&all).unwrap();
+        let scores = model.score_continuations(&all).unwrap();
         assert!(scores[1] < scores[0] && scores.iter().all(|s| s.is_finite() && *s < 0.0));
-        model.forget(1).unwrap();
-        model.read(&[3]).unwrap();
-        let again = model.continuations(&all).unwrap();
+        model.truncate(1).unwrap();
+        model.eval(&[3]).unwrap();
+        let again = model.score_continuations(&all).unwrap();
         for (a, b) in scores.iter().zip(&again) {
             assert!((a - b).abs() < 1e-3, "{scores:?} {again:?}");
         }

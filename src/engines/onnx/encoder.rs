@@ -1,8 +1,7 @@
-//! A sentence encoder: what texts mean as vectors of length 1, and which label a text is nearest to.
+//! Sentence encoder: embeddings of length 1, and classification of texts by their embeddings.
 //!
-//! Read are folders made by `pilotlight model convert` and by optimum: a graph that takes token ids
-//! and a mask and gives a vector for each token or each text, and the files of sentence-transformers
-//! that say how the vectors of the tokens are put together.
+//! Folders are those of `pilotlight model convert` and of optimum: a graph from token ids and an attention mask
+//! to a vector for each token or each text, with the pooling configuration of sentence-transformers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,13 +14,12 @@ use tokenizers::Tokenizer;
 
 use super::OnnxOptions;
 use super::files::{CONFIG, FolderFiles, MODEL, MODEL_CONFIG, TOKENIZER, json};
-use super::load;
-use super::runtime;
+use super::{graph, runtime};
 use crate::clock::now;
 use crate::engines::classifier::Classifier;
-use crate::engines::worker::room;
-use crate::engines::worker::room::WORK_BYTES;
-use crate::engines::worker::{EngineModel, PromptProgress, Sets, Turn};
+use crate::engines::worker::memory;
+use crate::engines::worker::memory::WORK_BYTES;
+use crate::engines::worker::{ActivePrompt, EngineModel, LabelCache, PromptProgress};
 use crate::model::context;
 use crate::model::context::{Capabilities, InferenceSettings, ModelContext};
 use crate::model::generate::{Fault, Out, Usage};
@@ -31,21 +29,21 @@ use crate::request::labels::{Classification, Labels};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::skill;
 
-/// How long a text may be.
-pub(super) const LENGTH_CONFIG: &str = "sentence_bert_config.json";
-/// How the vectors of tokens become that of a text.
-pub(super) const POOLING_CONFIG: &str = "1_Pooling/config.json";
-/// Texts that go through the graph together; between two batches a request can be stopped.
+/// File with the longest text, in tokens.
+pub(crate) const LENGTH_CONFIG: &str = "sentence_bert_config.json";
+/// File with the pooling of token vectors.
+pub(crate) const POOLING_CONFIG: &str = "1_Pooling/config.json";
+/// Texts of one batch; a request can be stopped between two batches.
 const BATCH: usize = 8;
-/// Longest text, in tokens, if the folder does not say.
+/// Longest text, in tokens, by default.
 const LENGTH: usize = 256;
-/// Tokens that are read to learn how fast this model is here.
+/// Words of the text that the measurement at start evaluates.
 const PROBE_WORDS: usize = 32;
-/// The outputs that are looked for, the best first; else the first one is taken.
+/// Known outputs, in the order of preference; else the first output of the graph is used.
 const OUTPUTS: [&str; 3] = ["sentence_embedding", "last_hidden_state", "token_embeddings"];
 
-/// Whether a folder holds an encoder: a model of its own kind that does not write.
-pub(super) fn is_one(path: &Path) -> bool {
+/// Whether a folder holds an encoder: its architecture is known and not that of a causal language model.
+pub(super) fn is_encoder(path: &Path) -> bool {
     let config = json(&path.join(MODEL_CONFIG)).ok().flatten().unwrap_or_default();
     let names = config["architectures"].as_array();
     let names: Vec<&str> = names.into_iter().flatten().filter_map(Value::as_str).collect();
@@ -53,31 +51,31 @@ pub(super) fn is_one(path: &Path) -> bool {
     !path.join(CONFIG).exists() && !names.is_empty() && !names.iter().any(writes)
 }
 
-/// How the vectors of tokens become that of a text.
+/// Pooling of the vectors of tokens to that of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pooling {
-    /// Their mean.
+    /// The mean of all tokens.
     Mean,
-    /// The first one.
+    /// The first token (`[CLS]`).
     First,
 }
 
-/// What was learned of one set of labels.
+/// The classifier of one set of labels, and the examples that it is fitted to.
 #[derive(Debug, Default)]
 struct LearnedCentroids {
-    /// Examples that are still to be read, with the places of their labels.
-    ahead: Vec<(usize, String)>,
-    read: Vec<(usize, Vec<f32>)>,
+    /// Examples without an embedding, with the index of their label.
+    pending: Vec<(usize, String)>,
+    embedded: Vec<(usize, Vec<f32>)>,
     classifier: Option<Classifier>,
 }
 
 impl LearnedCentroids {
     fn of(labels: &Labels) -> LearnedCentroids {
-        // of a label without examples its own words are all that is known
+        // a label without examples has its own name as example
         let bare = labels.examples.iter().enumerate().filter(|(_, (_, texts))| texts.is_empty());
         let bare = bare.map(|(n, (label, _))| (n, label.replace(['_', '-'], " ")));
-        let ahead = labels.all().map(|(n, text)| (n, text.to_owned())).chain(bare).collect();
-        LearnedCentroids { ahead, ..LearnedCentroids::default() }
+        let pending = labels.all().map(|(n, text)| (n, text.to_owned())).chain(bare).collect();
+        LearnedCentroids { pending, ..LearnedCentroids::default() }
     }
 }
 
@@ -88,31 +86,31 @@ pub(super) struct Encoder {
     /// Most tokens of a text.
     longest: usize,
     pooling: Pooling,
-    /// The graph wants to be told which text of a pair a token belongs to.
+    /// The graph has the input `token_type_ids`.
     types: bool,
     output: String,
-    sets: Sets<LearnedCentroids>,
+    label_cache: LabelCache<LearnedCentroids>,
 }
 
 impl Encoder {
-    /// Opens the folder.
+    /// Loads the folder.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] that says what is wrong and what to do.
+    /// [`Fault::Unavailable`] that states what is wrong and what to do.
     pub(super) fn load(options: &OnnxOptions) -> Result<Encoder, Fault> {
         let files = FolderFiles::read(&options.path, MODEL)?;
         let memory_bytes = files.bytes() + WORK_BYTES;
-        room::for_model(&files.path, memory_bytes)?;
+        memory::check_model(&files.path, memory_bytes)?;
         let runtime = runtime::start(options.runtime.as_deref())?;
-        let (opened, digest) = load::open(&files, runtime, options)?;
+        let (opened, digest) = graph::open(&files, runtime, options)?;
         let config = json(&files.path.join(MODEL_CONFIG))?.unwrap_or_default();
         let longest = longest(&files, &config)?;
         let mut tokenizer = tokenizer(&files.path.join(TOKENIZER))?;
-        // a user's text never holds control tokens
+        // control tokens are not recognized in a client's text
         tokenizer.set_encode_special_tokens(true);
         let (types, output) = check_graph(&files, &opened.session)?;
         let facts = ModelContext {
-            identification: load::identity(
+            identification: graph::identity(
                 &files,
                 options,
                 config["model_type"].as_str().unwrap_or_default(),
@@ -131,15 +129,15 @@ impl Encoder {
                 vocab_size: u32::try_from(tokenizer.get_vocab_size(true)).unwrap_or(u32::MAX),
                 ..context::Tokenizer::default()
             },
-            runtime: load::runtime_facts(&files, options, runtime, &opened, memory_bytes),
+            runtime: graph::runtime_facts(&files, options, runtime, &opened, memory_bytes),
         };
         let pooling = pooling(&files)?;
         let session = opened.session;
-        let sets = Sets::default();
-        Ok(Encoder { session, tokenizer, facts, longest, pooling, types, output, sets })
+        let label_cache = LabelCache::default();
+        Ok(Encoder { session, tokenizer, facts, longest, pooling, types, output, label_cache })
     }
 
-    /// The vectors of some texts, and how many tokens they have.
+    /// The embeddings of some texts, and the number of their tokens.
     fn embed(
         &mut self,
         texts: &[&str],
@@ -154,10 +152,10 @@ impl Encoder {
             let tokens: Vec<Vec<u32>> =
                 batch.iter().map(|text| self.tokens(text)).collect::<Result<_, _>>()?;
             count += tokens.iter().map(Vec::len).sum::<usize>();
-            let read = self.read(&tokens).map_err(|error| {
+            let embedded = self.eval(&tokens).map_err(|error| {
                 Fault::ProtocolError(format!("ONNX Runtime could not read a text: {error}"))
             })?;
-            vectors.extend(read);
+            vectors.extend(embedded);
         }
         Ok((vectors, count))
     }
@@ -176,7 +174,7 @@ impl Encoder {
         Ok(tokens)
     }
 
-    fn read(&mut self, texts: &[Vec<u32>]) -> ort::Result<Vec<Vec<f32>>> {
+    fn eval(&mut self, texts: &[Vec<u32>]) -> ort::Result<Vec<Vec<f32>>> {
         let longest = texts.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let shape = [texts.len(), longest];
         let padded = |of: fn(u32) -> i64| {
@@ -196,7 +194,7 @@ impl Encoder {
         let output = outputs.get(&self.output).ok_or_else(|| ort::Error::new("no output"))?;
         let (shape, numbers) = output.try_extract_tensor::<f32>()?;
         let width = shape.last().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0).max(1);
-        // the vector of each text, or of each token of each text
+        // one vector for each text, or for each token of each text
         let each = if shape.len() == 2 { 1 } else { longest };
         let vectors = numbers.chunks(width * each).zip(texts).map(|(rows, tokens)| {
             let counted = match self.pooling {
@@ -208,22 +206,23 @@ impl Encoder {
         Ok(vectors.collect())
     }
 
-    /// Reads the examples and fits the classifier. What was read before the flag was set is kept:
-    /// the next request goes on from there.
+    /// Embeds the pending examples and fits the classifier. Embeddings that were computed before the request was
+    /// stopped are kept.
     fn learn(
         &mut self,
         labels: &Labels,
         learned: &mut LearnedCentroids,
         stop: &AtomicBool,
     ) -> Result<(), Fault> {
-        while !learned.ahead.is_empty() {
-            let from = learned.ahead.len().saturating_sub(BATCH);
-            let texts: Vec<&str> = learned.ahead[from..].iter().map(|(_, t)| t.as_str()).collect();
+        while !learned.pending.is_empty() {
+            let from = learned.pending.len().saturating_sub(BATCH);
+            let texts: Vec<&str> =
+                learned.pending[from..].iter().map(|(_, t)| t.as_str()).collect();
             let (vectors, _) = self.embed(&texts, stop)?;
-            let places = learned.ahead.drain(from..).map(|(n, _)| n);
-            learned.read.extend(places.zip(vectors));
+            let indices = learned.pending.drain(from..).map(|(n, _)| n);
+            learned.embedded.extend(indices.zip(vectors));
         }
-        let fit = || Classifier::fit(&learned.read, labels.examples.len());
+        let fit = || Classifier::fit(&learned.embedded, labels.examples.len());
         learned.classifier.get_or_insert_with(fit);
         Ok(())
     }
@@ -234,31 +233,35 @@ impl Encoder {
         labels: &Arc<Labels>,
         stop: &AtomicBool,
     ) -> Result<(Classification, usize), Fault> {
-        let mut learned = self.sets.take(labels).unwrap_or_else(|| LearnedCentroids::of(labels));
+        let mut learned =
+            self.label_cache.take(labels).unwrap_or_else(|| LearnedCentroids::of(labels));
         let result = self.learn(labels, &mut learned, stop).and_then(|()| {
             let (vectors, tokens) = self.embed(&[text], stop)?;
-            let said = learned.classifier.as_ref().zip(vectors.first());
-            let said = said.map(|(classifier, vector)| classifier.probabilities(vector));
-            let said = said.and_then(|said| Classification::of(labels, &said));
+            let classification = learned.classifier.as_ref().zip(vectors.first());
+            let classification =
+                classification.map(|(classifier, vector)| classifier.probabilities(vector));
+            let classification = classification
+                .and_then(|classification| Classification::of(labels, &classification));
             Ok((
-                said.ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?,
+                classification
+                    .ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?,
                 tokens,
             ))
         });
-        self.sets.keep(labels, learned);
+        self.label_cache.put(labels, learned);
         result
     }
 }
 
 impl EngineModel for Encoder {
-    fn facts(&mut self) -> &mut ModelContext {
+    fn context(&mut self) -> &mut ModelContext {
         &mut self.facts
     }
 
     fn measure(&mut self) -> Result<(), Fault> {
-        let text = ["flame"; PROBE_WORDS].join(" ");
+        let text = ["light"; PROBE_WORDS].join(" ");
         let never = AtomicBool::new(false);
-        // the first run also makes work space
+        // the first run also allocates working memory
         self.embed(&[&text], &never)?;
         let started = now();
         let (_, tokens) = self.embed(&[&text], &never)?;
@@ -268,14 +271,19 @@ impl EngineModel for Encoder {
         Ok(())
     }
 
-    fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault> {
-        let stop = turn.stop;
+    fn answer(
+        &mut self,
+        job: &Job,
+        out: &mut Out,
+        active: &mut ActivePrompt<'_>,
+    ) -> Result<Usage, Fault> {
+        let stop = active.stop;
         let started = now();
         let texts: Vec<&str> = job.messages.iter().map(|m| m.content.as_str()).collect();
         let (text, tokens, classification) = match &job.format {
             Format::Label(labels) => {
-                let (said, tokens) = self.classify(&job.text(), labels, stop)?;
-                (said.label.clone(), tokens, Some(said))
+                let (classification, tokens) = self.classify(&job.text(), labels, stop)?;
+                (classification.label.clone(), tokens, Some(classification))
             }
             Format::Embedding => {
                 let (vectors, tokens) = self.embed(&texts, stop)?;
@@ -302,7 +310,7 @@ impl EngineModel for Encoder {
     }
 }
 
-/// The mean of some vectors, with length 1.
+/// The mean of some vectors, normalized to length 1.
 fn unit<'v>(rows: impl Iterator<Item = &'v [f32]>, width: usize) -> Vec<f32> {
     let mut sum = vec![0.0_f32; width];
     for row in rows {
@@ -316,27 +324,28 @@ fn unit<'v>(rows: impl Iterator<Item = &'v [f32]>, width: usize) -> Vec<f32> {
 
 fn tokenizer(path: &Path) -> Result<Tokenizer, Fault> {
     let shown = path.display();
-    let away = |e: &dyn std::fmt::Display| {
+    let unreadable = |e: &dyn std::fmt::Display| {
         Fault::unavailable(format!("the tokenizer {shown} cannot be read: {e}"))
     };
-    let mut tokenizer = Tokenizer::from_file(path).map_err(|e| away(&e))?;
-    tokenizer.with_truncation(None).map_err(|e| away(&e))?;
+    let mut tokenizer = Tokenizer::from_file(path).map_err(|e| unreadable(&e))?;
+    tokenizer.with_truncation(None).map_err(|e| unreadable(&e))?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
 }
 
+/// Length of the longest text, in tokens.
 fn longest(files: &FolderFiles, config: &Value) -> Result<usize, Fault> {
-    let told = json(&files.path.join(LENGTH_CONFIG))?.unwrap_or_default();
-    let told = told["max_seq_length"].as_u64().or(config["max_position_embeddings"].as_u64());
-    Ok(told.and_then(|n| usize::try_from(n).ok()).unwrap_or(LENGTH))
+    let sentence = json(&files.path.join(LENGTH_CONFIG))?.unwrap_or_default();
+    let most = sentence["max_seq_length"].as_u64().or(config["max_position_embeddings"].as_u64());
+    Ok(most.and_then(|n| usize::try_from(n).ok()).unwrap_or(LENGTH))
 }
 
 fn pooling(files: &FolderFiles) -> Result<Pooling, Fault> {
     let path = files.path.join(POOLING_CONFIG);
-    let Some(told) = json(&path)? else {
+    let Some(config) = json(&path)? else {
         return Ok(Pooling::Mean);
     };
-    let on = |key: &str| told[key] == true;
+    let on = |key: &str| config[key] == true;
     match (on("pooling_mode_mean_tokens"), on("pooling_mode_cls_token")) {
         (true, false) => Ok(Pooling::Mean),
         (false, true) => Ok(Pooling::First),
@@ -347,7 +356,7 @@ fn pooling(files: &FolderFiles) -> Result<Pooling, Fault> {
     }
 }
 
-/// Whether the graph can be driven: whether it wants types, and which output is read.
+/// Checks the inputs of the graph: returns whether it has `token_type_ids`, and the output to use.
 fn check_graph(files: &FolderFiles, session: &Session) -> Result<(bool, String), Fault> {
     let refuse = |why: String| {
         Err(Fault::unavailable(format!(

@@ -1,4 +1,4 @@
-//! The files of a model folder: where they come from, and whether they are what was written.
+//! Files of a model folder: origin, digests and verification.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,28 +11,28 @@ use sha2::{Digest, Sha256};
 use crate::engines::worker::sha256;
 use crate::model::generate::Fault;
 
-/// The graph, unless the configuration names another.
-pub(super) const MODEL: &str = "model.onnx";
-/// The tokenizer, as the tokenizers library writes it.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
-/// The model's own description.
-pub(super) const MODEL_CONFIG: &str = "config.json";
-/// onnxruntime-genai's description of the graph of a model that writes.
-pub(super) const CONFIG: &str = "genai_config.json";
-/// Where the weights come from.
-pub(super) const ORIGIN: &str = "pilotlight.json";
+/// The graph, by default.
+pub(crate) const MODEL: &str = "model.onnx";
+/// The tokenizer, in the format of the `tokenizers` library.
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// Configuration of the model.
+pub(crate) const MODEL_CONFIG: &str = "config.json";
+/// onnxruntime-genai's configuration of a decoder's graph.
+pub(crate) const CONFIG: &str = "genai_config.json";
+/// Origin and digests of the files.
+pub(crate) const ORIGIN: &str = "pilotlight.json";
 
-/// Where a converted model comes from.
+/// Origin of a converted model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Origin {
-    pub(super) name: Option<String>,
-    pub(super) version: Option<String>,
-    pub(super) provider: Option<String>,
-    pub(super) licence: Option<String>,
-    pub(super) quantization: String,
+pub(crate) struct Origin {
+    pub(crate) name: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) provider: Option<String>,
+    pub(crate) licence: Option<String>,
+    pub(crate) quantization: String,
     /// SHA-256 of each file, hexadecimal.
-    pub(super) sha256: BTreeMap<String, String>,
+    pub(crate) sha256: BTreeMap<String, String>,
 }
 
 /// A folder with a graph.
@@ -43,10 +43,10 @@ pub(super) struct FolderFiles {
 }
 
 impl FolderFiles {
-    /// Reads where the weights come from.
+    /// Reads the origin of a folder.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] that names what is not there or can't be read.
+    /// [`Fault::Unavailable`] that names what is missing or can't be read.
     pub(super) fn read(path: &Path, graph: &str) -> Result<FolderFiles, Fault> {
         if !path.is_dir() {
             return Err(Fault::unavailable(format!("there is no model folder {}", path.display())));
@@ -56,14 +56,13 @@ impl FolderFiles {
         Ok(FolderFiles { path: path.to_owned(), graph: path.join(graph), origin })
     }
 
-    /// The folder's own name.
+    /// Name of the folder.
     pub(super) fn name(&self) -> String {
         let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
         name.unwrap_or_else(|| "onnx".to_owned())
     }
 
-    /// What names the weights: their SHA-256 as it was written down, else one over all files of the
-    /// graph as they are.
+    /// Digest of the weights: the recorded SHA-256, else one over all files of the graph.
     ///
     /// # Errors
     /// [`Fault::Unavailable`] that names the file that can't be read.
@@ -79,7 +78,7 @@ impl FolderFiles {
         Ok(format!("{:x}", all.finalize()))
     }
 
-    /// Looks whether everything but the weights is what was written.
+    /// Verifies the SHA-256 of all files but the weights.
     ///
     /// # Errors
     /// [`Fault::Unavailable`] that names the file that has changed.
@@ -87,8 +86,7 @@ impl FolderFiles {
         self.verify_files(|name| !is_weights(name))
     }
 
-    /// Looks whether the weights are those that were written; a flipped byte would be read as if
-    /// nothing were wrong.
+    /// Verifies the SHA-256 of the weights: a flipped byte would not be noticed otherwise.
     ///
     /// # Errors
     /// [`Fault::Unavailable`] that names the file that has changed.
@@ -110,7 +108,7 @@ impl FolderFiles {
         Ok(())
     }
 
-    /// Bytes of all files of the graph.
+    /// Size of all files of the graph, bytes.
     pub(super) fn bytes(&self) -> u64 {
         let lengths = self.graph_files().into_iter().map(fs::metadata);
         lengths.filter_map(Result::ok).map(|meta| meta.len()).sum()
@@ -125,12 +123,12 @@ impl FolderFiles {
     }
 }
 
-/// Whether a file of this name holds weights, beside the graph.
+/// Whether a file of this name holds weights outside of the graph.
 fn is_weights(name: &str) -> bool {
     name.contains(".onnx") && name.contains("data")
 }
 
-/// A JSON file; none if it is not there.
+/// Reads a JSON file; `None` if it does not exist.
 pub(super) fn json(path: &Path) -> Result<Option<Value>, Fault> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e))?)),

@@ -1,7 +1,7 @@
-//! A model folder: the graph, its tokenizer, and what they say of themselves.
+//! Configuration of a decoder's model folder.
 //!
-//! Read are folders made by `pilotlight model convert`, by onnxruntime-genai's builder
-//! (`genai_config.json`) and by optimum (`config.json`).
+//! Folders are those of `pilotlight model convert`, of onnxruntime-genai's builder (`genai_config.json`) and of
+//! optimum (`config.json`).
 
 use std::fs;
 use std::path::Path;
@@ -12,12 +12,12 @@ use super::files::{CONFIG, FolderFiles, MODEL, MODEL_CONFIG, json};
 use crate::engines::template::ChatTemplate;
 use crate::model::generate::Fault;
 
-/// Special tokens and chat template.
-pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// A chat template in a file of its own, as newer folders have it.
+/// File with special tokens and chat template.
+pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// File with the chat template, in folders of recent tools.
 const TEMPLATE: &str = "chat_template.jinja";
 
-/// The names of the graph's inputs and outputs; `%d` stands for the layer.
+/// Names of the graph's inputs and outputs; `%d` is the index of the layer.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Names {
     pub(super) input_ids: String,
@@ -28,7 +28,7 @@ pub(super) struct Names {
     pub(super) present: [String; 2],
 }
 
-/// What a folder says.
+/// Sizes, names, special tokens and chat template of a model.
 pub(super) struct Folder {
     pub(super) files: FolderFiles,
     pub(super) family: String,
@@ -36,9 +36,9 @@ pub(super) struct Folder {
     pub(super) kv_heads: usize,
     pub(super) head: usize,
     pub(super) context: u32,
-    /// The tokens that end an answer, the usual one first.
+    /// End-of-generation tokens, the most common one first.
     pub(super) ends: Vec<u32>,
-    /// Whether past and present may lie in one buffer.
+    /// Whether past and present keys and values may share a buffer.
     pub(super) shared: bool,
     pub(super) names: Names,
     pub(super) bos: Option<String>,
@@ -48,15 +48,15 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Reads everything but the weights.
+    /// Reads all files but the weights.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] that names the file and what is wrong with it.
+    /// [`Fault::Unavailable`] that names the file and the defect.
     pub(super) fn read(path: &Path) -> Result<Folder, Fault> {
         let files = FolderFiles::read(path, MODEL)?;
-        let told = json(&path.join(CONFIG))?;
-        let (model, decoder) = match &told {
-            Some(told) => (told["model"].clone(), told["model"]["decoder"].clone()),
+        let genai = json(&path.join(CONFIG))?;
+        let (model, decoder) = match &genai {
+            Some(genai) => (genai["model"].clone(), genai["model"]["decoder"].clone()),
             None => {
                 let own = json(&path.join(MODEL_CONFIG))?.ok_or_else(|| {
                     let shown = path.display();
@@ -91,7 +91,7 @@ impl Folder {
             head,
             context: u32::try_from(context).unwrap_or(u32::MAX),
             ends: ids(&model["eos_token_id"]),
-            shared: told.is_some_and(|told| told["search"]["past_present_share_buffer"] == true),
+            shared: genai.is_some_and(|genai| genai["search"]["past_present_share_buffer"] == true),
             names: names(&decoder),
             bos,
             eos,
@@ -101,7 +101,7 @@ impl Folder {
     }
 }
 
-/// One id, or several.
+/// One token id, or a list.
 fn ids(value: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match value.as_array() {
@@ -110,7 +110,7 @@ fn ids(value: &Value) -> Vec<u32> {
     }
 }
 
-/// A special token: its text, or an object that has it.
+/// The text of a special token, which is a string or an object with `content`.
 fn token(value: &Value) -> Option<String> {
     value.as_str().or(value["content"].as_str()).map(str::to_owned)
 }

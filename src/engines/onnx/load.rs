@@ -1,55 +1,51 @@
-//! Opens a model folder: runtime, weights, tokenizer, and whether they fit together.
+//! Loads a model folder: runtime, weights and tokenizer, with checks that they fit together.
 
 use ort::session::Session;
 use ort::value::{TensorElementType, ValueType};
 
 use super::OnnxOptions;
 use super::decoder::Onnx;
-use super::files::{FolderFiles, TOKENIZER};
+use super::files::TOKENIZER;
 use super::folder::Folder;
-use super::runtime;
-use super::runtime::OnnxRuntime;
-use super::session;
-use super::session::{ExecutionProvider, Opened};
 use super::vocabulary::Vocabulary;
-use super::{encoder, prepared};
+use super::{encoder, graph, runtime};
 use crate::clock::now;
-use crate::engines::worker::room;
-use crate::engines::worker::room::WORK_BYTES;
+use crate::engines::worker::memory;
+use crate::engines::worker::memory::WORK_BYTES;
 use crate::engines::worker::{Engine, EngineWorker, template_digest, threads_or_all};
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::context;
-use crate::model::context::{Capabilities, Identification, InferenceSettings, ModelContext};
+use crate::model::context::{Capabilities, InferenceSettings, ModelContext};
 use crate::model::generate::Fault;
 use crate::request::skill;
 
-/// Most prefixes that may be kept.
+/// Most conversations in the prefix cache.
 const PREFIXES_MAX: u32 = 64;
 
-/// Loads the model and serves the line.
-pub(super) fn run(mut options: OnnxOptions, line: EngineWorker) {
+/// Body of the worker thread: loads the model and serves it.
+pub(super) fn run(mut options: OnnxOptions, worker: EngineWorker) {
     options.threads = threads_or_all(options.threads);
     let started = now();
-    if encoder::is_one(&options.path) {
+    if encoder::is_encoder(&options.path) {
         return match encoder::Encoder::load(&options) {
-            Ok(encoder) => line.serve(encoder, started),
-            Err(fault) => line.fail(fault),
+            Ok(encoder) => worker.serve(encoder, started),
+            Err(fault) => worker.fail(fault),
         };
     }
     match load(&options) {
         Ok((decoder, facts)) => {
-            line.serve(Engine::new(decoder, facts, options.calibration), started);
+            worker.serve(Engine::new(decoder, facts, options.calibration), started);
         }
-        Err(fault) => line.fail(fault),
+        Err(fault) => worker.fail(fault),
     }
 }
 
-/// Everything up to the first prompt.
+/// Loads a decoder.
 ///
 /// # Errors
-/// [`Fault::Unavailable`] that says what is wrong and what to do.
-pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault> {
-    room::for_context(options.context_tokens)?;
+/// [`Fault::Unavailable`] that states what is wrong and what to do.
+pub(crate) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault> {
+    memory::check_context(options.context_tokens)?;
     if !(1..=PREFIXES_MAX).contains(&options.prefixes) {
         let asked = options.prefixes;
         return Err(Fault::unavailable(format!(
@@ -59,7 +55,7 @@ pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault>
     let folder = Folder::read(&options.path)?;
     let length = options.context_tokens.min(folder.context);
     let memory_bytes = needed_bytes(&folder, length, options.prefixes);
-    room::for_model(&folder.files.path, memory_bytes)?;
+    memory::check_model(&folder.files.path, memory_bytes)?;
     let runtime = runtime::start(options.runtime.as_deref())?;
     let (opened, vocabulary) = std::thread::scope(|threads| {
         let vocabulary = threads.spawn(|| {
@@ -67,47 +63,27 @@ pub(super) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault>
             let path = folder.files.path.join(TOKENIZER);
             Vocabulary::read(&path, bos, &folder.ends, folder.eos.as_deref())
         });
-        (open(&folder.files, runtime, options), vocabulary.join())
+        (graph::open(&folder.files, runtime, options), vocabulary.join())
     });
     let broken = |_| Fault::ProtocolError("a loader thread failed".to_owned());
     let (opened, digest) = opened?;
     let vocabulary = vocabulary.map_err(broken)??;
     check_graph(&opened.session, &folder)?;
     let mut facts = describe(&folder, &vocabulary, options, digest, length);
-    facts.runtime = runtime_facts(&folder.files, options, runtime, &opened, memory_bytes);
+    facts.runtime = graph::runtime_facts(&folder.files, options, runtime, &opened, memory_bytes);
     let session = opened.session;
     let decoder = Onnx::new(session, folder, vocabulary, length as usize, options.prefixes)?;
     Ok((decoder, facts))
 }
 
-/// Checks the files and opens the graph; gives what names the weights as well.
-///
-/// # Errors
-/// [`Fault::Unavailable`] that says what is wrong.
-pub(super) fn open(
-    files: &FolderFiles,
-    runtime: &OnnxRuntime,
-    options: &OnnxOptions,
-) -> Result<(Opened, String), Fault> {
-    files.verify()?;
-    let digest = files.digest()?;
-    if options.providers.iter().any(|provider| *provider != ExecutionProvider::Cpu) {
-        // only what is prepared for the processor is looked at there
-        files.verify_weights()?;
-    }
-    let prepared = || prepared::graph(files, &digest, runtime);
-    let opened = session::open(runtime, &files.graph, prepared, options)?;
-    Ok((opened, digest))
-}
-
-/// Weights, key-value buffers and work space.
+/// Bytes of weights, KV cache and working memory.
 fn needed_bytes(folder: &Folder, length: u32, prefixes: u32) -> u64 {
     // keys and values, four bytes each
     let token = (folder.layers * folder.kv_heads * folder.head * 2 * 4) as u64;
     folder.files.bytes() + token * u64::from(length) * u64::from(prefixes) + WORK_BYTES
 }
 
-/// Whether the graph is one that can be driven here.
+/// Checks that the graph has the expected inputs, of the expected types.
 fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
     let refuse = |why: String| {
         Err(Fault::unavailable(format!(
@@ -140,45 +116,6 @@ fn check_graph(session: &Session, folder: &Folder) -> Result<(), Fault> {
     }
 }
 
-/// Where and how it runs.
-pub(super) fn runtime_facts(
-    files: &FolderFiles,
-    options: &OnnxOptions,
-    runtime: &OnnxRuntime,
-    opened: &Opened,
-    memory_bytes: u64,
-) -> context::Runtime {
-    context::Runtime {
-        backend: "onnxruntime".to_owned(),
-        version: runtime.version.clone(),
-        quantization: files.origin.quantization.clone(),
-        location: "device".to_owned(),
-        threads: options.threads,
-        accelerator: opened.accelerator.clone(),
-        fallback: opened.fallback.clone(),
-        slots: 1,
-        memory_bytes,
-        ..context::Runtime::default()
-    }
-}
-
-/// Who it is.
-pub(super) fn identity(
-    files: &FolderFiles,
-    options: &OnnxOptions,
-    family: &str,
-    digest: String,
-) -> Identification {
-    Identification {
-        name: options.name.clone().unwrap_or_else(|| files.name()),
-        family: family.to_owned(),
-        version: files.origin.version.clone(),
-        provider: files.origin.provider.clone(),
-        digest: Some(digest),
-        licence: files.origin.licence.clone(),
-    }
-}
-
 fn describe(
     folder: &Folder,
     vocabulary: &Vocabulary,
@@ -188,7 +125,7 @@ fn describe(
 ) -> ModelContext {
     let special = [("bos", &folder.bos), ("eos", &folder.eos)];
     ModelContext {
-        identification: identity(&folder.files, options, &folder.family, digest),
+        identification: graph::identity(&folder.files, options, &folder.family, digest),
         capabilities: Capabilities {
             context_tokens,
             max_output_tokens: OUTPUT_TOKENS_MAX.min(context_tokens),

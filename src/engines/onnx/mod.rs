@@ -1,14 +1,14 @@
-//! ONNX models through ONNX Runtime: a folder with a graph and its tokenizer, which writes text or
-//! says what a text means.
+//! ONNX models through ONNX Runtime: a folder with a graph and its tokenizer, of a decoder or a sentence encoder.
 //!
 //! The runtime reads files from anywhere and may end the process, so this runs in a child process
 //! (`pilotlight engine`); see `docs/decisions/0002-child-engines.md`.
 
-mod decoder;
+pub(crate) mod decoder;
 pub(crate) mod encoder;
 pub(crate) mod files;
 pub(crate) mod folder;
-mod load;
+mod graph;
+pub(crate) mod load;
 mod prepared;
 mod runtime;
 mod session;
@@ -26,27 +26,26 @@ use crate::model::generate::Fault;
 pub struct OnnxOptions {
     /// The folder.
     pub path: PathBuf,
-    /// The name by which it is asked for; the folder's name if none.
+    /// Name of the model for clients; by default the folder's name.
     pub name: Option<String>,
-    /// Most tokens of prompt and answer together.
+    /// Length of the context: most tokens of prompt and answer together.
     pub context_tokens: u32,
-    /// Threads that compute; all processors if 0.
+    /// Compute threads; 0 for all processors.
     pub threads: u32,
-    /// The runtime's library, or the folder that holds it; looked for if none.
+    /// The runtime's library or its folder; searched for if `None`.
     pub runtime: Option<PathBuf>,
-    /// Prompts whose beginnings are kept ready at once, at least 1. Each takes memory for a whole
-    /// context as it fills.
+    /// Conversations in the prefix cache, 1 to 64. Each needs the memory of a context.
     pub prefixes: u32,
-    /// How the bias towards some labels is taken off when labels are scored.
+    /// How the bias towards some labels is subtracted when labels are scored.
     pub calibration: Calibration,
-    /// What computes, the first that can; the processor if empty.
+    /// Execution providers in the order of preference; the CPU if empty.
     pub providers: Vec<ExecutionProvider>,
-    /// Whether another provider, and the processor at last, may be tried if one fails.
+    /// Whether the next execution provider, and last the CPU, is tried if one fails.
     pub fallback: bool,
 }
 
 impl OnnxOptions {
-    /// This folder, and all else as it is if nobody says.
+    /// The default options for a folder.
     pub fn of(path: impl Into<PathBuf>) -> OnnxOptions {
         OnnxOptions {
             path: path.into(),
@@ -62,11 +61,11 @@ impl OnnxOptions {
     }
 }
 
-/// Loads a model and measures it; takes from tenths of a second to seconds.
+/// Loads and measures a model, which takes from tenths of a second to seconds.
 ///
 /// # Errors
-/// [`Fault::Unavailable`] says what is wrong with the runtime, the folder, the machine's memory or the
-/// options.
+/// [`Fault::Unavailable`] states what is wrong with the runtime, the folder, the available memory or
+/// the options.
 pub async fn open(options: OnnxOptions) -> Result<OnThread, Fault> {
-    OnThread::open(move |line| load::run(options, line)).await
+    OnThread::open(move |worker| load::run(options, worker)).await
 }

@@ -1,10 +1,9 @@
-//! Weights in the order in which this machine's processor wants them, made once and mapped then.
+//! Prepacked weights: packed for this machine's processor once, and memory-mapped afterwards.
 //!
-//! ONNX Runtime packs weights anew at each start and keeps the packed copy for itself: 3 bytes of
-//! memory for each byte of weights. Here it writes them beside the graph once, and maps the file
-//! from then on: the kernel shares it, and can let go of it. What was written is good for one
-//! version of the runtime, one kind of processor and one set of weights; the name of its folder
-//! says which.
+//! ONNX Runtime packs weights at each start into private memory: 3 bytes for each byte of weights. Here it writes
+//! them beside the graph once and maps the file at later starts: the kernel shares and evicts its pages. The file
+//! is valid for one version of the runtime, one kind of processor and one set of weights, which the name of its
+//! folder identifies.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,27 +20,27 @@ use crate::model::generate::Fault;
 
 /// The file of the packed weights.
 const DATA: &str = "model.onnx.data";
-/// What was written.
+/// File with the digests of the prepacked files.
 const SEAL: &str = "seal.json";
-/// The beginning of the folder's name.
+/// Prefix of the folder's name.
 const PREFIX: &str = "prepared-";
-/// The ending of what is not complete.
+/// Extension of an incomplete folder.
 const PART: &str = "part";
-/// How much larger packed weights may be than the weights, in room on the disk.
+/// Free disk space that is required, as a multiple of the weights.
 const GROWTH: u64 = 3;
 
-/// SHA-256 of what was written, hexadecimal.
+/// SHA-256 of the prepacked files, hexadecimal.
 #[derive(Debug, Serialize, Deserialize)]
 struct Seal {
     graph: String,
     data: String,
 }
 
-/// The prepared graph, made now if it is not there; none if it can't be made (a folder that can't
-/// be written, a disk that is full): the graph itself is then loaded.
+/// The graph with prepacked weights, written if it is missing. `None` if it can't be written (read-only folder,
+/// full disk): the graph itself is then loaded.
 ///
 /// # Errors
-/// If the weights that would have to be read are not those that were written.
+/// [`Fault::Unavailable`] if the weights are damaged.
 pub(super) fn graph(
     folder: &FolderFiles,
     digest: &str,
@@ -76,28 +75,28 @@ fn make(folder: &FolderFiles, home: &Path, runtime: &OnnxRuntime) -> Result<(), 
     if result.is_err() {
         let _ = fs::remove_dir_all(&part);
     }
-    // another engine may have been faster
+    // another engine may have written them meanwhile
     result.or_else(|why| if check(home) == Ok(true) { Ok(()) } else { Err(why) })
 }
 
 fn make_at(folder: &FolderFiles, part: &Path, runtime: &OnnxRuntime) -> Result<(), String> {
-    let told = |e: &dyn std::fmt::Display| e.to_string();
-    fs::create_dir_all(part).map_err(|e| told(&e))?;
-    let room = nix::sys::statvfs::statvfs(part).map_err(|e| told(&e))?;
-    let room = room.blocks_available() * room.fragment_size();
-    if room < folder.bytes() * GROWTH {
-        return Err(format!("{} MiB are free on the disk", room >> 20));
+    let text = |e: &dyn std::fmt::Display| e.to_string();
+    fs::create_dir_all(part).map_err(|e| text(&e))?;
+    let free = nix::sys::statvfs::statvfs(part).map_err(|e| text(&e))?;
+    let free = free.blocks_available() * free.fragment_size();
+    if free < folder.bytes() * GROWTH {
+        return Err(format!("{} MiB are free on the disk", free >> 20));
     }
-    // the session is only made so that its graph is written
-    drop(write(folder, part, runtime).map_err(|e| told(&e))?);
+    // the session is opened only to write its graph
+    drop(write(folder, part, runtime).map_err(|e| text(&e))?);
     let digest = |name: &str| {
         let path = part.join(name);
-        File::open(&path).and_then(|file| file.sync_all()).map_err(|e| told(&e))?;
-        sha256(&path).map_err(|e| told(&e))
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|e| text(&e))?;
+        sha256(&path).map_err(|e| text(&e))
     };
     let seal = Seal { graph: digest(MODEL)?, data: digest(DATA)? };
-    let seal = serde_json::to_vec(&seal).map_err(|e| told(&e))?;
-    fs::write(part.join(SEAL), seal).map_err(|e| told(&e))
+    let seal = serde_json::to_vec(&seal).map_err(|e| text(&e))?;
+    fs::write(part.join(SEAL), seal).map_err(|e| text(&e))
 }
 
 fn write(folder: &FolderFiles, part: &Path, runtime: &OnnxRuntime) -> ort::Result<Session> {
@@ -109,7 +108,7 @@ fn write(folder: &FolderFiles, part: &Path, runtime: &OnnxRuntime) -> ort::Resul
     builder.commit_from_file(&folder.graph)
 }
 
-/// Whether it is there; an error if it is and is not what was written.
+/// Whether the prepacked files exist; an error if they are damaged.
 fn check(home: &Path) -> Result<bool, String> {
     let Ok(seal) = fs::read(home.join(SEAL)) else {
         return if home.exists() { Err("no checksum file".to_owned()) } else { Ok(false) };
@@ -124,8 +123,7 @@ fn check(home: &Path) -> Result<bool, String> {
     Ok(true)
 }
 
-/// What was prepared for another runtime or processor, or by a process that did not come to its
-/// end, only takes room.
+/// Removes folders for another runtime or processor, and those of processes that ended early.
 fn remove_others(folder: &FolderFiles, home: &Path) {
     let entries = fs::read_dir(&folder.path).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
@@ -136,13 +134,13 @@ fn remove_others(folder: &FolderFiles, home: &Path) {
     }
 }
 
-/// Whether the process that makes it, by its name, is alive.
+/// Whether the process that writes the folder, by its id in the name, is alive.
 fn is_being_made(name: &str) -> bool {
     let process = name.split('.').nth(1).and_then(|mine| mine.split('-').next());
     name.ends_with(PART) && process.is_some_and(|id| Path::new("/proc").join(id).exists())
 }
 
-/// Names the weights, the runtime and the processor.
+/// Identifies the weights, the runtime and the processor: 16 hexadecimal digits.
 fn key(digest: &str, version: &str) -> String {
     let mut hash = Sha256::new();
     hash.update(digest);
@@ -152,10 +150,10 @@ fn key(digest: &str, version: &str) -> String {
     name.chars().take(16).collect()
 }
 
-/// What the kernel says of the first processor: its model and what it can do.
+/// Model and features of the first processor, from `/proc/cpuinfo`.
 fn processor() -> String {
-    let told = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let first = told.split("\n\n").next().unwrap_or_default();
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let first = info.split("\n\n").next().unwrap_or_default();
     let keys = ["model name", "flags", "Features", "CPU implementer", "CPU part"];
     let lines = first.lines().filter(|line| keys.iter().any(|key| line.starts_with(key)));
     lines.collect::<Vec<_>>().join("\n")

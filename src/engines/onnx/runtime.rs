@@ -1,7 +1,7 @@
-//! Finds ONNX Runtime, looks whether the library is whole, and starts it once.
+//! Finds, verifies and loads the ONNX Runtime library, once in a process.
 //!
-//! The library is not linked: a board may need its maker's own build. A truncated one would kill
-//! the process with SIGBUS when it is loaded, so its head is held against its length first.
+//! The library is loaded at run time: a board may need its vendor's build. A truncated file would end the process
+//! with SIGBUS, so its length is compared with its ELF header first.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -13,13 +13,13 @@ use ort::environment::Environment;
 use crate::engines::worker::sha256;
 use crate::model::generate::Fault;
 
-/// The folder of a package's own libraries.
+/// Folder of the package's libraries.
 const PACKAGE: &str = "/usr/lib/pilotlight";
-/// Where systems keep libraries; `*` stands for the name of the architecture.
+/// Library folders of the system; `*` is the name of the architecture.
 const SYSTEM: [&str; 4] = ["/usr/local/lib", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib"];
-/// The beginning of the library's name.
+/// Prefix of the library's name.
 const NAME: &str = "libonnxruntime.so";
-/// What a file of checksums is called beside its library.
+/// Suffix of the checksum file beside a library.
 const CHECKSUM: &str = ".sha256";
 #[cfg(target_arch = "x86_64")]
 const MACHINE: u16 = 62;
@@ -32,15 +32,15 @@ pub(super) struct OnnxRuntime {
     pub(super) version: String,
 }
 
-/// Starts the runtime, or gives the one that runs: there is one in a process.
+/// Starts the runtime, or returns the running one: there is one in a process.
 ///
 /// # Errors
-/// [`Fault::Unavailable`] that says where was looked, and what is wrong with what was found.
+/// [`Fault::Unavailable`] that names the searched folders, or what is wrong with the library.
 pub(super) fn start(asked: Option<&Path>) -> Result<&'static OnnxRuntime, Fault> {
     static RUNTIME: OnceLock<OnnxRuntime> = OnceLock::new();
-    // the runtime refuses a second environment, so who comes at the same time waits for the first
+    // the runtime refuses a second environment, so concurrent calls wait for the first
     static STARTING: Mutex<()> = Mutex::new(());
-    let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
@@ -58,13 +58,13 @@ pub(super) fn start(asked: Option<&Path>) -> Result<&'static OnnxRuntime, Fault>
     Ok(RUNTIME.get_or_init(|| runtime))
 }
 
-/// Looks in the order: as configured, `$ORT_DYLIB_PATH`, the package's folder, beside this program,
-/// the system.
+/// Searches in this order: the configured path, `$ORT_DYLIB_PATH`, the package's folder, the folder of this
+/// program, the system's folders.
 fn find(asked: Option<&Path>) -> Result<PathBuf, Fault> {
     let variable = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
     let told = asked.map(Path::to_owned).or(variable.filter(|path| !path.as_os_str().is_empty()));
     if let Some(path) = told {
-        // what was asked for by name is not replaced by something else
+        // a configured path has no fallback
         let found = if path.is_dir() { in_folder(&path) } else { Some(path.clone()) };
         return found.filter(|path| path.is_file()).ok_or_else(|| {
             Fault::unavailable(format!("there is no ONNX Runtime library at {}", path.display()))
@@ -86,7 +86,7 @@ fn find(asked: Option<&Path>) -> Result<PathBuf, Fault> {
     })
 }
 
-/// The newest library of a folder.
+/// The library of the highest version in a folder.
 fn in_folder(folder: &Path) -> Option<PathBuf> {
     let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let libraries = files.filter(|path| {
@@ -96,7 +96,7 @@ fn in_folder(folder: &Path) -> Option<PathBuf> {
     libraries.max_by_key(|path| numbers(path))
 }
 
-/// The numbers of a library's version, from its name.
+/// The version in a library's name, as numbers.
 fn numbers(path: &Path) -> Vec<u32> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let version = name.strip_prefix(NAME).unwrap_or_default().trim_start_matches('.');
@@ -109,14 +109,14 @@ fn version(path: &Path) -> String {
     if numbers.is_empty() { ort::info().to_owned() } else { numbers.join(".") }
 }
 
-/// Whether the library is one, is for this machine, is as long as its head says, and is what the
-/// file of checksums beside it says, if there is one.
+/// Checks that the file is an ELF library for this architecture, has the length of its header, and matches the
+/// checksum file beside it if there is one.
 fn check(path: &Path) -> Result<(), String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();
     let mut head = [0_u8; 64];
     file.read_exact_at(&mut head, 0).map_err(|_| "it is not a shared library".to_owned())?;
-    // 64 bits, the lower byte first
+    // 64 bits, little-endian
     if !head.starts_with(b"\x7fELF\x02\x01") {
         return Err("it is not a shared library for a 64-bit machine".to_owned());
     }
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_library_of_a_folder_is_taken() {
+    fn the_highest_version_in_a_folder_is_used() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["libonnxruntime.so.1.9.0", "libonnxruntime.so.1.32.0", "libother.so.9"] {
             fs::write(folder.path().join(name), "x").unwrap();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_library_is_not_loaded() {
+    fn damaged_libraries_are_not_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
         let real = fs::read(std::env::current_exe().unwrap()).unwrap();

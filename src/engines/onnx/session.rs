@@ -1,5 +1,5 @@
-//! A graph on the processor or on an accelerator: what was asked for is tried, and what took it is
-//! told.
+//! Opens a graph on an execution provider: the configured ones are tried in order, and the one that is used is
+//! stated.
 
 use std::path::{Path, PathBuf};
 
@@ -11,14 +11,14 @@ use super::OnnxOptions;
 use super::runtime::OnnxRuntime;
 use crate::model::generate::Fault;
 
-/// What computes.
+/// Execution provider of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExecutionProvider {
-    /// The processor.
+    /// The CPU.
     Cpu,
-    /// An NVIDIA accelerator through CUDA.
+    /// An NVIDIA GPU through CUDA.
     Cuda,
-    /// An NVIDIA accelerator through `TensorRT`.
+    /// An NVIDIA GPU through `TensorRT`.
     Tensorrt,
 }
 
@@ -32,20 +32,20 @@ impl ExecutionProvider {
     }
 }
 
-/// A graph that can be run.
+/// An opened graph.
 pub(super) struct Opened {
     pub(super) session: Session,
-    /// The accelerator that took it; none is the processor.
+    /// The execution provider that is used; `None` for the CPU.
     pub(super) accelerator: Option<String>,
-    /// Why something that was asked for first did not.
+    /// Why a preferred execution provider is not used.
     pub(super) fallback: Option<String>,
 }
 
-/// Opens a graph with the first provider that takes it. `prepared` gives the graph as it was made
-/// for this processor, if there is one.
+/// Opens a graph with the first execution provider that supports it. `prepared` returns the graph with prepacked
+/// weights for the CPU, if there is one.
 ///
 /// # Errors
-/// [`Fault::Unavailable`] if a provider does not take it and no other may be tried.
+/// [`Fault::Unavailable`] if an execution provider fails and no fallback is configured.
 pub(super) fn open(
     runtime: &OnnxRuntime,
     graph: &Path,
@@ -69,7 +69,7 @@ pub(super) fn open(
             }
             Err(error) => {
                 let why = format!("{} cannot take {shown}: {error}", provider.name());
-                tracing::warn!(why, "an execution provider");
+                tracing::warn!(why, "an execution provider can't be used");
                 refused.push(why);
                 if !options.fallback {
                     break;
@@ -89,19 +89,19 @@ fn try_open(
     provider: ExecutionProvider,
     options: &OnnxOptions,
 ) -> ort::Result<Session> {
-    // what was prepared is optimized already
+    // a prepared graph is optimized already
     let (graph, level) = match prepared {
         Some(path) => (path, GraphOptimizationLevel::Disable),
         None => (graph, GraphOptimizationLevel::Level3),
     };
     let builder = Session::builder(&runtime.environment)?
         .with_intra_threads(options.threads as usize)?
-        // a spinning thread halves the rate beside a busy neighbour, and gains nothing alone
+        // spinning threads halve the rate beside another busy process, and gain nothing otherwise
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
         .with_memory_pattern(false)?
         .with_optimization_level(level)?;
-    // a provider that fails would be passed over without a word
+    // by default, an execution provider that fails is skipped silently
     let mut builder = match provider {
         ExecutionProvider::Cpu => builder.with_auto_device(AutoDevicePolicy::PreferCPU)?,
         ExecutionProvider::Cuda => {

@@ -1,4 +1,4 @@
-//! A folder's tokenizer: conversations to tokens, tokens to bytes.
+//! Tokenizer of a folder: conversations to tokens, tokens to bytes.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,33 +12,33 @@ use crate::model::generate::Fault;
 use crate::request::job::Message;
 use crate::request::refusal::{Code, Refusal};
 
-/// A vocabulary.
+/// A tokenizer with its special tokens.
 pub(super) struct Vocabulary {
     tokenizer: Tokenizer,
-    /// How many tokens there are; the graph may have room for more.
+    /// Number of tokens; the graph may have logits for more.
     size: u32,
     special: BTreeSet<u32>,
-    bytes: Bytes,
+    bytes: ByteEncoding,
     bos: Option<u32>,
-    /// The tokens that end an answer, the usual one first.
+    /// End-of-generation tokens, the most common one first.
     ends: Vec<u32>,
 }
 
-/// How the texts of tokens stand for bytes.
+/// Encoding of bytes in the texts of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bytes {
-    /// Each byte is a printable character, as in GPT-2.
+enum ByteEncoding {
+    /// Byte-level BPE: each byte is a printable character, as in GPT-2.
     Level,
-    /// Blanks are `▁`, other bytes `<0x0A>`, as in `SentencePiece`.
+    /// Byte fallback: blanks are `▁`, other bytes `<0x0A>`, as in `SentencePiece`.
     Fallback,
 }
 
 impl Vocabulary {
-    /// Reads `tokenizer.json`. `bos` is put before each prompt if it is given; `ends` end an
-    /// answer, or `eos` if there are none.
+    /// Reads `tokenizer.json`. `bos` is prepended to each prompt if it is given. `ends` are the end-of-generation
+    /// tokens; without any it is `eos`.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] if it can't be read or is of a kind that is not supported.
+    /// [`Fault::Unavailable`] if the file can't be read or the tokenizer is not supported.
     pub(super) fn read(
         path: &Path,
         bos: Option<&str>,
@@ -46,18 +46,18 @@ impl Vocabulary {
         eos: Option<&str>,
     ) -> Result<Vocabulary, Fault> {
         let shown = path.display();
-        let away = |message: String| Fault::unavailable(message);
-        let mut tokenizer = Tokenizer::from_file(path)
-            .map_err(|e| away(format!("the tokenizer {shown} cannot be read: {e}")))?;
-        tokenizer.with_truncation(None).map_err(|e| away(format!("{shown}: {e}")))?;
+        let mut tokenizer = Tokenizer::from_file(path).map_err(|e| {
+            Fault::unavailable(format!("the tokenizer {shown} cannot be read: {e}"))
+        })?;
+        tokenizer.with_truncation(None).map_err(|e| Fault::unavailable(format!("{shown}: {e}")))?;
         tokenizer.with_padding(None);
         let decoder = serde_json::to_string(&tokenizer.get_decoder()).unwrap_or_default();
         let bytes = if decoder.contains("\"ByteLevel\"") {
-            Bytes::Level
+            ByteEncoding::Level
         } else if decoder.contains("\"ByteFallback\"") {
-            Bytes::Fallback
+            ByteEncoding::Fallback
         } else {
-            return Err(away(format!(
+            return Err(Fault::unavailable(format!(
                 "the tokenizer {shown} is not supported, only byte-level BPE and byte fallback are"
             )));
         };
@@ -78,7 +78,7 @@ impl Vocabulary {
         self.size
     }
 
-    /// The kind of tokenizer, by the name of its model.
+    /// Name of the tokenizer's model.
     pub(super) fn kind(&self) -> String {
         let kind = match self.tokenizer.get_model() {
             ModelWrapper::BPE(_) => "BPE",
@@ -89,12 +89,12 @@ impl Vocabulary {
         kind.to_owned()
     }
 
-    /// Whether this token ends an answer.
+    /// Whether this is an end-of-generation token.
     pub(super) fn is_end(&self, token: u32) -> bool {
         self.ends.contains(&token)
     }
 
-    /// The tokens of a conversation; only what the template wrote is read for control tokens.
+    /// The tokens of a conversation: control tokens are recognized only in text that the template wrote.
     pub(super) fn conversation(
         &mut self,
         template: Option<&ChatTemplate>,
@@ -118,7 +118,7 @@ impl Vocabulary {
         Ok(self.begin(tokens))
     }
 
-    /// Puts the token that begins a text before it, if there is one and it is not there.
+    /// Prepends the beginning-of-text token if there is one and it is missing.
     pub(super) fn begin(&self, mut tokens: Vec<u32>) -> Vec<u32> {
         if let Some(bos) = self.bos
             && tokens.first() != Some(&bos)
@@ -128,7 +128,7 @@ impl Vocabulary {
         tokens
     }
 
-    /// The tokens of a text; `control` says whether control tokens may be among them.
+    /// The tokens of a text; with `control`, control tokens are recognized.
     pub(super) fn encode(&mut self, text: &str, control: bool) -> Result<Vec<u32>, Refusal> {
         self.tokenizer.set_encode_special_tokens(!control);
         let encoded = self.tokenizer.encode_fast(text, false);
@@ -139,36 +139,35 @@ impl Vocabulary {
     }
 
     /// The bytes that a token adds to an answer; none for a control token.
-    pub(super) fn piece(&self, token: u32) -> Vec<u8> {
+    pub(super) fn token_bytes(&self, token: u32) -> Vec<u8> {
         if self.special.contains(&token) {
             return Vec::new();
         }
         let text = self.tokenizer.id_to_token(token).unwrap_or_default();
         match self.bytes {
-            Bytes::Level => level(&text),
-            Bytes::Fallback => fallback(&text),
+            ByteEncoding::Level => byte_level(&text),
+            ByteEncoding::Fallback => byte_fallback(&text),
         }
     }
 
-    /// The vocabulary as a tree of bytes.
+    /// The vocabulary as a trie of bytes.
     pub(super) fn trie(&self) -> TokTrie {
-        let words = (0..self.size).map(|token| {
-            let piece = self.piece(token);
-            if piece.is_empty() {
+        let tokens = (0..self.size).map(|token| {
+            let bytes = self.token_bytes(token);
+            if bytes.is_empty() {
                 VocabToken::Control(
                     self.tokenizer.id_to_token(token).unwrap_or_default().into_bytes(),
                 )
             } else {
-                VocabToken::Text(piece)
+                VocabToken::Text(bytes)
             }
         });
-        trie(words, &self.ends)
+        trie(tokens, &self.ends)
     }
 }
 
-/// The bytes of a token of GPT-2's alphabet, in which a byte that can't be printed is moved up to
-/// U+0100 and following.
-fn level(text: &str) -> Vec<u8> {
+/// Decodes byte-level BPE: a byte that can't be printed is a character from U+0100 on.
+fn byte_level(text: &str) -> Vec<u8> {
     let printable = |b: u8| matches!(b, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
     let moved: Vec<u8> = (0..=255_u8).filter(|&b| !printable(b)).collect();
     let mut bytes = Vec::with_capacity(text.len());
@@ -178,15 +177,15 @@ fn level(text: &str) -> Vec<u8> {
         let up = || moved.get(usize::try_from(code.checked_sub(256)?).ok()?).copied();
         match plain.or_else(up) {
             Some(byte) => bytes.push(byte),
-            // an added token is written as it stands
+            // an added token is plain text
             None => bytes.extend(letter.to_string().bytes()),
         }
     }
     bytes
 }
 
-/// The bytes of a token of `SentencePiece`'s alphabet.
-fn fallback(text: &str) -> Vec<u8> {
+/// Decodes byte fallback.
+fn byte_fallback(text: &str) -> Vec<u8> {
     let code = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
         Some(byte) => vec![byte],
@@ -199,12 +198,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_come_back_from_both_alphabets() {
-        assert_eq!(level("Ġhello"), b" hello");
-        assert_eq!(level("Ċ"), b"\n");
-        assert_eq!(level("Ã©"), "é".as_bytes());
-        assert_eq!(level("ł"), [0xA0]);
-        assert_eq!(fallback("<0x0A>"), b"\n");
-        assert_eq!(fallback("▁hello"), b" hello");
+    fn both_byte_encodings_are_decoded() {
+        assert_eq!(byte_level("Ġhello"), b" hello");
+        assert_eq!(byte_level("Ċ"), b"\n");
+        assert_eq!(byte_level("Ã©"), "é".as_bytes());
+        assert_eq!(byte_level("ł"), [0xA0]);
+        assert_eq!(byte_fallback("<0x0A>"), b"\n");
+        assert_eq!(byte_fallback("▁hello"), b" hello");
     }
 }

@@ -1,4 +1,4 @@
-//! Holds an answer to JSON or a JSON Schema: which tokens may come next.
+//! Constrained decoding: a grammar from JSON or a JSON Schema masks the tokens that may come next.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::model::generate::Fault;
 use crate::request::format::Format;
 use crate::request::refusal::{Code, Refusal};
 
-/// Makes constraints for one vocabulary; building it takes some 100 ms, once.
+/// Compiles grammars for one vocabulary; building the factory takes about 100 ms.
 pub(super) struct Factory(ParserFactory);
 
-/// The rules for one answer.
+/// The grammar of one answer, with its state.
 pub(super) struct Constraint(Matcher);
 
 impl Factory {
@@ -28,10 +28,10 @@ impl Factory {
         Ok(Factory(factory))
     }
 
-    /// The rules that a format asks for; none for text.
+    /// Compiles the grammar of a format; `None` for text.
     ///
     /// # Errors
-    /// [`Fault::Rejected`] if the schema can't be satisfied or is not understood.
+    /// [`Fault::Rejected`] if the schema can't be satisfied or is not supported.
     pub(super) fn constrain(&self, format: &Format) -> Result<Option<Constraint>, Fault> {
         let schema = match format {
             Format::Text | Format::Label(_) | Format::Embedding => return Ok(None),
@@ -52,7 +52,8 @@ impl Factory {
 }
 
 impl Constraint {
-    /// The tokens that may come next; the end of the answer is among them when it may end.
+    /// The mask of the tokens that may come next; it contains the end-of-generation tokens when the answer may
+    /// end.
     pub(super) fn allowed(&mut self) -> Result<SimpleVob, Fault> {
         self.0.compute_mask_or_eos().map_err(|e| {
             Fault::ProtocolError(format!(
@@ -62,7 +63,7 @@ impl Constraint {
         })
     }
 
-    /// Takes note of the token that came.
+    /// Advances the grammar by the sampled token.
     pub(super) fn accept(&mut self, token: u32) -> Result<(), Fault> {
         self.0.consume_token(token).map_err(|e| {
             Fault::ProtocolError(format!(
@@ -72,13 +73,13 @@ impl Constraint {
         })
     }
 
-    /// Whether nothing more can come.
+    /// Whether no further token is allowed.
     pub(super) fn is_done(&self) -> bool {
         self.0.is_stopped()
     }
 }
 
-/// A tiny model fills flexible white space for ever: none is allowed unless the schema says so.
+/// Disables flexible white space unless the schema sets it: small models write it without end.
 fn compact(mut schema: Value) -> Value {
     if let Value::Object(map) = &mut schema {
         map.entry("x-guidance").or_insert_with(|| json!({"whitespace_flexible": false}));
@@ -92,24 +93,24 @@ fn first_line(text: &str) -> &str {
 
 /// One token of a vocabulary.
 pub enum VocabToken {
-    /// What it adds to a text.
+    /// The bytes that it adds to a text.
     Text(Vec<u8>),
-    /// A control token, by its name: no text matches it.
+    /// A control token, by its name; no text matches it.
     Control(Vec<u8>),
 }
 
-/// A vocabulary, in the order of its ids, as a tree of bytes. `ends` are the tokens that end an
-/// answer, the usual one first.
-pub fn trie(words: impl Iterator<Item = VocabToken>, ends: &[u32]) -> TokTrie {
-    let words: Vec<Vec<u8>> = words
-        .map(|word| match word {
+/// Builds the trie of a vocabulary in the order of its ids. `ends` are the end-of-generation tokens, the most
+/// common one first.
+pub fn trie(tokens: impl Iterator<Item = VocabToken>, ends: &[u32]) -> TokTrie {
+    let tokens: Vec<Vec<u8>> = tokens
+        .map(|token| match token {
             VocabToken::Text(bytes) => bytes,
             VocabToken::Control(name) => {
                 [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_slice()].concat()
             }
         })
         .collect();
-    let count = u32::try_from(words.len()).unwrap_or(u32::MAX);
+    let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
     let info = TokRxInfo::new(count, ends.first().copied().unwrap_or_default());
-    TokTrie::from(&info, &words).with_eos_tokens(ends)
+    TokTrie::from(&info, &tokens).with_eos_tokens(ends)
 }

@@ -1,16 +1,17 @@
-//! What the engines in this program share: one thread that owns a model, one bounded line to it,
-//! and the way from a prompt to its answer.
+//! The engine worker thread: one thread owns a model, a bounded channel leads to it.
 //!
-//! A library that computes for seconds must not hold a runtime's thread, and most of them want to
+//! A library that computes for seconds must not block a thread of the async runtime, and most libraries must
 //! be called from one thread only.
 
 mod answer;
+mod calibration;
 pub mod constraint;
+mod engine;
+mod label_cache;
 mod labels;
+pub(super) mod memory;
 mod pacer;
-pub(super) mod room;
-mod sets;
-mod turn;
+mod preemption;
 
 use std::fs::File;
 use std::io;
@@ -24,12 +25,12 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use toktrie::TokTrie;
 
-pub(super) use self::answer::Engine;
-pub use self::labels::Calibration;
+pub use self::calibration::Calibration;
+pub(super) use self::engine::Engine;
+pub(super) use self::label_cache::LabelCache;
 use self::pacer::Duty;
-pub(super) use self::sets::Sets;
-use self::turn::{Others, Urgency, take_turn};
-pub(super) use self::turn::{SLOTS, Turn};
+pub(super) use self::preemption::{ActivePrompt, SLOTS};
+use self::preemption::{PromptQueue, Urgency, run_prompt};
 use super::template::ChatTemplate;
 use crate::clock::now;
 use crate::model::context::ModelContext;
@@ -37,29 +38,34 @@ use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
 use crate::request::job::{Job, Message};
 use crate::request::refusal::Refusal;
 
-/// How often somebody whose prompt was put aside is told that the engine is alive, if it is.
-const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// Interval of the signs of life to the client of a preempted prompt.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// What the thread runs.
-pub(super) trait EngineModel {
-    /// It pauses as this says from now on, if it can.
-    fn obey(&mut self, _duty: Duty) {}
+/// A model as the engine worker thread runs it.
+pub(crate) trait EngineModel {
+    /// Sets the duty cycle; the default ignores it.
+    fn set_duty(&mut self, _duty: Duty) {}
 
-    /// What it states of itself.
-    fn facts(&mut self) -> &mut ModelContext;
+    /// What the model states about itself.
+    fn context(&mut self) -> &mut ModelContext;
 
-    /// Learns how fast it is here.
+    /// Measures prefill and decode rates on this machine.
     ///
     /// # Errors
     /// If the library fails.
     fn measure(&mut self) -> Result<(), Fault>;
 
-    /// Answers; looks often whether it was stopped and ends soon after, whatever it then returns. It
-    /// may let more urgent prompts go first.
+    /// Answers a prompt. Ends soon after the prompt's flag is set; the result is then ignored. May answer more
+    /// urgent prompts first.
     ///
     /// # Errors
     /// See [`Fault`].
-    fn answer(&mut self, job: &Job, out: &mut Out, turn: &mut Turn<'_>) -> Result<Usage, Fault>;
+    fn answer(
+        &mut self,
+        job: &Job,
+        out: &mut Out,
+        active: &mut ActivePrompt<'_>,
+    ) -> Result<Usage, Fault>;
 
     /// See [`OnThread::read`].
     ///
@@ -68,148 +74,145 @@ pub(super) trait EngineModel {
     fn read_text(&mut self, text: &str) -> Result<PromptProgress, Fault>;
 }
 
-/// A model that writes one token after the other, as a library offers it.
-pub(super) trait Decoder {
-    /// A conversation as the model wants to read it.
+/// An autoregressive model, as a library offers it: tokens in, logits out, with a KV cache.
+pub(crate) trait Decoder {
+    /// Renders a conversation with the chat template, as tokens.
     ///
     /// # Errors
-    /// The chat template's own complaint.
+    /// The chat template's own error.
     fn tokens(&mut self, messages: &[Message]) -> Result<Vec<u32>, Refusal>;
 
-    /// A plain text as tokens; `begins` says whether the token that begins a text, if the model
-    /// wants one, stands before it.
+    /// Tokenizes a plain text; with `begins`, after the model's beginning-of-text token if it has one.
     ///
     /// # Errors
     /// If it can't be tokenized.
     fn encode(&mut self, text: &str, begins: bool) -> Result<Vec<u32>, Refusal>;
 
-    /// Makes the key-value cache hold as much of the beginning of `prompt` as it can ([`common`]),
-    /// and nothing else; says how much that is.
+    /// Prefix cache: keeps the longest prefix of `prompt` in the KV cache ([`common`]), and nothing else.
+    /// Returns its length in tokens.
     ///
     /// # Errors
-    /// [`Fault::ProtocolError`] if the cache can't be cut.
+    /// [`Fault::ProtocolError`] if the KV cache can't be truncated.
     fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault>;
 
-    /// Reads tokens behind those that are cached, at most [`Decoder::step`] of them; afterwards
-    /// the logits are those that follow the last one.
+    /// Evaluates up to [`Decoder::batch_tokens`] tokens after the cached ones; afterwards the logits are those
+    /// after the last one.
     ///
     /// # Errors
-    /// [`Fault::ProtocolError`] if the library fails; the cache is then as it was.
-    fn read(&mut self, tokens: &[u32]) -> Result<(), Fault>;
+    /// [`Fault::ProtocolError`] if the library fails; the KV cache is then unchanged.
+    fn eval(&mut self, tokens: &[u32]) -> Result<(), Fault>;
 
-    /// Forgets the last tokens that were read; what the logits are then is undefined.
+    /// Removes the last tokens from the KV cache; the logits are then undefined.
     ///
     /// # Errors
-    /// [`Fault::ProtocolError`] if the cache can't be cut.
-    fn forget(&mut self, last: usize) -> Result<(), Fault>;
+    /// [`Fault::ProtocolError`] if the KV cache can't be truncated.
+    fn truncate(&mut self, last: usize) -> Result<(), Fault>;
 
-    /// The natural logarithm of the probability that each of these texts comes next, given their
-    /// tokens (at least one each); the cache is as before. The logits must be those that follow
-    /// the last token read.
+    /// Natural logarithm of the probability of each continuation, given as at least one token each. The KV
+    /// cache is unchanged afterwards. The logits must be those after the last evaluated token.
     ///
     /// # Errors
     /// [`Fault::ProtocolError`] if the library fails.
-    fn continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
+    fn score_continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
         let first = log_probabilities(self.logits());
         let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
         for (sum, tokens) in sums.iter_mut().zip(all) {
             for pair in tokens.windows(2) {
-                self.read(&pair[..1])?;
+                self.eval(&pair[..1])?;
                 *sum += log_probabilities(self.logits())[pair[1] as usize];
             }
-            self.forget(tokens.len() - 1)?;
+            self.truncate(tokens.len() - 1)?;
         }
         Ok(sums)
     }
 
-    /// Conversations that are kept ready; so many prompts can be begun at once.
-    fn kept(&self) -> u32 {
+    /// Conversations in the KV cache, and so the most prompts that can be started at once.
+    fn slots(&self) -> u32 {
         1
     }
 
-    /// Most tokens that are read at once; between two steps a request can be stopped.
-    fn step(&self) -> usize;
+    /// Most tokens of one batch; a request can be stopped between two batches.
+    fn batch_tokens(&self) -> usize;
 
-    /// One number for each token of the vocabulary; the sampler may change them.
+    /// One logit for each token of the vocabulary; the sampler may change them.
     fn logits(&mut self) -> &mut [f32];
 
-    /// Whether this token ends an answer.
+    /// Whether this is an end-of-generation token.
     fn is_end(&self, token: u32) -> bool;
 
     /// The bytes that a token adds to an answer; none for a control token.
-    fn piece(&self, token: u32) -> Vec<u8>;
+    fn token_bytes(&self, token: u32) -> Vec<u8>;
 
-    /// The vocabulary as a tree of bytes; control tokens are marked, so that no text matches them.
+    /// The vocabulary as a trie of bytes; control tokens are marked, so that no text matches them.
     fn trie(&self) -> TokTrie;
 
-    /// A request begins; reading stops early when the flag is set, if the library can do that.
-    fn begin(&mut self, _stop: &Arc<AtomicBool>) {}
+    /// Starts a request: evaluation is aborted when the flag is set, if the library supports that.
+    fn begin_request(&mut self, _stop: &Arc<AtomicBool>) {}
 
-    /// The request has ended; the flag is not looked at any more.
-    fn end(&mut self) {}
+    /// Ends the request: its flag is not used any more.
+    fn end_request(&mut self) {}
 }
 
-/// Something for the thread to do.
+/// A task for the engine worker thread.
 enum EngineTask {
     Answer(Box<Prompt>),
     Read { text: String, done: oneshot::Sender<Result<PromptProgress, Fault>> },
 }
 
-/// One prompt.
+/// A prompt with the channels to its client.
 struct Prompt {
     job: Job,
     out: Out,
-    /// Set when nobody waits for the answer any more.
+    /// Set when no client waits for the answer.
     stop: Arc<AtomicBool>,
     done: oneshot::Sender<Result<Usage, Fault>>,
     urgency: Urgency,
 }
 
-/// How a model reads a text: what it expects at each place.
+/// A text's tokens with the model's prediction at each position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptProgress {
     /// The text's tokens.
     pub tokens: Vec<u32>,
-    /// For each token of the text, the natural logarithm of the probability of every token of the
-    /// vocabulary to follow it.
+    /// For each token of the text, the log-probabilities of the next token over the vocabulary.
     pub expected: Vec<Vec<f32>>,
 }
 
-/// A model on a thread of its own.
+/// A model on its engine worker thread, which is joined on drop.
 pub struct OnThread {
     context: ModelContext,
     duty: Duty,
-    work: mpsc::Sender<EngineTask>,
+    tasks: mpsc::Sender<EngineTask>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The thread's end of the line.
-pub(super) struct EngineWorker {
+/// The worker thread's side of the channel.
+pub(crate) struct EngineWorker {
     ready: oneshot::Sender<Result<ModelContext, Fault>>,
     duty: Duty,
     inbox: mpsc::Receiver<EngineTask>,
 }
 
 impl EngineWorker {
-    /// The model can't be loaded.
+    /// Reports that the model can't be loaded.
     pub(super) fn fail(self, fault: Fault) {
         let _ = self.ready.send(Err(fault));
     }
 
-    /// Measures the model, says that it is ready, then answers until the line is closed.
+    /// Measures the model, reports it as ready, and answers prompts until the channel is closed.
     pub(super) fn serve(self, mut model: impl EngineModel, started: Instant) {
-        model.facts().runtime.load_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0);
+        model.context().runtime.load_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0);
         if let Err(fault) = model.measure() {
             return self.fail(fault);
         }
-        model.obey(self.duty.clone());
-        if self.ready.send(Ok(model.facts().clone())).is_err() {
+        model.set_duty(self.duty.clone());
+        if self.ready.send(Ok(model.context().clone())).is_err() {
             return;
         }
-        let mut others = Others::new(self.inbox, model.facts().runtime.slots);
-        while let Some(work) = others.next() {
-            match work {
-                EngineTask::Answer(prompt) => take_turn(&mut model, *prompt, &mut others),
+        let mut queue = PromptQueue::new(self.inbox, model.context().runtime.slots);
+        while let Some(task) = queue.next() {
+            match task {
+                EngineTask::Answer(prompt) => run_prompt(&mut model, *prompt, &mut queue),
                 EngineTask::Read { text, done } => drop(done.send(model.read_text(&text))),
             }
         }
@@ -217,60 +220,60 @@ impl EngineWorker {
 }
 
 impl OnThread {
-    /// Starts the thread, which loads the model and serves the line.
+    /// Starts the thread, which loads the model and serves it.
     ///
     /// # Errors
-    /// Whatever the loader says.
+    /// The loader's fault.
     pub(super) async fn open(
         run: impl FnOnce(EngineWorker) + Send + 'static,
     ) -> Result<OnThread, Fault> {
         let (ready, is_ready) = oneshot::channel();
-        let (work, inbox) = mpsc::channel(SLOTS as usize);
+        let (tasks, inbox) = mpsc::channel(SLOTS as usize);
         let duty = Duty::default();
-        let line = EngineWorker { ready, duty: duty.clone(), inbox };
+        let worker = EngineWorker { ready, duty: duty.clone(), inbox };
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || run(line))
+            .spawn(move || run(worker))
             .map_err(|e| Fault::unavailable(format!("cannot start the engine thread: {e}")))?;
         let context = is_ready
             .await
             .map_err(|_| Fault::unavailable("the engine ended while it loaded".to_owned()))??;
-        Ok(OnThread { context, duty, work, thread: Some(thread) })
+        Ok(OnThread { context, duty, tasks, thread: Some(thread) })
     }
 
-    /// Reads a text and says what the model expected at each place: how two engines with the same
-    /// weights are compared.
+    /// Evaluates a text and returns the model's prediction at each position, to compare two engines with the
+    /// same weights.
     ///
     /// # Errors
     /// [`Fault::Rejected`] if the text is empty or longer than the context.
     pub async fn read(&self, text: &str) -> Result<PromptProgress, Fault> {
         let (done, ended) = oneshot::channel();
-        let work = EngineTask::Read { text: text.to_owned(), done };
-        self.work.send(work).await.map_err(|_| ended_early())?;
+        let task = EngineTask::Read { text: text.to_owned(), done };
+        self.tasks.send(task).await.map_err(|_| ended_early())?;
         ended.await.map_err(|_| ended_early())?
     }
 
     async fn ask(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
         let (inner, mut chunks) = channel();
         let (done, ended) = oneshot::channel();
-        let stop = Stop(Arc::new(AtomicBool::new(false)));
+        let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
         let stop_flag = Arc::clone(&stop.0);
         let urgency = (job.priority, now() + job.time_left);
         let prompt = Prompt { job: job.clone(), out: inner, stop: stop_flag, done, urgency };
-        let work = EngineTask::Answer(Box::new(prompt));
+        let task = EngineTask::Answer(Box::new(prompt));
         tokio::select! {
-            sent = self.work.send(work) => sent.map_err(|_| ended_early())?,
+            sent = self.tasks.send(task) => sent.map_err(|_| ended_early())?,
             () = out.gone() => return Err(Fault::Cancelled),
         }
-        let mut beats = self.duty.beats();
+        let mut steps = self.duty.steps();
         loop {
             let chunk = tokio::select! {
                 chunk = chunks.recv() => chunk,
                 () = out.gone() => return Err(Fault::Cancelled),
-                () = tokio::time::sleep(ALIVE_EVERY) => {
-                    // it may work on a more urgent one
-                    let before = std::mem::replace(&mut beats, self.duty.beats());
-                    if beats != before {
+                () = tokio::time::sleep(KEEP_ALIVE) => {
+                    // the engine may task on a more urgent prompt
+                    let before = std::mem::replace(&mut steps, self.duty.steps());
+                    if steps != before {
                         out.alive();
                     }
                     continue;
@@ -290,10 +293,10 @@ fn ended_early() -> Fault {
     Fault::Crashed("the engine's thread has ended".to_owned())
 }
 
-/// Tells the thread to stop when the asker goes.
-struct Stop(Arc<AtomicBool>);
+/// Stops the request when its client is gone.
+struct StopOnDrop(Arc<AtomicBool>);
 
-impl Drop for Stop {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -319,23 +322,23 @@ impl Generate for OnThread {
 
 impl Drop for OnThread {
     fn drop(&mut self) {
-        // the thread ends when its inbox is closed
+        // the thread ends when its channel is closed
         let (closed, _) = mpsc::channel(1);
-        self.work = closed;
+        self.tasks = closed;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// How much of the beginning of `prompt` is in a cache. It is less than the whole: the last token
-/// is always read again, because its logits are needed.
+/// Length of the cached prefix of `prompt`, in tokens; at most all but one: the last token is always
+/// evaluated, because its logits are needed.
 pub(super) fn common(cached: &[u32], prompt: &[u32]) -> usize {
     let same = prompt.iter().zip(cached).take_while(|(a, b)| a == b).count();
     same.min(prompt.len().saturating_sub(1))
 }
 
-/// Log-softmax, with the greatest logit taken off first so that nothing overflows.
+/// Log-softmax, relative to the greatest logit so that nothing overflows.
 pub(super) fn log_probabilities(logits: &[f32]) -> Vec<f32> {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
@@ -347,17 +350,17 @@ pub(super) fn log_probabilities(logits: &[f32]) -> Vec<f32> {
 /// SHA-256 of a file, hexadecimal.
 ///
 /// # Errors
-/// If it can't be read.
-pub(super) fn sha256(path: &Path) -> io::Result<String> {
+/// If the file can't be read.
+pub(crate) fn sha256(path: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hash)?;
     Ok(format!("{:x}", hash.finalize()))
 }
 
-/// How many threads read a prompt: all processors if nobody says.
-pub(super) fn threads_or_all(asked: u32) -> u32 {
-    if asked > 0 {
-        return asked;
+/// Number of threads, with all processors for 0.
+pub(super) fn threads_or_all(threads: u32) -> u32 {
+    if threads > 0 {
+        return threads;
     }
     let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     u32::try_from(all).unwrap_or(1)

@@ -1,0 +1,70 @@
+//! Verifies a model folder and opens its graph: what decoders and encoders have in common.
+
+use super::OnnxOptions;
+use super::files::FolderFiles;
+use super::prepared;
+use super::runtime::OnnxRuntime;
+use super::session;
+use super::session::{ExecutionProvider, Opened};
+use crate::model::context;
+use crate::model::context::Identification;
+use crate::model::generate::Fault;
+
+/// Verifies the files and opens the graph; also returns the digest of the weights.
+///
+/// # Errors
+/// [`Fault::Unavailable`] that states what is wrong.
+pub(super) fn open(
+    files: &FolderFiles,
+    runtime: &OnnxRuntime,
+    options: &OnnxOptions,
+) -> Result<(Opened, String), Fault> {
+    files.verify()?;
+    let digest = files.digest()?;
+    if options.providers.iter().any(|provider| *provider != ExecutionProvider::Cpu) {
+        // for the CPU, the weights are verified when they are prepacked
+        files.verify_weights()?;
+    }
+    let prepared = || prepared::graph(files, &digest, runtime);
+    let opened = session::open(runtime, &files.graph, prepared, options)?;
+    Ok((opened, digest))
+}
+
+/// Describes the runtime, the execution provider and the memory.
+pub(super) fn runtime_facts(
+    files: &FolderFiles,
+    options: &OnnxOptions,
+    runtime: &OnnxRuntime,
+    opened: &Opened,
+    memory_bytes: u64,
+) -> context::Runtime {
+    context::Runtime {
+        backend: "onnxruntime".to_owned(),
+        version: runtime.version.clone(),
+        quantization: files.origin.quantization.clone(),
+        location: "device".to_owned(),
+        threads: options.threads,
+        accelerator: opened.accelerator.clone(),
+        fallback: opened.fallback.clone(),
+        slots: 1,
+        memory_bytes,
+        ..context::Runtime::default()
+    }
+}
+
+/// Identifies the model by its folder.
+pub(super) fn identity(
+    files: &FolderFiles,
+    options: &OnnxOptions,
+    family: &str,
+    digest: String,
+) -> Identification {
+    Identification {
+        name: options.name.clone().unwrap_or_else(|| files.name()),
+        family: family.to_owned(),
+        version: files.origin.version.clone(),
+        provider: files.origin.provider.clone(),
+        digest: Some(digest),
+        licence: files.origin.licence.clone(),
+    }
+}

@@ -1,0 +1,200 @@
+//! Calibration of label scores: the bias of a model towards some labels, learned and subtracted.
+//!
+//! Sources: contextual calibration, Zhao et al. 2021, arXiv:2102.09690; a running mean over recent texts,
+//! "batch calibration", Zhou et al. 2023, arXiv:2309.17249. The published running mean assumes equally
+//! frequent labels; here each label has its own mean, so that traffic with mostly one label does not count as
+//! bias towards it.
+
+use std::sync::Arc;
+
+use super::Decoder;
+use crate::model::generate::Fault;
+use crate::request::labels::Labels;
+use crate::request::refusal::{Code, Refusal};
+
+/// Content-free texts: the scores after them are the model's bias.
+const CONTENT_FREE: [&str; 3] = ["N/A", "", "[MASK]"];
+/// Examples of each label in the few-shot prompt: more make each answer slower and were not more accurate.
+const SHOTS: usize = 1;
+/// Further examples of each label that are scored before the first answer.
+const SCORED: usize = 2;
+/// Least weight of each text in a running mean.
+const RUNNING_SHARE: f32 = 0.05;
+
+/// How the bias of a model towards some labels is subtracted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Calibration {
+    /// Not subtracted.
+    Plain,
+    /// By the scores after content-free texts.
+    Contextual,
+    /// By the mean scores after the texts of each label so far, all labels with equal weight.
+    #[default]
+    Running,
+}
+
+/// Few-shot prompt, label tokens and mean scores of one set of labels.
+#[derive(Debug)]
+pub(super) struct LearnedLabels {
+    pub(super) labels: Arc<Labels>,
+    /// The few-shot prompt before every text: examples with their labels.
+    pub(super) shots: String,
+    /// Tokens of each label.
+    pub(super) tokens: Vec<Vec<u32>>,
+    /// Texts to score before the first answer, with the index of their label; `None` for content-free ones.
+    pub(super) pending: Vec<(Option<usize>, String)>,
+    /// Mean scores of the labels after content-free texts.
+    neutral: Mean,
+    /// Mean scores of the labels after the texts of each label.
+    of_label: Vec<Mean>,
+}
+
+/// Mean of scores: arithmetic up to 20 of them, exponentially weighted beyond.
+#[derive(Debug, Clone, Default)]
+struct Mean {
+    scores: Vec<f32>,
+    count: f32,
+}
+
+impl Mean {
+    fn add(&mut self, scores: &[f32]) {
+        self.count += 1.0;
+        let share = (1.0 / self.count).max(RUNNING_SHARE);
+        self.scores.resize(scores.len(), 0.0);
+        for (mean, score) in self.scores.iter_mut().zip(scores) {
+            *mean += share * (score - *mean);
+        }
+    }
+}
+
+impl LearnedLabels {
+    /// Tokenizes the labels and builds the few-shot prompt.
+    ///
+    /// # Errors
+    /// [`Fault::Rejected`] if a label has no tokens in the vocabulary.
+    pub(super) fn of<D: Decoder>(
+        decoder: &mut D,
+        labels: &Arc<Labels>,
+    ) -> Result<LearnedLabels, Fault> {
+        let mut shots = String::new();
+        let mut pending = Vec::new();
+        for (n, (label, examples)) in labels.examples.iter().enumerate() {
+            for shot in examples.iter().take(SHOTS) {
+                shots.push_str(&question(shot));
+                shots.push_str(&answer(label));
+                shots.push_str("\n\n");
+            }
+            let scored = examples.iter().skip(SHOTS).take(SCORED);
+            pending.extend(scored.map(|text| (Some(n), text.clone())));
+        }
+        pending.extend(CONTENT_FREE.map(|text| (None, text.to_owned())));
+        let tokens = labels.names().map(|name| decoder.encode(&answer(name), false));
+        let tokens: Vec<Vec<u32>> = tokens.collect::<Result<_, _>>().map_err(Fault::Rejected)?;
+        if tokens.iter().any(Vec::is_empty) {
+            let message = "a label has no tokens in this model's vocabulary";
+            return Err(Fault::Rejected(Refusal::field(Code::Incapable, "labels", message)));
+        }
+        let of_label = vec![Mean::default(); tokens.len()];
+        let labels = Arc::clone(labels);
+        Ok(LearnedLabels { labels, shots, tokens, pending, neutral: Mean::default(), of_label })
+    }
+
+    /// Adds the scores after a text to the mean of its label.
+    pub(super) fn add(&mut self, label: Option<usize>, scores: &[f32]) {
+        match label {
+            Some(label) => self.of_label[label].add(scores),
+            None => self.neutral.add(scores),
+        }
+    }
+
+    /// The scores with the bias subtracted.
+    pub(super) fn calibrate(&self, calibration: Calibration, scores: &[f32]) -> Vec<f32> {
+        let bias = match calibration {
+            Calibration::Plain => vec![0.0; scores.len()],
+            Calibration::Contextual => self.neutral.scores.clone(),
+            Calibration::Running => {
+                // a label without texts uses the content-free mean
+                let known = |mean: &Mean| mean.count > 0.0;
+                let means = self.of_label.iter().map(|m| if known(m) { m } else { &self.neutral });
+                #[expect(clippy::cast_precision_loss, reason = "a small number")]
+                let share = 1.0 / self.of_label.len() as f32;
+                let mut bias = vec![0.0; scores.len()];
+                for mean in means {
+                    for (sum, score) in bias.iter_mut().zip(&mean.scores) {
+                        *sum += share * score;
+                    }
+                }
+                bias
+            }
+        };
+        scores.iter().zip(&bias).map(|(score, bias)| score - bias).collect()
+    }
+}
+
+pub(super) fn question(text: &str) -> String {
+    format!("Text: {}\nLabel:", text.trim())
+}
+
+/// With the leading blank that most vocabularies have in their tokens.
+fn answer(label: &str) -> String {
+    format!(" {label}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn learned(of_label: &[&[f32]]) -> LearnedLabels {
+        let mut learned = LearnedLabels {
+            labels: Arc::new(Labels { examples: std::collections::BTreeMap::new(), margin: 0.0 }),
+            shots: String::new(),
+            tokens: Vec::new(),
+            pending: Vec::new(),
+            neutral: Mean::default(),
+            of_label: vec![Mean::default(); of_label.len()],
+        };
+        learned.add(None, &[-1.0, -3.0]);
+        for (label, scores) in of_label.iter().enumerate() {
+            if !scores.is_empty() {
+                learned.add(Some(label), scores);
+            }
+        }
+        learned
+    }
+
+    fn is_first_best(learned: &LearnedLabels, calibration: Calibration, scores: &[f32]) -> bool {
+        let scores = learned.calibrate(calibration, scores);
+        scores[0] > scores[1]
+    }
+
+    #[test]
+    fn a_bias_is_subtracted() {
+        // the model prefers the first label by two after any text
+        let learned = learned(&[&[-0.5, -3.5], &[-1.5, -2.5]]);
+        let second = [-1.4, -2.6];
+        assert!(is_first_best(&learned, Calibration::Plain, &second));
+        assert!(!is_first_best(&learned, Calibration::Contextual, &second));
+        assert!(!is_first_best(&learned, Calibration::Running, &second));
+        assert!(is_first_best(&learned, Calibration::Running, &[-0.6, -3.4]));
+    }
+
+    #[test]
+    fn traffic_of_mostly_one_label_is_no_bias_towards_it() {
+        let mut learned = learned(&[&[-0.5, -3.5], &[-1.5, -2.5]]);
+        for _ in 0..1000 {
+            learned.add(Some(0), &[-0.5, -3.5]);
+        }
+        assert!(is_first_best(&learned, Calibration::Running, &[-0.6, -3.4]));
+        assert!(!is_first_best(&learned, Calibration::Running, &[-1.4, -2.6]));
+    }
+
+    #[test]
+    fn labels_without_examples_use_the_content_free_mean() {
+        let learned = learned(&[&[], &[]]);
+        let scores = [-1.0, -2.0];
+        assert_eq!(
+            learned.calibrate(Calibration::Running, &scores),
+            learned.calibrate(Calibration::Contextual, &scores)
+        );
+    }
+}
