@@ -156,15 +156,24 @@ impl Dispatch {
         Dispatch { orders, next, backends, load, rate, spent, redactor }
     }
 
-    /// Submits a job that one model answers.
+    /// Submits a job that one model answers; the pieces are read from the [`Answer`].
     ///
     /// # Errors
     /// [`Code::Busy`] if too many requests are being handed in, [`Code::Unavailable`] if the
     /// service has stopped.
-    pub fn submit(&self, mut job: Job) -> Result<Answer, Refusal> {
+    pub fn submit(&self, job: Job) -> Result<Answer, Refusal> {
+        let (out, chunks) = channel();
+        Ok(Answer { chunks, ..self.submit_to(job, out)? })
+    }
+
+    /// Submits a job whose pieces go straight to `out`. Of the [`Answer`], only the end is left to
+    /// read, and the text if it was buffered.
+    ///
+    /// # Errors
+    /// As [`Dispatch::submit`].
+    pub fn submit_to(&self, mut job: Job, out: Out) -> Result<Answer, Refusal> {
         job.id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
         let id = job.id;
-        let (out, chunks) = channel();
         let (end, ended) = oneshot::channel();
         let gone = CancellationToken::new();
         let guard = CancelGuard(gone.clone());
@@ -177,9 +186,7 @@ impl Dispatch {
             }
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
-        let arrived = clock::now();
-        let work = None;
-        Ok(Answer { job: id, chunks, end: ended, arrived, first: None, ended: None, work, guard })
+        Ok(Answer { end: ended, guard, ..Answer::closed(id) })
     }
 
     /// An answer that `work` makes while it is read.

@@ -211,11 +211,7 @@ async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
 }
 
 impl Generate for Remote {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(self.call(job, out))
     }
 
@@ -233,7 +229,7 @@ impl Generate for Remote {
 }
 
 impl Remote {
-    async fn call(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+    async fn call(&self, job: &Job, mut out: Out) -> Result<Usage, Fault> {
         let (sink, mut beats) = mpsc::channel(TAP_CHUNKS_MAX + 1);
         let mut request = CallToolRequest::new(params_of(job)?);
         request.extensions.insert(ProgressSink(sink));
@@ -268,7 +264,7 @@ impl Remote {
             }
         }
         let result = call.result().await?;
-        usage_of(result, out).await
+        usage_of(result, &mut out).await
     }
 }
 

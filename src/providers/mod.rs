@@ -269,11 +269,7 @@ fn context_of(entry: &Provider) -> ModelContext {
 }
 
 impl Generate for Cloud {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, mut out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
             let body = (self.protocol.request)(job, &self.entry)?;
             if let Some(left) = self.rests() {
@@ -286,7 +282,7 @@ impl Generate for Cloud {
                 response = self.send(&body) => response?,
                 () = out.gone() => return Err(Fault::Cancelled),
             };
-            let mut usage = answer::read(response, self.protocol, job, out).await?;
+            let mut usage = answer::read(response, self.protocol, job, &mut out).await?;
             usage.cost_usd =
                 self.entry.price.of(usage.prompt_tokens, usage.completion_tokens).dollars();
             usage.model.clone_from(&self.entry.model);

@@ -200,9 +200,9 @@ async fn who_stops_reading_closes_the_line() {
     )])
     .await;
     let model = open(&cloud.url);
-    let (mut out, mut chunks) = channel();
+    let (out, mut chunks) = channel();
     let job = job("hello", 400);
-    let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
+    let answer = tokio::spawn(async move { model.generate(&job, out).await });
     assert_eq!(chunks.recv().await.unwrap().text, "word ");
     drop(chunks);
     let ended = tokio::time::timeout(Duration::from_secs(5), answer).await.unwrap().unwrap();
@@ -217,9 +217,9 @@ async fn who_stops_reading_is_noticed_in_the_middle_of_silence() {
     let mut patient = entry(&cloud.url);
     patient["silence_ms"] = json!(60_000);
     let model = crate::support::cloud::open_as(&patient);
-    let (mut out, mut chunks) = channel();
+    let (out, mut chunks) = channel();
     let job = job("hello", 400);
-    let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
+    let answer = tokio::spawn(async move { model.generate(&job, out).await });
     assert_eq!(chunks.recv().await.unwrap().text, "word ");
     drop(chunks);
     let ended = tokio::time::timeout(Duration::from_secs(5), answer).await.unwrap().unwrap();

@@ -33,7 +33,7 @@ pub(super) use self::turn::{SLOTS, Turn};
 use super::template::ChatTemplate;
 use crate::clock::now;
 use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
+use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::request::job::{Job, Message};
 use crate::request::refusal::Refusal;
 
@@ -250,39 +250,32 @@ impl OnThread {
         ended.await.map_err(|_| ended_early())?
     }
 
-    async fn ask(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
-        let (inner, mut chunks) = channel();
-        let (done, ended) = oneshot::channel();
+    async fn ask(&self, job: &Job, out: Out) -> Result<Usage, Fault> {
+        let reader = out.watch();
+        let (done, mut ended) = oneshot::channel();
         let stop = Stop(Arc::new(AtomicBool::new(false)));
         let stop_flag = Arc::clone(&stop.0);
         let urgency = (job.priority, now() + job.time_left);
-        let prompt = Prompt { job: job.clone(), out: inner, stop: stop_flag, done, urgency };
+        let prompt = Prompt { job: job.clone(), out, stop: stop_flag, done, urgency };
         let work = EngineTask::Answer(Box::new(prompt));
         tokio::select! {
             sent = self.work.send(work) => sent.map_err(|_| ended_early())?,
-            () = out.gone() => return Err(Fault::Cancelled),
+            () = reader.gone() => return Err(Fault::Cancelled),
         }
         let mut beats = self.duty.beats();
         loop {
-            let chunk = tokio::select! {
-                chunk = chunks.recv() => chunk,
-                () = out.gone() => return Err(Fault::Cancelled),
+            tokio::select! {
+                result = &mut ended => return result.map_err(|_| ended_early())?,
+                () = reader.gone() => return Err(Fault::Cancelled),
                 () = tokio::time::sleep(ALIVE_EVERY) => {
-                    // it may work on a more urgent one
+                    // the thread may work on a more urgent prompt
                     let before = std::mem::replace(&mut beats, self.duty.beats());
                     if beats != before {
-                        out.alive();
+                        reader.alive();
                     }
-                    continue;
                 }
-            };
-            match chunk {
-                Some(chunk) if chunk.text.is_empty() => out.alive(),
-                Some(chunk) => out.write(chunk.text).await.map_err(|_| Fault::Cancelled)?,
-                None => break,
             }
         }
-        ended.await.map_err(|_| ended_early())?
     }
 }
 
@@ -300,11 +293,7 @@ impl Drop for Stop {
 }
 
 impl Generate for OnThread {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(self.ask(job, out))
     }
 

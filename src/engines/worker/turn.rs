@@ -98,7 +98,7 @@ pub(super) fn take_turn(model: &mut impl EngineModel, prompt: Prompt, others: &m
     others.begun -= 1;
     let gone = stop.load(Ordering::Relaxed) || out.is_gone();
     let result = if gone { Err(Fault::Cancelled) } else { result };
-    // the reader waits for the end of the pieces before it asks how it ended
+    // nothing is written once the end is known
     drop(out);
     let _ = done.send(result);
 }
