@@ -26,7 +26,7 @@ use super::contract::{
 };
 use super::tap::{OrderedProgress, ProgressEvent, ProgressSink};
 use super::transport::BoxTransport;
-use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
+use crate::limits::{ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::net::client;
@@ -40,14 +40,18 @@ pub struct Remote {
     context: ModelContext,
     silence: Duration,
     pace: watch::Sender<f32>,
-    /// Ends the line when the last owner goes.
+    /// Calls that the server should stop.
+    cancels: mpsc::Sender<CallHandle>,
+    /// Closes the connection when the last owner goes.
     _line: LineGuard,
 }
 
+type CallHandle = RequestHandle<RoleClient>;
+
 struct LineGuard {
     line: Option<RunningServiceCancellationToken>,
-    /// Tells the server its pace.
-    _teller: JoinSet<()>,
+    /// The tasks that send paces and cancellations; aborted with the connection.
+    _senders: JoinSet<()>,
 }
 
 impl Drop for LineGuard {
@@ -58,7 +62,17 @@ impl Drop for LineGuard {
     }
 }
 
-/// Tells the server each new pace, one after the other.
+/// Tells the server to stop calls whose client has gone.
+async fn send_cancels(mut cancels: mpsc::Receiver<CallHandle>) {
+    // ends with the connection
+    while let Some(call) = cancels.recv().await {
+        if let Err(error) = call.cancel(Some("the asker has gone".to_owned())).await {
+            tracing::debug!(%error, "a call could not be cancelled");
+        }
+    }
+}
+
+/// Sends the server each new pace, one after the other.
 async fn tell_pace(peer: Peer<RoleClient>, mut pace: watch::Receiver<f32>) {
     let mut n = 0;
     // ends with the line
@@ -143,11 +157,13 @@ where
     .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")))?;
     let peer = service.peer().clone();
     let (pace, told) = watch::channel(1.0);
-    let mut teller = JoinSet::new();
-    teller.spawn(tell_pace(peer.clone(), told));
-    let guard = LineGuard { line: Some(service.cancellation_token()), _teller: teller };
+    let (cancels, cancelled) = mpsc::channel(CANCELS_WAITING_MAX);
+    let mut senders = JoinSet::new();
+    senders.spawn(tell_pace(peer.clone(), told));
+    senders.spawn(send_cancels(cancelled));
+    let guard = LineGuard { line: Some(service.cancellation_token()), _senders: senders };
     let context = read_context(&peer).await?;
-    let remote = Remote { peer, context, silence: patience.silence, pace, _line: guard };
+    let remote = Remote { peer, context, silence: patience.silence, pace, cancels, _line: guard };
     Ok((remote, Closed(service)))
 }
 
@@ -239,7 +255,7 @@ impl Remote {
             .send_request_with_option(ClientRequest::CallToolRequest(request), options)
             .await
             .map_err(|e| fault_of(&e))?;
-        let mut call = PendingCall(Some(handle));
+        let mut call = PendingCall { handle: Some(handle), cancels: &self.cancels };
         loop {
             let beat = tokio::select! {
                 beat = beats.recv() => beat,
@@ -268,16 +284,19 @@ impl Remote {
     }
 }
 
-/// A call on its way; if it is dropped before its end the server is told to stop.
-struct PendingCall(Option<RequestHandle<RoleClient>>);
+/// A call without a result yet; if it is dropped before that, the server is told to stop.
+struct PendingCall<'a> {
+    handle: Option<CallHandle>,
+    cancels: &'a mpsc::Sender<CallHandle>,
+}
 
-impl PendingCall {
+impl PendingCall<'_> {
     async fn result(&mut self) -> Result<ServerResult, Fault> {
-        let Some(handle) = self.0.as_mut() else {
+        let Some(handle) = self.handle.as_mut() else {
             return Err(Fault::Cancelled);
         };
         let result = (&mut handle.rx).await;
-        self.0 = None;
+        self.handle = None;
         match result {
             Ok(result) => result.map_err(|e| fault_of(&e)),
             Err(_) => Err(Fault::Crashed("the line broke in the middle of the work".to_owned())),
@@ -285,13 +304,11 @@ impl PendingCall {
     }
 }
 
-impl Drop for PendingCall {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        let Some(handle) = self.0.take() else { return };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                let _ = handle.cancel(Some("the asker has gone".to_owned())).await;
-            });
+        let Some(handle) = self.handle.take() else { return };
+        if self.cancels.try_send(handle).is_err() {
+            tracing::debug!("a call is not cancelled: too many cancellations wait");
         }
     }
 }
