@@ -169,7 +169,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {
         let addr = listener.local_addr()?;
         let dispatch = core.dispatch.clone();
-        let door = ingress::http::HttpInterface { dispatch, catalog, metrics, line, reading };
+        let mcp = Arc::new(Service::new(dispatch.clone(), Arc::clone(&catalog)));
+        let door = ingress::http::HttpInterface { dispatch, mcp, catalog, metrics, line, reading };
         let routes = ingress::http::routes(door, guard, doors.stop.clone());
         doors.add(ingress::http::serve(listener, routes, doors.stop.clone()));
         tracing::info!(%addr, "HTTP interface listening");

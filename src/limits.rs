@@ -57,6 +57,10 @@ pub const CHUNKS_WAITING_MAX: usize = 64;
 /// One more than an answer can have: the line never blocks on one slow reader, and a server that
 /// sends more than it may is at fault.
 pub const TAP_CHUNKS_MAX: usize = OUTPUT_TOKENS_MAX as usize + 1;
+/// Cancelled calls to one MCP server whose notification waits to be sent.
+pub const CANCELS_WAITING_MAX: usize = RUNNING_JOBS_MAX;
+/// Settled decisions that wait for one subscriber; a slower one loses the oldest.
+pub const SETTLED_WAITING_MAX: usize = 256;
 /// Longest answer that is kept in memory, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Longest line of JSON between a service and an engine, in bytes: a request or an answer with

@@ -67,7 +67,7 @@ impl Scripted {
         Scripted { context, crash }
     }
 
-    async fn run(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+    async fn run(&self, job: &Job, mut out: Out) -> Result<Usage, Fault> {
         let bytes = job.prompt_bytes();
         if bytes > self.context.capabilities.context_tokens as usize {
             let message = format!("the prompt has {bytes} bytes, too long for a scripted model");
@@ -76,7 +76,7 @@ impl Scripted {
         let prompt = job.messages.last().map_or("", |m| m.content.as_str());
         let script = Script::read(prompt, &self.context.identification.name);
         if let Format::Label(labels) = &job.format {
-            return self.choose(&script, labels, out).await;
+            return self.choose(&script, labels, &mut out).await;
         }
         if job.format != Format::Text {
             let message = "a scripted model cannot be held to JSON";
@@ -93,17 +93,17 @@ impl Scripted {
                 finish = Finish::Length;
                 break;
             }
-            script.fail(n, out, self.crash).await?;
+            script.fail(n, &out, self.crash).await?;
             if !script.delay.is_zero() {
                 tokio::select! {
                     () = tokio::time::sleep(script.delay) => {}
                     () = out.gone() => return Err(Fault::Cancelled),
                 }
             }
-            send(out, text.push(script.piece(n).as_bytes())).await?;
+            send(&mut out, text.push(script.piece(n).as_bytes())).await?;
         }
-        send(out, text.finish()).await?;
-        script.fail(script.tokens, out, self.crash).await?;
+        send(&mut out, text.finish()).await?;
+        script.fail(script.tokens, &out, self.crash).await?;
         Ok(Usage {
             finish,
             prompt_tokens: u32::try_from(prompt.split_whitespace().count()).unwrap_or(u32::MAX),
@@ -135,11 +135,7 @@ impl Scripted {
 }
 
 impl Generate for Scripted {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(self.run(job, out))
     }
 

@@ -329,11 +329,7 @@ async fn trouble_of(troubled: &mut watch::Receiver<Option<&'static str>>) -> &'s
 }
 
 impl Generate for WatchedRemote {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
             let result = self.remote.generate(job, out).await;
             let why = match &result {

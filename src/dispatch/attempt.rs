@@ -1,105 +1,116 @@
-//! One job at one backend.
+//! One attempt: one job at one backend.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::egress::EgressGuard;
 use crate::clock;
 use crate::limits::ANSWER_BYTES_MAX;
-use crate::model::generate::{Chunk, Fault, Generate, Out, Usage, channel};
+use crate::model::generate::{Fault, Filter, Generate, Gone, Out, SharedFilter, Usage};
 use crate::redact::Restorer;
 use crate::store::ledger::Pending;
 
-/// An attempt that worked.
+/// A successful attempt.
 pub(super) struct AttemptAnswer {
     pub(super) usage: Usage,
-    /// The answer, if the asker gets it only when it is clear that it counts.
+    /// The text of a buffered answer, which the client gets once it is clear that it counts.
     pub(super) kept: Option<String>,
-    /// When its first piece was there, if so.
+    /// When the first piece of a buffered answer came.
     pub(super) first: Option<Instant>,
 }
 
-/// One attempt, once what it may cost stands in the books.
+/// Runs an attempt once the ledger has its reservation on disk.
 pub(super) async fn paid(
-    held: Option<Pending>,
+    on_hold: Option<Pending>,
     generate: &dyn Generate,
-    passage: EgressGuard<'_>,
+    guard: EgressGuard<'_>,
     out: &mut Out,
 ) -> Result<AttemptAnswer, Fault> {
-    if let Some(held) = held {
-        held.done().await?;
+    if let Some(on_hold) = on_hold {
+        on_hold.done().await?;
     }
-    attempt(generate, passage, out).await
+    attempt(generate, guard, out).await
 }
 
-/// One attempt. An answer that nobody reads piece by piece is kept back: another may still be
-/// wanted instead. What was hidden from the model is put back on the way.
+/// Runs an attempt. The backend writes into the client's channel itself; a filter buffers the answer if
+/// the client does not stream it, because another answer may still replace it, and puts back what was
+/// redacted. The lease ends with the attempt, however that ends.
 async fn attempt(
     generate: &dyn Generate,
-    passage: EgressGuard<'_>,
+    guard: EgressGuard<'_>,
     out: &mut Out,
 ) -> Result<AttemptAnswer, Fault> {
-    let is_buffered = passage.job().is_buffered();
-    let restorer = passage.restorer();
+    let (is_buffered, restorer) = (guard.job().is_buffered(), guard.restorer());
     if !is_buffered && restorer.is_none() {
-        let usage = generate.generate(passage.job(), out).await?;
+        let (lent, _lease) = out.lend(None);
+        let usage = generate.generate(guard.job(), lent).await?;
         return Ok(AttemptAnswer { usage, kept: None, first: None });
     }
-    let (mut inner, mut chunks) = channel();
-    let read = async {
-        let mut reader =
-            ChunkReader { out, kept: is_buffered.then(String::new), first: None, bytes: 0 };
-        let mut restorer = restorer;
-        while let Some(Chunk { text, .. }) = chunks.recv().await {
-            let told = match &mut restorer {
-                Some(restorer) => restorer.push(&text),
-                None => text,
-            };
-            reader.take(told).await?;
-        }
-        let left = restorer.map(Restorer::finish).unwrap_or_default();
-        if !left.is_empty() {
-            reader.take(left).await?;
-        }
-        Ok((reader.kept, reader.first, reader.out.written()))
+    let kept = is_buffered.then(String::new);
+    let filter = Arc::new(Mutex::new(AnswerFilter { restorer, kept, ..AnswerFilter::default() }));
+    let (lent, lease) = out.lend(Some(Arc::clone(&filter) as SharedFilter));
+    let result = generate.generate(guard.job(), lent).await;
+    drop(lease);
+    let mut filter = std::mem::take(&mut *filter.lock().unwrap_or_else(PoisonError::into_inner));
+    let left = match &result {
+        Ok(_) => filter.finish(),
+        Err(_) => Ok(None),
     };
-    let work = async {
-        let result = generate.generate(passage.job(), &mut inner).await;
-        drop(inner);
-        result
-    };
-    let (mut usage, (kept, first, written)) = futures::try_join!(work, read)?;
-    passage.restore(&mut usage);
-    let chunks = if kept.is_some() { usage.chunks } else { written };
-    Ok(AttemptAnswer {
-        usage: Usage { chunks, ..usage },
-        first: first.filter(|_| kept.is_some()),
-        kept,
-    })
+    if filter.is_too_long {
+        return Err(Fault::ProtocolError("the answer is longer than it may be".to_owned()));
+    }
+    let mut usage = result?;
+    if let Ok(Some(left)) = left {
+        out.write(left).await.map_err(|_| Fault::Cancelled)?;
+    }
+    guard.restore(&mut usage);
+    let AnswerFilter { kept, first, .. } = filter;
+    let chunks = if is_buffered { usage.chunks } else { out.written() };
+    let first = first.filter(|_| is_buffered);
+    Ok(AttemptAnswer { usage: Usage { chunks, ..usage }, kept, first })
 }
 
-/// Where the pieces go: on to the asker, or together.
-struct ChunkReader<'a> {
-    out: &'a mut Out,
+/// Restores what was redacted, and buffers the answer up to [`ANSWER_BYTES_MAX`].
+#[derive(Default)]
+struct AnswerFilter {
+    restorer: Option<Restorer>,
+    /// The buffer; none if the answer is streamed.
     kept: Option<String>,
     first: Option<Instant>,
     bytes: usize,
+    is_too_long: bool,
 }
 
-impl ChunkReader<'_> {
-    async fn take(&mut self, text: String) -> Result<(), Fault> {
-        if text.is_empty() {
-            self.out.alive();
-            return Ok(());
-        }
+impl AnswerFilter {
+    /// What is left in the restorer at the end of the answer, unless it is buffered.
+    fn finish(&mut self) -> Result<Option<String>, Gone> {
+        let left = self.restorer.take().map(Restorer::finish).unwrap_or_default();
+        if left.is_empty() { Ok(None) } else { self.take(left) }
+    }
+
+    fn take(&mut self, text: String) -> Result<Option<String>, Gone> {
         self.first.get_or_insert_with(clock::now);
         self.bytes += text.len();
         if self.bytes > ANSWER_BYTES_MAX {
-            return Err(Fault::ProtocolError("the answer exceeds the size limit".to_owned()));
+            self.is_too_long = true;
+            return Err(Gone);
         }
         match &mut self.kept {
-            Some(kept) => kept.push_str(&text),
-            None => self.out.write(text).await.map_err(|_| Fault::Cancelled)?,
+            Some(kept) => {
+                kept.push_str(&text);
+                Ok(None)
+            }
+            None => Ok(Some(text)),
         }
-        Ok(())
+    }
+}
+
+impl Filter for AnswerFilter {
+    fn piece(&mut self, text: String) -> Result<Option<String>, Gone> {
+        let text = match &mut self.restorer {
+            Some(restorer) => restorer.push(&text),
+            None => text,
+        };
+        if text.is_empty() { Ok(Some(text)) } else { self.take(text) }
     }
 }

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::settled::{Settled, feed};
 use crate::clock;
 use crate::model::context::{Locality, ModelContext};
 use crate::model::generate::{BoxFuture, Chunk, Out, Usage, channel};
@@ -30,6 +31,8 @@ pub struct Dispatch {
     load: watch::Receiver<(usize, usize)>,
     rate: watch::Receiver<Option<f64>>,
     spent: watch::Receiver<Spending>,
+    /// Weak, so that the feed ends with the dispatcher.
+    settled: broadcast::WeakSender<Arc<Settled>>,
     redactor: Arc<Redactor>,
 }
 
@@ -58,9 +61,14 @@ impl Spending {
     }
 }
 
-/// What the loop tells of itself: jobs, the engines' rate, money.
-pub(super) type LoopStatus =
-    (watch::Receiver<(usize, usize)>, watch::Receiver<Option<f64>>, watch::Receiver<Spending>);
+/// What the dispatcher publishes: jobs that wait and run, the engines' rate, spending, settled
+/// decisions.
+pub(super) type LoopStatus = (
+    watch::Receiver<(usize, usize)>,
+    watch::Receiver<Option<f64>>,
+    watch::Receiver<Spending>,
+    broadcast::WeakSender<Arc<Settled>>,
+);
 
 struct BackendView {
     server: String,
@@ -143,7 +151,7 @@ impl Dispatch {
     pub(super) fn new(
         orders: mpsc::Sender<Submission>,
         backends: &[BackendHandle],
-        (load, rate, spent): LoopStatus,
+        (load, rate, spent, settled): LoopStatus,
         redactor: Redactor,
     ) -> Dispatch {
         let view = |b: &BackendHandle| BackendView {
@@ -153,18 +161,27 @@ impl Dispatch {
         };
         let backends = Arc::new(backends.iter().map(view).collect());
         let (next, redactor) = (Arc::new(AtomicU64::new(1)), Arc::new(redactor));
-        Dispatch { orders, next, backends, load, rate, spent, redactor }
+        Dispatch { orders, next, backends, load, rate, spent, settled, redactor }
     }
 
-    /// Submits a job that one model answers.
+    /// Submits a job that one model answers; the pieces are read from the [`Answer`].
     ///
     /// # Errors
     /// [`Code::Busy`] if too many requests are being handed in, [`Code::Unavailable`] if the
     /// service has stopped.
-    pub fn submit(&self, mut job: Job) -> Result<Answer, Refusal> {
+    pub fn submit(&self, job: Job) -> Result<Answer, Refusal> {
+        let (out, chunks) = channel();
+        Ok(Answer { chunks, ..self.submit_to(job, out)? })
+    }
+
+    /// Submits a job whose pieces go straight to `out`. Of the [`Answer`], only the end is left to
+    /// read, and the text if it was buffered.
+    ///
+    /// # Errors
+    /// As [`Dispatch::submit`].
+    pub fn submit_to(&self, mut job: Job, out: Out) -> Result<Answer, Refusal> {
         job.id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
         let id = job.id;
-        let (out, chunks) = channel();
         let (end, ended) = oneshot::channel();
         let gone = CancellationToken::new();
         let guard = CancelGuard(gone.clone());
@@ -177,9 +194,7 @@ impl Dispatch {
             }
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
-        let arrived = clock::now();
-        let work = None;
-        Ok(Answer { job: id, chunks, end: ended, arrived, first: None, ended: None, work, guard })
+        Ok(Answer { end: ended, guard, ..Answer::closed(id) })
     }
 
     /// An answer that `work` makes while it is read.
@@ -230,6 +245,13 @@ impl Dispatch {
     /// The rate at which an engine here wrote last against what is usual for it.
     pub fn rate(&self) -> watch::Receiver<Option<f64>> {
         self.rate.clone()
+    }
+
+    /// Subscribes to the decisions that are settled from this moment on. A subscriber that is more than
+    /// [`SETTLED_WAITING_MAX`](crate::limits::SETTLED_WAITING_MAX) behind loses the oldest and is told
+    /// how many.
+    pub fn settled(&self) -> broadcast::Receiver<Arc<Settled>> {
+        self.settled.upgrade().unwrap_or_else(feed).subscribe()
     }
 
     /// What was spent.

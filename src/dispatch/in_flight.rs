@@ -21,6 +21,8 @@ pub(super) struct InFlight {
     pub(super) end: oneshot::Sender<JobEnd>,
     /// The prompt for a cloud, if something of it is to be hidden.
     pub(super) hidden: Option<Arc<Hidden>>,
+    /// The application and the task, for [`Settled`](super::settled::Settled).
+    pub(super) origin: (String, Option<String>),
     pub(super) arrived: Time,
     pub(super) started: Option<Time>,
     pub(super) stop: CancellationToken,

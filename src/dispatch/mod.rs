@@ -7,12 +7,14 @@ mod engine_rate;
 mod handle;
 mod in_flight;
 mod profile;
+mod settled;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +24,7 @@ use self::engine_rate::EngineRate;
 use self::handle::Submission;
 pub use self::handle::{Answer, BackendStatus, Dispatch, JobEnd, Spending};
 use self::in_flight::InFlight;
+pub use self::settled::{Settled, SettledTiming};
 use crate::clock;
 use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
 use crate::model::context::Locality;
@@ -63,7 +66,9 @@ pub fn new(
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
     let (spent_out, spent) = watch::channel(Spending::default());
-    let dispatch = Dispatch::new(orders, &backends, (load, rate, spent), redactor);
+    let settled = settled::feed();
+    let status = (load, rate, spent, settled.downgrade());
+    let dispatch = Dispatch::new(orders, &backends, status, redactor);
     let backends_count = backends.len();
     let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
     let dispatcher = Dispatcher {
@@ -72,6 +77,7 @@ pub fn new(
         ledger: Some(ledger),
         writer: Some(writer),
         spent: spent_out,
+        settled,
         keep,
         keep_at: None,
         origin: clock::now(),
@@ -114,6 +120,7 @@ pub struct Dispatcher {
     /// Until it has a thread.
     writer: Option<Writer>,
     spent: watch::Sender<Spending>,
+    settled: broadcast::Sender<Arc<Settled>>,
     drained: bool,
 }
 
@@ -140,7 +147,7 @@ impl Dispatcher {
         for backend in 0..self.backends.len() {
             let event = self.state_of(backend);
             self.watch_backend(backend);
-            self.judge(event);
+            self.handle_event(event);
         }
         let mut drain_until: Option<Instant> = None;
         while !self.drained {
@@ -161,7 +168,7 @@ impl Dispatcher {
                 }
             };
             if let Some(event) = event {
-                self.judge(event);
+                self.handle_event(event);
             }
             self.keep_learned();
             if drain_until.is_some_and(|until| clock::now() >= until) {
@@ -193,7 +200,7 @@ impl Dispatcher {
         }
     }
 
-    fn judge(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         let hour = ledger::hour();
         if self.hour.replace(hour) != Some(hour) {
             self.on(Event::Clock(hour));
@@ -231,11 +238,13 @@ impl Dispatcher {
             spec.input_max = spec.input_max.max(hidden.input_tokens_max(&job));
         }
         let id = job.id;
+        let origin = (job.app.clone(), job.task.clone());
         let stop = CancellationToken::new();
         let held = InFlight {
             waiting: Some((job, out)),
             end,
             hidden,
+            origin,
             arrived: now,
             started: None,
             stop: stop.clone(),
@@ -448,7 +457,11 @@ impl Dispatcher {
             first: first.map(|first| self.time(first).since(held.arrived)),
             total: now.since(held.arrived),
         };
-        // the asker may have gone
+        if self.settled.receiver_count() > 0 {
+            // the last subscriber may go at the same time
+            let _ = self.settled.send(Arc::new(Settled::of(job, held.origin, &end)));
+        }
+        // the client may have gone
         let _ = held.end.send(end);
     }
 

@@ -81,7 +81,12 @@ fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
             ("not_json", "the model's answer is not valid JSON")
         }
     };
-    let error = WireError { code: code.to_owned(), message: message.to_owned(), field: None };
+    let error = WireError {
+        code: code.to_owned(),
+        message: message.to_owned(),
+        field: None,
+        retry_after_ms: None,
+    };
     Reply { status: Status::Failed, error: Some(error), ..base }
 }
 
@@ -92,8 +97,12 @@ fn failed(fault: &Fault) -> Reply {
 fn broken(status: Status, code: &str, message: &str) -> Reply {
     let mut reply = Reply::refused(None, &Refusal::new(Code::Unavailable, message));
     reply.status = status;
-    reply.error =
-        Some(WireError { code: code.to_owned(), message: message.to_owned(), field: None });
+    reply.error = Some(WireError {
+        code: code.to_owned(),
+        message: message.to_owned(),
+        field: None,
+        retry_after_ms: None,
+    });
     reply
 }
 

@@ -49,17 +49,19 @@ impl Service {
         Service { dispatch, catalog, context }
     }
 
-    async fn run(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
-        let mut answer = strategy::submit(&self.dispatch, job.clone()).map_err(Fault::Rejected)?;
-        loop {
-            let chunk = tokio::select! {
-                chunk = answer.next() => chunk,
-                () = out.gone() => return Err(Fault::Cancelled),
-            };
-            let Some(chunk) = chunk else { break };
-            out.write(chunk.text).await.map_err(|_| Fault::Cancelled)?;
+    async fn run(&self, job: &Job, mut out: Out) -> Result<Usage, Fault> {
+        let reader = out.watch();
+        let (lent, lease) = out.lend(None);
+        let answer =
+            strategy::submit_to(&self.dispatch, job.clone(), lent).map_err(Fault::Rejected)?;
+        let mut end = tokio::select! {
+            end = answer.end() => end,
+            () = reader.gone() => return Err(Fault::Cancelled),
+        };
+        drop(lease);
+        if let Some(text) = end.kept.take().filter(|text| !text.is_empty()) {
+            out.write(text).await.map_err(|_| Fault::Cancelled)?;
         }
-        let end = answer.end().await;
         match (end.verdict, end.usage) {
             (Verdict::Done, Some(usage)) => Ok(Usage {
                 decision: serde_json::to_value(&end.decision).ok(),
@@ -79,11 +81,7 @@ impl Service {
 }
 
 impl Generate for Service {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(self.run(job, out))
     }
 

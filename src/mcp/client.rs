@@ -26,7 +26,7 @@ use super::contract::{
 };
 use super::tap::{OrderedProgress, ProgressEvent, ProgressSink};
 use super::transport::BoxTransport;
-use crate::limits::{ANSWER_BYTES_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
+use crate::limits::{ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::net::client;
@@ -40,14 +40,18 @@ pub struct Remote {
     context: ModelContext,
     silence: Duration,
     pace: watch::Sender<f32>,
-    /// Ends the line when the last owner goes.
+    /// Calls that the server should stop.
+    cancels: mpsc::Sender<CallHandle>,
+    /// Closes the connection when the last owner goes.
     _line: LineGuard,
 }
 
+type CallHandle = RequestHandle<RoleClient>;
+
 struct LineGuard {
     line: Option<RunningServiceCancellationToken>,
-    /// Tells the server its pace.
-    _teller: JoinSet<()>,
+    /// The tasks that send paces and cancellations; aborted with the connection.
+    _senders: JoinSet<()>,
 }
 
 impl Drop for LineGuard {
@@ -58,7 +62,17 @@ impl Drop for LineGuard {
     }
 }
 
-/// Tells the server each new pace, one after the other.
+/// Tells the server to stop calls whose client has gone.
+async fn send_cancels(mut cancels: mpsc::Receiver<CallHandle>) {
+    // ends with the connection
+    while let Some(call) = cancels.recv().await {
+        if let Err(error) = call.cancel(Some("the asker has gone".to_owned())).await {
+            tracing::debug!(%error, "a call could not be cancelled");
+        }
+    }
+}
+
+/// Sends the server each new pace, one after the other.
 async fn tell_pace(peer: Peer<RoleClient>, mut pace: watch::Receiver<f32>) {
     let mut n = 0;
     // ends with the line
@@ -143,11 +157,13 @@ where
     .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")))?;
     let peer = service.peer().clone();
     let (pace, told) = watch::channel(1.0);
-    let mut teller = JoinSet::new();
-    teller.spawn(tell_pace(peer.clone(), told));
-    let guard = LineGuard { line: Some(service.cancellation_token()), _teller: teller };
+    let (cancels, cancelled) = mpsc::channel(CANCELS_WAITING_MAX);
+    let mut senders = JoinSet::new();
+    senders.spawn(tell_pace(peer.clone(), told));
+    senders.spawn(send_cancels(cancelled));
+    let guard = LineGuard { line: Some(service.cancellation_token()), _senders: senders };
     let context = read_context(&peer).await?;
-    let remote = Remote { peer, context, silence: patience.silence, pace, _line: guard };
+    let remote = Remote { peer, context, silence: patience.silence, pace, cancels, _line: guard };
     Ok((remote, Closed(service)))
 }
 
@@ -213,11 +229,7 @@ async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
 }
 
 impl Generate for Remote {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(self.call(job, out))
     }
 
@@ -235,7 +247,7 @@ impl Generate for Remote {
 }
 
 impl Remote {
-    async fn call(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+    async fn call(&self, job: &Job, mut out: Out) -> Result<Usage, Fault> {
         let (sink, mut beats) = mpsc::channel(TAP_CHUNKS_MAX + 1);
         let mut request = CallToolRequest::new(params_of(job)?);
         request.extensions.insert(ProgressSink(sink));
@@ -245,7 +257,7 @@ impl Remote {
             .send_request_with_option(ClientRequest::CallToolRequest(request), options)
             .await
             .map_err(|e| fault_of(&e))?;
-        let mut call = PendingCall(Some(handle));
+        let mut call = PendingCall { handle: Some(handle), cancels: &self.cancels };
         loop {
             let beat = tokio::select! {
                 beat = beats.recv() => beat,
@@ -270,20 +282,23 @@ impl Remote {
             }
         }
         let result = call.result().await?;
-        usage_of(result, out).await
+        usage_of(result, &mut out).await
     }
 }
 
-/// A call on its way; if it is dropped before its end the server is told to stop.
-struct PendingCall(Option<RequestHandle<RoleClient>>);
+/// A call without a result yet; if it is dropped before that, the server is told to stop.
+struct PendingCall<'a> {
+    handle: Option<CallHandle>,
+    cancels: &'a mpsc::Sender<CallHandle>,
+}
 
-impl PendingCall {
+impl PendingCall<'_> {
     async fn result(&mut self) -> Result<ServerResult, Fault> {
-        let Some(handle) = self.0.as_mut() else {
+        let Some(handle) = self.handle.as_mut() else {
             return Err(Fault::Cancelled);
         };
         let result = (&mut handle.rx).await;
-        self.0 = None;
+        self.handle = None;
         match result {
             Ok(result) => result.map_err(|e| fault_of(&e)),
             Err(_) => Err(Fault::Crashed("connection lost during the call".to_owned())),
@@ -291,13 +306,11 @@ impl PendingCall {
     }
 }
 
-impl Drop for PendingCall {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        let Some(handle) = self.0.take() else { return };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                let _ = handle.cancel(Some("the client disconnected".to_owned())).await;
-            });
+        let Some(handle) = self.handle.take() else { return };
+        if self.cancels.try_send(handle).is_err() {
+            tracing::debug!("a call is not cancelled: too many cancellations wait");
         }
     }
 }

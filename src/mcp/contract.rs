@@ -72,40 +72,49 @@ pub struct NotGenerated {
 }
 
 impl NotGenerated {
-    /// A fault for the wire.
+    /// A fault as it is sent.
     pub fn of(fault: &Fault) -> NotGenerated {
-        let error = match fault {
-            Fault::Rejected(refusal) => WireError::from(refusal),
-            Fault::Unavailable { reason: why, .. }
-            | Fault::Crashed(why)
-            | Fault::TimedOut(why)
-            | Fault::ProtocolError(why) => {
-                WireError { code: fault.name().to_owned(), message: why.clone(), field: None }
-            }
-            Fault::Cancelled => WireError {
-                code: fault.name().to_owned(),
-                message: "cancelled".to_owned(),
-                field: None,
-            },
+        let code = fault.name().to_owned();
+        let plain = |message: &str| WireError {
+            code: code.clone(),
+            message: message.to_owned(),
+            field: None,
+            retry_after_ms: None,
         };
-        NotGenerated { fault: fault.name().to_owned(), error }
+        let error = match fault {
+            Fault::Rejected(refusal) => WireError {
+                retry_after_ms: refusal.retry_after.map(in_ms),
+                ..WireError::from(refusal)
+            },
+            Fault::Unavailable { reason, retry_after } => {
+                WireError { retry_after_ms: retry_after.map(in_ms), ..plain(reason) }
+            }
+            Fault::Crashed(why) | Fault::TimedOut(why) | Fault::ProtocolError(why) => plain(why),
+            Fault::Cancelled => plain("stopped before its end"),
+        };
+        NotGenerated { fault: code, error }
     }
 
-    /// The fault that it was; a word we don't know is a fault of the protocol.
+    /// The fault that was sent; an unknown name is a [`Fault::ProtocolError`].
     pub fn fault(self) -> Fault {
-        let WireError { code, message, field } = self.error;
+        let WireError { code, message, field, retry_after_ms } = self.error;
+        let retry_after = retry_after_ms.map(Duration::from_millis);
         match self.fault.as_str() {
             "cancelled" => Fault::Cancelled,
             "unfit" => {
                 let code = serde_json::from_value(Value::from(code)).unwrap_or(Code::Invalid);
-                Fault::Rejected(Refusal { field, ..Refusal::new(code, message) })
+                Fault::Rejected(Refusal { field, retry_after, ..Refusal::new(code, message) })
             }
-            "away" => Fault::unavailable(message),
+            "away" => Fault::Unavailable { reason: message, retry_after },
             "crashed" => Fault::Crashed(message),
             "hung" => Fault::TimedOut(message),
             _ => Fault::ProtocolError(message),
         }
     }
+}
+
+fn in_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Time left, from a request's meta.
@@ -292,6 +301,37 @@ fn object(value: Value) -> Arc<JsonObject> {
         Value::Object(map) => Arc::new(map),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
             Arc::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_survive_the_wire() {
+        let seconds = Some(Duration::from_secs(7));
+        let busy = Refusal::new(Code::Busy, "full");
+        for fault in [
+            Fault::Cancelled,
+            Fault::unavailable("starting"),
+            Fault::Unavailable { reason: "overloaded".to_owned(), retry_after: seconds },
+            Fault::Rejected(Refusal::field(Code::Incapable, "prompt", "too long")),
+            Fault::Rejected(Refusal { retry_after: seconds, ..busy }),
+            Fault::Crashed("killed".to_owned()),
+            Fault::TimedOut("silent".to_owned()),
+            Fault::ProtocolError("no JSON".to_owned()),
+        ] {
+            let sent = serde_json::to_value(NotGenerated::of(&fault)).unwrap();
+            let states_wait = match &fault {
+                Fault::Unavailable { retry_after, .. } => retry_after.is_some(),
+                Fault::Rejected(refusal) => refusal.retry_after.is_some(),
+                _ => false,
+            };
+            assert_eq!(sent["error"].get("retry_after_ms").is_some(), states_wait, "{sent}");
+            let received: NotGenerated = serde_json::from_value(sent).unwrap();
+            assert_eq!(received.fault(), fault);
         }
     }
 }

@@ -23,7 +23,7 @@ use super::transport::BoxTransport;
 use crate::catalog::catalog::Catalog;
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Usage, channel};
+use crate::model::generate::{Fault, Generate, channel};
 use crate::request::format::Format;
 use crate::request::job::Job;
 use crate::request::refusal::Refusal;
@@ -239,10 +239,9 @@ impl McpServer {
         job: &Job,
         context: &RequestContext<RoleServer>,
     ) -> Result<Generated, Fault> {
-        let (mut out, mut chunks) = channel();
+        let (out, mut chunks) = channel();
         let token = context.meta.get_progress_token();
-        let generate: BoxFuture<'_, Result<Usage, Fault>> =
-            Box::pin(async move { self.host.generate().generate(job, &mut out).await });
+        let generate = self.host.generate().generate(job, out);
         let send = async {
             let mut text = String::new();
             let mut told = 0.0;

@@ -1,9 +1,20 @@
-//! The port: the one trait of everything that can answer a prompt, and how its answer flows.
+//! [`Generate`], the one trait of everything that answers a prompt, and the writer that carries its
+//! answer.
+//!
+//! One answer has one bounded channel, whose reader is the client. Whoever routes a prompt lends its
+//! writer to a backend ([`Out::lend`]) and learns afterwards whether anything was written; no task
+//! copies pieces from one channel to the next.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use futures::executor::block_on;
+use futures::future::{Either, select, select_all};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,25 +27,22 @@ use crate::request::labels::Classification;
 use crate::request::refusal::Refusal;
 use crate::request::tools::ToolCall;
 
-/// A future that can be sent and kept.
+/// A future that can be sent and stored.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Anything that can answer a prompt: an engine, a cloud, a peer, this whole service.
 pub trait Generate: Send + Sync {
-    /// Writes the answer to `out`, chunk by chunk, in order, and says how it ended.
+    /// Writes the answer to `out`, piece by piece, in order, and returns how it ended. It drops `out`
+    /// before it returns.
     ///
     /// Returns [`Fault::Cancelled`] soon after the reader of `out` has gone.
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>>;
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>>;
 
-    /// What it is and can do.
+    /// What the model is and can do.
     fn context(&self) -> &ModelContext;
 
-    /// From now on it may compute for this share of the time only, 0 ..= 1. What can't be slowed
-    /// down takes no notice.
+    /// Limits the share of the time in which the model may compute, 0 ..= 1. A model that can't be
+    /// slowed down ignores it.
     fn pace(&self, _duty: f32) {}
 }
 
@@ -47,59 +55,186 @@ pub struct Chunk {
     pub text: String,
 }
 
-/// Where a backend writes an answer. It numbers the chunks, so that they can't be out of order.
-#[derive(Debug)]
-pub struct Out {
-    to: mpsc::Sender<Chunk>,
-    written: u32,
-}
-
-/// The reader has gone.
+/// The reader has gone, or the writer was lent and its lease has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
-/// A bounded line for one answer: the backend's end and the asker's.
+/// Changes or keeps the pieces that pass through a lent writer.
+pub trait Filter: Send {
+    /// What goes on to the reader in place of this piece: some text, an empty text for a sign of
+    /// life, or none if the filter keeps the piece.
+    ///
+    /// # Errors
+    /// [`Gone`] if the backend should stop.
+    fn piece(&mut self, text: String) -> Result<Option<String>, Gone>;
+}
+
+/// A filter that its lender reads when the lease has ended.
+pub type SharedFilter = Arc<Mutex<dyn Filter>>;
+
+/// The writing end of one answer's channel. It numbers the pieces, so that they can't be out of order.
+pub struct Out {
+    to: mpsc::Sender<Chunk>,
+    written: u32,
+    /// The place of the next piece that the reader gets.
+    next: u32,
+    /// From the outermost to the innermost.
+    lent: Vec<Lent>,
+}
+
+/// What a writer knows of one of the leases under which it writes.
+#[derive(Clone)]
+struct Lent {
+    /// Pieces sent under this lease, and [`ENDED`].
+    sent: Arc<AtomicU32>,
+    /// Closed when the lease ends.
+    ended: mpsc::Sender<Infallible>,
+    filter: Option<SharedFilter>,
+}
+
+/// The bit of [`Lent::sent`] that is set when the lease has ended. It shares a word with the count, so
+/// that a piece is either counted by the lender or not sent.
+const ENDED: u32 = 1 << 31;
+
+/// The time in which a backend may write to another's channel. Nothing is sent after it is dropped.
+pub struct Lease<'a> {
+    of: &'a mut Out,
+    sent: Arc<AtomicU32>,
+    /// Open until the lease ends.
+    _open: mpsc::Receiver<Infallible>,
+}
+
+/// Watches the reader of an answer beside its writer.
+pub struct ReaderWatch {
+    to: mpsc::Sender<Chunk>,
+}
+
+/// The bounded channel of one answer ([`CHUNKS_WAITING_MAX`] pieces): the writer and the client's end.
 pub fn channel() -> (Out, mpsc::Receiver<Chunk>) {
     let (to, from) = mpsc::channel(CHUNKS_WAITING_MAX);
-    (Out { to, written: 0 }, from)
+    (Out { to, written: 0, next: 0, lent: Vec::new() }, from)
 }
 
 impl Out {
+    /// Lends the channel to another writer, whose pieces pass through `filter`. What the reader got
+    /// of them is counted as written here when the lease ends.
+    pub fn lend(&mut self, filter: Option<SharedFilter>) -> (Out, Lease<'_>) {
+        let sent = Arc::new(AtomicU32::new(0));
+        let (ended, open) = mpsc::channel(1);
+        let mut lent = self.lent.clone();
+        lent.push(Lent { sent: Arc::clone(&sent), ended, filter });
+        let out = Out { to: self.to.clone(), written: 0, next: self.next, lent };
+        (out, Lease { of: self, sent, _open: open })
+    }
+
+    /// Watches the reader while another thread writes.
+    pub fn watch(&self) -> ReaderWatch {
+        ReaderWatch { to: self.to.clone() }
+    }
+
     /// Writes one piece; waits while the reader is behind.
     ///
     /// # Errors
-    /// [`Gone`] if the reader has gone: the backend should stop.
+    /// [`Gone`] if nobody reads it: the backend should stop.
     pub async fn write(&mut self, text: String) -> Result<(), Gone> {
-        let chunk = Chunk { n: self.written, text };
-        self.to.send(chunk).await.map_err(|_| Gone)?;
-        self.written += 1;
-        Ok(())
+        match self.pass(text)? {
+            Some(chunk) => self.to.send(chunk).await.map_err(|_| Gone),
+            None => Ok(()),
+        }
     }
 
-    /// The same from a thread of its own, outside the runtime.
+    /// [`Out::write`] from a thread outside the runtime. The end of the lease ends the wait too.
     ///
     /// # Errors
-    /// [`Gone`] if the reader has gone: the backend should stop.
+    /// [`Gone`] if nobody reads it: the backend should stop.
     pub fn write_blocking(&mut self, text: String) -> Result<(), Gone> {
-        let chunk = Chunk { n: self.written, text };
-        self.to.blocking_send(chunk).map_err(|_| Gone)?;
+        let Some(chunk) = self.pass(text)? else { return Ok(()) };
+        match self.to.try_send(chunk) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Gone),
+            Err(mpsc::error::TrySendError::Full(chunk)) => block_on(self.wait_and_send(chunk)),
+        }
+    }
+
+    async fn wait_and_send(&self, chunk: Chunk) -> Result<(), Gone> {
+        let send = self.to.send(chunk);
+        if self.lent.is_empty() {
+            return send.await.map_err(|_| Gone);
+        }
+        let ended = select_all(self.lent.iter().map(|lent| Box::pin(lent.ended.closed())));
+        match select(pin!(send), ended).await {
+            Either::Left((sent, _)) => sent.map_err(|_| Gone),
+            Either::Right(_) => Err(Gone),
+        }
+    }
+
+    /// Passes a piece through the filters, and counts and numbers it if the reader gets any of it.
+    fn pass(&mut self, mut text: String) -> Result<Option<Chunk>, Gone> {
+        if self.is_gone() {
+            return Err(Gone);
+        }
         self.written += 1;
-        Ok(())
+        for filter in self.lent.iter().rev().filter_map(|lent| lent.filter.as_ref()) {
+            match lock(filter).piece(text)? {
+                Some(passed) => text = passed,
+                None => return Ok(None),
+            }
+        }
+        if text.is_empty() {
+            self.alive();
+            return Ok(None);
+        }
+        for lent in &self.lent {
+            if lent.sent.fetch_add(1, Ordering::AcqRel) & ENDED != 0 {
+                return Err(Gone);
+            }
+        }
+        let n = self.next;
+        self.next += 1;
+        Ok(Some(Chunk { n, text }))
     }
 
-    /// Shows that work goes on; never waits, and is dropped if the reader is behind.
+    /// Sends a sign of life; never waits, and is dropped if the reader is behind.
     pub fn alive(&self) {
-        let _ = self.to.try_send(Chunk { n: self.written, text: String::new() });
+        if !self.is_gone() {
+            let _ = self.to.try_send(Chunk { n: self.next, text: String::new() });
+        }
     }
 
-    /// Whether the reader has gone.
+    /// Whether the reader has gone or the lease has ended.
     pub fn is_gone(&self) -> bool {
-        self.to.is_closed()
+        let has_ended = |lent: &Lent| lent.sent.load(Ordering::Acquire) & ENDED != 0;
+        self.to.is_closed() || self.lent.iter().any(has_ended)
     }
 
-    /// Pieces written so far.
+    /// Pieces written so far, before any filter.
     pub fn written(&self) -> u32 {
         self.written
+    }
+
+    /// Ends when the reader has gone.
+    pub async fn gone(&self) {
+        self.to.closed().await;
+    }
+}
+
+/// The filter, whether or not a thread panicked while it held it.
+fn lock(filter: &SharedFilter) -> MutexGuard<'_, dyn Filter + 'static> {
+    filter.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let sent = self.sent.fetch_or(ENDED, Ordering::AcqRel) & !ENDED;
+        self.of.written += sent;
+        self.of.next += sent;
+    }
+}
+
+impl ReaderWatch {
+    /// Sends a sign of life; never waits, and is dropped if the reader is behind.
+    pub fn alive(&self) {
+        let _ = self.to.try_send(Chunk { n: 0, text: String::new() });
     }
 
     /// Ends when the reader has gone.
@@ -114,25 +249,25 @@ impl Out {
 pub enum Finish {
     /// The model ended it, or a stop string did.
     Stop,
-    /// It reached its bound of tokens or the end of the context.
+    /// It reached its maximum of tokens or the end of the context.
     Length,
     /// The model calls tools and waits for what they return.
     ToolCalls,
 }
 
-/// What an answer took.
+/// What an answer took: tokens, time and money.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Why it ended.
     pub finish: Finish,
-    /// Tokens of the prompt, the template's included.
+    /// Tokens of the prompt, the chat template's included.
     pub prompt_tokens: u32,
-    /// Of these, tokens that were still in memory from before.
+    /// Of these, tokens that were in the key-value cache already.
     #[serde(default)]
     pub cached_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
-    /// Pieces the answer was sent in; a reader that has fewer has lost some.
+    /// Number of pieces of the answer; a reader that received fewer has lost some.
     pub chunks: u32,
     /// Milliseconds spent reading the prompt.
     #[serde(default)]
@@ -140,27 +275,27 @@ pub struct Usage {
     /// Milliseconds spent writing the answer.
     #[serde(default)]
     pub decode_ms: f64,
-    /// How likely each token was, if that was asked for.
+    /// The probability of each token, if the request asked for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,
     /// The tools that it calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// What it says of a text that was to be classified.
+    /// The label of a text that was to be classified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classification: Option<Classification>,
-    /// What it cost.
+    /// Cost in US dollars.
     #[serde(default)]
     pub cost_usd: f64,
     /// The name of the model that answered.
     #[serde(default)]
     pub model: String,
-    /// The decision record of a whole service that answered, as it was made there.
+    /// The decision record of a remote service that answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Value>,
 }
 
-/// How likely a token of an answer was, in the words of `OpenAI`'s chat completions.
+/// The probability of a token of an answer, in the fields of `OpenAI`'s chat completions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
     /// The token and its probability.
@@ -170,14 +305,14 @@ pub struct TokenLogprob {
     /// 0 if there was no other, none if every token was allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_logprob: Option<f32>,
-    /// The likeliest tokens at its place, the first first.
+    /// The likeliest tokens at its place, in falling order.
     pub top_logprobs: Vec<Logprob>,
 }
 
 /// A token and its probability as the model gives it, before any sampling setting or constraint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Logprob {
-    /// Its text; what is no whole character is shown as U+FFFD.
+    /// Its text; an incomplete character is shown as U+FFFD.
     pub token: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
@@ -186,7 +321,7 @@ pub struct Logprob {
 }
 
 impl Usage {
-    /// The usage of an answer of one piece for which nothing was computed yet.
+    /// The usage of an answer in one piece, all counters zero.
     pub fn one_piece(model: impl Into<String>) -> Usage {
         Usage {
             finish: Finish::Stop,
@@ -206,14 +341,14 @@ impl Usage {
     }
 }
 
-/// What went wrong at a backend. The scheduler may try another.
+/// A failed attempt at a backend. The scheduler may try another backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The asker has gone or the deadline has passed; the work was stopped.
+    /// The client has gone or the deadline has passed; the work was stopped.
     Cancelled,
-    /// The backend can't do this job, and would not on another try: too long, impossible schema.
+    /// The backend can't do this job, on another try neither: prompt too long, impossible schema.
     Rejected(Refusal),
-    /// The backend can't be asked: not started, not reachable, overloaded, out of memory.
+    /// The backend takes no requests: not started, not reachable, overloaded, out of memory.
     Unavailable {
         /// What went wrong.
         reason: String,
@@ -222,9 +357,9 @@ pub enum Fault {
     },
     /// The backend ended in the middle of the work.
     Crashed(String),
-    /// The backend said nothing for too long.
+    /// The backend sent nothing for too long.
     TimedOut(String),
-    /// The backend broke the protocol.
+    /// The backend violated the protocol.
     ProtocolError(String),
 }
 
@@ -234,7 +369,7 @@ impl Fault {
         Fault::Unavailable { reason: reason.into(), retry_after: None }
     }
 
-    /// The word for it in decision records and metrics.
+    /// Its name in decision records and metrics.
     pub fn name(&self) -> &'static str {
         match self {
             Fault::Cancelled => "cancelled",

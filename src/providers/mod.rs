@@ -270,18 +270,14 @@ fn context_of(entry: &Provider) -> ModelContext {
 }
 
 impl Generate for CloudModel {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, mut out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
             let body = (self.protocol.request)(job, &self.entry)?;
             let response = tokio::select! {
                 response = self.send(&body) => response?,
                 () = out.gone() => return Err(Fault::Cancelled),
             };
-            let mut usage = answer::read(response, self.protocol, job, out).await?;
+            let mut usage = answer::read(response, self.protocol, job, &mut out).await?;
             usage.cost_usd =
                 self.entry.price.of(usage.prompt_tokens, usage.completion_tokens).dollars();
             usage.model.clone_from(&self.entry.model);

@@ -1,21 +1,21 @@
-//! Files of what is kept: read up to a bound, replaced as a whole.
+//! Reading files up to a bound, and replacing them atomically and durably.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// How a file is opened that is ours alone; it is made if it is not there.
+/// Options that open a file for writing, readable by its owner alone, and create it if it is missing.
 pub(crate) fn own() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).create(true).mode(0o600);
     options
 }
 
-/// All of a file.
+/// The content of a file.
 ///
 /// # Errors
-/// If it can't be read, or has more bytes than `most`.
+/// If it can't be read, or has more than `most` bytes.
 pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
@@ -25,16 +25,19 @@ pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a file: it is the old one or the new one, never a part. The new one is handed back open at
-/// its end.
+/// Replaces a file atomically: after a crash its content is the old or the new one, never a part. The
+/// file and the folder are synced to disk. Returns the file, open at its end.
 ///
 /// # Errors
-/// If it can't be written; the old one is there still.
+/// If it can't be written or synced; unless the sync of the folder failed, the old content remains.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let part = path.with_extension("part");
     let mut file = own().truncate(true).open(&part)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&part, path)?;
+    // the rename is durable once the folder is on disk
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(file)
 }

@@ -264,10 +264,7 @@ fn all_spent(hour: Hour) -> Books {
 fn begin(path: &Path, books: &Books) -> io::Result<File> {
     let mut text = serde_json::to_vec(&Begin { books: books.clone() })?;
     text.push(b'\n');
-    let file = files::replace(path, &text)?;
-    // the name has to be durable as well
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
-    Ok(file)
+    files::replace(path, &text)
 }
 
 fn read(path: &Path) -> io::Result<Books> {

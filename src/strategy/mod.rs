@@ -12,7 +12,7 @@ use crate::clock;
 use crate::dispatch::{Answer, Dispatch, JobEnd};
 use crate::limits::COMPARED_MAX;
 use crate::model::context::{Capabilities, Locality};
-use crate::model::generate::Usage;
+use crate::model::generate::{Out, Usage};
 use crate::request::job::{Job, Message, Mode, Role, Strategy};
 use crate::request::refusal::Refusal;
 use crate::request::skill::{GENERATE, LOGPROBS};
@@ -37,6 +37,18 @@ pub fn submit(dispatch: &Dispatch, job: Job) -> Result<Answer, Refusal> {
         return dispatch.submit(job);
     }
     Ok(dispatch.answer_of(Box::pin(run(dispatch.clone(), job))))
+}
+
+/// [`submit`], with the pieces of a streamed answer going straight to `out`; see
+/// [`Dispatch::submit_to`].
+///
+/// # Errors
+/// As [`Dispatch::submit`].
+pub fn submit_to(dispatch: &Dispatch, job: Job, out: Out) -> Result<Answer, Refusal> {
+    if job.strategy == Strategy::Single {
+        return dispatch.submit_to(job, out);
+    }
+    submit(dispatch, job)
 }
 
 /// Asks as the job's strategy wants and says how it ended.

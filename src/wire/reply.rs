@@ -135,6 +135,10 @@ pub struct WireError {
     /// The invalid field, if one is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+    /// Milliseconds before which another attempt makes no sense, if a backend stated that over MCP;
+    /// in a [`Reply`] it is a field of the reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 impl From<&Refusal> for WireError {
@@ -143,6 +147,7 @@ impl From<&Refusal> for WireError {
             code: refusal.code.name().to_owned(),
             message: refusal.message.clone(),
             field: refusal.field.clone(),
+            retry_after_ms: None,
         }
     }
 }

@@ -79,11 +79,7 @@ impl Drop for Ending {
 }
 
 impl Generate for Watched {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         let ending = Ending(Arc::clone(&self.ended));
         self.begun.notify_one();
         Box::pin(async move {
@@ -115,8 +111,8 @@ async fn a_server_is_told_when_the_asker_goes() {
 async fn leaves_in_the_middle(remote: &dyn Generate, watched: &Watched) {
     // far longer than the test waits
     let job = job("on and on /tokens=8000 /delay-us=100000", 8000);
-    let (mut out, mut chunks) = channel();
-    let mut call = remote.generate(&job, &mut out);
+    let (out, mut chunks) = channel();
+    let mut call = remote.generate(&job, out);
     let begun = async {
         watched.begun.notified().await;
         chunks.recv().await

@@ -221,9 +221,9 @@ async fn a_client_that_stops_reading_cancels_the_request() {
     )])
     .await;
     let model = open(&cloud.url);
-    let (mut out, mut chunks) = channel();
+    let (out, mut chunks) = channel();
     let job = job("hello", 400);
-    let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
+    let answer = tokio::spawn(async move { model.generate(&job, out).await });
     assert_eq!(chunks.recv().await.unwrap().text, "word ");
     drop(chunks);
     let ended =
@@ -239,9 +239,9 @@ async fn a_client_that_stops_reading_is_noticed_while_the_provider_is_silent() {
     let mut patient = entry(&cloud.url);
     patient["silence_ms"] = json!(60_000);
     let model = crate::support::cloud::open_as(&patient);
-    let (mut out, mut chunks) = channel();
+    let (out, mut chunks) = channel();
     let job = job("hello", 400);
-    let answer = tokio::spawn(async move { model.generate(&job, &mut out).await });
+    let answer = tokio::spawn(async move { model.generate(&job, out).await });
     assert_eq!(chunks.recv().await.unwrap().text, "word ");
     drop(chunks);
     let ended =

@@ -37,7 +37,7 @@ pub fn job(prompt: &str, max_tokens: u32) -> Job {
 
 /// Runs a job to its end and checks that its pieces come in order and are all there.
 pub async fn run(model: &dyn Generate, job: &Job) -> Result<(String, Usage), Fault> {
-    let (mut out, mut chunks) = channel();
+    let (out, mut chunks) = channel();
     let read = async {
         let (mut text, mut count) = (String::new(), 0);
         while let Some(chunk) = chunks.recv().await {
@@ -50,7 +50,7 @@ pub async fn run(model: &dyn Generate, job: &Job) -> Result<(String, Usage), Fau
         }
         (text, count)
     };
-    let work = async move { model.generate(job, &mut out).await };
+    let work = model.generate(job, out);
     let (usage, (text, count)) = timeout(SOON, async { tokio::join!(work, read) }).await.unwrap();
     let usage = usage?;
     assert_eq!(usage.chunks, count, "pieces that were sent and pieces that came");
@@ -133,8 +133,8 @@ async fn stops_before_a_stop_string(model: &dyn Generate, prompts: &Prompts) {
 
 async fn ends_when_nobody_reads(model: &dyn Generate, prompts: &Prompts) {
     let job = job(prompts.endless, 8000);
-    let (mut out, mut chunks) = channel();
-    let work = async move { model.generate(&job, &mut out).await };
+    let (out, mut chunks) = channel();
+    let work = model.generate(&job, out);
     let leave = async move {
         chunks.recv().await.unwrap();
         drop(chunks);

@@ -43,13 +43,12 @@ pub async fn the_more_urgent_goes_first(model: &dyn Generate) {
     };
     let (_, alone) = run(model, &long).await.unwrap();
 
-    let (mut out, mut chunks) = channel();
+    let (out, mut chunks) = channel();
     let (begun, mut has_begun) = tokio::sync::mpsc::channel(1);
     let ended = std::sync::Mutex::new(Vec::new());
     let note = |name: &'static str| ended.lock().unwrap().push(name);
     let write = async {
-        let usage = model.generate(&long, &mut out).await.unwrap();
-        drop(out);
+        let usage = model.generate(&long, out).await.unwrap();
         note("long");
         usage
     };

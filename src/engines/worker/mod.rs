@@ -34,7 +34,7 @@ use self::preemption::{PromptQueue, Urgency, run_prompt};
 use super::template::ChatTemplate;
 use crate::clock::now;
 use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage, channel};
+use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
 use crate::request::job::{Job, Message};
 use crate::request::refusal::Refusal;
 
@@ -253,39 +253,32 @@ impl OnThread {
         ended.await.map_err(|_| ended_early())?
     }
 
-    async fn ask(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
-        let (inner, mut chunks) = channel();
-        let (done, ended) = oneshot::channel();
+    async fn ask(&self, job: &Job, out: Out) -> Result<Usage, Fault> {
+        let reader = out.watch();
+        let (done, mut ended) = oneshot::channel();
         let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
         let stop_flag = Arc::clone(&stop.0);
         let urgency = (job.priority, now() + job.time_left);
-        let prompt = Prompt { job: job.clone(), out: inner, stop: stop_flag, done, urgency };
+        let prompt = Prompt { job: job.clone(), out, stop: stop_flag, done, urgency };
         let task = EngineTask::Answer(Box::new(prompt));
         tokio::select! {
             sent = self.tasks.send(task) => sent.map_err(|_| ended_early())?,
-            () = out.gone() => return Err(Fault::Cancelled),
+            () = reader.gone() => return Err(Fault::Cancelled),
         }
         let mut steps = self.duty.steps();
         loop {
-            let chunk = tokio::select! {
-                chunk = chunks.recv() => chunk,
-                () = out.gone() => return Err(Fault::Cancelled),
+            tokio::select! {
+                result = &mut ended => return result.map_err(|_| ended_early())?,
+                () = reader.gone() => return Err(Fault::Cancelled),
                 () = tokio::time::sleep(KEEP_ALIVE) => {
-                    // the engine may task on a more urgent prompt
+                    // the thread may task on a more urgent prompt
                     let before = std::mem::replace(&mut steps, self.duty.steps());
                     if steps != before {
-                        out.alive();
+                        reader.alive();
                     }
-                    continue;
                 }
-            };
-            match chunk {
-                Some(chunk) if chunk.text.is_empty() => out.alive(),
-                Some(chunk) => out.write(chunk.text).await.map_err(|_| Fault::Cancelled)?,
-                None => break,
             }
         }
-        ended.await.map_err(|_| ended_early())?
     }
 }
 
@@ -303,11 +296,7 @@ impl Drop for StopOnDrop {
 }
 
 impl Generate for OnThread {
-    fn generate<'a>(
-        &'a self,
-        job: &'a Job,
-        out: &'a mut Out,
-    ) -> BoxFuture<'a, Result<Usage, Fault>> {
+    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(self.ask(job, out))
     }
 

@@ -97,7 +97,7 @@ pub(super) fn run_prompt(model: &mut impl EngineModel, prompt: Prompt, queue: &m
     queue.started -= 1;
     let gone = stop.load(Ordering::Relaxed) || out.is_gone();
     let result = if gone { Err(Fault::Cancelled) } else { result };
-    // the receiver reads all chunks before it waits for the result
+    // nothing is written once the end is known
     drop(out);
     let _ = done.send(result);
 }

@@ -31,7 +31,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::guard::{AccessGuard, protect};
-use super::mcp::Service;
 use crate::catalog::catalog::Catalog;
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
@@ -39,7 +38,7 @@ use crate::limits::{
     DRAIN_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_LINGER_BYTES_MAX, HTTP_LINGER_MAX,
     REQUEST_BYTES_MAX,
 };
-use crate::mcp::server::McpServer;
+use crate::mcp::server::{McpServer, ModelHost};
 use crate::metrics::Metrics;
 use crate::model::health::Health;
 use crate::mqtt::ConnectionState;
@@ -48,6 +47,8 @@ use crate::mqtt::ConnectionState;
 pub struct HttpInterface {
     /// Where jobs go.
     pub dispatch: Dispatch,
+    /// The MCP server at `/mcp`.
+    pub mcp: Arc<dyn ModelHost>,
     /// Tasks and defaults.
     pub catalog: Arc<Catalog>,
     /// Counts.
@@ -73,7 +74,7 @@ pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
 /// The routes of the service.
 pub fn routes(door: HttpInterface, guard: AccessGuard, stop: CancellationToken) -> Router {
     let door = Arc::new(door);
-    let whole = Arc::new(Service::new(door.dispatch.clone(), Arc::clone(&door.catalog)));
+    let mcp = Arc::clone(&door.mcp);
     let routes = Router::new()
         .route("/v1/chat/completions", post(openai::complete))
         .route("/v1/embeddings", post(embeddings::embed))
@@ -85,7 +86,7 @@ pub fn routes(door: HttpInterface, guard: AccessGuard, stop: CancellationToken) 
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(door);
-    let routes = with_mcp(routes, McpServer::new(whole), &guard, stop);
+    let routes = with_mcp(routes, McpServer::new(mcp), &guard, stop);
     protect(routes, open, guard)
 }
 
