@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{BROKE, DONE};
-use crate::scheduler::decision::{Decision, Figures};
+use crate::scheduler::decision::{Attempt, Decision, Figures};
 use crate::scheduler::explain;
 
 /// Largest record that is read, in bytes.
@@ -30,7 +30,7 @@ impl ExplainArgs {
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                say!("decided again from these figures: {route}, {}", reason.word());
+                say!("decided again from these figures: {}, {}", route.name(), reason.word());
                 Ok(BROKE)
             }
             Err(why) => bail!("it can't be decided again: {why}"),
@@ -62,9 +62,10 @@ impl ExplainArgs {
 }
 
 fn print(decision: &Decision) -> std::io::Result<()> {
-    say!("went: {} because of {}", decision.route, decision.reason.word());
+    say!("went: {} because of {}", decision.route.name(), decision.reason.word());
     for attempt in &decision.attempts {
-        say!("tried: {}, {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
+        let Attempt { server, outcome, ms, .. } = attempt;
+        say!("tried: {server}, {} after {ms} ms", outcome.name());
     }
     if let Some(predicted) = decision.predicted_ms {
         say!(
