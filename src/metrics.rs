@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::pressure::level::DevicePressure;
-use crate::scheduler::decision::Decision;
+use crate::scheduler::decision::{Decision, Route};
 use crate::wire::{Reply, Status};
 
 /// All metrics; cheap to clone.
@@ -111,11 +111,11 @@ impl Metrics {
             Status::Conflict => "conflict",
             Status::Failed => "failed",
         };
-        let route = reply.decision.as_ref().map_or("none", |d| d.route.as_str());
+        let route = reply.decision.as_ref().map_or(Route::None, |d| d.route);
         let labels = ReplyLabels {
             door: door.to_owned(),
             status: status.to_owned(),
-            route: route.to_owned(),
+            route: route.name().to_owned(),
         };
         self.replies.get_or_create(&labels).inc();
         if let Some(usage) = &reply.usage {

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{BROKE, DONE};
-use crate::scheduler::decision::{Decision, Figures};
+use crate::scheduler::decision::{Attempt, Decision, Figures};
 use crate::scheduler::explain;
 
 /// Maximum size of a record in bytes.
@@ -30,7 +30,11 @@ impl ExplainArgs {
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                print_line!("replayed: other decision: {route}, {}", reason.word());
+                print_line!(
+                    "decided again from these figures: {}, {}",
+                    route.name(),
+                    reason.word()
+                );
                 Ok(BROKE)
             }
             Err(why) => bail!("the decision cannot be replayed: {why}"),
@@ -62,9 +66,10 @@ impl ExplainArgs {
 }
 
 fn print(decision: &Decision) -> std::io::Result<()> {
-    print_line!("Route: {}. Reason: {}.", decision.route, decision.reason.word());
+    print_line!("Route: {}. Reason: {}.", decision.route.name(), decision.reason.word());
     for attempt in &decision.attempts {
-        print_line!("Attempt: {}: {} after {} ms", attempt.server, attempt.outcome, attempt.ms);
+        let Attempt { server, outcome, ms, .. } = attempt;
+        print_line!("Attempt: {server}: {} after {ms} ms", outcome.name());
     }
     if let Some(predicted) = decision.predicted_ms {
         print_line!(

@@ -24,7 +24,7 @@ use crate::request::job::Job;
 use crate::scheduler::Verdict;
 use crate::simulate::board::{Chip, SimulatedBoard};
 use crate::simulate::load::{Arrival, Demand, day};
-use crate::simulate::world::{Outcome, Second};
+use crate::simulate::world::{DayResult, Second};
 use crate::strategy;
 use crate::time::Time;
 
@@ -47,7 +47,7 @@ pub(super) async fn live(
     demand: Demand,
     seed: u64,
     config: Config,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<DayResult> {
     let (pressures, pressure) = watch::channel(DevicePressure::default());
     let core = Core::start(&with_remote(config), pressure, LearnedStore::default(), None);
     let board = with_measured_rates(&core.dispatch, board).await?;
@@ -60,7 +60,7 @@ pub(super) async fn live(
         board.decode
     );
     let mut day = Day {
-        out: Outcome { jobs: orders.len(), ..Outcome::default() },
+        out: DayResult { jobs: orders.len(), ..DayResult::default() },
         chip: Chip::new(board),
         gauge: Gauge::default(),
         sensors: Sensors::new(Path::new("/"), Path::new(".")),
@@ -117,7 +117,7 @@ struct Day {
     gauge: Gauge,
     sensors: Sensors,
     pressures: watch::Sender<DevicePressure>,
-    out: Outcome,
+    out: DayResult,
 }
 
 impl Day {

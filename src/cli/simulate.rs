@@ -18,7 +18,7 @@ use crate::simulate::draw;
 use crate::simulate::load::Demand;
 use crate::simulate::policy::{POLICIES, Policy};
 use crate::simulate::table::{over, table};
-use crate::simulate::world::{DaySetup, Outcome};
+use crate::simulate::world::{DayResult, DaySetup};
 
 /// Longest simulated day in hours.
 const HOURS_MAX: f64 = 24.0 * 14.0;
@@ -107,7 +107,7 @@ impl SimulateArgs {
         };
         let policies = if self.compare { POLICIES.to_vec() } else { vec![Policy::Ours] };
         let outcome = |policy| (policy, over(board, demand, self.days, policy, &given));
-        let outcomes: Vec<(Policy, Outcome)> = policies.into_iter().map(outcome).collect();
+        let outcomes: Vec<(Policy, DayResult)> = policies.into_iter().map(outcome).collect();
         self.print(board, &outcomes)?;
         if let Some((_, ours)) = outcomes.last() {
             self.draw(board, ours)?;
@@ -115,7 +115,7 @@ impl SimulateArgs {
         Ok(DONE)
     }
 
-    fn draw(&self, board: &SimulatedBoard, outcome: &Outcome) -> anyhow::Result<()> {
+    fn draw(&self, board: &SimulatedBoard, outcome: &DayResult) -> anyhow::Result<()> {
         if let Some(file) = &self.svg {
             let title = format!(
                 "{}: load {}, burst factor {}, seed {}",
@@ -132,14 +132,14 @@ impl SimulateArgs {
     }
 
     /// Prints a day of the configured models, for which needless offloads are unknown.
-    fn print_live(&self, board: &SimulatedBoard, outcome: &Outcome) -> std::io::Result<()> {
+    fn print_live(&self, board: &SimulatedBoard, outcome: &DayResult) -> std::io::Result<()> {
         if self.json {
             let mut record = record(Policy::Ours, outcome);
             record["needless"] = serde_json::Value::Null;
             print_line!("{:#}", json!({"board": board.name, "policies": [record]}));
             return Ok(());
         }
-        let Outcome { jobs, away, missed, peak_c, hot_s, .. } = outcome;
+        let DayResult { jobs, away, missed, peak_c, hot_s, .. } = outcome;
         print_line!(
             "{jobs} prompts: {away} offloaded {:?}, {missed} deadlines missed; peak {peak_c:.1} \
              °C, {hot_s:.0} s above the trip point",
@@ -148,7 +148,11 @@ impl SimulateArgs {
         Ok(())
     }
 
-    fn print(&self, board: &SimulatedBoard, outcomes: &[(Policy, Outcome)]) -> std::io::Result<()> {
+    fn print(
+        &self,
+        board: &SimulatedBoard,
+        outcomes: &[(Policy, DayResult)],
+    ) -> std::io::Result<()> {
         if self.json {
             let all: Vec<_> = outcomes.iter().map(|(policy, o)| record(*policy, o)).collect();
             print_line!("{:#}", json!({"board": board.name, "policies": all}));
@@ -168,7 +172,7 @@ impl SimulateArgs {
     }
 }
 
-fn record(policy: Policy, outcome: &Outcome) -> serde_json::Value {
+fn record(policy: Policy, outcome: &DayResult) -> serde_json::Value {
     json!({
         "policy": policy.name(), "jobs": outcome.jobs, "away": outcome.away,
         "needless": outcome.needless, "missed": outcome.missed, "tokens": outcome.tokens,

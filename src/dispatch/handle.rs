@@ -20,7 +20,7 @@ use crate::request::job::{Job, JobId, Mode};
 use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
 use crate::scheduler::books::Books;
-use crate::scheduler::decision::{Decision, Pressure, Reason};
+use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
 
 /// The doors' way in.
 #[derive(Clone)]
@@ -340,7 +340,7 @@ impl JobEnd {
     /// The end of a job that was not taken.
     pub(crate) fn refused(refusal: Refusal, reason: Reason) -> JobEnd {
         let decision = Decision {
-            route: "none".to_owned(),
+            route: Route::None,
             reason,
             attempts: Vec::new(),
             predicted_ms: None,

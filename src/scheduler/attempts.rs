@@ -1,22 +1,16 @@
 //! What becomes of a job after it was started: its attempts, its end.
 
 use super::Scheduler;
-use super::decision::{Attempt, Reason};
-use super::event::{Answered, BackendId, Classified, Effect, Sent, Verdict};
-use super::queued::{BackendSet, QueuedJob, RunningJob};
+use super::decision::{Attempt, Outcome, Reason};
+use super::event::{Answered, Effect, Sent, Verdict};
+use super::profile::BackendId;
+use super::queued::{BackendSet, Classified, QueuedJob, RunningJob};
 use crate::limits::ATTEMPTS_MAX;
 use crate::model::generate::Fault;
 use crate::money::Usd;
 use crate::request::job::JobId;
 use crate::request::refusal::Code;
 use crate::time::Time;
-
-/// The outcome of an attempt whose confidence is below the margin.
-const UNSURE: &str = "unsure";
-/// The outcome of an attempt at what the model's rules forbid.
-const FORBIDDEN: &str = "forbidden";
-/// The outcome of an attempt that was stopped so that another could answer.
-const RECALLED: &str = "recalled";
 
 impl Scheduler {
     pub(super) fn ended(
@@ -32,12 +26,11 @@ impl Scheduler {
             Err((fault, sent)) => {
                 let is_back = fault == Fault::Cancelled && sent == Sent::Nothing;
                 if let Some((reason, figures)) = run.recalled.take_if(|_| is_back) {
-                    self.note(&mut run, RECALLED, (None, cost), now);
+                    self.note(&mut run, Outcome::Recalled, (None, cost), now);
                     (run.entry.offload, run.entry.figures) = (Some(reason), Some(figures));
                     return self.moved(run.entry, now);
                 }
-                let outcome = if is_forbidden(&fault) { FORBIDDEN } else { fault.name() };
-                self.note(&mut run, outcome, (None, cost), now);
+                self.note(&mut run, Outcome::from(&fault), (None, cost), now);
                 self.failed(run, fault, sent, now);
             }
         }
@@ -46,13 +39,13 @@ impl Scheduler {
     fn note(
         &self,
         run: &mut RunningJob,
-        outcome: &str,
+        outcome: Outcome,
         (confidence, cost): (Option<f32>, Usd),
         now: Time,
     ) {
         run.entry.attempts.push(Attempt {
             server: self.backends[run.backend].profile.server.clone(),
-            outcome: outcome.to_owned(),
+            outcome,
             confidence,
             ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
             cost_usd: cost.dollars(),
@@ -71,7 +64,7 @@ impl Scheduler {
             self.predictor.learn(spec, spent, self.sides.device.has(run.backend));
         }
         let unsure = answered.confidence.filter(|sure| *sure < spec.margin);
-        let outcome = if unsure.is_some() { UNSURE } else { "ok" };
+        let outcome = if unsure.is_some() { Outcome::Unsure } else { Outcome::Ok };
         self.note(&mut run, outcome, (answered.confidence, cost), now);
         match unsure {
             Some(sure) => self.unsure(run, sure, now),
@@ -219,7 +212,7 @@ impl Scheduler {
     fn stop(&mut self, mut run: RunningJob, verdict: Verdict, reason: Reason, now: Time) {
         // how far it came is not told any more
         let cost = self.bill(&run, &Err((Fault::Cancelled, Sent::Nothing)));
-        self.note(&mut run, Fault::Cancelled.name(), (None, cost), now);
+        self.note(&mut run, Outcome::Cancelled, (None, cost), now);
         let RunningJob { entry, backend, .. } = run;
         self.effects.push(Effect::Stop { job: entry.job() });
         self.settle(entry, verdict, Some(backend), reason);

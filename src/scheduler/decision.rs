@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::predict::Spread;
+use super::spread::Spread;
 use crate::model::context::Locality;
+use crate::model::generate::Fault;
 use crate::money::Usd;
 use crate::pressure::level::{PressureCause, PressureStage};
 use crate::request::job::{Mode, Priority, Strategy};
+use crate::request::refusal::Code;
 
 /// Why a job went where it went, or nowhere. The list is closed and documented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,13 +92,111 @@ impl Reason {
     }
 }
 
+/// Which kind of backend the job went to, or was answered by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// No backend.
+    None,
+    /// This device: one of its models, or a rule of the task.
+    Local,
+    /// A peer on the local network.
+    Peer,
+    /// A provider in a cloud.
+    Cloud,
+}
+
+impl Route {
+    /// The word for it in records, tables and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Route::None => "none",
+            Route::Local => "local",
+            Route::Peer => "peer",
+            Route::Cloud => "cloud",
+        }
+    }
+}
+
+impl From<Locality> for Route {
+    fn from(locality: Locality) -> Route {
+        match locality {
+            Locality::Device => Route::Local,
+            Locality::Peer => Route::Peer,
+            Locality::Cloud => Route::Cloud,
+        }
+    }
+}
+
+/// How one attempt ended. Records use the words of the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The model answered.
+    Ok,
+    /// The model classified with a confidence below the margin.
+    Unsure,
+    /// The model can't do this job: its prompt is too long, or its schema is not possible.
+    #[serde(rename = "unfit")]
+    Rejected,
+    /// The rules of the provider forbid the answer.
+    Forbidden,
+    /// The scheduler stopped the attempt so that another backend could answer in time.
+    Recalled,
+    /// The client went away, or the deadline passed.
+    Cancelled,
+    /// The backend could not be asked.
+    #[serde(rename = "away")]
+    Unavailable,
+    /// The backend ended in the middle of the work.
+    Crashed,
+    /// The backend was silent for too long.
+    #[serde(rename = "hung")]
+    TimedOut,
+    /// The backend broke the protocol.
+    #[serde(rename = "broken")]
+    ProtocolError,
+}
+
+impl Outcome {
+    /// The word for it in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Unsure => "unsure",
+            Outcome::Rejected => "unfit",
+            Outcome::Forbidden => "forbidden",
+            Outcome::Recalled => "recalled",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Unavailable => "away",
+            Outcome::Crashed => "crashed",
+            Outcome::TimedOut => "hung",
+            Outcome::ProtocolError => "broken",
+        }
+    }
+}
+
+impl From<&Fault> for Outcome {
+    fn from(fault: &Fault) -> Outcome {
+        match fault {
+            Fault::Rejected(refusal) if refusal.code == Code::Forbidden => Outcome::Forbidden,
+            Fault::Rejected(_) => Outcome::Rejected,
+            Fault::Cancelled => Outcome::Cancelled,
+            Fault::Unavailable { .. } => Outcome::Unavailable,
+            Fault::Crashed(_) => Outcome::Crashed,
+            Fault::TimedOut(_) => Outcome::TimedOut,
+            Fault::ProtocolError(_) => Outcome::ProtocolError,
+        }
+    }
+}
+
 /// One try at one model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     /// The server's name in `mcp.json`.
     pub server: String,
-    /// `ok`, `unsure` or the fault's word.
-    pub outcome: String,
+    /// How it ended.
+    pub outcome: Outcome,
     /// How sure it was, 0 ..= 1, if labels were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f32>,
@@ -136,8 +236,8 @@ pub struct Predicted {
 /// What the asker is told about how the decision came about.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
-    /// `local`, `peer`, `cloud` or `none`.
-    pub route: String,
+    /// Where the answer came from.
+    pub route: Route,
     /// Why.
     pub reason: Reason,
     /// Every try, in order.

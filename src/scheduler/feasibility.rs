@@ -13,7 +13,7 @@ use std::cmp::Ordering;
 use heapless::Vec as Bounded;
 use heapless::binary_heap::{BinaryHeap, Max};
 
-use super::predict::{Level, Spread};
+use super::spread::{Level, Spread};
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
 
 /// Most jobs of one line.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::BackendProfile;
 use super::predict::{Predictor, Rates};
+use super::profile::BackendProfile;
 use super::{BackendSlot, Scheduler};
 use crate::limits::MODELS_LEARNED_MAX;
 

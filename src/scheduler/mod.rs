@@ -18,14 +18,17 @@ pub mod decision;
 mod event;
 mod fairness;
 mod feasibility;
+mod job;
 mod learned;
 mod offload;
 mod predict;
+mod profile;
 mod queue;
 mod queued;
 mod replay;
 mod route;
 mod running;
+mod spread;
 mod start;
 pub mod strategy;
 #[cfg(test)]
@@ -38,21 +41,20 @@ use std::time::Duration;
 use self::books::Books;
 use self::breaker::Breaker;
 use self::concurrency::{ConcurrencyLimit, RetryBudget};
-use self::decision::{Decision, Pressure, Reason};
-pub use self::event::{
-    Answered, BackendId, BackendProfile, Classified, Effect, Event, JobSpec, Sent, TokenTimes,
-    Verdict,
-};
+use self::decision::{Decision, Pressure, Reason, Route};
+pub use self::event::{Answered, Effect, Event, Sent, Verdict};
 use self::fairness::Shares;
+pub use self::job::{JobSpec, TokenTimes};
 pub use self::learned::Learned;
-pub use self::predict::Spread;
 use self::predict::{Load, Predictor, Rates};
+pub use self::profile::{BackendId, BackendProfile};
 use self::queue::Queue;
 use self::queued::{BackendSet, QueuedJob};
 pub use self::replay::explain;
 use self::route::Sides;
 pub use self::route::mode_allows;
 use self::running::RunningJobs;
+pub use self::spread::Spread;
 use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
@@ -475,12 +477,12 @@ impl Scheduler {
         };
         self.shares.leave(entry.app);
         let route = match backend.map(|b| self.backends[b].profile.locality) {
-            None if reason == Reason::Rule => "local",
-            None => "none",
-            Some(locality) => route_to(locality),
+            None if reason == Reason::Rule => Route::Local,
+            None => Route::None,
+            Some(locality) => locality.into(),
         };
         let decision = Decision {
-            route: route.to_owned(),
+            route,
             reason,
             attempts: entry.attempts,
             predicted_ms: entry.predicted,
@@ -495,14 +497,5 @@ impl Scheduler {
             backend: backend.map(BackendId),
             decision: Box::new(decision),
         });
-    }
-}
-
-/// The word of decision records for a way of this length.
-fn route_to(locality: Locality) -> &'static str {
-    match locality {
-        Locality::Device => "local",
-        Locality::Peer => "peer",
-        Locality::Cloud => "cloud",
     }
 }

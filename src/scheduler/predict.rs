@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{BackendProfile, JobSpec, TokenTimes};
+use super::job::{JobSpec, TokenTimes};
+use super::profile::BackendProfile;
+use super::spread::Spread;
 use super::window::{Window, nearest_rank};
 use crate::limits::{CLOUD_TIMES_KEPT, LENGTHS_KEPT, RATES_KEPT, TEMPLATES_MAX};
 
@@ -32,69 +34,6 @@ const WORD_MS: Spread = Spread { p20: 5.0, p50: 50.0, p95: 500.0, worst: 2000.0 
 const FIRST_TOKENS: f64 = 48.0;
 /// Time of an answer from elsewhere before any was measured, in milliseconds.
 const AWAY_MS: Spread = Spread { p20: 500.0, p50: 1000.0, p95: 3000.0, worst: 10_000.0 };
-
-/// How sure a figure is to hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    /// One in five is at least as good.
-    Hopeful,
-    /// One in two.
-    Likely,
-    /// Nineteen in twenty.
-    Careful,
-    /// All that can be known of.
-    Worst,
-}
-
-/// One figure at each level, from the hopeful to the worst.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Spread {
-    /// One in five is at least as good.
-    pub p20: f64,
-    /// One in two.
-    pub p50: f64,
-    /// Nineteen in twenty.
-    pub p95: f64,
-    /// All that can be known of.
-    pub worst: f64,
-}
-
-impl Spread {
-    pub(super) const fn all(value: f64) -> Spread {
-        Spread { p20: value, p50: value, p95: value, worst: value }
-    }
-
-    pub(super) fn at(&self, level: Level) -> f64 {
-        match level {
-            Level::Hopeful => self.p20,
-            Level::Likely => self.p50,
-            Level::Careful => self.p95,
-            Level::Worst => self.worst,
-        }
-    }
-
-    pub(super) fn map(&self, change: impl Fn(f64) -> f64) -> Spread {
-        Spread {
-            p20: change(self.p20),
-            p50: change(self.p50),
-            p95: change(self.p95),
-            worst: change(self.worst),
-        }
-    }
-
-    pub(super) fn with(&self, other: &Spread, join: impl Fn(f64, f64) -> f64) -> Spread {
-        Spread {
-            p20: join(self.p20, other.p20),
-            p50: join(self.p50, other.p50),
-            p95: join(self.p95, other.p95),
-            worst: join(self.worst, other.worst),
-        }
-    }
-
-    fn capped(&self, most: f64) -> Spread {
-        self.map(|value| value.min(most))
-    }
-}
 
 /// All levels of what was measured, the more is the worse; or these, if nothing was.
 fn spread<const N: usize>(window: &Window<N>, first: Spread) -> Spread {

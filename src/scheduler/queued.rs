@@ -3,9 +3,11 @@
 use heapless::Vec as Bounded;
 
 use super::decision::{Attempt, Figures, Predicted, Reason};
-use super::event::{Classified, JobSpec};
 use super::fairness::AppId;
-use super::predict::{Load, Predictor, Rates, Spread};
+use super::job::JobSpec;
+use super::predict::{Load, Predictor, Rates};
+use super::profile::BackendId;
+use super::spread::Spread;
 use crate::limits::ATTEMPTS_MAX;
 use crate::money::Usd;
 use crate::request::job::{JobId, Priority};
@@ -62,6 +64,15 @@ impl FromIterator<usize> for BackendSet {
         }
         set
     }
+}
+
+/// A backend's word that was not sure enough.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Classified {
+    /// Whose.
+    pub(super) backend: BackendId,
+    /// How sure it is, 0 ..= 1.
+    pub(super) confidence: f32,
 }
 
 /// One job that is not settled.

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use super::decision::{Decision, Figures, Reason, ServerState};
-use super::event::{Answered, BackendId, Classified, Sent, Verdict};
+use super::decision::{Decision, Figures, Outcome, Reason, Route, ServerState};
+use super::event::{Answered, Sent, Verdict};
 use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder};
 use super::offload::{USABLE_MIN, find_offloads};
 use super::predict::{Load, Rates};
-use super::queued::{QueuedJob, RunningJob};
-use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, route_to, strategy};
+use super::profile::BackendId;
+use super::queued::{Classified, QueuedJob, RunningJob};
+use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, strategy};
 use crate::limits::{HOPS_MAX, SERVERS_MAX, WAITING_JOBS_MAX};
 use crate::model::context::Locality;
 use crate::model::generate::Fault;
@@ -30,11 +31,36 @@ const TALENT: &str = "talent";
 ///
 /// # Errors
 /// If the record does not say enough.
-pub fn explain(decision: &Decision) -> Result<(String, Reason), String> {
+pub fn explain(decision: &Decision) -> Result<(Route, Reason), String> {
     if !decision.steps.is_empty() {
-        return strategy::explain(decision);
+        return explain_steps(decision);
     }
-    let is_nowhere = decision.route == "none";
+    explain_one(decision)
+}
+
+/// Decides again: each step by its own figures, and then which of them counts.
+///
+/// # Errors
+/// If the record does not say enough, or a step was not decided as it says.
+fn explain_steps(decision: &Decision) -> Result<(Route, Reason), String> {
+    for (n, step) in decision.steps.iter().enumerate() {
+        if !step.decision.steps.is_empty() {
+            return Err("a step has no steps of its own".to_owned());
+        }
+        let again = explain_one(&step.decision)?;
+        if again != (step.decision.route, step.decision.reason) {
+            let word = again.1.word();
+            return Err(format!("step {}: the judge says {} ({word})", n + 1, again.0.name()));
+        }
+    }
+    let pattern = decision.strategy.ok_or("the record names no strategy")?;
+    let counts = strategy::conclude(pattern, &decision.steps).ok_or("the record has no steps")?;
+    Ok((decision.steps[counts.0].decision.route, counts.1))
+}
+
+/// Replays the record of a single model.
+fn explain_one(decision: &Decision) -> Result<(Route, Reason), String> {
+    let is_nowhere = decision.route == Route::None;
     let effects = match (&decision.figures, decision.reason) {
         (_, Reason::Rule) => arrive(JobSpec { ruled: true, ..plain(0) }, &[]),
         (_, Reason::Hops) => arrive(JobSpec { hops: HOPS_MAX + 1, ..plain(0) }, &[]),
@@ -142,7 +168,7 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     }
     let mut scheduler = house(decision, figures);
     let mut own = subject(&mut scheduler, decision, figures);
-    let last = decision.attempts.last().map(|last| last.outcome.as_str());
+    let last = decision.attempts.last().map(|last| last.outcome);
     let Some(case) = figures.line.get(figures.own) else {
         let refused = super::route::able(&own.spec, &scheduler.backends).err();
         let (refusal, reason) =
@@ -151,7 +177,9 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
         return Ok(scheduler.effects);
     };
     let due = own.due();
-    if decision.reason == Reason::Confidence && !matches!(last, Some("ok" | "cancelled")) {
+    if decision.reason == Reason::Confidence
+        && !matches!(last, Some(Outcome::Ok | Outcome::Cancelled))
+    {
         // nobody was left to ask: the surest word counts
         scheduler.settle(own, Verdict::Expired, None, Reason::Deadline);
         return Ok(scheduler.effects);
@@ -169,7 +197,7 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     };
     let by_the_last = reason == Reason::Confidence && went_to_the_last(decision, figures);
     let unfit = |code| Fault::Rejected(Refusal::new(code, ""));
-    if last == Some("forbidden") {
+    if last == Some(Outcome::Forbidden) {
         // it named some who might do it; they could not either
         let nobody =
             |backend: &mut super::BackendSlot| backend.profile.fallbacks = vec![String::new()];
@@ -186,37 +214,45 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
         }
         (_, Reason::Cancelled) => Event::Gone(job),
         // its time was over; with an unsure word that would have been the answer
-        (Some("cancelled"), Reason::Deadline) if !has_word => {
+        (Some(Outcome::Cancelled), Reason::Deadline) if !has_word => {
             return Ok(scheduler.on(Event::Tick, due));
         }
-        (Some("cancelled"), Reason::Confidence) if !by_the_last => {
+        (Some(Outcome::Cancelled), Reason::Confidence) if !by_the_last => {
             return Ok(scheduler.on(Event::Tick, due));
         }
-        (Some("cancelled"), _) => end(Err((Fault::Cancelled, Sent::Some))),
+        (Some(Outcome::Cancelled), _) => end(Err((Fault::Cancelled, Sent::Some))),
         // who can't do it at all says why nobody could; a bad request is told as it was routed
-        (Some(last @ ("unfit" | "forbidden")), Reason::Context | Reason::Policy)
-            if reason != decision.reason =>
-        {
+        (
+            Some(last @ (Outcome::Rejected | Outcome::Forbidden)),
+            Reason::Context | Reason::Policy,
+        ) if reason != decision.reason => {
             let code = refusal(last).unwrap_or(Code::Incapable);
             end(Err((unfit(code), Sent::Nothing)))
         }
-        (Some("forbidden"), _) => {
+        (Some(Outcome::Forbidden), _) => {
             scheduler.backends.iter_mut().for_each(|backend| backend.profile.fallbacks.clear());
             end(Err((unfit(Code::Forbidden), Sent::Nothing)))
         }
-        (Some("unfit"), _) => end(Err((unfit(Code::Invalid), Sent::Nothing))),
-        (Some("ok" | "unsure") | None, _) => end(Ok(Answered::default())),
+        (Some(Outcome::Rejected), _) => end(Err((unfit(Code::Invalid), Sent::Nothing))),
+        (Some(Outcome::Ok | Outcome::Unsure) | None, _) => end(Ok(Answered::default())),
         (Some(_), _) => end(Err((Fault::unavailable(String::new()), Sent::Some))),
     };
     Ok(scheduler.on(event, Time(0)))
 }
 
 /// What a model has said by which it was found unfit.
-fn refusal(outcome: &str) -> Option<Code> {
+fn refusal(outcome: Outcome) -> Option<Code> {
     match outcome {
-        "unfit" => Some(Code::Incapable),
-        "forbidden" => Some(Code::Forbidden),
-        _ => None,
+        Outcome::Rejected => Some(Code::Incapable),
+        Outcome::Forbidden => Some(Code::Forbidden),
+        Outcome::Ok
+        | Outcome::Unsure
+        | Outcome::Recalled
+        | Outcome::Cancelled
+        | Outcome::Unavailable
+        | Outcome::Crashed
+        | Outcome::TimedOut
+        | Outcome::ProtocolError => None,
     }
 }
 
@@ -224,7 +260,7 @@ fn refusal(outcome: &str) -> Option<Code> {
 fn went_to_the_last(decision: &Decision, figures: &Figures) -> bool {
     let last = decision.attempts.last();
     let state = last.and_then(|last| figures.servers.iter().find(|s| s.server == last.server));
-    state.is_some_and(|state| route_to(state.locality) == decision.route)
+    state.is_some_and(|state| Route::from(state.locality) == decision.route)
 }
 
 /// The same models under the same strain.
@@ -312,25 +348,41 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
         let at = figures.servers.iter().position(|state| state.server == attempt.server);
         let Some(at) = at else { continue };
         let is_last = n >= before;
-        match (attempt.outcome.as_str(), attempt.confidence) {
-            ("unsure", Some(confidence)) => {
+        match (attempt.outcome, attempt.confidence) {
+            (Outcome::Unsure, Some(confidence)) => {
                 let word = Classified { backend: BackendId(at), confidence };
                 if own.best.is_none_or(|best| best.confidence < confidence) {
                     own.best = Some(word);
                 }
                 let _ = own.unfit.push((at, Reason::Confidence));
             }
-            ("unfit", _) if !is_last => {
+            (Outcome::Rejected, _) if !is_last => {
                 let _ = own.unfit.push((at, Reason::Context));
             }
-            ("forbidden", _) if !is_last => {
+            (Outcome::Forbidden, _) if !is_last => {
                 let _ = own.unfit.push((at, Reason::Policy));
             }
             // who was asked again in the end was no worse than the others
-            ("away" | "crashed" | "hung" | "broken", _) if attempt.server != chosen => {
-                own.failed.add(at);
-            }
-            _ => {}
+            (
+                Outcome::Unavailable
+                | Outcome::Crashed
+                | Outcome::TimedOut
+                | Outcome::ProtocolError,
+                _,
+            ) if attempt.server != chosen => own.failed.add(at),
+            (
+                Outcome::Ok
+                | Outcome::Unsure
+                | Outcome::Rejected
+                | Outcome::Forbidden
+                | Outcome::Recalled
+                | Outcome::Cancelled
+                | Outcome::Unavailable
+                | Outcome::Crashed
+                | Outcome::TimedOut
+                | Outcome::ProtocolError,
+                _,
+            ) => {}
         }
     }
     own.attempts = decision.attempts[..before].to_vec();

@@ -15,7 +15,7 @@
 
 use super::BackendSlot;
 use super::decision::Reason;
-use super::event::JobSpec;
+use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob};
 use crate::model::context::Locality;
 use crate::request::job::Mode;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use heapless::Vec as Bounded;
 
 use super::decision::Reason;
-use super::event::{BackendId, Effect};
+use super::event::Effect;
+use super::profile::BackendId;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
 use super::{Scheduler, route};
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};

@@ -7,8 +7,6 @@
 //!   models are.
 
 use super::decision::{Decision, Reason, StrategyStep};
-use super::replay::explain as explain_one;
-use crate::model::context::Locality;
 use crate::model::generate::{Finish, Usage};
 use crate::request::format;
 use crate::request::format::Format;
@@ -65,7 +63,8 @@ pub fn conclude(strategy: Strategy, steps: &[StrategyStep]) -> Option<(usize, Re
             let rank = |at: &usize| {
                 let step = &steps[*at];
                 let is_preferred = preferred == Some(*at);
-                let far = distance(&step.decision.route);
+                // the declared order of routes is their distance
+                let far = step.decision.route;
                 (step.answered, step.lacks.is_none(), is_preferred, step.agree, far)
             };
             let answers = steps.iter().take_while(|step| !step.judges).count();
@@ -91,19 +90,12 @@ pub fn contested(steps: &[StrategyStep]) -> Vec<usize> {
     if is_open { good } else { Vec::new() }
 }
 
-fn distance(route: &str) -> u8 {
-    [Locality::Device, Locality::Peer, Locality::Cloud]
-        .into_iter()
-        .position(|locality| super::route_to(locality) == route)
-        .map_or(0, |at| 1 + u8::try_from(at).unwrap_or(0))
-}
-
 /// One record of all steps; the attempts of all stand in it one after the other.
 pub fn record(strategy: Strategy, steps: Vec<StrategyStep>, counts: (usize, Reason)) -> Decision {
     let (at, reason) = counts;
     let own = &steps[at].decision;
     Decision {
-        route: own.route.clone(),
+        route: own.route,
         reason,
         attempts: steps.iter().flat_map(|step| step.decision.attempts.clone()).collect(),
         predicted_ms: own.predicted_ms,
@@ -112,26 +104,6 @@ pub fn record(strategy: Strategy, steps: Vec<StrategyStep>, counts: (usize, Reas
         figures: None,
         steps,
     }
-}
-
-/// Decides again: each step by its own figures, and then which of them counts.
-///
-/// # Errors
-/// If the record does not say enough, or a step was not decided as it says.
-pub(super) fn explain(decision: &Decision) -> Result<(String, Reason), String> {
-    for (n, step) in decision.steps.iter().enumerate() {
-        if !step.decision.steps.is_empty() {
-            return Err("invalid record: nested steps".to_owned());
-        }
-        let again = explain_one(&step.decision)?;
-        if again != (step.decision.route.clone(), step.decision.reason) {
-            let word = again.1.word();
-            return Err(format!("step {}: the replay gives {} ({word})", n + 1, again.0));
-        }
-    }
-    let strategy = decision.strategy.ok_or("the record names no strategy")?;
-    let counts = conclude(strategy, &decision.steps).ok_or("the record has no steps")?;
-    Ok((decision.steps[counts.0].decision.route.clone(), counts.1))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::decision::Outcome;
 use super::*;
 use crate::limits::{REST_MAX, REST_MIN, RETRIES_SAVED_MAX, RETRY_EVERY, WAITING_JOBS_MAX};
 use crate::model::generate::Fault;
@@ -166,8 +167,8 @@ fn after_a_crash_another_answers_unless_something_was_sent() {
         scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(9));
     let (verdict, decision) = settled(&effects).unwrap();
     assert_eq!(*verdict, Verdict::Done);
-    let outcomes: Vec<&str> = decision.attempts.iter().map(|a| a.outcome.as_str()).collect();
-    assert_eq!(outcomes, ["crashed", "ok"]);
+    let outcomes: Vec<Outcome> = decision.attempts.iter().map(|a| a.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Crashed, Outcome::Ok]);
 
     let mut scheduler = house();
     scheduler.on(Event::Arrived(spec(1)), Time(0));
@@ -347,9 +348,11 @@ fn who_is_not_sure_enough_hands_on_and_the_surest_word_counts() {
     let effects = says(&mut scheduler, 3, 0.3, 9);
     assert_eq!(answered_by(&effects), Some((1, Reason::Confidence)));
     let (_, decision) = settled(&effects).unwrap();
-    let said: Vec<_> =
-        decision.attempts.iter().map(|a| (a.outcome.as_str(), a.confidence)).collect();
-    assert_eq!(said, [("unsure", Some(0.4)), ("unsure", Some(0.5)), ("unsure", Some(0.3))]);
+    let said: Vec<_> = decision.attempts.iter().map(|a| (a.outcome, a.confidence)).collect();
+    assert_eq!(
+        said,
+        [(Outcome::Unsure, Some(0.4)), (Outcome::Unsure, Some(0.5)), (Outcome::Unsure, Some(0.3))]
+    );
 }
 
 #[test]
@@ -386,7 +389,7 @@ fn a_rule_needs_no_model() {
         scheduler.on(Event::Arrived(JobSpec { ruled: true, ..label_job(1, 0.6) }), Time(1));
     let (verdict, decision) = settled(&effects).unwrap();
     assert_eq!((verdict, decision.reason), (&Verdict::Done, Reason::Rule));
-    assert_eq!(decision.route, "local");
+    assert_eq!(decision.route, Route::Local);
 }
 
 /// A provider that fails every time is asked no more than that it can come back, and by one job at

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::board::SimulatedBoard;
-use super::world::Outcome;
+use super::world::DayResult;
 
 const WIDTH: f64 = 900.0;
 const LEFT: f64 = 60.0;
@@ -25,7 +25,7 @@ struct Panel<'a> {
 
 /// The picture of one day.
 #[expect(clippy::cast_precision_loss, reason = "counts of a day")]
-pub fn draw(board: &SimulatedBoard, outcome: &Outcome, title: &str) -> String {
+pub fn draw(board: &SimulatedBoard, outcome: &DayResult, title: &str) -> String {
     let step = outcome.seconds.len().div_ceil(POINTS).max(1);
     let of = |value: fn(&super::world::Second) -> f64, join: fn(&[f64]) -> f64| -> Vec<f64> {
         let all: Vec<f64> = outcome.seconds.iter().map(value).collect();

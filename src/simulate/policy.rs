@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::request::job::{JobId, Mode};
-use crate::scheduler::decision::{Decision, Pressure, Reason};
+use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
 use crate::scheduler::{BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Verdict};
 use crate::time::Time;
 
@@ -201,7 +201,7 @@ impl Decider for SimplePolicy {
 
 fn settled(job: JobId, verdict: Verdict, backend: BackendId) -> Effect {
     let decision = Decision {
-        route: if backend == HERE { "local" } else { "cloud" }.to_owned(),
+        route: if backend == HERE { Route::Local } else { Route::Cloud },
         reason: Reason::Feasible,
         attempts: Vec::new(),
         predicted_ms: None,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::board::SimulatedBoard;
 use super::load::{Demand, day};
 use super::policy::Policy;
-use super::world::{DaySetup, Outcome, run};
+use super::world::{DayResult, DaySetup, run};
 
 /// What a policy came to over the days of these seeds.
 pub fn over(
@@ -14,8 +14,8 @@ pub fn over(
     seeds: u64,
     policy: Policy,
     given: &DaySetup,
-) -> Outcome {
-    let mut sum = Outcome::default();
+) -> DayResult {
+    let mut sum = DayResult::default();
     for seed in 0..seeds.max(1) {
         let orders = day(board, demand, given.seed + seed);
         sum.add(run(
@@ -29,7 +29,7 @@ pub fn over(
 }
 
 /// All policies as a table.
-pub fn table(outcomes: &[(Policy, Outcome)]) -> String {
+pub fn table(outcomes: &[(Policy, DayResult)]) -> String {
     let mut text = String::from(
         "| policy | requests offloaded | tokens offloaded | deadlines missed | above trip point, s/h | mode \
          changes/h | needless | peak °C |\n|---|---|---|---|---|---|---|---|\n",
@@ -53,8 +53,8 @@ pub fn table(outcomes: &[(Policy, Outcome)]) -> String {
 }
 
 /// Whether no other is at least as good in missed jobs and in tokens elsewhere, and better in one.
-pub fn is_on_the_front(outcome: &Outcome, others: &[(Policy, Outcome)]) -> bool {
-    let at = |o: &Outcome| (percent(o.missed, o.jobs), percent(o.away_tokens, o.tokens));
+pub fn is_on_the_front(outcome: &DayResult, others: &[(Policy, DayResult)]) -> bool {
+    let at = |o: &DayResult| (percent(o.missed, o.jobs), percent(o.away_tokens, o.tokens));
     let (missed, tokens) = at(outcome);
     !others.iter().any(|(_, other)| {
         let (its_missed, its_tokens) = at(other);

@@ -47,7 +47,7 @@ pub struct DaySetup {
 
 /// What a day came to.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outcome {
+pub struct DayResult {
     /// Prompts that came.
     pub jobs: usize,
     /// Of these, answered elsewhere.
@@ -74,9 +74,9 @@ pub struct Outcome {
     pub seconds: Vec<Second>,
 }
 
-impl Outcome {
+impl DayResult {
     /// Another day besides; what was so at each second is that of the last.
-    pub fn add(&mut self, other: Outcome) {
+    pub fn add(&mut self, other: DayResult) {
         self.jobs += other.jobs;
         self.away += other.away;
         self.needless += other.needless;
@@ -133,7 +133,7 @@ struct World<'a> {
     /// When the other model will have answered.
     remote: BTreeMap<JobId, Time>,
     recalled: Vec<JobId>,
-    out: Outcome,
+    out: DayResult,
     /// Milliseconds of work that the engine could have done, from the beginning.
     capacity: Vec<(Time, f64)>,
     /// What was done here: deadline, arrival and work of each.
@@ -148,7 +148,7 @@ pub fn run(
     orders: &[Arrival],
     policy: Policy,
     given: &DaySetup,
-) -> Outcome {
+) -> DayResult {
     let cards =
         [profile(board, Locality::Device, given.slots), profile(board, Locality::Cloud, 32)];
     let mut world = World {
@@ -164,7 +164,7 @@ pub fn run(
         engine: Vec::new(),
         remote: BTreeMap::new(),
         recalled: Vec::new(),
-        out: Outcome { jobs: orders.len(), ..Outcome::default() },
+        out: DayResult { jobs: orders.len(), ..DayResult::default() },
         capacity: vec![(Time::default(), 0.0)],
         done_here: Vec::new(),
         left_for_load: Vec::new(),

@@ -292,7 +292,7 @@ impl World {
                     book.settled = true;
                     book.check_word(job, &verdict, backend);
                     let again = explain(&decision);
-                    let said = Ok((decision.route.clone(), decision.reason));
+                    let said = Ok((decision.route, decision.reason));
                     assert_eq!(
                         again, said,
                         "seed {}: {job:?} {verdict:?} {decision:#?}",

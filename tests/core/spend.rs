@@ -149,7 +149,7 @@ impl Truth {
                 Effect::Book(line) => self.on_disk.push(line),
                 Effect::Settle { decision, .. } => {
                     let again = explain(&decision).unwrap();
-                    assert_eq!(again, (decision.route.clone(), decision.reason), "{decision:?}");
+                    assert_eq!(again, (decision.route, decision.reason), "{decision:?}");
                 }
                 _ => {}
             }
@@ -279,7 +279,7 @@ fn an_empty_purse_is_a_reason() {
             _ => None,
         });
         let (decision, verdict) = settled.unwrap();
-        assert_eq!((decision.route.as_str(), decision.reason), expected, "{mode:?} {tokens}");
+        assert_eq!((decision.route.name(), decision.reason), expected, "{mode:?} {tokens}");
         if let Verdict::Refused(refusal) = verdict {
             assert_eq!(refusal.code, Code::Unavailable);
             assert!(refusal.message.contains("0.06 USD"), "{refusal}");

@@ -32,7 +32,7 @@ async fn ask(app: &mut App, strategy: &str, prompt: &str, more: Value) -> Value 
 /// The record decides again as it was decided.
 fn explains(reply: &Value) {
     let decision: Decision = serde_json::from_value(reply["decision"].clone()).unwrap();
-    let expected = (decision.route.clone(), decision.reason);
+    let expected = (decision.route, decision.reason);
     assert_eq!(explain(&decision), Ok(expected), "{reply}");
 }
 

@@ -1,0 +1,77 @@
+//! The backend profile: what the scheduler knows of a model.
+
+use crate::model::context::{InferenceSettings, Locality};
+use crate::money::Price;
+
+/// What the judge knows of a backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackendProfile {
+    /// Its name in `mcp.json`.
+    pub server: String,
+    /// The model's own name, once it has stated it.
+    pub model: Option<String>,
+    /// What its rates are measured of: its weights, threads and the like. Another model, or the
+    /// same at another clock, has another; none has rates that are not worth keeping.
+    pub measured: Option<String>,
+    /// How far away it is.
+    pub locality: Locality,
+    /// Jobs at once.
+    pub slots: u32,
+    /// Of the jobs that it has, it works on the most urgent only, and goes back to the others when
+    /// that is done.
+    pub preemptive: bool,
+    /// Milliseconds a token of a prompt, as it measured itself at its start.
+    pub read_ms: Option<f64>,
+    /// Milliseconds a token of an answer, as it measured itself at its start.
+    pub write_ms: Option<f64>,
+    /// Most tokens of an answer if a job does not say.
+    pub max_tokens: u32,
+    /// Context length.
+    pub context_tokens: u32,
+    /// It can be held to JSON.
+    pub json_schema: bool,
+    /// It calls tools.
+    pub tools: bool,
+    /// What it is good at; none before it has stated it.
+    pub skills: Option<Vec<String>>,
+    /// Backends that may answer what this one refuses for its rules or its length.
+    pub fallbacks: Vec<String>,
+    /// What its tokens cost.
+    pub price: Price,
+}
+
+impl BackendProfile {
+    /// A backend that has not stated anything yet.
+    pub fn unknown(server: &str, locality: Locality) -> BackendProfile {
+        BackendProfile {
+            server: server.to_owned(),
+            model: None,
+            measured: None,
+            locality,
+            slots: 1,
+            preemptive: false,
+            read_ms: None,
+            write_ms: None,
+            max_tokens: InferenceSettings::default().max_tokens,
+            context_tokens: u32::MAX,
+            json_schema: true,
+            tools: true,
+            skills: None,
+            fallbacks: Vec::new(),
+            price: Price::default(),
+        }
+    }
+
+    pub(super) fn answers_to(&self, name: &str) -> bool {
+        self.server == name || self.model.as_deref() == Some(name)
+    }
+
+    pub(super) fn has(&self, skills: &[String]) -> bool {
+        let stated = self.skills.as_ref();
+        stated.is_none_or(|stated| skills.iter().all(|needed| stated.contains(needed)))
+    }
+}
+
+/// Names a backend: its place in the catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BackendId(pub usize);

@@ -1,0 +1,66 @@
+//! An estimate at four confidence levels, from optimistic to worst case.
+
+use serde::{Deserialize, Serialize};
+
+/// How sure a figure is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    /// One in five is at least as good.
+    Hopeful,
+    /// One in two.
+    Likely,
+    /// Nineteen in twenty.
+    Careful,
+    /// All that can be known of.
+    Worst,
+}
+
+/// One figure at each level, from the hopeful to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Spread {
+    /// One in five is at least as good.
+    pub p20: f64,
+    /// One in two.
+    pub p50: f64,
+    /// Nineteen in twenty.
+    pub p95: f64,
+    /// All that can be known of.
+    pub worst: f64,
+}
+
+impl Spread {
+    pub(super) const fn all(value: f64) -> Spread {
+        Spread { p20: value, p50: value, p95: value, worst: value }
+    }
+
+    pub(super) fn at(&self, level: Level) -> f64 {
+        match level {
+            Level::Hopeful => self.p20,
+            Level::Likely => self.p50,
+            Level::Careful => self.p95,
+            Level::Worst => self.worst,
+        }
+    }
+
+    pub(super) fn map(&self, change: impl Fn(f64) -> f64) -> Spread {
+        Spread {
+            p20: change(self.p20),
+            p50: change(self.p50),
+            p95: change(self.p95),
+            worst: change(self.worst),
+        }
+    }
+
+    pub(super) fn with(&self, other: &Spread, join: impl Fn(f64, f64) -> f64) -> Spread {
+        Spread {
+            p20: join(self.p20, other.p20),
+            p50: join(self.p50, other.p50),
+            p95: join(self.p95, other.p95),
+            worst: join(self.worst, other.worst),
+        }
+    }
+
+    pub(super) fn capped(&self, most: f64) -> Spread {
+        self.map(|value| value.min(most))
+    }
+}
