@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::start::main;
-use crate::catalog::catalog::Mistake;
+use crate::catalog::mistake::Mistake;
 use crate::config;
 use crate::config::Config;
 use crate::daemon;

@@ -117,9 +117,9 @@ pub struct Bounds {
     /// The range for a zone without a passive trip point.
     pub heat_c_unknown: (f64, f64),
     /// Memory that is kept free, in bytes.
-    pub memory_floor: u64,
+    pub memory_reserve: u64,
     /// Disk that is kept free, in bytes.
-    pub disk_floor: u64,
+    pub disk_reserve: u64,
 }
 
 impl Default for Bounds {
@@ -128,8 +128,8 @@ impl Default for Bounds {
             heat_c: None,
             // a Raspberry Pi throttles from 80 degrees on and states no passive trip point
             heat_c_unknown: (74.0, 79.0),
-            memory_floor: 128 << 20,
-            disk_floor: 64 << 20,
+            memory_reserve: 128 << 20,
+            disk_reserve: 64 << 20,
         }
     }
 }
@@ -272,7 +272,7 @@ impl Gauge {
     }
 
     fn memory(&mut self, sample: &SensorSample, now: Time) -> (f64, PressureStage) {
-        let floor = self.bounds.memory_floor;
+        let floor = self.bounds.memory_reserve;
         let Some(memory) = sample.memory else {
             let stage = if self.had_memory { PressureStage::Shed } else { PressureStage::Calm };
             return (f64::from(u8::from(self.had_memory)), stage);
@@ -297,7 +297,7 @@ impl Gauge {
     }
 
     fn disk(&mut self, sample: &SensorSample, now: Time) -> (f64, PressureStage) {
-        let floor = self.bounds.disk_floor;
+        let floor = self.bounds.disk_reserve;
         let Some(disk) = sample.disk else {
             let stage = if self.had_disk { PressureStage::Shed } else { PressureStage::Calm };
             return (f64::from(u8::from(self.had_disk)), stage);

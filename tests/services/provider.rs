@@ -15,9 +15,9 @@ use crate::support::mqtt::App;
 use crate::support::service::{Service, program};
 use crate::support::storm;
 use futures::StreamExt;
-use pilotlight::catalog::catalog;
-use pilotlight::catalog::catalog::Endpoint;
 use pilotlight::catalog::expand::Variables;
+use pilotlight::catalog::read;
+use pilotlight::catalog::server::Endpoint;
 use pilotlight::limits::PROVIDER_HELD_BYTES_MAX;
 use pilotlight::model::generate::{Fault, Finish, Usage, channel};
 use pilotlight::providers;
@@ -159,8 +159,11 @@ async fn a_host_that_proves_nothing_is_not_told_the_key() {
     let mut missing = entry(&cloud.url);
     missing["ca"] = json!("/nowhere/ca.pem");
     let file = json!({"pilotlight": {"providers": {"big": missing}}}).to_string();
-    let catalog = catalog::read(&file, &Variables::new()).unwrap();
-    let Endpoint::Provider(missing) = &catalog.servers[0].link else { panic!("it is no provider") };
+    let (catalog, mistakes) = read::read(&file, &Variables::new());
+    assert_eq!(mistakes, []);
+    let Endpoint::Provider(missing) = &catalog.servers[0].endpoint else {
+        panic!("it is no provider")
+    };
     let fault = providers::open(missing, Duration::from_secs(1)).err().unwrap();
     assert!(fault.to_string().contains("/nowhere/ca.pem can't be read"), "{fault}");
 }
@@ -246,7 +249,7 @@ fn what_can_not_be_a_provider_is_named() {
             entry[key] = value.clone();
         }
         let file = json!({"pilotlight": {"providers": {"big": entry}}}).to_string();
-        let found = catalog::read(&file, &Variables::new()).unwrap_err();
+        let found = read::read(&file, &Variables::new()).1;
         assert!(!format!("{found:?}").contains(KEY));
         found[0].to_string()
     };
@@ -338,7 +341,8 @@ async fn a_failing_cloud_falls_back_or_is_told_in_time() {
 #[test]
 fn the_key_is_in_no_debug_print() {
     let file = json!({"pilotlight": {"providers": {"big": entry("https://models.example/v1")}}});
-    let catalog = catalog::read(&file.to_string(), &Variables::new()).unwrap();
+    let (catalog, mistakes) = read::read(&file.to_string(), &Variables::new());
+    assert_eq!(mistakes, []);
     assert!(!format!("{catalog:?}").contains(KEY));
 }
 

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 
-use crate::catalog::catalog::Secret;
+use crate::catalog::secret::Secret;
 use crate::net::client::is_loopback;
 use crate::request::refusal::{Code, Refusal};
 
