@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 use super::catalog::{Catalog, Device, DeviceLimits, MqttPart};
 use super::expand::{Variables, expand};
 use super::mistake::{Mistake, Mistakes, Scope};
-use super::read_policy::Policy;
+use super::read_policy::CheckedPolicy;
 use super::read_provider;
 use super::read_server;
 use super::read_task;
 use super::secret;
 use super::server::{Endpoint, ServerEntry};
-use super::shape::{Parts, entries, read_or_default};
+use super::shape::{Members, entries, read_or_default};
 use crate::limits::SERVERS_MAX;
 use crate::request::name::is_name;
 
@@ -67,7 +67,7 @@ fn read_file(file: Value, variables: &Variables, mistakes: &mut Mistakes) -> Cat
         mistakes.at(key).add(message);
     }
     refuse_not_implemented(&mut ours, mistakes);
-    let parts = Parts::read(ours, &PARTS, &mut mistakes.at("pilotlight"));
+    let parts = Members::read(ours, &PARTS, &mut mistakes.at("pilotlight"));
     let mut catalog = read_parts(servers, parts, mistakes);
     for server in &mut catalog.servers {
         if let Endpoint::Child { hidden, .. } = &mut server.endpoint {
@@ -120,7 +120,7 @@ fn refuse_not_implemented(ours: &mut Value, mistakes: &mut Mistakes) {
     }
 }
 
-fn read_parts(servers: Option<Value>, mut parts: Parts, mistakes: &mut Mistakes) -> Catalog {
+fn read_parts(servers: Option<Value>, mut parts: Members, mistakes: &mut Mistakes) -> Catalog {
     let providers = parts.take("providers");
     let has_providers =
         providers.as_ref().and_then(Value::as_object).is_some_and(|all| !all.is_empty());
@@ -150,7 +150,7 @@ fn read_parts(servers: Option<Value>, mut parts: Parts, mistakes: &mut Mistakes)
     if device.group.as_ref().is_some_and(|group| !is_name(group)) {
         scope.at("device").at("group").add("must be [A-Za-z0-9_-]{1,64}");
     }
-    let policy = Policy::read(parts.take("policy"), &mut scope.at("policy"));
+    let policy = CheckedPolicy::read(parts.take("policy"), &mut scope.at("policy"));
     Catalog {
         version: read_or_default(parts.take("version"), &mut scope.at("version")),
         servers,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::mistake::Scope;
 use super::read_budget::RawBudget;
-use super::shape::{Parts, entries, read_or_default};
+use super::shape::{Members, entries, read_or_default};
 use crate::limits::{DEADLINE_MAX, REDACT_RULES_MAX};
 use crate::money::Caps;
 use crate::redact::{KnownPattern, Redactor};
@@ -16,7 +16,7 @@ use crate::request::job::{Mode, Priority};
 
 /// The policy, checked.
 #[derive(Debug, Default)]
-pub(super) struct Policy {
+pub(super) struct CheckedPolicy {
     pub(super) default_mode: Mode,
     pub(super) caps: Caps,
     pub(super) redactor: Redactor,
@@ -45,11 +45,11 @@ struct RawClass {
     deadline_ms: Option<u64>,
 }
 
-impl Policy {
-    pub(super) fn read(policy: Option<Value>, scope: &mut Scope<'_>) -> Policy {
+impl CheckedPolicy {
+    pub(super) fn read(policy: Option<Value>, scope: &mut Scope<'_>) -> CheckedPolicy {
         let policy = policy.unwrap_or(Value::Object(Map::new()));
         let mut parts =
-            Parts::read(policy, &["default_mode", "budget", "redact", "classes"], scope);
+            Members::read(policy, &["default_mode", "budget", "redact", "classes"], scope);
         let default_mode =
             read_or_default(parts.take("default_mode"), &mut scope.at("default_mode"));
         let classes = entries(parts.take("classes"), &mut scope.at("classes"));
@@ -58,7 +58,7 @@ impl Policy {
         let caps = budget.check(&mut scope.at("budget"));
         let rules: Vec<RawRule> = read_or_default(parts.take("redact"), &mut scope.at("redact"));
         let redactor = redactor(&rules, &mut scope.at("redact"));
-        Policy { default_mode, caps, redactor, deadlines }
+        CheckedPolicy { default_mode, caps, redactor, deadlines }
     }
 }
 

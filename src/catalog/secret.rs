@@ -28,8 +28,7 @@ pub fn literal(file: &Value) -> Vec<Mistake> {
     let mut found = Mistakes::default();
     each(file, &mut Vec::new(), &mut |path, text| {
         if is_secret(path) && !text.contains("${") && !text.starts_with("cred:") {
-            let message =
-                "looks like a secret; write ${NAME} or cred:NAME and keep the value elsewhere";
+            let message = "looks like a secret; write ${NAME} or cred:NAME and keep the value out of the file";
             found.at(&path.join(".")).add(message);
         }
     });

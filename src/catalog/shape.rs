@@ -53,18 +53,18 @@ pub(super) fn entries(value: Option<Value>, scope: &mut Scope<'_>) -> Vec<(Strin
 }
 
 /// An object whose members are deserialized one by one.
-pub(super) struct Parts(Map<String, Value>);
+pub(super) struct Members(Map<String, Value>);
 
-impl Parts {
+impl Members {
     /// The members of an object; one that is not known is a mistake, in the words of serde.
-    pub(super) fn read(value: Value, known: &[&str], scope: &mut Scope<'_>) -> Parts {
+    pub(super) fn read(value: Value, known: &[&str], scope: &mut Scope<'_>) -> Members {
         let parts: Map<String, Value> = read_or_default(Some(value), scope);
         for key in parts.keys().filter(|key| !known.contains(&key.as_str())) {
             let all = known.join("`, `");
             let message = format!("unknown field `{key}`, expected one of `{all}`");
             scope.at(key).add(with_nearest(message));
         }
-        Parts(parts)
+        Members(parts)
     }
 
     /// Takes a member out; none if it is absent.
