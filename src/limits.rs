@@ -1,7 +1,7 @@
 //! Bounds of the service: every size, queue and wait, with its reason.
 //!
-//! Sizes are in bytes unless stated otherwise. Relations between bounds are checked at compile time at
-//! the end of the file.
+//! Sizes are in bytes unless stated otherwise. Relations between bounds are checked at compile time
+//! at the end of the file.
 
 use std::time::Duration;
 
@@ -121,7 +121,7 @@ pub const LEDGER_WAITING_MAX: usize = 4 * RUNNING_JOBS_MAX;
 /// Interval between two writes of the ledger where no spending cap is set: one flush for many
 /// entries.
 pub const LEDGER_REST: Duration = Duration::from_millis(20);
-/// Longest wait at the start for the lock of the ledger, which a service that is ending may still hold.
+/// Longest wait at the start for the lock of the ledger, which an ending service may still hold.
 pub const LEDGER_LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Models that answer a prompt in parallel with the strategy `compare`.
 pub const COMPARED_MAX: usize = 3;
@@ -150,7 +150,7 @@ pub const DEADLINE_MIN: Duration = Duration::from_millis(1);
 pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 /// Longest time after its deadline until a request has its one reply.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
-/// Longest time that running jobs may take after the service was told to stop (drain).
+/// Longest time that running jobs may take after a stop of the service was requested (drain).
 pub const DRAIN_MAX: Duration = Duration::from_secs(20);
 /// Longest wait at the end of the process for blocking system calls that can't be cancelled: a last
 /// write to a pipe ends by itself, a name lookup may take long.
@@ -235,8 +235,8 @@ pub const CALLS_REMEMBERED_MAX: usize = 1024;
 pub const HTTP_CONNECTIONS_MAX: usize = 128;
 /// Longest time in which an HTTP client may send the head of its request.
 pub const HTTP_HEAD_MAX: Duration = Duration::from_secs(10);
-/// Most bytes of a refused body that are read before the connection is closed. Without that the kernel
-/// resets the connection, and the client may not receive the reply.
+/// Most bytes of a refused body that are read before the connection is closed. Without that the
+/// kernel resets the connection, and the client may not receive the reply.
 pub const HTTP_LINGER_BYTES_MAX: usize = 16 * REQUEST_BYTES_MAX;
 /// Longest time for reading a refused body.
 pub const HTTP_LINGER_MAX: Duration = Duration::from_secs(2);

@@ -21,14 +21,14 @@ impl<T> fmt::Debug for Secret<T> {
 }
 
 /// Parts of the names of keys that hold secrets.
-const WORDS: [&str; 6] = ["token", "password", "secret", "authorization", "api_key", "apikey"];
+const KEY_PARTS: [&str; 6] = ["token", "password", "secret", "authorization", "api_key", "apikey"];
 
 /// Literal secrets in the file: values of secret keys that name neither a variable nor a credential.
 pub fn literal(file: &Value) -> Vec<Mistake> {
     let mut found = Mistakes::default();
     each(file, &mut Vec::new(), &mut |path, text| {
         if is_secret(path) && !text.contains("${") && !text.starts_with("cred:") {
-            let message = "looks like a secret; write ${NAME} or cred:NAME and keep the value out of the file";
+            let message = "looks like a secret; write ${NAME} or cred:NAME, not the value itself";
             found.at(&path.join(".")).add(message);
         }
     });
@@ -49,7 +49,7 @@ pub(super) fn variables(file: &Value) -> BTreeSet<String> {
 fn is_secret(path: &[&str]) -> bool {
     let name = path.last().copied().unwrap_or_default().to_ascii_lowercase();
     matches!(path, ["pilotlight", "providers", _, "key"])
-        || WORDS.iter().any(|word| name.contains(word))
+        || KEY_PARTS.iter().any(|part| name.contains(part))
 }
 
 /// Calls `visit` with every string below an object's key, and with the keys on its path.

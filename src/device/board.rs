@@ -6,8 +6,8 @@ use super::SensorFinding;
 use super::files::{folders, monitor, number, text};
 use crate::pressure::BoardReading;
 
-/// The flags of a Raspberry Pi as a hexadecimal number without `0x`. Bits 0 to 3: under-voltage, clock
-/// capped, throttled, soft temperature limit; bits 16 to 19: the same since the last read.
+/// The flags of a Raspberry Pi as a hexadecimal number without `0x`. Bits 0 to 3: under-voltage,
+/// clock capped, throttled, soft temperature limit; bits 16 to 19: the same since the last read.
 const PI: &str = "sys/devices/platform/soc/soc:firmware/get_throttled";
 
 /// The state from one sample to the next.

@@ -1,7 +1,7 @@
 //! Memory: what a process can still allocate, and memory pressure (PSI).
 //!
-//! The formats of `/proc/meminfo`, `/proc/pressure/memory` and `/proc/vmstat` are those of proc(5); the
-//! limits of the own control group those of Documentation/admin-guide/cgroup-v2.rst of the Linux
+//! The formats of `/proc/meminfo`, `/proc/pressure/memory` and `/proc/vmstat` are those of proc(5);
+//! the limits of the own control group those of Documentation/admin-guide/cgroup-v2.rst of the Linux
 //! kernel.
 
 use std::path::Path;

@@ -1,8 +1,9 @@
 //! The trend of a reading: the Theil–Sen estimator, the median of the slopes between all pairs of
 //! readings of the last seconds.
 //!
-//! The estimator is robust: a single wrong reading hardly moves it (P. K. Sen, "Estimates of the regression coefficient based on
-//! Kendall's tau", Journal of the American Statistical Association 63, 1968).
+//! The estimator is robust: a single wrong reading hardly moves it (P. K. Sen, "Estimates of the
+//! regression coefficient based on Kendall's tau", Journal of the American Statistical Association
+//! 63, 1968).
 
 use heapless::{Deque, Vec as Bounded};
 

@@ -29,8 +29,8 @@ pub enum KnownPattern {
     /// Telephone numbers: international ones with `+` or `00`, those of 7 to 15 digits with a leading
     /// 0, and North American ones.
     Phone,
-    /// Coordinates: pairs of decimal degrees, degrees with a compass point, numbers after `lat`, `lon`
-    /// and similar names.
+    /// Coordinates: pairs of decimal degrees, degrees with a compass point, numbers after `lat`,
+    /// `lon` and similar names.
     Coordinates,
 }
 
@@ -111,7 +111,7 @@ impl Redactor {
         Ok(())
     }
 
-    /// Adds a pattern of the configuration; it takes precedence over the rules that were added before.
+    /// Adds a pattern of the configuration; it takes precedence over the rules added before.
     ///
     /// # Errors
     /// A message about the name or the pattern that is not valid.
