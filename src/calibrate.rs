@@ -1,80 +1,81 @@
-//! From which log-probability on an answer of the device is good enough, such that few of the answers
-//! that are kept are wrong: with what confidence, is stated and not hoped for.
+//! Calibration of the cascade: the log-probability threshold above which answers of the device are
+//! accepted, such that few accepted answers are wrong, with a stated confidence.
 //!
-//! The thresholds are fixed before anything is looked at. They are tried from the strictest to the
-//! loosest, each by a one-sided exact binomial bound on the share of wrong answers among those that
-//! it keeps (C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in
-//! the case of the binomial", Biometrika 26, 1934), and the trying ends at the first whose bound is
-//! above the aim. In a fixed sequence each test may use the whole error probability (A. N.
-//! Angelopoulos et al., "Learn then Test", 2021): with the stated confidence the threshold that is
-//! given keeps its promise for prompts such as the samples. The sequence begins where enough
-//! answers are kept that [`SLIPS`] wrong ones do not end it; that looks at no answer's truth.
+//! The thresholds are fixed before the samples are evaluated, and tested from the strictest to the
+//! loosest. Each test is a one-sided exact binomial bound on the share of wrong answers among the
+//! accepted ones (C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated
+//! in the case of the binomial", Biometrika 26, 1934). Testing ends at the first bound above the aim.
+//! In a fixed sequence each test may use the whole error probability (A. N. Angelopoulos et al.,
+//! "Learn then Test", 2021): with the stated confidence, the resulting threshold keeps the share of
+//! wrong answers for prompts of the samples' distribution. The sequence begins at the first threshold
+//! that accepts so many answers that two wrong ones would not end it; that condition does not depend
+//! on which answers are right.
 
 use crate::limits::CALIBRATION_LINES_MAX;
 
-/// Wrong answers that the first threshold of the sequence may keep.
-const SLIPS: usize = 2;
-/// The strictest and the loosest threshold, mean log-probabilities of a token.
+/// The number of wrong answers that the first threshold of the sequence may accept.
+const WRONG_AT_FIRST: usize = 2;
+/// The strictest and the loosest threshold, as mean log-probability per token.
 const ENDS: [f64; 2] = [-0.001, -10.0];
-/// How many thresholds there are, the ends included.
+/// The number of thresholds, both ends included.
 const STEPS: u32 = 64;
-/// How often the interval of a bound is halved: to 2^-50.
+/// The number of bisection steps of a bound: its error is at most 2^-50.
 const HALVINGS: u32 = 50;
 
-/// One answer of the device whose truth is known.
+/// One answer of the device, labelled as right or wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LabelledAnswer {
-    /// The mean log-probability of its tokens; none if it would not be kept in any case: cut off,
-    /// or of the wrong shape.
+    /// The mean log-probability of its tokens; none if the answer is never accepted, because it was
+    /// truncated or has the wrong format.
     pub score: Option<f32>,
-    /// It is right.
+    /// Whether the answer is right.
     pub right: bool,
 }
 
-/// What is to be promised.
+/// The aim of a calibration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Aim {
-    /// Largest share of wrong answers among those that are kept, above 0 and below 1.
+    /// The largest share of wrong answers among the accepted ones, above 0 and below 1.
     pub wrong_max: f64,
-    /// How sure that must be, above 0 and below 1.
+    /// The confidence in that share, above 0 and below 1.
     pub confidence: f64,
 }
 
-/// What a threshold does with the samples.
+/// The test of one threshold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Row {
     /// The threshold.
     pub threshold: f32,
-    /// Answers that it keeps.
+    /// The number of accepted answers.
     pub kept: usize,
-    /// Of these, wrong ones.
+    /// The number of wrong answers among them.
     pub wrong: usize,
-    /// With the confidence of the aim, no more than this share of what it keeps is wrong.
+    /// The upper confidence bound on the share of wrong answers among the accepted ones.
     pub bound: f64,
 }
 
-/// What came of it.
+/// The result of a calibration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CalibratedThreshold {
-    /// Every threshold that was tried, the strictest first; all but the last keep the promise.
+    /// The tested thresholds, the strictest first; all but the last meet the aim.
     pub tried: Vec<Row>,
-    /// The loosest that keeps the promise; none if not even the strictest does.
+    /// The loosest threshold that meets the aim; none if the strictest does not.
     pub best: Option<Row>,
 }
 
-/// There are too few samples to promise anything.
+/// The error of too few samples for any bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooFew {
-    /// Answers that could be kept.
+    /// The number of answers that could be accepted.
     pub usable: usize,
-    /// How many there must be at least.
+    /// The least number that is needed.
     pub least: usize,
 }
 
-/// Tries the thresholds.
+/// Tests the thresholds on labelled answers.
 ///
 /// # Errors
-/// [`TooFew`] if not even the loosest threshold keeps enough answers.
+/// [`TooFew`] if even the loosest threshold accepts too few answers.
 pub fn calibrate(samples: &[LabelledAnswer], aim: Aim) -> Result<CalibratedThreshold, TooFew> {
     let least = least(aim);
     let usable = samples.iter().filter(|sample| sample.score.is_some()).count();
@@ -104,25 +105,27 @@ pub fn calibrate(samples: &[LabelledAnswer], aim: Aim) -> Result<CalibratedThres
     }
 }
 
-/// The thresholds, the strictest first, each a fixed part looser than the one before.
+/// The thresholds in geometric progression, the strictest first, rounded to four decimal places.
 fn thresholds() -> impl Iterator<Item = f32> {
     let ratio = (ENDS[1] / ENDS[0]).powf(1.0 / f64::from(STEPS - 1));
     (0..STEPS).map(move |step| {
-        #[expect(clippy::cast_possible_truncation, reason = "four digits are kept")]
+        #[expect(clippy::cast_possible_truncation, reason = "rounded to four decimal places")]
         let threshold = (ENDS[0] * ratio.powf(f64::from(step)) * 1e4).round() as f32 / 1e4;
         threshold
     })
 }
 
-/// The least number of answers of which [`SLIPS`] may be wrong; one more than samples may be if there
-/// is none.
+/// The least number of accepted answers of which two may be wrong; one more than
+/// [`CALIBRATION_LINES_MAX`] if no number of samples is enough.
 pub fn least(aim: Aim) -> usize {
-    let is_enough = |n: &usize| upper(SLIPS, *n, aim.confidence) <= aim.wrong_max;
-    (SLIPS + 1..=CALIBRATION_LINES_MAX).find(is_enough).unwrap_or(CALIBRATION_LINES_MAX + 1)
+    let is_enough = |n: &usize| upper(WRONG_AT_FIRST, *n, aim.confidence) <= aim.wrong_max;
+    (WRONG_AT_FIRST + 1..=CALIBRATION_LINES_MAX)
+        .find(is_enough)
+        .unwrap_or(CALIBRATION_LINES_MAX + 1)
 }
 
-/// The one-sided upper Clopper-Pearson bound on a share of which `wrong` of `n` were seen: that share
-/// at which as few would be seen with the probability that is left to error.
+/// The one-sided upper Clopper-Pearson bound on the share of wrong answers after `wrong` of `n`: the
+/// share at which at most `wrong` of `n` have the probability `1 - confidence`.
 pub fn upper(wrong: usize, n: usize, confidence: f64) -> f64 {
     if wrong >= n {
         return 1.0;
@@ -139,8 +142,9 @@ pub fn upper(wrong: usize, n: usize, confidence: f64) -> f64 {
     high
 }
 
-/// The probability of at most `k` of `n`, each with probability `p`, 0 < p < 1.
-#[expect(clippy::cast_precision_loss, reason = "samples are counted in thousands")]
+/// The binomial distribution function: the probability of at most `k` of `n` events that have the
+/// probability `p` each, 0 < p < 1.
+#[expect(clippy::cast_precision_loss, reason = "at most ten thousand samples")]
 fn at_most(k: usize, n: usize, p: f64) -> f64 {
     let odds = (p / (1.0 - p)).ln();
     let mut term = n as f64 * (-p).ln_1p();
@@ -163,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_those_of_the_tables() {
-        // without a wrong one: 1 - 0.05^(1/n)
+    fn bounds_agree_with_closed_form_and_scipy() {
+        // closed form for no wrong answer: 1 - 0.05^(1/n)
         for n in [10_u16, 29, 59, 299, 10_000] {
             let exact = 1.0 - 0.05_f64.powf(1.0 / f64::from(n));
             assert!((upper(0, n.into(), 0.95) - exact).abs() < 1e-9, "{n}");
         }
-        // by the quantile of the beta distribution, scipy: beta.ppf(0.95, k + 1, n - k)
+        // quantile of the beta distribution, scipy: beta.ppf(0.95, k + 1, n - k)
         for (wrong, n, bound) in [
             (1, 10, 0.394_163_3),
             (2, 61, 0.099_634_9),
@@ -178,15 +182,15 @@ mod tests {
             (99, 100, 0.999_487_2),
             (300, 5000, 0.065_817_6),
         ] {
-            let told = upper(wrong, n, 0.95);
-            assert!((told - bound).abs() < 5e-7, "{wrong} of {n}: {told}");
+            let found = upper(wrong, n, 0.95);
+            assert!((found - bound).abs() < 5e-7, "{wrong} of {n}: {found}");
         }
         assert!((upper(7, 7, 0.95) - 1.0).abs() < f64::EPSILON);
         assert_eq!(least(AIM), 61);
     }
 
     #[test]
-    fn too_few_are_refused() {
+    fn too_few_samples_are_refused() {
         let mut samples = vec![sample(-0.1, true); 60];
         samples.extend([LabelledAnswer { score: None, right: false }; 100]);
         assert_eq!(calibrate(&samples, AIM), Err(TooFew { usable: 60, least: 61 }));
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loosest_that_keeps_the_promise_is_given() {
+    fn the_loosest_threshold_that_meets_the_aim_is_best() {
         let mut samples = vec![sample(-0.05, true); 100];
         samples.extend(vec![sample(-0.5, true); 90]);
         samples.extend(vec![sample(-0.5, false); 10]);
@@ -209,8 +213,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_given_after_the_first_that_fails() {
-        // the sure ones are wrong, many later ones right
+    fn no_threshold_is_best_after_the_first_that_fails() {
+        // answers of high probability are wrong, many of lower probability are right
         let mut samples = vec![sample(-0.01, false); 10];
         samples.extend(vec![sample(-0.01, true); 60]);
         samples.extend(vec![sample(-1.0, true); 900]);
@@ -218,17 +222,17 @@ mod tests {
         assert_eq!((found.best, found.tried.len()), (None, 1));
     }
 
-    /// If no threshold can keep the promise, one is given no more often than the confidence allows,
-    /// and nearly as often: the bound is exact, and each test of the sequence has all of it.
+    /// If no threshold meets the aim, one is found as often as the error probability allows and
+    /// hardly less: the bound is exact, and each test of the sequence uses all of it.
     #[test]
-    fn the_promise_holds() {
+    fn the_error_probability_is_kept() {
         let mut random = fastrand::Rng::with_seed(3);
-        let mut given = 0;
+        let mut found = 0;
         for _ in 0..4000 {
             let answer = |_| sample(-2.0 * random.f32(), random.f64() >= 0.1);
             let samples: Vec<LabelledAnswer> = (0..150).map(answer).collect();
-            given += u32::from(calibrate(&samples, AIM).unwrap().best.is_some());
+            found += u32::from(calibrate(&samples, AIM).unwrap().best.is_some());
         }
-        assert!((100..=210).contains(&given), "{given} of 4000");
+        assert!((100..=210).contains(&found), "{found} of 4000");
     }
 }

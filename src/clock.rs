@@ -1,10 +1,10 @@
-//! The clock: the only place where the service reads the time of day and the monotonic time.
+//! The clock: the only module that reads the monotonic clock and the time of day.
 
-#![expect(clippy::disallowed_methods, reason = "every other module is given the time by this one")]
+#![expect(clippy::disallowed_methods, reason = "all other modules get the time from this one")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The monotonic time.
+/// The time of the monotonic clock.
 pub fn now() -> Instant {
     Instant::now()
 }
@@ -14,7 +14,7 @@ pub fn time_of_day() -> SystemTime {
     SystemTime::now()
 }
 
-/// Time since the Unix epoch; zero if the system's clock is set to before it.
+/// The time since the Unix epoch; zero if the system's clock is set to an earlier time.
 pub fn since_epoch() -> Duration {
     time_of_day().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::catalog::catalog;
-use crate::catalog::catalog::{Catalog, Mistake, Secret};
+use crate::catalog::catalog::Catalog;
 use crate::catalog::expand::Variables;
-use crate::catalog::secrets;
+use crate::catalog::mistake::Mistake;
+use crate::catalog::read;
+use crate::catalog::secret;
+use crate::catalog::secret::Secret;
+use crate::catalog::server::{Endpoint, ServerEntry};
 use crate::ingress::http::AccessGuard;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls;
@@ -113,13 +116,9 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
         return Err(one(&shown, format!("is larger than {CONFIG_BYTES_MAX} bytes")));
     }
     let text = std::fs::read_to_string(&path).map_err(|e| one(&shown, unreadable(&path, &e)))?;
-    let mut mistakes = Vec::new();
-    let catalog = catalog::read(&text, variables).unwrap_or_else(|found| {
-        mistakes.extend(found);
-        Catalog::default()
-    });
+    let (catalog, mistakes) = read::read(&text, variables);
     let warnings =
-        serde_json::from_str(&text).map_or_else(|_| Vec::new(), |file| secrets::literal(&file));
+        serde_json::from_str(&text).map_or_else(|_| Vec::new(), |file| secret::literal(&file));
     let mut reader = SettingsReader { variables, mistakes };
     let config = reader.config(path, catalog, warnings);
     // the catalog does not know the name of its file
@@ -244,7 +243,7 @@ impl SettingsReader<'_> {
     /// Resolves the providers' keys.
     fn keys(&mut self, catalog: &mut Catalog) {
         for server in &mut catalog.servers {
-            if let catalog::Endpoint::Provider(provider) = &mut server.link {
+            if let Endpoint::Provider(provider) = &mut server.endpoint {
                 let path = format!("pilotlight.providers.{}.key", server.name);
                 let named = provider.key.take().map(|key| key.0);
                 provider.key = self.secret(&path, named).map(Secret);
@@ -382,10 +381,10 @@ impl SettingsReader<'_> {
 pub fn dry(config: Config) -> Config {
     let args = ["engine", "--scripted", "dry"].map(str::to_owned).to_vec();
     let (env, hidden) = (BTreeMap::new(), BTreeSet::new());
-    let link = catalog::Endpoint::Child { command: "pilotlight".to_owned(), args, env, hidden };
-    let server = catalog::ServerEntry {
+    let endpoint = Endpoint::Child { command: "pilotlight".to_owned(), args, env, hidden };
+    let server = ServerEntry {
         name: "dry".to_owned(),
-        link,
+        endpoint,
         locality: crate::model::context::Locality::Device,
         silence: None,
         skills: Vec::new(),

@@ -195,8 +195,8 @@ fn bounds_of(limits: &DeviceLimits) -> Bounds {
     let own = device::bounds();
     Bounds {
         heat_c: limits.heat_c.or(own.heat_c),
-        memory_floor: limits.memory_floor_mb.map_or(own.memory_floor, |mb| mb << 20),
-        disk_floor: limits.disk_floor_mb.map_or(own.disk_floor, |mb| mb << 20),
+        memory_reserve: limits.memory_reserve_mb.map_or(own.memory_reserve, |mb| mb << 20),
+        disk_reserve: limits.disk_reserve_mb.map_or(own.disk_reserve, |mb| mb << 20),
         ..own
     }
 }

@@ -1,231 +1,262 @@
-//! Every bound of the service in one place, and how the bounds relate.
+//! Bounds of the service: every size, queue and wait, with its reason.
+//!
+//! Sizes are in bytes unless stated otherwise. Relations between bounds are checked at compile time
+//! at the end of the file.
 
 use std::time::Duration;
 
-/// Largest request body or payload that any door reads, in bytes.
+/// Largest request body or payload of any client protocol, in bytes.
 ///
-/// A 4,096-token prompt is about 20 KB of text; 1 MiB leaves room for long chats.
+/// A prompt of 4,096 tokens is about 20 KB of text; 1 MiB is enough for long conversations.
 pub const REQUEST_BYTES_MAX: usize = 1024 * 1024;
-/// Largest prompt (all messages together) that is admitted, in bytes.
+/// Largest prompt, all messages together, in bytes: half of a request, so that tools, examples and
+/// JSON escapes fit beside it.
 pub const PROMPT_BYTES_MAX: usize = 512 * 1024;
-/// Tokens that a model's template puts around one message, at most: the known ones take 3 to 12.
+/// Most tokens that a chat template adds to one message. Templates of the tested models add 3 to 12.
 pub const FRAME_TOKENS_MAX: usize = 32;
-/// Most messages in one conversation.
+/// Most messages of one conversation. With their template tokens they fill the context of a small
+/// model by themselves.
 pub const MESSAGES_MAX: usize = 256;
-/// Largest JSON Schema that a request may carry, in bytes of JSON.
+/// Largest JSON Schema of a request, in bytes of JSON. The time to compile it into a grammar grows
+/// with its size.
 pub const SCHEMA_BYTES_MAX: usize = 64 * 1024;
-/// Deepest nesting of a JSON Schema.
+/// Deepest nesting of a JSON Schema. Schemas are traversed recursively.
 pub const SCHEMA_DEPTH_MAX: usize = 32;
-/// Most stop strings of one request.
+/// Most stop strings of one request. Each is searched for after every token.
 pub const STOPS_MAX: usize = 8;
-/// Longest stop string, in bytes.
+/// Longest stop string, in bytes: so much of a stream is withheld at most.
 pub const STOP_BYTES_MAX: usize = 128;
-/// Longest request id, correlation datum, application, task or device name, in bytes.
+/// Longest name of an application, task, device or skill, in bytes. Names are levels of MQTT topics
+/// and labels of metrics.
 pub const NAME_BYTES_MAX: usize = 64;
-/// Longest `id` of a request, in bytes.
+/// Longest `id` of a request, in bytes: a UUID has 36, a prefix of the client's fits beside it.
 pub const KEY_BYTES_MAX: usize = 128;
 
-/// Most labels of one classification.
+/// Most labels of one classification. A language model scores each label by itself.
 pub const LABELS_MAX: usize = 64;
 /// Longest example of a label, in bytes.
 pub const EXAMPLE_BYTES_MAX: usize = 1024;
-/// All examples of one classification together, in bytes.
+/// All examples of one classification together, in bytes: 1 KiB for each of 64 labels.
 pub const EXAMPLES_BYTES_MAX: usize = 64 * 1024;
-/// Sets of labels that an engine keeps what it has learned of.
+/// Label sets whose embedded examples an engine caches: one for each task of a device with many.
 pub const LABEL_SETS_MAX: usize = 16;
-/// Most texts that are embedded at once.
+/// Most texts of one request for embeddings.
 pub const EMBED_TEXTS_MAX: usize = 64;
-/// Most other tokens that are told at the place of each token of an answer.
+/// Most alternatives that are reported for each token of an answer with their log-probabilities.
 pub const TOP_LOGPROBS_MAX: u8 = 5;
-/// Most tools that one request may offer: as many as the providers take.
+/// Most tools of one request: the bound of the common providers.
 pub const TOOLS_MAX: usize = 128;
-/// All tools of one request together, in bytes of JSON.
+/// All tools of one request together, in bytes of JSON: a quarter of a request.
 pub const TOOLS_BYTES_MAX: usize = 256 * 1024;
-/// Longest name of a call, in bytes; some providers pack their own notes into it.
+/// Longest identifier of a tool call, in bytes. Some providers encode state of their own in it.
 pub const TOOL_CALL_ID_BYTES_MAX: usize = 1024;
-/// Most calls that one message may hold.
+/// Most tool calls of one message.
 pub const TOOL_CALLS_MAX: usize = 64;
-/// Most rules of one task.
+/// Most rules of one task. They are evaluated one by one for each request.
 pub const RULES_MAX: usize = 32;
 
-/// Most tokens that one answer may have, whatever a request or a model asks for.
+/// Most tokens of one answer, whatever a request or a model states. At 10 tokens per second this is
+/// 14 minutes, within [`DEADLINE_MAX`].
 pub const OUTPUT_TOKENS_MAX: u32 = 8192;
-/// Chunks that may wait between a backend and a door before the backend is held back.
+/// Chunks of an answer that may wait between a backend and a client protocol. A full channel blocks
+/// the backend (backpressure).
 pub const CHUNKS_WAITING_MAX: usize = 64;
-/// Chunks that may wait between the MCP line and the caller.
+/// Chunks of an answer that may wait between an MCP connection and the caller.
 ///
-/// One more than an answer can have: the line never blocks on one slow reader, and a server that
-/// sends more than it may is at fault.
+/// One more than an answer can have: a slow reader never blocks the connection, which other calls
+/// share, and a server that sends more violates the protocol.
 pub const TAP_CHUNKS_MAX: usize = OUTPUT_TOKENS_MAX as usize + 1;
 /// Cancelled calls to one MCP server whose notification waits to be sent.
 pub const CANCELS_WAITING_MAX: usize = RUNNING_JOBS_MAX;
 /// Settled decisions that wait for one subscriber; a slower one loses the oldest.
 pub const SETTLED_WAITING_MAX: usize = 256;
-/// Longest answer that is kept in memory, in bytes.
+/// Longest answer that is kept in memory, in bytes: [`OUTPUT_TOKENS_MAX`] tokens are about 40 KB of
+/// text, embeddings of many texts are the largest answers.
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// Longest line of JSON between a service and an engine, in bytes: a request or an answer with
-/// every byte escaped, twice in a result, and the frame around it.
+/// Longest line of JSON between a service and an engine, in bytes: an answer with every byte escaped
+/// as six, twice in an MCP result, and its envelope.
 pub const LINE_BYTES_MAX: usize = 12 * ANSWER_BYTES_MAX + 64 * 1024;
 
-/// Most jobs that wait at once, over all classes. A power of two is not needed.
+/// Most queued jobs, all priorities together. At one second per job, the last one waits for a minute.
 pub const WAITING_JOBS_MAX: usize = 64;
-/// Most bytes of prompts that wait at once.
+/// Most bytes of the prompts of queued jobs: the memory of a small board is the limit, not the count
+/// of jobs.
 pub const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Most jobs that run at once, over all backends.
+/// Most running jobs, all backends together.
 pub const RUNNING_JOBS_MAX: usize = 64;
-/// Requests that may stand between the doors and the dispatcher.
+/// Requests that may wait between the client protocols and the dispatcher.
 pub const INBOX_MAX: usize = 128;
-/// Applications whose use of the engines is remembered.
+/// Applications whose use of the engines is recorded for fairness: more than can have a job at once,
+/// so that an entry without jobs can always be evicted.
 pub const APPS_MAX: usize = 2 * (WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
-/// Time between two readings of all sensors.
+/// Interval between two samples of all sensors. A board without a fan warms by about 0.25 °C in it.
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(1);
-/// How long a reading may take before its sensors count as silent.
+/// Longest time of a sample; after it the sensors count as not answering.
 pub const SAMPLE_MAX: Duration = Duration::from_secs(5);
-/// How often the device says how it is, at least.
+/// Longest interval between two messages on the health topic.
 pub const HEALTH_EVERY: Duration = Duration::from_secs(10);
-/// Thermal zones that are looked at.
+/// Most thermal zones that are read. A Jetson Orin has nine.
 pub const ZONES_MAX: usize = 32;
-/// Share of an engine's time that batch jobs get at least while they wait.
+/// Least share of an engine's time for queued batch jobs, which prevents their starvation.
 pub const BATCH_SHARE: f64 = 0.1;
-/// Measurements of an engine's rates that are kept.
+/// Measurements of an engine's token rate in the sliding window.
 pub const RATES_KEPT: usize = 32;
-/// Lengths of a template's answers that are kept.
+/// Answer lengths of a template in the sliding window: ten of them lie above the 95th percentile.
 pub const LENGTHS_KEPT: usize = 200;
-/// Times of another machine's answers that are kept.
+/// Latencies of a remote backend in the sliding window.
 pub const CLOUD_TIMES_KEPT: usize = 64;
-/// Models whose rates are kept, whether they are here or not.
+/// Models whose rates are kept, whether they are in the catalog or not: twice [`SERVERS_MAX`].
 pub const MODELS_LEARNED_MAX: usize = 64;
-/// How often what was learned is written down, at most.
+/// Interval between two writes of the learned statistics: each is a write to a flash card.
 pub const LEARNED_EVERY: Duration = Duration::from_secs(600);
-/// Largest file of what was learned that is read, in bytes.
+/// Largest file of learned statistics that is read, in bytes.
 pub const LEARNED_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Templates of which lengths are kept.
+/// Templates whose answer lengths are kept.
 pub const TEMPLATES_MAX: usize = 128;
-/// Applications whose spending is counted in one month; further ones may not spend.
+/// Applications whose spending is counted in one month; further ones may not use priced models.
 pub const SPENDERS_MAX: usize = 1024;
-/// Lines of the ledger after which it is written anew.
+/// Entries of the ledger file after which it is compacted.
 pub const LEDGER_LINES_MAX: usize = 10_000;
-/// Largest ledger that is read, in bytes.
+/// Largest ledger that is read, in bytes: 1.6 KB for each of [`LEDGER_LINES_MAX`] entries, which have
+/// about 100 bytes.
 pub const LEDGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Lines that may wait to be written into the ledger.
+/// Ledger entries that may wait to be written: several for each running job.
 pub const LEDGER_WAITING_MAX: usize = 4 * RUNNING_JOBS_MAX;
-/// Between two writings of the ledger where no cap asks for more.
+/// Interval between two writes of the ledger where no spending cap is set: one flush for many
+/// entries.
 pub const LEDGER_REST: Duration = Duration::from_millis(20);
-/// Longest wait, at the start, for a service that still keeps the books and may be ending.
+/// Longest wait at the start for the lock of the ledger, which an ending service may still hold.
 pub const LEDGER_LOCK_WAIT: Duration = Duration::from_secs(2);
-/// Models that are asked at once to compare their answers.
+/// Models that answer a prompt in parallel with the strategy `compare`.
 pub const COMPARED_MAX: usize = 3;
-/// Most tokens in which a model says which of several answers is best.
+/// Most tokens in which a judge model selects one of several answers.
 pub const JUDGE_TOKENS_MAX: u32 = 256;
-/// First requests for which a failed model elsewhere may be asked once more: one in ten.
+/// Retry budget of remote models: one retry for so many first attempts. Retries add at most a tenth
+/// to the load of a provider that fails.
 pub const RETRY_EVERY: u32 = 10;
-/// Most retries that are saved up while nothing fails.
+/// Most retries that are saved in the retry budget.
 pub const RETRIES_SAVED_MAX: u32 = 10;
-/// Most attempts that one job gets, the first one counted.
+/// Most attempts of one job, the first included.
 pub const ATTEMPTS_MAX: usize = 3;
-/// Most services that a job may pass through before it is refused.
+/// Most services that a job is forwarded through; beyond it the job is refused, which ends a loop of
+/// peers.
 pub const HOPS_MAX: u8 = 4;
-/// Most models that one catalog may hold.
+/// Most models of a catalog: sets of backends are 32 bits.
 pub const SERVERS_MAX: usize = 32;
-/// Most tasks that one catalog may hold.
+/// Most tasks of a catalog.
 pub const TASKS_MAX: usize = 256;
 /// Largest `mcp.json` that is read, in bytes.
 pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Shortest and longest time that a request may give us.
+/// Shortest and longest time of a request until its deadline.
 pub const DEADLINE_MIN: Duration = Duration::from_millis(1);
-/// See [`DEADLINE_MIN`]. An hour covers a batch on the slowest board.
+/// See [`DEADLINE_MIN`]. One hour is enough for a batch job on the slowest board.
 pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
-/// How long after its deadline a request has had its one answer at the latest.
+/// Longest time after its deadline until a request has its one reply.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
-/// How long running work may go on after a stop was asked for.
+/// Longest time that running jobs may take after a stop of the service was requested (drain).
 pub const DRAIN_MAX: Duration = Duration::from_secs(20);
-/// How long the end of the program waits for calls to the system that can't be stopped: a last write to
-/// a pipe ends by itself, the lookup of a name may not for a long time.
+/// Longest wait at the end of the process for blocking system calls that can't be cancelled: a last
+/// write to a pipe ends by itself, a name lookup may take long.
 pub const LAST_CALLS_MAX: Duration = Duration::from_secs(1);
 
-/// How long a failed backend rests before it is tried again, first and at most.
+/// First and longest time that the circuit breaker of a failed backend is open: it doubles with each
+/// failure.
 pub const REST_MIN: Duration = Duration::from_millis(250);
 /// See [`REST_MIN`].
 pub const REST_MAX: Duration = Duration::from_secs(30);
-/// How long an engine may be silent in the middle of an answer before it counts as hung.
+/// Longest pause within an answer of an engine; after it the engine counts as hung.
 ///
-/// The slowest measured step is 64 prompt tokens on a Raspberry Pi 3 class core, about 10 s.
+/// The slowest measured step is 64 prompt tokens on a core of the Raspberry Pi 3, about 10 s.
 pub const ENGINE_SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How long a server may take from its start to stating its `ModelContext`.
+/// Longest time from the start of a server to its `ModelContext`: it includes loading the model.
 pub const ENGINE_LOAD_MAX: Duration = Duration::from_secs(180);
-/// How long a child may take to end by itself once its input is closed.
+/// Longest time in which a child process may end by itself after its input was closed.
 pub const CHILD_EXIT_MAX: Duration = Duration::from_secs(2);
 
-/// How long the way to a provider or a peer may take to open.
+/// Longest time to connect to a provider or a peer.
 pub const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How long what was sent there may stay without the acknowledgement of its TCP: then the line is given
-/// up, for the other side, or the way to it, is gone without a word.
+/// Longest time that sent data may be without TCP acknowledgement (`TCP_USER_TIMEOUT`, RFC 5482);
+/// after it the connection is closed, because the other host or the path to it is gone.
 pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
-/// How long a lookup of a name is waited for where addresses from before are known.
+/// Longest wait for a name lookup where stale addresses are known.
 ///
-/// RFC 8767 proposes 1.8 s for a resolver; a prompt's deadline may be shorter than that.
-pub const LOOKUP_PATIENCE: Duration = Duration::from_millis(500);
-/// How old such addresses may be: the lower of the two bounds that RFC 8767 proposes.
-pub const LOOKUP_KNOWN_MAX: Duration = Duration::from_secs(24 * 3600);
+/// RFC 8767 proposes 1.8 s for a resolver; the deadline of a prompt may be shorter than that.
+pub const LOOKUP_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Longest age of stale addresses: the lower of the two bounds that RFC 8767 proposes.
+pub const LOOKUP_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The longest that a provider's wish to be left alone is followed.
 pub const PROVIDER_REST_MAX: Duration = Duration::from_secs(600);
-/// Most bytes of a provider's answer that are read, its frame included.
+/// Most bytes of a provider's response that are read, with the JSON around each token.
 pub const PROVIDER_BYTES_MAX: usize = 16 * ANSWER_BYTES_MAX;
-/// Most bytes of it that are held at once: a line of an event, or an answer that comes whole.
+/// Most bytes of a provider's response that are buffered: one event of a stream, or a response that
+/// is not streamed.
 pub const PROVIDER_HELD_BYTES_MAX: usize = 2 * ANSWER_BYTES_MAX;
 
-/// Largest packet that the broker may hand us, in bytes.
+/// Largest MQTT packet that the service accepts, in bytes.
 ///
-/// A broker drops a larger one without a word [MQTT-3.1.2-25], so this is far more than
-/// [`REQUEST_BYTES_MAX`]: what lies between is answered with a refusal.
+/// A broker discards larger ones silently [MQTT-3.1.2-25], so this is far more than
+/// [`REQUEST_BYTES_MAX`]: a request of a size between the two is refused with a reply.
 pub const MQTT_PACKET_BYTES_MAX: u32 = 16 * 1024 * 1024;
 /// Messages that may stand between the line to the broker and the door.
 pub const MQTT_INBOX_MAX: usize = 128;
-/// Requests that the broker may have handed us without our acknowledgement.
+/// Requests of the broker without acknowledgement (MQTT 5 receive maximum).
 pub const MQTT_RECEIVE_MAX: u16 = 32;
-/// Our own publishes that may be without the broker's acknowledgement.
+/// Publishes of the service without the broker's acknowledgement.
 pub const MQTT_INFLIGHT_MAX: u16 = 64;
-/// Answers that wait in memory for the broker, in number and bytes.
+/// Replies that wait in memory for the broker, in number and bytes.
 pub const OUTBOX_MAX: usize = 256;
 /// See [`OUTBOX_MAX`].
 pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Answers that are kept to be given again for the same key.
+/// Replies that are kept for repeated requests with the same `id`.
 pub const REPLAY_MAX: usize = 256;
-/// Bytes of answers that are kept to be given again.
+/// Bytes of these replies.
 pub const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Wait before the first and at most before any further attempt to reach the broker.
+/// First and longest wait before a reconnection to the broker: it doubles with each failure.
 pub const RECONNECT_MIN: Duration = Duration::from_millis(200);
 /// See [`RECONNECT_MIN`].
 pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
-/// Interval at which an idle line to the broker is proven alive.
+/// MQTT keep-alive: the longest interval without a packet on the connection to the broker.
 pub const MQTT_KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// How long the broker keeps our session when we are away.
+/// MQTT session expiry: how long the broker keeps the session of a disconnected service.
 pub const MQTT_SESSION_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 
-/// Longest first part of the topics of a service that is asked over MQTT, in bytes.
+/// Longest topic prefix of a service that is called over MQTT, in bytes.
 pub const SERVICE_TOPIC_BYTES_MAX: usize = 256;
-/// Longest part of an answer over MQTT that goes in one message, in bytes: many brokers take no more
-/// than 128 or 256 KiB.
+/// Longest part of a call over MQTT in one message, in bytes: many brokers accept no more than 128 or
+/// 256 KiB.
 pub const MQTT_PART_BYTES_MAX: usize = 64 * 1024;
-/// How long a call over MQTT may wait until a worker has taken it.
+/// Longest time until a worker accepts a call over MQTT.
 pub const CALL_TAKEN_MAX: Duration = Duration::from_secs(5);
-/// Workers of one service that a caller knows of.
+/// Workers of one service that a caller keeps track of.
 pub const WORKERS_MAX: usize = 1024;
-/// Calls that a worker serves at once.
+/// Calls over MQTT that a worker serves concurrently.
 pub const CALLS_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
-/// Calls that a worker remembers, so that it serves none twice.
+/// Identifiers of served calls that a worker keeps, so that it serves none twice.
 pub const CALLS_REMEMBERED_MAX: usize = 1024;
 
-/// Most HTTP connections that are served at once.
+/// Most concurrent HTTP connections: as many as there can be queued and running jobs.
 pub const HTTP_CONNECTIONS_MAX: usize = 128;
-/// How long an HTTP client may take to send its request's head.
+/// Longest time in which an HTTP client may send the head of its request.
 pub const HTTP_HEAD_MAX: Duration = Duration::from_secs(10);
-/// How much of a body that was refused is still read before its connection is closed; without it
-/// the kernel resets the connection and the client may never see why.
+/// Most bytes of a refused body that are read before the connection is closed. Without that the
+/// kernel resets the connection, and the client may not receive the reply.
 pub const HTTP_LINGER_BYTES_MAX: usize = 16 * REQUEST_BYTES_MAX;
-/// How long that may take.
+/// Longest time for reading a refused body.
 pub const HTTP_LINGER_MAX: Duration = Duration::from_secs(2);
+
+/// Most redaction rules. Each is matched against every prompt that leaves the device.
+pub const REDACT_RULES_MAX: usize = 32;
+/// Longest name of a redaction rule, in bytes: the name is a part of each placeholder.
+pub const REDACT_NAME_BYTES_MAX: usize = 16;
+/// Longest pattern of a redaction rule, in bytes.
+pub const REDACT_PATTERN_BYTES_MAX: usize = 1024;
+/// Largest compiled pattern, in bytes: `regex`'s own default is 10 MB.
+pub const REDACT_PROGRAM_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Most samples of one calibration.
+pub const CALIBRATION_LINES_MAX: usize = 10_000;
+/// Largest file of calibration samples, in bytes.
+pub const CALIBRATION_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 const _: () = assert!(PROMPT_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(EXAMPLES_BYTES_MAX <= REQUEST_BYTES_MAX / 2);
@@ -243,15 +274,3 @@ const _: () = assert!(MQTT_RECEIVE_MAX as usize <= WAITING_JOBS_MAX);
 const _: () = assert!(MQTT_INBOX_MAX > MQTT_RECEIVE_MAX as usize);
 const _: () = assert!(MQTT_PACKET_BYTES_MAX as usize > REQUEST_BYTES_MAX);
 const _: () = assert!(TAP_CHUNKS_MAX > OUTPUT_TOKENS_MAX as usize);
-/// Most rules of what is hidden from the cloud.
-pub const REDACT_RULES_MAX: usize = 32;
-/// Longest name of such a rule, in bytes.
-pub const REDACT_NAME_BYTES_MAX: usize = 16;
-/// Longest pattern of such a rule, in bytes.
-pub const REDACT_PATTERN_BYTES_MAX: usize = 1024;
-/// Largest program that a pattern may become, in bytes.
-pub const REDACT_PROGRAM_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Most samples that a calibration takes.
-pub const CALIBRATION_LINES_MAX: usize = 10_000;
-/// Largest file of samples, in bytes.
-pub const CALIBRATION_BYTES_MAX: u64 = 32 * 1024 * 1024;

@@ -1,4 +1,4 @@
-//! Money: what tokens cost and what may be spent, exact to a millionth of a millionth of a dollar.
+//! Money: prices of tokens and spending caps, exact to 10⁻¹² US dollars.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use chrono::{DateTime, Datelike};
 use serde::{Deserialize, Serialize};
 
-/// An amount of US dollars, counted in units of 10⁻¹² dollars. Sums stop at the largest amount.
+/// An amount of US dollars in units of 10⁻¹² dollars. Sums saturate at [`Usd::MOST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Usd(u64);
@@ -15,38 +15,38 @@ pub struct Usd(u64);
 const UNITS: f64 = 1e12;
 
 impl Usd {
-    /// Nothing.
+    /// Zero.
     pub const NONE: Usd = Usd(0);
-    /// More than any call costs.
+    /// The largest amount: more than any call costs.
     pub const MOST: Usd = Usd(u64::MAX);
 
-    /// The least amount that is not below these dollars; what is no amount is nothing.
+    /// The smallest amount that is not less than these dollars; zero for a negative number or NaN.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "both saturate")]
     pub fn at_least(dollars: f64) -> Usd {
-        // the nearest unit first: 0.1 is a little more than a tenth as a binary fraction
+        // rounded to the nearest unit first: as a binary fraction 0.1 is slightly more than a tenth
         let units = dollars * UNITS;
         let near = units.round();
         Usd(if (near - units).abs() <= 1e-9 * units.abs() { near } else { units.ceil() } as u64)
     }
 
-    /// The amount in dollars, for people.
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    /// The amount in dollars, rounded to a binary fraction.
+    #[expect(clippy::cast_precision_loss, reason = "for display and statistics")]
     pub fn dollars(self) -> f64 {
         self.0 as f64 / UNITS
     }
 
-    /// Whether it is nothing.
+    /// Whether the amount is zero.
     pub fn is_none(self) -> bool {
         self.0 == 0
     }
 
-    /// Both together.
+    /// The sum.
     #[must_use]
     pub fn plus(self, other: Usd) -> Usd {
         Usd(self.0.saturating_add(other.0))
     }
 
-    /// What is left without the other, nothing at least.
+    /// The difference, zero at least.
     #[must_use]
     pub fn minus(self, other: Usd) -> Usd {
         Usd(self.0.saturating_sub(other.0))
@@ -59,52 +59,53 @@ impl fmt::Display for Usd {
     }
 }
 
-/// What tokens cost.
+/// The price of one input token and one output token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Price {
     input: Usd,
     output: Usd,
 }
 
-/// Highest price that can be meant, in US dollars a million tokens.
+/// The highest valid price, in US dollars per million tokens. A higher one is taken for a typing
+/// mistake.
 const PRICE_MAX: f64 = 10_000.0;
 
 impl Price {
-    /// A price in US dollars a million tokens; none if it can't be meant.
+    /// A price in US dollars per million tokens; none outside 0 to 10,000.
     pub fn of_million(input: f64, output: f64) -> Option<Price> {
         let token = |usd: f64| (0.0..=PRICE_MAX).contains(&usd).then(|| Usd::at_least(usd / 1e6));
         Some(Price { input: token(input)?, output: token(output)? })
     }
 
-    /// The cost of so many tokens.
+    /// The cost of a number of input and output tokens.
     pub fn of(&self, input: u32, output: u32) -> Usd {
         let times = |usd: Usd, n: u32| Usd(usd.0.saturating_mul(u64::from(n)));
         times(self.input, input).plus(times(self.output, output))
     }
 
-    /// Whether it costs nothing.
+    /// Whether all tokens are free of charge.
     pub fn is_free(&self) -> bool {
         self.input.is_none() && self.output.is_none()
     }
 }
 
-/// The spans that spending is counted for.
+/// The spans that have spending caps.
 pub const SPANS: [Span; 3] = [Span::Hour, Span::Day, Span::Month];
 
-/// A span of the calendar, in UTC.
+/// A calendar span, in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Span {
-    /// From minute 0 to 59.
+    /// A calendar hour.
     Hour,
-    /// From midnight to midnight.
+    /// A calendar day.
     Day,
-    /// From the first of a month.
+    /// A calendar month.
     Month,
 }
 
 impl Span {
-    /// The word for it.
+    /// The name in messages, status and the ledger.
     pub fn name(self) -> &'static str {
         match self {
             Span::Hour => "hour",
@@ -114,7 +115,7 @@ impl Span {
     }
 }
 
-/// An hour of the calendar.
+/// A calendar hour, in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Hour {
     /// Hours since 1970-01-01, 00:00 UTC.
@@ -124,7 +125,7 @@ pub struct Hour {
 }
 
 impl Hour {
-    /// The hour of this second since 1970 in UTC.
+    /// The hour of this number of seconds since 1970-01-01, 00:00 UTC.
     pub fn at(seconds: u64) -> Hour {
         let date = i64::try_from(seconds).ok().and_then(|s| DateTime::from_timestamp(s, 0));
         let date = date.unwrap_or(DateTime::UNIX_EPOCH);
@@ -133,7 +134,7 @@ impl Hour {
         Hour { hour, month: year * 12 + date.month0() }
     }
 
-    /// Which span of this kind it lies in.
+    /// The number of the span of this kind that contains the hour.
     pub fn number(self, span: Span) -> u32 {
         match span {
             Span::Hour => self.hour,
@@ -142,7 +143,7 @@ impl Hour {
         }
     }
 
-    /// Hours until the span ends, a day at most.
+    /// The hours until the span ends; for a month, until the day ends.
     pub fn left_of(self, span: Span) -> u32 {
         match span {
             Span::Hour => 1,
@@ -151,19 +152,19 @@ impl Hour {
     }
 }
 
-/// The most that may be spent in a span; none has no bound.
+/// The spending caps of one spender by span; none is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// In an hour.
+    /// The cap of an hour.
     pub hour: Option<Usd>,
-    /// In a day.
+    /// The cap of a day.
     pub day: Option<Usd>,
-    /// In a month.
+    /// The cap of a month.
     pub month: Option<Usd>,
 }
 
 impl Limits {
-    /// The bound of this span.
+    /// The cap of this span.
     pub fn of(&self, span: Span) -> Option<Usd> {
         match span {
             Span::Hour => self.hour,
@@ -172,7 +173,7 @@ impl Limits {
         }
     }
 
-    /// Whether there is any bound.
+    /// Whether any span has a cap.
     pub fn is_bound(&self) -> bool {
         SPANS.iter().any(|span| self.of(*span).is_some())
     }
@@ -181,11 +182,11 @@ impl Limits {
 /// All caps on spending.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Caps {
-    /// For all applications together.
+    /// The caps on all applications together.
     pub device: Limits,
-    /// For each application that has none of its own.
+    /// The caps of each application that is not in `apps`.
     pub per_app: Limits,
-    /// For these applications.
+    /// The caps of single applications by name.
     pub apps: BTreeMap<String, Limits>,
 }
 
@@ -195,7 +196,7 @@ impl Caps {
         self.apps.get(app).unwrap_or(&self.per_app)
     }
 
-    /// Whether there is any.
+    /// Whether there is any cap.
     pub fn is_bound(&self) -> bool {
         let mut all = self.apps.values().chain([&self.device, &self.per_app]);
         all.any(Limits::is_bound)
@@ -232,7 +233,7 @@ mod tests {
         check(0, 0, 1970 * 12, 24);
         check(86_399, 0, 1970 * 12, 1);
         check(86_400, 1, 1970 * 12, 24);
-        // 2024-02-29 23:59:59 and the second after
+        // 2024-02-29 23:59:59 and the next second
         check(1_709_251_199, 19_782, 2024 * 12 + 1, 1);
         check(1_709_251_200, 19_783, 2024 * 12 + 2, 24);
         assert!(Hour::at(u64::MAX).number(Span::Hour) < u32::MAX);

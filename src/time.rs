@@ -1,19 +1,19 @@
-//! A moment, as a number that is handed in: the judgement never reads a clock.
+//! Points in time as plain numbers: pure modules are given the time and never read a clock.
 
 use std::ops::Add;
 use std::time::Duration;
 
-/// Microseconds since the service started; the simulator starts at zero as well.
+/// A point in time: microseconds since the start of the service, or of a simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Time(pub u64);
 
 impl Time {
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The duration from `earlier` to this point; zero if `earlier` is later.
     pub fn since(self, earlier: Time) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
-    /// How far ahead `later` is; zero if it has passed.
+    /// The duration from this point to `later`; zero if `later` has passed.
     pub fn until(self, later: Time) -> Duration {
         later.since(self)
     }
@@ -22,7 +22,7 @@ impl Time {
 impl Add<Duration> for Time {
     type Output = Time;
 
-    fn add(self, wait: Duration) -> Time {
-        Time(self.0.saturating_add(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)))
+    fn add(self, duration: Duration) -> Time {
+        Time(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
     }
 }

@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::catalog::{Endpoint as Entry, ServerEntry};
+use crate::catalog::server::{Endpoint as Entry, ServerEntry};
 use crate::clock::now;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
 use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http, connect_stateless};
@@ -133,7 +133,7 @@ impl Supervisor {
 
     /// What tells when there is somebody to ask, so that it need not be tried.
     fn awaited(&self) -> Option<(&CallRouter, &str)> {
-        match &self.server.link {
+        match &self.server.endpoint {
             Entry::Mqtt { topic } => self.switch.as_ref().map(|switch| (switch, topic.as_str())),
             Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => None,
         }
@@ -176,7 +176,7 @@ impl Supervisor {
             // a request that fails says nothing of a line to many workers
             Reached::There(there) => {
                 let RemoteServer { remote, closed, child } = *there;
-                let model: Arc<dyn Generate> = match self.server.link {
+                let model: Arc<dyn Generate> = match self.server.endpoint {
                     Entry::Mqtt { .. } => Arc::new(remote),
                     Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => {
                         Arc::new(WatchedRemote { remote, trouble })
@@ -231,7 +231,7 @@ impl Supervisor {
     async fn locality(&self) -> Result<Reached, Fault> {
         let patience =
             Patience { silence: self.server.silence.unwrap_or(Patience::default().silence) };
-        match &self.server.link {
+        match &self.server.endpoint {
             Entry::Child { command, args, env, hidden } => {
                 let mut child = spawn(command, args, env, hidden)?;
                 let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {

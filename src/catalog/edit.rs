@@ -1,4 +1,4 @@
-//! Changes in the text of an `mcp.json` that leave every other byte as it was.
+//! Edits of the text of an `mcp.json` that preserve every other byte.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ struct PilotlightPart<'a> {
     tasks: BTreeMap<String, &'a RawValue>,
 }
 
-/// The text with these members of a task set to these values, which are JSON.
+/// Sets members of a task to these values, each a text of JSON, and returns the edited text.
 ///
 /// # Errors
-/// If the text is not JSON, or has no such task.
+/// A message if the text is not JSON, or has no such task.
 pub fn set_in_task(text: &str, task: &str, values: &[(&str, &str)]) -> Result<String, String> {
     let mut text = text.to_owned();
     for (name, value) in values {
@@ -36,12 +36,12 @@ fn set_one(text: &str, task: &str, name: &str, value: &str) -> Result<String, St
         serde_json::from_str(whole.get()).map_err(|e| e.to_string())?;
     let (from, to, put) = match members.get(name) {
         Some(old) => {
-            let from = place(text, old.get());
+            let from = offset(text, old.get());
             (from, from + old.get().len(), value.to_owned())
         }
         None => {
-            let from = place(text, whole.get()) + 1;
-            // as the first member, behind the same space as the one that was first
+            let from = offset(text, whole.get()) + 1;
+            // inserted as the first member, after the same white space as the former first one
             let inside = &whole.get()[1..];
             let space = &inside[..inside.len() - inside.trim_start().len()];
             let comma = if members.is_empty() { "" } else { "," };
@@ -51,8 +51,8 @@ fn set_one(text: &str, task: &str, name: &str, value: &str) -> Result<String, St
     Ok(format!("{}{put}{}", &text[..from], &text[to..]))
 }
 
-/// Where a part of a text begins in it.
-fn place(text: &str, part: &str) -> usize {
+/// The offset of a slice in the text that it borrows from.
+fn offset(text: &str, part: &str) -> usize {
     part.as_ptr().addr() - text.as_ptr().addr()
 }
 
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rest_stays_as_it_was() {
+    fn only_the_given_members_change() {
         let text = "{\n  \"pilotlight\": {\"tasks\": {\n    \"a\": {},\n    \"b\" : {\n      \
                     \"template\": \"x\\u0041 \u{fc}\",\n      \"threshold\":  -1.50\n    }\n  }}\n}\n";
         let values = [("strategy", "\"cascade\""), ("threshold", "-0.2")];

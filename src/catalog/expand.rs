@@ -1,18 +1,20 @@
-//! `${VAR}`, `${VAR:-default}` and `${env:VAR}` in the strings of `mcp.json`.
+//! Expansion of `${VAR}`, `${VAR:-default}` and `${env:VAR}` in the strings of `mcp.json`.
 
 use std::collections::BTreeMap;
 
-/// Variables by name.
+/// The values of variables by name.
 pub type Variables = BTreeMap<String, String>;
 
-/// Puts the variables' values into one string; `$$` is a dollar.
+/// Expands the variables in one string; `$$` is a dollar sign.
+///
+/// An empty variable counts as not set.
 ///
 /// # Errors
-/// A message that names the variable that is not set, or the brace that is not closed.
+/// A message that names the variable that is not set, or the text with an unclosed brace.
 pub fn expand(text: &str, variables: &Variables) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    // bounded: each turn takes at least one byte off `rest`
+    // bounded: each turn consumes at least one byte of `rest`
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
@@ -34,13 +36,13 @@ pub fn expand(text: &str, variables: &Variables) -> Result<String, String> {
     Ok(out)
 }
 
-/// The variables that a string names.
+/// The names of the variables in a string.
 pub(super) fn names(text: &str) -> impl Iterator<Item = &str> {
     let inside = text.split("${").skip(1).filter_map(|rest| rest.split_once('}'));
     inside.map(|(inside, _)| split(inside).0)
 }
 
-/// The name of a variable and what stands for it if it is not set.
+/// The name of a variable and its default.
 fn split(inside: &str) -> (&str, Option<&str>) {
     let (name, default) = match inside.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
@@ -76,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_defaults_and_mistakes() {
+    fn variables_and_defaults_are_expanded() {
         check("plain", Ok("plain"));
         check("${A}", Ok("1"));
         check("x${A}y${A}", Ok("x1y1"));

@@ -1,12 +1,22 @@
-//! Which models and tasks there are.
+//! The catalog: models, tasks and policy as `mcp.json` states them, and the reader of that file.
+//!
+//! The types of the catalog and the code that reads the file are apart: `catalog`, `server`,
+//! `provider`, `task` and `rule` hold the types, `read` and the `read_*` files hold the mirrors of
+//! the file's format and the checks. A mirror is never seen outside this module.
 
-mod budget;
 pub mod catalog;
 pub mod edit;
 pub mod expand;
+pub mod mistake;
 pub mod provider;
-mod redact;
+pub mod read;
+mod read_budget;
+mod read_policy;
+mod read_provider;
+mod read_server;
+mod read_task;
 pub mod rule;
-pub mod secrets;
-mod server;
+pub mod secret;
+pub mod server;
+mod shape;
 pub mod task;

@@ -1,7 +1,8 @@
-//! Rules of a task: comparisons that answer without a model, because a tiny one can't compare.
+//! Rules of a task: numeric and text comparisons that answer without a model, because a tiny model
+//! can't compare numbers.
 //!
-//! `reading > 90`, `unit == "C" and reading >= 35.5`: names of input values on the left, a number
-//! or a text in quotes on the right, joined by `and`.
+//! The grammar is `NAME OPERATOR VALUE`, joined by `and`: `unit == "C" and reading >= 35.5`. The name
+//! is that of an input value; the value is a number or a string in quotes.
 
 use std::fmt;
 
@@ -12,17 +13,17 @@ use serde_json::{Map, Value};
 use crate::request::name::is_name;
 use crate::request::refusal::{Code, Refusal};
 
-/// When which label is the answer.
+/// One rule: a condition and the label that answers if it holds.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskRule {
-    /// All of it must hold.
+    /// The condition.
     pub when: When,
-    /// The answer then.
+    /// The label.
     pub label: String,
 }
 
-/// Comparisons that must all hold.
+/// A condition: comparisons that must all hold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct When(Vec<Comparison>);
 
@@ -48,7 +49,7 @@ enum Operator {
     Greater,
 }
 
-/// The two-letter ones first: `<` is the beginning of `<=`.
+/// Operators of two characters come first, because `<` is a prefix of `<=`.
 const OPERATORS: [(&str, Operator); 6] = [
     ("<=", Operator::AtMost),
     (">=", Operator::AtLeast),
@@ -59,7 +60,7 @@ const OPERATORS: [(&str, Operator); 6] = [
 ];
 
 impl Operator {
-    #[expect(clippy::float_cmp, reason = "whoever writes == means it")]
+    #[expect(clippy::float_cmp, reason = "the rule states exact equality")]
     fn holds(self, left: f64, right: f64) -> bool {
         match self {
             Operator::Less => left < right,
@@ -73,23 +74,23 @@ impl Operator {
 }
 
 impl When {
-    /// Reads the comparisons.
+    /// Parses a condition.
     ///
     /// # Errors
-    /// What can't be understood, and what can be written.
+    /// A message with the part that can't be parsed and the grammar.
     pub fn parse(text: &str) -> Result<When, String> {
         parts(text).map(Comparison::parse).collect::<Result<_, _>>().map(When)
     }
 
-    /// The names of the values that it compares.
+    /// The names of the compared input values.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|comparison| comparison.name.as_str())
     }
 
-    /// Whether it holds for this input. What is not in the input fulfils nothing.
+    /// Whether the condition holds for this input. A comparison of a missing value does not hold.
     ///
     /// # Errors
-    /// A refusal that names a value that can't be compared with a number.
+    /// A refusal that names a value that is compared with a number and is none.
     pub fn holds(&self, input: &Map<String, Value>) -> Result<bool, Refusal> {
         for comparison in &self.0 {
             let Some(value) = input.get(&comparison.name) else {
@@ -103,7 +104,7 @@ impl When {
     }
 }
 
-/// The comparisons; an `and` inside quotes joins nothing.
+/// Splits the comparisons at ` and ` outside of quotes.
 fn parts(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_hold_at_their_edges() {
+    fn operators_are_exact_at_the_bound() {
         for (sign, below, at, above) in [
             ("<", true, false, false),
             ("<=", true, true, false),
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn all_parts_must_hold_and_what_is_missing_holds_nothing() {
+    fn all_comparisons_must_hold_and_missing_values_fail() {
         let when = "unit == \"C and F\" and reading >= 35";
         assert_eq!(holds(when, &json!({"unit": "C and F", "reading": 35})), Ok(true));
         assert_eq!(holds(when, &json!({"unit": "C", "reading": 35})), Ok(false));
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_understood_is_shown_with_what_can() {
+    fn parse_errors_show_the_text_and_the_grammar() {
         for wrong in [
             "",
             "reading",

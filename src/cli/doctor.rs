@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{DONE, NOT_READY};
-use crate::catalog::catalog::Endpoint;
+use crate::catalog::server::Endpoint;
 use crate::config;
 use crate::config::Config;
 use crate::device::{Sensors, memory};
@@ -134,7 +134,7 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
             DoctorFinding { what: "model", good: false, detail }
         }
     };
-    config.catalog.servers.iter().filter_map(|s| file_of(&s.link)).map(checked).collect()
+    config.catalog.servers.iter().filter_map(|s| file_of(&s.endpoint)).map(checked).collect()
 }
 
 async fn broker(config: &Config) -> DoctorFinding {

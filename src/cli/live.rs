@@ -77,7 +77,7 @@ fn with_remote(config: Config) -> Catalog {
     let mut catalog = config.catalog.clone();
     if catalog.servers.iter().all(|server| server.locality == Locality::Device) {
         let scripted = dry(config).catalog.servers.into_iter();
-        catalog.servers.extend(scripted.map(|server| crate::catalog::catalog::ServerEntry {
+        catalog.servers.extend(scripted.map(|server| crate::catalog::server::ServerEntry {
             name: REMOTE.to_owned(),
             locality: Locality::Cloud,
             ..server

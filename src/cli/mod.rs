@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::start::main;
-use crate::catalog::catalog::{Endpoint, Mistake, ServerEntry};
+use crate::catalog::mistake::{Endpoint, Mistake, ServerEntry};
 use crate::config;
 use crate::config::Config;
 use crate::daemon;

@@ -1,4 +1,4 @@
-//! What a board's firmware says of its power and clock: Raspberry Pi and Jetson.
+//! Firmware flags of supply voltage and clock: Raspberry Pi and Jetson.
 
 use std::path::Path;
 
@@ -6,19 +6,19 @@ use super::SensorFinding;
 use super::files::{folders, monitor, number, text};
 use crate::pressure::BoardReading;
 
-/// Hexadecimal, without 0x. Bits 0 to 3: under-voltage, clock capped, throttled, soft temperature
-/// limit; bits 16 to 19 the same since the file was read last.
+/// The flags of a Raspberry Pi as a hexadecimal number without `0x`. Bits 0 to 3: under-voltage,
+/// clock capped, throttled, soft temperature limit; bits 16 to 19: the same since the last read.
 const PI: &str = "sys/devices/platform/soc/soc:firmware/get_throttled";
 
-/// What has to be remembered from one reading to the next.
+/// The state from one sample to the next.
 #[derive(Debug, Default)]
 pub(super) struct Firmware {
-    /// Times that a Jetson's supply gave too much current.
+    /// The count of a Jetson's over-current events.
     over_current: Option<f64>,
 }
 
 impl Firmware {
-    /// None if the board says nothing of the kind.
+    /// The flags of all sources together; none if the board has no such source.
     pub(super) fn read(&mut self, root: &Path) -> Option<BoardReading> {
         let all = [raspberry(root), low_voltage(root), self.jetson(root), cooling(root)];
         all.into_iter().flatten().reduce(|a, b| BoardReading {
@@ -29,7 +29,7 @@ impl Firmware {
         })
     }
 
-    /// A Jetson counts over-current events; what matters is that there were more.
+    /// A Jetson counts over-current events: an increase means under-voltage.
     fn jetson(&mut self, root: &Path) -> Option<BoardReading> {
         let folder = monitor(root, "soctherm_oc")?;
         let counts = (1..=8).filter_map(|n| number(&folder.join(format!("oc{n}_event_cnt"))));
@@ -41,8 +41,8 @@ impl Firmware {
 }
 
 fn raspberry(root: &Path) -> Option<BoardReading> {
-    let word = text(&root.join(PI))?;
-    let bits = u32::from_str_radix(word.trim_start_matches("0x"), 16).ok()?;
+    let flags = text(&root.join(PI))?;
+    let bits = u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok()?;
     let is_set = |bit: u32| (bits | bits >> 16) >> bit & 1 == 1;
     Some(BoardReading {
         under_voltage: is_set(0),
@@ -57,7 +57,7 @@ fn low_voltage(root: &Path) -> Option<BoardReading> {
     Some(BoardReading { under_voltage: alarm > 0.0, ..BoardReading::default() })
 }
 
-/// A processor's clock that the kernel holds down to cool it.
+/// The cooling devices that lower a processor's clock: above state 0 the clock is capped.
 fn cooling(root: &Path) -> Option<BoardReading> {
     let devices = folders(&root.join("sys/class/thermal"), "cooling_device");
     let states = devices.iter().filter_map(|path| {

@@ -1,7 +1,8 @@
-//! How much memory a program may still take here, and whether programs wait for it.
+//! Memory: what a process can still allocate, and memory pressure (PSI).
 //!
-//! `/proc/meminfo`, `/proc/pressure/memory` and `/proc/vmstat` as proc(5) has them; the limits of
-//! our own control group as the kernel's Documentation/admin-guide/cgroup-v2.rst has them.
+//! The formats of `/proc/meminfo`, `/proc/pressure/memory` and `/proc/vmstat` are those of proc(5);
+//! the limits of the own control group those of Documentation/admin-guide/cgroup-v2.rst of the Linux
+//! kernel.
 
 use std::path::Path;
 
@@ -11,12 +12,12 @@ use super::SensorFinding;
 use super::files::text;
 use crate::pressure::Amount;
 
-/// Major page faults a sample from which on a kernel without pressure stall information is taken
-/// to be short of memory, and what that counts as, in percent.
+/// The major page faults per sample from which on memory is short on a kernel without PSI, and the
+/// memory pressure that they count as, in percent.
 const FAULTS_MANY: f64 = 200.0;
 const FAULTS_STALL: f64 = 20.0;
 
-/// The machine's memory, or our own control group's if that is less; none if it can't be read.
+/// The memory of the machine, or of the own control group if that is less; none if it can't be read.
 pub fn read() -> Option<Amount> {
     let mut system = System::new().ok()?;
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
@@ -37,7 +38,7 @@ fn least(a: Amount, b: Amount) -> Amount {
     Amount { total: a.total.min(b.total), available: a.available.min(b.available) }
 }
 
-/// The same below a root folder.
+/// The same from the files below a root folder.
 pub(super) fn below(root: &Path) -> Option<Amount> {
     let info = text(&root.join("proc/meminfo"))?;
     let machine = Amount {
@@ -50,7 +51,8 @@ pub(super) fn below(root: &Path) -> Option<Amount> {
     Some(group(root).map_or(machine, |group| least(machine, group)))
 }
 
-/// Our own control group, if it has a limit. What it holds of files can be had back.
+/// The memory of the own control group, if it has a limit. Inactive file cache counts as available:
+/// the kernel reclaims it.
 fn group(root: &Path) -> Option<Amount> {
     let own = text(&root.join("proc/self/cgroup"))?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -72,14 +74,15 @@ fn value(text: &str, name: &str) -> Option<u64> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// Whether programs wait for memory.
+/// The state of the memory pressure from one sample to the next.
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
     faults: Option<u64>,
 }
 
 impl Stalls {
-    /// Share of the last ten seconds in which some task waited for memory, in percent.
+    /// Memory pressure: the share of the last ten seconds in which some task was stalled on memory,
+    /// in percent.
     pub(super) fn read(&mut self, root: &Path) -> Option<f64> {
         if let Some(share) = pressure(root) {
             return Some(share);

@@ -1,4 +1,4 @@
-//! What this board has and how it is doing: reads every sensor once a second.
+//! The sensors of the device: one sample per second, and the device pressure that results from it.
 
 mod board;
 mod files;
@@ -22,17 +22,17 @@ use crate::pressure::level::{DevicePressure, PressureStage};
 use crate::pressure::{Amount, Bounds, Gauge, SensorSample};
 use crate::time::Time;
 
-/// How the device is at a moment.
+/// One sample of the sensors with the resulting device pressure.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SensorReading {
-    /// What the sensors say.
+    /// The sample.
     pub sample: SensorSample,
-    /// What that means.
+    /// The device pressure.
     pub device_pressure: DevicePressure,
 }
 
 impl SensorReading {
-    /// The same for whoever watches, as JSON.
+    /// The reading as JSON, for status and the health topic.
     pub fn told(&self) -> Value {
         let SensorReading { sample, device_pressure } = self;
         let hottest = sample.zones.iter().filter_map(|zone| zone.celsius).reduce(f64::max);
@@ -54,31 +54,31 @@ impl SensorReading {
     }
 }
 
-/// One thing that was looked for.
+/// The result of looking for one sensor, for `pilotlight doctor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SensorFinding {
-    /// What it tells.
+    /// What the sensor measures.
     pub what: &'static str,
-    /// Where it is read, or what is missing and what to do.
+    /// Its source, or what is missing and how to provide it.
     pub said: String,
-    /// Whether it is there.
+    /// Whether the sensor was found.
     pub found: bool,
 }
 
-/// Everything that can be read below a root folder.
+/// All sensors below a root folder.
 #[derive(Debug)]
 pub struct Sensors {
     root: PathBuf,
-    /// Where the service writes: its disk counts.
+    /// A folder on the disk that is measured: the one that the service writes to.
     writes_to: PathBuf,
     firmware: Firmware,
     stalls: Stalls,
-    /// Counts the processors' time; only of this machine.
+    /// The processors' time; only for the root folder `/`.
     processors: Option<System>,
 }
 
 impl Sensors {
-    /// The sensors below this folder, `/` on a real board; `writes_to` names the disk that counts.
+    /// The sensors below this folder, `/` on a board; `writes_to` is a folder on the measured disk.
     pub fn new(root: &Path, writes_to: &Path) -> Sensors {
         Sensors {
             root: root.to_owned(),
@@ -89,7 +89,7 @@ impl Sensors {
         }
     }
 
-    /// Reads all of them. What can't be read is absent, never a guess.
+    /// Reads all sensors. A value that can't be read is absent and never estimated.
     pub fn read(&mut self, rate: Option<f64>) -> SensorSample {
         SensorSample {
             zones: thermal::zones(&self.root),
@@ -102,7 +102,7 @@ impl Sensors {
         }
     }
 
-    /// Share of all processors' time that any program had since the last reading.
+    /// The used share of all processors' time since the last sample, 0 to 1.
     fn busy(&mut self) -> Option<f64> {
         let system = self.processors.as_mut()?;
         let is_first = system.cpus().is_empty();
@@ -111,7 +111,7 @@ impl Sensors {
         (!is_first && (0.0..=1.0).contains(&share)).then_some(share)
     }
 
-    /// What is there and what is not, for people.
+    /// The sensors that were found and those that are missing.
     pub fn findings(&self) -> Vec<SensorFinding> {
         let mut all = thermal::findings(&self.root);
         all.push(board::finding(&self.root));
@@ -144,7 +144,7 @@ fn processors(root: &Path) -> SensorFinding {
     }
 }
 
-/// The kernel's rule for the processor's clock, if it has one.
+/// The frequency governor of the first processor, if there is one.
 pub fn governor(root: &Path) -> Option<String> {
     files::text(&root.join("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
 }
@@ -156,8 +156,8 @@ fn disk(path: &Path) -> Option<Amount> {
     Some(Amount { total: bytes(stat.blocks()), available: bytes(stat.blocks_available()) })
 }
 
-/// Where processors are built to run hot, a zone without a passive trip point says little at 80
-/// degrees.
+/// The default thresholds on this architecture. On `x86_64` a zone without a passive trip point is
+/// within its normal range at 80 °C, so that the range lies higher.
 pub fn bounds() -> Bounds {
     let mut bounds = Bounds::default();
     if cfg!(target_arch = "x86_64") {
@@ -166,8 +166,8 @@ pub fn bounds() -> Bounds {
     bounds
 }
 
-/// Watches the device until `stop`, and tells how it is; `rate` is an engine's rate against what is
-/// usual for it.
+/// Samples the sensors until `stop`, and publishes every reading and each significant change of the
+/// device pressure; `rate` is an engine's token rate divided by its usual rate.
 pub async fn watch(
     sensors: Sensors,
     bounds: Bounds,
@@ -179,20 +179,20 @@ pub async fn watch(
     let started = now();
     let mut gauge = Gauge::new(bounds);
     let trigger = Trigger::new(&sensors.root);
-    tracing::debug!(trigger = trigger.is_there(), "the kernel tells when memory runs short");
+    tracing::debug!(trigger = trigger.is_there(), "the kernel notifies of memory pressure");
     let mut sensors = Some(sensors);
     let mut stage = PressureStage::Calm;
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reading = None;
-    // ends with the service
+    // ends when `stop` is cancelled
     loop {
         let fired = tokio::select! {
             _ = ticks.tick() => false,
             () = trigger.fired() => true,
             () = stop.cancelled() => return,
         };
-        // a sensor behind a slow bus must not hold the runtime; one that hangs falls silent
+        // a sensor on a slow bus must not block the runtime; one that hangs yields empty samples
         if let Some(mut free) = sensors.take() {
             let rate = *rate.borrow();
             reading = Some(tokio::task::spawn_blocking(move || {
@@ -215,7 +215,7 @@ pub async fn watch(
             None => SensorSample::default(),
         };
         if fired {
-            // the average of ten seconds does not show it yet
+            // the average over ten seconds lags behind the notification
             sample.stall = Some(sample.stall.unwrap_or(0.0).max(FIRED_STALL));
         }
         let device_pressure = gauge.on(&sample, Time::default() + started.elapsed());
@@ -227,11 +227,11 @@ pub async fn watch(
                 cause,
                 heat = device_pressure.heat,
                 memory = device_pressure.memory,
-                "the device"
+                "device pressure changed"
             );
         }
         pressures.send_if_modified(|before| {
-            let changed = is_news(before, &device_pressure);
+            let changed = is_significant(before, &device_pressure);
             if changed {
                 *before = device_pressure;
             }
@@ -241,9 +241,8 @@ pub async fn watch(
     }
 }
 
-/// Whether the judge would decide otherwise: small changes of figures that it only shows are not
-/// worth waking it.
-fn is_news(before: &DevicePressure, after: &DevicePressure) -> bool {
+/// Whether the scheduler might decide differently. Changes below 0.01 of a figure do not wake it.
+fn is_significant(before: &DevicePressure, after: &DevicePressure) -> bool {
     let far = |a: f32, b: f32| (a - b).abs() >= 0.01;
     before.stage != after.stage
         || before.cause != after.cause

@@ -1,10 +1,10 @@
-//! Boards as their kernels show them, and what becomes of readings that can't be.
+//! Fixtures of real boards, and readings that are invalid or missing.
 
 use std::fs;
 
 use super::*;
 
-/// A board's files, written out below a folder.
+/// A folder with the procfs and sysfs files of a board.
 fn board(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/boards");
@@ -31,17 +31,18 @@ fn temperatures(sample: &SensorSample) -> Vec<(&str, Option<f64>)> {
 }
 
 #[test]
-fn a_pi_4_is_understood() {
+fn the_sensors_of_a_pi_4_are_read() {
     let root = board("pi4");
     let mut sensors = sensors(root.path());
     let sample = sensors.read(None);
     assert_eq!(temperatures(&sample), [("cpu-thermal", Some(58.426))]);
     assert_eq!((sample.zones[0].critical, sample.zones[0].passive), (Some(110.0), None));
-    // it was under-volted and throttled since the last poll
-    let said = sample.board.unwrap();
-    assert!(said.under_voltage && said.throttled && !said.capped && !said.soft_limit, "{said:?}");
+    // under-voltage and throttling happened since the last read
+    let board = sample.board.unwrap();
+    assert!(board.under_voltage && board.throttled, "{board:?}");
+    assert!(!board.capped && !board.soft_limit, "{board:?}");
     assert_eq!(sample.memory.unwrap().available, 2_801_664 * 1024);
-    // no pressure stalls on this kernel: faults are counted, from the second reading on
+    // this kernel has no PSI: page faults are counted from the second sample on
     assert_eq!(sample.stall, None);
     write(root.path(), "proc/vmstat", "pgmajfault 4300\n");
     assert_eq!(sensors.read(None).stall, Some(0.0));
@@ -53,20 +54,20 @@ fn a_pi_4_is_understood() {
 }
 
 #[test]
-fn a_pi_5_is_understood() {
+fn the_sensors_of_a_pi_5_are_read() {
     let root = board("pi5");
     let sample = sensors(root.path()).read(None);
     assert_eq!(temperatures(&sample), [("cpu-thermal", Some(66.15))]);
-    // a fan that turns is no clock that is held down
+    // a running fan is no capped clock
     assert_eq!(sample.board, Some(crate::pressure::BoardReading::default()));
-    // 512 MiB for us, 384 of them taken, 128 of these by files that can go
+    // a control group of 512 MiB, of which 384 are used, of these 128 by inactive file cache
     let memory = sample.memory.unwrap();
     assert_eq!((memory.total >> 20, memory.available >> 20), (512, 256));
     assert_eq!(sample.stall, Some(0.0));
 }
 
 #[test]
-fn an_orin_nano_is_understood() {
+fn the_sensors_of_an_orin_nano_are_read() {
     let root = board("orin-nano");
     let mut sensors = sensors(root.path());
     let sample = sensors.read(None);
@@ -75,11 +76,11 @@ fn an_orin_nano_is_understood() {
     assert!(gated.clone().count() == 3 && gated.clone().all(|zone| zone.kind.starts_with("cv")));
     let tj = sample.zones.last().unwrap();
     assert_eq!((tj.passive, tj.hot, tj.critical), (Some(95.0), Some(99.0), Some(104.5)));
-    // one that is turned off says nothing, whatever still stands in its file
+    // a disabled zone has no temperature, though its file still holds one
     write(root.path(), "sys/class/thermal/thermal_zone0/mode", "disabled");
     write(root.path(), "sys/class/thermal/thermal_zone0/temp", "0");
     assert_eq!(sensors.read(None).zones[0].celsius, None);
-    // events that were there before are no news
+    // only an increase of the event count matters
     assert!(!sample.board.unwrap().under_voltage);
     write(root.path(), "sys/class/hwmon/hwmon1/oc1_event_cnt", "1");
     assert!(sensors.read(None).board.unwrap().under_voltage);
@@ -89,7 +90,7 @@ fn an_orin_nano_is_understood() {
 }
 
 #[test]
-fn a_virtual_machine_has_no_heat_to_tell() {
+fn a_virtual_machine_has_no_thermal_zones() {
     let root = board("vm");
     let sensors = &mut sensors(root.path());
     let sample = sensors.read(Some(0.9));
@@ -99,7 +100,7 @@ fn a_virtual_machine_has_no_heat_to_tell() {
 }
 
 #[test]
-fn what_can_not_be_read_is_absent() {
+fn unreadable_values_are_absent() {
     let root = board("pi5");
     let mut sensors = sensors(root.path());
     let zone = "sys/class/thermal/thermal_zone0/temp";
@@ -107,7 +108,7 @@ fn what_can_not_be_read_is_absent() {
         write(root.path(), zone, nonsense);
         assert_eq!(sensors.read(None).zones[0].celsius, None, "{nonsense:?}");
     }
-    // the gauge knows that no board is at absolute zero
+    // the gauge ignores temperatures that no board can have
     write(root.path(), zone, "-274000");
     let sample = sensors.read(None);
     assert_eq!(Gauge::default().on(&sample, Time(0)).stage, PressureStage::Calm);
@@ -135,7 +136,7 @@ fn this_machine_can_be_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_board_that_warms_slows_down() {
+async fn a_warming_board_lowers_its_duty_cycle() {
     let root = board("pi5");
     let (readings, mut reading) = watch::channel(SensorReading::default());
     let (pressures, mut device_pressure) = watch::channel(DevicePressure::default());
@@ -163,28 +164,28 @@ async fn a_board_that_warms_slows_down() {
 }
 
 #[tokio::test]
-async fn the_kernel_is_asked_to_tell_when_memory_runs_short() {
-    // a file below a root of one's own is not the kernel's
+async fn a_psi_trigger_is_registered_only_with_the_kernel() {
+    // a regular file below another root folder is no PSI file
     let root = board("vm");
     write(root.path(), "proc/pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n");
     assert!(!Trigger::new(root.path()).is_there());
     let text = fs::read_to_string(root.path().join("proc/pressure/memory")).unwrap();
-    assert!(text.starts_with("some avg10"), "it was written over: {text:?}");
+    assert!(text.starts_with("some avg10"), "the file was overwritten: {text:?}");
     let has_triggers = fs::OpenOptions::new().write(true).open("/proc/pressure/memory").is_ok();
     let trigger = Trigger::new(Path::new("/"));
     assert_eq!(trigger.is_there(), has_triggers);
-    // nothing waits for memory here, most of the time: it does not tell for nothing
+    // without memory pressure the trigger does not fire
     let soon = std::time::Duration::from_millis(200);
     assert!(tokio::time::timeout(soon, trigger.fired()).await.is_err() || has_triggers);
 }
 
 #[test]
-fn the_processors_of_this_machine_are_counted() {
-    let mut here = Sensors::new(Path::new("/"), Path::new("."));
-    assert_eq!(here.read(None).busy, None, "one reading tells nothing");
+fn the_processor_usage_of_this_machine_is_measured() {
+    let mut own = Sensors::new(Path::new("/"), Path::new("."));
+    assert_eq!(own.read(None).busy, None, "one sample has no usage");
     let _ = (0..400_000_000_u64).fold(0_u64, |sum, n| std::hint::black_box(sum ^ n));
-    let busy = here.read(None).busy.unwrap();
+    let busy = own.read(None).busy.unwrap();
     assert!(busy > 0.05 && busy <= 1.0, "{busy}");
-    let elsewhere = board("vm");
-    assert_eq!(sensors(elsewhere.path()).read(None).busy, None);
+    let other = board("vm");
+    assert_eq!(sensors(other.path()).read(None).busy, None);
 }

@@ -1,7 +1,7 @@
-//! Thermal zones with their trip points, as the kernel shows them.
+//! Thermal zones with their trip points.
 //!
-//! The layout is that of Documentation/ABI/testing/sysfs-class-thermal of the Linux kernel;
-//! temperatures are thousandths of a degree Celsius.
+//! The format is that of Documentation/ABI/testing/sysfs-class-thermal of the Linux kernel;
+//! temperatures are in thousandths of a degree Celsius.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use super::files::{folders, number, text};
 use crate::limits::ZONES_MAX;
 use crate::pressure::Zone;
 
-/// Trip points of a zone that are looked at.
+/// The most trip points of a zone that are read.
 const TRIPS_MAX: usize = 16;
 
-/// Every zone that is there. One that is turned off or can't be read has no temperature.
+/// All zones. A zone that is disabled or can't be read has no temperature.
 pub(super) fn zones(root: &Path) -> Vec<Zone> {
     let found = folders(&root.join("sys/class/thermal"), "thermal_zone");
     found.iter().take(ZONES_MAX).map(|path| zone(path)).collect()
@@ -31,7 +31,7 @@ fn zone(path: &Path) -> Zone {
     for n in 0..TRIPS_MAX {
         let Some(kind) = text(&path.join(format!("trip_point_{n}_type"))) else { break };
         let celsius = number(&path.join(format!("trip_point_{n}_temp"))).map(|m| m / 1e3);
-        // zero and less is how a driver says that it has none
+        // drivers state 0 or less for a trip point that is not set
         let Some(celsius) = celsius.filter(|c| *c > 0.0) else { continue };
         let place = match kind.as_str() {
             "passive" => &mut zone.passive,

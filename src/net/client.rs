@@ -1,4 +1,4 @@
-//! HTTP clients for models elsewhere: bounds, no redirects, and nothing for this machine by a proxy.
+//! HTTP clients for remote models: timeouts, no redirects, and no proxy for loopback.
 
 use std::net::IpAddr;
 
@@ -7,10 +7,10 @@ use reqwest::{ClientBuilder, Url, redirect};
 use super::lookup::Lookup;
 use crate::limits::{CONNECT_MAX, UNACKNOWLEDGED_MAX};
 
-/// A client that asks the host of this URL alone.
+/// The builder of a client for the host of this URL.
 ///
-/// The proxies of the environment are followed, but not to this machine: what is sent there is not
-/// encrypted, and meant for nobody else.
+/// Redirects are not followed: they would leak the key to another host. The proxies of the
+/// environment are used except for loopback, where requests are not encrypted.
 pub fn builder(url: &Url) -> ClientBuilder {
     let builder = reqwest::Client::builder()
         .redirect(redirect::Policy::none())
@@ -21,7 +21,8 @@ pub fn builder(url: &Url) -> ClientBuilder {
     if url.host_str().is_some_and(is_loopback) { builder.no_proxy() } else { builder }
 }
 
-/// Whether the host of a URL, or of a `Host` header without its port, is this machine.
+/// Whether the host of a URL, or of a `Host` header without its port, is a loopback address or
+/// `localhost`.
 pub fn is_loopback(host: &str) -> bool {
     let address: Result<IpAddr, _> = host.trim_matches(['[', ']']).parse();
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback())

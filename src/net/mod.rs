@@ -1,4 +1,4 @@
-//! Connections to other hosts: HTTP clients, name lookup, TLS.
+//! Connections to other hosts: HTTP clients, name lookup and TLS.
 
 pub mod client;
 mod lookup;

@@ -1,4 +1,4 @@
-//! Encrypted lines: certificates and keys from files into one client configuration.
+//! TLS clients: certificates and keys from files into one client configuration.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,27 +9,27 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The files of one TLS client.
+/// The PEM files of one TLS client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificates that the server's may be signed by; the system's if none.
+    /// Certificate authorities that the server is verified by; the system's if none.
     pub ca: Option<String>,
-    /// Our certificate chain, for mutual TLS.
+    /// The client certificate chain, for mutual TLS.
     pub cert: Option<String>,
-    /// Our private key.
+    /// The client's private key.
     pub key: Option<String>,
 }
 
-/// Makes ring the one source of cryptography of this process. Safe to call again.
+/// Installs ring as the cryptography provider of the process. Further calls have no effect.
 pub fn install_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// A client that trusts `ca`, or the system's authorities, and shows our certificate if there is
-/// one.
+/// The configuration of a client that trusts `ca`, or the system's authorities, and presents the
+/// client certificate if there is one.
 ///
 /// # Errors
-/// Names the file that is missing or can't be used.
+/// A message with the file that is missing or can't be used.
 pub fn client(files: &TlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
     install_provider();
     let builder = ClientConfig::builder();

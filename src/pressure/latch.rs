@@ -1,50 +1,50 @@
-//! A guard that closes at once and opens only after it has been well for a while.
+//! A latch: hysteresis in time, by which a stage is entered at once and left after a delay.
 
 use std::time::Duration;
 
 use super::level::PressureStage;
 use crate::time::Time;
 
-/// How long it must have been well before it opens.
-const OPENS_AFTER: Duration = Duration::from_secs(30);
+/// How long a lesser stage must have been enough before the latch changes to it.
+const LEAVES_AFTER: Duration = Duration::from_secs(30);
 
-/// What a reading calls for.
+/// The stages that one reading requires.
 #[derive(Debug, Clone, Copy)]
 pub struct Levels {
-    /// To get in.
+    /// The stage that is entered at once.
     pub enter: PressureStage,
-    /// To stay: never less than `enter`.
+    /// The stage that is kept if it holds already; at least `enter`.
     pub stay: PressureStage,
 }
 
-/// The guard.
+/// A latched stage.
 #[derive(Debug, Default)]
 pub struct Latch {
     stage: PressureStage,
-    /// Since when a lesser stage would do, and the highest that was called for since.
-    well: Option<(Time, PressureStage)>,
+    /// Since when a lesser stage is enough, and the highest that was required since.
+    eased: Option<(Time, PressureStage)>,
 }
 
 impl Latch {
-    /// Takes a reading in and says which stage holds.
+    /// Takes a reading and returns the stage that holds.
     pub fn on(&mut self, levels: Levels, now: Time) -> PressureStage {
         if levels.enter >= self.stage {
-            (self.stage, self.well) = (levels.enter, None);
+            (self.stage, self.eased) = (levels.enter, None);
             return self.stage;
         }
-        let called = levels.stay.max(levels.enter);
-        if called >= self.stage {
-            self.well = None;
+        let required = levels.stay.max(levels.enter);
+        if required >= self.stage {
+            self.eased = None;
             return self.stage;
         }
-        let (since, highest) = match self.well {
-            // a clock that went back starts the wait anew
-            Some((since, highest)) if since <= now => (since, highest.max(called)),
-            Some(_) | None => (now, called),
+        let (since, highest) = match self.eased {
+            // a clock that went back restarts the delay
+            Some((since, highest)) if since <= now => (since, highest.max(required)),
+            Some(_) | None => (now, required),
         };
-        self.well = Some((since, highest));
-        if now.since(since) >= OPENS_AFTER {
-            (self.stage, self.well) = (highest, None);
+        self.eased = Some((since, highest));
+        if now.since(since) >= LEAVES_AFTER {
+            (self.stage, self.eased) = (highest, None);
         }
         self.stage
     }

@@ -1,58 +1,58 @@
-//! How hard pressed the device is: one word for the judge, made of what the sensors say.
+//! Device pressure as the scheduler sees it: headroom, duty cycle, stage and cause.
 
 use serde::{Deserialize, Serialize};
 
-/// What the device can bear at this moment.
+/// The pressure on the device at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DevicePressure {
-    /// How near it is to its heat limit: 0 is cool, 1 is at the limit.
+    /// The used share of the thermal headroom: 0 is cool, 1 is at the limit.
     pub heat: f32,
-    /// How near it is to its memory limit: 0 is plenty, 1 is none left.
+    /// The used share of the memory headroom: 0 to 1.
     pub memory: f32,
-    /// How near its disk is to its limit: 0 is plenty, 1 is none left.
+    /// The used share of the disk headroom: 0 to 1.
     pub disk: f32,
-    /// Share of the time that the engines here may compute, 0 ..= 1.
+    /// The duty cycle: the share of the time that the engines on the device compute, 0 to 1.
     pub duty: f32,
-    /// What must be given up.
+    /// The stage of load shedding.
     pub stage: PressureStage,
-    /// What presses most.
+    /// The resource that determines the stage.
     pub cause: PressureCause,
 }
 
-/// What is given up under pressure; each stage includes those before it.
+/// Stages of load shedding; each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PressureStage {
-    /// Nothing.
+    /// No restriction.
     #[default]
     Calm,
-    /// Speed: engines pause between tokens.
+    /// Engines pause between tokens, by the duty cycle.
     Paced,
-    /// Batch jobs do not start here.
+    /// Batch jobs do not start on the device.
     Shed,
-    /// Nothing starts here that another may answer.
+    /// A job starts on the device only if no other backend may answer it.
     Closed,
-    /// Engines that have nothing to do are ended, to give their memory back.
+    /// Idle engines are ended to free their memory.
     Unload,
 }
 
-/// What presses.
+/// The resource that determines the stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PressureCause {
-    /// Only the jobs themselves.
+    /// None: only the jobs load the device.
     #[default]
     Load,
-    /// The chip is hot or its power fails.
+    /// The temperature, or the supply voltage.
     Heat,
-    /// Memory runs short.
+    /// The available memory.
     Memory,
-    /// The disk runs full.
+    /// The free disk space.
     Disk,
 }
 
 impl PressureStage {
-    /// The word for it in status and metrics.
+    /// The name in status and metrics.
     pub fn name(self) -> &'static str {
         match self {
             PressureStage::Calm => "calm",
@@ -65,7 +65,7 @@ impl PressureStage {
 }
 
 impl PressureCause {
-    /// The word for it in status and metrics.
+    /// The name in status and metrics.
     pub fn name(self) -> &'static str {
         match self {
             PressureCause::Load => "load",
@@ -90,7 +90,7 @@ impl Default for DevicePressure {
 }
 
 impl DevicePressure {
-    /// The share of a processor's time that can be counted on; 0 if nothing may start.
+    /// The duty cycle that a new job can rely on; 0 if none may start.
     pub fn usable(&self) -> f64 {
         if self.stage >= PressureStage::Closed { 0.0 } else { f64::from(self.duty.clamp(0.0, 1.0)) }
     }

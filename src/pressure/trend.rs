@@ -1,17 +1,20 @@
-//! Where a reading is going: the median of all slopes between two readings of the last seconds.
+//! The trend of a reading: the Theil–Sen estimator, the median of the slopes between all pairs of
+//! readings of the last seconds.
 //!
-//! One wrong reading does not move it (P. K. Sen, "Estimates of the regression coefficient based on
-//! Kendall's tau", Journal of the American Statistical Association 63, 1968).
+//! The estimator is robust: a single wrong reading hardly moves it (P. K. Sen, "Estimates of the
+//! regression coefficient based on Kendall's tau", Journal of the American Statistical Association
+//! 63, 1968).
 
 use heapless::{Deque, Vec as Bounded};
 
 use crate::time::Time;
 
-/// Readings that are kept.
+/// The readings that are kept.
 const KEPT: usize = 20;
-/// How far back they reach, in seconds; a longer gap between two forgets all before it.
+/// The age of the oldest reading, in seconds. A gap of more than a quarter of it discards all
+/// readings before the gap.
 const SPAN_S: f64 = 20.0;
-/// Fewest readings that make a trend.
+/// The fewest readings of a trend.
 const ENOUGH: usize = 5;
 const PAIRS: usize = KEPT * (KEPT - 1) / 2;
 
@@ -22,7 +25,7 @@ pub struct Trend {
 }
 
 impl Trend {
-    /// Takes a reading in. A clock that went back or jumped forgets what was before.
+    /// Adds a reading. A clock that went back or jumped discards the readings before it.
     pub fn push(&mut self, now: Time, value: f64) {
         if let Some((last, _)) = self.readings.back()
             && (*last >= now || now.since(*last).as_secs_f64() > SPAN_S / 4.0)
@@ -36,12 +39,12 @@ impl Trend {
         let _ = self.readings.push_back((now, value));
     }
 
-    /// Forgets all readings.
+    /// Discards all readings.
     pub fn clear(&mut self) {
         self.readings.clear();
     }
 
-    /// The change in a second; 0 with too few readings.
+    /// The change per second; 0 with fewer than five readings.
     pub fn slope(&self) -> f64 {
         if self.readings.len() < ENOUGH {
             return 0.0;
@@ -71,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_reading_does_not_move_it() {
+    fn a_single_wrong_reading_hardly_moves_the_slope() {
         let mut values: Vec<f64> = (0..20).map(|n| 50.0 + 0.5 * f64::from(n)).collect();
         assert!((of(&values).slope() - 0.5).abs() < 1e-9);
         values[10] = 900.0;
@@ -79,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_seconds_count() {
+    fn only_readings_of_the_last_seconds_count() {
         let mut values = vec![20.0; 40];
         values.extend((0..25).map(|n| 20.0 + f64::from(n)));
         assert!((of(&values).slope() - 1.0).abs() < 1e-9);

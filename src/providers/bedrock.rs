@@ -328,9 +328,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::catalog::catalog;
-    use crate::catalog::catalog::Endpoint;
     use crate::catalog::expand::Variables;
+    use crate::catalog::read;
+    use crate::catalog::server::Endpoint;
 
     fn entry(key: &str, more: &Value) -> Provider {
         let mut big = json!({
@@ -339,8 +339,9 @@ mod tests {
         });
         big.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let file = json!({"pilotlight": {"providers": {"big": big}}}).to_string();
-        let catalog = catalog::read(&file, &Variables::new()).unwrap();
-        let Endpoint::Provider(entry) = &catalog.servers[0].link else { panic!("no provider") };
+        let (catalog, mistakes) = read::read(&file, &Variables::new());
+        assert_eq!(mistakes, []);
+        let Endpoint::Provider(entry) = &catalog.servers[0].endpoint else { panic!("no provider") };
         entry.as_ref().clone()
     }
 

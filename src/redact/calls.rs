@@ -1,35 +1,38 @@
-//! The same for tools: what stands in the arguments of earlier calls is hidden, and put back into those
-//! of new ones.
+//! Redaction of tool calls: placeholders in the arguments of earlier calls, and their restoration in
+//! the arguments of later ones.
 
 use serde_json::{Map, Value};
 
-use super::{Hidden, Marks, Redactor, Restorer};
+use super::{Hidden, Placeholders, Redactor, Restorer};
 use crate::request::tools::ToolCall;
 
-/// Under this name the arguments of a call stand as a text, if what was hidden of them leaves no JSON.
+/// The member that holds the arguments of a call as text, if they are no JSON after redaction.
 const AS_TEXT: &str = "arguments";
 
 impl Redactor {
-    pub(super) fn hide_in_calls(&self, calls: &[ToolCall], marks: &mut Marks) -> Vec<ToolCall> {
+    pub(super) fn hide_in_calls(
+        &self,
+        calls: &[ToolCall],
+        placeholders: &mut Placeholders,
+    ) -> Vec<ToolCall> {
         let hide = |call: &ToolCall| ToolCall {
-            arguments: self.hide_in_arguments(&call.arguments, marks),
+            arguments: self.hide_in_arguments(&call.arguments, placeholders),
             ..call.clone()
         };
         calls.iter().map(hide).collect()
     }
 
-    /// First the strings one by one, then what only shows in all of it together, such as a pair of
-    /// numbers.
+    /// Redacts each string, then the serialized object: a pair of numbers is found only there.
     fn hide_in_arguments(
         &self,
         arguments: &Map<String, Value>,
-        marks: &mut Marks,
+        placeholders: &mut Placeholders,
     ) -> Map<String, Value> {
-        let apart = each_text(arguments, &mut |text| self.hide_in(text, marks));
-        let text = Value::Object(apart.clone()).to_string();
-        let hidden = self.hide_in(&text, marks);
+        let by_string = each_text(arguments, &mut |text| self.hide_in(text, placeholders));
+        let text = Value::Object(by_string.clone()).to_string();
+        let hidden = self.hide_in(&text, placeholders);
         if hidden == text {
-            return apart;
+            return by_string;
         }
         let read = serde_json::from_str(&hidden);
         read.unwrap_or_else(|_| Map::from_iter([(AS_TEXT.to_owned(), Value::from(hidden))]))
@@ -37,7 +40,7 @@ impl Redactor {
 }
 
 impl Hidden {
-    /// Puts the values back into the arguments of calls.
+    /// Restores the values in the arguments of calls.
     pub fn restore(&self, calls: &mut [ToolCall]) {
         for call in calls {
             call.arguments = each_text(&call.arguments, &mut |text| {
@@ -48,7 +51,7 @@ impl Hidden {
     }
 }
 
-/// The same object with each of its texts changed, names of fields included.
+/// The object with each string changed, the names of its members included.
 fn each_text(
     object: &Map<String, Value>,
     change: &mut impl FnMut(&str) -> String,

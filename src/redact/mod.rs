@@ -1,9 +1,9 @@
-//! What tells who or where somebody is, taken out of a prompt before it leaves the device and put
-//! back into the answer.
+//! Redaction: personal data in a prompt is replaced by placeholders before the prompt leaves the
+//! device, and restored in the answer.
 //!
-//! Each value gets a placeholder, the same wherever it stands, such as `[EMAIL_1]`. These are
-//! patterns: they find what looks like an address, and rather hide too much than too little. They
-//! know no names of people and no street.
+//! Each value has one placeholder, such as `[EMAIL_1]`, in the whole conversation. The known patterns
+//! prefer false positives to false negatives. They find addresses, numbers and coordinates by their
+//! form; names of persons and streets are not found.
 
 mod calls;
 
@@ -18,30 +18,32 @@ use crate::limits::{REDACT_NAME_BYTES_MAX, REDACT_PATTERN_BYTES_MAX, REDACT_PROG
 use crate::request::format::Format;
 use crate::request::job::{Job, Message};
 
-/// No placeholder is longer: brackets, a rule's name, two numbers.
-const MARK_BYTES_MAX: usize = REDACT_NAME_BYTES_MAX + 48;
+/// The longest placeholder: brackets, a rule's name and two numbers.
+const PLACEHOLDER_BYTES_MAX: usize = REDACT_NAME_BYTES_MAX + 48;
 
-/// What is known by name.
+/// A built-in pattern, selected by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KnownPattern {
-    /// Addresses of electronic mail.
+    /// E-mail addresses.
     Email,
-    /// Telephone numbers: with `+`, or of 7 to 15 digits that begin with 0, or as in North America.
+    /// Telephone numbers: international ones with `+` or `00`, those of 7 to 15 digits with a leading
+    /// 0, and North American ones.
     Phone,
-    /// Places: pairs of degrees, degrees with a compass point, numbers behind `lat`, `lon` and so on.
+    /// Coordinates: pairs of decimal degrees, degrees with a compass point, numbers after `lat`,
+    /// `lon` and similar names.
     Coordinates,
 }
 
 impl KnownPattern {
-    /// All of them, by their names in `mcp.json`.
+    /// All built-in patterns with their names in `mcp.json`.
     pub const ALL: [(&'static str, KnownPattern); 3] = [
         ("email", KnownPattern::Email),
         ("phone", KnownPattern::Phone),
         ("coordinates", KnownPattern::Coordinates),
     ];
 
-    /// What stands in the placeholder, and the pattern; its first group is what is hidden, if it
-    /// has one.
+    /// The name in the placeholder, and the pattern. If the pattern has a group `value`, only that
+    /// group is hidden.
     fn pattern(self) -> (&'static str, &'static str) {
         match self {
             KnownPattern::Email => (
@@ -67,7 +69,7 @@ impl KnownPattern {
     }
 }
 
-/// A pattern and the name of what it finds.
+/// A pattern and its name in placeholders.
 #[derive(Clone)]
 struct RedactionRule {
     name: String,
@@ -75,7 +77,7 @@ struct RedactionRule {
     known: Option<KnownPattern>,
 }
 
-/// What shall be hidden.
+/// The redaction rules, in the order of their precedence.
 #[derive(Clone, Default)]
 pub struct Redactor {
     rules: Vec<RedactionRule>,
@@ -89,16 +91,16 @@ impl fmt::Debug for Redactor {
 
 impl PartialEq for Redactor {
     fn eq(&self, other: &Redactor) -> bool {
-        let words = |rule: &RedactionRule| (rule.name.clone(), rule.pattern.as_str().to_owned());
-        self.rules.iter().map(words).eq(other.rules.iter().map(words))
+        let parts = |rule: &RedactionRule| (rule.name.clone(), rule.pattern.as_str().to_owned());
+        self.rules.iter().map(parts).eq(other.rules.iter().map(parts))
     }
 }
 
 impl Redactor {
-    /// Adds what is known by name.
+    /// Adds a built-in pattern.
     ///
     /// # Errors
-    /// Why it can't be; the patterns here can.
+    /// A message if the pattern does not compile, which the built-in ones do.
     pub fn add_known(&mut self, known: KnownPattern) -> Result<(), String> {
         let (name, pattern) = known.pattern();
         self.rules.push(RedactionRule {
@@ -109,10 +111,10 @@ impl Redactor {
         Ok(())
     }
 
-    /// Adds what this pattern finds; it goes before what is known by name.
+    /// Adds a pattern of the configuration; it takes precedence over the rules added before.
     ///
     /// # Errors
-    /// What is wrong with the name or the pattern.
+    /// A message about the name or the pattern that is not valid.
     pub fn add(&mut self, name: &str, pattern: &str) -> Result<(), String> {
         let is_word = name.bytes().all(|b| b.is_ascii_alphanumeric());
         if !(1..=REDACT_NAME_BYTES_MAX).contains(&name.len()) || !is_word {
@@ -133,41 +135,41 @@ impl Redactor {
         Ok(())
     }
 
-    /// Whether nothing is to be hidden.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// The prompt without what is to be hidden; none if there is nothing of it in it.
+    /// Redacts the prompt; none if no rule matches.
     pub fn hide(&self, job: &Job) -> Option<Hidden> {
         if self.is_empty() {
             return None;
         }
-        let mut marks = Marks::of(&job.messages);
+        let mut placeholders = Placeholders::of(&job.messages);
         let messages: Vec<Message> = job
             .messages
             .iter()
             .map(|turn| Message {
                 role: turn.role,
-                content: self.hide_in(&turn.content, &mut marks),
-                tool_calls: self.hide_in_calls(&turn.tool_calls, &mut marks),
+                content: self.hide_in(&turn.content, &mut placeholders),
+                tool_calls: self.hide_in_calls(&turn.tool_calls, &mut placeholders),
                 tool_call_id: turn.tool_call_id.clone(),
             })
             .collect();
         let is_json = matches!(job.format, Format::Json | Format::Schema(_));
-        (!marks.values.is_empty()).then(|| {
-            let plain = marks.back();
+        (!placeholders.values.is_empty()).then(|| {
+            let plain = placeholders.back();
             let back = if is_json { Arc::new(quoted(&plain)) } else { Arc::clone(&plain) };
             Hidden { messages, back, plain }
         })
     }
 
-    fn hide_in(&self, text: &str, marks: &mut Marks) -> String {
-        // by where it begins: its end and the rule's name
+    fn hide_in(&self, text: &str, placeholders: &mut Placeholders) -> String {
+        // by the start of a match: its end and the rule's name
         let mut found: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
         for rule in &self.rules {
             for Range { start, end } in rule.find(text) {
-                // what an earlier rule has found is not looked at again
+                // a match must not overlap that of a rule with precedence
                 let before = found.range(..end).next_back();
                 if before.is_none_or(|(_, (other, _))| *other <= start) {
                     found.insert(start, (end, &rule.name));
@@ -178,7 +180,7 @@ impl Redactor {
         let mut at = 0;
         for (start, (end, name)) in found {
             hidden.push_str(&text[at..start]);
-            hidden.push_str(&marks.of_value(name, &text[start..end]));
+            hidden.push_str(&placeholders.of_value(name, &text[start..end]));
             at = end;
         }
         hidden.push_str(&text[at..]);
@@ -200,7 +202,7 @@ impl RedactionRule {
     }
 }
 
-/// Whether these digits are no part of a longer number or time, and no date.
+/// Whether these digits are a telephone number and not part of a longer number, a time or a date.
 fn is_phone(text: &str, at: &Range<usize>) -> bool {
     let mut before = text[..at.start].chars().rev();
     let is_apart = match (before.next(), before.next()) {
@@ -228,53 +230,55 @@ fn compiled(pattern: &str) -> Result<Regex, String> {
 }
 
 /// The placeholders of one prompt.
-struct Marks {
-    /// Stands in each, so that no word of the prompt is taken for one.
+struct Placeholders {
+    /// A part of each placeholder, so that no text of the prompt is taken for a placeholder.
     salt: String,
-    /// By rule and value.
+    /// The placeholders by rule and value.
     values: BTreeMap<(String, String), String>,
-    /// How many of each rule.
+    /// The number of values of each rule.
     counts: BTreeMap<String, usize>,
 }
 
-impl Marks {
-    fn of(messages: &[Message]) -> Marks {
-        let said = messages.iter().flat_map(|turn| salts(&turn.content));
+impl Placeholders {
+    fn of(messages: &[Message]) -> Placeholders {
+        let texts = messages.iter().flat_map(|turn| salts(&turn.content));
         let called = messages.iter().flat_map(|turn| &turn.tool_calls);
         let called = called.flat_map(|call| salts(&call.text()).collect::<Vec<u32>>());
-        let taken: BTreeSet<u32> = said.chain(called).collect();
+        let taken: BTreeSet<u32> = texts.chain(called).collect();
         let free = (0..u32::MAX).find(|n| !taken.contains(n)).unwrap_or_default();
         let salt = if free == 0 { "_".to_owned() } else { format!("_{free}_") };
-        Marks { salt, values: BTreeMap::new(), counts: BTreeMap::new() }
+        Placeholders { salt, values: BTreeMap::new(), counts: BTreeMap::new() }
     }
 
     fn of_value(&mut self, name: &str, value: &str) -> String {
         let key = (name.to_owned(), value.to_owned());
-        if let Some(mark) = self.values.get(&key) {
-            return mark.clone();
+        if let Some(placeholder) = self.values.get(&key) {
+            return placeholder.clone();
         }
         let count = self.counts.entry(name.to_owned()).or_default();
         *count += 1;
-        let mark = format!("[{name}{}{count}]", self.salt);
-        self.values.insert(key, mark.clone());
-        mark
+        let placeholder = format!("[{name}{}{count}]", self.salt);
+        self.values.insert(key, placeholder.clone());
+        placeholder
     }
 
     fn back(self) -> Arc<BTreeMap<String, String>> {
-        Arc::new(self.values.into_iter().map(|((_, value), mark)| (mark, value)).collect())
+        Arc::new(
+            self.values.into_iter().map(|((_, value), placeholder)| (placeholder, value)).collect(),
+        )
     }
 }
 
-/// The same values as they come to stand inside a string of JSON.
+/// The values escaped as within a JSON string.
 fn quoted(plain: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let text = |value: &String| {
         let quoted = serde_json::Value::from(value.as_str()).to_string();
         quoted[1..quoted.len() - 1].to_owned()
     };
-    plain.iter().map(|(mark, value)| (mark.clone(), text(value))).collect()
+    plain.iter().map(|(placeholder, value)| (placeholder.clone(), text(value))).collect()
 }
 
-/// The numbers in what looks like a placeholder: 2 in `[EMAIL_2_1]`, 0 in `[EMAIL_1]`.
+/// The salts of texts that have the form of a placeholder: 2 in `[EMAIL_2_1]`, 0 in `[EMAIL_1]`.
 fn salts(text: &str) -> impl Iterator<Item = u32> {
     text.split('[').skip(1).filter_map(|rest| {
         let (_, rest) = rest
@@ -286,38 +290,38 @@ fn salts(text: &str) -> impl Iterator<Item = u32> {
     })
 }
 
-/// A prompt of which something is hidden.
+/// A redacted prompt.
 #[derive(Clone)]
 pub struct Hidden {
     /// The conversation with placeholders.
     pub messages: Vec<Message>,
-    /// Each placeholder and what it stands for, as it is put into the answer.
+    /// The values by placeholder, as they are inserted into the answer.
     back: Arc<BTreeMap<String, String>>,
-    /// The same as it was in the prompt.
+    /// The values by placeholder, as they were in the prompt.
     plain: Arc<BTreeMap<String, String>>,
 }
 
 impl Hidden {
-    /// How many different values are hidden.
+    /// The number of different hidden values.
     pub fn count(&self) -> usize {
         self.back.len()
     }
 
-    /// The most tokens that the prompt can be for any model, as it is sent.
+    /// The upper bound on the tokens of the redacted prompt for any model.
     pub fn input_tokens_max(&self, job: &Job) -> u32 {
         Job { messages: self.messages.clone(), ..job.clone() }.input_tokens_max()
     }
 
-    /// What puts them back.
+    /// A restorer for one answer.
     pub fn restorer(&self) -> Restorer {
         Restorer::new(&self.back)
     }
 }
 
-/// Puts values back into an answer that comes in pieces.
+/// Restores the values in a streamed answer.
 pub struct Restorer {
     back: Arc<BTreeMap<String, String>>,
-    /// The end of what came so far, if a placeholder may begin there.
+    /// The end of the text so far, if a placeholder may begin there.
     waiting: String,
 }
 
@@ -326,44 +330,44 @@ impl Restorer {
         Restorer { back: Arc::clone(back), waiting: String::new() }
     }
 
-    /// What is known of the answer after this piece.
+    /// Takes a piece of the answer and returns the text that is complete with it.
     pub fn push(&mut self, piece: &str) -> String {
         self.waiting.push_str(piece);
         let text = std::mem::take(&mut self.waiting);
-        let mut told = String::with_capacity(text.len());
+        let mut out = String::with_capacity(text.len());
         let mut rest = text.as_str();
         while let Some(at) = rest.find('[') {
-            told.push_str(&rest[..at]);
+            out.push_str(&rest[..at]);
             rest = &rest[at..];
-            if let Some((mark, value)) = self.mark_at(rest) {
-                told.push_str(value);
-                rest = &rest[mark..];
+            if let Some((placeholder, value)) = self.placeholder_at(rest) {
+                out.push_str(value);
+                rest = &rest[placeholder..];
             } else if self.is_begun(rest) {
                 rest.clone_into(&mut self.waiting);
-                return told;
+                return out;
             } else {
-                told.push('[');
+                out.push('[');
                 rest = &rest[1..];
             }
         }
-        told.push_str(rest);
-        told
+        out.push_str(rest);
+        out
     }
 
-    /// The length of the placeholder with which this text begins, and what it stands for.
-    fn mark_at(&self, text: &str) -> Option<(usize, &str)> {
-        let end = text.bytes().take(MARK_BYTES_MAX).position(|b| b == b']')?;
+    /// The length and the value of the placeholder at the beginning of this text.
+    fn placeholder_at(&self, text: &str) -> Option<(usize, &str)> {
+        let end = text.bytes().take(PLACEHOLDER_BYTES_MAX).position(|b| b == b']')?;
         let value = self.back.get(text.get(..=end)?)?;
         Some((end + 1, value))
     }
 
-    /// Whether a placeholder begins with all of this text.
+    /// Whether this whole text is the beginning of a placeholder.
     fn is_begun(&self, text: &str) -> bool {
         let next = self.back.range::<str, _>((Bound::Included(text), Bound::Unbounded)).next();
-        next.is_some_and(|(mark, _)| mark.starts_with(text))
+        next.is_some_and(|(placeholder, _)| placeholder.starts_with(text))
     }
 
-    /// What is left once the answer is over.
+    /// The rest of the text at the end of the answer.
     pub fn finish(self) -> String {
         self.waiting
     }

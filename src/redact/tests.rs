@@ -1,4 +1,4 @@
-//! What is found, what is not, and that answers come back whole.
+//! The patterns' matches, and restored answers.
 
 use std::time::Duration;
 
@@ -22,24 +22,24 @@ fn hidden(text: &str) -> String {
     all().hide(&job(text)).map_or_else(|| text.to_owned(), |h| h.messages[0].content.clone())
 }
 
-/// The answer, handed over in pieces of so many bytes or a little more.
+/// The restored answer, given in pieces of `size` bytes or slightly more.
 fn restored(hidden: &Hidden, answer: &str, size: usize) -> String {
     let mut restorer = hidden.restorer();
-    let mut told = String::new();
+    let mut out = String::new();
     let mut piece = String::new();
     for c in answer.chars() {
         piece.push(c);
         if piece.len() >= size {
-            told += &restorer.push(&piece);
+            out += &restorer.push(&piece);
             piece.clear();
         }
     }
-    told += &restorer.push(&piece);
-    told + &restorer.finish()
+    out += &restorer.push(&piece);
+    out + &restorer.finish()
 }
 
 #[test]
-fn what_is_found() {
+fn personal_data_is_found() {
     for (text, want) in [
         ("write to Ann.B+x@mail.example.org.", "write to [EMAIL_1]."),
         ("<a@b.de>, c@d.fr; a@b.de", "<[EMAIL_1]>, [EMAIL_2]; [EMAIL_1]"),
@@ -62,7 +62,7 @@ fn what_is_found() {
 }
 
 #[test]
-fn what_is_left() {
+fn other_numbers_are_kept() {
     for text in [
         "",
         "the pump draws 3.2 A at 230 V",
@@ -82,7 +82,7 @@ fn what_is_left() {
 }
 
 #[test]
-fn answers_are_restored_in_any_pieces() {
+fn answers_are_restored_for_any_size_of_pieces() {
     let hidden = all().hide(&job("a@b.de, +49 30 901820 and c@d.fr at 52.5200, 13.4050")).unwrap();
     let answer = "[[EMAIL_2] wrote [EMAIL_1], [EMAIL_3] [PHONE_1][PLACE_1] [PHONE_ [x] ü[";
     let want = "[c@d.fr wrote a@b.de, [EMAIL_3] +49 30 90182052.5200, 13.4050 [PHONE_ [x] ü[";
@@ -92,7 +92,7 @@ fn answers_are_restored_in_any_pieces() {
 }
 
 #[test]
-fn a_json_answer_stays_json() {
+fn a_restored_json_answer_is_valid_json() {
     let mut redactor = Redactor::default();
     redactor.add("quote", r#""[^"]*"\\?"#).unwrap();
     let asked = Job { format: Format::Json, ..job(r#"he said "x y"\"#) };
@@ -104,7 +104,7 @@ fn a_json_answer_stays_json() {
 }
 
 #[test]
-fn a_word_of_the_prompt_is_no_placeholder() {
+fn placeholder_like_text_of_the_prompt_is_kept() {
     let hidden = all().hide(&job("what is [EMAIL_1]? and [PHONE_1_2], ask a@b.de")).unwrap();
     let text = &hidden.messages[0].content;
     assert_eq!(text, "what is [EMAIL_1]? and [PHONE_1_2], ask [EMAIL_2_1]");
@@ -112,7 +112,7 @@ fn a_word_of_the_prompt_is_no_placeholder() {
 }
 
 #[test]
-fn the_whole_conversation_is_looked_at() {
+fn all_messages_are_redacted() {
     let turn = |role, content: &str| Message::new(role, content);
     let messages = vec![
         turn(Role::System, "you serve c@d.fr"),
@@ -127,7 +127,7 @@ fn the_whole_conversation_is_looked_at() {
 }
 
 #[test]
-fn own_patterns_go_first_and_bad_ones_are_refused() {
+fn configured_patterns_take_precedence_and_invalid_ones_are_refused() {
     let mut redactor = all();
     redactor.add("badge", r"B-[0-9]{5}").unwrap();
     redactor.add("user", r"[a-z]+@corp\.example").unwrap();
@@ -142,13 +142,13 @@ fn own_patterns_go_first_and_bad_ones_are_refused() {
         ("a", r"\w{400}{50}", "too large"),
         ("a", &"x".repeat(1025), "longer"),
     ] {
-        let told = redactor.add(name, pattern).unwrap_err();
-        assert!(told.contains(why), "{told}");
+        let error = redactor.add(name, pattern).unwrap_err();
+        assert!(error.contains(why), "{error}");
     }
 }
 
 #[test]
-fn calls_are_looked_at_and_put_right() {
+fn tool_calls_are_redacted_and_restored() {
     let call = |arguments: &str| ToolCall {
         id: "c".to_owned(),
         name: "write".to_owned(),
@@ -172,11 +172,11 @@ fn calls_are_looked_at_and_put_right() {
     hidden.restore(&mut calls);
     let expected = r#"{"c@d.fr":["a@b.de [EMAIL_9] [EMA"],"to":"a@b.de"}"#;
     assert_eq!(value(&calls[0].text()), value(expected));
-    // numbers that say where somebody is
+    // coordinates as numbers
     for place in [r#"{"lat": 52.5201, "lon": 13.4051}"#, r#"{"at": [52.5201, 13.4051]}"#] {
         let (text, _) = sent(place);
         assert!(text.contains("PLACE_1") && !text.contains("5201"), "{text}");
     }
-    // what looks like a placeholder in a call is none
+    // placeholder-like text of a call is kept
     assert!(sent(r#"{"x": "[EMAIL_1]"}"#).1.messages[0].content.ends_with("[EMAIL_1_1]"));
 }

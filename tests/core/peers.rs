@@ -1,4 +1,4 @@
-//! Two devices that are each other's neighbours: what one can't do the other does, and no further.
+//! Two devices that are peers of each other: a failed job is forwarded once and not back.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use crate::support::cloud::{Cloud, answer, entry};
 use crate::support::service::{Service, catalog, free_port};
 use serde_json::{Value, json};
 
-/// A device with a model of this name, the other device as its neighbour, and a cloud.
-fn device(name: &str, own: u16, neighbour: u16, cloud: &Cloud) -> Service {
+/// A device with a model of this name, the other device as its peer, and a cloud model.
+fn device(name: &str, own: u16, peer: u16, cloud: &Cloud) -> Service {
     let mut catalog = catalog(&["--scripted", name]);
-    let url = format!("http://127.0.0.1:{neighbour}/mcp");
+    let url = format!("http://127.0.0.1:{peer}/mcp");
     catalog["mcpServers"]["beside"] = json!({"type": "http", "url": url});
     catalog["pilotlight"]["servers"] = json!({"beside": {"reach": "peer"}});
     catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
@@ -28,42 +28,42 @@ async fn ask(service: &Service, prompt: &str, mode: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn this_device_then_its_neighbour_then_the_cloud() {
+async fn jobs_fall_back_to_the_peer_and_then_to_the_cloud() {
     let cloud = Cloud::start([answer(&["from ", "afar"])]).await;
     let (a, b) = (free_port(), free_port());
     let (one, two) = (device("a", a, b, &cloud), device("b", b, a, &cloud));
     one.ready_all().await;
     two.ready_all().await;
-    let told = |reply: &Value| {
-        let ours = &reply["pilotlight"];
-        let attempts = ours["decision"]["attempts"].as_array().cloned().unwrap_or_default();
+    let route = |reply: &Value| {
+        let record = &reply["pilotlight"];
+        let attempts = record["decision"]["attempts"].as_array().cloned().unwrap_or_default();
         let tried: Vec<String> =
             attempts.iter().map(|one| one["server"].as_str().unwrap().to_owned()).collect();
-        (ours["source"]["where"].as_str().unwrap_or("nowhere").to_owned(), tried)
+        (record["source"]["where"].as_str().unwrap_or("nowhere").to_owned(), tried)
     };
-    let is = |place: &str, tried: &[&str]| {
+    let expected = |place: &str, tried: &[&str]| {
         (place.to_owned(), tried.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
     };
 
     let reply = ask(&one, "hello", "prefer-local").await;
-    assert_eq!(told(&reply), is("device", &["local"]), "{reply}");
+    assert_eq!(route(&reply), expected("device", &["local"]), "{reply}");
 
-    // this one's model breaks, the neighbour's does not
+    // the model of this device fails, that of the peer does not
     let reply = ask(&one, "/fail-a=broken hello", "prefer-local").await;
-    assert_eq!(told(&reply), is("peer", &["local", "beside"]), "{reply}");
+    assert_eq!(route(&reply), expected("peer", &["local", "beside"]), "{reply}");
     assert_eq!(cloud.asked().len(), 0);
 
-    // both break: this one's model rests still. The neighbour does not hand it back but asks its own
-    // cloud.
-    let began = Instant::now();
+    // both models fail, and the breaker of the own one is still open. The peer does not forward the
+    // job back but calls its cloud model.
+    let started_at = Instant::now();
     let reply = ask(&one, "/fail-a=broken /fail-b=broken hello", "prefer-local").await;
-    let (place, tried) = told(&reply);
+    let (place, tried) = route(&reply);
     assert_eq!((place.as_str(), tried.last().map(String::as_str)), ("peer", Some("beside")));
     assert_eq!(reply["choices"][0]["message"]["content"], "from afar", "{reply}");
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(started_at.elapsed() < Duration::from_secs(5), "{:?}", started_at.elapsed());
     assert_eq!(cloud.asked().len(), 1);
 
-    // a private prompt stays, though its model is broken
+    // a local-only prompt is not forwarded, though its model fails
     let reply = ask(&one, "/fail-a=broken hello", "local-only").await;
     assert_eq!(reply["choices"], Value::Null, "{reply}");
     assert_eq!(cloud.asked().len(), 1);

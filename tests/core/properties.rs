@@ -139,8 +139,8 @@ proptest! {
     ) {
         let bounds = Bounds {
             heat_c: range,
-            memory_floor: floors[0],
-            disk_floor: floors[1],
+            memory_reserve: floors[0],
+            disk_reserve: floors[1],
             ..Bounds::default()
         };
         let mut gauge = Gauge::new(bounds);

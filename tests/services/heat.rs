@@ -1,4 +1,4 @@
-//! A board that gets hot under the real service: what asker, watcher and fleet manager see of it.
+//! Device pressure in the real service: replies, status and the health topic of a hot board.
 
 use std::path::Path;
 
@@ -15,18 +15,17 @@ fn write(root: &Path, path: &str, content: &str) {
     std::fs::write(path, content).unwrap();
 }
 
-/// The scripted model here, and another elsewhere.
+/// One scripted model on the device and one that counts as a cloud model.
 fn two() -> Value {
-    let mut catalog = catalog(&["--scripted", "here", "--slots", "1"]);
-    let away =
-        json!({"command": "pilotlight", "args": ["engine", "--scripted", "away", "--slots", "4"]});
-    catalog["mcpServers"]["cloud"] = away;
+    let mut catalog = catalog(&["--scripted", "device", "--slots", "1"]);
+    let remote = json!({"command": "pilotlight", "args": ["engine", "--scripted", "remote", "--slots", "4"]});
+    catalog["mcpServers"]["cloud"] = remote;
     catalog["pilotlight"]["servers"] = json!({"cloud": {"reach": "cloud"}});
     catalog["pilotlight"]["device_limits"] = json!({"heat_c": [60, 70]});
     catalog
 }
 
-/// What `pilotlight explain` says of a reply, and whether it decides the same.
+/// The output of `pilotlight explain` for a reply, and whether the replay decides the same.
 fn explained(reply: &Value) -> (String, bool) {
     let run = std::process::Command::new(PROGRAM).args(["explain", &reply.to_string()]).output();
     let run = run.unwrap();
@@ -34,7 +33,7 @@ fn explained(reply: &Value) -> (String, bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hot_board_sends_away_what_may_leave_and_says_why() {
+async fn a_hot_board_offloads_with_a_reason() {
     let board = tempfile::tempdir().unwrap();
     write(board.path(), &format!("{ZONE}/type"), "cpu-thermal");
     write(board.path(), &format!("{ZONE}/temp"), "45000");
@@ -65,22 +64,25 @@ async fn a_hot_board_sends_away_what_may_leave_and_says_why() {
     );
     assert_eq!(hot["decision"]["reason"], "hot");
     assert_eq!(hot["decision"]["pressure"]["heat"], 1.0);
-    // what must stay is answered here all the same
+    // a local-only request is answered on the device regardless
     let private = json!({"prompt": "hello", "mode": "local-only"}).to_string();
-    let stays = app.ask("app", private).await;
-    assert_eq!((&stays["status"], &stays["source"]["server"]), (&json!("ok"), &json!("local")));
+    let private_reply = app.ask("app", private).await;
+    assert_eq!(
+        (&private_reply["status"], &private_reply["source"]["server"]),
+        (&json!("ok"), &json!("local"))
+    );
 
-    for reply in [&cool, &hot, &stays] {
-        let (said, same) = explained(reply);
-        assert!(same && said.contains("same decision"), "{reply}: {said}");
+    for reply in [&cool, &hot, &private_reply] {
+        let (output, same) = explained(reply);
+        assert!(same && output.contains("same decision"), "{reply}: {output}");
     }
-    let mut lied = hot.clone();
-    lied["decision"]["reason"] = json!("deadline");
-    assert!(!explained(&lied).1);
+    let mut forged = hot.clone();
+    forged["decision"]["reason"] = json!("deadline");
+    assert!(!explained(&forged).1);
 
-    // a watcher that comes late is told
-    let mut watcher = App::connect(service.mqtt, "watcher", &["pilotlight/dev/health"]).await;
-    let health: Value = serde_json::from_slice(&watcher.next().await.payload).unwrap();
+    // the health topic is retained: a late subscriber has it
+    let mut subscriber = App::connect(service.mqtt, "subscriber", &["pilotlight/dev/health"]).await;
+    let health: Value = serde_json::from_slice(&subscriber.next().await.payload).unwrap();
     assert_eq!(
         (&health["stage"], &health["cause"]),
         (&json!("closed"), &json!("heat")),
@@ -88,7 +90,7 @@ async fn a_hot_board_sends_away_what_may_leave_and_says_why() {
     );
     write(board.path(), &format!("{ZONE}/temp"), "45000");
     let cooled = loop {
-        let health: Value = serde_json::from_slice(&watcher.next().await.payload).unwrap();
+        let health: Value = serde_json::from_slice(&subscriber.next().await.payload).unwrap();
         if health["stage"] == "calm" {
             break health;
         }
@@ -98,7 +100,7 @@ async fn a_hot_board_sends_away_what_may_leave_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_is_unloaded_for_want_of_memory_and_comes_back() {
+async fn a_model_is_unloaded_under_memory_pressure_and_loaded_again() {
     let board = tempfile::tempdir().unwrap();
     let memory = |mb: u64| {
         let info = format!("MemTotal: 4000000 kB\nMemAvailable: {} kB\n", mb * 1024);
@@ -122,39 +124,39 @@ async fn a_model_is_unloaded_for_want_of_memory_and_comes_back() {
     );
     assert!(explained(&reply).1, "{reply}");
     memory(2000);
-    // it opens after half a minute of plenty
+    // the stage is left after half a minute with enough memory
     service.until("back", |state| !is_down(state)).await;
     assert_eq!(app.ask("app", "three").await["source"]["server"], "local");
 }
 
 #[test]
-fn a_simulated_day_can_be_drawn_and_a_trace_replayed() {
+fn a_simulation_is_drawn_and_a_trace_replayed() {
     let folder = tempfile::tempdir().unwrap();
     let svg = folder.path().join("day.svg");
     let run = |args: &[&str]| {
         let run = std::process::Command::new(PROGRAM).arg("simulate").args(args).output().unwrap();
-        let said = String::from_utf8(run.stdout).unwrap();
-        (run.status.success(), said, String::from_utf8(run.stderr).unwrap())
+        let output = String::from_utf8(run.stdout).unwrap();
+        (run.status.success(), output, String::from_utf8(run.stderr).unwrap())
     };
     let picture = svg.display().to_string();
     let day = ["--board", "pi5", "--hours", "1", "--json", "--svg", &picture];
-    let (worked, said, _) = run(&day);
-    let told: Value = serde_json::from_str(&said).unwrap();
-    assert!(worked && told["policies"][0]["jobs"].as_u64().unwrap() > 100, "{said}");
-    assert_eq!(run(&day).1, said, "the same seed, the same day");
+    let (succeeded, output, _) = run(&day);
+    let result: Value = serde_json::from_str(&output).unwrap();
+    assert!(succeeded && result["policies"][0]["jobs"].as_u64().unwrap() > 100, "{output}");
+    assert_eq!(run(&day).1, output, "the same seed has another result");
     let drawn = std::fs::read_to_string(&svg).unwrap();
     assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"));
-    // a board that is always too hot
+    // a trace of a board above its upper temperature
     let trace = folder.path().join("trace.jsonl");
     let sample = json!({"zones": [{"name": "z", "kind": "cpu-thermal", "celsius": 90.0}]});
     std::fs::write(&trace, format!("{sample}\n{sample}\n")).unwrap();
     let trace = trace.display().to_string();
-    let (_, said, _) = run(&["--hours", "1", "--json", "--trace", &trace]);
-    let told: Value = serde_json::from_str(&said).unwrap();
-    let ours = &told["policies"][0];
+    let (_, output, _) = run(&["--hours", "1", "--json", "--trace", &trace]);
+    let result: Value = serde_json::from_str(&output).unwrap();
+    let policy = &result["policies"][0];
     assert!(
-        ours["reasons"]["hot"].as_u64().unwrap() * 2 > ours["jobs"].as_u64().unwrap(),
-        "{said}"
+        policy["reasons"]["hot"].as_u64().unwrap() * 2 > policy["jobs"].as_u64().unwrap(),
+        "{output}"
     );
     for (args, word) in [
         (["--board", "pi9"], "pi9"),
@@ -162,16 +164,16 @@ fn a_simulated_day_can_be_drawn_and_a_trace_replayed() {
         (["--hours", "NaN"], "--hours"),
         (["--trace", "/nowhere"], "/nowhere"),
     ] {
-        let (worked, _, complaint) = run(&args);
-        assert!(!worked && complaint.contains(word), "{args:?}: {complaint}");
+        let (succeeded, _, error) = run(&args);
+        assert!(!succeeded && error.contains(word), "{args:?}: {error}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_that_starts_again_knows_how_long_answers_take() {
+async fn learned_latencies_survive_a_restart() {
     let state = tempfile::tempdir().unwrap();
     let folder = state.path().join("kept").display().to_string();
-    let asked = async |times: usize| {
+    let first_prediction = async |times: usize| {
         let service = Service::launch(&two(), "embedded", &[("PILOTLIGHT_STATE", &folder)]);
         service.ready_all().await;
         service.ready().await;
@@ -183,7 +185,7 @@ async fn a_service_that_starts_again_knows_how_long_answers_take() {
         assert!(service.stop().await);
         first["decision"]["predicted_ms"]["p95"].as_f64().unwrap()
     };
-    let (unknown, known) = (asked(10).await, asked(1).await);
+    let (unknown, known) = (first_prediction(10).await, first_prediction(1).await);
     assert!(known < unknown / 4.0, "{known} is not far below {unknown}");
     let kept = std::path::Path::new(&folder).join("learned.json");
     let mode =

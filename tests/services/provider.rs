@@ -16,9 +16,9 @@ use crate::support::pace::stretched;
 use crate::support::service::{Service, program};
 use crate::support::storm;
 use futures::StreamExt;
-use pilotlight::catalog::catalog;
-use pilotlight::catalog::catalog::Endpoint;
 use pilotlight::catalog::expand::Variables;
+use pilotlight::catalog::read;
+use pilotlight::catalog::server::Endpoint;
 use pilotlight::limits::PROVIDER_HELD_BYTES_MAX;
 use pilotlight::model::generate::{Fault, Finish, Usage, channel};
 use pilotlight::providers;
@@ -160,8 +160,9 @@ async fn the_key_is_not_sent_without_a_trusted_certificate() {
     let mut missing = entry(&cloud.url);
     missing["ca"] = json!("/nowhere/ca.pem");
     let file = json!({"pilotlight": {"providers": {"big": missing}}}).to_string();
-    let catalog = catalog::read(&file, &Variables::new()).unwrap();
-    let Endpoint::Provider(missing) = &catalog.servers[0].link else { panic!("no provider") };
+    let (catalog, mistakes) = read::read(&file, &Variables::new());
+    assert_eq!(mistakes, []);
+    let Endpoint::Provider(missing) = &catalog.servers[0].endpoint else { panic!("no provider") };
     let fault = providers::open(missing, Duration::from_secs(1)).err().unwrap();
     assert!(fault.to_string().contains("/nowhere/ca.pem cannot be read"), "{fault}");
 }
@@ -269,7 +270,7 @@ fn invalid_provider_entries_are_named() {
             entry[key] = value.clone();
         }
         let file = json!({"pilotlight": {"providers": {"big": entry}}}).to_string();
-        let found = catalog::read(&file, &Variables::new()).unwrap_err();
+        let found = read::read(&file, &Variables::new()).1;
         assert!(!format!("{found:?}").contains(KEY));
         found[0].to_string()
     };
@@ -365,7 +366,8 @@ async fn a_failing_cloud_leads_to_a_fallback_or_a_refusal_in_time() {
 #[test]
 fn the_key_is_in_no_debug_print() {
     let file = json!({"pilotlight": {"providers": {"big": entry("https://models.example/v1")}}});
-    let catalog = catalog::read(&file.to_string(), &Variables::new()).unwrap();
+    let (catalog, mistakes) = read::read(&file.to_string(), &Variables::new());
+    assert_eq!(mistakes, []);
     assert!(!format!("{catalog:?}").contains(KEY));
 }
 

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pilotlight::catalog::catalog;
-use pilotlight::catalog::catalog::Endpoint;
 use pilotlight::catalog::expand::Variables;
+use pilotlight::catalog::read;
+use pilotlight::catalog::server::Endpoint;
 use pilotlight::model::generate::Generate;
 use pilotlight::providers;
 use serde_json::{Value, json};
@@ -249,8 +249,11 @@ pub fn open(url: &str) -> Arc<dyn Generate> {
 
 pub fn open_as(entry: &Value) -> Arc<dyn Generate> {
     let file = json!({"pilotlight": {"providers": {"big": entry}}}).to_string();
-    let catalog = catalog::read(&file, &Variables::new()).unwrap();
-    let Endpoint::Provider(entry) = &catalog.servers[0].link else { panic!("it is no provider") };
+    let (catalog, mistakes) = read::read(&file, &Variables::new());
+    assert_eq!(mistakes, []);
+    let Endpoint::Provider(entry) = &catalog.servers[0].endpoint else {
+        panic!("it is no provider")
+    };
     providers::open(entry, catalog.servers[0].silence.unwrap()).unwrap()
 }
 

@@ -1,28 +1,41 @@
-//! Where secrets stand in `mcp.json`, and which variables hold them.
+//! Secrets: the wrapper that keeps a value out of logs, and the places of secrets in `mcp.json`.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::catalog::Mistake;
 use super::expand;
+use super::mistake::{Mistake, Mistakes};
 
-/// Words in the name of what is a secret.
-const WORDS: [&str; 6] = ["token", "password", "secret", "authorization", "api_key", "apikey"];
+/// A value that never appears in logs, errors or debug output.
+#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Secret<T>(pub T);
 
-/// Places in the file that hold what looks like a secret itself instead of its name.
+impl<T> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// Parts of the names of keys that hold secrets.
+const KEY_PARTS: [&str; 6] = ["token", "password", "secret", "authorization", "api_key", "apikey"];
+
+/// Literal secrets in the file: values of secret keys that name neither a variable nor a credential.
 pub fn literal(file: &Value) -> Vec<Mistake> {
-    let mut found = Vec::new();
+    let mut found = Mistakes::default();
     each(file, &mut Vec::new(), &mut |path, text| {
         if is_secret(path) && !text.contains("${") && !text.starts_with("cred:") {
             let message = "looks like a secret; write ${NAME} or cred:NAME instead of the value";
-            found.push(Mistake { path: path.join("."), message: message.to_owned() });
+            found.at(&path.join(".")).add(message);
         }
     });
-    found
+    found.into_vec()
 }
 
-/// The variables whose values stand where secrets do, in headers too.
+/// The names of the variables that secret keys and headers are written with.
 pub(super) fn variables(file: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     each(file, &mut Vec::new(), &mut |path, text| {
@@ -36,21 +49,21 @@ pub(super) fn variables(file: &Value) -> BTreeSet<String> {
 fn is_secret(path: &[&str]) -> bool {
     let name = path.last().copied().unwrap_or_default().to_ascii_lowercase();
     matches!(path, ["pilotlight", "providers", _, "key"])
-        || WORDS.iter().any(|word| name.contains(word))
+        || KEY_PARTS.iter().any(|part| name.contains(part))
 }
 
-/// Every string that stands under a name, with the names on the way to it.
-fn each<'v>(value: &'v Value, path: &mut Vec<&'v str>, tell: &mut impl FnMut(&[&str], &'v str)) {
+/// Calls `visit` with every string below an object's key, and with the keys on its path.
+fn each<'v>(value: &'v Value, path: &mut Vec<&'v str>, visit: &mut impl FnMut(&[&str], &'v str)) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
                 path.push(key);
-                each(value, path, tell);
+                each(value, path, visit);
                 path.pop();
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| each(item, path, tell)),
-        Value::String(text) => tell(path, text),
+        Value::Array(items) => items.iter().for_each(|item| each(item, path, visit)),
+        Value::String(text) => visit(path, text),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
@@ -61,7 +74,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_secret_is_known_by_its_place() {
+    fn secrets_are_found_by_their_keys() {
         let file = json!({
             "mcpServers": {
                 "far": {"url": "https://far.example", "headers": {"X-Who": "${WHO}", "Accept": "*/*"}},

@@ -1,17 +1,17 @@
-//! Prices and caps on spending as `mcp.json` has them, in US dollars.
+//! The reader of prices and spending caps, in US dollars.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::catalog::Mistake;
+use super::mistake::Scope;
 use crate::money::{Caps, Limits, Price, Usd};
 use crate::request::name::is_name;
 
-/// Most that a cap can be, in US dollars.
+/// The highest spending cap, in US dollars.
 const CAP_MAX: f64 = 1_000_000.0;
 
-/// US dollars a million tokens.
+/// A price, in US dollars per million tokens.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPrice {
@@ -20,17 +20,16 @@ pub(super) struct RawPrice {
 }
 
 impl RawPrice {
-    /// The price, nothing if it can't be one.
-    pub(super) fn check(self, path: &str, mistakes: &mut Vec<Mistake>) -> Price {
+    /// The price; zero together with a mistake if it is out of range.
+    pub(super) fn check(self, scope: &mut Scope<'_>) -> Price {
         Price::of_million(self.input, self.output).unwrap_or_else(|| {
-            let message = "must be US dollars a million tokens, 0 to 10000".to_owned();
-            mistakes.push(Mistake { path: format!("{path}.price"), message });
+            scope.at("price").add("must be US dollars a million tokens, 0 to 10000");
             Price::default()
         })
     }
 }
 
-/// What may be spent in the hours, days and months of the calendar.
+/// The spending caps by calendar hour, day and month.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBudget {
@@ -51,34 +50,27 @@ struct RawLimits {
 }
 
 impl RawBudget {
-    pub(super) fn check(self, mistakes: &mut Vec<Mistake>) -> Caps {
-        let path = "pilotlight.policy.budget";
+    pub(super) fn check(self, scope: &mut Scope<'_>) -> Caps {
         let RawBudget { usd_per_hour, usd_per_day, usd_per_month, per_app, apps } = self;
         let device = RawLimits { usd_per_hour, usd_per_day, usd_per_month };
         for name in apps.keys().filter(|name| !is_name(name)) {
-            let message = "an application's name is [A-Za-z0-9_-]{1,64}".to_owned();
-            mistakes.push(Mistake { path: format!("{path}.apps.{name}"), message });
+            scope.at("apps").at(name).add("an application's name is [A-Za-z0-9_-]{1,64}");
         }
         let app = |(name, limits): (String, RawLimits)| {
-            let limits = limits.check(&format!("{path}.apps.{name}"), mistakes);
+            let limits = limits.check(&mut scope.at("apps").at(&name));
             (name, limits)
         };
         let apps = apps.into_iter().map(app).collect();
-        Caps {
-            device: device.check(path, mistakes),
-            per_app: per_app.check(&format!("{path}.per_app"), mistakes),
-            apps,
-        }
+        Caps { device: device.check(scope), per_app: per_app.check(&mut scope.at("per_app")), apps }
     }
 }
 
 impl RawLimits {
-    fn check(self, path: &str, mistakes: &mut Vec<Mistake>) -> Limits {
+    fn check(self, scope: &mut Scope<'_>) -> Limits {
         let mut cap = |name: &str, usd: Option<f64>| {
             let usd = usd?;
             if !(0.0..=CAP_MAX).contains(&usd) {
-                let message = format!("must be US dollars, 0 to {CAP_MAX}");
-                mistakes.push(Mistake { path: format!("{path}.{name}"), message });
+                scope.at(name).add(format!("must be US dollars, 0 to {CAP_MAX}"));
             }
             Some(Usd::at_least(usd))
         };

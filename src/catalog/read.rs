@@ -1,0 +1,312 @@
+//! The reader of `mcp.json`: text into a checked catalog, or every mistake in it.
+//!
+//! Each part of the file is deserialized by itself, so that a mistake in one does not conceal those
+//! of the others. A check of values is skipped where the shape of the part is wrong already.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::catalog::{Catalog, Device, DeviceLimits, MqttPart};
+use super::expand::{Variables, expand};
+use super::mistake::{Mistake, Mistakes, Scope};
+use super::read_policy::CheckedPolicy;
+use super::read_provider;
+use super::read_server;
+use super::read_task;
+use super::secret;
+use super::server::{Endpoint, ServerEntry};
+use super::shape::{Members, entries, read_or_default};
+use crate::limits::SERVERS_MAX;
+use crate::request::name::is_name;
+
+/// Most memory or disk space that can be reserved, in MiB.
+const RESERVE_MB_MAX: u64 = 1 << 20;
+/// Keys that are reserved by the format and not implemented: refused, never ignored.
+const NOT_IMPLEMENTED: [&str; 2] = ["models", "fleet"];
+
+/// The parts under `pilotlight`.
+const PARTS: [&str; 9] = [
+    "version",
+    "device",
+    "device_limits",
+    "mqtt",
+    "http",
+    "servers",
+    "providers",
+    "tasks",
+    "policy",
+];
+
+/// Reads the text of an `mcp.json`, with the values of these variables.
+///
+/// Returns the catalog as far as it could be read, and every mistake. The catalog is to be used only
+/// if there is no mistake, or to look for further ones.
+pub fn read(text: &str, variables: &Variables) -> (Catalog, Vec<Mistake>) {
+    let mut mistakes = Mistakes::default();
+    let catalog = match serde_json::from_str(text) {
+        Ok(file) => read_file(file, variables, &mut mistakes),
+        Err(e) => {
+            mistakes.at("mcp.json").add(format!("not valid JSON: {e}"));
+            Catalog::default()
+        }
+    };
+    (catalog, mistakes.into_vec())
+}
+
+fn read_file(file: Value, variables: &Variables, mistakes: &mut Mistakes) -> Catalog {
+    let secrets = secret::variables(&file);
+    let Value::Object(mut file) = expand_all(file, &mut mistakes.at(""), variables) else {
+        mistakes.at("mcp.json").add("must be a JSON object");
+        return Catalog::default();
+    };
+    let servers = file.remove("mcpServers").or_else(|| file.remove("servers"));
+    let mut ours = file.remove("pilotlight").unwrap_or(Value::Object(Map::new()));
+    for key in file.keys() {
+        let message = "is not known; servers go under mcpServers, all else under pilotlight";
+        mistakes.at(key).add(message);
+    }
+    refuse_not_implemented(&mut ours, mistakes);
+    let parts = Members::read(ours, &PARTS, &mut mistakes.at("pilotlight"));
+    let mut catalog = read_parts(servers, parts, mistakes);
+    for server in &mut catalog.servers {
+        if let Endpoint::Child { hidden, .. } = &mut server.endpoint {
+            hidden.clone_from(&secrets);
+        }
+    }
+    catalog
+}
+
+/// Expands the variables in every string; a string with a mistake stays as it is.
+fn expand_all(value: Value, scope: &mut Scope<'_>, variables: &Variables) -> Value {
+    match value {
+        Value::String(text) => match expand(&text, variables) {
+            Ok(text) => Value::String(text),
+            Err(message) => {
+                scope.add(message);
+                Value::String(text)
+            }
+        },
+        Value::Array(items) => {
+            let items = items.into_iter().enumerate();
+            items.map(|(i, item)| expand_all(item, &mut scope.item(i), variables)).collect()
+        }
+        Value::Object(map) => map
+            .into_iter()
+            .map(|(key, member)| {
+                let member = expand_all(member, &mut scope.at(&key), variables);
+                (key, member)
+            })
+            .collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value,
+    }
+}
+
+fn refuse_not_implemented(ours: &mut Value, mistakes: &mut Mistakes) {
+    for key in NOT_IMPLEMENTED {
+        for place in ["", "policy", "device"] {
+            let part = if place.is_empty() { Some(&mut *ours) } else { ours.get_mut(place) };
+            let Some(Value::Object(part)) = part else { continue };
+            if part.shift_remove(key).is_some() {
+                let mut ours = mistakes.at("pilotlight");
+                let message = "is not carried out by this version; remove it";
+                if place.is_empty() {
+                    ours.at(key).add(message);
+                } else {
+                    ours.at(place).at(key).add(message);
+                }
+            }
+        }
+    }
+}
+
+fn read_parts(servers: Option<Value>, mut parts: Members, mistakes: &mut Mistakes) -> Catalog {
+    let providers = parts.take("providers");
+    let has_providers =
+        providers.as_ref().and_then(Value::as_object).is_some_and(|all| !all.is_empty());
+    // names of entries that are there and could not be read: naming them is no mistake
+    let mut unread = BTreeSet::new();
+    let entries_of_file = read_servers(servers, has_providers, &mut mistakes.at("mcpServers"));
+    let ours = entries(parts.take("servers"), &mut mistakes.at("pilotlight").at("servers"));
+    let mut servers = read_server::read(entries_of_file, ours, &mut unread, mistakes);
+    let mut scope = mistakes.at("pilotlight");
+    let providers = entries(providers, &mut scope.at("providers"));
+    read_provider::read(providers, &mut servers, &mut unread, &mut scope.at("providers"));
+    if servers.len() > SERVERS_MAX {
+        let message = format!("there are {} models, at most {SERVERS_MAX}", servers.len());
+        scope.at("providers").add(message);
+    }
+    check_fallbacks(&servers, &unread, &mut scope);
+    let tasks = entries(parts.take("tasks"), &mut scope.at("tasks"));
+    let tasks = read_task::read(tasks, &mut scope.at("tasks"));
+    let device_limits =
+        read_or_default(parts.take("device_limits"), &mut scope.at("device_limits"));
+    check_limits(&device_limits, &mut scope.at("device_limits"));
+    let mqtt: MqttPart = read_or_default(parts.take("mqtt"), &mut scope.at("mqtt"));
+    if mqtt.serve.as_ref().is_some_and(|topic| !read_server::is_topic(topic)) {
+        scope.at("mqtt").at("serve").add(read_server::TOPIC_LEVELS);
+    }
+    let device: Device = read_or_default(parts.take("device"), &mut scope.at("device"));
+    if device.group.as_ref().is_some_and(|group| !is_name(group)) {
+        scope.at("device").at("group").add("must be [A-Za-z0-9_-]{1,64}");
+    }
+    let policy = CheckedPolicy::read(parts.take("policy"), &mut scope.at("policy"));
+    Catalog {
+        version: read_or_default(parts.take("version"), &mut scope.at("version")),
+        servers,
+        tasks,
+        default_mode: policy.default_mode,
+        caps: policy.caps,
+        redactor: policy.redactor,
+        deadlines: policy.deadlines,
+        device,
+        device_limits,
+        mqtt,
+        http: read_or_default(parts.take("http"), &mut scope.at("http")),
+    }
+}
+
+/// The entries of `mcpServers`, which may be absent only if there are providers.
+fn read_servers(
+    servers: Option<Value>,
+    has_providers: bool,
+    scope: &mut Scope<'_>,
+) -> Vec<(String, Value)> {
+    let servers = servers.or_else(|| has_providers.then(|| Value::Object(Map::new())));
+    let Some(Value::Object(map)) = servers else {
+        scope.add("is needed: an object with one entry for each model server");
+        return Vec::new();
+    };
+    if (map.is_empty() && !has_providers) || map.len() > SERVERS_MAX {
+        scope.add(format!("has {} entries, must have 1 to {SERVERS_MAX}", map.len()));
+    }
+    map.into_iter().collect()
+}
+
+/// Fallbacks must name another existing server.
+fn check_fallbacks(servers: &[ServerEntry], unread: &BTreeSet<String>, scope: &mut Scope<'_>) {
+    for server in servers {
+        let others = || servers.iter().filter(|other| other.name != server.name);
+        for (at, name) in server.fallbacks.iter().enumerate() {
+            if unread.contains(name) || others().any(|other| other.name == *name) {
+                continue;
+            }
+            let is_provider = matches!(server.endpoint, Endpoint::Provider(_));
+            let part = if is_provider { "providers" } else { "servers" };
+            let known: Vec<&str> = others().map(|other| other.name.as_str()).collect();
+            let message =
+                format!("no other model is called {name:?}; there are: {}", known.join(", "));
+            scope.at(part).at(&server.name).at("fallbacks").item(at).add(message);
+        }
+    }
+}
+
+fn check_limits(limits: &DeviceLimits, scope: &mut Scope<'_>) {
+    if let Some((low, high)) = limits.heat_c
+        && !(20.0 <= low && low < high && high <= 120.0)
+    {
+        let message =
+            format!("[{low}, {high}] must be two temperatures of 20 to 120, the lower first");
+        scope.at("heat_c").add(message);
+    }
+    for (name, value) in
+        [("memory_floor_mb", limits.memory_reserve_mb), ("disk_floor_mb", limits.disk_reserve_mb)]
+    {
+        if value.is_some_and(|mb| mb > RESERVE_MB_MAX) {
+            scope.at(name).add(format!("must be at most {RESERVE_MB_MAX}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn mistakes(file: &Value) -> Vec<String> {
+        let (_, mistakes) = read(&file.to_string(), &Variables::new());
+        mistakes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn mistakes_of_all_parts_are_found_at_once() {
+        let file = json!({
+            "mcpServers": {
+                "a": {"comand": "x"},
+                "b": {"command": "x", "args": [1, "y", 2]},
+                "c": {"command": "x"},
+            },
+            "pilotlight": {
+                "versoin": 1,
+                "device": {"nmae": "a", "group": "a/b"},
+                "device_limits": {"heat_c": "hot"},
+                "mqtt": {"prefix": 3},
+                "http": null,
+                "servers": {"c": {"reach": "moon", "fallbacks": ["a", "big"]}},
+                "providers": {"big": {"kind": "opnai", "base_url": 7}, "small": {"slots": 1}},
+                "tasks": {
+                    "t": {"max_token": 5, "rules": [{"when": "x", "label": "y"}]},
+                    "u": {"template": ""},
+                },
+                "policy": {
+                    "default_mode": "local_only",
+                    "budget": {"usd_per_day": "1", "apps": {"x": {"usd": 1}}},
+                    "redact": ["email", 5, {"name": "x"}],
+                    "classes": {"batch": {"deadline": 1}, "vip": {}},
+                    "fleet": {},
+                },
+            },
+        });
+        let found = mistakes(&file);
+        let expected = [
+            "pilotlight.policy.fleet: is not carried out",
+            "pilotlight.versoin: unknown field `versoin`, expected one of `version`, `device`",
+            "mcpServers.a.comand: unknown field `comand`",
+            "mcpServers.b.args[0]: invalid type: integer `1`",
+            "mcpServers.b.args[2]: invalid type: integer `2`",
+            "pilotlight.servers.c.reach: unknown variant `moon`",
+            "pilotlight.providers.big: missing field `model`",
+            "pilotlight.providers.big.kind: unknown variant `opnai`",
+            "pilotlight.providers.big.base_url: invalid type: integer `7`",
+            "pilotlight.providers.small: missing field `kind`",
+            "pilotlight.providers.small: missing field `base_url`",
+            "pilotlight.providers.small: missing field `model`",
+            "pilotlight.tasks.t.max_token: unknown field `max_token`",
+            "pilotlight.tasks.t.rules[0].when: \"x\" can't be understood",
+            "pilotlight.tasks.t: missing field `template`",
+            "pilotlight.tasks.u.template: is empty",
+            "pilotlight.device_limits.heat_c: invalid type: string \"hot\"",
+            "pilotlight.mqtt.prefix: invalid type: integer `3`",
+            "pilotlight.device.nmae: unknown field `nmae`",
+            "pilotlight.policy.default_mode: unknown variant `local_only`",
+            "pilotlight.policy.classes.batch.deadline: unknown field `deadline`",
+            "pilotlight.policy.classes.vip: must be interactive",
+            "pilotlight.policy.budget.usd_per_day: invalid type: string \"1\"",
+            "pilotlight.policy.budget.apps.x.usd: unknown field `usd`",
+            "pilotlight.policy.redact[1]: must be a name, or an object with name and pattern",
+            "pilotlight.policy.redact[2]: must be a name, or an object with name and pattern",
+            "pilotlight.http: invalid type: null",
+        ];
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{found} is not {expected}");
+        }
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for nearest in ["comand", "versoin", "nmae", "opnai", "max_token", "local_only"] {
+            let message = found.iter().find(|message| message.contains(&format!("`{nearest}`")));
+            assert!(message.is_some_and(|m| m.contains("; the nearest is `")), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_server_can_still_be_named() {
+        let file = json!({
+            "mcpServers": {"a": {"command": 1}, "b": {"command": "x"}},
+            "pilotlight": {"servers": {"a": {}, "b": {"fallbacks": ["a", "none"]}}},
+        });
+        let found = mistakes(&file);
+        assert_eq!(found.len(), 2, "{found:#?}");
+        assert!(found[0].starts_with("mcpServers.a.command: "), "{found:#?}");
+        assert!(found[1].starts_with("pilotlight.servers.b.fallbacks[1]: "), "{found:#?}");
+    }
+}

@@ -1,0 +1,124 @@
+//! The reader of `pilotlight.policy`: default mode, spending caps, redaction, deadlines.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::mistake::Scope;
+use super::read_budget::RawBudget;
+use super::shape::{Members, entries, read_or_default};
+use crate::limits::{DEADLINE_MAX, REDACT_RULES_MAX};
+use crate::money::Caps;
+use crate::redact::{KnownPattern, Redactor};
+use crate::request::job::{Mode, Priority};
+
+/// The policy, checked.
+#[derive(Debug, Default)]
+pub(super) struct CheckedPolicy {
+    pub(super) default_mode: Mode,
+    pub(super) caps: Caps,
+    pub(super) redactor: Redactor,
+    pub(super) deadlines: BTreeMap<Priority, Duration>,
+}
+
+/// A redaction rule: the name of a known pattern, or a pattern of the configuration's own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "must be a name, or an object with name and pattern")]
+enum RawRule {
+    Known(String),
+    Own(RawPattern),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPattern {
+    name: String,
+    pattern: String,
+}
+
+/// What the policy states for one priority.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawClass {
+    deadline_ms: Option<u64>,
+}
+
+impl CheckedPolicy {
+    pub(super) fn read(policy: Option<Value>, scope: &mut Scope<'_>) -> CheckedPolicy {
+        let policy = policy.unwrap_or(Value::Object(Map::new()));
+        let mut parts =
+            Members::read(policy, &["default_mode", "budget", "redact", "classes"], scope);
+        let default_mode =
+            read_or_default(parts.take("default_mode"), &mut scope.at("default_mode"));
+        let classes = entries(parts.take("classes"), &mut scope.at("classes"));
+        let deadlines = deadlines(classes, &mut scope.at("classes"));
+        let budget: RawBudget = read_or_default(parts.take("budget"), &mut scope.at("budget"));
+        let caps = budget.check(&mut scope.at("budget"));
+        let rules: Vec<RawRule> = read_or_default(parts.take("redact"), &mut scope.at("redact"));
+        let redactor = redactor(&rules, &mut scope.at("redact"));
+        CheckedPolicy { default_mode, caps, redactor, deadlines }
+    }
+}
+
+pub(super) fn is_deadline(ms: u64) -> bool {
+    ms >= 1 && Duration::from_millis(ms) <= DEADLINE_MAX
+}
+
+/// The message for a deadline out of range.
+pub(super) fn deadline_range() -> String {
+    format!("must be 1 to {} ms", DEADLINE_MAX.as_millis())
+}
+
+/// The deadlines by priority.
+fn deadlines(classes: Vec<(String, Value)>, scope: &mut Scope<'_>) -> BTreeMap<Priority, Duration> {
+    let mut deadlines = BTreeMap::new();
+    for (name, class) in classes {
+        let mut scope = scope.at(&name);
+        let RawClass { deadline_ms } = read_or_default(Some(class), &mut scope);
+        let priority = match name.as_str() {
+            "interactive" => Priority::Interactive,
+            "normal" => Priority::Normal,
+            "batch" => Priority::Batch,
+            _ => {
+                scope.add("must be interactive, normal or batch");
+                continue;
+            }
+        };
+        match deadline_ms {
+            Some(ms) if is_deadline(ms) => {
+                deadlines.insert(priority, Duration::from_millis(ms));
+            }
+            Some(_) => scope.at("deadline_ms").add(deadline_range()),
+            None => {}
+        }
+    }
+    deadlines
+}
+
+/// The redactor with these rules.
+fn redactor(rules: &[RawRule], scope: &mut Scope<'_>) -> Redactor {
+    let mut redactor = Redactor::default();
+    if rules.len() > REDACT_RULES_MAX {
+        scope.add(format!("must be at most {REDACT_RULES_MAX} rules"));
+        return redactor;
+    }
+    for (n, rule) in rules.iter().enumerate() {
+        let added = match rule {
+            RawRule::Own(RawPattern { name, pattern }) => redactor.add(name, pattern),
+            RawRule::Known(name) => match KnownPattern::ALL.iter().find(|(known, _)| known == name)
+            {
+                Some((_, known)) => redactor.add_known(*known),
+                None => {
+                    let known = KnownPattern::ALL.map(|(name, _)| name).join(", ");
+                    Err(format!("{name:?} is not one of {known}; a pattern needs name and pattern"))
+                }
+            },
+        };
+        if let Err(message) = added {
+            scope.at(&n.to_string()).add(message);
+        }
+    }
+    redactor
+}

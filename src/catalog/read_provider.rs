@@ -1,0 +1,175 @@
+//! The reader of `pilotlight.providers`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::mistake::Scope;
+use super::provider::{Provider, ProviderKind};
+use super::read_budget::RawPrice;
+use super::secret::Secret;
+use super::server::{Endpoint, ServerEntry};
+use super::shape;
+use crate::model::context::Locality;
+use crate::request::name::is_name;
+
+/// Context length, answer length and concurrency of a provider whose entry states none: what the
+/// smallest common cloud models offer.
+const CONTEXT_TOKENS: u32 = 32_768;
+const MAX_OUTPUT_TOKENS: u32 = 4_096;
+const SLOTS: u32 = 8;
+/// The most concurrent requests that an entry may state.
+const SLOTS_MAX: u32 = 256;
+/// The longest pause within an answer of a provider whose entry states none.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// An entry of `pilotlight.providers`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProvider {
+    kind: Option<ProviderKind>,
+    base_url: Option<String>,
+    model: Option<String>,
+    region: Option<String>,
+    key: Option<Secret<String>>,
+    ca: Option<String>,
+    context_tokens: Option<u32>,
+    max_output_tokens: Option<u32>,
+    json_schema: Option<bool>,
+    tools: Option<bool>,
+    #[serde(default)]
+    logprobs: bool,
+    slots: Option<u32>,
+    #[serde(default)]
+    price: RawPrice,
+    #[serde(rename = "reach")]
+    locality: Option<Locality>,
+    silence_ms: Option<u64>,
+    #[serde(rename = "talents", default)]
+    skills: Vec<String>,
+    #[serde(default)]
+    fallbacks: Vec<String>,
+}
+
+/// The fields that an entry must have. They are options in [`RawProvider`], so that one run names
+/// all that are missing.
+const REQUIRED: [&str; 3] = ["kind", "base_url", "model"];
+
+/// Appends the providers to the servers, in the order of their names.
+///
+/// Names of entries that can't be read are added to `unread`.
+pub(super) fn read(
+    entries: Vec<(String, Value)>,
+    servers: &mut Vec<ServerEntry>,
+    unread: &mut BTreeSet<String>,
+    scope: &mut Scope<'_>,
+) {
+    let entries: BTreeMap<String, Value> = entries.into_iter().collect();
+    for (name, value) in entries {
+        let mut scope = scope.at(&name);
+        if servers.iter().any(|server| server.name == name) {
+            scope.add("an entry of mcpServers has the same name");
+        }
+        shape::require(&value, &REQUIRED, &mut scope);
+        let raw = shape::read::<RawProvider>(value, &mut scope);
+        match raw.and_then(|raw| raw.check(&name, &mut scope)) {
+            Some(server) => servers.push(server),
+            None => {
+                unread.insert(name);
+            }
+        }
+    }
+}
+
+impl RawProvider {
+    /// The server; none if a required field is missing, which is a mistake already.
+    fn check(self, name: &str, scope: &mut Scope<'_>) -> Option<ServerEntry> {
+        let (kind, base_url, model) = (self.kind?, self.base_url?, self.model?);
+        let mut mistake = |key: &str, message: &str| scope.at(key).add(message);
+        if let Err(message) = check_url(&base_url) {
+            mistake("base_url", &message);
+        }
+        let tools = self.tools.unwrap_or(true);
+        let can_json = kind == ProviderKind::OpenAi || tools;
+        if self.json_schema == Some(true) && !can_json {
+            mistake("json_schema", "is asked by a tool, and tools is false; remove one of them");
+        }
+        if kind != ProviderKind::OpenAi && self.logprobs {
+            mistake("logprobs", "is asked of openai alone; remove it");
+        }
+        let region = self.region.or_else(|| region_of(&base_url));
+        let region = region.filter(|_| kind.has_regions());
+        if kind.has_regions() && region.as_ref().is_none_or(|region| !is_name(region)) {
+            mistake("region", "must name the region, such as eu-central-1");
+        }
+        if model.is_empty() {
+            mistake("model", "must name the model as the provider does");
+        }
+        let slots = self.slots.unwrap_or(SLOTS);
+        if !(1..=SLOTS_MAX).contains(&slots) {
+            mistake("slots", "must be 1 to 256");
+        }
+        let context_tokens = self.context_tokens.unwrap_or(CONTEXT_TOKENS);
+        let max_output_tokens = self.max_output_tokens.unwrap_or(MAX_OUTPUT_TOKENS);
+        if !(1..=context_tokens).contains(&max_output_tokens) {
+            mistake("max_output_tokens", "must be 1 to context_tokens");
+        }
+        let price = self.price.check(scope);
+        let provider = Provider {
+            kind,
+            base_url: base_url.trim_end_matches('/').to_owned(),
+            model,
+            region,
+            key: self.key,
+            ca: self.ca,
+            context_tokens,
+            max_output_tokens,
+            json_schema: can_json && self.json_schema.unwrap_or(true),
+            tools,
+            logprobs: self.logprobs,
+            slots,
+            price,
+        };
+        Some(ServerEntry {
+            name: name.to_owned(),
+            endpoint: Endpoint::Provider(Box::new(provider)),
+            locality: self.locality.unwrap_or(Locality::Cloud),
+            silence: Some(self.silence_ms.map_or(SILENCE, Duration::from_millis)),
+            skills: self.skills,
+            fallbacks: self.fallbacks,
+            price,
+        })
+    }
+}
+
+/// The region in an AWS host name, `SERVICE.REGION.amazonaws.com`.
+fn region_of(url: &str) -> Option<String> {
+    let uri: http::Uri = url.parse().ok()?;
+    let mut parts = uri.host()?.split('.').skip(1);
+    let region = parts.next()?;
+    (parts.next() == Some("amazonaws")).then(|| region.to_owned())
+}
+
+/// The URL is encrypted or loopback, so that the key is never sent in plain text over a network.
+fn check_url(url: &str) -> Result<(), String> {
+    let uri: http::Uri = url.parse().map_err(|_| format!("{url:?} is no URL"))?;
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_numeric = |text: &str| text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let is_loopback =
+        matches!(host, "localhost" | "::1") || host.strip_prefix("127.").is_some_and(is_numeric);
+    match uri.scheme_str() {
+        Some("https") if !host.is_empty() => Ok(()),
+        Some("http") if is_loopback => Ok(()),
+        Some("http") => {
+            Err("must begin with https://, or anybody on the way could read the key".to_owned())
+        }
+        _ => Err("must begin with https://".to_owned()),
+    }?;
+    let authority = uri.authority().map_or("", http::uri::Authority::as_str);
+    if authority.contains('@') || uri.query().is_some() {
+        return Err("must have no user name and no query; the key goes into key".to_owned());
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! The reader of `mcpServers` and of what `pilotlight.servers` adds to its entries.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::mistake::{Mistakes, Scope};
+use super::read_budget::RawPrice;
+use super::secret::Secret;
+use super::server::{Endpoint, ServerEntry};
+use super::shape;
+use crate::limits::SERVICE_TOPIC_BYTES_MAX;
+use crate::model::context::Locality;
+use crate::request::name::is_name;
+
+/// The message for a topic prefix of the wrong form.
+pub(super) const TOPIC_LEVELS: &str =
+    "topic must be levels of [A-Za-z0-9_-]{1,64} with / between them";
+
+/// Whether this text can be the topic prefix of a service.
+pub(super) fn is_topic(topic: &str) -> bool {
+    topic.len() <= SERVICE_TOPIC_BYTES_MAX && topic.split('/').all(is_name)
+}
+
+/// An entry of `mcpServers`, in the form that MCP clients share.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServer {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    command: Option<String>,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    url: Option<String>,
+    topic: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+}
+
+/// An entry of `pilotlight.servers`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawServerOptions {
+    role: Option<ServerRole>,
+    #[serde(rename = "reach")]
+    locality: Option<Locality>,
+    silence_ms: Option<u64>,
+    #[serde(rename = "talents")]
+    skills: Vec<String>,
+    fallbacks: Vec<String>,
+    price: RawPrice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ServerRole {
+    Model,
+    Tool,
+}
+
+/// The model servers; an entry with the role `tool` is none.
+///
+/// Names of entries that can't be read are added to `unread`.
+pub(super) fn read(
+    servers: Vec<(String, Value)>,
+    options: Vec<(String, Value)>,
+    unread: &mut BTreeSet<String>,
+    mistakes: &mut Mistakes,
+) -> Vec<ServerEntry> {
+    let mut options: BTreeMap<String, Value> = options.into_iter().collect();
+    let mut found = Vec::new();
+    for (name, server) in servers {
+        let server = shape::read::<RawServer>(server, &mut mistakes.at("mcpServers").at(&name));
+        let mut ours = mistakes.at("pilotlight");
+        let mut ours = ours.at("servers");
+        let mut ours = ours.at(&name);
+        let extra: RawServerOptions = shape::read_or_default(options.remove(&name), &mut ours);
+        if extra.role == Some(ServerRole::Tool) {
+            continue;
+        }
+        let price = extra.price.check(&mut ours);
+        let endpoint =
+            server.and_then(|server| server.endpoint(&mut mistakes.at("mcpServers").at(&name)));
+        let Some(endpoint) = endpoint else {
+            unread.insert(name);
+            continue;
+        };
+        let locality = extra.locality.unwrap_or(match endpoint {
+            Endpoint::Child { .. } => Locality::Device,
+            Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => {
+                Locality::Cloud
+            }
+        });
+        let silence = extra.silence_ms.map(Duration::from_millis);
+        let (skills, fallbacks) = (extra.skills, extra.fallbacks);
+        found.push(ServerEntry { name, endpoint, locality, silence, skills, fallbacks, price });
+    }
+    for (name, extra) in options {
+        let mut ours = mistakes.at("pilotlight");
+        let mut ours = ours.at("servers");
+        let mut ours = ours.at(&name);
+        ours.add("there is no such entry under mcpServers");
+        shape::read::<RawServerOptions>(extra, &mut ours);
+    }
+    found
+}
+
+impl RawServer {
+    /// The endpoint, if the entry names exactly one.
+    fn endpoint(self, scope: &mut Scope<'_>) -> Option<Endpoint> {
+        let raw = self;
+        let mut mistake = |message: &str| {
+            scope.add(message);
+            None
+        };
+        match (raw.kind.as_deref(), raw.command, raw.url) {
+            (Some("mqtt"), None, None) => match raw.topic {
+                Some(topic) if is_topic(&topic) => Some(Endpoint::Mqtt { topic }),
+                Some(_) => mistake(TOPIC_LEVELS),
+                None => mistake("needs the topic of the service, such as pilotlight/mcp/big"),
+            },
+            (Some("mqtt"), _, _) => mistake("a service on MQTT has a topic, no command and no url"),
+            (Some("sse"), _, _) => {
+                mistake("the sse transport has been replaced; use type \"http\" (streamable HTTP)")
+            }
+            (None | Some("stdio"), Some(command), None) if !command.is_empty() => {
+                Some(Endpoint::Child {
+                    command,
+                    args: raw.args,
+                    env: raw.env,
+                    hidden: BTreeSet::new(),
+                })
+            }
+            (None | Some("http" | "streamable-http"), None, Some(url))
+                if url.starts_with("http://") || url.starts_with("https://") =>
+            {
+                Some(Endpoint::Http { url, headers: Secret(raw.headers) })
+            }
+            (None | Some("http" | "streamable-http"), None, Some(_)) => {
+                mistake("url must start with http:// or https://")
+            }
+            (None | Some("stdio" | "http" | "streamable-http"), _, _) => {
+                mistake("needs either command (a child process) or url (streamable HTTP), not both")
+            }
+            (Some(_), _, _) => mistake("type must be stdio, http, streamable-http or mqtt"),
+        }
+    }
+}
