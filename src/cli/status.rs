@@ -1,16 +1,20 @@
-//! `status`: how the running service is, from its HTTP door.
+//! `status`: the state of the running service, read from its HTTP interface.
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use serde_json::Value;
 
 use super::{DONE, NOT_READY};
 use crate::config::Config;
+use crate::model::context::{ModelContext, Runtime};
+use crate::model::health::Health;
+use crate::pressure::level::PressureStage;
+use crate::status::{BrokerStatus, DeviceStatus, ServiceStatus};
 
 pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
     let Some(http) = &config.http else {
-        bail!("the HTTP door is off, and status asks there; set PILOTLIGHT_HTTP");
+        bail!("status needs the HTTP interface, which is off; set PILOTLIGHT_HTTP");
     };
     let addr = http.listen;
     let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
@@ -19,76 +23,81 @@ pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
         eprintln!("no service answers at {addr}");
         return Ok(NOT_READY);
     };
-    let state: Value = answer.json().await?;
+    let body: Value = answer.json().await?;
     if json {
-        say!("{state:#}");
-    } else {
-        print(&state, &addr.to_string())?;
+        say!("{body:#}");
     }
-    Ok(if state["ready"] == true { DONE } else { NOT_READY })
+    let status: ServiceStatus = serde_json::from_value(body)
+        .with_context(|| format!("{addr} answers, but not as this version of pilotlight"))?;
+    if !json {
+        print(&status, &addr.to_string())?;
+    }
+    Ok(if status.ready { DONE } else { NOT_READY })
 }
 
-fn print(state: &Value, addr: &str) -> std::io::Result<()> {
-    let ready = if state["ready"] == true { "ready" } else { "not ready" };
-    say!("pilotlight {} at {addr}: {ready}", text(&state["version"]));
-    say!("jobs: {} waiting, {} running", state["waiting"], state["running"]);
-    let spent = |span: &str| state["spent_usd"][span].as_f64().unwrap_or(0.0);
-    if spent("month") > 0.0 {
-        let (hour, day, month) = (spent("hour"), spent("day"), spent("month"));
+fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
+    let ready = if status.ready { "ready" } else { "not ready" };
+    say!("pilotlight {} at {addr}: {ready}", status.version);
+    say!("jobs: {} waiting, {} running", status.waiting, status.running);
+    let spent = status.spent_usd;
+    if spent.month > 0.0 {
+        let (hour, day, month) = (spent.hour, spent.day, spent.month);
         say!("spent: {hour} USD this hour, {day} today, {month} this month");
     }
-    if state["device"].is_object() {
-        say!("device: {}", device(&state["device"]));
+    say!("device: {}", device(&status.device));
+    match &status.mqtt {
+        Some(BrokerStatus::Up) => say!("broker: up"),
+        Some(BrokerStatus::Down { reason }) => say!("broker: down {reason}"),
+        None => {}
     }
-    if state["mqtt"].is_object() {
-        say!("broker: {} {}", text(&state["mqtt"]["state"]), text(&state["mqtt"]["reason"]));
-    }
-    for server in state["servers"].as_array().into_iter().flatten() {
-        let health = &server["health"];
-        let (name, place) = (text(&server["server"]), text(&server["where"]));
-        say!("{name} ({place}): {} {}", text(&health["state"]), text(&health["reason"]));
-        let runtime = &server["model"]["runtime"];
-        if runtime.is_object() {
+    for server in &status.servers {
+        let (name, place) = (&server.server, server.locality.name());
+        match &server.health {
+            Health::Starting => say!("{name} ({place}): starting"),
+            Health::Ready => say!("{name} ({place}): ready"),
+            Health::Resting { reason } => say!("{name} ({place}): resting {reason}"),
+        }
+        if let Some(ModelContext { identification, runtime, .. }) = &server.context {
             say!(
                 "  {} {} on {} {}, {} MiB, {}loaded in {} ms",
-                text(&server["model"]["identification"]["name"]),
-                text(&runtime["quantization"]),
-                text(&runtime["backend"]),
-                text(&runtime["version"]),
-                runtime["memory_bytes"].as_u64().unwrap_or(0) >> 20,
+                identification.name,
+                runtime.quantization,
+                runtime.backend,
+                runtime.version,
+                runtime.memory_bytes >> 20,
                 rates(runtime),
-                runtime["load_ms"],
+                runtime.load_ms,
             );
-            if let Some(why) = runtime["fallback"].as_str() {
-                say!("  not on the accelerator that was asked for: {why}");
+            if let Some(why) = &runtime.fallback {
+                say!("  the configured accelerator is not used: {why}");
             }
         }
     }
     Ok(())
 }
 
-/// How hard pressed the device is, in a line.
-fn device(device: &Value) -> String {
-    let heat = device["temperature_c"].as_f64();
+/// Temperature, memory and pressure of the device in one line.
+fn device(device: &DeviceStatus) -> String {
+    let heat = device.temperature_c;
     let heat = heat.map_or("no temperature".to_owned(), |celsius| format!("{celsius:.1} °C"));
-    let memory = device["memory_available_mb"].as_u64();
+    let memory = device.memory_available_mb;
     let memory = memory.map_or(String::new(), |mb| format!(", {mb} MiB of memory left"));
-    let percent = device["duty"].as_f64().unwrap_or(1.0) * 100.0;
-    let stage = text(&device["stage"]);
-    let cause =
-        if stage == "calm" { String::new() } else { format!(" by {}", text(&device["cause"])) };
+    let percent = device.duty * 100.0;
+    let stage = device.stage.name();
+    let cause = match device.stage {
+        PressureStage::Calm => String::new(),
+        PressureStage::Paced
+        | PressureStage::Shed
+        | PressureStage::Closed
+        | PressureStage::Unload => format!(" by {}", device.cause.name()),
+    };
     format!("{heat}{memory}; {stage}{cause}, engines compute {percent:.0} % of the time")
 }
 
-/// What was measured; an encoder has nothing to write.
-fn rates(runtime: &Value) -> String {
-    let rate = |name: &str, key: &str| {
-        let rate = runtime[key].as_f64();
+/// The rates that were measured at start; an encoder has no decode rate.
+fn rates(runtime: &Runtime) -> String {
+    let rate = |name: &str, rate: Option<f64>| {
         rate.map_or(String::new(), |rate| format!("{name} {rate} tokens/s, "))
     };
-    rate("prefill", "prefill_tokens_per_s") + &rate("decode", "decode_tokens_per_s")
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
+    rate("prefill", runtime.prefill_tokens_per_s) + &rate("decode", runtime.decode_tokens_per_s)
 }

@@ -1,15 +1,70 @@
-//! From a job's end to the one reply, the same at every door.
+//! The one reply to a job that has ended, and its line in the log; the same for every interface.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::dispatch::JobEnd;
+use crate::metrics::Metrics;
 use crate::model::generate::{Fault, Finish};
 use crate::request::format::Format;
+use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
 use crate::wire::{Reply, ReplyUsage, Source, Status, Timing, WireError};
+
+/// The origin of a request, as the log states it.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// `mqtt`, `http` or `mcp`.
+    pub interface: &'static str,
+    /// The application.
+    pub app: String,
+    /// The task, if the request names one.
+    pub task: Option<String>,
+}
+
+impl Origin {
+    /// The origin of a job.
+    pub fn of(interface: &'static str, job: &Job) -> Origin {
+        Origin { interface, app: job.app.clone(), task: job.task.clone() }
+    }
+
+    /// The origin of a request of which only the application is known.
+    pub fn unread(interface: &'static str, app: &str) -> Origin {
+        Origin { interface, app: app.to_owned(), task: None }
+    }
+}
+
+/// Counts a reply, and writes its line to the log.
+pub fn replied(metrics: &Metrics, origin: &Origin, reply: &Reply) {
+    metrics.replied(origin.interface, reply);
+    log(origin, reply);
+}
+
+/// Writes the line of an ended job to the log, where no reply is made of it.
+pub fn ended(origin: &Origin, end: &JobEnd) {
+    log(origin, &reply(None, &Format::Text, String::new(), end.clone()));
+}
+
+/// One line for each reply, without text of prompt or answer.
+fn log(Origin { interface, app, task }: &Origin, reply: &Reply) {
+    let decision = reply.decision.as_ref();
+    tracing::info!(
+        interface,
+        app,
+        task = task.as_deref(),
+        status = reply.status.name(),
+        route = decision.map(|decision| decision.route.as_str()),
+        reason = decision.map(|decision| decision.reason.word()),
+        error = reply.error.as_ref().map(|error| error.code.as_str()),
+        model = reply.source.as_ref().map(|source| source.model.as_str()),
+        prompt_tokens = reply.usage.map(|usage| usage.prompt_tokens),
+        completion_tokens = reply.usage.map(|usage| usage.completion_tokens),
+        ms = reply.timing.map(|timing| timing.total_ms),
+        "replied"
+    );
+}
 
 /// The reply to a job that has ended.
 pub fn reply(id: Option<String>, format: &Format, text: String, end: JobEnd) -> Reply {
@@ -18,18 +73,20 @@ pub fn reply(id: Option<String>, format: &Format, text: String, end: JobEnd) -> 
         first_token_ms: end.first.map(millis),
         total_ms: millis(end.total),
     };
-    let bare = match &end.verdict {
+    let base = match &end.verdict {
         Verdict::Done => answered(format, text, &end),
         Verdict::Refused(refusal) => Reply::refused(None, refusal),
-        Verdict::Expired => broken(
+        Verdict::Expired => without_answer(
             Status::Expired,
             "deadline",
             "its deadline passed before the answer was complete",
         ),
-        Verdict::Cancelled => broken(Status::Failed, "cancelled", "the asker went away"),
+        Verdict::Cancelled => {
+            without_answer(Status::Failed, "cancelled", "the client disconnected")
+        }
         Verdict::Failed(fault) => failed(fault),
     };
-    Reply { id, decision: Some(end.decision), timing: Some(timing), ..bare }
+    Reply { id, decision: Some(end.decision), timing: Some(timing), ..base }
 }
 
 fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
@@ -45,7 +102,7 @@ fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
             serde_json::from_str::<Value>(&text).ok()
         }
     };
-    let said = usage.and_then(|u| u.classification.clone());
+    let classified = usage.and_then(|u| u.classification.clone());
     let finish = usage.map(|u| u.finish);
     let base = Reply {
         id: None,
@@ -60,19 +117,19 @@ fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
         timing: None,
         retry_after_ms: None,
         error: None,
-        confidence: said.as_ref().map(|said| said.confidence),
-        scores: said.map(|said| said.scores).filter(|scores| !scores.is_empty()),
+        confidence: classified.as_ref().map(|c| c.confidence),
+        scores: classified.map(|c| c.scores).filter(|scores| !scores.is_empty()),
         logprobs: usage.map(|u| u.logprobs.clone()).unwrap_or_default(),
         tool_calls: usage.map(|u| u.tool_calls.clone()).unwrap_or_default(),
         json,
-        // numbers are no text
+        // an embedding has no text
         text: Some(text).filter(|_| *format != Format::Embedding),
     };
     let is_text = matches!(format, Format::Text | Format::Label(_));
     if is_text || base.json.is_some() || finish == Some(Finish::ToolCalls) {
         return base;
     }
-    // JSON was asked for and the text is none: an answer that was cut off
+    // the request wants JSON, and the answer is none: it was cut off or is malformed
     let (code, message) = match finish {
         Some(Finish::Length) => {
             ("cut_off", "max_tokens was reached before the JSON was complete; ask for more")
@@ -86,10 +143,10 @@ fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
 }
 
 fn failed(fault: &Fault) -> Reply {
-    broken(Status::Failed, fault.name(), &fault.to_string())
+    without_answer(Status::Failed, fault.name(), &fault.to_string())
 }
 
-fn broken(status: Status, code: &str, message: &str) -> Reply {
+fn without_answer(status: Status, code: &str, message: &str) -> Reply {
     let mut reply = Reply::refused(None, &Refusal::new(Code::Unavailable, message));
     reply.status = status;
     reply.error =
