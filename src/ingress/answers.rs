@@ -15,7 +15,7 @@ use crate::wire::{Reply, ReplyUsage, Source, Status, Timing, WireError};
 
 /// The origin of a request, as the log states it.
 #[derive(Debug, Clone)]
-pub struct Origin {
+pub struct ReplyOrigin {
     /// `mqtt`, `http` or `mcp`.
     pub interface: &'static str,
     /// The application.
@@ -24,31 +24,31 @@ pub struct Origin {
     pub task: Option<String>,
 }
 
-impl Origin {
+impl ReplyOrigin {
     /// The origin of a job.
-    pub fn of(interface: &'static str, job: &Job) -> Origin {
-        Origin { interface, app: job.app.clone(), task: job.task.clone() }
+    pub fn of(interface: &'static str, job: &Job) -> ReplyOrigin {
+        ReplyOrigin { interface, app: job.app.clone(), task: job.task.clone() }
     }
 
     /// The origin of a request of which only the application is known.
-    pub fn unread(interface: &'static str, app: &str) -> Origin {
-        Origin { interface, app: app.to_owned(), task: None }
+    pub fn unread(interface: &'static str, app: &str) -> ReplyOrigin {
+        ReplyOrigin { interface, app: app.to_owned(), task: None }
     }
 }
 
 /// Counts a reply, and writes its line to the log.
-pub fn replied(metrics: &Metrics, origin: &Origin, reply: &Reply) {
+pub fn replied(metrics: &Metrics, origin: &ReplyOrigin, reply: &Reply) {
     metrics.replied(origin.interface, reply);
     log(origin, reply);
 }
 
 /// Writes the line of an ended job to the log, where no reply is made of it.
-pub fn ended(origin: &Origin, end: &JobEnd) {
+pub fn ended(origin: &ReplyOrigin, end: &JobEnd) {
     log(origin, &reply(None, &Format::Text, String::new(), end.clone()));
 }
 
 /// One line for each reply, without text of prompt or answer.
-fn log(Origin { interface, app, task }: &Origin, reply: &Reply) {
+fn log(ReplyOrigin { interface, app, task }: &ReplyOrigin, reply: &Reply) {
     let decision = reply.decision.as_ref();
     tracing::info!(
         interface,
@@ -156,4 +156,51 @@ fn without_answer(status: Status, code: &str, message: &str) -> Reply {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_reply_has_one_line_in_the_log_and_no_text() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let refusal = Refusal::new(Code::Busy, "a message that quotes private text");
+        let reply = Reply {
+            text: Some("private text".to_owned()),
+            timing: Some(Timing { queued_ms: 1, first_token_ms: None, total_ms: 42 }),
+            ..Reply::refused(Some("id".to_owned()), &refusal)
+        };
+        let origin =
+            ReplyOrigin { task: Some("topic".to_owned()), ..ReplyOrigin::unread("mqtt", "app") };
+        tracing::subscriber::with_default(subscriber, || {
+            replied(&Metrics::default(), &origin, &reply);
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        for part in ["INFO", "interface=\"mqtt\"", "app=\"app\"", "task=\"topic\"", "ms=42"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert!(text.contains("status=\"busy\"") && text.contains("error=\"busy\""), "{text}");
+        assert!(!text.contains("private"), "{text}");
+    }
 }

@@ -246,7 +246,7 @@ struct Driver {
     generation: u64,
 }
 
-/// Why a client was replaced.
+/// Why the present client has ended.
 #[derive(Debug, PartialEq, Eq)]
 enum DriverInput {
     Stopped,

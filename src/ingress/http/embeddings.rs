@@ -18,7 +18,7 @@ use super::completion::PilotlightFields;
 use super::errors::{not_ok, refused};
 use super::openai::{Body, body_of};
 use crate::ingress::answers;
-use crate::ingress::answers::Origin;
+use crate::ingress::answers::ReplyOrigin;
 use crate::request::format::Format;
 use crate::request::job::{Message, Role};
 use crate::request::refusal::{Code, Refusal};
@@ -84,14 +84,14 @@ pub(super) async fn embed(State(interface): State<Arc<HttpInterface>>, body: Bod
         let encoding = request.encoding_format;
         let job = request.ask()?.check("http", &interface.catalog)?;
         let id = job.key.clone();
-        let origin = Origin::of("http", &job);
+        let origin = ReplyOrigin::of("http", &job);
         Ok((strategy::submit(&interface.dispatch, job)?, origin, id, encoding))
     });
     let (answer, origin, id, encoding) = match started {
         Ok(started) => started,
         Err(refusal) => {
             let reply = Reply::refused(None, &refusal);
-            answers::replied(&interface.metrics, &Origin::unread("http", "http"), &reply);
+            answers::replied(&interface.metrics, &ReplyOrigin::unread("http", "http"), &reply);
             return refused(&refusal);
         }
     };

@@ -21,7 +21,7 @@ use super::completion::Head;
 use super::errors::{error_of, not_ok, refused};
 use crate::dispatch::{Answer, BackendStatus};
 use crate::ingress::answers;
-use crate::ingress::answers::Origin;
+use crate::ingress::answers::ReplyOrigin;
 use crate::request::format::Format;
 use crate::request::refusal::{Code, Refusal};
 use crate::strategy;
@@ -47,7 +47,7 @@ pub(super) async fn complete(State(interface): State<Arc<HttpInterface>>, body: 
     match started {
         Err(refusal) => {
             let reply = Reply::refused(None, &refusal);
-            answers::replied(&interface.metrics, &Origin::unread("http", "http"), &reply);
+            answers::replied(&interface.metrics, &ReplyOrigin::unread("http", "http"), &reply);
             refused(&refusal)
         }
         Ok(started) if started.stream => streamed(interface, started).into_response(),
@@ -57,7 +57,7 @@ pub(super) async fn complete(State(interface): State<Arc<HttpInterface>>, body: 
 
 struct Started {
     answer: Answer,
-    origin: Origin,
+    origin: ReplyOrigin,
     id: Option<String>,
     format: Format,
     stream: bool,
@@ -72,7 +72,7 @@ fn start(interface: &HttpInterface, body: &[u8]) -> Result<Started, Refusal> {
     let model = request.model.clone();
     let job = request.ask()?.check("http", &interface.catalog).map_err(with_api_field)?;
     let (id, format) = (job.key.clone(), job.format.clone());
-    let origin = Origin::of("http", &job);
+    let origin = ReplyOrigin::of("http", &job);
     let answer = strategy::submit(&interface.dispatch, job)?;
     let head = Head::new(answer.job, model);
     Ok(Started { answer, origin, id, format, stream, include_usage, head })

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::replay::{Key, ReplayCache, ReplayLookup};
 use self::topics::{DeviceTopics, RequestTopic};
 use super::answers;
-use super::answers::Origin;
+use super::answers::ReplyOrigin;
 use crate::catalog::catalog::Catalog;
 use crate::clock;
 use crate::dispatch::{Answer, Dispatch};
@@ -48,7 +48,7 @@ pub struct MqttInterface {
 /// The origin of a request, the topics of its answer, and its correlation data.
 #[derive(Debug, Clone)]
 struct ReplyContext {
-    origin: Origin,
+    origin: ReplyOrigin,
     topic: String,
     stream: Option<String>,
     correlation: Option<Bytes>,
@@ -122,7 +122,10 @@ impl MqttInterface {
         let own = self.topics.reply_to(&asked);
         let topic = self.topics.answer_to(&asked, message.response_topic.as_deref());
         let mut back = ReplyContext {
-            origin: Origin { task: asked.task.clone(), ..Origin::unread("mqtt", &asked.app) },
+            origin: ReplyOrigin {
+                task: asked.task.clone(),
+                ..ReplyOrigin::unread("mqtt", &asked.app)
+            },
             topic: topic.as_ref().unwrap_or(&own).clone(),
             stream: None,
             correlation: message.correlation.clone(),
