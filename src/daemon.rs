@@ -1,4 +1,4 @@
-//! Builds the rooms of the service, joins them, waits for the word to stop, and stops in order.
+//! Starts the modules of the service, connects them, waits for a signal, and stops them in order.
 
 use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
@@ -9,7 +9,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::mcp::over_mqtt::worker;
 use crate::metrics::Metrics;
 use crate::mqtt;
-use crate::mqtt::Bus;
+use crate::mqtt::{Bus, Router, Subscription};
 use crate::net::tls;
 use crate::pressure::Bounds;
 use crate::pressure::level::DevicePressure;
@@ -55,53 +55,53 @@ impl TaskGroup {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {
-                tracing::error!(%error, floor = self.name, "a task failed");
+                tracing::error!(%error, group = self.name, "a task failed");
             }
         }
-        tracing::debug!(floor = self.name, "stopped");
+        tracing::debug!(group = self.name, "stopped");
     }
 }
 
-/// The models and the dispatcher over them: all that is needed to answer a prompt.
+/// The models and the dispatcher: the part of the service that answers prompts.
 pub struct Core {
-    /// The way in.
+    /// Takes the jobs.
     pub dispatch: Dispatch,
     models: TaskGroup,
-    judge: TaskGroup,
+    scheduler: TaskGroup,
 }
 
 impl Core {
-    /// Starts every model of the catalog; those on MQTT need the switch.
+    /// Starts every model of the catalog; those over MQTT need `router`.
     pub fn start(
         catalog: &Catalog,
         device_pressure: watch::Receiver<DevicePressure>,
-        keep: LearnedStore,
-        switch: Option<&CallRouter>,
+        store: LearnedStore,
+        router: Option<&CallRouter>,
     ) -> Core {
-        let (mut models, mut judge) = (TaskGroup::new("models"), TaskGroup::new("dispatcher"));
+        let (mut models, mut scheduler) = (TaskGroup::new("models"), TaskGroup::new("scheduler"));
         let mut backends = Vec::new();
         for server in &catalog.servers {
-            let (backend, keeper) = supervise(server, switch.cloned(), models.stop.clone());
-            models.add(keeper);
+            let (backend, supervisor) = supervise(server, router.cloned(), models.stop.clone());
+            models.add(supervisor);
             backends.push(backend);
         }
         let policy =
             DispatchPolicy { caps: catalog.caps.clone(), redactor: catalog.redactor.clone() };
-        let (dispatch, dispatcher) = dispatch::new(backends, device_pressure, keep, policy);
-        let stop = judge.stop.clone();
-        judge.add(dispatcher.run(stop));
-        Core { dispatch, models, judge }
+        let (dispatch, dispatcher) = dispatch::new(backends, device_pressure, store, policy);
+        let stop = scheduler.stop.clone();
+        scheduler.add(dispatcher.run(stop));
+        Core { dispatch, models, scheduler }
     }
 
-    /// Lets running work end, then stops the models.
+    /// Lets running jobs end, then stops the models.
     pub async fn stop(self) {
-        self.judge.stop().await;
+        self.scheduler.stop().await;
         self.models.stop().await;
     }
 }
 
-/// The folder of what the service keeps, made if it is not there.
-fn keeps(config: &Config) -> Option<&Path> {
+/// The state folder, created if it does not exist; none if that fails.
+fn state_folder(config: &Config) -> Option<&Path> {
     let folder = config.state.as_deref()?;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     if let Err(error) = made {
@@ -113,12 +113,12 @@ fn keeps(config: &Config) -> Option<&Path> {
     Some(folder)
 }
 
-/// What is kept over a restart, and where.
+/// The store of what is kept over a restart.
 pub fn keep_of(config: &Config) -> LearnedStore {
-    LearnedStore::new(keeps(config), device::governor(&config.sensors))
+    LearnedStore::new(state_folder(config), device::governor(&config.sensors))
 }
 
-/// The strain of a device that is not watched: none.
+/// The pressure of a device whose sensors are not read: none.
 pub fn calm() -> watch::Receiver<DevicePressure> {
     watch::channel(DevicePressure::default()).1
 }
@@ -126,9 +126,9 @@ pub fn calm() -> watch::Receiver<DevicePressure> {
 /// Runs the service until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If a port is taken or a certificate can't be used.
+/// If a port is taken or a certificate is not usable.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let mut words = Signals::listen()?;
+    let mut signals = Signals::listen()?;
     let mut broker = TaskGroup::new("broker");
     start_broker(&config, &mut broker).await?;
     let listener = match &config.http {
@@ -139,127 +139,124 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let (pressures, device_pressure) = watch::channel(DevicePressure::default());
     let (readings, reading) = watch::channel(SensorReading::default());
-    let (mut doors, mut lines) = (TaskGroup::new("doors"), TaskGroup::new("lines"));
-    let on_mqtt = config.mqtt.as_ref().map(|mqtt| OnMqtt::open(mqtt, &config, &mut lines));
-    let on_mqtt = on_mqtt.transpose()?;
-    let switch = on_mqtt.as_ref().map(|on| &on.switch);
-    let keep = keep_of(&config);
-    let core = Core::start(&catalog, device_pressure, keep, switch);
+    let mut interfaces = TaskGroup::new("interfaces");
+    let mut connections = TaskGroup::new("connections");
+    let broker_connection =
+        config.mqtt.as_ref().map(|mqtt| BrokerConnection::open(mqtt, &config, &mut connections));
+    let broker_connection = broker_connection.transpose()?;
+    let router = broker_connection.as_ref().map(|connection| &connection.calls);
+    let core = Core::start(&catalog, device_pressure, keep_of(&config), router);
     let mut sensors = TaskGroup::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));
     let bounds = bounds_of(&catalog.device_limits);
     let rate = core.dispatch.rate();
     sensors.add(device::watch(all, bounds, rate, (readings, pressures), sensors.stop.clone()));
-    let line = on_mqtt.as_ref().map(|on| on.bus.line());
-    if let Some(OnMqtt { bus, inbox, topics, switch: _ }) = on_mqtt {
-        serve_calls(&config, &core.dispatch, &mut doors, &mut lines)?;
+    let connection = broker_connection.as_ref().map(|connection| connection.bus.connection());
+    if let Some(BrokerConnection { bus, requests, topics, calls: _ }) = broker_connection {
+        serve_calls(&config, &core.dispatch, &mut interfaces, &mut connections)?;
         let (dispatch, catalog, metrics) =
             (core.dispatch.clone(), Arc::clone(&catalog), metrics.clone());
-        let health = ingress::mqtt::health::tell(
+        let health = ingress::mqtt::health::publish(
             bus.clone(),
             topics.health(),
             dispatch.clone(),
             reading.clone(),
-            doors.stop.clone(),
+            interfaces.stop.clone(),
         );
-        doors.add(health);
-        let door = ingress::mqtt::MqttInterface { bus, dispatch, catalog, topics, metrics };
-        doors.add(door.run(inbox, doors.stop.clone()));
+        interfaces.add(health);
+        let interface = ingress::mqtt::MqttInterface { bus, dispatch, catalog, topics, metrics };
+        interfaces.add(interface.run(requests, interfaces.stop.clone()));
     }
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {
         let addr = listener.local_addr()?;
         let dispatch = core.dispatch.clone();
-        let mcp = Arc::new(Service::new(dispatch.clone(), Arc::clone(&catalog)));
-        let door = ingress::http::HttpInterface { dispatch, mcp, catalog, metrics, line, reading };
-        let routes = ingress::http::routes(door, guard, doors.stop.clone());
-        doors.add(ingress::http::serve(listener, routes, doors.stop.clone()));
+        let interface =
+            ingress::http::HttpInterface { dispatch, mcp, catalog, metrics, connection, reading };
+        let routes = ingress::http::routes(interface, guard, interfaces.stop.clone());
+        interfaces.add(ingress::http::serve(listener, routes, interfaces.stop.clone()));
         tracing::info!(%addr, "HTTP interface listening");
     }
-    words.wait().await;
+    signals.wait().await;
     tracing::info!("stopping");
     tokio::select! {
         () = async {
-            doors.stop().await;
+            interfaces.stop().await;
             core.stop().await;
             sensors.stop().await;
-            lines.stop().await;
+            connections.stop().await;
             broker.stop().await;
         } => tracing::info!("stopped"),
-        () = words.wait() => tracing::warn!("second signal: stopped without draining"),
+        () = signals.wait() => tracing::warn!("second signal: stopped without draining"),
     }
     Ok(())
 }
 
-/// The board's own bounds, and what the configuration says instead.
+/// The bounds of the sensors: those of the configuration, else the board's defaults.
 fn bounds_of(limits: &DeviceLimits) -> Bounds {
-    let own = device::bounds();
+    let board = device::bounds();
     Bounds {
-        heat_c: limits.heat_c.or(own.heat_c),
-        memory_reserve: limits.memory_reserve_mb.map_or(own.memory_reserve, |mb| mb << 20),
-        disk_reserve: limits.disk_reserve_mb.map_or(own.disk_reserve, |mb| mb << 20),
-        ..own
+        heat_c: limits.heat_c.or(board.heat_c),
+        memory_reserve: limits.memory_reserve_mb.map_or(board.memory_reserve, |mb| mb << 20),
+        disk_reserve: limits.disk_reserve_mb.map_or(board.disk_reserve, |mb| mb << 20),
+        ..board
     }
 }
 
 #[cfg(feature = "embedded-broker")]
-async fn start_broker(config: &Config, floor: &mut TaskGroup) -> anyhow::Result<()> {
+async fn start_broker(config: &Config, group: &mut TaskGroup) -> anyhow::Result<()> {
     let Some(listen) = config.broker else {
         return Ok(());
     };
-    let (addr, serve) = crate::mqtt::broker::open(listen, floor.stop.clone()).await?;
-    floor.add(serve);
+    let (addr, serve) = crate::mqtt::broker::open(listen, group.stop.clone()).await?;
+    group.add(serve);
     tracing::info!(%addr, "embedded broker listening");
     Ok(())
 }
 
 #[cfg(not(feature = "embedded-broker"))]
-#[expect(clippy::unused_async, reason = "its twin waits for a port")]
-async fn start_broker(_config: &Config, _floor: &mut TaskGroup) -> anyhow::Result<()> {
+#[expect(clippy::unused_async, reason = "the variant with the feature awaits")]
+async fn start_broker(_config: &Config, _group: &mut TaskGroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The one line to the broker, and who hears what comes on it.
-struct OnMqtt {
+/// The service's connection to the broker, with its subscriptions.
+struct BrokerConnection {
     bus: Bus,
-    /// What comes for the door.
-    inbox: mpsc::Receiver<mqtt::Incoming>,
+    /// Requests to the MQTT interface.
+    requests: Subscription,
     topics: DeviceTopics,
-    switch: CallRouter,
+    /// Calls to services over MQTT.
+    calls: CallRouter,
 }
 
-impl OnMqtt {
-    fn open(mqtt: &Mqtt, config: &Config, lines: &mut TaskGroup) -> anyhow::Result<OnMqtt> {
-        let topics =
-            DeviceTopics::new(&mqtt.prefix, &config.device, mqtt.response_prefixes.clone())
-                .in_group(&mqtt.prefix, config.catalog.device.group.as_deref());
-        let mut options = bus_options(mqtt, &config.device, &topics)?;
-        options.filters.extend(CallRouter::filters(&config.device, config.catalog.services()));
-        let (bus, mut all, driver) = mqtt::open(options, lines.stop.clone());
-        lines.add(driver);
-        let switch = CallRouter::new(bus.clone(), &config.device, config.catalog.services());
-        let (to, inbox) = mpsc::channel(MQTT_INBOX_MAX);
-        let sorting = switch.clone();
-        lines.add(async move {
-            // ends with the line
-            while let Some(message) = all.recv().await {
-                let Some(message) = sorting.take(message) else { continue };
-                if let Err(mpsc::error::SendError(message)) = to.send(message).await {
-                    // the door is closed: a request waits at the broker for the next start
-                    message.ack.leave();
-                }
-            }
-        });
-        Ok(OnMqtt { bus, inbox, topics, switch })
+impl BrokerConnection {
+    fn open(
+        mqtt: &Mqtt,
+        config: &Config,
+        connections: &mut TaskGroup,
+    ) -> anyhow::Result<BrokerConnection> {
+        let (device, catalog) = (&config.device, &config.catalog);
+        let topics = DeviceTopics::new(&mqtt.prefix, device, mqtt.response_prefixes.clone())
+            .in_group(&mqtt.prefix, catalog.device.group.as_deref());
+        let mut router = Router::default();
+        let requests = router.subscribe(topics.filters(), MQTT_INBOX_MAX);
+        let answers = CallRouter::subscribe(&mut router, device, catalog.services());
+        let options = service_options(mqtt, device, &topics)?;
+        let (bus, driver) = mqtt::open(options, router, connections.stop.clone());
+        connections.add(driver);
+        let calls = CallRouter::new(bus.clone(), device, catalog.services());
+        connections.add(calls.clone().run(answers));
+        Ok(BrokerConnection { bus, requests, topics, calls })
     }
 }
 
-/// Makes this service a worker of the service that the configuration names, if it names one. It has
-/// a line of its own: a broker says of each line when it is gone.
+/// Makes this process a worker of the service that the configuration names, if any. It has a
+/// connection of its own: a connection has one last will, and so one presence.
 fn serve_calls(
     config: &Config,
     dispatch: &Dispatch,
-    doors: &mut TaskGroup,
-    lines: &mut TaskGroup,
+    interfaces: &mut TaskGroup,
+    connections: &mut TaskGroup,
 ) -> anyhow::Result<()> {
     let (Some(mqtt), Some(base)) = (&config.mqtt, &config.catalog.mqtt.serve) else {
         return Ok(());
@@ -267,38 +264,38 @@ fn serve_calls(
     let topics = over_mqtt::ServiceTopics::new(base);
     let name = config.device.clone();
     let options = mqtt::ConnectionOptions {
-        filters: worker::filters(&topics),
         presence: Some(worker::presence(&topics, &name)),
-        ..line_options(mqtt, format!("pilotlight-{name}-worker"))?
+        ..connection_options(mqtt, format!("pilotlight-{name}-worker"))?
     };
-    let (bus, inbox, driver) = mqtt::open(options, lines.stop.clone());
-    lines.add(driver);
+    let mut router = Router::default();
+    let calls = router.subscribe(worker::filters(&topics), MQTT_INBOX_MAX);
+    let (bus, driver) = mqtt::open(options, router, connections.stop.clone());
+    connections.add(driver);
     let host = Arc::new(Service::new(dispatch.clone(), Arc::new(config.catalog.clone())));
     let worker = worker::Worker { bus, host, topics, name };
-    doors.add(worker.run(inbox, doors.stop.clone()));
+    interfaces.add(worker.run(calls, interfaces.stop.clone()));
     tracing::info!(topic = base, "serving MCP over MQTT");
     Ok(())
 }
 
-/// The line of the service itself.
-fn bus_options(
+/// The options of the service's own connection: with presence and a kept session.
+fn service_options(
     mqtt: &Mqtt,
     device: &str,
     topics: &DeviceTopics,
 ) -> anyhow::Result<mqtt::ConnectionOptions> {
     let epoch = clock::since_epoch().as_secs();
     let presence = |state: &str| {
-        let word = json!({
+        let message = json!({
             "state": state,
             "device": device,
             "epoch": epoch,
             "version": env!("CARGO_PKG_VERSION"),
         });
-        Bytes::from(word.to_string())
+        Bytes::from(message.to_string())
     };
-    let base = line_options(mqtt, format!("pilotlight-{device}"))?;
+    let base = connection_options(mqtt, format!("pilotlight-{device}"))?;
     Ok(mqtt::ConnectionOptions {
-        filters: topics.filters(),
         presence: Some(mqtt::Presence {
             topic: topics.status(),
             online: presence("online"),
@@ -309,11 +306,14 @@ fn bus_options(
     })
 }
 
-/// A line to the configured broker that listens to nothing yet.
+/// The options of a connection to the configured broker, without presence and with a clean session.
 ///
 /// # Errors
-/// If a certificate can't be used.
-pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<mqtt::ConnectionOptions> {
+/// If a certificate is not usable.
+pub fn connection_options(
+    mqtt: &Mqtt,
+    client_id: String,
+) -> anyhow::Result<mqtt::ConnectionOptions> {
     let tls = mqtt.tls.as_ref().map(tls::client).transpose();
     Ok(mqtt::ConnectionOptions {
         host: mqtt.host.clone(),
@@ -321,13 +321,12 @@ pub fn line_options(mqtt: &Mqtt, client_id: String) -> anyhow::Result<mqtt::Conn
         tls: tls.context("TLS of the broker connection cannot be configured")?,
         client_id,
         credentials: mqtt.credentials.clone().map(|(user, password)| (user, password.0)),
-        filters: Vec::new(),
         presence: None,
         session: mqtt::Session::Clean,
     })
 }
 
-/// The words to stop. They are listened for before anybody can know that the service is there.
+/// SIGTERM and SIGINT. They are handled before the service is reachable, so that none is missed.
 struct Signals {
     term: Signal,
     interrupt: Signal,

@@ -1,56 +1,64 @@
-//! Pilotlight: a small flame that is always on. A quantized tiny language model answers prompts on
-//! the device; a larger model elsewhere is asked only when the device can't, and the answer always
-//! says why.
+//! Pilotlight: a service for small boards that answers prompts with a tiny local language model.
 //!
-//! # The idea in three sentences
-//! **One port.** Whatever can answer a prompt (an engine on this board, a model elsewhere, a peer
-//! device, *the whole service*) implements one trait, [`generate::Generate`]; [`mcp::server`]
-//! turns any `Generate` into an MCP server and [`mcp::client`] turns any MCP server into a
-//! `Generate`.
-//! **One judge.** A pure, synchronous [`scheduler`] owns all state that decides: it takes an event
-//! and the time and returns a list of effects; it never reads a clock, a file, a socket or a token.
-//! **One way.** A request goes down through the floors once, and its tokens come straight back from
-//! the backend to the door.
+//! A remote model (a peer device or a cloud provider) is asked only when the device is saturated or
+//! lacks a capability, and each reply states where the job was routed and why.
 //!
-//! # The floors
-//! A room may know what lies below it, never above, never beside. `tests/house.rs` reads the `use`
-//! lines and holds us to that, and to purity.
+//! # Three properties
+//! **One interface for models.** Everything that answers a prompt (an engine on the board, a
+//! provider, a peer, the whole service) implements the trait [`model::generate::Generate`].
+//! [`mcp::server`] serves any `Generate` as an MCP server; [`mcp::client`] makes a `Generate` of any
+//! MCP server.
+//!
+//! **One scheduler.** [`scheduler`] is pure and synchronous, and owns all state that decides: it
+//! takes an event and the time, and returns a list of effects. It reads no clock, file, socket or
+//! token.
+//!
+//! **One path.** A request passes each layer once; its tokens go from the backend straight to the
+//! client's interface.
+//!
+//! # Layers
+//! A file imports only from lower layers, or from its own top-level module. `tests/architecture`
+//! holds the table and checks it, and the rules below.
 //!
 //! ```text
-//! 6 roof       main, cli, daemon, config                    know everyone, known by no one
-//! 5 ingress    ingress/{mqtt, http}                         one client's protocol each
-//! 4 rooms      dispatch, backends/{engine, gguf, onnx, provider, supervise}, simulate
-//! 3 hands      mcp (port and lines), tls, broker, metrics, device
-//! 2 shapes     wire (requests and replies as JSON), link (a backend's state), bus (MQTT), web (HTTP)
-//! 1 judgement  scheduler, registry, pressure                PURE
-//! 0 words      limits, prompt, labels, fit, model, money, health, strain, generate, time  PURE
+//! 13-16 program     main, cli, daemon                     start and stop
+//!    12 settings    config
+//!    11 interfaces  ingress/{mqtt, http, mcp}             one client protocol each
+//!    10 strategies  strategy                              several models for one job
+//!     9 execution   dispatch, backends, simulate, convert
+//!     8 models      engines, providers, mcp; metrics
+//!     7 resources   mqtt, net, store, device, wire, status
+//!     6 clock       clock                                 the only reader of a clock
+//!   4-5 decisions   scheduler, catalog, pressure, redact, model, calibrate     PURE
+//!   0-3 vocabulary  request, model/{context, health}, pressure/level,          PURE
+//!                   limits, money, time
 //! ```
 //!
 //! # One request
 //! ```text
-//! asker     door             dispatch         scheduler (pure)    backend task       engine (child)
+//! client   interface         dispatch         scheduler (pure)    backend task       engine (child)
 //!  | bytes   |                 |                  |                   |                  |
 //!  |-------->| parse once: Job |                  |                   |                  |
 //!  |         |---- submit ---->|-- Arrived, now ->| admit, route      |                  |
 //!  |         |                 |<-- [Start] ------|                   |                  |
 //!  |         |                 |-- spawn ---------------------------->|---- MCP -------->|
-//!  |<====== pieces in order, bounded =================================|<==== tokens =====|
+//!  |<====== chunks in order, bounded =================================|<==== tokens =====|
 //!  |         |                 |<------------- ended: usage or fault -|                  |
 //!  |<- reply-|                 |-- Ended, now --->| free, start the next
 //! ```
 //!
-//! # What never happens here
-//! 1. Only `scheduler` decides. No door, backend or task picks a backend, drops a job or retries.
-//! 2. Only doors speak a client's protocol. A [`prompt::Refusal`] has no status code.
-//! 3. The scheduler never touches a token.
-//! 4. No pure file knows a runtime, the clock, chance or the disk. The one exception is the channel
-//!    of [`generate`], which is a data structure and needs no runtime.
-//! 5. No room knows which kind of backend it has.
-//! 6. Private text never leaves the reach that its message allows.
-//! 7. Nothing waits without a bound ([`limits`]), nothing runs without an owner, nothing stops
-//!    without being awaited.
-//! 8. A peer is trusted no more than a client; hops are bounded.
-//! 9. A request is acknowledged to the broker only when its answer has been.
+//! # Invariants
+//! 1. Only `scheduler` decides. No interface, backend or task picks a backend, drops a job or
+//!    retries.
+//! 2. Only `ingress` speaks a client's protocol. A [`request::refusal::Refusal`] has no status code.
+//! 3. The scheduler never handles a token.
+//! 4. Pure files use no runtime, clock, randomness or disk. The one exception is the channels of
+//!    [`model`], which are data structures and need no runtime.
+//! 5. No module above [`model`] depends on the kind of a backend.
+//! 6. Private text never leaves the locality that its request permits.
+//! 7. Every queue has a bound in [`limits`], every task has an owner, and every stop is awaited.
+//! 8. A peer is trusted no more than a client; the number of hops is bounded.
+//! 9. An MQTT request is acknowledged only after its reply: [`mqtt::AckGuard`].
 
 // entry points
 pub mod cli;
@@ -73,6 +81,7 @@ pub mod mcp;
 pub mod metrics;
 pub mod mqtt;
 pub mod net;
+pub mod status;
 pub mod store;
 pub mod wire;
 // decisions, pure

@@ -198,8 +198,10 @@ pub const PROVIDER_HELD_BYTES_MAX: usize = 2 * ANSWER_BYTES_MAX;
 /// A broker discards larger ones silently [MQTT-3.1.2-25], so this is far more than
 /// [`REQUEST_BYTES_MAX`]: a request of a size between the two is refused with a reply.
 pub const MQTT_PACKET_BYTES_MAX: u32 = 16 * 1024 * 1024;
-/// Messages that may stand between the line to the broker and the door.
+/// Messages of one subscription that may wait, and events of the MQTT client.
 pub const MQTT_INBOX_MAX: usize = 128;
+/// Messages with answers of one service over MQTT that may wait: one call's answer has many.
+pub const MQTT_ANSWERS_MAX: usize = 8 * MQTT_INBOX_MAX;
 /// Requests of the broker without acknowledgement (MQTT 5 receive maximum).
 pub const MQTT_RECEIVE_MAX: u16 = 32;
 /// Publishes of the service without the broker's acknowledgement.

@@ -1,19 +1,20 @@
-//! Counts and times for whoever watches, in the text format of Prometheus.
+//! Metrics in the text format of Prometheus.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::pressure::level::DevicePressure;
+use crate::model::health::Health;
 use crate::scheduler::decision::{Decision, Route};
-use crate::wire::{Reply, Status};
+use crate::status::{BrokerStatus, ServiceStatus};
+use crate::wire::Reply;
 
 /// All metrics; cheap to clone.
 #[derive(Clone)]
@@ -33,11 +34,20 @@ pub struct Metrics {
     spent: Family<SpanLabels, Gauge<f64, AtomicU64>>,
 }
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+/// The interface has the public label `door`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
 struct ReplyLabels {
-    door: String,
-    status: String,
+    interface: &'static str,
+    status: &'static str,
     route: String,
+}
+
+impl EncodeLabelSet for ReplyLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> std::fmt::Result {
+        let labels =
+            [("door", self.interface), ("status", self.status), ("route", self.route.as_str())];
+        labels.encode(encoder)
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -60,7 +70,7 @@ struct SpanLabels {
     span: String,
 }
 
-/// Seconds; from a cached first token on a fast board to a long answer on a slow one.
+/// Upper bounds in seconds, from a cached first token on a fast board to a long answer on a slow one.
 const BUCKETS: [f64; 12] = [0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 impl Default for Metrics {
@@ -81,14 +91,17 @@ impl Default for Metrics {
             spent: Family::default(),
         };
         let mut all = Registry::with_prefix("pilotlight");
-        all.register("replies", "Replies given", metrics.replies.clone());
-        all.register("tokens", "Tokens read and written", metrics.tokens.clone());
+        all.register("replies", "Replies sent", metrics.replies.clone());
+        all.register("tokens", "Tokens of prompts and answers", metrics.tokens.clone());
         all.register("first_token_seconds", "Time to first token", metrics.first_token.clone());
         all.register("reply_seconds", "Time to the complete answer", metrics.total.clone());
         all.register("waiting_jobs", "Queued jobs", metrics.waiting.clone());
         all.register("running_jobs", "Running jobs", metrics.running.clone());
         all.register("server_up", "1 if the model is available", metrics.up.clone());
-        all.register("mqtt_up", "1 if connected to the broker", metrics.mqtt.clone());
+        all.register(
+            "mqtt_up", "1 if connected to the broker",
+            metrics.mqtt.clone(),
+        );
         all.register("pressure", "Pressure: 0 none, 1 at the limit", metrics.pressure.clone());
         all.register("duty", "Duty cycle of the engines, 0 to 1", metrics.duty.clone());
         all.register("cost_usd", "Cost of answers in US dollars", metrics.cost.clone());
@@ -101,22 +114,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts one reply.
-    pub fn replied(&self, door: &str, reply: &Reply) {
-        let status = match reply.status {
-            Status::Ok => "ok",
-            Status::Busy => "busy",
-            Status::Expired => "expired",
-            Status::Refused => "refused",
-            Status::Conflict => "conflict",
-            Status::Failed => "failed",
-        };
+    /// Counts one reply of this interface.
+    pub fn replied(&self, interface: &'static str, reply: &Reply) {
         let route = reply.decision.as_ref().map_or(Route::None, |d| d.route);
-        let labels = ReplyLabels {
-            door: door.to_owned(),
-            status: status.to_owned(),
-            route: route.name().to_owned(),
-        };
+        let status = reply.status.name();
+        let labels = ReplyLabels { interface, status, route: route.name().to_owned() };
         self.replies.get_or_create(&labels).inc();
         if let Some(usage) = &reply.usage {
             let tokens = |kind: &str| {
@@ -136,34 +138,24 @@ impl Metrics {
         }
     }
 
-    /// Everything as text, with what is so at this moment.
-    pub fn text(
-        &self,
-        load: (usize, usize),
-        servers: &[(String, bool)],
-        mqtt: bool,
-        device_pressure: &DevicePressure,
-        spent: &[(&str, f64)],
-    ) -> String {
-        for (span, usd) in spent {
-            self.spent.get_or_create(&SpanLabels { span: (*span).to_owned() }).set(*usd);
+    /// All metrics as text, the gauges from this status.
+    pub fn text(&self, status: &ServiceStatus) -> String {
+        for (span, usd) in status.spent_usd.by_span() {
+            self.spent.get_or_create(&SpanLabels { span: span.to_owned() }).set(usd);
         }
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        self.waiting.set(gauge(load.0));
-        self.running.set(gauge(load.1));
-        self.mqtt.set(mqtt.into());
-        for (of, share) in [
-            ("heat", device_pressure.heat),
-            ("memory", device_pressure.memory),
-            ("disk", device_pressure.disk),
-        ] {
+        self.waiting.set(gauge(status.waiting));
+        self.running.set(gauge(status.running));
+        self.mqtt.set((status.mqtt == Some(BrokerStatus::Up)).into());
+        let left = status.device.headroom;
+        for (of, left) in [("heat", left.heat), ("memory", left.memory), ("disk", left.disk)] {
             let labels = PressureLabels { of: of.to_owned() };
-            self.pressure.get_or_create(&labels).set(share.into());
+            self.pressure.get_or_create(&labels).set(1.0 - left);
         }
-        self.duty.set(device_pressure.duty.into());
-        for (server, up) in servers {
-            let labels = ServerLabels { server: server.clone() };
-            self.up.get_or_create(&labels).set((*up).into());
+        self.duty.set(status.device.duty);
+        for server in &status.servers {
+            let labels = ServerLabels { server: server.server.clone() };
+            self.up.get_or_create(&labels).set((server.health == Health::Ready).into());
         }
         let mut text = String::new();
         // writing to a string can't fail

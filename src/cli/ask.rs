@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DONE, NOT_ANSWERED};
 use crate::config::Config;
-use crate::daemon::{Core, calm, keep_of, line_options};
+use crate::daemon::{Core, calm, connection_options, keep_of};
 use crate::ingress::answers;
 use crate::ingress::mqtt::topics::DeviceTopics;
-use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX};
+use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX, MQTT_INBOX_MAX};
 use crate::mqtt;
-use crate::mqtt::{ConnectionState, Outgoing};
+use crate::mqtt::{ConnectionState, Outgoing, Router, Subscription};
 use crate::request::job::{Mode, Priority};
 use crate::strategy;
 use crate::wire;
@@ -136,10 +136,12 @@ impl AskArgs {
         };
         let app = format!("cli-{}", std::process::id());
         let topics = DeviceTopics::new(&mqtt.prefix, &config.device, Vec::new());
-        let mut options = line_options(mqtt, format!("pilotlight-{app}"))?;
-        options.filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];
+        let options = connection_options(mqtt, format!("pilotlight-{app}"))?;
+        let mut router = Router::default();
+        let filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];
+        let mut inbox = router.subscribe(filters, MQTT_INBOX_MAX);
         let stop = CancellationToken::new();
-        let (bus, mut inbox, driver) = mqtt::open(options, stop.clone());
+        let (bus, driver) = mqtt::open(options, router, stop.clone());
         let work = async {
             self.wait_for_connection(&bus, &mqtt.host, mqtt.port).await?;
             let id = ask.id.clone();
@@ -175,7 +177,7 @@ impl AskArgs {
         host: &str,
         port: u16,
     ) -> anyhow::Result<()> {
-        let mut state = bus.line();
+        let mut state = bus.connection();
         let up = tokio::time::timeout(
             CONNECT_MAX,
             state.wait_for(|state| *state == ConnectionState::Up),
@@ -184,7 +186,7 @@ impl AskArgs {
         if matches!(up, Ok(Ok(_))) {
             return Ok(());
         }
-        let why = match &*bus.line().borrow() {
+        let why = match &*bus.connection().borrow() {
             ConnectionState::Down(why) => why.clone(),
             ConnectionState::Up => String::new(),
         };
@@ -193,12 +195,13 @@ impl AskArgs {
 
     async fn read(
         &self,
-        inbox: &mut tokio::sync::mpsc::Receiver<mqtt::Incoming>,
+        inbox: &mut Subscription,
         topics: &DeviceTopics,
         app: &str,
     ) -> anyhow::Result<Reply> {
         let mut shown = Shown::default();
         while let Some(message) = inbox.recv().await {
+            message.ack.ack();
             let payload = message.payload.unwrap_or_default();
             if message.topic == topics.reply(app) {
                 let reply: Reply = serde_json::from_slice(&payload)

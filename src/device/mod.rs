@@ -8,7 +8,6 @@ mod trigger;
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
 use sysinfo::System;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -29,29 +28,6 @@ pub struct SensorReading {
     pub sample: SensorSample,
     /// The device pressure.
     pub device_pressure: DevicePressure,
-}
-
-impl SensorReading {
-    /// The reading as JSON, for status and the health topic.
-    pub fn told(&self) -> Value {
-        let SensorReading { sample, device_pressure } = self;
-        let hottest = sample.zones.iter().filter_map(|zone| zone.celsius).reduce(f64::max);
-        let rounded = |share: f32| (f64::from(share) * 100.0).round() / 100.0;
-        json!({
-            "temperature_c": hottest,
-            "headroom": {
-                "heat": rounded(1.0 - device_pressure.heat),
-                "memory": rounded(1.0 - device_pressure.memory),
-                "disk": rounded(1.0 - device_pressure.disk),
-            },
-            "memory_available_mb": sample.memory.map(|memory| memory.available >> 20),
-            "disk_available_mb": sample.disk.map(|disk| disk.available >> 20),
-            "processor_busy": sample.busy.map(|share| (share * 100.0).round() / 100.0),
-            "duty": rounded(device_pressure.duty),
-            "stage": device_pressure.stage.name(),
-            "cause": device_pressure.cause.name(),
-        })
-    }
 }
 
 /// The result of looking for one sensor, for `pilotlight doctor`.

@@ -4,15 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::settled::{Settled, feed};
 use crate::clock;
-use crate::model::context::{Locality, ModelContext};
+use crate::model::context::Locality;
 use crate::model::generate::{BoxFuture, Chunk, Out, Usage, channel};
-use crate::model::health::Health;
 use crate::model::link::{BackendHandle, BackendState};
 use crate::money::Span;
 use crate::redact::{Hidden, Redactor};
@@ -21,6 +19,7 @@ use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
 use crate::scheduler::books::Books;
 use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
+use crate::status::{BackendStatus, Spending};
 
 /// The doors' way in.
 #[derive(Clone)]
@@ -36,29 +35,10 @@ pub struct Dispatch {
     redactor: Arc<Redactor>,
 }
 
-/// What was spent in the present hour, day and month, in US dollars, calls under way at the most
-/// that they can cost.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Spending {
-    /// This hour.
-    pub hour: f64,
-    /// Today.
-    pub day: f64,
-    /// This month.
-    pub month: f64,
-}
-
-impl Spending {
-    pub(super) fn of(books: &Books) -> Spending {
-        let spent = |span| books.spent(None, span).dollars();
-        Spending { hour: spent(Span::Hour), day: spent(Span::Day), month: spent(Span::Month) }
-    }
-
-    /// Each with the word for its span.
-    pub fn by_span(&self) -> [(&'static str, f64); 3] {
-        [(Span::Hour, self.hour), (Span::Day, self.day), (Span::Month, self.month)]
-            .map(|(span, usd)| (span.name(), usd))
-    }
+/// Money spent in each span.
+pub(super) fn spending(books: &Books) -> Spending {
+    let spent = |span| books.spent(None, span).dollars();
+    Spending { hour: spent(Span::Hour), day: spent(Span::Day), month: spent(Span::Month) }
 }
 
 /// What the dispatcher publishes: jobs that wait and run, the engines' rate, spending, settled
@@ -74,19 +54,6 @@ struct BackendView {
     server: String,
     locality: Locality,
     link: watch::Receiver<BackendState>,
-}
-
-/// What is known of one backend, for people.
-#[derive(Clone)]
-pub struct BackendStatus {
-    /// Its name in `mcp.json`.
-    pub server: String,
-    /// How far away it is.
-    pub locality: Locality,
-    /// Whether it can be asked.
-    pub health: Health,
-    /// What it states of itself, if it is up.
-    pub context: Option<ModelContext>,
 }
 
 /// A request that was taken: its pieces as they come, then its end.

@@ -22,7 +22,7 @@ use self::attempt::{AttemptAnswer, paid};
 use self::egress::EgressGuard;
 use self::engine_rate::EngineRate;
 use self::handle::Submission;
-pub use self::handle::{Answer, BackendStatus, Dispatch, JobEnd, Spending};
+pub use self::handle::{Answer, Dispatch, JobEnd};
 use self::in_flight::InFlight;
 pub use self::settled::{Settled, SettledTiming};
 use crate::clock;
@@ -40,6 +40,7 @@ use crate::scheduler::{
     Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
     Verdict,
 };
+pub use crate::status::{BackendStatus, Spending};
 pub use crate::store::learned::LearnedStore;
 use crate::store::ledger::{self, Ledger, Writer};
 use crate::time::Time;
@@ -207,7 +208,7 @@ impl Dispatcher {
         }
         self.on(event);
         self.load.send_replace(self.scheduler.load());
-        let spent = Spending::of(self.scheduler.books());
+        let spent = handle::spending(self.scheduler.books());
         self.spent.send_if_modified(|known| std::mem::replace(known, spent) != spent);
     }
 

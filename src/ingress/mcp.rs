@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::catalog::catalog::Catalog;
 use crate::dispatch::Dispatch;
+use crate::ingress::answers;
+use crate::ingress::answers::ReplyOrigin;
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::mcp::server::ModelHost;
 use crate::model::context::{Capabilities, Identification, ModelContext, Runtime};
@@ -62,6 +64,8 @@ impl Service {
         if let Some(text) = end.kept.take().filter(|text| !text.is_empty()) {
             out.write(text).await.map_err(|_| Fault::Cancelled)?;
         }
+        let end = answer.end().await;
+        answers::ended(&ReplyOrigin::of("mcp", job), &end);
         match (end.verdict, end.usage) {
             (Verdict::Done, Some(usage)) => Ok(Usage {
                 decision: serde_json::to_value(&end.decision).ok(),

@@ -4,3 +4,4 @@ pub mod answers;
 pub mod http;
 pub mod mcp;
 pub mod mqtt;
+mod status;

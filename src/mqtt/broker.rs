@@ -1,4 +1,4 @@
-//! A small MQTT broker inside the service, so that nothing has to be set up to try it.
+//! An embedded MQTT broker, so that the service can be tried without a separate one.
 
 use std::net::SocketAddr;
 
@@ -9,12 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::MQTT_PACKET_BYTES_MAX;
 
-/// Clients that it serves at once.
+/// Clients that are connected at once.
 const CLIENTS_MAX: usize = 64;
 
-/// Listens on `addr` and gives the address and the task that serves until `stop`.
+/// Listens on `addr`; returns the bound address and the task that serves until `stop`.
 ///
-/// Anybody who reaches it may use it: it listens on loopback only.
+/// Clients are not authenticated, so it listens on loopback only.
 ///
 /// # Errors
 /// If the address is not loopback or is taken.

@@ -1,18 +1,19 @@
-//! The one line to the MQTT broker: bounded, reconnecting, and nothing that was taken is lost
+//! The connection to the MQTT broker: bounded queues, reconnection, and no accepted message is lost
 //! while the service runs.
 //!
-//! *Outbox*: what shall be published waits here until the broker has acknowledged it; after a
-//! lost connection or session it is offered again. *Ticket*: a request that was received and not
-//! yet acknowledged; tickets are acknowledged in the order of receipt [MQTT-4.6.0-2], and those
-//! of an earlier connection never, because packet identifiers start again.
+//! *Outbox*: a message waits here until the broker has acknowledged it; after a lost connection or
+//! session it is sent again. *Acknowledgement*: a received QoS 1 message is acknowledged by
+//! [`AckGuard::ack`], in the order of receipt [MQTT-4.6.0-2], and never on a later connection,
+//! because packet identifiers start again.
 
+mod acks;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 mod outbox;
 mod poller;
 mod resume;
+mod router;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::acks::{Settled, Unsettled};
 use self::outbox::{Unacked, send_all};
 use self::poller::Poller;
 use self::resume::EmptyHalf;
@@ -33,39 +35,41 @@ use crate::limits::{
     MQTT_SESSION_EXPIRY, OUTBOX_BYTES_MAX, OUTBOX_MAX,
 };
 
-/// Where the broker is and who we are.
+pub use self::acks::AckGuard;
+pub use self::router::{Router, Subscription};
+
+/// The broker's address, and the identity of this client.
 #[derive(Clone)]
 pub struct ConnectionOptions {
-    /// Host name or address.
+    /// Host name or address of the broker.
     pub host: String,
-    /// Port.
+    /// Port of the broker.
     pub port: u16,
-    /// Encryption.
+    /// TLS, if the connection is encrypted.
     pub tls: Option<Arc<ClientConfig>>,
-    /// Our name at the broker, the same after a restart.
+    /// Client identifier, the same after a restart.
     pub client_id: String,
     /// User name and password.
     pub credentials: Option<(String, String)>,
-    /// What we listen to.
-    pub filters: Vec<String>,
-    /// What we say of ourselves, if anything.
+    /// Presence that this client publishes, if any.
     pub presence: Option<Presence>,
-    /// Whether the broker keeps what comes while we are away.
+    /// Whether the broker keeps the session while this client is disconnected.
     pub session: Session,
 }
 
-/// A retained word on whether we are there; the broker says it for us when we are gone.
+/// A retained message that states whether this client is connected; its offline form is the last
+/// will, which the broker publishes when the connection is lost.
 #[derive(Debug, Clone)]
 pub struct Presence {
-    /// Where.
+    /// Topic of the message.
     pub topic: String,
-    /// What we say when we are there.
+    /// Payload while connected.
     pub online: Bytes,
-    /// What is said when we are gone.
+    /// Payload while disconnected.
     pub offline: Bytes,
 }
 
-/// What the broker remembers of us.
+/// What the broker keeps of this client between connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Session {
     /// Subscriptions and messages, for [`MQTT_SESSION_EXPIRY`].
@@ -77,177 +81,154 @@ pub enum Session {
 /// A message to publish.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outgoing {
-    /// Where to.
+    /// Topic.
     pub topic: String,
-    /// What.
+    /// Payload.
     pub payload: Bytes,
-    /// The asker's mark, handed back.
+    /// Correlation data of the client's request, returned to it.
     pub correlation: Option<Bytes>,
-    /// The broker keeps it for later subscribers.
+    /// The broker keeps the message for later subscribers.
     pub retain: bool,
-    /// Where an answer is wanted.
+    /// Topic for the answer, if one is wanted.
     pub response_topic: Option<String>,
-    /// How long it is of use; whole seconds on the wire, rounded up.
+    /// Message expiry interval; whole seconds on the wire, rounded up.
     pub expiry: Option<Duration>,
-    /// Names and values of our own.
+    /// User properties.
     pub properties: Vec<(String, String)>,
 }
 
-/// A message that came.
+/// A received message.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Where it was published.
+    /// Topic.
     pub topic: String,
-    /// What; or how many bytes it had, if these were too many.
+    /// Payload; or its length in bytes, if that is more than a request may have.
     pub payload: Result<Bytes, usize>,
-    /// The broker had kept it for us.
+    /// The broker had retained it.
     pub retained: bool,
-    /// The broker has sent it before.
+    /// The broker has delivered it before (the DUP flag).
     pub again: bool,
-    /// Where the asker wants the answer.
+    /// Topic for the answer.
     pub response_topic: Option<String>,
-    /// The asker's mark.
+    /// Correlation data.
     pub correlation: Option<Bytes>,
-    /// How long it is of use.
+    /// Message expiry interval.
     pub expiry: Option<Duration>,
-    /// Names and values of the sender's own.
+    /// User properties.
     pub properties: Vec<(String, String)>,
-    /// Dropped when the request has had its answer.
+    /// Acknowledges the message when the request has its answer.
     pub ack: AckGuard,
 }
 
-/// The duty to acknowledge one message. Dropping it does so, in order, if its connection lives.
-#[derive(Debug)]
-pub struct AckGuard {
-    generation: u64,
-    packet: u16,
-    to: mpsc::Sender<(u64, u16)>,
-}
-
-/// A generation that no connection has.
-const NEVER: u64 = u64::MAX;
-
-impl AckGuard {
-    /// Does not acknowledge it: the broker hands the message to whoever comes next.
-    pub fn leave(mut self) {
-        self.generation = NEVER;
-    }
-}
-
-impl Drop for AckGuard {
-    fn drop(&mut self) {
-        // the line is as long as all tickets of two connections
-        let _ = self.to.try_send((self.generation, self.packet));
-    }
-}
-
-/// The state of the line.
+/// The state of the connection to the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConnectionState {
-    /// Not there, and why.
+    /// Not connected, with the reason.
     Down(String),
     /// Connected and subscribed.
     Up,
 }
 
-/// What the doors hold.
+/// The publishing end of a connection; cheap to clone.
 #[derive(Clone)]
 pub struct Bus {
     outbox: mpsc::Sender<Posted>,
     bytes: Arc<AtomicUsize>,
-    pieces: watch::Receiver<Option<AsyncClient>>,
-    line: watch::Receiver<ConnectionState>,
+    client: watch::Receiver<Option<AsyncClient>>,
+    connection: watch::Receiver<ConnectionState>,
 }
 
 struct Posted {
     message: Outgoing,
     done: oneshot::Sender<()>,
-    _room: Room,
+    _reserved: ReservedBytes,
 }
 
-/// The bytes that a message takes of the outbox, given back when it is dropped.
-struct Room(Arc<AtomicUsize>, usize);
+/// Bytes of the outbox that a message takes, given back when it is dropped.
+struct ReservedBytes(Arc<AtomicUsize>, usize);
 
-impl Room {
-    fn take(bytes: &Arc<AtomicUsize>, wanted: usize) -> Result<Room, Full> {
+impl ReservedBytes {
+    fn take(bytes: &Arc<AtomicUsize>, wanted: usize) -> Result<ReservedBytes, Full> {
         let fits = |held: usize| held.checked_add(wanted).filter(|sum| *sum <= OUTBOX_BYTES_MAX);
         bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| Full)?;
-        Ok(Room(Arc::clone(bytes), wanted))
+        Ok(ReservedBytes(Arc::clone(bytes), wanted))
     }
 }
 
-impl Drop for Room {
+impl Drop for ReservedBytes {
     fn drop(&mut self) {
         self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
-/// The outbox is full: the broker is away or slow.
+/// The outbox is full: the broker is disconnected or slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
 impl Bus {
-    /// Puts a message into the outbox; the result ends when the broker has acknowledged it.
+    /// Puts a message into the outbox, from where it is sent with QoS 1. The result is ready when
+    /// the broker has acknowledged it.
     ///
     /// # Errors
-    /// [`Full`] if too much waits already.
+    /// [`Full`] if [`OUTBOX_MAX`] messages or [`OUTBOX_BYTES_MAX`] bytes wait already.
     pub fn publish(&self, message: Outgoing) -> Result<oneshot::Receiver<()>, Full> {
         let (done, acknowledged) = oneshot::channel();
-        let room = Room::take(&self.bytes, message.payload.len())?;
-        self.outbox.try_send(Posted { message, done, _room: room }).map_err(|_| Full)?;
+        let reserved = ReservedBytes::take(&self.bytes, message.payload.len())?;
+        self.outbox.try_send(Posted { message, done, _reserved: reserved }).map_err(|_| Full)?;
         Ok(acknowledged)
     }
 
-    /// Publishes a message if the line is there and has room. It is sent once at most: what is lost
-    /// is not offered again.
+    /// Publishes a message with QoS 0, if connected and with room: a lost message is not sent again.
     ///
     /// # Errors
     /// [`Full`] if it was not sent.
     pub fn once(&self, message: Outgoing) -> Result<(), Full> {
-        if *self.line.borrow() != ConnectionState::Up {
+        if *self.connection.borrow() != ConnectionState::Up {
             return Err(Full);
         }
-        let client = self.pieces.borrow().clone().ok_or(Full)?;
+        let client = self.client.borrow().clone().ok_or(Full)?;
         let options = publish_options(QoS::AtMostOnce, &message);
         client.try_publish(message.topic, message.payload, options).map_err(|_| Full)
     }
 
-    /// The state of the line.
-    pub fn line(&self) -> watch::Receiver<ConnectionState> {
-        self.line.clone()
+    /// The state of the connection.
+    pub fn connection(&self) -> watch::Receiver<ConnectionState> {
+        self.connection.clone()
     }
 }
 
-/// Makes the line, its inbox, and the task that keeps it until `stop`.
+/// Makes a connection: its publishing end, and the task that keeps it connected until `stop` and
+/// delivers received messages by `router`.
 pub fn open(
     options: ConnectionOptions,
+    router: Router,
     stop: CancellationToken,
-) -> (Bus, mpsc::Receiver<Incoming>, impl Future<Output = ()> + Send + 'static) {
+) -> (Bus, impl Future<Output = ()> + Send + 'static) {
     let (outbox, posted) = mpsc::channel(OUTBOX_MAX);
-    let (inbox, messages) = mpsc::channel(MQTT_INBOX_MAX);
-    let (line_out, line) = watch::channel(ConnectionState::Down("not connected yet".to_owned()));
-    let (pieces_out, pieces) = watch::channel(None);
-    let (acks, handed_back) = mpsc::channel(4 * MQTT_RECEIVE_MAX as usize);
+    let (state, connection) = watch::channel(ConnectionState::Down("not connected yet".to_owned()));
+    let (client_out, client) = watch::channel(None);
+    let (acks, settled) = mpsc::channel(4 * MQTT_RECEIVE_MAX as usize);
     let driver = Driver {
         options,
+        router,
         posted,
-        held: Unacked::default(),
-        inbox,
-        line: line_out,
-        pieces: pieces_out,
+        unacked: Unacked::default(),
+        state,
+        client: client_out,
         acks,
-        handed_back,
+        settled,
         generation: 0,
     };
-    (Bus { outbox, bytes: Arc::default(), pieces, line }, messages, driver.run(stop))
+    (Bus { outbox, bytes: Arc::default(), client, connection }, driver.run(stop))
 }
 
 fn publish_options(qos: QoS, message: &Outgoing) -> PublishOptions {
-    let whole = |time: Duration| u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+    let seconds =
+        |time: Duration| u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
     PublishOptions::new(qos).retain(message.retain).properties(PublishProperties {
         correlation_data: message.correlation.clone(),
         response_topic: message.response_topic.clone(),
-        message_expiry_interval: message.expiry.map(whole),
+        message_expiry_interval: message.expiry.map(seconds),
         user_properties: message.properties.clone(),
         ..PublishProperties::default()
     })
@@ -255,21 +236,21 @@ fn publish_options(qos: QoS, message: &Outgoing) -> PublishOptions {
 
 struct Driver {
     options: ConnectionOptions,
+    router: Router,
     posted: mpsc::Receiver<Posted>,
-    held: Unacked,
-    inbox: mpsc::Sender<Incoming>,
-    line: watch::Sender<ConnectionState>,
-    pieces: watch::Sender<Option<AsyncClient>>,
-    acks: mpsc::Sender<(u64, u16)>,
-    handed_back: mpsc::Receiver<(u64, u16)>,
+    unacked: Unacked,
+    state: watch::Sender<ConnectionState>,
+    client: watch::Sender<Option<AsyncClient>>,
+    acks: mpsc::Sender<Settled>,
+    settled: mpsc::Receiver<Settled>,
     generation: u64,
 }
 
-/// Why a client was given up.
+/// Why the present client has ended.
 #[derive(Debug, PartialEq, Eq)]
 enum DriverInput {
     Stopped,
-    /// Nothing went out for two keep-alive intervals although something was owed.
+    /// No publish completed for two keep-alive intervals although some were in flight.
     Stuck,
 }
 
@@ -279,30 +260,30 @@ impl Driver {
         while self.with_client(&stop).await == DriverInput::Stuck {
             tracing::warn!("MQTT client restarted: no progress");
         }
-        self.line.send_replace(ConnectionState::Down("stopped".to_owned()));
+        self.state.send_replace(ConnectionState::Down("stopped".to_owned()));
     }
 
     async fn with_client(&mut self, stop: &CancellationToken) -> DriverInput {
         let (client, events) =
             AsyncClient::builder(mqtt_options(&self.options)).capacity(MQTT_INBOX_MAX).build();
-        self.pieces.send_replace(Some(client.clone()));
-        let line = self.line.subscribe();
+        self.client.send_replace(Some(client.clone()));
+        let connection = self.state.subscribe();
         let mut poller = Poller {
             options: &self.options,
             client: client.clone(),
-            inbox: &self.inbox,
-            line: &self.line,
+            router: &self.router,
+            state: &self.state,
             acks: &self.acks,
-            handed_back: &mut self.handed_back,
+            settled: &mut self.settled,
             generation: &mut self.generation,
-            owed: VecDeque::new(),
+            unsettled: Unsettled::default(),
         };
-        let given = tokio::select! {
-            () = send_all(client, &mut self.posted, &mut self.held, line) => DriverInput::Stuck,
+        let ended = tokio::select! {
+            () = send_all(client, &mut self.posted, &mut self.unacked, connection) => DriverInput::Stuck,
             () = poller.poll(events, stop) => DriverInput::Stopped,
         };
-        self.pieces.send_replace(None);
-        given
+        self.client.send_replace(None);
+        ended
     }
 }
 
@@ -310,7 +291,7 @@ fn mqtt_options(options: &ConnectionOptions) -> MqttOptions {
     let broker = Broker::tcp(options.host.clone(), options.port);
     let mut mqtt = MqttOptions::new(options.client_id.clone(), broker);
     mqtt.set_keep_alive(u16::try_from(MQTT_KEEP_ALIVE.as_secs()).unwrap_or(20));
-    // one struct, set first: later setters would be overwritten by it
+    // set first: it overwrites what single setters have set
     mqtt.set_connect_properties(ConnectProperties {
         session_expiry_interval: match options.session {
             Session::Kept => u32::try_from(MQTT_SESSION_EXPIRY.as_secs()).ok(),
@@ -342,19 +323,4 @@ fn mqtt_options(options: &ConnectionOptions) -> MqttOptions {
         mqtt.set_transport(Transport::tls_with_config(tls));
     }
     mqtt
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ticket_that_is_left_acknowledges_nothing() {
-        let (to, mut handed_back) = mpsc::channel(2);
-        let ack = || AckGuard { generation: 3, packet: 7, to: to.clone() };
-        drop(ack());
-        assert_eq!(handed_back.try_recv(), Ok((3, 7)));
-        ack().leave();
-        assert_ne!(handed_back.try_recv().map(|(generation, _)| generation), Ok(3));
-    }
 }

@@ -1,4 +1,4 @@
-//! What shall be published: held until the broker has acknowledged it, offered again if it was lost.
+//! Unacknowledged publishes: kept until the broker has acknowledged them, sent again after a loss.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,28 +11,28 @@ use tokio::sync::{mpsc, watch};
 use super::{ConnectionState, Outgoing, Posted, publish_options};
 use crate::limits::{MQTT_INFLIGHT_MAX, MQTT_KEEP_ALIVE};
 
-/// What was taken from the doors and is not acknowledged, in the order in which it was taken.
+/// Messages taken from the outbox and not yet acknowledged by the broker, in the order of taking.
 #[derive(Default)]
 pub(super) struct Unacked {
     posts: BTreeMap<u64, Posted>,
-    /// To be offered, again or for the first time.
-    offers: VecDeque<u64>,
+    /// To be sent, for the first time or again.
+    to_send: VecDeque<u64>,
     next: u64,
 }
 
 impl Unacked {
     fn take(&mut self, posted: Posted) {
         self.posts.insert(self.next, posted);
-        self.offers.push_back(self.next);
+        self.to_send.push_back(self.next);
         self.next += 1;
     }
 
-    /// A new client knows nothing of what was given to the old one.
-    fn offer_all_again(&mut self) {
-        self.offers = self.posts.keys().copied().collect();
+    /// Sends all of them again: a new client does not know what the old one was given.
+    fn send_all_again(&mut self) {
+        self.to_send = self.posts.keys().copied().collect();
     }
 
-    fn landed(&mut self, number: u64, result: Result<(), PublishNoticeError>) {
+    fn completed(&mut self, number: u64, result: Result<(), PublishNoticeError>) {
         match result {
             Ok(()) => {
                 if let Some(posted) = self.posts.remove(&number) {
@@ -41,43 +41,43 @@ impl Unacked {
             }
             Err(error) => {
                 tracing::debug!(%error, "publish repeated after a lost session");
-                self.offers.push_back(number);
+                self.to_send.push_back(number);
             }
         }
     }
 }
 
-/// Publishes what is in the outbox and holds on to it until it is acknowledged. Ends only if the
-/// client makes no progress although the line stands.
+/// Publishes the messages of the outbox and keeps each until it is acknowledged. Ends only if the
+/// client makes no progress for two keep-alive intervals although it is connected.
 pub(super) async fn send_all(
     client: AsyncClient,
     posted: &mut mpsc::Receiver<Posted>,
-    held: &mut Unacked,
-    line: watch::Receiver<ConnectionState>,
+    unacked: &mut Unacked,
+    connection: watch::Receiver<ConnectionState>,
 ) {
-    held.offer_all_again();
-    let mut flying = FuturesUnordered::new();
-    // ends when the client is given up
+    unacked.send_all_again();
+    let mut in_flight = FuturesUnordered::new();
+    // ends when the client is replaced
     loop {
-        let room = flying.len() < usize::from(MQTT_INFLIGHT_MAX);
-        if room && let Some(number) = held.offers.pop_front() {
-            let Some(posted) = held.posts.get(&number) else {
+        let has_room = in_flight.len() < usize::from(MQTT_INFLIGHT_MAX);
+        if has_room && let Some(number) = unacked.to_send.pop_front() {
+            let Some(posted) = unacked.posts.get(&number) else {
                 continue;
             };
-            match offer(&client, &posted.message).await {
+            match publish(&client, &posted.message).await {
                 Some(notice) => {
-                    flying.push(async move { (number, notice.wait_completion_async().await) });
+                    in_flight.push(async move { (number, notice.wait_completion_async().await) });
                 }
-                None => drop(held.posts.remove(&number)),
+                None => drop(unacked.posts.remove(&number)),
             }
             continue;
         }
-        let owed = !flying.is_empty();
+        let is_waiting = !in_flight.is_empty();
         tokio::select! {
-            Some((number, result)) = flying.next(), if owed => held.landed(number, result),
-            Some(posted) = posted.recv(), if room => held.take(posted),
-            () = tokio::time::sleep(MQTT_KEEP_ALIVE * 2), if owed => {
-                if *line.borrow() == ConnectionState::Up {
+            Some((number, result)) = in_flight.next(), if is_waiting => unacked.completed(number, result),
+            Some(posted) = posted.recv(), if has_room => unacked.take(posted),
+            () = tokio::time::sleep(MQTT_KEEP_ALIVE * 2), if is_waiting => {
+                if *connection.borrow() == ConnectionState::Up {
                     return;
                 }
             }
@@ -86,7 +86,8 @@ pub(super) async fn send_all(
     }
 }
 
-async fn offer(client: &AsyncClient, message: &Outgoing) -> Option<PublishNotice> {
+/// Hands a message to the client; none if it can never be published.
+async fn publish(client: &AsyncClient, message: &Outgoing) -> Option<PublishNotice> {
     let options = publish_options(QoS::AtLeastOnce, message);
     let topic = message.topic.clone();
     client

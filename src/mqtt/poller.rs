@@ -1,39 +1,41 @@
-//! Keeps one client going: takes its events, greets the broker, acknowledges in order.
+//! One client of the MQTT library: handles its events, subscribes, acknowledges, reconnects.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{Packet, Publish, SubscribeReasonCode};
 use rumqttc::{AsyncClient, Event, EventLoop, PublishOptions, SubscribeFilter};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{AckGuard, ConnectionOptions, ConnectionState, Incoming};
+use super::acks::{AckGuard, Settled, Unsettled};
+use super::router::Router;
+use super::{ConnectionOptions, ConnectionState, Incoming};
 use crate::limits::{MQTT_INBOX_MAX, RECONNECT_MAX, RECONNECT_MIN, REQUEST_BYTES_MAX};
 
 pub(super) struct Poller<'d> {
     pub(super) options: &'d ConnectionOptions,
     pub(super) client: AsyncClient,
-    pub(super) inbox: &'d mpsc::Sender<Incoming>,
-    pub(super) line: &'d watch::Sender<ConnectionState>,
-    pub(super) acks: &'d mpsc::Sender<(u64, u16)>,
-    pub(super) handed_back: &'d mut mpsc::Receiver<(u64, u16)>,
+    pub(super) router: &'d Router,
+    pub(super) state: &'d watch::Sender<ConnectionState>,
+    /// Given to the guard of each message.
+    pub(super) acks: &'d mpsc::Sender<Settled>,
+    pub(super) settled: &'d mut mpsc::Receiver<Settled>,
+    /// Number of the present connection.
     pub(super) generation: &'d mut u64,
-    /// Messages of this connection in order of receipt, and whether each may be acknowledged.
-    pub(super) owed: VecDeque<(Publish, bool)>,
+    pub(super) unsettled: Unsettled,
 }
 
 impl Poller<'_> {
-    /// `poll` is never abandoned half-way: it runs in a task of its own and hands its events over.
+    /// Handles events until `stop` and the end of the connection. The library's `poll` must not be
+    /// cancelled, so it runs in a task of its own and sends its events.
     pub(super) async fn poll(&mut self, events: EventLoop, stop: &CancellationToken) {
         let (to, mut from) = mpsc::channel(MQTT_INBOX_MAX);
         let (go_on, may_go_on) = mpsc::channel(1);
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(pump(events, to, may_go_on));
         let mut wait = RECONNECT_MIN;
-        let mut leaving = false;
+        let mut is_leaving = false;
         // ends with the connection after `stop`
         loop {
             tokio::select! {
@@ -43,7 +45,7 @@ impl Poller<'_> {
                             wait = RECONNECT_MIN;
                         }
                     }
-                    Some(Err(_)) if leaving => return,
+                    Some(Err(_)) if is_leaving => return,
                     Some(Err(error)) => {
                         self.lost(&error);
                         tokio::time::sleep(jittered(wait)).await;
@@ -52,10 +54,10 @@ impl Poller<'_> {
                     }
                     None => return,
                 },
-                Some((generation, packet)) = self.handed_back.recv() => self.acknowledge(generation, packet),
-                () = stop.cancelled(), if !leaving => {
-                    leaving = true;
-                    if !self.leave() {
+                Some(settled) = self.settled.recv() => self.settle(settled),
+                () = stop.cancelled(), if !is_leaving => {
+                    is_leaving = true;
+                    if !self.disconnect() {
                         return;
                     }
                 }
@@ -63,13 +65,13 @@ impl Poller<'_> {
         }
     }
 
-    /// Takes one event; true if the connection stands.
+    /// Handles one event; true if a connection was made.
     async fn on(&mut self, event: Event, stop: &CancellationToken) -> bool {
         match event {
             Event::Incoming(Packet::ConnAck(_)) => {
                 *self.generation += 1;
-                self.owed.clear();
-                self.greet();
+                self.unsettled.clear();
+                self.subscribe();
                 true
             }
             Event::Incoming(Packet::SubAck(ack)) => {
@@ -79,11 +81,11 @@ impl Poller<'_> {
                     .any(|code| !matches!(code, SubscribeReasonCode::Success(_)));
                 if refused {
                     tracing::error!(codes = ?ack.return_codes, "the broker rejected the subscriptions");
-                    self.line.send_replace(ConnectionState::Down(
+                    self.state.send_replace(ConnectionState::Down(
                         "the broker rejected the subscriptions".to_owned(),
                     ));
                 } else {
-                    self.line.send_replace(ConnectionState::Up);
+                    self.state.send_replace(ConnectionState::Up);
                 }
                 false
             }
@@ -95,12 +97,12 @@ impl Poller<'_> {
         }
     }
 
-    /// Subscribes again, whatever the broker remembers, and says that we are there.
-    fn greet(&mut self) {
+    /// Subscribes, also to a session that the broker has resumed, and publishes the presence.
+    fn subscribe(&mut self) {
         let filters =
-            self.options.filters.iter().map(|f| SubscribeFilter::new(f.clone(), QoS::AtLeastOnce));
+            self.router.filters().map(|f| SubscribeFilter::new(f.to_owned(), QoS::AtLeastOnce));
         if self.client.try_subscribe_many(filters).is_err() {
-            tracing::error!("no room to subscribe");
+            tracing::error!("the subscriptions were not sent: the client's queue is full");
         }
         if let Some(presence) = &self.options.presence {
             let online = PublishOptions::new(QoS::AtLeastOnce).retained();
@@ -115,25 +117,21 @@ impl Poller<'_> {
     }
 
     fn lost(&mut self, error: &str) {
-        self.owed.clear();
+        self.unsettled.clear();
         let reason = error.to_owned();
-        if *self.line.borrow() != ConnectionState::Down(reason.clone()) {
+        if *self.state.borrow() != ConnectionState::Down(reason.clone()) {
             tracing::warn!(
                 reason,
                 host = self.options.host,
                 port = self.options.port,
                 "broker connection lost"
             );
-            self.line.send_replace(ConnectionState::Down(reason));
+            self.state.send_replace(ConnectionState::Down(reason));
         }
     }
 
     async fn received(&mut self, publish: Publish, stop: &CancellationToken) {
-        let ack = AckGuard {
-            generation: if publish.qos == QoS::AtMostOnce { 0 } else { *self.generation },
-            packet: publish.pkid,
-            to: self.acks.clone(),
-        };
+        let owed = (publish.qos != QoS::AtMostOnce).then_some((*self.generation, publish.pkid));
         let properties = publish.properties.clone().unwrap_or_default();
         let size = publish.payload.len();
         let message = Incoming {
@@ -145,38 +143,27 @@ impl Poller<'_> {
             correlation: properties.correlation_data,
             expiry: properties.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
             properties: properties.user_properties,
-            ack,
+            ack: AckGuard::new(owed, self.acks.clone()),
         };
-        if publish.qos != QoS::AtMostOnce {
-            self.owed.push_back((Publish { payload: Bytes::new(), ..publish }, false));
+        if owed.is_some() {
+            self.unsettled.received(publish);
         }
-        // QoS 1 has its own bound; whoever sends more by QoS 0 than is read is held up with the line
-        tokio::select! {
-            _ = self.inbox.send(message) => {}
-            () = stop.cancelled() => {}
-        }
+        // QoS 1 is bounded by the receive maximum; QoS 0 is bounded by reading no further
+        self.router.deliver(message, stop).await;
     }
 
-    /// Acknowledges what may be, in the order of receipt.
-    fn acknowledge(&mut self, generation: u64, packet: u16) {
+    /// Notes the outcome of a message, and acknowledges in order.
+    fn settle(&mut self, Settled { generation, packet, outcome }: Settled) {
         if generation != *self.generation {
             return;
         }
-        if let Some(owed) = self.owed.iter_mut().find(|(p, done)| p.pkid == packet && !done) {
-            owed.1 = true;
-        }
-        while let Some((publish, true)) = self.owed.front() {
-            if self.client.try_ack(publish).is_err() {
-                // no room now; the next ticket tries again
-                return;
-            }
-            self.owed.pop_front();
-        }
+        self.unsettled.settle(packet, outcome);
+        self.unsettled.acknowledge(|publish| self.client.try_ack(publish).is_ok());
     }
 
-    /// Says good-bye; false if there is nobody to say it to.
-    fn leave(&self) -> bool {
-        if *self.line.borrow() != ConnectionState::Up {
+    /// Publishes the offline presence and disconnects; false if not connected.
+    fn disconnect(&self) -> bool {
+        if *self.state.borrow() != ConnectionState::Up {
             return false;
         }
         if let Some(presence) = &self.options.presence {
@@ -188,13 +175,13 @@ impl Poller<'_> {
     }
 }
 
-/// Runs the client; after an error it waits until it may go on.
+/// Runs the library's event loop; after an error it waits for the permission to reconnect.
 async fn pump(
     mut events: EventLoop,
     to: mpsc::Sender<Result<Event, String>>,
     mut may_go_on: mpsc::Receiver<()>,
 ) {
-    // ends when the other side has gone
+    // ends with the receiver
     loop {
         let event = events.poll().await;
         let failed = event.is_err();
@@ -207,7 +194,7 @@ async fn pump(
     }
 }
 
-/// Between half and all of it, so that a thousand devices don't come back at once.
+/// Between half and all of `wait`, so that many devices do not reconnect at once.
 fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(0.5 + fastrand::f64() / 2.0)
 }

@@ -1,8 +1,8 @@
-//! Goes on with the session that the broker kept, after a restart of this program.
+//! Session resumption after a restart of this program.
 //!
-//! The client library takes the broker's session only if it is given its own half of it. Our half
-//! is empty and that is right: whatever we had not been told the broker has, our outbox offers
-//! anew, and what the broker has not been told we have, it sends again.
+//! The client library resumes the broker's session only if it is given the client's half of it. An
+//! empty half is correct: unacknowledged publishes ended with the earlier process, and the broker
+//! delivers again each message that was not acknowledged.
 
 use rumqttc::{
     PersistedAckMode, PersistedSession, SessionStore, SessionStoreError, SessionStoreKey,
@@ -11,10 +11,10 @@ use rumqttc::{
 use crate::limits::{MQTT_INFLIGHT_MAX, MQTT_SESSION_EXPIRY};
 use crate::model::generate::BoxFuture;
 
-/// The library's number for this shape of a session.
+/// The library's version of the stored form of a session.
 const FORMAT: u16 = 1;
 
-/// A store that always holds an empty half and keeps nothing.
+/// A session store whose client half is always empty, and that stores nothing.
 #[derive(Debug)]
 pub(super) struct EmptyHalf;
 

@@ -186,3 +186,17 @@ impl Reply {
         }
     }
 }
+
+impl Status {
+    /// The word for it in JSON, metrics and log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::Busy => "busy",
+            Status::Expired => "expired",
+            Status::Refused => "refused",
+            Status::Conflict => "conflict",
+            Status::Failed => "failed",
+        }
+    }
+}

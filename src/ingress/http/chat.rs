@@ -1,4 +1,4 @@
-//! What a request for a chat completion says, in `OpenAI`'s words, and what it means here.
+//! The request of `OpenAI`'s chat completions, and its translation into a request of this service.
 //!
 //! The format is that of the API reference's "Create chat completion".
 
@@ -10,7 +10,7 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::{Name, Tool, ToolCall, ToolChoice, any_object};
 use crate::wire::{Ask, AskFormat, read_value};
 
-/// Names that stand for "whichever model fits".
+/// Model names that leave the choice of the model to the scheduler.
 pub(super) const ANY_MODEL: [&str; 2] = ["auto", "pilotlight"];
 
 /// The body of a request.
@@ -36,7 +36,7 @@ pub(super) struct ChatRequest {
     response_format: Option<ResponseFormat>,
     metadata: Option<Map<String, Value>>,
     n: Option<u32>,
-    // taken without effect: they say nothing about the answer
+    // accepted and ignored: no effect on the answer
     #[serde(rename = "user")]
     _user: Option<String>,
     #[serde(rename = "store")]
@@ -47,13 +47,13 @@ pub(super) struct ChatRequest {
 #[serde(deny_unknown_fields)]
 struct ChatMessage {
     role: ChatRole,
-    /// May be left out where tools are called.
+    /// Optional where tools are called.
     #[serde(default)]
     content: Option<Content>,
     #[serde(default)]
     tool_calls: Option<Vec<ChatCall>>,
     tool_call_id: Option<String>,
-    // taken without effect: what a model has refused before is no prompt
+    // accepted and ignored: an earlier refusal of a model is no prompt
     #[serde(rename = "refusal")]
     _refusal: Option<String>,
     #[serde(rename = "name")]
@@ -70,7 +70,7 @@ enum ChatRole {
     Tool,
 }
 
-/// A tool that is offered.
+/// A tool that the model may call.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum ChatTool {
@@ -83,7 +83,7 @@ struct Function {
     name: String,
     description: Option<String>,
     parameters: Option<Value>,
-    // taken without effect: arguments are always held to their schema
+    // accepted and ignored: arguments are always constrained to their schema
     #[serde(rename = "strict")]
     _strict: Option<bool>,
 }
@@ -109,7 +109,7 @@ enum NamedChoice {
     Function { function: Name },
 }
 
-/// A call that the model has made before.
+/// A call of an earlier answer.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum ChatCall {
@@ -120,7 +120,7 @@ enum ChatCall {
 #[serde(deny_unknown_fields)]
 struct Called {
     name: String,
-    /// An object, as text.
+    /// A JSON object, as text.
     arguments: String,
 }
 
@@ -163,10 +163,10 @@ struct JsonSchema {
     schema: Value,
 }
 
-/// Our own wishes, in `metadata`; other keys there are the caller's own.
+/// Options of this service in `metadata`; other keys are the client's own and ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Wishes {
+pub(super) struct MetadataOptions {
     id: Option<String>,
     deadline_ms: Option<Value>,
     #[serde(rename = "class")]
@@ -177,8 +177,8 @@ pub(super) struct Wishes {
     judge: Option<String>,
 }
 
-impl Wishes {
-    pub(super) fn read(metadata: Option<Map<String, Value>>) -> Result<Wishes, Refusal> {
+impl MetadataOptions {
+    pub(super) fn read(metadata: Option<Map<String, Value>>) -> Result<MetadataOptions, Refusal> {
         let metadata = Value::Object(metadata.unwrap_or_default());
         read_value(metadata).map_err(|refusal| Refusal {
             field: Some(format!("metadata.{}", refusal.field.unwrap_or_default())),
@@ -186,7 +186,7 @@ impl Wishes {
         })
     }
 
-    /// A request with these wishes and nothing else.
+    /// A request with these options and nothing else.
     pub(super) fn ask(self) -> Result<Ask, Refusal> {
         Ok(Ask {
             id: self.id,
@@ -202,12 +202,12 @@ impl Wishes {
 }
 
 impl ChatRequest {
-    /// Whether a stream ends with what it took.
+    /// Whether a stream ends with the usage.
     pub(super) fn includes_usage(&self) -> bool {
         self.stream_options.as_ref().is_some_and(|options| options.include_usage)
     }
 
-    /// The same in our own words.
+    /// Translates the request.
     pub(super) fn ask(self) -> Result<Ask, Refusal> {
         if self.n.is_some_and(|n| n != 1) {
             let message = "must be 1";
@@ -217,12 +217,12 @@ impl ChatRequest {
             let message = "not supported with stream; set stream to false";
             return Err(Refusal::field(Code::Invalid, "logprobs", message));
         }
-        let wishes = Wishes::read(self.metadata)?;
+        let options = MetadataOptions::read(self.metadata)?;
         let messages = self.messages.into_iter().enumerate().map(message_of);
         let messages = messages.collect::<Result<Vec<Message>, Refusal>>()?;
-        let (prompt, messages) = match &wishes.task {
-            // a task has its own template: the text to put there is what the user said last
-            Some(_) => (Some(said_last(messages)?), None),
+        let (prompt, messages) = match &options.task {
+            // the input of a task's template is the last message of the user
+            Some(_) => (Some(last_of_the_user(messages)?), None),
             None => (None, Some(messages)),
         };
         let (format, schema) = match self.response_format {
@@ -250,12 +250,12 @@ impl ChatRequest {
             }),
             stream: Some(self.stream),
             model: Some(self.model).filter(|name| !ANY_MODEL.contains(&name.as_str())),
-            ..wishes.ask()?
+            ..options.ask()?
         })
     }
 }
 
-fn said_last(messages: Vec<Message>) -> Result<String, Refusal> {
+fn last_of_the_user(messages: Vec<Message>) -> Result<String, Refusal> {
     let last = messages.into_iter().rfind(|message| message.role == Role::User);
     last.map(|message| message.content).ok_or_else(|| {
         let message = "a task requires a message of the role user";
@@ -306,18 +306,18 @@ fn choice_of(choice: ChatToolChoice) -> ToolChoice {
     }
 }
 
-/// The same refusal with the field's name in `OpenAI`'s words.
-pub(super) fn in_their_words(refusal: Refusal) -> Refusal {
-    let tells = |field: String| {
+/// The refusal with the path of the field as `OpenAI`'s API has it.
+pub(super) fn with_api_field(refusal: Refusal) -> Refusal {
+    let path = |field: String| {
         field
             .replace("].input_schema", "].function.parameters")
             .replace("].name", "].function.name")
             .replace("tool_choice.name", "tool_choice.function.name")
     };
-    Refusal { field: refusal.field.map(tells), ..refusal }
+    Refusal { field: refusal.field.map(path), ..refusal }
 }
 
-/// The official clients send metadata as strings.
+/// A number, or a string: the official clients send metadata as strings.
 fn milliseconds(value: &Value) -> Result<u64, Refusal> {
     let number = value.as_u64().or_else(|| value.as_str().and_then(|text| text.parse().ok()));
     number.ok_or_else(|| {

@@ -1,7 +1,7 @@
-//! A reply in the words of `OpenAI`'s chat completions: whole, and as the parts of a stream.
+//! A reply in the format of `OpenAI`'s chat completions, buffered and streamed.
 //!
 //! The format is that of the API reference's "The chat completion object" and "The chat completion
-//! chunk object"; `pilotlight` is ours.
+//! chunk object"; the key `pilotlight` is an addition of this service.
 
 use std::collections::BTreeMap;
 
@@ -14,16 +14,16 @@ use crate::request::tools::ToolCall;
 use crate::scheduler::decision::Decision;
 use crate::wire::{Reply, ReplyUsage, Source, Timing};
 
-/// What each part of an answer says of the whole.
+/// The fields that all parts of one answer share.
 pub(super) struct Head {
     id: String,
     /// Seconds since 1970.
     created: u64,
-    /// The model that was asked for.
+    /// The model of the request.
     model: String,
 }
 
-/// A whole answer, or a part of a stream.
+/// A buffered answer, or a part of a stream.
 #[derive(Serialize)]
 pub(super) struct Completion<'a, C> {
     id: &'a str,
@@ -32,23 +32,23 @@ pub(super) struct Completion<'a, C> {
     model: &'a str,
     choices: Vec<C>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Counted>,
+    usage: Option<CompletionUsage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pilotlight: Option<PilotlightFields<'a>>,
 }
 
-/// The one choice of a whole answer.
+/// The one choice of a buffered answer.
 #[derive(Serialize)]
 pub(super) struct Choice<'a> {
     index: u8,
-    message: Said<'a>,
-    logprobs: Option<Likely<'a>>,
+    message: AnswerMessage<'a>,
+    logprobs: Option<Logprobs<'a>>,
     finish_reason: &'static str,
 }
 
-/// What the model says and calls; a call alone has no text.
+/// The message of the model; one with calls alone has no text.
 #[derive(Serialize)]
-struct Said<'a> {
+struct AnswerMessage<'a> {
     role: &'static str,
     content: Option<&'a str>,
     refusal: Option<&'a str>,
@@ -61,11 +61,11 @@ struct Said<'a> {
 pub(super) struct PartChoice<'a> {
     index: u8,
     delta: Delta<'a>,
-    logprobs: Option<Likely<'a>>,
+    logprobs: Option<Logprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
-/// What a part of a stream adds.
+/// The text or calls that a part of a stream adds.
 #[derive(Serialize, Default)]
 struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,13 +77,13 @@ struct Delta<'a> {
 }
 
 #[derive(Serialize)]
-struct Likely<'a> {
+struct Logprobs<'a> {
     content: &'a [TokenLogprob],
 }
 
 #[derive(Serialize)]
 struct Call<'a> {
-    /// In a stream, its place.
+    /// Position of the call, in a stream only.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
     id: &'a str,
@@ -98,7 +98,7 @@ struct Function<'a> {
 }
 
 #[derive(Serialize)]
-struct Counted {
+struct CompletionUsage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
@@ -110,7 +110,7 @@ struct Details {
     cached_tokens: u32,
 }
 
-/// What no other API says: who answered, why, and how long it took.
+/// Additions of this service: the model that answered, the decision record, the times.
 #[derive(Serialize)]
 pub(super) struct PilotlightFields<'a> {
     source: Option<&'a Source>,
@@ -123,22 +123,22 @@ pub(super) struct PilotlightFields<'a> {
 }
 
 impl Head {
-    /// That of the answer to this job, which asked for this model.
+    /// The head of the answer to this job; `model` is that of the request.
     pub(super) fn new(job: JobId, model: String) -> Head {
         let created = clock::since_epoch().as_secs();
         Head { id: format!("chatcmpl-{}", job.0), created, model }
     }
 
-    /// A whole answer.
-    pub(super) fn whole<'a>(&'a self, reply: &'a Reply) -> Completion<'a, Choice<'a>> {
+    /// A buffered answer.
+    pub(super) fn completion<'a>(&'a self, reply: &'a Reply) -> Completion<'a, Choice<'a>> {
         let text = reply.text.as_deref();
         let content = text.filter(|text| reply.tool_calls.is_empty() || !text.is_empty());
         let tool_calls = reply.tool_calls.iter().map(|call| Call::of(call, None)).collect();
         let logprobs = Some(reply.logprobs.as_slice()).filter(|tokens| !tokens.is_empty());
         let choice = Choice {
             index: 0,
-            message: Said { role: "assistant", content, refusal: None, tool_calls },
-            logprobs: logprobs.map(|content| Likely { content }),
+            message: AnswerMessage { role: "assistant", content, refusal: None, tool_calls },
+            logprobs: logprobs.map(|content| Logprobs { content }),
             finish_reason: finish_reason(reply),
         };
         Completion {
@@ -147,7 +147,7 @@ impl Head {
             created: self.created,
             model: reply.source.as_ref().map_or(&self.model, |source| &source.model),
             choices: vec![choice],
-            usage: reply.usage.map(Counted::from),
+            usage: reply.usage.map(CompletionUsage::from),
             pilotlight: Some(PilotlightFields::of(reply)),
         }
     }
@@ -157,12 +157,12 @@ impl Head {
         self.part(Delta { role: Some("assistant"), content: Some(""), ..Delta::default() }, None)
     }
 
-    /// One piece of text.
-    pub(super) fn piece<'a>(&'a self, text: &'a str) -> Completion<'a, PartChoice<'a>> {
+    /// One chunk of text.
+    pub(super) fn chunk<'a>(&'a self, text: &'a str) -> Completion<'a, PartChoice<'a>> {
         self.part(Delta { content: Some(text), ..Delta::default() }, None)
     }
 
-    /// What comes behind the last piece: the calls of tools, the end, the usage if it is wanted.
+    /// The parts after the last chunk: tool calls, the end, and the usage if it was requested.
     pub(super) fn endings<'a>(
         &'a self,
         reply: &'a Reply,
@@ -170,7 +170,7 @@ impl Head {
     ) -> Vec<Completion<'a, PartChoice<'a>>> {
         let mut last = Vec::new();
         if !reply.tool_calls.is_empty() {
-            // each whole, with its place
+            // each call is complete and has its position
             let calls = reply.tool_calls.iter().enumerate();
             let tool_calls = calls.map(|(at, call)| Call::of(call, Some(at))).collect();
             last.push(self.part(Delta { tool_calls, ..Delta::default() }, None));
@@ -178,7 +178,7 @@ impl Head {
         let end = self.part(Delta::default(), Some(finish_reason(reply)));
         last.push(Completion { pilotlight: Some(PilotlightFields::of(reply)), ..end });
         if with_usage {
-            let usage = reply.usage.map(Counted::from);
+            let usage = reply.usage.map(CompletionUsage::from);
             let empty = self.part(Delta::default(), None);
             last.push(Completion { choices: Vec::new(), usage, ..empty });
         }
@@ -203,7 +203,7 @@ impl Head {
 }
 
 impl PilotlightFields<'_> {
-    /// Of this reply.
+    /// The additions of this reply.
     pub(super) fn of(reply: &Reply) -> PilotlightFields<'_> {
         PilotlightFields {
             source: reply.source.as_ref(),
@@ -222,9 +222,9 @@ impl<'a> Call<'a> {
     }
 }
 
-impl From<ReplyUsage> for Counted {
-    fn from(usage: ReplyUsage) -> Counted {
-        Counted {
+impl From<ReplyUsage> for CompletionUsage {
+    fn from(usage: ReplyUsage) -> CompletionUsage {
+        CompletionUsage {
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
             total_tokens: usage.prompt_tokens + usage.completion_tokens,

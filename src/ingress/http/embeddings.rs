@@ -1,4 +1,4 @@
-//! `OpenAI`'s embeddings, so that its official clients work unchanged.
+//! `OpenAI`'s embeddings, for its official clients, unchanged.
 //!
 //! The format is that of the API reference's "Create embeddings".
 
@@ -13,11 +13,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::HttpInterface;
-use super::chat::{ANY_MODEL, Wishes};
+use super::chat::{ANY_MODEL, MetadataOptions};
 use super::completion::PilotlightFields;
 use super::errors::{not_ok, refused};
-use super::openai::{Body, taken};
+use super::openai::{Body, body_of};
 use crate::ingress::answers;
+use crate::ingress::answers::ReplyOrigin;
 use crate::request::format::Format;
 use crate::request::job::{Message, Role};
 use crate::request::refusal::{Code, Refusal};
@@ -33,7 +34,7 @@ struct EmbeddingsRequest {
     encoding_format: Encoding,
     metadata: Option<serde_json::Map<String, Value>>,
     dimensions: Option<u32>,
-    // taken without effect: it says nothing about the answer
+    // accepted and ignored: no effect on the answer
     #[serde(rename = "user")]
     _user: Option<String>,
 }
@@ -59,7 +60,7 @@ impl EmbeddingsRequest {
             let message = "is not supported; omit it";
             return Err(Refusal::field(Code::Invalid, "dimensions", message));
         }
-        let wishes = Wishes::read(self.metadata)?;
+        let options = MetadataOptions::read(self.metadata)?;
         let texts = match self.input {
             Input::One(text) => vec![text],
             Input::Many(texts) => texts,
@@ -70,30 +71,32 @@ impl EmbeddingsRequest {
             messages: Some(texts.into_iter().map(message).collect()),
             format: Some(AskFormat::Embedding),
             model,
-            ..wishes.ask()?
+            ..options.ask()?
         })
     }
 }
 
 /// `POST /v1/embeddings`
-pub(super) async fn embed(State(door): State<Arc<HttpInterface>>, body: Body) -> Response {
-    let started = taken(body).and_then(|body| {
+pub(super) async fn embed(State(interface): State<Arc<HttpInterface>>, body: Body) -> Response {
+    let started = body_of(body).and_then(|body| {
         let request: EmbeddingsRequest = read(&body)?;
         let encoding = request.encoding_format;
-        let job = request.ask()?.check("http", &door.catalog)?;
+        let job = request.ask()?.check("http", &interface.catalog)?;
         let id = job.key.clone();
-        Ok((strategy::submit(&door.dispatch, job)?, id, encoding))
+        let origin = ReplyOrigin::of("http", &job);
+        Ok((strategy::submit(&interface.dispatch, job)?, origin, id, encoding))
     });
-    let (answer, id, encoding) = match started {
+    let (answer, origin, id, encoding) = match started {
         Ok(started) => started,
         Err(refusal) => {
-            door.metrics.replied("http", &Reply::refused(None, &refusal));
+            let reply = Reply::refused(None, &refusal);
+            answers::replied(&interface.metrics, &ReplyOrigin::unread("http", "http"), &reply);
             return refused(&refusal);
         }
     };
     let (text, end) = answer.collect().await;
     let reply = answers::reply(id, &Format::Embedding, text, end);
-    door.metrics.replied("http", &reply);
+    answers::replied(&interface.metrics, &origin, &reply);
     if reply.status != Status::Ok {
         return not_ok(&reply);
     }

@@ -1,4 +1,4 @@
-//! What went wrong, as `OpenAI`'s API says it, with the decision record where there is one.
+//! Errors in the format of `OpenAI`'s API, with the decision record where there is one.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,7 +9,7 @@ use super::completion::PilotlightFields;
 use crate::request::refusal::{Code, Refusal};
 use crate::wire::{Reply, Status};
 
-/// A refusal in the API's words.
+/// The body for a refusal.
 pub(super) fn error_body(refusal: &Refusal) -> Value {
     let kind = match refusal.code {
         Code::Busy => "rate_limit_error",
@@ -30,12 +30,12 @@ pub(super) fn error_body(refusal: &Refusal) -> Value {
     }})
 }
 
-/// The answer to a request that is refused.
+/// The response to a refused request.
 pub(super) fn refused(refusal: &Refusal) -> Response {
     refused_as(refusal, &error_body(refusal))
 }
 
-/// The same with this body.
+/// The response to a refused request, with this body.
 fn refused_as(refusal: &Refusal, body: &Value) -> Response {
     let status = match refusal.code {
         Code::Malformed | Code::Invalid | Code::Incapable => StatusCode::BAD_REQUEST,
@@ -56,7 +56,7 @@ fn refused_as(refusal: &Refusal, body: &Value) -> Response {
     response
 }
 
-/// A job without an answer, in its words.
+/// The body for a job that ended without an answer.
 pub(super) fn error_of(reply: &Reply) -> Value {
     let error = reply.error.as_ref();
     json!({
@@ -70,7 +70,7 @@ pub(super) fn error_of(reply: &Reply) -> Value {
     })
 }
 
-/// A job that ended without an answer.
+/// The response to a job that ended without an answer.
 pub(super) fn not_ok(reply: &Reply) -> Response {
     let code = reply.error.as_ref().map_or("", |error| error.code.as_str());
     if let Ok(code) = serde_json::from_value::<Code>(Value::from(code)) {

@@ -1,4 +1,4 @@
-//! Who may come in: the host that is asked for, the web page that asks, the token.
+//! Access checks of the HTTP interface: Host, Origin and bearer token.
 
 use std::sync::Arc;
 
@@ -13,34 +13,34 @@ use crate::catalog::secret::Secret;
 use crate::net::client::is_loopback;
 use crate::request::refusal::{Code, Refusal};
 
-/// What is let in.
+/// The permitted requests.
 #[derive(Debug, Clone, Default)]
 pub struct AccessGuard {
-    /// The token that must be shown, if any.
+    /// The bearer token that a request must have, if any.
     pub token: Option<Secret<String>>,
-    /// Names besides loopback under which the service is asked for.
+    /// Permitted Host names besides loopback.
     pub hosts: Vec<String>,
-    /// Web origins that may ask; a browser sends its own, programs send none.
+    /// Permitted Origins besides loopback; browsers send one, programs send none.
     pub origins: Vec<String>,
-    /// MCP clients of the older revisions get a session of their own; costs memory.
+    /// MCP clients of older revisions get a session each, which takes memory.
     pub mcp_sessions: bool,
 }
 
-/// Puts the checks before all routes; `open` ones need no token.
+/// Puts the checks before all routes; those of `open` need no token.
 pub fn protect(routes: Router, open: Router, guard: AccessGuard) -> Router {
     let guard = Arc::new(guard);
     routes
         .layer(from_fn_with_state(Arc::clone(&guard), check_token))
         .merge(open)
-        .layer(from_fn_with_state(guard, check_place))
+        .layer(from_fn_with_state(guard, check_host_and_origin))
 }
 
-async fn check_place(
+async fn check_host_and_origin(
     State(guard): State<Arc<AccessGuard>>,
     request: Request,
     next: Next,
 ) -> Response {
-    // against DNS rebinding: a page of another name must not reach us under it
+    // against DNS rebinding: a page of another name must not reach the service
     if !host_of(request.headers()).is_some_and(|host| guard.knows_host(host)) {
         let message = "host not allowed; add it to pilotlight.http.allowed_hosts";
         return refuse(StatusCode::FORBIDDEN, message);
@@ -62,9 +62,9 @@ async fn check_token(
     let Some(token) = &guard.token else {
         return next.run(request).await;
     };
-    let shown = request.headers().get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
-    let shown = shown.and_then(|h| h.strip_prefix("Bearer "));
-    if shown.is_some_and(|shown| same(shown.trim().as_bytes(), token.0.as_bytes())) {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
+    let given = given.and_then(|h| h.strip_prefix("Bearer "));
+    if given.is_some_and(|given| same(given.trim().as_bytes(), token.0.as_bytes())) {
         return next.run(request).await;
     }
     let mut response = refuse(StatusCode::UNAUTHORIZED, "a bearer token is required");
@@ -78,8 +78,7 @@ fn refuse(status: StatusCode, message: &str) -> Response {
     (status, axum::Json(super::errors::error_body(&refusal))).into_response()
 }
 
-/// Compares in constant time for texts of the same length, so that the time does not tell how many
-/// bytes of a token are right.
+/// Compares in a length, that does not depend on the position of the time does not difference.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }
@@ -94,7 +93,7 @@ fn host_of(headers: &HeaderMap) -> Option<&str> {
 }
 
 impl AccessGuard {
-    /// A page of this machine may ask, as MCP wants it; any other must be named.
+    /// Loopback origins are permitted, as MCP requires; others must be configured.
     fn knows_origin(&self, origin: &str) -> bool {
         let local = origin.parse::<Uri>().is_ok_and(|origin| {
             origin.scheme().is_some() && origin.host().is_some_and(is_loopback)

@@ -1,4 +1,4 @@
-//! The HTTP door: `OpenAI`'s chat API, MCP, health and metrics, on loopback unless told otherwise.
+//! The HTTP interface: `OpenAI`'s chat API, MCP, status and metrics; on loopback by default.
 
 mod chat;
 mod completion;
@@ -31,6 +31,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::guard::{AccessGuard, protect};
+use super::mcp::Service;
+use super::status::gather;
 use crate::catalog::catalog::Catalog;
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
@@ -40,29 +42,29 @@ use crate::limits::{
 };
 use crate::mcp::server::{McpServer, ModelHost};
 use crate::metrics::Metrics;
-use crate::model::health::Health;
 use crate::mqtt::ConnectionState;
+use crate::status::ServiceStatus;
 
-/// What the handlers need.
+/// The state that all handlers share.
 pub struct HttpInterface {
-    /// Where jobs go.
+    /// Takes the jobs.
     pub dispatch: Dispatch,
     /// The MCP server at `/mcp`.
     pub mcp: Arc<dyn ModelHost>,
-    /// Tasks and defaults.
+    /// Tasks and defaults for requests.
     pub catalog: Arc<Catalog>,
-    /// Counts.
+    /// Counts the replies.
     pub metrics: Metrics,
-    /// The line to the broker, if there is one.
-    pub line: Option<watch::Receiver<ConnectionState>>,
-    /// How the device is.
+    /// State of the connection to the MQTT broker, if one is configured.
+    pub connection: Option<watch::Receiver<ConnectionState>>,
+    /// Readings of the sensors.
     pub reading: watch::Receiver<SensorReading>,
 }
 
 /// Listens at `addr`.
 ///
 /// # Errors
-/// If the address can't be had.
+/// If the address can't be bound.
 pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| {
         format!(
@@ -72,21 +74,22 @@ pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// The routes of the service.
-pub fn routes(door: HttpInterface, guard: AccessGuard, stop: CancellationToken) -> Router {
-    let door = Arc::new(door);
-    let mcp = Arc::clone(&door.mcp);
+pub fn routes(interface: HttpInterface, guard: AccessGuard, stop: CancellationToken) -> Router {
+    let interface = Arc::new(interface);
+    let service =
+        Arc::new(Service::new(interface.dispatch.clone(), Arc::clone(&interface.mcp);
     let routes = Router::new()
         .route("/v1/chat/completions", post(openai::complete))
         .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/models", get(openai::models))
         .route("/metrics", get(metrics))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
-        .with_state(Arc::clone(&door));
+        .with_state(Arc::clone(&interface));
     let open = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(door);
-    let routes = with_mcp(routes, McpServer::new(mcp), &guard, stop);
+        .with_state(interface);
+    let routes = with_mcp(routes, McpServer::new(service), &guard, stop);
     protect(routes, open, guard)
 }
 
@@ -100,7 +103,7 @@ pub fn with_mcp<H>(
 where
     H: ServerHandler + Clone + Send + Sync + 'static,
 {
-    // hosts and origins are checked for all routes alike, in `guard`
+    // Host and Origin are checked for all routes alike, in `guard`
     let config = StreamableHttpServerConfig::default()
         .with_legacy_session_mode(guard.mcp_sessions)
         .with_max_request_body_bytes(REQUEST_BYTES_MAX)
@@ -147,7 +150,7 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
 }
 
 async fn connection(mut stream: TcpStream, routes: Router, stop: CancellationToken) {
-    // small pieces must not wait for each other
+    // small chunks must not wait for acknowledgements (Nagle's algorithm)
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(routes);
     let connection = hyper::server::conn::http1::Builder::new()
@@ -172,63 +175,40 @@ async fn connection(mut stream: TcpStream, routes: Router, stop: CancellationTok
     }
 }
 
-/// Reads on, within a bound, after our side has said its last word: a socket that is closed with
-/// unread data in it is reset, and the answer to a body that was refused would be lost.
+/// Reads on, within a bound, after the answer was sent: closing a socket with unread data resets the
+/// connection, and the client of a refused body might never read the answer.
 async fn linger(mut stream: TcpStream) {
     if stream.shutdown().await.is_err() {
         return;
     }
-    let mut passed_over = vec![0; 16 * 1024];
+    let mut discarded = vec![0; 16 * 1024];
     let mut left = HTTP_LINGER_BYTES_MAX;
     while left > 0 {
-        match stream.read(&mut passed_over).await {
+        match stream.read(&mut discarded).await {
             Ok(0) | Err(_) => return,
             Ok(read) => left = left.saturating_sub(read),
         }
     }
 }
 
-async fn ready(State(door): State<Arc<HttpInterface>>) -> Response {
-    let servers: Vec<_> = door
-        .dispatch
-        .backends()
-        .into_iter()
-        .map(|seen| {
-            json!({
-                "server": seen.server,
-                "where": seen.locality.name(),
-                "health": seen.health,
-                "model": seen.context,
-            })
-        })
-        .collect();
-    let (waiting, running) = door.dispatch.load();
-    let mqtt = door.line.as_ref().map(|line| match &*line.borrow() {
-        ConnectionState::Up => json!({"state": "up"}),
-        ConnectionState::Down(reason) => json!({"state": "down", "reason": reason}),
-    });
-    let ready = door.dispatch.is_ready();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = json!({
-        "ready": ready,
-        "version": env!("CARGO_PKG_VERSION"),
-        "servers": servers,
-        "waiting": waiting,
-        "running": running,
-        "spent_usd": door.dispatch.spending(),
-        "mqtt": mqtt,
-        "device": door.reading.borrow().told(),
-    });
-    (status, Json(body)).into_response()
+/// `GET /readyz`: the status; 503 while no backend is ready.
+async fn ready(State(interface): State<Arc<HttpInterface>>) -> Response {
+    let status = interface.status();
+    let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!(status))).into_response()
 }
 
-async fn metrics(State(door): State<Arc<HttpInterface>>) -> Result<impl IntoResponse, Infallible> {
-    let servers = door.dispatch.backends().into_iter();
-    let servers: Vec<_> = servers.map(|seen| (seen.server, seen.health == Health::Ready)).collect();
-    let mqtt = door.line.as_ref().is_some_and(|line| *line.borrow() == ConnectionState::Up);
-    let device_pressure = door.reading.borrow().device_pressure;
-    let spent = door.dispatch.spending().by_span();
-    let text = door.metrics.text(door.dispatch.load(), &servers, mqtt, &device_pressure, &spent);
+/// `GET /metrics`
+async fn metrics(
+    State(interface): State<Arc<HttpInterface>>,
+) -> Result<impl IntoResponse, Infallible> {
+    let text = interface.metrics.text(&interface.status());
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(http::header::CONTENT_TYPE, kind)], text))
+}
+
+impl HttpInterface {
+    fn status(&self) -> ServiceStatus {
+        gather(&self.dispatch, self.connection.as_ref(), &self.reading.borrow())
+    }
 }

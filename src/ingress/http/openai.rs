@@ -1,4 +1,4 @@
-//! `OpenAI`'s chat completions, plain and streamed, so that its official clients work unchanged.
+//! `OpenAI`'s chat completions, plain and streamed, for its official clients, unchanged.
 //!
 //! The format is that of the API reference's "Create chat completion" and "List models".
 
@@ -16,21 +16,22 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::HttpInterface;
-use super::chat::{ChatRequest, in_their_words};
+use super::chat::{ChatRequest, with_api_field};
 use super::completion::Head;
 use super::errors::{error_of, not_ok, refused};
 use crate::dispatch::{Answer, BackendStatus};
 use crate::ingress::answers;
+use crate::ingress::answers::ReplyOrigin;
 use crate::request::format::Format;
 use crate::request::refusal::{Code, Refusal};
 use crate::strategy;
 use crate::wire::{Reply, Status, read};
 
-/// A body as axum has read it.
+/// A request body as axum has read it.
 pub(super) type Body = Result<Bytes, axum::extract::rejection::BytesRejection>;
 
-/// The body, or why it could not be read.
-pub(super) fn taken(body: Body) -> Result<Bytes, Refusal> {
+/// The body, or a refusal with the reason why it could not be read.
+pub(super) fn body_of(body: Body) -> Result<Bytes, Refusal> {
     body.map_err(|e| match e.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let most = crate::limits::REQUEST_BYTES_MAX;
@@ -41,21 +42,22 @@ pub(super) fn taken(body: Body) -> Result<Bytes, Refusal> {
 }
 
 /// `POST /v1/chat/completions`
-pub(super) async fn complete(State(door): State<Arc<HttpInterface>>, body: Body) -> Response {
-    let started = taken(body).and_then(|body| start(&door, &body));
+pub(super) async fn complete(State(interface): State<Arc<HttpInterface>>, body: Body) -> Response {
+    let started = body_of(body).and_then(|body| start(&interface, &body));
     match started {
         Err(refusal) => {
             let reply = Reply::refused(None, &refusal);
-            door.metrics.replied("http", &reply);
+            answers::replied(&interface.metrics, &ReplyOrigin::unread("http", "http"), &reply);
             refused(&refusal)
         }
-        Ok(started) if started.stream => streamed(door, started).into_response(),
-        Ok(started) => whole(door, started).await,
+        Ok(started) if started.stream => streamed(interface, started).into_response(),
+        Ok(started) => buffered(interface, started).await,
     }
 }
 
 struct Started {
     answer: Answer,
+    origin: ReplyOrigin,
     id: Option<String>,
     format: Format,
     stream: bool,
@@ -63,49 +65,50 @@ struct Started {
     head: Head,
 }
 
-fn start(door: &HttpInterface, body: &[u8]) -> Result<Started, Refusal> {
+fn start(interface: &HttpInterface, body: &[u8]) -> Result<Started, Refusal> {
     let request: ChatRequest = read(body)?;
     let stream = request.stream;
     let include_usage = request.includes_usage();
     let model = request.model.clone();
-    let job = request.ask()?.check("http", &door.catalog).map_err(in_their_words)?;
+    let job = request.ask()?.check("http", &interface.catalog).map_err(with_api_field)?;
     let (id, format) = (job.key.clone(), job.format.clone());
-    let answer = strategy::submit(&door.dispatch, job)?;
+    let origin = ReplyOrigin::of("http", &job);
+    let answer = strategy::submit(&interface.dispatch, job)?;
     let head = Head::new(answer.job, model);
-    Ok(Started { answer, id, format, stream, include_usage, head })
+    Ok(Started { answer, origin, id, format, stream, include_usage, head })
 }
 
-async fn whole(door: Arc<HttpInterface>, started: Started) -> Response {
-    let Started { answer, id, format, head, .. } = started;
+async fn buffered(interface: Arc<HttpInterface>, started: Started) -> Response {
+    let Started { answer, origin, id, format, head, .. } = started;
     let (text, end) = answer.collect().await;
     let reply = answers::reply(id, &format, text, end);
-    door.metrics.replied("http", &reply);
+    answers::replied(&interface.metrics, &origin, &reply);
     if reply.status != Status::Ok {
         return not_ok(&reply);
     }
-    Json(head.whole(&reply)).into_response()
+    Json(head.completion(&reply)).into_response()
 }
 
-fn streamed(door: Arc<HttpInterface>, started: Started) -> Response {
-    let Started { answer, id, format, include_usage, head, .. } = started;
-    let asked = Arc::new((door, id, format, head));
-    // one step a piece, then one for each event behind the last
+fn streamed(interface: Arc<HttpInterface>, started: Started) -> Response {
+    let Started { answer, origin, id, format, include_usage, head, .. } = started;
+    let shared = Arc::new((interface, origin, id, format, head));
+    // one step a chunk, then one for each event after the last
     let stream = futures::stream::unfold(StreamStep::First(answer), move |step| {
-        let asked = Arc::clone(&asked);
+        let shared = Arc::clone(&shared);
         async move {
-            let (door, id, format, head) = asked.as_ref();
+            let (interface, origin, id, format, head) = shared.as_ref();
             match step {
                 StreamStep::First(answer) => {
-                    Some((event(&head.opening()), StreamStep::Pieces(answer, String::new())))
+                    Some((event(&head.opening()), StreamStep::Chunks(answer, String::new())))
                 }
-                StreamStep::Pieces(mut answer, mut text) => match answer.next().await {
-                    Some(piece) => {
-                        text.push_str(&piece.text);
-                        Some((event(&head.piece(&piece.text)), StreamStep::Pieces(answer, text)))
+                StreamStep::Chunks(mut answer, mut text) => match answer.next().await {
+                    Some(chunk) => {
+                        text.push_str(&chunk.text);
+                        Some((event(&head.chunk(&chunk.text)), StreamStep::Chunks(answer, text)))
                     }
                     None => {
                         let reply = answers::reply(id.clone(), format, text, answer.end().await);
-                        door.metrics.replied("http", &reply);
+                        answers::replied(&interface.metrics, origin, &reply);
                         let mut last = endings(head, &reply, include_usage).into_iter();
                         last.next().map(|event| (event, StreamStep::Last(last)))
                     }
@@ -121,11 +124,11 @@ fn streamed(door: Arc<HttpInterface>, started: Started) -> Response {
 
 enum StreamStep {
     First(Answer),
-    Pieces(Answer, String),
+    Chunks(Answer, String),
     Last(std::vec::IntoIter<Event>),
 }
 
-/// What comes behind the last piece, or the error, and the mark.
+/// The events after the last chunk: the end of the answer or the error, then `[DONE]`.
 fn endings(head: &Head, reply: &Reply, include_usage: bool) -> Vec<Event> {
     let mut last: Vec<Event> = if reply.status == Status::Ok {
         head.endings(reply, include_usage).iter().map(event).collect()
@@ -137,22 +140,22 @@ fn endings(head: &Head, reply: &Reply, include_usage: bool) -> Vec<Event> {
 }
 
 fn event(data: &impl Serialize) -> Event {
-    // texts and numbers are always JSON
+    // texts and numbers always serialize
     Event::default().data(serde_json::to_string(data).unwrap_or_default())
 }
 
 /// `GET /v1/models`
-pub(super) async fn models(State(door): State<Arc<HttpInterface>>) -> Json<Value> {
-    let profile = |seen: BackendStatus| {
-        let context = seen.context?;
+pub(super) async fn models(State(interface): State<Arc<HttpInterface>>) -> Json<Value> {
+    let model = |backend: BackendStatus| {
+        let context = backend.context?;
         Some(json!({
             "id": context.identification.name,
             "object": "model",
             "created": 0,
-            "owned_by": context.identification.provider.clone().unwrap_or_else(|| seen.server.clone()),
-            "pilotlight": {"server": seen.server, "where": seen.locality.name(), "context": context},
+            "owned_by": context.identification.provider.clone().unwrap_or_else(|| backend.server.clone()),
+            "pilotlight": {"server": backend.server, "where": backend.locality.name(), "context": context},
         }))
     };
-    let data: Vec<Value> = door.dispatch.backends().into_iter().filter_map(profile).collect();
+    let data: Vec<Value> = interface.dispatch.backends().into_iter().filter_map(model).collect();
     Json(json!({"object": "list", "data": data}))
 }

@@ -1,18 +1,19 @@
-//! Says on a retained topic how hard pressed the device is: when that changes, and now and then.
+//! The MQTT health topic: a retained message, sent on each change of the pressure and periodically.
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
+use crate::ingress::status::gather;
 use crate::limits::HEALTH_EVERY;
-use crate::model::context::Locality;
 use crate::mqtt::{Bus, Outgoing};
+use crate::status::HealthMessage;
 
-/// Publishes until `stop`.
-pub async fn tell(
+/// Publishes until `stop`: when the pressure's stage or cause changes, and every [`HEALTH_EVERY`].
+pub async fn publish(
     bus: Bus,
     topic: String,
     dispatch: Dispatch,
@@ -24,17 +25,18 @@ pub async fn tell(
     loop {
         let now = reading.borrow_and_update().clone();
         let state = (now.device_pressure.stage, now.device_pressure.cause);
-        let payload = Bytes::from(health(&now, &dispatch).to_string());
+        let status = gather(&dispatch, Some(&bus.connection()), &now);
+        let payload = Bytes::from(json!(HealthMessage::from(status)).to_string());
         let message =
             Outgoing { topic: topic.clone(), payload, retain: true, ..Outgoing::default() };
-        // one that finds no room is followed by the next
+        // a message without room in the outbox is superseded by the next
         let _ = bus.publish(message);
         last.replace(state);
         let changed = async {
-            let is_news = |reading: &SensorReading| {
+            let is_change = |reading: &SensorReading| {
                 last != Some((reading.device_pressure.stage, reading.device_pressure.cause))
             };
-            if reading.wait_for(is_news).await.is_err() {
+            if reading.wait_for(is_change).await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
@@ -44,17 +46,4 @@ pub async fn tell(
             () = stop.cancelled() => return,
         }
     }
-}
-
-/// What the device bears, and what it does.
-fn health(reading: &SensorReading, dispatch: &Dispatch) -> Value {
-    let mut value = reading.told();
-    let (waiting, running) = dispatch.load();
-    let here = dispatch.backends().into_iter().filter(|seen| seen.locality == Locality::Device);
-    let rate = here.filter_map(|seen| seen.context?.runtime.decode_tokens_per_s).reduce(f64::max);
-    value["waiting"] = json!(waiting);
-    value["running"] = json!(running);
-    value["tokens_per_s"] = json!(rate);
-    value["spent_usd"] = json!(dispatch.spending());
-    value
 }

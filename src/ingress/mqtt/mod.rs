@@ -1,7 +1,7 @@
-//! The MQTT door: a prompt comes on a topic, its one reply goes out on another.
+//! The MQTT interface: requests arrive on one topic, each has exactly one reply on another.
 //!
-//! A request is acknowledged to the broker when its reply has been: if the power fails in
-//! between, the broker hands it out again.
+//! A request is acknowledged to the broker after the broker has acknowledged its reply: if the power
+//! fails in between, the broker delivers the request again.
 
 pub mod health;
 mod replay;
@@ -13,68 +13,67 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::OptionFuture;
 use serde_json::json;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::replay::{Key, ReplayCache, ReplayLookup};
-use self::topics::{Asked, DeviceTopics};
+use self::topics::{DeviceTopics, RequestTopic};
 use super::answers;
+use super::answers::ReplyOrigin;
 use crate::catalog::catalog::Catalog;
 use crate::clock;
 use crate::dispatch::{Answer, Dispatch};
 use crate::limits::{DRAIN_MAX, REQUEST_BYTES_MAX};
 use crate::metrics::Metrics;
-use crate::mqtt::{AckGuard, Bus, Incoming, Outgoing};
+use crate::mqtt::{AckGuard, Bus, Incoming, Outgoing, Subscription};
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
 use crate::strategy;
 use crate::wire::{Ask, Reply, Status, read};
 
-/// The door.
+/// The interface and what it needs.
 pub struct MqttInterface {
-    /// Where replies go.
+    /// Publishes the replies.
     pub bus: Bus,
-    /// Where jobs go.
+    /// Takes the jobs.
     pub dispatch: Dispatch,
-    /// Tasks and defaults.
+    /// Tasks and defaults for requests.
     pub catalog: std::sync::Arc<Catalog>,
-    /// Our topics.
+    /// The device's topics.
     pub topics: DeviceTopics,
-    /// Counts.
+    /// Counts the replies.
     pub metrics: Metrics,
 }
 
-/// A request that was read: where its answer goes and how it is marked.
+/// The origin of a request, the topics of its answer, and its correlation data.
 #[derive(Debug, Clone)]
-struct Return {
+struct ReplyContext {
+    origin: ReplyOrigin,
     topic: String,
     stream: Option<String>,
     correlation: Option<Bytes>,
 }
 
-/// What a request's task comes to, one after the other.
+/// The two steps of a request's task.
 enum AnswerStep {
-    /// The reply is known and not yet out. Who asks under the same key from now on must get it
-    /// anew: the one that goes out may be with its asker before the next request is looked at.
-    Answered { key: Option<Key>, keep: Option<Bytes>, reply: Bytes, back: Return, ack: AckGuard },
-    /// The reply is out: the requests may be acknowledged.
-    Out(#[expect(dead_code, reason = "acknowledged when they are dropped")] Vec<AckGuard>),
+    /// The reply is known and not yet published. It is stored first: its client may have it, and
+    /// repeat the request, before the next message is read.
+    Answered {
+        key: Option<Key>,
+        keep: Option<Bytes>,
+        reply: Bytes,
+        back: ReplyContext,
+        ack: AckGuard,
+    },
+    /// The reply was published and the requests are acknowledged.
+    Published,
 }
 
 impl MqttInterface {
-    /// Serves requests until `stop`, then until all that were taken have been answered.
-    pub async fn run(self, mut inbox: mpsc::Receiver<Incoming>, stop: CancellationToken) {
-        self.serve(&mut inbox, stop).await;
-        inbox.close();
-        // what was not looked at waits at the broker for the next start
-        while let Ok(message) = inbox.try_recv() {
-            message.ack.leave();
-        }
-    }
-
-    async fn serve(&self, inbox: &mut mpsc::Receiver<Incoming>, stop: CancellationToken) {
-        let mut seen = ReplayCache::default();
+    /// Serves requests until `stop`, then until all accepted ones are answered, at most for
+    /// [`DRAIN_MAX`]. Requests that were not read stay at the broker for the next start.
+    pub async fn run(self, mut inbox: Subscription, stop: CancellationToken) {
+        let mut replays = ReplayCache::default();
         let mut running: JoinSet<AnswerStep> = JoinSet::new();
         let mut drain_until = None;
         // ends after `stop`
@@ -84,13 +83,13 @@ impl MqttInterface {
             }
             tokio::select! {
                 Some(message) = inbox.recv(), if drain_until.is_none() => {
-                    self.received(message, &mut seen, &mut running);
+                    self.received(message, &mut replays, &mut running);
                 }
                 Some(done) = running.join_next(), if !running.is_empty() => {
                     if let Ok(AnswerStep::Answered { key, keep, reply, back, ack }) = done {
                         let mut acks = vec![ack];
                         if let Some(key) = key {
-                            acks.extend(seen.ended(&key, keep));
+                            acks.extend(replays.ended(&key, keep));
                         }
                         self.send(reply, back, acks, &mut running);
                     }
@@ -109,20 +108,24 @@ impl MqttInterface {
     fn received(
         &self,
         message: Incoming,
-        seen: &mut ReplayCache,
+        replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
         if message.retained {
             tracing::debug!(topic = message.topic, "a retained request is ignored");
-            return;
+            return message.ack.ack();
         }
         let Some(asked) = self.topics.read(&message.topic) else {
             tracing::debug!(topic = message.topic, "request on a topic that is not served");
-            return;
+            return message.ack.ack();
         };
         let own = self.topics.reply_to(&asked);
         let topic = self.topics.answer_to(&asked, message.response_topic.as_deref());
-        let mut back = Return {
+        let mut back = ReplyContext {
+            origin: ReplyOrigin {
+                task: asked.task.clone(),
+                ..ReplyOrigin::unread("mqtt", &asked.app)
+            },
             topic: topic.as_ref().unwrap_or(&own).clone(),
             stream: None,
             correlation: message.correlation.clone(),
@@ -138,7 +141,7 @@ impl MqttInterface {
         let key = key_of(&message, &job, &asked.app, content);
         let ack = match &key {
             None => message.ack,
-            Some(key) => match seen.look(key, content, message.ack) {
+            Some(key) => match replays.look_up(key, content, message.ack) {
                 ReplayLookup::New(ack) => ack,
                 ReplayLookup::Runs => return,
                 ReplayLookup::Answered(reply, ack) => {
@@ -148,19 +151,19 @@ impl MqttInterface {
                     let message =
                         "this id was already used for a different request; use another id";
                     let refusal = Refusal::field(Code::Conflict, "id", message);
-                    return self.refuse(job.key.clone(), &refusal, back, ack, running);
+                    return self.refuse(job.key, &refusal, back, ack, running);
                 }
             },
         };
-        self.start(job, key, back, ack, seen, running);
+        self.start(job, key, back, ack, replays, running);
     }
 
-    /// Reads the payload; also says what it was, as a number, to tell requests apart.
+    /// Reads the payload; also returns a hash that tells requests apart.
     fn job_of(
         &self,
-        asked: &Asked,
+        asked: &RequestTopic,
         message: &Incoming,
-        back: &mut Return,
+        back: &mut ReplyContext,
     ) -> Result<(Job, u64), Refusal> {
         let payload = message.payload.as_ref().map_err(|bytes| {
             let message = format!("{bytes} bytes, at most {REQUEST_BYTES_MAX}");
@@ -183,6 +186,7 @@ impl MqttInterface {
             (Some(topic), _) => ask.task = Some(topic.clone()),
             (None, _) => {}
         }
+        back.origin.task.clone_from(&ask.task);
         if ask.stream == Some(true) {
             back.stream = Some(self.topics.stream_to(asked));
         }
@@ -199,9 +203,9 @@ impl MqttInterface {
         &self,
         job: Job,
         key: Option<Key>,
-        back: Return,
+        back: ReplyContext,
         ack: AckGuard,
-        seen: &mut ReplayCache,
+        replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
         let id = job.key.clone();
@@ -209,7 +213,9 @@ impl MqttInterface {
         match strategy::submit(&self.dispatch, job) {
             Err(refusal) => {
                 if let Some(key) = key {
-                    drop(seen.ended(&key, None));
+                    for ack in replays.ended(&key, None) {
+                        ack.ack();
+                    }
                 }
                 self.refuse(id, &refusal, back, ack, running);
             }
@@ -219,7 +225,7 @@ impl MqttInterface {
                     let (text, end) =
                         deliver(&bus, answer, back.stream.as_deref(), id.as_ref()).await;
                     let reply = answers::reply(id, &format, text, end);
-                    metrics.replied("mqtt", &reply);
+                    answers::replied(&metrics, &back.origin, &reply);
                     let payload = encode(&reply);
                     let keep = (reply.status == Status::Ok).then(|| payload.clone());
                     AnswerStep::Answered { key, keep, reply: payload, back, ack }
@@ -232,31 +238,36 @@ impl MqttInterface {
         &self,
         id: Option<String>,
         refusal: &Refusal,
-        back: Return,
+        back: ReplyContext,
         ack: AckGuard,
         running: &mut JoinSet<AnswerStep>,
     ) {
         let reply = Reply::refused(id, refusal);
-        self.metrics.replied("mqtt", &reply);
+        answers::replied(&self.metrics, &back.origin, &reply);
         self.send(encode(&reply), back, vec![ack], running);
     }
 
+    /// Publishes a reply, then acknowledges its requests.
     fn send(
         &self,
         reply: Bytes,
-        back: Return,
+        back: ReplyContext,
         acks: Vec<AckGuard>,
         running: &mut JoinSet<AnswerStep>,
     ) {
         let bus = self.bus.clone();
         running.spawn(async move {
             publish(&bus, reply, back).await;
-            AnswerStep::Out(acks)
+            for ack in acks {
+                ack.ack();
+            }
+            AnswerStep::Published
         });
     }
 }
 
-/// Reads the answer, and hands its pieces out if they are wanted.
+/// Collects the answer, and publishes its chunks on the `stream` topic, if there is one; the last
+/// message there, with `done`, is sent before the reply.
 async fn deliver(
     bus: &Bus,
     mut answer: Answer,
@@ -271,22 +282,22 @@ async fn deliver(
     while let Some(chunk) = answer.next().await {
         text.push_str(&chunk.text);
         count += 1;
-        let piece = json!({"id": id, "n": chunk.n, "text": chunk.text});
-        tell(bus, topic, &piece);
+        let message = json!({"id": id, "n": chunk.n, "text": chunk.text});
+        publish_chunk(bus, topic, &message);
     }
     let last = json!({"id": id, "n": count, "done": true, "count": count});
-    tell(bus, topic, &last);
+    publish_chunk(bus, topic, &last);
     (text, answer.end().await)
 }
 
-/// Publishes a piece, if it can go out now.
-fn tell(bus: &Bus, topic: &str, piece: &serde_json::Value) {
-    let payload = Bytes::from(piece.to_string());
+/// Publishes a message of the stream with QoS 0: without room it is dropped.
+fn publish_chunk(bus: &Bus, topic: &str, message: &serde_json::Value) {
+    let payload = Bytes::from(message.to_string());
     let _ = bus.once(Outgoing { topic: topic.to_owned(), payload, ..Outgoing::default() });
 }
 
-/// Publishes and waits until the broker has it.
-async fn publish(bus: &Bus, payload: Bytes, back: Return) {
+/// Publishes a reply and waits until the broker has acknowledged it.
+async fn publish(bus: &Bus, payload: Bytes, back: ReplyContext) {
     let message = Outgoing {
         topic: back.topic,
         payload,
@@ -305,13 +316,14 @@ fn encode(reply: &Reply) -> Bytes {
     serde_json::to_vec(reply).unwrap_or_default().into()
 }
 
-/// The asker's name for a request that could not be read as a whole.
+/// The `id` of a request that has other mistakes.
 fn id_of(message: &Incoming) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(message.payload.as_ref().ok()?).ok()?;
     value.get("id")?.as_str().map(str::to_owned)
 }
 
-/// Correlation data or the id; a message without either is only known when it comes again.
+/// The idempotency key: correlation data, else the `id`. A message without either has one, its hash,
+/// only if the broker delivers it again.
 fn key_of(message: &Incoming, job: &Job, app: &str, content: u64) -> Option<Key> {
     let name = match (&message.correlation, &job.key) {
         (Some(data), _) => [b"c:", data.as_ref()].concat(),

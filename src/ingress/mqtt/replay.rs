@@ -1,4 +1,4 @@
-//! Requests by their key: the same key gives the same answer, once it was given.
+//! Replay cache: a request repeated under its idempotency key gets the stored answer.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,47 +7,48 @@ use bytes::Bytes;
 use crate::limits::{REPLAY_BYTES_MAX, REPLAY_MAX};
 use crate::mqtt::AckGuard;
 
-/// Who asked under which name.
+/// An idempotency key: the application, and its name for the request.
 pub(super) type Key = (String, Vec<u8>);
 
-/// Requests that run, and answers that may be asked for again.
+/// Running requests and stored answers, by idempotency key.
 #[derive(Debug, Default)]
 pub(super) struct ReplayCache {
     entries: BTreeMap<Key, ReplayEntry>,
-    /// Answered, oldest first.
+    /// Keys of stored answers, oldest first.
     answered: VecDeque<Key>,
     bytes: usize,
 }
 
 #[derive(Debug)]
 struct ReplayEntry {
-    /// Tells another request under the same key from the same request again.
+    /// Hash of the request: a different request under the same key is a conflict.
     content: u64,
     state: ReplayState,
 }
 
 #[derive(Debug)]
 enum ReplayState {
+    /// With the repetitions that wait for the same answer.
     Running(Vec<AckGuard>),
     Answered(Bytes),
 }
 
-/// What is known of a key.
+/// The result of a lookup.
 #[derive(Debug)]
 pub(super) enum ReplayLookup {
-    /// Nothing: go on with the ticket.
+    /// The key is new: the request has to be run.
     New(AckGuard),
-    /// It runs; the ticket is kept until it ends.
+    /// The request is running; its acknowledgement is kept until it ends.
     Runs,
-    /// This was the answer.
+    /// The stored answer.
     Answered(Bytes, AckGuard),
-    /// Another request had this key.
+    /// The key belongs to a different request.
     Conflict(AckGuard),
 }
 
 impl ReplayCache {
-    /// Looks a key up, and notes it as running if it is not known.
-    pub(super) fn look(&mut self, key: &Key, content: u64, ack: AckGuard) -> ReplayLookup {
+    /// Looks a key up; a new one is entered as running.
+    pub(super) fn look_up(&mut self, key: &Key, content: u64, ack: AckGuard) -> ReplayLookup {
         match self.entries.get_mut(key) {
             None => {
                 let entry = ReplayEntry { content, state: ReplayState::Running(Vec::new()) };
@@ -65,8 +66,8 @@ impl ReplayCache {
         }
     }
 
-    /// The request has ended; `keep` is the answer that may be asked for again. Gives back the
-    /// tickets of those who asked meanwhile.
+    /// Ends a running request; `keep` is the answer to store, if any. Returns the acknowledgements of
+    /// its repetitions.
     pub(super) fn ended(&mut self, key: &Key, keep: Option<Bytes>) -> Vec<AckGuard> {
         let Some(entry) = self.entries.get_mut(key) else {
             return Vec::new();
@@ -89,7 +90,7 @@ impl ReplayCache {
         acks
     }
 
-    /// Forgets the oldest answers until the bounds hold.
+    /// Removes the oldest answers until [`REPLAY_MAX`] and [`REPLAY_BYTES_MAX`] hold.
     fn shrink(&mut self) {
         while self.answered.len() > REPLAY_MAX || self.bytes > REPLAY_BYTES_MAX {
             let Some(oldest) = self.answered.pop_front() else {

@@ -1,4 +1,4 @@
-//! The topics of one device, and what a topic says of a request.
+//! The topics of one device: what to subscribe to, and what the topic of a request states.
 
 use crate::limits::NAME_BYTES_MAX;
 use crate::request::name::is_name;
@@ -8,20 +8,20 @@ use crate::request::refusal::{Code, Refusal};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceTopics {
     base: String,
-    /// The same for the group, and its name.
+    /// The first part of the group's topics, and the group's name.
     group: Option<(String, String)>,
-    /// Prefixes besides our own that a response may be sent to.
+    /// Permitted prefixes of response topics besides the application's own.
     allowed: Vec<String>,
 }
 
-/// Who asks for what, as the topic of a request says.
+/// What the topic of a request states.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct RequestTopic {
     /// The application.
     pub app: String,
     /// The task, if the topic names one.
     pub task: Option<String>,
-    /// It was for any device of the group.
+    /// It addresses the group, of which any device may answer.
     pub shared: bool,
 }
 
@@ -31,14 +31,14 @@ impl DeviceTopics {
         DeviceTopics { base: format!("{prefix}/{device}"), group: None, allowed }
     }
 
-    /// The same for one of the devices of this group, which share the requests to it.
+    /// Adds the topics of the device's group, whose devices share its requests.
     #[must_use]
     pub fn in_group(self, prefix: &str, group: Option<&str>) -> DeviceTopics {
         let group = group.map(|group| (format!("{prefix}/group/{group}"), group.to_owned()));
         DeviceTopics { group, ..self }
     }
 
-    /// What to subscribe to.
+    /// Topic filters of the requests.
     pub fn filters(&self) -> Vec<String> {
         let own = ["+", "+/+"].map(|rest| format!("{}/request/{rest}", self.base));
         let shared = self.group.iter().flat_map(|(base, name)| {
@@ -47,33 +47,33 @@ impl DeviceTopics {
         own.into_iter().chain(shared).collect()
     }
 
-    /// Where an application asks.
+    /// Topic of an application's requests.
     pub fn request(&self, app: &str) -> String {
         format!("{}/request/{app}", self.base)
     }
 
-    /// Where the device says how it is.
+    /// Topic of the device's presence.
     pub fn status(&self) -> String {
         format!("{}/status", self.base)
     }
 
-    /// Where the device says how hard pressed it is.
+    /// Topic of the device's health.
     pub fn health(&self) -> String {
         format!("{}/health", self.base)
     }
 
-    /// Where an application gets its answers.
+    /// Topic of an application's replies.
     pub fn reply(&self, app: &str) -> String {
         format!("{}/reply/{app}", self.base)
     }
 
-    /// Where an application gets pieces.
+    /// Topic of an application's chunks.
     pub fn stream(&self, app: &str) -> String {
         format!("{}/stream/{app}", self.base)
     }
 
-    /// What the topic of a request says; none if nobody could be told what is wrong with it.
-    pub fn read(&self, topic: &str) -> Option<Asked> {
+    /// Reads the topic of a request; none if no reply topic follows from it.
+    pub fn read(&self, topic: &str) -> Option<RequestTopic> {
         let below = |base: &str| topic.strip_prefix(base)?.strip_prefix("/request/");
         let own = below(&self.base);
         let shared = || below(&self.group.as_ref()?.0);
@@ -82,30 +82,34 @@ impl DeviceTopics {
             Some((app, task)) => (app, Some(task.to_owned())),
             None => (rest, None),
         };
-        is_name(app).then(|| Asked { app: app.to_owned(), task, shared: own.is_none() })
+        is_name(app).then(|| RequestTopic { app: app.to_owned(), task, shared: own.is_none() })
     }
 
-    /// The first part of the topics that a request came by.
-    fn base_of(&self, asked: &Asked) -> &str {
-        self.group.as_ref().filter(|_| asked.shared).map_or(&self.base, |(base, _)| base)
+    /// The first part of the topics: the device's, or the group's.
+    fn base_of(&self, request: &RequestTopic) -> &str {
+        self.group.as_ref().filter(|_| request.shared).map_or(&self.base, |(base, _)| base)
     }
 
-    /// Where its answer goes if it does not say.
-    pub fn reply_to(&self, asked: &Asked) -> String {
-        format!("{}/reply/{}", self.base_of(asked), asked.app)
+    /// The default topic of its reply.
+    pub fn reply_to(&self, request: &RequestTopic) -> String {
+        format!("{}/reply/{}", self.base_of(request), request.app)
     }
 
-    /// Where its pieces go.
-    pub fn stream_to(&self, asked: &Asked) -> String {
-        format!("{}/stream/{}", self.base_of(asked), asked.app)
+    /// The topic of its chunks.
+    pub fn stream_to(&self, request: &RequestTopic) -> String {
+        format!("{}/stream/{}", self.base_of(request), request.app)
     }
 
-    /// Where the answer goes: the asker's response topic if it may be written to.
+    /// The topic of its reply: the client's response topic `wanted`, if that is permitted.
     ///
     /// # Errors
-    /// [`Code::Forbidden`] for a topic that is not the application's own.
-    pub fn answer_to(&self, asked: &Asked, wanted: Option<&str>) -> Result<String, Refusal> {
-        let own = self.reply_to(asked);
+    /// [`Code::Forbidden`] for a topic outside the application's own and the permitted prefixes.
+    pub fn answer_to(
+        &self,
+        request: &RequestTopic,
+        wanted: Option<&str>,
+    ) -> Result<String, Refusal> {
+        let own = self.reply_to(request);
         let Some(wanted) = wanted else { return Ok(own) };
         let below = |prefix: &str| {
             wanted.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -129,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_name_an_app_and_maybe_a_task() {
+    fn a_request_topic_names_the_app_and_optionally_the_task() {
         let check = |topic: &str, expected: Option<(&str, Option<&str>)>| {
             let got = topics().read(topic);
             let got = got.as_ref().map(|a| (a.app.as_str(), a.task.as_deref()));
@@ -145,13 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_a_group_is_answered_there() {
+    fn a_request_to_a_group_is_answered_on_the_topics_of_the_group() {
         let topics = topics().in_group("pilotlight", Some("line-3"));
-        let asked = topics.read("pilotlight/group/line-3/request/app/classify").unwrap();
-        assert_eq!((asked.app.as_str(), asked.shared), ("app", true));
-        assert_eq!(topics.answer_to(&asked, None).unwrap(), "pilotlight/group/line-3/reply/app");
-        assert_eq!(topics.stream_to(&asked), "pilotlight/group/line-3/stream/app");
-        assert!(topics.answer_to(&asked, Some("pilotlight/pi-1/reply/app")).is_err());
+        let request = topics.read("pilotlight/group/line-3/request/app/classify").unwrap();
+        assert_eq!((request.app.as_str(), request.shared), ("app", true));
+        assert_eq!(topics.answer_to(&request, None).unwrap(), "pilotlight/group/line-3/reply/app");
+        assert_eq!(topics.stream_to(&request), "pilotlight/group/line-3/stream/app");
+        assert!(topics.answer_to(&request, Some("pilotlight/pi-1/reply/app")).is_err());
         assert_eq!(topics.read("pilotlight/group/line-4/request/app"), None);
         let own = topics.read("pilotlight/pi-1/request/app").unwrap();
         assert_eq!(topics.reply_to(&own), "pilotlight/pi-1/reply/app");
@@ -160,11 +164,11 @@ mod tests {
     }
 
     #[test]
-    fn answers_go_only_where_the_app_may_read() {
+    fn replies_go_only_to_permitted_topics() {
         let own = "pilotlight/pi-1/reply/app";
         let check = |wanted: Option<&str>, expected: Option<&str>| {
-            let asked = topics().read("pilotlight/pi-1/request/app").unwrap();
-            let got = topics().answer_to(&asked, wanted).ok();
+            let request = topics().read("pilotlight/pi-1/request/app").unwrap();
+            let got = topics().answer_to(&request, wanted).ok();
             assert_eq!(got.as_deref(), expected, "{wanted:?}");
         };
         check(None, Some(own));

@@ -16,10 +16,12 @@ use tokio::time::Instant;
 use super::parts::Parts;
 use super::{ONLINE, ServiceTopics, WORKER, property};
 use crate::clock;
-use crate::limits::{CALL_TAKEN_MAX, MQTT_INBOX_MAX, REQUEST_BYTES_MAX, WORKERS_MAX};
+use crate::limits::{
+    CALL_TAKEN_MAX, MQTT_ANSWERS_MAX, MQTT_INBOX_MAX, REQUEST_BYTES_MAX, WORKERS_MAX,
+};
 use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
 use crate::model::generate::Fault;
-use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing};
+use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Router, Subscription};
 
 /// All services that this device asks; cheap to clone.
 #[derive(Clone)]
@@ -33,8 +35,15 @@ pub struct CallRouter {
 struct ServicePresence {
     topics: ServiceTopics,
     workers: watch::Sender<BTreeSet<String>>,
-    /// Who takes its answers now.
-    to: Option<mpsc::Sender<Incoming>>,
+    /// The present caller, which receives the answers.
+    to: Option<mpsc::Sender<AnswerPart>>,
+}
+
+/// A message of an answer.
+struct AnswerPart {
+    payload: Result<Bytes, usize>,
+    correlation: Option<Bytes>,
+    properties: Vec<(String, String)>,
 }
 
 impl CallRouter {
@@ -49,17 +58,31 @@ impl CallRouter {
         CallRouter { bus, caller: caller.to_owned(), services }
     }
 
-    /// What has to be subscribed to for these services.
-    pub fn filters<'b>(caller: &str, bases: impl Iterator<Item = &'b str>) -> Vec<String> {
+    /// Subscribes to the answers to `caller` and to the workers of these services.
+    pub fn subscribe<'b>(
+        router: &mut Router,
+        caller: &str,
+        bases: impl Iterator<Item = &'b str>,
+    ) -> Subscription {
         let of = |base| {
             let topics = ServiceTopics::new(base);
             [topics.answer(caller), topics.worker("+")]
         };
-        bases.flat_map(of).collect()
+        router.subscribe(bases.flat_map(of).collect(), MQTT_INBOX_MAX)
     }
 
-    /// Takes a message that is for one of the services; any other comes back.
-    pub fn take(&self, message: Incoming) -> Option<Incoming> {
+    /// Distributes the messages of the subscription until the connection ends.
+    pub async fn run(self, mut inbox: Subscription) {
+        while let Some(message) = inbox.recv().await {
+            self.take(message);
+        }
+    }
+
+    /// Notes a worker, or hands an answer to its caller; without a caller it is dropped.
+    ///
+    /// The message is acknowledged at once: a call is made at most once, so its answer is of no use
+    /// to a later process.
+    fn take(&self, message: Incoming) {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
             if let Some(worker) = message.topic.strip_prefix(&service.topics.workers()) {
@@ -71,18 +94,23 @@ impl CallRouter {
                         all.remove(worker)
                     }
                 });
-                return None;
+                break;
             }
             if message.topic == service.topics.answer(&self.caller) {
+                let part = AnswerPart {
+                    payload: message.payload,
+                    correlation: message.correlation,
+                    properties: message.properties,
+                };
                 if let Some(to) = &service.to
-                    && to.try_send(message).is_err()
+                    && to.try_send(part).is_err()
                 {
-                    tracing::debug!("nobody takes the answers of a service");
+                    tracing::debug!("an answer of a service has no caller");
                 }
-                return None;
+                break;
             }
         }
-        Some(message)
+        message.ack.ack();
     }
 
     /// Waits until the line to the broker is up and a worker of this service is there.
@@ -94,7 +122,7 @@ impl CallRouter {
             let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
             services.get(base).ok_or_else(|| unknown(base))?.workers.subscribe()
         };
-        let mut line = self.bus.line();
+        let mut line = self.bus.connection();
         let gone = |_| Fault::unavailable("the line to the broker has ended".to_owned());
         // each may go while the other is waited for
         while *line.borrow_and_update() != ConnectionState::Up
@@ -113,7 +141,7 @@ impl CallRouter {
     /// # Errors
     /// As [`CallRouter::ready`].
     pub async fn call(&self, base: &str) -> Result<Caller, Fault> {
-        let (to, inbox) = mpsc::channel(8 * MQTT_INBOX_MAX);
+        let (to, inbox) = mpsc::channel(MQTT_ANSWERS_MAX);
         let (topics, workers) = {
             let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
             let service = services.get_mut(base).ok_or_else(|| unknown(base))?;
@@ -121,7 +149,7 @@ impl CallRouter {
             (service.topics.clone(), service.workers.subscribe())
         };
         self.ready(base).await?;
-        let line = self.bus.line();
+        let line = self.bus.connection();
         Ok(Caller {
             answer: topics.answer(&self.caller),
             topics,
@@ -145,7 +173,7 @@ pub struct Caller {
     /// Where answers come.
     answer: String,
     bus: Bus,
-    inbox: mpsc::Receiver<Incoming>,
+    inbox: mpsc::Receiver<AnswerPart>,
     line: watch::Receiver<ConnectionState>,
     workers: watch::Receiver<BTreeSet<String>>,
     /// By the mark that its messages carry.
@@ -218,7 +246,7 @@ impl Caller {
         }
     }
 
-    fn came(&mut self, message: &Incoming) {
+    fn came(&mut self, message: &AnswerPart) {
         let Some(mark) = &message.correlation else { return };
         let Some(call) = self.calls.get_mut(mark) else { return };
         if let Some(worker) = property(&message.properties, WORKER) {

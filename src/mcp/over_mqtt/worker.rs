@@ -10,7 +10,6 @@ use rmcp::RoleServer;
 use rmcp::model::{ErrorData, JsonRpcMessage};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,7 @@ use crate::limits::{CALLS_MAX, CALLS_REMEMBERED_MAX, DRAIN_MAX, NAME_BYTES_MAX};
 use crate::mcp::contract::NOT_TAKEN;
 use crate::mcp::pair::pair;
 use crate::mcp::server::{ModelHost, serve};
-use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Presence};
+use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Presence, Subscription};
 
 /// How long an answer waits before it is offered again, if the line has no room.
 const ANSWER_RETRY: Duration = Duration::from_millis(2);
@@ -68,7 +67,7 @@ struct Broken;
 
 impl Worker {
     /// Serves until `stop`, then until all calls that were taken have their answers.
-    pub async fn run(self, mut inbox: mpsc::Receiver<Incoming>, stop: CancellationToken) {
+    pub async fn run(self, mut inbox: Subscription, stop: CancellationToken) {
         let mut running: JoinSet<Bytes> = JoinSet::new();
         let mut stops: BTreeMap<Bytes, CancellationToken> = BTreeMap::new();
         let mut seen: VecDeque<Bytes> = VecDeque::new();
@@ -80,13 +79,16 @@ impl Worker {
             }
             tokio::select! {
                 Some(message) = inbox.recv(), if drain_until.is_none() => {
+                    let call = self.call_of(&message);
+                    // acknowledged on receipt: a call is made at most once
+                    message.ack.ack();
                     if message.topic == self.topics.tell() {
                         if let Some(stop) = message.correlation.and_then(|mark| stops.remove(&mark)) {
                             stop.cancel();
                         }
                         continue;
                     }
-                    let Some(call) = self.call_of(&message) else { continue };
+                    let Some(call) = call else { continue };
                     if seen.contains(&call.mark) {
                         continue;
                     }
@@ -97,7 +99,6 @@ impl Worker {
                     let (stop, mark) = (CancellationToken::new(), call.mark.clone());
                     stops.insert(mark.clone(), stop.clone());
                     let is_full = running.len() >= CALLS_MAX;
-                    // it is taken from here on: dropping the message acknowledges it
                     let payload = message.payload.unwrap_or_default();
                     running.spawn(async move {
                         tokio::select! {
@@ -216,7 +217,7 @@ impl IncomingCall {
             };
             // ends when there is room, or with the line
             while self.bus.once(message.clone()).is_err() {
-                if *self.bus.line().borrow() != ConnectionState::Up {
+                if *self.bus.connection().borrow() != ConnectionState::Up {
                     // the caller hears that this worker is gone
                     return Err(Broken);
                 }

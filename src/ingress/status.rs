@@ -1,0 +1,57 @@
+//! Gathers the status of the service from its modules.
+
+use tokio::sync::watch;
+
+use crate::device::SensorReading;
+use crate::dispatch::Dispatch;
+use crate::mqtt::ConnectionState;
+use crate::status::{BrokerStatus, DeviceStatus, Headroom, ServiceStatus};
+
+/// The present status; `connection` is that to the MQTT broker, if one is configured.
+pub(super) fn gather(
+    dispatch: &Dispatch,
+    connection: Option<&watch::Receiver<ConnectionState>>,
+    reading: &SensorReading,
+) -> ServiceStatus {
+    let (waiting, running) = dispatch.load();
+    ServiceStatus {
+        ready: dispatch.is_ready(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        servers: dispatch.backends(),
+        waiting,
+        running,
+        spent_usd: dispatch.spending(),
+        mqtt: connection.map(|connection| BrokerStatus::from(&*connection.borrow())),
+        device: DeviceStatus::from(reading),
+    }
+}
+
+impl From<&ConnectionState> for BrokerStatus {
+    fn from(state: &ConnectionState) -> BrokerStatus {
+        match state {
+            ConnectionState::Up => BrokerStatus::Up,
+            ConnectionState::Down(reason) => BrokerStatus::Down { reason: reason.clone() },
+        }
+    }
+}
+
+impl From<&SensorReading> for DeviceStatus {
+    fn from(reading: &SensorReading) -> DeviceStatus {
+        let SensorReading { sample, device_pressure: pressure } = reading;
+        let left = |share: f32| f64::from(1.0 - share);
+        DeviceStatus {
+            temperature_c: sample.zones.iter().filter_map(|zone| zone.celsius).reduce(f64::max),
+            headroom: Headroom {
+                heat: left(pressure.heat),
+                memory: left(pressure.memory),
+                disk: left(pressure.disk),
+            },
+            memory_available_mb: sample.memory.map(|memory| memory.available >> 20),
+            disk_available_mb: sample.disk.map(|disk| disk.available >> 20),
+            processor_busy: sample.busy,
+            duty: pressure.duty.into(),
+            stage: pressure.stage,
+            cause: pressure.cause,
+        }
+    }
+}
