@@ -106,8 +106,7 @@ fn state_folder(config: &Config) -> Option<&Path> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     if let Err(error) = made {
         let folder = folder.display();
-        tracing::warn!(%folder, %error, "the state folder cannot be created; nothing is kept over \
-                                         a restart");
+        tracing::warn!(%folder, %error, "the state folder can't be created; nothing is kept over a restart");
         return None;
     }
     Some(folder)
@@ -170,11 +169,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {
         let addr = listener.local_addr()?;
         let dispatch = core.dispatch.clone();
+        let mcp = Arc::new(Service::new(dispatch.clone(), Arc::clone(&catalog)));
         let interface =
             ingress::http::HttpInterface { dispatch, mcp, catalog, metrics, connection, reading };
         let routes = ingress::http::routes(interface, guard, interfaces.stop.clone());
         interfaces.add(ingress::http::serve(listener, routes, interfaces.stop.clone()));
-        tracing::info!(%addr, "HTTP interface listening");
+        tracing::info!(%addr, "the HTTP interface listens");
     }
     signals.wait().await;
     tracing::info!("stopping");
@@ -209,7 +209,7 @@ async fn start_broker(config: &Config, group: &mut TaskGroup) -> anyhow::Result<
     };
     let (addr, serve) = crate::mqtt::broker::open(listen, group.stop.clone()).await?;
     group.add(serve);
-    tracing::info!(%addr, "embedded broker listening");
+    tracing::info!(%addr, "the embedded broker listens");
     Ok(())
 }
 
@@ -274,7 +274,7 @@ fn serve_calls(
     let host = Arc::new(Service::new(dispatch.clone(), Arc::new(config.catalog.clone())));
     let worker = worker::Worker { bus, host, topics, name };
     interfaces.add(worker.run(calls, interfaces.stop.clone()));
-    tracing::info!(topic = base, "serving MCP over MQTT");
+    tracing::info!(topic = base, "serves calls over MQTT");
     Ok(())
 }
 
@@ -318,7 +318,7 @@ pub fn connection_options(
     Ok(mqtt::ConnectionOptions {
         host: mqtt.host.clone(),
         port: mqtt.port,
-        tls: tls.context("TLS of the broker connection cannot be configured")?,
+        tls: tls.context("the connection to the broker can't be encrypted")?,
         client_id,
         credentials: mqtt.credentials.clone().map(|(user, password)| (user, password.0)),
         presence: None,

@@ -98,10 +98,7 @@ impl Default for Metrics {
         all.register("waiting_jobs", "Queued jobs", metrics.waiting.clone());
         all.register("running_jobs", "Running jobs", metrics.running.clone());
         all.register("server_up", "1 if the model is available", metrics.up.clone());
-        all.register(
-            "mqtt_up", "1 if connected to the broker",
-            metrics.mqtt.clone(),
-        );
+        all.register("mqtt_up", "1 if connected to the broker", metrics.mqtt.clone());
         all.register("pressure", "Pressure: 0 none, 1 at the limit", metrics.pressure.clone());
         all.register("duty", "Duty cycle of the engines, 0 to 1", metrics.duty.clone());
         all.register("cost_usd", "Cost of answers in US dollars", metrics.cost.clone());

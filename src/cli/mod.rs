@@ -20,7 +20,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::start::main;
-use crate::catalog::mistake::{Endpoint, Mistake, ServerEntry};
+use crate::catalog::mistake::Mistake;
+use crate::catalog::server::{Endpoint, ServerEntry};
 use crate::config;
 use crate::config::Config;
 use crate::daemon;

@@ -14,7 +14,7 @@ use crate::status::{BrokerStatus, DeviceStatus, ServiceStatus};
 
 pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
     let Some(http) = &config.http else {
-        bail!("the HTTP interface is off, and status needs it; set PILOTLIGHT_HTTP");
+        bail!("status needs the HTTP interface, which is off; set PILOTLIGHT_HTTP");
     };
     let addr = http.listen;
     let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
@@ -44,28 +44,21 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
         let (hour, day, month) = (spent.hour, spent.day, spent.month);
         print_line!("spent: {hour} USD this hour, {day} USD today, {month} USD this month");
     }
-    say!("device: {}", device(&status.device));
+    print_line!("device: {}", device(&status.device));
     match &status.mqtt {
-        Some(BrokerStatus::Up) => say!("broker: up"),
-        Some(BrokerStatus::Down { reason }) => say!("broker: down {reason}"),
+        Some(BrokerStatus::Up) => print_line!("broker: up"),
+        Some(BrokerStatus::Down { reason }) => print_line!("broker: down {reason}"),
         None => {}
     }
     for server in &status.servers {
         let (name, place) = (&server.server, server.locality.name());
         match &server.health {
-            Health::Starting => say!("{name} ({place}): starting"),
-            Health::Ready => say!("{name} ({place}): ready"),
-            Health::Resting { reason } => say!("{name} ({place}): resting {reason}"),
+            Health::Starting => print_line!("{name} ({place}): starting"),
+            Health::Ready => print_line!("{name} ({place}): ready"),
+            Health::Resting { reason } => print_line!("{name} ({place}): resting {reason}"),
         }
         if let Some(ModelContext { identification, runtime, .. }) = &server.context {
-            print_line!("  {}",
-                identification.name,
-                runtime.quantization,
-                runtime.backend,
-                runtime.version,
-                runtime.memory_bytes runtime),
-                runtime.load_ms,
-            );
+            print_line!("  {}", model(&identification.name, runtime));
             if let Some(why) = &runtime.fallback {
                 print_line!("  requested accelerator not used: {why}");
             }
@@ -74,7 +67,7 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Temperature, memory and pressure of and pressure in one line.
+/// Temperature, memory and pressure of the device in one line.
 fn device(device: &DeviceStatus) -> String {
     let heat = device.temperature_c;
     let heat = heat.map_or("temperature unknown".to_owned(), |celsius| format!("{celsius:.1} °C"));
@@ -92,16 +85,25 @@ fn device(device: &DeviceStatus) -> String {
     format!("{heat}{memory}; pressure level {stage}{cause}, duty cycle {percent:.0} %")
 }
 
-/// The rates that were measured at start; a loaded model, without the figures that it does not have: a provider has no decode rate.
-fn model(name: &Value, runtime: &Runtime) -> String {
-    let known = |key: &str| runtime[key].as_u64().filter(|number| *number > 0);
-    let rate = |name: &str, rate: Option<f64>| {
-        rate.map(|rate| format!("{name} {rate} tokens/s"))
-    };
-    let place = joined(&[&runtime["backend"], runtime.prefill_tokens_per_s);
+/// One line about a loaded model, without the figures that it does not have: a provider has no
+/// quantization, memory or load time, an encoder no decode rate.
+fn model(name: &str, runtime: &Runtime) -> String {
+    let rate = |name: &str, rate: Option<f64>| rate.map(|rate| format!("{name} {rate} tokens/s"));
+    let known = |number: u64| Some(number).filter(|number| *number > 0);
+    let title = joined(&[name, &runtime.quantization]);
+    let place = joined(&[&runtime.backend, &runtime.version]);
     let parts = [
-        Some(format!("{} on {place}", joined(&[name, &runtime["quantization"]]))),
-        known("memory_bytes").map(|bytes| format!("{} MiB", bytes >> 20)),
-        rate("prefill", "prefill_tokens_per_s"),
-        rate("decode", runtime.decode_tokens_per_s)
+        Some(format!("{title} on {place}")),
+        known(runtime.memory_bytes).map(|bytes| format!("{} MiB", bytes >> 20)),
+        rate("prefill", runtime.prefill_tokens_per_s),
+        rate("decode", runtime.decode_tokens_per_s),
+        known(runtime.load_ms).map(|ms| format!("loaded in {ms} ms")),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// Texts with a blank between them, without those that are empty.
+fn joined(texts: &[&str]) -> String {
+    let texts = texts.iter().copied().filter(|text| !text.is_empty());
+    texts.collect::<Vec<_>>().join(" ")
 }

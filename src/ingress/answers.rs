@@ -55,7 +55,7 @@ fn log(ReplyOrigin { interface, app, task }: &ReplyOrigin, reply: &Reply) {
         app,
         task = task.as_deref(),
         status = reply.status.name(),
-        route = decision.map(|decision| decision.route.as_str()),
+        route = decision.map(|decision| decision.route.name()),
         reason = decision.map(|decision| decision.reason.word()),
         error = reply.error.as_ref().map(|error| error.code.as_str()),
         model = reply.source.as_ref().map(|source| source.model.as_str()),
@@ -79,7 +79,7 @@ pub fn reply(id: Option<String>, format: &Format, text: String, end: JobEnd) -> 
         Verdict::Expired => without_answer(
             Status::Expired,
             "deadline",
-            "its deadline passed before the answer was complete",
+            "the deadline passed before the answer was complete",
         ),
         Verdict::Cancelled => {
             without_answer(Status::Failed, "cancelled", "the client disconnected")
@@ -132,13 +132,18 @@ fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
     // the request wants JSON, and the answer is none: it was cut off or is malformed
     let (code, message) = match finish {
         Some(Finish::Length) => {
-            ("cut_off", "max_tokens was reached before the JSON was complete; ask for more")
+            ("cut_off", "max_tokens was reached before the JSON was complete; increase max_tokens")
         }
         Some(Finish::Stop | Finish::ToolCalls) | None => {
             ("not_json", "the model's answer is not valid JSON")
         }
     };
-    let error = WireError { code: code.to_owned(), message: message.to_owned(), field: None };
+    let error = WireError {
+        code: code.to_owned(),
+        message: message.to_owned(),
+        field: None,
+        retry_after_ms: None,
+    };
     Reply { status: Status::Failed, error: Some(error), ..base }
 }
 
@@ -149,8 +154,12 @@ fn failed(fault: &Fault) -> Reply {
 fn without_answer(status: Status, code: &str, message: &str) -> Reply {
     let mut reply = Reply::refused(None, &Refusal::new(Code::Unavailable, message));
     reply.status = status;
-    reply.error =
-        Some(WireError { code: code.to_owned(), message: message.to_owned(), field: None });
+    reply.error = Some(WireError {
+        code: code.to_owned(),
+        message: message.to_owned(),
+        field: None,
+        retry_after_ms: None,
+    });
     reply
 }
 

@@ -1,11 +1,10 @@
-//! This whole service as one model, and the contexts of all models behind it.
+//! The service as a model host for MCP: one model that answers, and the contexts of all models behind it.
 
 use std::sync::Arc;
 
 use crate::catalog::catalog::Catalog;
 use crate::dispatch::Dispatch;
-use crate::ingress::answers;
-use crate::ingress::answers::ReplyOrigin;
+use crate::ingress::answers::{self, ReplyOrigin};
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::mcp::server::ModelHost;
 use crate::model::context::{Capabilities, Identification, ModelContext, Runtime};
@@ -14,7 +13,7 @@ use crate::request::job::Job;
 use crate::scheduler::Verdict;
 use crate::strategy;
 
-/// The service as something that can answer a prompt.
+/// The whole service as one model.
 pub struct Service {
     dispatch: Dispatch,
     catalog: Arc<Catalog>,
@@ -22,7 +21,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service behind this dispatcher.
+    /// The service of this dispatcher.
     pub fn new(dispatch: Dispatch, catalog: Arc<Catalog>) -> Service {
         let context = ModelContext {
             identification: Identification {
@@ -60,12 +59,11 @@ impl Service {
             end = answer.end() => end,
             () = reader.gone() => return Err(Fault::Cancelled),
         };
+        answers::ended(&ReplyOrigin::of("mcp", job), &end);
         drop(lease);
-        if let Some(text) = end.kept.take().filter(|text| !text.is_empty()) {
+        if let Some(text) = end.buffered.take().filter(|text| !text.is_empty()) {
             out.write(text).await.map_err(|_| Fault::Cancelled)?;
         }
-        let end = answer.end().await;
-        answers::ended(&ReplyOrigin::of("mcp", job), &end);
         match (end.verdict, end.usage) {
             (Verdict::Done, Some(usage)) => Ok(Usage {
                 decision: serde_json::to_value(&end.decision).ok(),
@@ -99,22 +97,22 @@ impl ModelHost for Service {
         self
     }
 
-    /// First the service itself, then every model that is up.
+    /// The context of the service, then that of every model that is up.
     fn models(&self) -> Vec<ModelContext> {
-        let behind = self.dispatch.backends().into_iter().filter_map(|seen| seen.context);
+        let behind = self.dispatch.backends().into_iter().filter_map(|status| status.context);
         let behind: Vec<ModelContext> = behind.collect();
-        let mut whole = self.context.clone();
-        // it can what any of them can
+        let mut service = self.context.clone();
+        // the union of the models' capabilities
         for model in &behind {
             let can = &model.capabilities;
-            whole.capabilities.embeddings |= can.embeddings;
-            whole.capabilities.logprobs |= can.logprobs;
-            whole.capabilities.tools |= can.tools;
-            whole.capabilities.skills.extend(can.skills.iter().cloned());
+            service.capabilities.embeddings |= can.embeddings;
+            service.capabilities.logprobs |= can.logprobs;
+            service.capabilities.tools |= can.tools;
+            service.capabilities.skills.extend(can.skills.iter().cloned());
         }
-        whole.capabilities.skills.sort();
-        whole.capabilities.skills.dedup();
-        std::iter::once(whole).chain(behind).collect()
+        service.capabilities.skills.sort();
+        service.capabilities.skills.dedup();
+        std::iter::once(service).chain(behind).collect()
     }
 
     fn catalog(&self) -> &Catalog {

@@ -31,7 +31,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::guard::{AccessGuard, protect};
-use super::mcp::Service;
 use super::status::gather;
 use crate::catalog::catalog::Catalog;
 use crate::device::SensorReading;
@@ -67,17 +66,14 @@ pub struct HttpInterface {
 /// If the address can't be bound.
 pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| {
-        format!(
-            "the HTTP interface cannot listen on {addr}; if the port is in use, set PILOTLIGHT_HTTP"
-        )
+        format!("the HTTP interface can't listen on {addr}; is the port taken? Set PILOTLIGHT_HTTP")
     })
 }
 
 /// The routes of the service.
 pub fn routes(interface: HttpInterface, guard: AccessGuard, stop: CancellationToken) -> Router {
+    let mcp = Arc::clone(&interface.mcp);
     let interface = Arc::new(interface);
-    let service =
-        Arc::new(Service::new(interface.dispatch.clone(), Arc::clone(&interface.mcp);
     let routes = Router::new()
         .route("/v1/chat/completions", post(openai::complete))
         .route("/v1/embeddings", post(embeddings::embed))
@@ -89,7 +85,7 @@ pub fn routes(interface: HttpInterface, guard: AccessGuard, stop: CancellationTo
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(interface);
-    let routes = with_mcp(routes, McpServer::new(service), &guard, stop);
+    let routes = with_mcp(routes, McpServer::new(mcp), &guard, stop);
     protect(routes, open, guard)
 }
 
@@ -138,7 +134,7 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "accept failed");
+                tracing::warn!(%error, "a connection can't be accepted");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         }
