@@ -1,4 +1,4 @@
-//! This whole service as one model, and the contexts of all models behind it.
+//! The service as a model host for MCP: one model that answers, and the contexts of all models behind it.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::request::job::Job;
 use crate::scheduler::Verdict;
 use crate::strategy;
 
-/// The service as something that can answer a prompt.
+/// The whole service as one model.
 pub struct Service {
     dispatch: Dispatch,
     catalog: Arc<Catalog>,
@@ -20,7 +20,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service behind this dispatcher.
+    /// The service of this dispatcher.
     pub fn new(dispatch: Dispatch, catalog: Arc<Catalog>) -> Service {
         let context = ModelContext {
             identification: Identification {
@@ -59,7 +59,7 @@ impl Service {
             () = reader.gone() => return Err(Fault::Cancelled),
         };
         drop(lease);
-        if let Some(text) = end.kept.take().filter(|text| !text.is_empty()) {
+        if let Some(text) = end.buffered.take().filter(|text| !text.is_empty()) {
             out.write(text).await.map_err(|_| Fault::Cancelled)?;
         }
         match (end.verdict, end.usage) {
@@ -95,22 +95,22 @@ impl ModelHost for Service {
         self
     }
 
-    /// First the service itself, then every model that is up.
+    /// The context of the service, then that of every model that is up.
     fn models(&self) -> Vec<ModelContext> {
-        let behind = self.dispatch.backends().into_iter().filter_map(|seen| seen.context);
+        let behind = self.dispatch.backends().into_iter().filter_map(|status| status.context);
         let behind: Vec<ModelContext> = behind.collect();
-        let mut whole = self.context.clone();
-        // it can what any of them can
+        let mut service = self.context.clone();
+        // the union of the models' capabilities
         for model in &behind {
             let can = &model.capabilities;
-            whole.capabilities.embeddings |= can.embeddings;
-            whole.capabilities.logprobs |= can.logprobs;
-            whole.capabilities.tools |= can.tools;
-            whole.capabilities.skills.extend(can.skills.iter().cloned());
+            service.capabilities.embeddings |= can.embeddings;
+            service.capabilities.logprobs |= can.logprobs;
+            service.capabilities.tools |= can.tools;
+            service.capabilities.skills.extend(can.skills.iter().cloned());
         }
-        whole.capabilities.skills.sort();
-        whole.capabilities.skills.dedup();
-        std::iter::once(whole).chain(behind).collect()
+        service.capabilities.skills.sort();
+        service.capabilities.skills.dedup();
+        std::iter::once(service).chain(behind).collect()
     }
 
     fn catalog(&self) -> &Catalog {

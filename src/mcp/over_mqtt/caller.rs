@@ -1,4 +1,4 @@
-//! The caller's end: the services that this device asks, on its one line to the broker.
+//! The caller: the services that this device calls, over its one connection to the broker.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -21,7 +21,7 @@ use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
 use crate::model::generate::Fault;
 use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing};
 
-/// All services that this device asks; cheap to clone.
+/// Routes messages to and from all services that this device calls; cheap to clone.
 #[derive(Clone)]
 pub struct CallRouter {
     bus: Bus,
@@ -29,16 +29,16 @@ pub struct CallRouter {
     services: Arc<Mutex<BTreeMap<String, ServicePresence>>>,
 }
 
-/// What is known of a service.
+/// The state of a service.
 struct ServicePresence {
     topics: ServiceTopics,
     workers: watch::Sender<BTreeSet<String>>,
-    /// Who takes its answers now.
+    /// The transport that takes its responses at present.
     to: Option<mpsc::Sender<Incoming>>,
 }
 
 impl CallRouter {
-    /// A switch for these services, by the first part of their topics; `caller` is our own name.
+    /// A router for these services, by the base of their topics; `caller` is this device's name.
     pub fn new<'b>(bus: Bus, caller: &str, bases: impl Iterator<Item = &'b str>) -> CallRouter {
         let service = |base: &str| {
             let topics = ServiceTopics::new(base);
@@ -49,7 +49,7 @@ impl CallRouter {
         CallRouter { bus, caller: caller.to_owned(), services }
     }
 
-    /// What has to be subscribed to for these services.
+    /// The topic filters for these services.
     pub fn filters<'b>(caller: &str, bases: impl Iterator<Item = &'b str>) -> Vec<String> {
         let of = |base| {
             let topics = ServiceTopics::new(base);
@@ -58,7 +58,7 @@ impl CallRouter {
         bases.flat_map(of).collect()
     }
 
-    /// Takes a message that is for one of the services; any other comes back.
+    /// Routes a message of one of the services; returns every other message.
     pub fn take(&self, message: Incoming) -> Option<Incoming> {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
@@ -77,7 +77,7 @@ impl CallRouter {
                 if let Some(to) = &service.to
                     && to.try_send(message).is_err()
                 {
-                    tracing::debug!("nobody takes the answers of a service");
+                    tracing::debug!("a response is dropped: its service has no transport");
                 }
                 return None;
             }
@@ -85,10 +85,10 @@ impl CallRouter {
         Some(message)
     }
 
-    /// Waits until the line to the broker is up and a worker of this service is there.
+    /// Waits until the connection to the broker is up and a worker of this service is present.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] if there is no such service, or the line has ended.
+    /// [`Fault::Unavailable`] if there is no such service, or the connection has ended for good.
     pub async fn ready(&self, base: &str) -> Result<(), Fault> {
         let mut workers = {
             let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +96,7 @@ impl CallRouter {
         };
         let mut line = self.bus.line();
         let gone = |_| Fault::unavailable("the line to the broker has ended".to_owned());
-        // each may go while the other is waited for
+        // either may end while the other is waited for
         while *line.borrow_and_update() != ConnectionState::Up
             || workers.borrow_and_update().is_empty()
         {
@@ -108,7 +108,7 @@ impl CallRouter {
         Ok(())
     }
 
-    /// A line to a service, once one of its workers is there. It takes the place of an earlier one.
+    /// A transport to a service, once one of its workers is present. It replaces an earlier one.
     ///
     /// # Errors
     /// As [`CallRouter::ready`].
@@ -142,15 +142,15 @@ fn unknown(base: &str) -> Fault {
 /// A client's transport to one service.
 pub struct Caller {
     topics: ServiceTopics,
-    /// Where answers come.
+    /// The topic for responses.
     answer: String,
     bus: Bus,
     inbox: mpsc::Receiver<Incoming>,
     line: watch::Receiver<ConnectionState>,
     workers: watch::Receiver<BTreeSet<String>>,
-    /// By the mark that its messages carry.
+    /// Open calls by the correlation data of their messages.
     calls: HashMap<Bytes, OutgoingCall>,
-    /// What has come and was not handed on.
+    /// Received messages that were not handed on yet.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
 }
 
@@ -159,7 +159,7 @@ struct OutgoingCall {
     id: RequestId,
     parts: Parts,
     worker: Option<String>,
-    /// When a worker must have taken it.
+    /// The deadline for a worker to take it.
     taken_by: Instant,
 }
 
@@ -198,7 +198,7 @@ impl Caller {
             JsonRpcMessage::Notification(note) => {
                 let ClientNotification::CancelledNotification(cancelled) = &note.notification
                 else {
-                    // a single request has no session that could hear of it
+                    // single requests have no session that a notification could belong to
                     return Ok(());
                 };
                 let id = cancelled.params.request_id.as_ref();
@@ -208,7 +208,7 @@ impl Caller {
                 let topic = self.topics.tell();
                 let told =
                     Outgoing { topic, payload, correlation: Some(mark), ..Outgoing::default() };
-                // without it the worker goes on until the call's time is over
+                // without it the worker works until the call's deadline
                 let _ = self.bus.once(told);
                 Ok(())
             }
@@ -226,7 +226,7 @@ impl Caller {
             return self.fail(mark, "a message of the answer is longer than it may be");
         };
         match call.parts.take(payload, &message.properties) {
-            // a worker has taken it
+            // the worker has taken it
             Ok(Some(text)) if text.is_empty() => {}
             Ok(Some(text)) => match serde_json::from_slice::<RxJsonRpcMessage<RoleClient>>(&text) {
                 Ok(answer) => {
@@ -242,7 +242,7 @@ impl Caller {
         }
     }
 
-    /// Ends a call that will have no response.
+    /// Fails a call that will have no response.
     fn fail(&mut self, mark: &Bytes, why: &str) {
         if let Some(call) = self.calls.remove(mark) {
             let code = if call.parts.has_begun() { LOST } else { NOT_TAKEN };
@@ -251,7 +251,7 @@ impl Caller {
         }
     }
 
-    /// The calls of workers that are not there any more, and those that nobody has taken in time.
+    /// The calls of workers that are gone, and those that no worker took in time.
     fn sweep(&mut self) {
         let now = Instant::from(clock::now());
         let workers = self.workers.borrow_and_update().clone();
@@ -274,7 +274,7 @@ impl Caller {
         }
     }
 
-    /// When the next call must have been taken.
+    /// The next deadline for a call to be taken.
     fn wake_at(&self) -> Option<Instant> {
         let open = self.calls.values().filter(|call| call.worker.is_none());
         open.map(|call| call.taken_by).min()
@@ -291,9 +291,9 @@ impl Transport<RoleClient> for Caller {
         std::future::ready(self.put(&item))
     }
 
-    /// Ends when the broker is away or no worker is left.
+    /// Ends when the connection to the broker is down or no worker is present.
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
-        // ends with the line
+        // ends with the connection
         loop {
             if let Some(message) = self.ready.pop_front() {
                 return Some(message);
