@@ -1,4 +1,4 @@
-//! Backends: each keeps one model server reachable and hands requests to it.
+//! Backends: supervisors that keep one model server reachable each, and a scripted model.
 
 pub mod scripted;
 pub mod supervisor;

@@ -1,10 +1,10 @@
 //! A model that follows a script instead of weights: for tests, simulations and `serve --dry`.
 //!
-//! It repeats the last message of the prompt word by word. Words in the prompt steer it:
+//! It repeats the last message of the prompt word by word. Options in the prompt control it:
 //! `/tokens=N` makes N pieces, `/delay-us=N` waits before each, `/fail=KIND` breaks before the
 //! first piece, `/fail=KIND@N` after piece N. Kinds are `away`, `crash` (ends the process, if
-//! this is an engine of its own), `hang` and `broken`. Asked for a label it takes the one that is
-//! a word of the prompt, else the first, with the confidence of `/sure=0.7`. `/sure-NAME=0.7`
+//! this is an engine's process), `hang` and `broken`. Of labels it chooses one that is a word of the
+//! prompt, else the first, with the confidence of `/sure=0.7`. `/sure-NAME=0.7`
 //! and `/fail-NAME=KIND` are for the scripted model of that name alone.
 
 use std::time::Duration;
@@ -28,9 +28,9 @@ pub struct Scripted {
 /// What `/fail=crash` does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crash {
-    /// It is only reported.
+    /// Returns [`Fault::Crashed`].
     Report,
-    /// The process ends at once.
+    /// Aborts the process.
     Abort,
 }
 
@@ -175,7 +175,7 @@ impl<'p> Script<'p> {
             } else if let Some(sure) = mine(word, "/sure", name) {
                 script.sure = sure.parse().unwrap_or(1.0);
             } else if word.starts_with("/fail-") || word.starts_with("/sure-") {
-                // for another
+                // for another model
             } else {
                 script.words.push(word);
             }
@@ -213,8 +213,8 @@ impl<'p> Script<'p> {
     }
 }
 
-/// The value of a word `/KEY=VALUE` for all models, or `/KEY-NAME=VALUE` for this one.
+/// The value of an option `/KEY=VALUE` for all models, or `/KEY-NAME=VALUE` for this one.
 fn mine<'p>(word: &'p str, key: &str, name: &str) -> Option<&'p str> {
-    let (who, value) = word.strip_prefix(key)?.split_once('=')?;
-    (who.is_empty() || who.strip_prefix('-') == Some(name)).then_some(value)
+    let (target, value) = word.strip_prefix(key)?.split_once('=')?;
+    (target.is_empty() || target.strip_prefix('-') == Some(name)).then_some(value)
 }

@@ -1,4 +1,4 @@
-//! Keeps one model server reachable: starts it, watches it, starts it again after a rest.
+//! The supervisor of one model server: starts or reaches it, watches it, and restarts it after a delay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{ExitStatus, Stdio};
@@ -22,15 +22,15 @@ use crate::model::link::{BackendHandle, BackendState};
 use crate::providers;
 use crate::request::job::Job;
 
-/// Variables that hold secrets of the service itself, or say where they lie: no child gets them.
+/// Environment variables with secrets of the service, or their paths; no child process inherits them.
 const SECRETS: [&str; 3] =
     ["PILOTLIGHT_MQTT_PASSWORD", "PILOTLIGHT_HTTP_TOKEN", "CREDENTIALS_DIRECTORY"];
 
-/// Makes a backend of a catalog entry, and the task that keeps it alive until `stop`; `switch` knows
-/// the services on the line to the broker, if there is one.
+/// Creates the backend of a catalog entry, and the future that supervises it until `stop`. `router` routes
+/// calls to services on the broker, if there is a connection to one.
 pub fn supervise(
     server: &ServerEntry,
-    switch: Option<CallRouter>,
+    router: Option<CallRouter>,
     stop: CancellationToken,
 ) -> (BackendHandle, impl Future<Output = ()> + Send + 'static) {
     let (link, state) = watch::channel(BackendState::Down(Health::Starting));
@@ -44,43 +44,43 @@ pub fn supervise(
         link: state,
         wanted,
     };
-    let keeper = Supervisor { server: server.clone(), switch, link, wanted: is_wanted };
-    (backend, keeper.run(stop))
+    let supervisor = Supervisor { server: server.clone(), router, link, wanted: is_wanted };
+    (backend, supervisor.run(stop))
 }
 
 struct Supervisor {
     server: ServerEntry,
-    /// The services on the line to the broker.
-    switch: Option<CallRouter>,
+    /// Routes calls to services on the broker.
+    router: Option<CallRouter>,
     link: watch::Sender<BackendState>,
-    /// Whether it shall be up.
+    /// Whether the server should be up.
     wanted: watch::Receiver<bool>,
 }
 
-/// A server that has been reached.
+/// A server with a connection.
 enum Reached {
-    /// A provider's, asked by this process itself: there is no line that could close.
-    Here(Arc<dyn Generate>),
-    /// A server at the other end of a line.
-    There(Box<RemoteServer>),
+    /// A provider, called by this process over HTTP: there is no connection that could close.
+    Provider(Arc<dyn Generate>),
+    /// An MCP server.
+    Mcp(Box<RemoteServer>),
 }
 
 struct RemoteServer {
     remote: Remote,
     closed: Closed,
-    /// The process that it is, if it was started here.
+    /// The server's process, if this service started it.
     child: Option<Child>,
 }
 
 impl Reached {
-    fn there((remote, closed): (Remote, Closed), child: Option<Child>) -> Reached {
-        Reached::There(Box::new(RemoteServer { remote, closed, child }))
+    fn mcp((remote, closed): (Remote, Closed), child: Option<Child>) -> Reached {
+        Reached::Mcp(Box::new(RemoteServer { remote, closed, child }))
     }
 }
 
 impl Supervisor {
     async fn run(self, stop: CancellationToken) {
-        let mut rest = REST_MIN;
+        let mut delay = REST_MIN;
         // ends with the service
         while !stop.is_cancelled() {
             if !self.is_wanted(&stop).await || !self.is_there(&stop).await {
@@ -88,15 +88,15 @@ impl Supervisor {
             }
             let started = now();
             let reason = tokio::select! {
-                reason = self.once(&stop) => reason,
+                reason = self.run_once(&stop) => reason,
                 () = stop.cancelled() => return,
             };
             if stop.is_cancelled() {
                 return;
             }
             let was_up = matches!(&*self.link.borrow(), BackendState::Up(_));
-            if started.elapsed() > REST_MAX || (was_up && self.awaited().is_some()) {
-                rest = REST_MIN;
+            if started.elapsed() > REST_MAX || (was_up && self.worker_router().is_some()) {
+                delay = REST_MIN;
             }
             let server = &self.server.name;
             if !*self.wanted.borrow() {
@@ -106,19 +106,19 @@ impl Supervisor {
             tracing::warn!(
                 server,
                 reason,
-                rest_ms = rest.as_millis(),
+                rest_ms = delay.as_millis(),
                 "model server unavailable; restart after a pause"
             );
             self.link.send_replace(BackendState::Down(Health::Resting { reason }));
             tokio::select! {
-                () = tokio::time::sleep(rest) => {}
+                () = tokio::time::sleep(delay) => {}
                 () = stop.cancelled() => return,
             }
-            rest = (rest * 2).min(REST_MAX);
+            delay = (delay * 2).min(REST_MAX);
         }
     }
 
-    /// Waits until it shall be up; whether that came before `stop`.
+    /// Waits until the server should be up; false if `stop` came first.
     async fn is_wanted(&self, stop: &CancellationToken) -> bool {
         let mut wanted = self.wanted.clone();
         if !*wanted.borrow() {
@@ -131,30 +131,30 @@ impl Supervisor {
         }
     }
 
-    /// What tells when there is somebody to ask, so that it need not be tried.
-    fn awaited(&self) -> Option<(&CallRouter, &str)> {
+    /// The router that tells when a worker of this server is there, so that connecting need not be tried.
+    fn worker_router(&self) -> Option<(&CallRouter, &str)> {
         match &self.server.endpoint {
-            Entry::Mqtt { topic } => self.switch.as_ref().map(|switch| (switch, topic.as_str())),
+            Entry::Mqtt { topic } => self.router.as_ref().map(|router| (router, topic.as_str())),
             Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => None,
         }
     }
 
-    /// Waits until there is somebody to ask, where that can be known; whether that came before `stop`.
+    /// Waits until a worker is there, if that can be known; false if `stop` came first.
     async fn is_there(&self, stop: &CancellationToken) -> bool {
-        let Some((switch, topic)) = self.awaited() else { return true };
-        // what is wrong with it is told by who asks
-        if switch.ready(topic).now_or_never().is_some() {
+        let Some((router, topic)) = self.worker_router() else { return true };
+        // the connection attempt reports what is wrong
+        if router.ready(topic).now_or_never().is_some() {
             return true;
         }
         let reason = "broker not reachable, or no worker online".to_owned();
         self.link.send_replace(BackendState::Down(Health::Resting { reason }));
         tokio::select! {
-            _ = switch.ready(topic) => true,
+            _ = router.ready(topic) => true,
             () = stop.cancelled() => false,
         }
     }
 
-    /// Ends when it shall not be up any more.
+    /// Ends when the server should be down.
     async fn unwanted(&self) {
         let mut wanted = self.wanted.clone();
         if wanted.wait_for(|wanted| !*wanted).await.is_err() {
@@ -163,8 +163,8 @@ impl Supervisor {
         }
     }
 
-    /// From start to end of one life of the server; says how it ended.
-    async fn once(&self, stop: &CancellationToken) -> String {
+    /// Starts or reaches the server and waits until it ends; returns the reason.
+    async fn run_once(&self, stop: &CancellationToken) -> String {
         let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.locality()).await {
             Ok(Ok(reached)) => reached,
             Ok(Err(fault)) => return fault.to_string(),
@@ -172,9 +172,9 @@ impl Supervisor {
         };
         let (trouble, mut troubled) = watch::channel(None);
         let (up, line): (Arc<dyn Generate>, _) = match reached {
-            Reached::Here(model) => (model, None),
-            // a request that fails says nothing of a line to many workers
-            Reached::There(there) => {
+            Reached::Provider(model) => (model, None),
+            // one failed request does not show that the connection to many workers is down
+            Reached::Mcp(there) => {
                 let RemoteServer { remote, closed, child } = *there;
                 let model: Arc<dyn Generate> = match self.server.endpoint {
                     Entry::Mqtt { .. } => Arc::new(remote),
@@ -241,7 +241,7 @@ impl Supervisor {
                     .with_max_line_length(LINE_BYTES_MAX);
                 let reached = connect(line, patience).await;
                 match reached {
-                    Ok(reached) => Ok(Reached::there(reached, Some(child))),
+                    Ok(reached) => Ok(Reached::mcp(reached, Some(child))),
                     Err(fault) => {
                         let left = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
                         let ended = left.map(|status| how_it_ended(status.ok()));
@@ -256,14 +256,16 @@ impl Supervisor {
                     }
                 }
             }
-            Entry::Provider(entry) => providers::open(entry, patience.silence).map(Reached::Here),
+            Entry::Provider(entry) => {
+                providers::open(entry, patience.silence).map(Reached::Provider)
+            }
             Entry::Mqtt { topic } => {
                 let none = || Fault::unavailable("no broker is configured".to_owned());
-                let caller = self.switch.as_ref().ok_or_else(none)?.call(topic).await?;
-                Ok(Reached::there(connect_stateless(caller, patience).await?, None))
+                let caller = self.router.as_ref().ok_or_else(none)?.call(topic).await?;
+                Ok(Reached::mcp(connect_stateless(caller, patience).await?, None))
             }
             Entry::Http { url, headers } => {
-                Ok(Reached::there(connect_http(url, &headers.0, patience).await?, None))
+                Ok(Reached::mcp(connect_http(url, &headers.0, patience).await?, None))
             }
         }
     }
@@ -293,7 +295,7 @@ fn spawn(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
-        // a Ctrl-C at the terminal is ours to hand on
+        // the service forwards a Ctrl-C at the terminal itself
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
@@ -312,18 +314,18 @@ async fn end(child: &mut Child, why: &str) -> String {
     why.to_owned()
 }
 
-/// Tells the keeper when a request shows that the server must be started anew.
+/// Tells the supervisor when a request shows that the server must be restarted.
 struct WatchedRemote {
     remote: Remote,
     trouble: watch::Sender<Option<&'static str>>,
 }
 
-/// Why it must be started anew, once a request has shown that.
+/// Waits until a request shows that the server must be restarted; returns the reason.
 async fn trouble_of(troubled: &mut watch::Receiver<Option<&'static str>>) -> &'static str {
     let why = troubled.wait_for(Option::is_some).await.ok().and_then(|why| *why);
     match why {
         Some(why) => why,
-        // nobody can ask it any more
+        // no request can come any more
         None => std::future::pending().await,
     }
 }

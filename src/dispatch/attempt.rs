@@ -14,7 +14,7 @@ use crate::store::ledger::Pending;
 pub(super) struct AttemptAnswer {
     pub(super) usage: Usage,
     /// The text of a buffered answer, which the client gets once it is clear that it counts.
-    pub(super) kept: Option<String>,
+    pub(super) buffered: Option<String>,
     /// When the first piece of a buffered answer came.
     pub(super) first: Option<Instant>,
 }
@@ -44,10 +44,11 @@ async fn attempt(
     if !is_buffered && restorer.is_none() {
         let (lent, _lease) = out.lend(None);
         let usage = generate.generate(guard.job(), lent).await?;
-        return Ok(AttemptAnswer { usage, kept: None, first: None });
+        return Ok(AttemptAnswer { usage, buffered: None, first: None });
     }
-    let kept = is_buffered.then(String::new);
-    let filter = Arc::new(Mutex::new(AnswerFilter { restorer, kept, ..AnswerFilter::default() }));
+    let buffered = is_buffered.then(String::new);
+    let filter =
+        Arc::new(Mutex::new(AnswerFilter { restorer, buffered, ..AnswerFilter::default() }));
     let (lent, lease) = out.lend(Some(Arc::clone(&filter) as SharedFilter));
     let result = generate.generate(guard.job(), lent).await;
     drop(lease);
@@ -64,10 +65,10 @@ async fn attempt(
         out.write(left).await.map_err(|_| Fault::Cancelled)?;
     }
     guard.restore(&mut usage);
-    let AnswerFilter { kept, first, .. } = filter;
+    let AnswerFilter { buffered, first, .. } = filter;
     let chunks = if is_buffered { usage.chunks } else { out.written() };
     let first = first.filter(|_| is_buffered);
-    Ok(AttemptAnswer { usage: Usage { chunks, ..usage }, kept, first })
+    Ok(AttemptAnswer { usage: Usage { chunks, ..usage }, buffered, first })
 }
 
 /// Restores what was redacted, and buffers the answer up to [`ANSWER_BYTES_MAX`].
@@ -75,7 +76,7 @@ async fn attempt(
 struct AnswerFilter {
     restorer: Option<Restorer>,
     /// The buffer; none if the answer is streamed.
-    kept: Option<String>,
+    buffered: Option<String>,
     first: Option<Instant>,
     bytes: usize,
     is_too_long: bool,
@@ -95,9 +96,9 @@ impl AnswerFilter {
             self.is_too_long = true;
             return Err(Gone);
         }
-        match &mut self.kept {
-            Some(kept) => {
-                kept.push_str(&text);
+        match &mut self.buffered {
+            Some(buffered) => {
+                buffered.push_str(&text);
                 Ok(None)
             }
             None => Ok(Some(text)),

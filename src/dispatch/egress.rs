@@ -1,5 +1,5 @@
-//! The one way from the dispatcher to a model: what may not go there does not come through, and what
-//! goes to a cloud goes without what is to be hidden.
+//! The only way from the dispatcher to a model: it enforces the job's mode, and redacts what goes to a
+//! cloud.
 
 use std::borrow::Cow;
 
@@ -9,18 +9,18 @@ use crate::redact::{Hidden, Restorer};
 use crate::request::job::Job;
 use crate::scheduler::mode_allows;
 
-/// A job that may be sent to a model at one distance. Nothing else can be handed to a model, and
-/// [`EgressGuard::new`] is the only way to have one.
+/// A job that may be sent to a model of one locality. An attempt takes nothing else, and
+/// [`EgressGuard::new`] is the only constructor.
 pub(super) struct EgressGuard<'a> {
     job: Cow<'a, Job>,
     hidden: Option<&'a Hidden>,
 }
 
 impl<'a> EgressGuard<'a> {
-    /// Lets a job pass to a model at this distance.
+    /// Checks that the job may be sent to a model of this locality, and redacts it for a cloud.
     ///
     /// # Errors
-    /// [`Fault::ProtocolError`] if its mode forbids that: the judge should not have asked for it.
+    /// [`Fault::ProtocolError`] if its mode forbids that: the scheduler must not have chosen it.
     pub(super) fn new(
         job: &'a Job,
         locality: Locality,
@@ -38,25 +38,25 @@ impl<'a> EgressGuard<'a> {
         Ok(EgressGuard { job, hidden })
     }
 
-    /// What may be sent.
+    /// The job as it may be sent.
     pub(super) fn job(&self) -> &Job {
         &self.job
     }
 
-    /// Puts back what was hidden into the calls of tools.
+    /// Restores the redacted values in the calls of tools.
     pub(super) fn restore(&self, usage: &mut Usage) {
         if let Some(hidden) = self.hidden {
             hidden.restore(&mut usage.tool_calls);
         }
     }
 
-    /// What puts back what was hidden into the text, if anything was.
+    /// Restores the redacted values in the text; none if nothing was redacted.
     pub(super) fn restorer(&self) -> Option<Restorer> {
         self.hidden.map(Hidden::restorer)
     }
 }
 
-/// Whether anything is hidden from models at this distance.
+/// Whether prompts are redacted for models of this locality.
 pub(super) fn hides(locality: Locality) -> bool {
     locality == Locality::Cloud
 }

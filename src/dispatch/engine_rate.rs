@@ -1,14 +1,14 @@
-//! An engine's rate against what is usual for it: the sign of heat where no sensor gives one.
+//! An engine's present token rate relative to its usual one: a sign of heat on boards without a sensor.
 
 use crate::model::generate::Usage;
 
-/// Fewest tokens of an answer that say something of a rate.
+/// Fewest tokens of an answer from which a rate is measured.
 const TOKENS_MIN: u32 = 8;
-/// How much one answer moves the usual rate, up and down: what is usual is near the best that was
-/// seen, and fades slowly.
+/// Weights of one answer in the usual rate, up and down: the usual rate follows the best rates at once
+/// and falls slowly.
 const UP: f64 = 0.2;
 const DOWN: f64 = 0.002;
-/// How much one answer moves the present rate.
+/// Weight of one answer in the present rate.
 const PRESENT: f64 = 0.3;
 
 /// The rates of one engine, in tokens a second.
@@ -19,7 +19,7 @@ pub(super) struct EngineRate {
 }
 
 impl EngineRate {
-    /// Takes an answer in; the present rate against the usual one, if it says something.
+    /// Adds an answer; returns the present rate relative to the usual one, if the answer is long enough.
     pub(super) fn beat(&mut self, usage: &Usage) -> Option<f64> {
         if usage.completion_tokens < TOKENS_MIN || usage.decode_ms <= 0.0 {
             return None;

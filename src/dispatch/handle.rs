@@ -1,4 +1,4 @@
-//! What the doors hold: the way in, a request that was taken, and how it ended.
+//! What the client protocols hold: the handle of the dispatcher, an accepted request, and how it ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use crate::scheduler::books::Books;
 use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
 use crate::status::{BackendStatus, Spending};
 
-/// The doors' way in.
+/// The handle of the dispatcher; cheap to clone.
 #[derive(Clone)]
 pub struct Dispatch {
     orders: mpsc::Sender<Submission>,
@@ -35,10 +35,20 @@ pub struct Dispatch {
     redactor: Arc<Redactor>,
 }
 
-/// Money spent in each span.
+/// Spending in the present hour, day and month, in US dollars. A running call counts with the most that
+/// it can cost.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Spending span.
 pub(super) fn spending(books: &Books) -> Spending {
     let spent = |span| books.spent(None, span).dollars();
     Spending { hour: spent(Span::Hour), day: spent(Span::Day), month: spent(Span::Month) }
+    }
+
+    /// Each with the name of its span.
+    pub fn by_span(&self) -> [(&'static str, f64); 3] {
+        [(Span::Hour, self.hour), (Span::Day, self.day), (Span::Month, self.month)]
+            .map(|(span, usd)| (span.name(), usd))
+    }
 }
 
 /// What the dispatcher publishes: jobs that wait and run, the engines' rate, spending, settled
@@ -56,17 +66,30 @@ struct BackendView {
     link: watch::Receiver<BackendState>,
 }
 
-/// A request that was taken: its pieces as they come, then its end.
+/// The status of one backend, as it is shown.
+#[derive(Clone)]
+pub struct BackendStatus {
+    /// Its name in `mcp.json`.
+    pub server: String,
+    /// How far away it is.
+    pub locality: Locality,
+    /// Whether it can be asked.
+    pub health: Health,
+    /// The context that it states, if it is up.
+    pub context: Option<ModelContext>,
+}
+
+/// An accepted request: the pieces of its answer as they come, then its end.
 pub struct Answer {
-    /// The job's name.
+    /// The job.
     pub job: JobId,
     chunks: mpsc::Receiver<Chunk>,
     end: oneshot::Receiver<JobEnd>,
     arrived: Instant,
     first: Option<Duration>,
-    /// Known once the pieces are over.
+    /// Known after the last piece.
     ended: Option<JobEnd>,
-    /// What has to be done for it, if it is not the dispatcher's loop that does it.
+    /// The future that makes the answer, if the dispatcher does not: several models at one prompt.
     work: Option<BoxFuture<'static, JobEnd>>,
     guard: CancelGuard,
 }
@@ -74,14 +97,13 @@ pub struct Answer {
 /// How a job ended.
 #[derive(Debug, Clone)]
 pub struct JobEnd {
-    /// How.
+    /// The verdict of the scheduler.
     pub verdict: Verdict,
-    /// What it took, if it was answered.
+    /// What the answer took, if there is one.
     pub usage: Option<Usage>,
-    /// The answer, if it was kept back until it was clear that it counts: [`Answer::next`] hands it
-    /// out as the only piece.
-    pub(crate) kept: Option<String>,
-    /// Where it went and why.
+    /// The text of a buffered answer, which [`Answer::next`] returns as the only piece.
+    pub(crate) buffered: Option<String>,
+    /// The decision record: where the job went and why.
     pub decision: Decision,
     /// The server that had it last.
     pub server: Option<String>,
@@ -100,11 +122,11 @@ pub(super) struct Submission {
     pub(super) out: Out,
     pub(super) end: oneshot::Sender<JobEnd>,
     pub(super) gone: CancellationToken,
-    /// The prompt for a cloud, if something of it is to be hidden.
+    /// The prompt for a cloud, if some of it is redacted.
     pub(super) hidden: Option<Arc<Hidden>>,
 }
 
-/// Tells the dispatcher that the asker has gone, unless the job has ended.
+/// Tells the dispatcher that the client has gone, unless the job has ended.
 struct CancelGuard(CancellationToken);
 
 impl Drop for CancelGuard {
@@ -114,7 +136,7 @@ impl Drop for CancelGuard {
 }
 
 impl Dispatch {
-    /// The way in to the loop that reads these orders.
+    /// The handle of the dispatcher that reads these orders.
     pub(super) fn new(
         orders: mpsc::Sender<Submission>,
         backends: &[BackendHandle],
@@ -164,15 +186,15 @@ impl Dispatch {
         Ok(Answer { end: ended, guard, ..Answer::closed(id) })
     }
 
-    /// An answer that `work` makes while it is read.
+    /// An answer that the future `work` makes while it is read.
     pub(crate) fn answer_of(&self, work: BoxFuture<'static, JobEnd>) -> Answer {
         let id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
         Answer { work: Some(work), ..Answer::closed(id) }
     }
 
-    /// Every backend as it is now.
+    /// The present status of every backend.
     pub fn backends(&self) -> Vec<BackendStatus> {
-        let seen = |view: &BackendView| {
+        let status = |view: &BackendView| {
             let link = view.link.borrow();
             let context = match &*link {
                 BackendState::Up(generate) => Some(generate.context().clone()),
@@ -185,7 +207,7 @@ impl Dispatch {
                 context,
             }
         };
-        self.backends.iter().map(seen).collect()
+        self.backends.iter().map(status).collect()
     }
 
     /// Whether at least one backend can be asked.
@@ -209,7 +231,7 @@ impl Dispatch {
         futures::future::select_all(waits).await;
     }
 
-    /// The rate at which an engine here wrote last against what is usual for it.
+    /// The last token rate of an engine on this device relative to its usual rate.
     pub fn rate(&self) -> watch::Receiver<Option<f64>> {
         self.rate.clone()
     }
@@ -221,19 +243,19 @@ impl Dispatch {
         self.settled.upgrade().unwrap_or_else(feed).subscribe()
     }
 
-    /// What was spent.
+    /// The present spending.
     pub fn spending(&self) -> Spending {
         *self.spent.borrow()
     }
 
-    /// Jobs that wait and jobs that run.
+    /// The numbers of jobs that wait and that run.
     pub fn load(&self) -> (usize, usize) {
         *self.load.borrow()
     }
 }
 
 impl Answer {
-    /// One of which no pieces come.
+    /// An answer without pieces and end.
     fn closed(job: JobId) -> Answer {
         let ((_, chunks), (_, end)) = (channel(), oneshot::channel());
         let guard = CancelGuard(CancellationToken::new());
@@ -241,7 +263,7 @@ impl Answer {
         Answer { job, chunks, end, arrived, first, ended, work, guard }
     }
 
-    /// What stops the work on it; its end still comes.
+    /// Cancelling this token stops the work on the answer; its end still comes.
     pub(crate) fn stopper(&self) -> CancellationToken {
         self.guard.0.clone()
     }
@@ -253,13 +275,22 @@ impl Answer {
         }
     }
 
-    /// The next piece; none after the last.
+    /// Waits for the next piece; none after the last.
     pub async fn next(&mut self) -> Option<Chunk> {
         let chunk = loop {
-            match self.chunks.recv().await {
-                Some(chunk) if chunk.text.is_empty() => {}
-                Some(chunk) => break chunk,
-                None => break self.kept().await?,
+            let is_open = self.ended.is_none() && self.work.is_none();
+            tokio::select! {
+                biased;
+                chunk = self.chunks.recv() => match chunk {
+                    Some(chunk) if chunk.text.is_empty() => {}
+                    Some(chunk) => break chunk,
+                    None => break self.buffered().await?,
+                },
+                // an abandoned backend may hold the channel for longer; what was sent is still read
+                end = &mut self.end, if is_open => {
+                    self.ended = Some(end.unwrap_or_else(|_| JobEnd::stopped()));
+                    self.chunks.close();
+                }
             }
         };
         if self.first.is_none() {
@@ -268,16 +299,16 @@ impl Answer {
         Some(chunk)
     }
 
-    /// The answer that was kept back, once.
-    async fn kept(&mut self) -> Option<Chunk> {
+    /// The text of a buffered answer, once.
+    async fn buffered(&mut self) -> Option<Chunk> {
         if self.ended.is_none() {
             self.ended = Some(self.ending().await);
         }
-        let text = self.ended.as_mut()?.kept.take().filter(|text| !text.is_empty())?;
+        let text = self.ended.as_mut()?.buffered.take().filter(|text| !text.is_empty())?;
         Some(Chunk { n: 0, text })
     }
 
-    /// How it ended. Pieces that were not read are lost.
+    /// Waits for the end. Pieces that were not read are lost.
     pub async fn end(mut self) -> JobEnd {
         self.chunks.close();
         let end = match self.ended.take() {
@@ -288,7 +319,7 @@ impl Answer {
         JobEnd { first: end.first.or(self.first), total: self.arrived.elapsed(), ..end }
     }
 
-    /// Reads all pieces into one text, then the end.
+    /// Reads all pieces into one text and waits for the end.
     pub async fn collect(mut self) -> (String, JobEnd) {
         let mut text = String::new();
         while let Some(chunk) = self.next().await {
@@ -299,12 +330,12 @@ impl Answer {
 }
 
 impl JobEnd {
-    /// The end of a job that the dispatcher forgot because it was stopped itself.
+    /// The end of a job whose dispatcher was stopped.
     fn stopped() -> JobEnd {
         JobEnd::refused(stopped(), Reason::Draining)
     }
 
-    /// The end of a job that was not taken.
+    /// The end of a job that was not accepted.
     pub(crate) fn refused(refusal: Refusal, reason: Reason) -> JobEnd {
         let decision = Decision {
             route: Route::None,
@@ -319,7 +350,7 @@ impl JobEnd {
         JobEnd {
             verdict: Verdict::Refused(refusal),
             usage: None,
-            kept: None,
+            buffered: None,
             decision,
             server: None,
             locality: None,

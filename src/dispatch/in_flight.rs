@@ -1,4 +1,4 @@
-//! A job that is under way, with all that its asker waits for.
+//! A job between its arrival and its settlement.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,40 +16,41 @@ use crate::time::Time;
 
 /// A job that is not settled.
 pub(super) struct InFlight {
-    /// With the attempt while one runs.
+    /// None while an attempt has them.
     pub(super) waiting: Option<(Job, Out)>,
     pub(super) end: oneshot::Sender<JobEnd>,
-    /// The prompt for a cloud, if something of it is to be hidden.
+    /// The prompt for a cloud, if some of it is redacted.
     pub(super) hidden: Option<Arc<Hidden>>,
     /// The application and the task, for [`Settled`](super::settled::Settled).
     pub(super) origin: (String, Option<String>),
     pub(super) arrived: Time,
     pub(super) started: Option<Time>,
     pub(super) stop: CancellationToken,
-    /// Stops the present attempt alone.
+    /// Stops the present attempt and not the job.
     pub(super) recall: CancellationToken,
-    /// What was answered, by whom.
-    pub(super) said: Vec<(BackendId, AttemptAnswer)>,
+    /// The answers of all attempts, each with its backend.
+    pub(super) answers: Vec<(BackendId, AttemptAnswer)>,
 }
 
 impl InFlight {
-    /// What the answer that counts took, that of this backend or of a rule, the answer itself if
-    /// it was kept back, and when its first piece was there.
+    /// The answer of this backend, or of a rule: its usage, its text if it was buffered, and when its
+    /// first piece came.
     pub(super) fn answer_of(
         &mut self,
         backend: Option<BackendId>,
     ) -> (Option<Usage>, Option<String>, Option<Instant>) {
-        let said = self.said.drain(..).rev().find(|(who, _)| Some(*who) == backend);
-        if let Some((_, AttemptAnswer { usage, kept, first })) = said {
-            let chunks = match &kept {
+        let answer = self.answers.drain(..).rev().find(|(of, _)| Some(*of) == backend);
+        if let Some((_, AttemptAnswer { usage, buffered, first })) = answer {
+            let chunks = match &buffered {
                 Some(text) => u32::from(!text.is_empty()),
                 None => usage.chunks,
             };
-            return (Some(Usage { chunks, ..usage }), kept, first);
+            return (Some(Usage { chunks, ..usage }), buffered, first);
         }
         let ruled = self.waiting.as_mut().and_then(|(job, _)| job.ruled.take());
-        let usage =
-            ruled.clone().map(|said| Usage { classification: Some(said), ..Usage::one_piece("") });
-        (usage, ruled.map(|said| said.label), None)
+        let usage = ruled
+            .clone()
+            .map(|ruled| Usage { classification: Some(ruled), ..Usage::one_piece("") });
+        (usage, ruled.map(|ruled| ruled.label), None)
     }
 }

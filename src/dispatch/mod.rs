@@ -1,5 +1,6 @@
-//! The loop between the doors and the judge: it takes requests, asks the scheduler, carries out
-//! what it says. It reads the clock and starts the attempts; it decides nothing.
+//! The dispatcher: the loop between client protocols and scheduler. It turns what happens into events,
+//! and carries out the scheduler's effects. It reads the clock and starts the attempts; it decides
+//! nothing.
 
 mod attempt;
 mod egress;
@@ -8,6 +9,8 @@ mod handle;
 mod in_flight;
 mod profile;
 mod settled;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,17 +48,17 @@ pub use crate::store::learned::LearnedStore;
 use crate::store::ledger::{self, Ledger, Writer};
 use crate::time::Time;
 
-/// What the configuration says of money and of what the cloud may read.
+/// The parts of the configuration that the dispatcher enforces.
 #[derive(Debug, Clone, Default)]
 pub struct DispatchPolicy {
-    /// The most that may be spent.
+    /// Upper bounds of the spending.
     pub caps: Caps,
-    /// What is hidden from models in a cloud.
+    /// What is redacted for models in a cloud.
     pub redactor: Redactor,
 }
 
-/// Makes the way in and the loop over these backends, on a device under this strain; what it learns
-/// of them and what it spends is kept. The loop must be run.
+/// Creates the dispatcher over these backends, and its handle. What it learns of them is stored in
+/// `keep`, and the ledger beside it. The dispatcher must be run.
 pub fn new(
     backends: Vec<BackendHandle>,
     device_pressure: watch::Receiver<DevicePressure>,
@@ -97,11 +100,11 @@ pub fn new(
     (dispatch, dispatcher)
 }
 
-/// The loop's state.
+/// The dispatcher's state.
 pub struct Dispatcher {
     scheduler: Scheduler,
     keep: LearnedStore,
-    /// When what was learned is written down; none if nothing was since.
+    /// When what was learned is written to disk; none if nothing was learned since the last time.
     keep_at: Option<Instant>,
     origin: Instant,
     backends: Vec<BackendHandle>,
@@ -114,11 +117,11 @@ pub struct Dispatcher {
     pulses: Vec<EngineRate>,
     /// See [`Dispatch::rate`].
     rate: watch::Sender<Option<f64>>,
-    /// The hour that the scheduler knows of.
+    /// The last hour of which the scheduler was told.
     hour: Option<Hour>,
-    /// None once the books are closed.
+    /// None once the ledger is closed.
     ledger: Option<Ledger>,
-    /// Until it has a thread.
+    /// None once it runs on its thread.
     writer: Option<Writer>,
     spent: watch::Sender<Spending>,
     settled: broadcast::Sender<Arc<Settled>>,
@@ -132,12 +135,12 @@ struct EndedAttempt {
     result: Result<AttemptAnswer, Fault>,
 }
 
-/// What a watcher has seen.
+/// What a watching task reports.
 enum WatchEvent {
     Gone(JobId),
     Turned(usize),
     Settled,
-    /// What was learned is written down.
+    /// What was learned is on disk.
     Kept,
 }
 
@@ -152,7 +155,7 @@ impl Dispatcher {
         }
         let mut drain_until: Option<Instant> = None;
         while !self.drained {
-            // nobody watches the device, or not any more
+            // no task watches the device's pressure
             let blind = self.device_pressure.has_changed().is_err();
             let wake = self.scheduler.wake_at(self.now()).map(|at| self.instant(at));
             let wake = [wake, drain_until, self.keep_at].into_iter().flatten().min();
@@ -160,7 +163,7 @@ impl Dispatcher {
             let event = tokio::select! {
                 Some(order) = self.inbox.recv() => Some(self.arrived(order)),
                 Some(done) = self.attempts.join_next(), if !self.attempts.is_empty() => self.ended(done),
-                Some(seen) = self.watches.join_next(), if !self.watches.is_empty() => self.seen(seen),
+                Some(event) = self.watches.join_next(), if !self.watches.is_empty() => self.watched(event),
                 Ok(()) = self.device_pressure.changed(), if !blind => Some(self.pressure_changed()),
                 Some(()) = woken => Some(Event::Tick),
                 () = stop.cancelled(), if drain_until.is_none() => {
@@ -182,14 +185,14 @@ impl Dispatcher {
         if self.keep_at.is_some() {
             self.keep.write(&self.scheduler.learned());
         }
-        // it ends when all that was spent is written
+        // the writer ends when all lines are on disk
         self.ledger = None;
         if let Some(Err(error)) = OptionFuture::from(writer).await {
             tracing::error!(%error, "the ledger was not closed");
         }
     }
 
-    /// Writes down what was learned, once it is time.
+    /// Writes what was learned to disk, once it is time.
     fn keep_learned(&mut self) {
         if self.keep_at.is_some_and(|at| at <= clock::now()) {
             self.keep_at = None;
@@ -250,7 +253,7 @@ impl Dispatcher {
             started: None,
             stop: stop.clone(),
             recall: stop.child_token(),
-            said: Vec::new(),
+            answers: Vec::new(),
         };
         self.jobs.insert(id, held);
         self.watches.spawn(async move {
@@ -271,16 +274,16 @@ impl Dispatcher {
         let held = self.jobs.get_mut(&id)?;
         held.waiting = Some((job, out));
         let outcome = match result {
-            Ok(said) => {
-                let confidence = said.usage.classification.as_ref().map(|said| said.confidence);
-                let took = Some(TokenTimes::from(&said.usage));
-                let cost_usd = said.usage.cost_usd;
+            Ok(answer) => {
+                let confidence = answer.usage.classification.as_ref().map(|label| label.confidence);
+                let took = Some(TokenTimes::from(&answer.usage));
+                let cost_usd = answer.usage.cost_usd;
                 if self.backends[backend.0].locality == Locality::Device
-                    && let Some(rate) = self.pulses[backend.0].beat(&said.usage)
+                    && let Some(rate) = self.pulses[backend.0].beat(&answer.usage)
                 {
                     self.rate.send_replace(Some(rate));
                 }
-                held.said.push((backend, said));
+                held.answers.push((backend, answer));
                 if self.keep.is_wanted() {
                     self.keep_at.get_or_insert_with(|| clock::now() + LEARNED_EVERY);
                 }
@@ -295,8 +298,8 @@ impl Dispatcher {
         Some(Event::Ended { job: id, outcome })
     }
 
-    fn seen(&mut self, seen: Result<WatchEvent, tokio::task::JoinError>) -> Option<Event> {
-        match seen.ok()? {
+    fn watched(&mut self, event: Result<WatchEvent, tokio::task::JoinError>) -> Option<Event> {
+        match event.ok()? {
             WatchEvent::Settled | WatchEvent::Kept => None,
             WatchEvent::Gone(job) => self.jobs.contains_key(&job).then_some(Event::Gone(job)),
             WatchEvent::Turned(backend) => {
@@ -318,7 +321,7 @@ impl Dispatcher {
         });
     }
 
-    /// What is so now; the watcher made after this sees what comes later.
+    /// The event for the backend's present state; a watcher that is started afterwards reports later changes.
     fn state_of(&mut self, backend: usize) -> Event {
         let link = self.backends[backend].link.borrow_and_update().clone();
         match link {
@@ -338,7 +341,7 @@ impl Dispatcher {
         }
     }
 
-    /// Tells the engines of this device how much they may compute, and the judge.
+    /// Sets the duty cycle of the engines on this device; returns the event for the scheduler.
     fn pressure_changed(&mut self) -> Event {
         let device_pressure = *self.device_pressure.borrow_and_update();
         for backend in self.backends.iter().filter(|b| b.locality == Locality::Device) {
@@ -408,8 +411,8 @@ impl Dispatcher {
             let result = match link {
                 BackendState::Up(generate) => {
                     match EgressGuard::new(&job, locality, hidden.as_deref()) {
-                        Ok(passage) => tokio::select! {
-                            said = paid(on_hold, generate.as_ref(), passage, &mut out) => said,
+                        Ok(guard) => tokio::select! {
+                            answer = paid(on_hold, generate.as_ref(), guard, &mut out) => answer,
                             () = stop.cancelled() => Err(Fault::Cancelled),
                         },
                         Err(fault) => Err(fault),
@@ -433,7 +436,7 @@ impl Dispatcher {
             return;
         };
         held.stop.cancel();
-        let (usage, kept, first) = match verdict {
+        let (usage, buffered, first) = match verdict {
             Verdict::Done => held.answer_of(backend),
             Verdict::Refused(_) | Verdict::Expired | Verdict::Cancelled | Verdict::Failed(_) => {
                 (None, None, None)
@@ -450,7 +453,7 @@ impl Dispatcher {
         let end = JobEnd {
             verdict,
             usage,
-            kept,
+            buffered,
             decision,
             server: backend.map(|b| b.server.clone()),
             locality: backend.map(|b| b.locality),
@@ -466,7 +469,7 @@ impl Dispatcher {
         let _ = held.end.send(end);
     }
 
-    /// Says of each attempt how much was hidden from it.
+    /// Adds to each attempt at a cloud how many values were redacted.
     fn tell_hidden(&self, decision: &mut Decision, hidden: &Hidden) {
         for attempt in &mut decision.attempts {
             let of = self.backends.iter().find(|backend| backend.server == attempt.server);

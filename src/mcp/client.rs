@@ -1,4 +1,4 @@
-//! Any MCP server with the `generate` tool, as something that can answer a prompt.
+//! An MCP server with the `generate` tool, as a model.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,7 +34,7 @@ use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
 use crate::wire::Ask;
 
-/// A model behind an MCP line.
+/// A model behind an MCP connection.
 pub struct Remote {
     peer: Peer<RoleClient>,
     context: ModelContext,
@@ -66,7 +66,7 @@ impl Drop for LineGuard {
 async fn send_cancels(mut cancels: mpsc::Receiver<CallHandle>) {
     // ends with the connection
     while let Some(call) = cancels.recv().await {
-        if let Err(error) = call.cancel(Some("the asker has gone".to_owned())).await {
+        if let Err(error) = call.cancel(Some("the client has gone".to_owned())).await {
             tracing::debug!(%error, "a call could not be cancelled");
         }
     }
@@ -75,32 +75,32 @@ async fn send_cancels(mut cancels: mpsc::Receiver<CallHandle>) {
 /// Sends the server each new pace, one after the other.
 async fn tell_pace(peer: Peer<RoleClient>, mut pace: watch::Receiver<f32>) {
     let mut n = 0;
-    // ends with the line
+    // ends with the connection
     while pace.changed().await.is_ok() {
         n += 1;
-        let word = Pace { n, duty: *pace.borrow_and_update() };
-        let word = CustomNotification::new(PACE, serde_json::to_value(word).ok());
-        let sent = peer.send_notification(ClientNotification::CustomNotification(word)).await;
+        let pace = Pace { n, duty: *pace.borrow_and_update() };
+        let note = CustomNotification::new(PACE, serde_json::to_value(pace).ok());
+        let sent = peer.send_notification(ClientNotification::CustomNotification(note)).await;
         if sent.is_err() {
             return;
         }
     }
 }
 
-/// Ends when the line has been closed, by either side. Dropping it closes the line.
+/// An open connection. Dropping it closes the connection.
 pub struct Closed(RunningService<RoleClient, ClientConfig>);
 
 impl Closed {
-    /// Waits for the end of the line.
+    /// Waits until either side has closed the connection.
     pub async fn wait(self) {
         let _ = self.0.waiting().await;
     }
 }
 
-/// How patient a [`Remote`] is.
+/// The time limits of a [`Remote`].
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Longest silence in the middle of an answer.
+    /// Longest time without a message in the middle of an answer.
     pub silence: Duration,
 }
 
@@ -110,7 +110,7 @@ impl Default for Patience {
     }
 }
 
-/// Opens the line over any transport and asks the server for its `ModelContext`.
+/// Connects over any transport and reads the server's `ModelContext`.
 ///
 /// # Errors
 /// [`Fault::Unavailable`] if the server does not answer, [`Fault::ProtocolError`] if it is no model.
@@ -125,7 +125,7 @@ where
     connect_by(transport, lifecycle, patience).await
 }
 
-/// The same over a transport that carries single requests and knows no session.
+/// [`connect`] over a transport that carries single requests without a session.
 ///
 /// # Errors
 /// As [`connect`].
@@ -148,7 +148,7 @@ async fn connect_by<T>(
 where
     T: Transport<RoleClient> + Send + 'static,
 {
-    // boxed: the handshake of all eras makes a large future
+    // boxed: the handshake for all protocol versions is a large future
     let service = Box::pin(
         ClientConfig::default()
             .serve_with_lifecycle(OrderedProgress::new(BoxTransport::new(transport)), lifecycle),
@@ -167,7 +167,7 @@ where
     Ok((remote, Closed(service)))
 }
 
-/// Opens a line over streamable HTTP.
+/// [`connect`] over streamable HTTP.
 ///
 /// # Errors
 /// As [`connect`]; also if a header or the address can't be used.
@@ -219,7 +219,7 @@ async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
     };
     let text = read.contents.iter().find_map(|content| match content {
         ResourceContents::TextResourceContents { text, .. } => Some(text),
-        // the enum may grow; a context is text
+        // the enum is non-exhaustive; a context is text
         ResourceContents::BlobResourceContents { .. } | _ => None,
     });
     let text = text
@@ -277,7 +277,7 @@ impl Remote {
                         "the server sent more pieces than max_tokens allows".into(),
                     ));
                 }
-                // the response has passed, or the line has broken
+                // the response has passed, or the connection has broken
                 None => break,
             }
         }
@@ -349,7 +349,7 @@ fn fault_of(error: &ServiceError) -> Fault {
         ServiceError::TransportClosed => {
             Fault::Crashed("connection lost during the call".to_owned())
         }
-        // the enum may grow; whatever it is, the line did not carry the call
+        // the enum is non-exhaustive; in every other case the call was not sent
         ServiceError::TransportSend(_) | ServiceError::UnexpectedResponse | _ => {
             Fault::unavailable(error.to_string())
         }
@@ -375,7 +375,7 @@ async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
     let generated: Generated = read(structured)?;
     let (sent, had) = (generated.usage.chunks, out.written());
     if had == 0 && sent > 0 && !generated.text.is_empty() {
-        // a server that gives no progress: the whole answer at once
+        // a server without progress notifications sends the whole answer at once
         out.write(generated.text).await.map_err(|_| Fault::Cancelled)?;
     } else if had != sent {
         return Err(Fault::ProtocolError(format!("{sent} pieces were sent and {had} arrived")));

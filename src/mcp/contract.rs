@@ -1,4 +1,4 @@
-//! What client and server agree on: the tools, the resource, the meta keys, the shape of an answer.
+//! What MCP client and server share: tools, resource, meta keys, notification, shape of a result.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::wire::{Ask, AskFormat, WireError};
 
 /// The tool of every model.
 pub const TOOL: &str = "generate";
-/// The tool of models that give embeddings, besides.
+/// The additional tool of models that give embeddings.
 pub const EMBED_TOOL: &str = "embed";
 /// Meta key: milliseconds left for the answer, a number.
 pub const META_DEADLINE: &str = "io.pilotlight/deadline-ms";
@@ -26,46 +26,46 @@ pub const META_HOPS: &str = "io.pilotlight/hops";
 
 /// Notification from a client to a model that it runs: `{"n": 1, "duty": 0.5}`, the share of the time
 /// for which the model may compute. The greatest `n` counts, because notifications may overtake
-/// each other. Who does not know it takes no notice.
+/// each other. A server that does not know it ignores it.
 pub const PACE: &str = "notifications/io.pilotlight/pace";
 
-/// What [`PACE`] says.
+/// The parameters of [`PACE`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Pace {
     /// Counted up by the client.
     pub n: u64,
-    /// 0 ..= 1.
+    /// Share of the time, 0 ..= 1.
     pub duty: f32,
 }
 
-/// The error of a call whose answer will not come: its line broke after it had been taken.
+/// The error of a call whose answer will not come: the connection broke after a worker took it.
 pub const LOST: ErrorCode = ErrorCode(-32090);
-/// The error of a call that nobody has taken.
+/// The error of a call that no worker took.
 pub const NOT_TAKEN: ErrorCode = ErrorCode(-32091);
 
-/// The resource that holds a model's context.
+/// The URI of the resource that holds a model's context.
 pub fn context_uri(model: &str) -> String {
     format!("model://{model}/context")
 }
 
-/// The model's name in such a resource's name.
+/// The model's name in the URI of its context.
 pub fn model_of_uri(uri: &str) -> Option<&str> {
     uri.strip_prefix("model://")?.strip_suffix("/context")
 }
 
-/// What the tool returns as structured content when it worked.
+/// The structured content of a successful call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Generated {
-    /// The whole answer.
+    /// The text of the whole answer.
     pub text: String,
     /// What it took.
     pub usage: Usage,
 }
 
-/// What the tool returns as structured content when it failed.
+/// The structured content of a failed call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotGenerated {
-    /// The fault's word.
+    /// The fault's name; see [`Fault::name`].
     pub fault: String,
     /// What was wrong.
     pub error: WireError,
@@ -123,7 +123,7 @@ pub fn deadline_of(meta: &RequestMetaObject) -> Option<Duration> {
     Some(left.clamp(DEADLINE_MIN, DEADLINE_MAX))
 }
 
-/// Services passed, from a request's meta.
+/// The number of services that the request has passed, from its meta.
 pub fn hops_of(meta: &RequestMetaObject) -> u8 {
     let hops = meta.get(META_HOPS).and_then(Value::as_u64).unwrap_or(0);
     u8::try_from(hops).unwrap_or(u8::MAX)
@@ -136,6 +136,8 @@ pub fn tool() -> Tool {
     MADE.clone()
 }
 
+/// The input schema is written by hand: derived from [`Ask`], each optional field would also take null,
+/// and the bounds that [`Ask::check`] enforces would be missing.
 fn make_tool() -> Tool {
     let input = object(json!({
         "type": "object",
@@ -228,13 +230,13 @@ fn call() -> Value {
     })
 }
 
-/// What [`EMBED_TOOL`] is asked.
+/// The arguments of [`EMBED_TOOL`].
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embed {
-    /// The texts.
+    /// The texts to embed.
     pub input: Vec<String>,
-    /// The one model that shall answer.
+    /// The name of the model to use.
     #[serde(default)]
     pub model: Option<String>,
     /// Milliseconds for the answer.
@@ -243,7 +245,7 @@ pub struct Embed {
 }
 
 impl Embed {
-    /// The request that asks the same of [`TOOL`].
+    /// The equivalent arguments of [`TOOL`].
     pub fn ask(self) -> Ask {
         let message = |content| Message::new(Role::User, content);
         Ask {
@@ -333,5 +335,19 @@ mod tests {
             let received: NotGenerated = serde_json::from_value(sent).unwrap();
             assert_eq!(received.fault(), fault);
         }
+    }
+
+    #[test]
+    fn the_schema_lists_all_fields_of_a_request() {
+        let unknown: Result<Ask, _> = serde_json::from_value(json!({"?": 1}));
+        let error = unknown.unwrap_err().to_string();
+        let (_, fields) = error.split_once("expected one of ").unwrap();
+        let mut fields: Vec<&str> = fields.split(", ").map(|f| f.trim_matches('`')).collect();
+        fields.sort_unstable();
+        let tool = tool();
+        let properties = tool.input_schema["properties"].as_object().unwrap();
+        let mut listed: Vec<&str> = properties.keys().map(String::as_str).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, fields);
     }
 }

@@ -1,4 +1,4 @@
-//! Every model is an MCP server, and every MCP server a model: the port on the wire and back.
+//! MCP: every model as an MCP server, and every MCP server with the `generate` tool as a model.
 
 pub mod client;
 pub mod contract;

@@ -1,4 +1,4 @@
-//! An MCP line inside this process: two bounded channels of typed messages, nothing is serialised.
+//! An MCP connection inside this process: two bounded channels of typed messages, without serialisation.
 
 use rmcp::RoleClient;
 use rmcp::RoleServer;
@@ -6,10 +6,10 @@ use rmcp::service::{RxJsonRpcMessage, ServiceRole, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::sync::mpsc;
 
-/// Messages that may stand in one direction before the sender waits.
+/// Most messages that wait in one direction before the sender waits.
 const LINE_MESSAGES_MAX: usize = 64;
 
-/// One end of the line.
+/// One end of the connection.
 pub struct PairEnd<R: ServiceRole> {
     to: Option<mpsc::Sender<TxJsonRpcMessage<R>>>,
     from: mpsc::Receiver<RxJsonRpcMessage<R>>,
@@ -27,7 +27,7 @@ impl std::fmt::Display for Hangup {
 
 impl std::error::Error for Hangup {}
 
-/// Both ends of a line.
+/// Both ends of a connection.
 pub fn pair() -> (PairEnd<RoleClient>, PairEnd<RoleServer>) {
     let (ask, asked) = mpsc::channel(LINE_MESSAGES_MAX);
     let (tell, told) = mpsc::channel(LINE_MESSAGES_MAX);

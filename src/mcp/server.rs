@@ -1,4 +1,4 @@
-//! Anything that can answer a prompt, as an MCP server.
+//! The MCP server of a model or of the whole service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use rmcp::service::{NotificationContext, RequestContext, RunningService, Service
 use rmcp::transport::Transport;
 use rmcp::{RoleServer, ServerHandler};
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use super::contract::{
     EMBED_TOOL, Embed, Generated, NotGenerated, PACE, Pace, TOOL, context_uri, deadline_of,
@@ -30,17 +31,17 @@ use crate::request::refusal::Refusal;
 use crate::request::skill::EMBED;
 use crate::wire::{Ask, read_value};
 
-/// What a server shows: something to ask, and the models behind it.
+/// What an MCP server serves: a model that answers, and the models behind it.
 pub trait ModelHost: Send + Sync + 'static {
-    /// What answers.
+    /// The model that answers.
     fn generate(&self) -> &dyn Generate;
-    /// The models behind it; a single engine is its own only one.
+    /// The contexts of the models behind it; a single engine has its own alone.
     fn models(&self) -> Vec<ModelContext>;
     /// Tasks and defaults for requests.
     fn catalog(&self) -> &Catalog;
 }
 
-/// A single model.
+/// The host of a single model.
 pub struct SingleModel(pub Arc<dyn Generate>);
 
 impl ModelHost for SingleModel {
@@ -58,11 +59,11 @@ impl ModelHost for SingleModel {
     }
 }
 
-/// The MCP handler over a shelf.
+/// The MCP handler of a model host.
 #[derive(Clone)]
 pub struct McpServer {
     host: Arc<dyn ModelHost>,
-    /// The number of the last word on the pace.
+    /// The number of the last [`Pace`] that was obeyed.
     paced: Arc<AtomicU64>,
 }
 
@@ -198,12 +199,12 @@ impl ServerHandler for McpServer {
 }
 
 impl McpServer {
-    /// A handler over this shelf.
+    /// A handler of this model host.
     pub fn new(host: Arc<dyn ModelHost>) -> McpServer {
         McpServer { host, paced: Arc::default() }
     }
 
-    /// What can be called: embeddings only where a model gives them.
+    /// The tools that can be called: embeddings only if a model has the skill.
     fn tools(&self) -> Vec<rmcp::model::Tool> {
         if self.embeds() { vec![tool(), embed_tool()] } else { vec![tool()] }
     }
@@ -241,11 +242,28 @@ impl McpServer {
     ) -> Result<Generated, Fault> {
         let (out, mut chunks) = channel();
         let token = context.meta.get_progress_token();
-        let generate = self.host.generate().generate(job, out);
+        let (over, mut is_over) = oneshot::channel::<()>();
+        let generate = async {
+            let usage = self.host.generate().generate(job, out).await?;
+            drop(over);
+            Ok(usage)
+        };
         let send = async {
             let mut text = String::new();
-            let mut told = 0.0;
-            while let Some(chunk) = chunks.recv().await {
+            let mut sent = 0.0;
+            let mut is_open = true;
+            loop {
+                let chunk = tokio::select! {
+                    biased;
+                    chunk = chunks.recv() => chunk,
+                    // an abandoned backend may hold the channel for longer
+                    _ = &mut is_over, if is_open => {
+                        is_open = false;
+                        chunks.close();
+                        continue;
+                    }
+                };
+                let Some(chunk) = chunk else { break };
                 if text.len() + chunk.text.len() > ANSWER_BYTES_MAX {
                     return Err(Fault::ProtocolError(
                         "the answer exceeds the size limit".to_owned(),
@@ -253,8 +271,8 @@ impl McpServer {
                 }
                 text.push_str(&chunk.text);
                 if let Some(token) = &token {
-                    told += 1.0;
-                    tell(context, token, told, chunk.text).await?;
+                    sent += 1.0;
+                    send_progress(context, token, sent, chunk.text).await?;
                 }
             }
             Ok(text)
@@ -270,13 +288,13 @@ impl McpServer {
     }
 }
 
-async fn tell(
+async fn send_progress(
     context: &RequestContext<RoleServer>,
     token: &ProgressToken,
-    told: f64,
+    sent: f64,
     text: String,
 ) -> Result<(), Fault> {
-    let mut progress = ProgressNotificationParam::new(token.clone(), told);
+    let mut progress = ProgressNotificationParam::new(token.clone(), sent);
     progress.message = Some(text).filter(|text| !text.is_empty());
     context.peer.notify_progress(progress).await.map_err(|_| Fault::Cancelled)
 }
@@ -288,7 +306,7 @@ fn done(generated: Generated) -> CallToolResponse {
     result.into()
 }
 
-/// Embeddings as numbers beside their text.
+/// The result of [`EMBED_TOOL`]: embeddings as numbers, beside their text.
 fn embedded(generated: Generated) -> CallToolResponse {
     let mut value = serde_json::to_value(&generated).unwrap_or_default();
     value["embeddings"] = serde_json::from_str(&generated.text).unwrap_or_default();

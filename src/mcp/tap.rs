@@ -1,9 +1,9 @@
-//! Takes the tokens off the line in the order in which they come, before they are scattered.
+//! Diverts progress notifications from the transport, in their order, before rmcp handles them.
 //!
 //! rmcp handles each incoming notification in a task of its own, so that progress arrives at a
 //! handler in any order, and the result before the last of it. `Transport::receive` is called one
 //! message after the other: here each progress notification goes straight to the reader of its
-//! request, and the reader's line is closed when the response passes.
+//! request, and the reader's channel is closed when the response passes.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::transport::BoxTransport;
 
-/// What comes for one request.
+/// A progress notification of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ProgressEvent {
     /// A piece of the answer.
@@ -31,7 +31,7 @@ pub(super) enum ProgressEvent {
     Overflow,
 }
 
-/// Put into a request's extensions by whoever wants its progress.
+/// The reader of a request's progress, stored in the request's extensions.
 #[derive(Clone)]
 pub(super) struct ProgressSink(pub(super) mpsc::Sender<ProgressEvent>);
 
@@ -47,7 +47,7 @@ impl OrderedProgress {
         OrderedProgress { inner, readers: HashMap::new(), tokens: HashMap::new() }
     }
 
-    /// Remembers who reads the progress of this request.
+    /// Stores the reader of this request's progress.
     fn note(&mut self, message: &mut TxJsonRpcMessage<RoleClient>) {
         let JsonRpcMessage::Request(request) = message else {
             return;
@@ -66,7 +66,7 @@ impl OrderedProgress {
         self.readers.insert(token, reader);
     }
 
-    /// Gives progress to its reader; everything else comes back.
+    /// Sends progress to its reader; returns every other message.
     fn divert(
         &mut self,
         message: RxJsonRpcMessage<RoleClient>,
@@ -101,12 +101,12 @@ impl OrderedProgress {
         }
     }
 
-    /// Never waits: one slow reader must not hold up the line for all others.
+    /// Never waits: one slow reader must not block the connection for all others.
     fn hand_on(&mut self, token: &NumberOrString, beat: ProgressEvent) {
         let Some(reader) = self.readers.get(token) else {
             return;
         };
-        // one place is kept for the word that there was no room
+        // one place is reserved for the overflow event
         if reader.capacity() > 1 {
             let _ = reader.try_send(beat);
         } else {
@@ -121,7 +121,7 @@ impl OrderedProgress {
         }
     }
 
-    /// Forgets requests whose reader has gone; their responses may never come.
+    /// Removes requests whose reader has gone; their responses may never come.
     fn sweep(&mut self) {
         self.readers.retain(|_, reader| !reader.is_closed());
         let readers = &self.readers;

@@ -1,8 +1,7 @@
-//! Any transport, as one type.
+//! One type for all transports.
 //!
-//! rmcp compiles its whole service anew for each kind of transport. One type for all of them costs
-//! an allocation for each message, and saves a seventh of the time to compile this crate and half
-//! a megabyte of program.
+//! rmcp's service is generic over its transport. A boxed transport costs one allocation a message, and
+//! saves a seventh of this crate's build time and half a megabyte of the binary.
 
 use std::future::Future;
 use std::io;
@@ -12,7 +11,7 @@ use futures::future::BoxFuture;
 use rmcp::service::{RxJsonRpcMessage, ServiceRole, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 
-/// A transport of any kind.
+/// A boxed transport.
 pub(super) struct BoxTransport<R: ServiceRole>(Box<dyn Carry<R>>);
 
 impl<R: ServiceRole> BoxTransport<R> {
@@ -21,7 +20,7 @@ impl<R: ServiceRole> BoxTransport<R> {
     }
 }
 
-/// [`Transport`], in a form that can be boxed.
+/// [`Transport`] as an object-safe trait.
 trait Carry<R: ServiceRole>: Send {
     fn put(&mut self, item: TxJsonRpcMessage<R>) -> BoxFuture<'static, io::Result<()>>;
     fn take(&mut self) -> BoxFuture<'_, Option<RxJsonRpcMessage<R>>>;

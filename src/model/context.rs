@@ -1,35 +1,35 @@
-//! What a model states of itself: the `ModelContext` with its five parts.
+//! `ModelContext`: what a model states of itself, in five parts.
 
 use serde::{Deserialize, Serialize};
 
 use crate::request::skill::{EMBED, GENERATE, LOGPROBS};
 
-/// All that the rest of the service, and anybody who asks, knows of a model.
+/// All that the service and its clients know of a model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ModelContext {
-    /// Who it is.
+    /// Name, maker and licence.
     pub identification: Identification,
-    /// What it can do.
+    /// What the model can do.
     pub capabilities: Capabilities,
-    /// How it is asked.
+    /// Sampling settings: defaults and accepted ranges.
     pub inference_settings: InferenceSettings,
-    /// How it reads.
+    /// The tokenizer.
     pub tokenizer: Tokenizer,
-    /// Where and how it runs.
+    /// Where and how the model runs.
     pub runtime: Runtime,
 }
 
-/// Who a model is.
+/// The identity of a model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Identification {
-    /// The name by which it is asked for.
+    /// The name by which requests select it.
     pub name: String,
-    /// Its architecture or family, as its file says.
+    /// Its architecture or family, as in its file.
     pub family: String,
     /// The version its maker gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Who made or serves it.
+    /// The organisation that made or serves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
     /// SHA-256 of its weights, hexadecimal.
@@ -48,7 +48,7 @@ pub struct Capabilities {
     pub context_tokens: u32,
     /// Most tokens of an answer.
     pub max_output_tokens: u32,
-    /// What it reads: `text`, `image`, `audio`.
+    /// The kinds of input: `text`, `image`, `audio`.
     pub modalities: Vec<String>,
     /// Languages it was made for, BCP 47; empty is unknown.
     #[serde(default)]
@@ -56,13 +56,13 @@ pub struct Capabilities {
     /// It calls tools.
     #[serde(default)]
     pub tools: bool,
-    /// It can be held to a JSON Schema.
+    /// It supports output constrained by a JSON Schema.
     #[serde(default)]
     pub json_schema: bool,
-    /// It can be held to a grammar.
+    /// It supports output constrained by a grammar.
     #[serde(default)]
     pub grammar: bool,
-    /// It answers token by token.
+    /// It streams its answer token by token.
     #[serde(default)]
     pub streaming: bool,
     /// It gives embeddings.
@@ -71,14 +71,14 @@ pub struct Capabilities {
     /// It gives log-probabilities.
     #[serde(default)]
     pub logprobs: bool,
-    /// What it is good at: `generate`, `classify`, `embed`, and words of whoever runs it.
+    /// Its skills (wire word: talents): `generate`, `classify`, `embed`, and names from the configuration.
     #[serde(rename = "talents", default)]
     pub skills: Vec<String>,
 }
 
 impl Capabilities {
-    /// Whether it states this talent. A model that can write tokens generates, and one that gives
-    /// embeddings embeds, and so on, whether it says so among its talents or not.
+    /// Whether it has this skill. The skills that follow from the other capabilities, such as embeddings,
+    /// need not be stated.
     pub fn has(&self, skill: &str) -> bool {
         self.skills.iter().any(|stated| stated == skill)
             || (skill == GENERATE && self.max_output_tokens > 0)
@@ -87,10 +87,10 @@ impl Capabilities {
     }
 }
 
-/// How a model is asked: defaults, and the range that is accepted.
+/// Sampling settings of a model: defaults, and accepted ranges.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InferenceSettings {
-    /// Most tokens of an answer if the request says nothing.
+    /// Most tokens of an answer if the request sets no limit.
     pub max_tokens: u32,
     /// See [`crate::request::job::Sampling`].
     pub temperature: Setting,
@@ -102,10 +102,10 @@ pub struct InferenceSettings {
     pub min_p: Setting,
     /// See [`crate::request::job::Sampling`].
     pub repeat_penalty: Setting,
-    /// Stop strings of its own.
+    /// The model's own stop strings.
     #[serde(default)]
     pub stop: Vec<String>,
-    /// It repeats itself for the same seed.
+    /// The same seed gives the same answer.
     #[serde(default)]
     pub seed: bool,
 }
@@ -113,11 +113,11 @@ pub struct InferenceSettings {
 /// One number that a request may set.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
-    /// If the request says nothing.
+    /// The default.
     pub default: f32,
-    /// Least.
+    /// The least accepted value.
     pub min: f32,
-    /// Most.
+    /// The greatest accepted value.
     pub max: f32,
 }
 
@@ -137,14 +137,14 @@ impl Default for InferenceSettings {
     }
 }
 
-/// How a model reads text.
+/// The tokenizer of a model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Tokenizer {
     /// Its kind, as the file names it.
     pub kind: String,
-    /// How many tokens it knows.
+    /// The size of its vocabulary.
     pub vocab_size: u32,
-    /// The texts of its special tokens, by what they are for.
+    /// The texts of its special tokens, by purpose.
     #[serde(default)]
     pub special_tokens: std::collections::BTreeMap<String, String>,
     /// SHA-256 of its chat template, hexadecimal; none if it has none.
@@ -160,10 +160,10 @@ pub struct Runtime {
     /// That software's version.
     #[serde(default)]
     pub version: String,
-    /// How its weights are stored.
+    /// The quantization of its weights.
     #[serde(default)]
     pub quantization: String,
-    /// `device`, `peer` or `cloud`, as its own server sees it.
+    /// `device`, `peer` or `cloud`, as its own server states it.
     #[serde(default, rename = "where")]
     pub location: String,
     /// Processor threads it uses.
@@ -172,16 +172,15 @@ pub struct Runtime {
     /// The accelerator it uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<String>,
-    /// Why an accelerator that was asked for is not used.
+    /// Why a requested accelerator is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
-    /// Prompts it answers at once.
+    /// Prompts that it answers at once.
     pub slots: u32,
-    /// Of the prompts that it has, it works on the most urgent only, and goes back to the others
-    /// when that is done.
+    /// Whether a more urgent prompt preempts the one it works on, which it resumes afterwards.
     #[serde(rename = "urgent_first", default)]
     pub preemptive: bool,
-    /// Memory it takes, in bytes: weights, cache and work space.
+    /// Memory that it uses, in bytes: weights, key-value cache and work space.
     #[serde(default)]
     pub memory_bytes: u64,
     /// Milliseconds it took to load.
@@ -195,21 +194,21 @@ pub struct Runtime {
     pub decode_tokens_per_s: Option<f64>,
 }
 
-/// How far from here a model is: what the configuration says, not what the model claims.
+/// Where a model runs, seen from this device: from the configuration, not from the model's context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Locality {
     /// On this board.
     Device,
-    /// On a device beside this one.
+    /// On another device of the same owner.
     Peer,
-    /// Anywhere else.
+    /// At a provider.
     #[default]
     Cloud,
 }
 
 impl Locality {
-    /// The word for it in replies.
+    /// Its name in replies.
     pub fn name(self) -> &'static str {
         match self {
             Locality::Device => "device",

@@ -184,7 +184,7 @@ impl Out {
             self.alive();
             return Ok(None);
         }
-        for lent in &self.lent {
+        for lent in self.lent.iter().rev() {
             if lent.sent.fetch_add(1, Ordering::AcqRel) & ENDED != 0 {
                 return Err(Gone);
             }
@@ -396,3 +396,110 @@ impl fmt::Display for Fault {
 }
 
 impl std::error::Error for Fault {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(n: u32, text: &str) -> Chunk {
+        Chunk { n, text: text.to_owned() }
+    }
+
+    #[test]
+    fn lent_pieces_are_counted() {
+        let (mut out, mut chunks) = channel();
+        let (mut lent, lease) = out.lend(None);
+        lent.write_blocking("a".to_owned()).unwrap();
+        lent.alive();
+        lent.write_blocking("b".to_owned()).unwrap();
+        drop(lease);
+        assert_eq!((lent.written(), out.written()), (2, 2));
+        out.write_blocking("c".to_owned()).unwrap();
+        drop((lent, out));
+        let all: Vec<Chunk> = std::iter::from_fn(|| chunks.blocking_recv()).collect();
+        assert_eq!(all, [piece(0, "a"), piece(1, ""), piece(1, "b"), piece(2, "c")]);
+    }
+
+    #[test]
+    fn nothing_is_sent_after_the_lease() {
+        let (mut out, mut chunks) = channel();
+        let (mut lent, lease) = out.lend(None);
+        drop(lease);
+        assert!(lent.is_gone());
+        assert_eq!(lent.write_blocking("late".to_owned()), Err(Gone));
+        lent.alive();
+        assert_eq!(out.written(), 0);
+        let (mut lent, lease) = out.lend(None);
+        lent.write_blocking("in time".to_owned()).unwrap();
+        drop(lease);
+        assert_eq!(chunks.try_recv().unwrap(), piece(0, "in time"));
+        assert!(chunks.try_recv().is_err());
+    }
+
+    /// A thread that waits for a slow reader is free once the lease has ended.
+    #[test]
+    fn the_end_of_a_lease_ends_the_wait() {
+        let (mut out, chunks) = channel();
+        let (mut lent, lease) = out.lend(None);
+        for _ in 0..CHUNKS_WAITING_MAX {
+            lent.write_blocking("x".to_owned()).unwrap();
+        }
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(move || lent.write_blocking("too much".to_owned()));
+            while lease.sent.load(Ordering::Acquire) as usize <= CHUNKS_WAITING_MAX {
+                std::thread::yield_now();
+            }
+            drop(lease);
+            assert_eq!(writer.join().unwrap(), Err(Gone));
+        });
+        drop(chunks);
+        assert!(out.is_gone());
+    }
+
+    /// A lease inside a lease ends with either.
+    #[test]
+    fn leases_nest() {
+        let (mut out, mut chunks) = channel();
+        let (mut middle, outer) = out.lend(None);
+        let (mut lent, inner) = middle.lend(None);
+        lent.write_blocking("a".to_owned()).unwrap();
+        drop(inner);
+        assert_eq!(lent.write_blocking("b".to_owned()), Err(Gone));
+        assert_eq!(middle.written(), 1);
+        let (mut lent, inner) = middle.lend(None);
+        drop(outer);
+        assert_eq!(lent.write_blocking("c".to_owned()), Err(Gone));
+        drop(inner);
+        assert_eq!(out.written(), 1);
+        assert_eq!(chunks.try_recv().unwrap(), piece(0, "a"));
+        assert!(chunks.try_recv().is_err());
+    }
+
+    struct Upper;
+
+    impl Filter for Upper {
+        fn piece(&mut self, text: String) -> Result<Option<String>, Gone> {
+            match text.as_str() {
+                "keep" => Ok(None),
+                "stop" => Err(Gone),
+                _ => Ok(Some(text.to_uppercase())),
+            }
+        }
+    }
+
+    #[test]
+    fn filters_change_keep_and_stop() {
+        let (mut out, mut chunks) = channel();
+        let (mut lent, lease) = out.lend(Some(Arc::new(Mutex::new(Upper))));
+        for text in ["a", "keep", "b"] {
+            lent.write_blocking(text.to_owned()).unwrap();
+        }
+        assert_eq!(lent.write_blocking("stop".to_owned()), Err(Gone));
+        drop(lease);
+        // the reader's pieces count, and not those that the filter kept
+        assert_eq!(out.written(), 2);
+        assert_eq!(chunks.try_recv().unwrap(), piece(0, "A"));
+        assert_eq!(chunks.try_recv().unwrap(), piece(1, "B"));
+        assert!(chunks.try_recv().is_err());
+    }
+}

@@ -1,18 +1,18 @@
-//! Whether a model can be asked right now, as a word and a reason.
+//! Whether a model takes requests at present, as a name and a reason.
 
 use serde::{Deserialize, Serialize};
 
-/// The state of one backend as it is shown to people.
+/// The state of one backend as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum Health {
     /// It is being started or reached.
     Starting,
-    /// It answers.
+    /// It takes requests.
     Ready,
-    /// It failed and is tried again later.
+    /// It failed and is restarted or reached again later.
     Resting {
-        /// What went wrong last.
+        /// The last failure.
         reason: String,
     },
 }

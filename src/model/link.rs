@@ -1,4 +1,4 @@
-//! The thread between whoever keeps a model reachable and whoever asks it.
+//! The link between the supervisor of a model and the dispatcher.
 
 use std::sync::Arc;
 
@@ -9,35 +9,35 @@ use super::generate::Generate;
 use super::health::Health;
 use crate::money::Price;
 
-/// A model as the dispatcher holds it.
+/// A backend as the dispatcher holds it.
 pub struct BackendHandle {
     /// Its name in `mcp.json`.
     pub server: String,
     /// How far away it is.
     pub locality: Locality,
-    /// Talents that the configuration says it has, besides those that it states.
+    /// Skills (wire word: talents) from the configuration, besides those that it states.
     pub skills: Vec<String>,
-    /// Servers that may answer what this one refuses for its rules or its length.
+    /// Servers that may answer what this one rejects for its rules or its length.
     pub fallbacks: Vec<String>,
-    /// What its tokens cost.
+    /// The price of its tokens.
     pub price: Price,
-    /// What answers, while it is up.
+    /// Its present state, with the model while it is up.
     pub link: watch::Receiver<BackendState>,
-    /// Whether it shall be up: one that is not wanted gives its memory back.
+    /// Whether it should be up; one that is not wanted is unloaded to free its memory.
     pub wanted: watch::Sender<bool>,
 }
 
 /// The present state of a backend.
 #[derive(Clone)]
 pub enum BackendState {
-    /// It can't be asked.
+    /// It takes no requests.
     Down(Health),
-    /// It can.
+    /// It takes requests.
     Up(Arc<dyn Generate>),
 }
 
 impl BackendState {
-    /// The same as a word and a reason.
+    /// The state as it is shown.
     pub fn health(&self) -> Health {
         match self {
             BackendState::Down(health) => health.clone(),

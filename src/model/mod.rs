@@ -1,4 +1,4 @@
-//! What a model is, how it is asked, and whether it can be reached.
+//! Models: what they are, how they are asked, and whether they can be reached.
 
 pub mod context;
 pub mod generate;

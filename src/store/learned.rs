@@ -1,4 +1,4 @@
-//! A file in which what was learned of the models survives a restart.
+//! The file of learned model statistics, which survive a restart.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,20 +8,20 @@ use crate::limits::LEARNED_BYTES_MAX;
 use crate::model::context::{Locality, ModelContext};
 use crate::scheduler::Learned;
 
-/// The file's name in the folder of what the service keeps.
+/// The file's name in the state folder.
 const NAME: &str = "learned.json";
 
-/// Where what was learned is kept, if it is.
+/// The store of learned statistics, or a store that keeps nothing.
 #[derive(Debug, Clone, Default)]
 pub struct LearnedStore {
     file: Option<PathBuf>,
-    /// The kernel's rule for the processor's clock.
+    /// The processor's frequency governor.
     governor: String,
 }
 
 impl LearnedStore {
-    /// Keeps it in this folder; `governor` is the kernel's rule for the processor's clock, since an
-    /// engine has other rates under another.
+    /// A store in this folder. `governor` is the processor's frequency governor, on which the rates of an
+    /// engine depend.
     pub fn new(folder: Option<&Path>, governor: Option<String>) -> LearnedStore {
         LearnedStore {
             file: folder.map(|folder| folder.join(NAME)),
@@ -29,7 +29,7 @@ impl LearnedStore {
         }
     }
 
-    /// What was learned before. A file that can't be read is nothing to stop for.
+    /// The stored statistics; empty if the file is missing or can't be read.
     pub(crate) fn read(&self) -> Learned {
         let Some(file) = &self.file else { return Learned::default() };
         match read(file) {
@@ -44,7 +44,7 @@ impl LearnedStore {
         }
     }
 
-    /// Writes it down: the file is the old one or the new one, never a part.
+    /// Replaces the stored statistics atomically. A failure is logged.
     pub(crate) fn write(&self, learned: &Learned) {
         let Some(file) = &self.file else { return };
         if let Err(error) = write(file, learned) {
@@ -53,7 +53,7 @@ impl LearnedStore {
         }
     }
 
-    /// The folder of what is kept.
+    /// The state folder.
     pub(crate) fn folder(&self) -> Option<&Path> {
         self.file.as_deref().and_then(Path::parent)
     }
@@ -62,7 +62,7 @@ impl LearnedStore {
         self.file.is_some()
     }
 
-    /// What the rates of this model are measured of.
+    /// The key of a model's measured rates: what they depend on.
     pub(crate) fn measured(
         &self,
         server: &str,
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_none_is_learned_anew() {
+    fn unreadable_files_count_as_empty() {
         let folder = tempfile::tempdir().unwrap();
         let keep = LearnedStore::new(Some(folder.path()), None);
         assert!(keep.read().is_empty());
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_nobody_measured_are_not_believed() {
+    fn impossible_rates_are_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let text = r#"{"models": {"m": {"read": [1e38, -1, 2], "whole": [3e30]}},
             "answers": {"clock": 18446744073709551615, "templates": {"t": {"lengths": [1e38]}}}}"#;

@@ -1,12 +1,11 @@
-//! The books on disk: a call's hold is there before anything is sent, so that a service that ends
-//! in the middle knows afterwards what it may have spent.
+//! The ledger of spending on disk. The reservation (hold) of a call is durable before the call is sent,
+//! so that a service that ended in the middle knows afterwards what it may have spent.
 //!
-//! The file has one JSON value a line: first the books as they were when the file was made, then
-//! what came since. A last line without an end was never acknowledged and does not count. A thread
-//! of its own writes whatever waits and makes it durable once for all of it, if somebody waits for
-//! that: a bill that a power failure takes leaves the hold, which is more. Without caps nobody waits,
-//! and the thread is not woken for each line: what was spent in the last [`LEDGER_REST`] before a sudden
-//! end may be missing.
+//! The file has one JSON value a line: first the account at the time when the file was made, then the
+//! entries since. An incomplete last line was never acknowledged and does not count. A thread writes
+//! all entries that wait and syncs once for all of them, if a reservation waits for it: a bill lost in
+//! a power failure leaves the reservation, which is higher. Without caps nothing waits, and the thread
+//! is not woken for each entry: entries of the last [`LEDGER_REST`] before a sudden end may be missing.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -26,11 +25,11 @@ use crate::model::generate::Fault;
 use crate::money::{Hour, Usd};
 use crate::scheduler::books::{Books, LedgerEntry};
 
-/// The file's name in the folder of what the service keeps.
+/// The file's name in the state folder.
 const NAME: &str = "spent.jsonl";
-/// Held while a service keeps the books of this folder.
+/// The lock file, held while a service uses the ledger of this folder.
 const LOCK: &str = "spent.lock";
-/// The call of the line that stands for what can't be read any more.
+/// The call number of the entry that replaces an unreadable file.
 const LOST: u64 = u64::MAX;
 
 /// The first line of the file.
@@ -40,34 +39,34 @@ struct Begin {
     books: Books,
 }
 
-/// A line to write, and who waits for it to be durable.
+/// An entry to write, and the sender to notify when it is durable.
 struct LedgerWrite {
     entry: LedgerEntry,
     done: Option<oneshot::Sender<Result<(), String>>>,
 }
 
-/// The way to the file.
+/// The sending end of the ledger.
 pub(crate) struct Ledger {
     to: mpsc::Sender<LedgerWrite>,
-    /// Nothing may be spent that is not in the books.
+    /// Whether spending is capped: then nothing may be spent that is not in the ledger.
     is_binding: bool,
 }
 
-/// A hold on its way to the disk.
+/// A reservation that is being written.
 pub(crate) enum Pending {
-    /// Nobody needs to wait for it.
+    /// Without caps, nothing waits for it.
     Free,
     /// It is being written.
     Written(oneshot::Receiver<Result<(), String>>),
-    /// There was no room for it.
+    /// The queue of the writer was full.
     Dropped,
 }
 
-/// What the thread has.
+/// The state of the writing thread.
 pub(crate) struct Writer {
     from: mpsc::Receiver<LedgerWrite>,
     disk: Result<Disk, String>,
-    /// As the ledger's.
+    /// As in [`Ledger`].
     is_binding: bool,
 }
 
@@ -76,18 +75,18 @@ struct Disk {
     file: File,
     books: Books,
     lines: usize,
-    /// The last writing failed: what stands at the end of the file is not known.
+    /// The last write failed: the end of the file is undefined.
     is_torn: bool,
-    /// Given back when it is closed.
+    /// The lock; released when it is dropped.
     _lock: File,
 }
 
-/// The hour of the calendar.
+/// The present hour, UTC.
 pub(crate) fn hour() -> Hour {
     Hour::at(clock::since_epoch().as_secs())
 }
 
-/// Opens the books of this folder; also says what they say.
+/// Opens the ledger of this folder; returns its two ends and the account.
 pub(crate) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledger, Writer, Books) {
     let (to, from) = mpsc::channel(LEDGER_WAITING_MAX);
     let disk = match folder {
@@ -107,20 +106,20 @@ pub(crate) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledg
 }
 
 impl Ledger {
-    /// Puts a hold on its way.
+    /// Queues a reservation.
     pub(crate) fn hold(&self, entry: LedgerEntry) -> Pending {
         if !self.is_binding {
             self.note(entry);
             return Pending::Free;
         }
-        let (done, told) = oneshot::channel();
+        let (done, is_done) = oneshot::channel();
         match self.to.try_send(LedgerWrite { entry, done: Some(done) }) {
-            Ok(()) => Pending::Written(told),
+            Ok(()) => Pending::Written(is_done),
             Err(_) => Pending::Dropped,
         }
     }
 
-    /// Writes a line that need not be durable at once: without it the hold counts.
+    /// Queues an entry that need not be durable at once: without it the reservation counts.
     pub(crate) fn note(&self, entry: LedgerEntry) {
         if self.to.try_send(LedgerWrite { entry, done: None }).is_err() {
             tracing::warn!("ledger queue full: a call is counted with its highest possible cost");
@@ -129,26 +128,27 @@ impl Ledger {
 }
 
 impl Pending {
-    /// Waits until it is durable.
+    /// Waits until the reservation is durable.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] if it can't be: nothing may be sent.
+    /// [`Fault::Unavailable`] if it can't be written: the call must not be sent.
     pub(crate) async fn done(self) -> Result<(), Fault> {
-        let told = match self {
+        let is_done = match self {
             Pending::Free => return Ok(()),
-            Pending::Written(told) => told,
+            Pending::Written(is_done) => is_done,
             Pending::Dropped => {
                 return Err(Fault::unavailable("ledger queue full: nothing was sent".to_owned()));
             }
         };
-        told.await
+        is_done
+            .await
             .unwrap_or_else(|_| Err("the ledger is closed".to_owned()))
             .map_err(|why| Fault::unavailable(format!("nothing was sent: {why}")))
     }
 }
 
 impl Writer {
-    /// Writes until the ledger is dropped. To be run on a thread of its own.
+    /// Writes until the ledger is dropped. Blocks: run it on a thread of its own.
     pub(crate) fn run(mut self) {
         let mut orders = Vec::new();
         // ends with the ledger
@@ -166,7 +166,7 @@ impl Writer {
                 Err(why) => Err(why.clone()),
             };
             for done in orders.drain(..).filter_map(|order| order.done) {
-                // the asker may have gone
+                // the attempt may have been stopped
                 let _ = done.send(result.clone());
             }
             if !self.is_binding {
@@ -206,8 +206,8 @@ impl Disk {
         Ok(Disk { path, file, books, lines: 0, is_torn: false, _lock: lock })
     }
 
-    /// Writes these lines and makes them durable, if that is awaited. After a failure, and from time
-    /// to time, the file is made anew.
+    /// Writes these entries, and syncs if a reservation waits. The file is replaced after a failure and
+    /// from time to time.
     fn write<'e>(
         &mut self,
         entries: impl Iterator<Item = &'e LedgerEntry>,
@@ -234,7 +234,7 @@ impl Disk {
     }
 }
 
-/// Locks the books; one who is just ending is waited for.
+/// Locks the ledger; waits for a service that is just ending.
 fn take(lock: &File) -> io::Result<()> {
     let end = clock::now() + LEDGER_LOCK_WAIT;
     loop {
@@ -251,7 +251,7 @@ fn take(lock: &File) -> io::Result<()> {
     }
 }
 
-/// Books after which nothing may be spent in the present hour, day and month.
+/// An account after which nothing may be spent in the present hour, day and month.
 fn all_spent(hour: Hour) -> Books {
     let mut books = Books::default();
     books.turn(hour);
@@ -260,7 +260,7 @@ fn all_spent(hour: Hour) -> Books {
     books
 }
 
-/// Makes the file anew.
+/// Replaces the file by one that begins with this account.
 fn begin(path: &Path, books: &Books) -> io::Result<File> {
     let mut text = serde_json::to_vec(&Begin { books: books.clone() })?;
     text.push(b'\n');
@@ -270,7 +270,7 @@ fn begin(path: &Path, books: &Books) -> io::Result<File> {
 fn read(path: &Path) -> io::Result<Books> {
     let text = String::from_utf8(files::read(path, LEDGER_BYTES_MAX)?).map_err(io::Error::other)?;
     let wrong = |n: usize, why: String| io::Error::other(format!("line {}: {why}", n + 1));
-    // a last line that was cut off is one that nobody was told of
+    // an incomplete last line was never acknowledged
     let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate();
     let (n, first) = lines.next().ok_or_else(|| wrong(0, "it is not there".to_owned()))?;
     let begin: Begin = serde_json::from_str(first).map_err(|e| wrong(n, e.to_string()))?;
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_counts_after_a_sudden_end() {
+    fn reservations_count_after_a_sudden_end() {
         let folder = tempfile::tempdir().unwrap();
         let mut first = disk(folder.path());
         hold(&mut first, 1, 30);
@@ -318,7 +318,7 @@ mod tests {
         first.write([&LedgerEntry::Bill { call: 1, usd: usd(7) }].into_iter(), false).unwrap();
         drop(first);
         assert_eq!(spent(folder.path()), usd(57));
-        // a bill that comes too late finds nothing
+        // a late bill has no reservation any more
         let mut later = disk(folder.path());
         later.write([&LedgerEntry::Bill { call: 2, usd: usd(1) }].into_iter(), true).unwrap();
         drop(later);
@@ -350,7 +350,7 @@ mod tests {
             fs::write(&path, text).unwrap();
             assert_eq!(spent(folder.path()), Usd::MOST, "{text:?}");
             assert_eq!(fs::read_to_string(path.with_extension("damaged")).unwrap(), text);
-            // and that is kept
+            // and that is stored
             assert_eq!(spent(folder.path()), Usd::MOST, "{text:?}");
         }
     }
@@ -387,8 +387,8 @@ mod tests {
             let (ledger, writer, books) = open(None, is_binding, day());
             let thread = std::thread::spawn(|| writer.run());
             let pending = ledger.hold(books.hold(1, "app", usd(1)));
-            let told = runtime.block_on(pending.done());
-            assert_eq!(told.is_err(), is_binding, "{told:?}");
+            let result = runtime.block_on(pending.done());
+            assert_eq!(result.is_err(), is_binding, "{result:?}");
             drop(ledger);
             thread.join().unwrap();
         }

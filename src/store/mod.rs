@@ -1,4 +1,4 @@
-//! All that the service keeps on disk.
+//! All files that the service writes in its state folder.
 
 pub(crate) mod files;
 pub(crate) mod learned;

@@ -1,5 +1,5 @@
-//! Several models at one prompt, within its one deadline: each is a job of its own for the judge, and
-//! the rules of [`crate::scheduler::strategy`] say which answer counts.
+//! Strategies that ask several models about one prompt, within its one deadline. Each question is a job
+//! of its own for the scheduler, and [`crate::scheduler::strategy`] chooses the answer that counts.
 
 pub(crate) mod judge;
 
@@ -21,8 +21,8 @@ use crate::scheduler::decision::{Reason, StrategyStep};
 use crate::scheduler::strategy::{conclude, contested, lacks, record};
 use crate::scheduler::{Verdict, mode_allows};
 
-/// What the second model is told of the first one's draft, before and behind it; then comes what was
-/// asked, as the last, where also a model that only continues texts takes it up.
+/// The texts before and behind the draft in the second model's prompt. The request follows as the last
+/// part, so that a model that only continues texts answers it too.
 const DRAFT: [&str; 2] = [
     "This is a draft of the answer to the request below, which may be wrong:\n",
     "\nKeep what is right in it, correct what is wrong, add what is missing. The request:\n",
@@ -51,7 +51,7 @@ pub fn submit_to(dispatch: &Dispatch, job: Job, out: Out) -> Result<Answer, Refu
     submit(dispatch, job)
 }
 
-/// Asks as the job's strategy wants and says how it ended.
+/// Runs the job's strategy and returns how it ended.
 async fn run(dispatch: Dispatch, job: Job) -> JobEnd {
     let work = StrategyRun { dispatch, arrived: clock::now(), job };
     match work.job.strategy {
@@ -66,14 +66,14 @@ struct StrategyRun {
     job: Job,
 }
 
-/// What came of one model.
+/// The answer or failure of one model.
 pub(crate) struct Part {
     pub(crate) text: String,
     end: JobEnd,
 }
 
 impl StrategyRun {
-    /// First here, then elsewhere, if that is needed and allowed.
+    /// Asks a model on this device, then a remote one, if that is needed and allowed.
     async fn in_turn(&self) -> JobEnd {
         let wants_draft = self.job.strategy == Strategy::Refine && may_leave(self.job.mode);
         let first = if wants_draft { Mode::LocalOnly } else { self.job.mode };
@@ -89,41 +89,41 @@ impl StrategyRun {
     }
 
     fn wants_second(&self, first: &Part) -> bool {
-        // who is not on this device has been asked already
-        let is_here = first.end.locality.is_none_or(|locality| locality == Locality::Device);
+        // a remote model has answered already
+        let is_local = first.end.locality.is_none_or(|locality| locality == Locality::Device);
         let wants = match self.job.strategy {
             Strategy::Cascade => first.is_answer() && self.lack(first).is_some(),
             Strategy::Refine => true,
             Strategy::Single | Strategy::Compare => false,
         };
-        let is_elsewhere =
+        let is_remote =
             |locality| locality != Locality::Device && mode_allows(self.job.mode, locality);
         let others = self.dispatch.backends();
-        let has_others = others.iter().any(|seen| is_elsewhere(seen.locality));
-        wants && is_here && has_others && may_leave(self.job.mode) && !self.left().is_zero()
+        let has_others = others.iter().any(|status| is_remote(status.locality));
+        wants && is_local && has_others && may_leave(self.job.mode) && !self.left().is_zero()
     }
 
-    /// Who is asked at once. The judge is not, unless it takes part in it to make two.
+    /// The servers to compare. The judge is none of them, unless there would be fewer than two.
     fn contestants(&self) -> Vec<String> {
-        let seen = self.dispatch.backends();
-        let can = |seen: &&crate::dispatch::BackendStatus| {
-            let can = seen.context.as_ref().map(|context| &context.capabilities);
+        let backends = self.dispatch.backends();
+        let can = |status: &&crate::dispatch::BackendStatus| {
+            let can = status.context.as_ref().map(|context| &context.capabilities);
             let calls_tools = |can: &Capabilities| can.tools || !self.job.wants_tools();
-            mode_allows(self.job.mode, seen.locality)
+            mode_allows(self.job.mode, status.locality)
                 && can.is_some_and(|can| can.has(GENERATE) && calls_tools(can))
         };
-        let is_judge = |seen: &&crate::dispatch::BackendStatus| {
-            let model = seen.context.as_ref().map(|context| context.identification.name.as_str());
+        let is_judge = |status: &&crate::dispatch::BackendStatus| {
+            let model = status.context.as_ref().map(|context| context.identification.name.as_str());
             let judge = self.job.judge.as_deref();
-            judge.is_some() && (judge == Some(&seen.server) || judge == model)
+            judge.is_some() && (judge == Some(&status.server) || judge == model)
         };
-        let (judges, others): (Vec<_>, Vec<_>) = seen.iter().filter(can).partition(is_judge);
+        let (judges, others): (Vec<_>, Vec<_>) = backends.iter().filter(can).partition(is_judge);
         let most = if others.len() < 2 { COMPARED_MAX } else { COMPARED_MAX.min(others.len()) };
         let all = others.into_iter().chain(judges);
-        all.take(most).map(|seen| seen.server.clone()).collect()
+        all.take(most).map(|status| status.server.clone()).collect()
     }
 
-    /// All at once; who answers the same as another ends the others' work.
+    /// Asks all contestants at once; two answers that agree stop the others.
     async fn compare(&self) -> JobEnd {
         let names = self.contestants();
         if names.is_empty() || self.job.model.is_some() {
@@ -149,7 +149,7 @@ impl StrategyRun {
         }
         while let Some((at, part)) = running.next().await {
             let same = |other: &Part| {
-                part.is_answer() && self.lack(&part).is_none() && other.says_as(&part)
+                part.is_answer() && self.lack(&part).is_none() && other.agrees_with(&part)
             };
             if parts.iter().flatten().any(same) {
                 stops.iter().for_each(tokio_util::sync::CancellationToken::cancel);
@@ -161,7 +161,7 @@ impl StrategyRun {
         self.judged(parts).await
     }
 
-    /// Asks a judge, if there is one and it has something to say.
+    /// Asks the judge, if one is named and the answers differ.
     async fn judged(&self, parts: Vec<Part>) -> JobEnd {
         let steps = self.steps(&parts);
         let contested = contested(&steps);
@@ -171,24 +171,24 @@ impl StrategyRun {
         let asked = judge::orders(&contested).map(|order| {
             let job = judge::job(&self.step(self.job.mode), judge, &parts, &order);
             async move {
-                let said = self.ask(job, false).await;
-                (judge::word(&said, &order), said)
+                let answer = self.ask(job, false).await;
+                (judge::preference(&answer, &order), answer)
             }
         });
-        let words = futures::future::join_all(asked).await;
-        let word = |(prefers, said): (Option<usize>, Part)| StrategyStep {
-            answered: said.is_answer(),
+        let preferences = futures::future::join_all(asked).await;
+        let step = |(prefers, answer): (Option<usize>, Part)| StrategyStep {
+            answered: answer.is_answer(),
             lacks: None,
             agree: 0,
             judges: true,
             prefers,
-            decision: said.end.decision,
+            decision: answer.end.decision,
         };
-        let steps = steps.into_iter().chain(words.into_iter().map(word)).collect();
+        let steps = steps.into_iter().chain(preferences.into_iter().map(step)).collect();
         self.conclude(parts, steps)
     }
 
-    /// A step of it: the same prompt for one model, in the time that is left.
+    /// The job of one step: the same prompt for one model, in the time that is left.
     fn step(&self, mode: Mode) -> Job {
         Job {
             mode,
@@ -200,13 +200,16 @@ impl StrategyRun {
     }
 
     async fn ask(&self, mut step: Job, is_judged: bool) -> Part {
-        let knows = |seen: &crate::dispatch::BackendStatus| {
-            let context = seen.context.as_ref();
-            seen.locality == Locality::Device
+        let has_logprobs = |status: &crate::dispatch::BackendStatus| {
+            let context = status.context.as_ref();
+            status.locality == Locality::Device
                 && context.is_some_and(|c| c.capabilities.has(LOGPROBS))
         };
-        // how likely its tokens were is asked only of those who can tell
-        if is_judged && self.job.threshold.is_some() && self.dispatch.backends().iter().any(knows) {
+        // log-probabilities are requested only if a model on this device has them
+        if is_judged
+            && self.job.threshold.is_some()
+            && self.dispatch.backends().iter().any(has_logprobs)
+        {
             step.sampling.logprobs = step.sampling.logprobs.or(Some(0));
         }
         match self.dispatch.submit(step) {
@@ -221,8 +224,8 @@ impl StrategyRun {
 
     fn lack(&self, part: &Part) -> Option<Reason> {
         let usage = part.end.usage.as_ref()?;
-        let is_here = part.end.locality == Some(Locality::Device);
-        let threshold = self.job.threshold.filter(|_| is_here);
+        let is_local = part.end.locality == Some(Locality::Device);
+        let threshold = self.job.threshold.filter(|_| is_local);
         lacks(&self.job.format, &part.text, usage, threshold)
     }
 
@@ -232,7 +235,7 @@ impl StrategyRun {
     }
 
     fn steps(&self, parts: &[Part]) -> Vec<StrategyStep> {
-        let agree = |part: &Part| parts.iter().filter(|other| other.says_as(part)).count();
+        let agree = |part: &Part| parts.iter().filter(|other| other.agrees_with(part)).count();
         let step = |part: &Part| StrategyStep {
             answered: part.is_answer(),
             lacks: self.lack(part),
@@ -244,7 +247,7 @@ impl StrategyRun {
         parts.iter().map(step).collect()
     }
 
-    /// One end of all parts: that which counts, with the record of all steps.
+    /// The end of the answer that counts, with the decision records of all steps.
     fn conclude(&self, mut parts: Vec<Part>, steps: Vec<StrategyStep>) -> JobEnd {
         let Some(counts) = conclude(self.job.strategy, &steps) else {
             return parts.swap_remove(0).end;
@@ -256,7 +259,7 @@ impl StrategyRun {
             None => Usage { logprobs: Vec::new(), ..usage },
         });
         JobEnd {
-            kept: Some(text).filter(|text| !text.is_empty()),
+            buffered: Some(text).filter(|text| !text.is_empty()),
             decision: record(self.job.strategy, steps, counts),
             usage,
             queued: first,
@@ -267,7 +270,7 @@ impl StrategyRun {
 }
 
 impl Part {
-    /// There was no room to ask.
+    /// A model that was not asked because the queue was full.
     fn refused(refusal: Refusal) -> Part {
         Part { text: String::new(), end: JobEnd::refused(refusal, Reason::Queue) }
     }
@@ -280,14 +283,15 @@ impl Part {
         self.end.usage.as_ref().map_or(&[], |usage| &usage.tool_calls)
     }
 
-    /// All of it as text: what it says, and the tools that it calls.
+    /// The answer as one text: what it says, and the tools that it calls.
     pub(crate) fn whole(&self) -> String {
         let calls = self.calls().iter().map(|call| format!("{} {}", call.name, call.text()));
         std::iter::once(self.text.clone()).chain(calls).collect::<Vec<_>>().join("\n")
     }
 
-    /// Whether both say the same, but for space, case and the order of JSON keys, and call the same.
-    fn says_as(&self, other: &Part) -> bool {
+    /// Whether both answers agree, ignoring white space, case and the order of JSON keys, and call the same
+    /// tools.
+    fn agrees_with(&self, other: &Part) -> bool {
         let (one, two) = (self.text.to_lowercase(), other.text.to_lowercase());
         let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
         let is_same = match (value(&one), value(&two)) {
@@ -301,7 +305,7 @@ impl Part {
     }
 }
 
-/// Puts a draft before what the asker said last.
+/// Inserts a draft before the text of the last user message.
 fn show_draft(messages: &mut [Message], draft: &str) {
     if let Some(last) = messages.iter_mut().rfind(|message| message.role == Role::User) {
         let [before, behind] = DRAFT;

@@ -1,4 +1,4 @@
-//! The caller's end: the services that this device asks, on its one line to the broker.
+//! The caller: the services that this device calls, over its one connection to the broker.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -23,7 +23,7 @@ use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
 use crate::model::generate::Fault;
 use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Router, Subscription};
 
-/// All services that this device asks; cheap to clone.
+/// Routes messages to and from all services that this device calls; cheap to clone.
 #[derive(Clone)]
 pub struct CallRouter {
     bus: Bus,
@@ -31,11 +31,11 @@ pub struct CallRouter {
     services: Arc<Mutex<BTreeMap<String, ServicePresence>>>,
 }
 
-/// What is known of a service.
+/// The state of a service.
 struct ServicePresence {
     topics: ServiceTopics,
     workers: watch::Sender<BTreeSet<String>>,
-    /// The present caller, which receives the answers.
+    /// The transport that present caller, responses at present.
     to: Option<mpsc::Sender<AnswerPart>>,
 }
 
@@ -47,7 +47,7 @@ struct AnswerPart {
 }
 
 impl CallRouter {
-    /// A switch for these services, by the first part of their topics; `caller` is our own name.
+    /// A router for these services, by the base of their topics; `caller` is this device's name.
     pub fn new<'b>(bus: Bus, caller: &str, bases: impl Iterator<Item = &'b str>) -> CallRouter {
         let service = |base: &str| {
             let topics = ServiceTopics::new(base);
@@ -58,7 +58,7 @@ impl CallRouter {
         CallRouter { bus, caller: caller.to_owned(), services }
     }
 
-    /// Subscribes to the answers to `caller` and to the workers of these services.
+    /// The topic filters the workers of these services.
     pub fn subscribe<'b>(
         router: &mut Router,
         caller: &str,
@@ -78,10 +78,10 @@ impl CallRouter {
         }
     }
 
-    /// Notes a worker, or hands an answer to its caller; without a caller it is dropped.
+    /// Routes a caller it is dropped.
     ///
-    /// The message is acknowledged at once: a call is made at most once, so its answer is of no use
-    /// to a later process.
+    /// The message of at most once, so its answer is of no use
+    /// returns every other message.
     fn take(&self, message: Incoming) {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
@@ -113,10 +113,10 @@ impl CallRouter {
         message.ack.ack();
     }
 
-    /// Waits until the line to the broker is up and a worker of this service is there.
+    /// Waits until the connection to the broker is up and a worker of this service is present.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] if there is no such service, or the line has ended.
+    /// [`Fault::Unavailable`] if there is no such service, or the connection has ended for good.
     pub async fn ready(&self, base: &str) -> Result<(), Fault> {
         let mut workers = {
             let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,7 +124,7 @@ impl CallRouter {
         };
         let mut line = self.bus.connection();
         let gone = |_| Fault::unavailable("the line to the broker has ended".to_owned());
-        // each may go while the other is waited for
+        // either may end while the other is waited for
         while *line.borrow_and_update() != ConnectionState::Up
             || workers.borrow_and_update().is_empty()
         {
@@ -136,7 +136,7 @@ impl CallRouter {
         Ok(())
     }
 
-    /// A line to a service, once one of its workers is there. It takes the place of an earlier one.
+    /// A transport to a service, once one of its workers is present. It replaces an earlier one.
     ///
     /// # Errors
     /// As [`CallRouter::ready`].
@@ -170,15 +170,15 @@ fn unknown(base: &str) -> Fault {
 /// A client's transport to one service.
 pub struct Caller {
     topics: ServiceTopics,
-    /// Where answers come.
+    /// The topic for responses.
     answer: String,
     bus: Bus,
     inbox: mpsc::Receiver<AnswerPart>,
     line: watch::Receiver<ConnectionState>,
     workers: watch::Receiver<BTreeSet<String>>,
-    /// By the mark that its messages carry.
+    /// Open calls by the correlation data of their messages.
     calls: HashMap<Bytes, OutgoingCall>,
-    /// What has come and was not handed on.
+    /// Received messages that were not handed on yet.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
 }
 
@@ -187,7 +187,7 @@ struct OutgoingCall {
     id: RequestId,
     parts: Parts,
     worker: Option<String>,
-    /// When a worker must have taken it.
+    /// The deadline for a worker to take it.
     taken_by: Instant,
 }
 
@@ -228,7 +228,7 @@ impl Caller {
             JsonRpcMessage::Notification(note) => {
                 let ClientNotification::CancelledNotification(cancelled) = &note.notification
                 else {
-                    // a single request has no session that could hear of it
+                    // single requests have no session that a notification could belong to
                     return Ok(());
                 };
                 let id = cancelled.params.request_id.as_ref();
@@ -238,7 +238,7 @@ impl Caller {
                 let topic = self.topics.tell();
                 let told =
                     Outgoing { topic, payload, correlation: Some(mark), ..Outgoing::default() };
-                // without it the worker goes on until the call's time is over
+                // without it the worker works until the call's deadline
                 let _ = self.bus.once(told);
                 Ok(())
             }
@@ -256,7 +256,7 @@ impl Caller {
             return self.fail(mark, "a message of the answer exceeds the size limit");
         };
         match call.parts.take(payload, &message.properties) {
-            // a worker has taken it
+            // the worker has taken it
             Ok(Some(text)) if text.is_empty() => {}
             Ok(Some(text)) => match serde_json::from_slice::<RxJsonRpcMessage<RoleClient>>(&text) {
                 Ok(answer) => {
@@ -272,7 +272,7 @@ impl Caller {
         }
     }
 
-    /// Ends a call that will have no response.
+    /// Fails a call that will have no response.
     fn fail(&mut self, mark: &Bytes, why: &str) {
         if let Some(call) = self.calls.remove(mark) {
             let code = if call.parts.has_begun() { LOST } else { NOT_TAKEN };
@@ -281,7 +281,7 @@ impl Caller {
         }
     }
 
-    /// The calls of workers that are not there any more, and those that nobody has taken in time.
+    /// The calls of workers that are gone, and those that no worker took in time.
     fn sweep(&mut self) {
         let now = Instant::from(clock::now());
         let workers = self.workers.borrow_and_update().clone();
@@ -304,7 +304,7 @@ impl Caller {
         }
     }
 
-    /// When the next call must have been taken.
+    /// The next deadline for a call to be taken.
     fn wake_at(&self) -> Option<Instant> {
         let open = self.calls.values().filter(|call| call.worker.is_none());
         open.map(|call| call.taken_by).min()
@@ -321,9 +321,9 @@ impl Transport<RoleClient> for Caller {
         std::future::ready(self.put(&item))
     }
 
-    /// Ends when the broker is away or no worker is left.
+    /// Ends when the connection to the broker is down or no worker is present.
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
-        // ends with the line
+        // ends with the connection
         loop {
             if let Some(message) = self.ready.pop_front() {
                 return Some(message);

@@ -1,7 +1,6 @@
 //! MCP over MQTT 5: a *caller* sends single requests to a *service*, any *worker* of which may answer.
 //!
-//! The binding is written down in `docs/mcp-over-mqtt.md`, so that others can speak it: topics,
-//! properties, the order of messages, what happens when something breaks.
+//! `docs/mcp-over-mqtt.md` specifies the binding: topics, properties, order of messages, failures.
 
 pub mod caller;
 mod parts;
@@ -9,11 +8,11 @@ pub mod worker;
 
 /// User property: the place of a message among those that answer one call, from 0 on.
 const SEQ: &str = "mcp-seq";
-/// User property: the JSON text goes on in the next message.
+/// User property: the JSON text continues in the next message.
 const MORE: &str = "mcp-more";
-/// User property: who answers.
+/// User property: the name of the worker that answers.
 const WORKER: &str = "mcp-worker";
-/// What a worker says when it is there, and what is said when it is gone.
+/// The payloads of a worker's presence topic: present, and gone.
 const ONLINE: &[u8] = br#"{"state":"online"}"#;
 const OFFLINE: &[u8] = br#"{"state":"offline"}"#;
 
@@ -29,38 +28,38 @@ impl ServiceTopics {
         ServiceTopics { base: base.to_owned() }
     }
 
-    /// Where requests go; one worker gets each.
+    /// The topic of requests, each of which one worker receives.
     fn call(&self) -> String {
         format!("{}/call", self.base)
     }
 
-    /// What workers subscribe to for their part of the requests.
+    /// The shared subscription through which workers receive requests.
     fn calls(&self) -> String {
         let group = self.base.rsplit('/').next().unwrap_or_default();
         format!("$share/{group}/{}", self.call())
     }
 
-    /// Where every worker hears what callers say besides.
+    /// The topic of notifications from callers, which every worker receives.
     fn tell(&self) -> String {
         format!("{}/tell", self.base)
     }
 
-    /// Below which callers get their answers.
+    /// The prefix of the topics for responses.
     fn answers(&self) -> String {
         format!("{}/answer/", self.base)
     }
 
-    /// Where this caller does.
+    /// The topic for responses to this caller.
     fn answer(&self, caller: &str) -> String {
         format!("{}{caller}", self.answers())
     }
 
-    /// Below which workers say that they are there.
+    /// The prefix of the workers' presence topics.
     fn workers(&self) -> String {
         format!("{}/worker/", self.base)
     }
 
-    /// Where this worker does.
+    /// The presence topic of this worker.
     fn worker(&self, worker: &str) -> String {
         format!("{}{worker}", self.workers())
     }

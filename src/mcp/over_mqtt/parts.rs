@@ -1,4 +1,4 @@
-//! A JSON text in as many messages as it needs, in order, none twice and none missing.
+//! Splits a JSON text into messages, and joins them in order, without duplicates or gaps.
 
 use bytes::{Bytes, BytesMut};
 
@@ -10,11 +10,11 @@ use crate::limits::{LINE_BYTES_MAX, MQTT_PART_BYTES_MAX};
 pub(super) struct Numbers(u64);
 
 impl Numbers {
-    /// The messages of a text: payload and properties.
+    /// Splits a text into messages: payload and properties.
     pub(super) fn split(&mut self, text: Bytes) -> Vec<(Bytes, Vec<(String, String)>)> {
         let mut left = text;
         let mut parts = Vec::new();
-        // bounded: each turn takes something off the text
+        // bounded: each turn shortens the text
         loop {
             let part = left.split_to(left.len().min(MQTT_PART_BYTES_MAX));
             let mut properties = vec![(SEQ.to_owned(), self.0.to_string())];
@@ -30,7 +30,7 @@ impl Numbers {
     }
 }
 
-/// Puts the texts of one answer together again.
+/// Joins the messages of one answer into texts.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     next: u64,
@@ -38,10 +38,10 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Takes the next message; gives a text when it is whole.
+    /// Adds the next message; returns a text when it is complete.
     ///
     /// # Errors
-    /// What is wrong, if one is missing or the text is too long.
+    /// A description, if a message is missing or the text is too long.
     pub(super) fn take(
         &mut self,
         payload: &Bytes,
@@ -50,7 +50,7 @@ impl Parts {
         let seq = property(properties, SEQ).and_then(|seq| seq.parse::<u64>().ok());
         let seq = seq.ok_or_else(|| format!("a message has no {SEQ}"))?;
         if seq < self.next {
-            // a broker may send what it has sent before
+            // a broker may deliver a message twice
             return Ok(None);
         }
         if seq > self.next {
@@ -68,7 +68,7 @@ impl Parts {
         Ok((!goes_on).then(|| self.text.split().freeze()))
     }
 
-    /// Whether anything has come.
+    /// Whether a message has arrived.
     pub(super) fn has_begun(&self) -> bool {
         self.next > 0
     }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_noticed() {
+    fn gaps_are_errors() {
         let mut messages = Numbers::default().split(vec![7; 3 * MQTT_PART_BYTES_MAX].into());
         messages.remove(1);
         let mut parts = Parts::default();

@@ -1,4 +1,4 @@
-//! The worker's end: takes its share of the calls of a service, each served on its own.
+//! The worker: takes its share of a service's calls and serves each on its own.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -23,27 +23,27 @@ use crate::mcp::pair::pair;
 use crate::mcp::server::{ModelHost, serve};
 use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Presence, Subscription};
 
-/// How long an answer waits before it is offered again, if the line has no room.
+/// The delay before a message is published again, if the outbox is full.
 const ANSWER_RETRY: Duration = Duration::from_millis(2);
 
-/// One of those that answer for a service.
+/// One worker of a service.
 pub struct Worker {
-    /// The line to the broker, of its own.
+    /// The worker's own connection to the broker.
     pub bus: Bus,
-    /// What answers.
+    /// The model host that answers.
     pub host: Arc<dyn ModelHost>,
     /// The service's topics.
     pub topics: ServiceTopics,
-    /// Its name, unlike that of all other workers.
+    /// Its name, unique among workers.
     pub name: String,
 }
 
-/// What the line of a worker listens to.
+/// The topic filters of a worker.
 pub fn filters(topics: &ServiceTopics) -> Vec<String> {
     vec![topics.calls(), topics.tell()]
 }
 
-/// How a worker says that it is there.
+/// The presence message of a worker.
 pub fn presence(topics: &ServiceTopics, name: &str) -> Presence {
     Presence {
         topic: topics.worker(name),
@@ -62,15 +62,15 @@ struct IncomingCall {
     numbers: Numbers,
 }
 
-/// The line to the broker broke: nobody would hear the rest.
+/// The connection to the broker broke: the rest of the answer can't be delivered.
 struct Broken;
 
 impl Worker {
-    /// Serves until `stop`, then until all calls that were taken have their answers.
+    /// Serves until `stop`, then until all accepted calls are answered.
     pub async fn run(self, mut inbox: Subscription, stop: CancellationToken) {
         let mut running: JoinSet<Bytes> = JoinSet::new();
         let mut stops: BTreeMap<Bytes, CancellationToken> = BTreeMap::new();
-        let mut seen: VecDeque<Bytes> = VecDeque::new();
+        let mut recent: VecDeque<Bytes> = VecDeque::new();
         let mut drain_until = None;
         // ends after `stop`
         loop {
@@ -89,12 +89,12 @@ impl Worker {
                         continue;
                     }
                     let Some(call) = call else { continue };
-                    if seen.contains(&call.mark) {
+                    if recent.contains(&call.mark) {
                         continue;
                     }
-                    seen.push_back(call.mark.clone());
-                    if seen.len() > CALLS_REMEMBERED_MAX {
-                        seen.pop_front();
+                    recent.push_back(call.mark.clone());
+                    if recent.len() > CALLS_REMEMBERED_MAX {
+                        recent.pop_front();
                     }
                     let (stop, mark) = (CancellationToken::new(), call.mark.clone());
                     stops.insert(mark.clone(), stop.clone());
@@ -124,7 +124,7 @@ impl Worker {
         }
     }
 
-    /// A call that can be answered: it is marked and says where its answer shall go.
+    /// A call that can be answered: it has correlation data and a response topic.
     fn call_of(&self, message: &Incoming) -> Option<IncomingCall> {
         let mark = message.correlation.clone().filter(|mark| mark.len() <= NAME_BYTES_MAX)?;
         let answer = message.response_topic.clone()?;
@@ -150,14 +150,14 @@ impl IncomingCall {
             Ok(_) => return Ok(()),
             Err(error) => {
                 let error = ErrorData::parse_error(format!("not a call: {error}"), None);
-                return self.say(&JsonRpcMessage::error(error, None)).await;
+                return self.send(&JsonRpcMessage::error(error, None)).await;
             }
         };
         let id = request.id.clone();
         if is_full {
             let why = format!("this worker is at its limit of {CALLS_MAX} calls");
             let error = JsonRpcMessage::error(ErrorData::new(NOT_TAKEN, why, None), Some(id));
-            return self.say(&error).await;
+            return self.send(&error).await;
         }
         // it has been taken
         self.publish(Bytes::new()).await?;
@@ -173,10 +173,10 @@ impl IncomingCall {
                 let is_last = match &message {
                     JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => true,
                     JsonRpcMessage::Notification(_) => false,
-                    // nobody could answer it
+                    // it has no way back
                     JsonRpcMessage::Request(_) => continue,
                 };
-                self.say(&message).await?;
+                self.send(&message).await?;
                 if is_last {
                     break;
                 }
@@ -184,7 +184,7 @@ impl IncomingCall {
             Ok(())
         };
         let serving = async {
-            // it goes on in a task of its own for as long as this is held
+            // it runs in a task of its own until this is dropped
             let _served = served.await;
             std::future::pending::<()>().await;
         };
@@ -194,7 +194,7 @@ impl IncomingCall {
         }
     }
 
-    async fn say(&mut self, message: &TxJsonRpcMessage<RoleServer>) -> Result<(), Broken> {
+    async fn send(&mut self, message: &TxJsonRpcMessage<RoleServer>) -> Result<(), Broken> {
         match serde_json::to_vec(message) {
             Ok(text) => self.publish(text.into()).await,
             Err(error) => {
@@ -204,7 +204,7 @@ impl IncomingCall {
         }
     }
 
-    /// Publishes a text; waits while the line has no room.
+    /// Publishes a text; waits while the outbox is full.
     async fn publish(&mut self, text: Bytes) -> Result<(), Broken> {
         for (payload, mut properties) in self.numbers.split(text) {
             properties.push((WORKER.to_owned(), self.worker.clone()));
@@ -215,10 +215,10 @@ impl IncomingCall {
                 properties,
                 ..Outgoing::default()
             };
-            // ends when there is room, or with the line
+            // ends when there is room, or with the connection
             while self.bus.once(message.clone()).is_err() {
                 if *self.bus.connection().borrow() != ConnectionState::Up {
-                    // the caller hears that this worker is gone
+                    // the caller is told that this worker is gone
                     return Err(Broken);
                 }
                 tokio::time::sleep(ANSWER_RETRY).await;
