@@ -188,6 +188,14 @@ impl AskArgs {
             ConnectionState::Down(why) => why.clone(),
             ConnectionState::Up => String::new(),
         };
+        let is_login =
+            ["NotAuthorized", "BadUserNamePassword"].iter().any(|code| why.contains(code));
+        if is_login {
+            bail!(
+                "broker {host}:{port} refused the login ({why}); set PILOTLIGHT_MQTT_USERNAME and \
+                 PILOTLIGHT_MQTT_PASSWORD"
+            );
+        }
         bail!("broker {host}:{port} is not reachable ({why}); is the service running?")
     }
 
