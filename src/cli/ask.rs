@@ -228,7 +228,7 @@ impl AskArgs {
     }
 }
 
-/// The printed part of an answer. Its pieces are published once, with QoS 0, on a topic of their
+/// The printed part of an answer. Its pieces are published once, with `QoS` 0, on a topic of their
 /// own: some may be lost, and MQTT keeps no order between two topics, so that the reply may arrive
 /// first. The reply has the whole text.
 #[derive(Debug, Default)]
