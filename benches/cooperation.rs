@@ -4,7 +4,7 @@
 //! The small one is `SmolLM2-135M` of `models/`, the larger one the GGUF file that `SECOND_GGUF`
 //! names. What `pilotlight calibrate` does sets the threshold of the cascade by other reports than those that
 //! are asked. The lines of the picture are computed from each model's own answers: the cascade at
-//! every threshold, as many prompts sent on by lot, and by one who knows which answers are wrong.
+//! every threshold, as many prompts selected at random, and by an oracle that knows which answers are wrong.
 //! Writes `docs/cooperation.svg`. `cargo bench --bench cooperation -- refine`: that row alone.
 #![allow(
     clippy::unwrap_used,
@@ -120,10 +120,10 @@ fn print_row(name: &str, said: &[Said]) -> (f64, f64) {
     (far, right)
 }
 
-/// Points of a line: % sent on, % right.
+/// Points of a line: % sent to the larger model, % right.
 type Points = Vec<(f64, f64)>;
 
-/// With the answers that the two models give, sorted by who is sent on first.
+/// With the answers that the two models give, sorted by which is sent first.
 fn line(order: &[usize], near: &[Said], far: &[Said]) -> Points {
     let all = order.len() as f64;
     let mut right = near.iter().filter(|said| said.right).count() as i64;
@@ -156,7 +156,7 @@ fn picture(lines: &[(&str, &str, Points)], marks: &[(String, (f64, f64))]) -> St
         let end = if *far > 50.0 { "end" } else { "start" };
         writeln!(svg, "<circle cx=\"{h:.1}\" cy=\"{v:.1}\" r=\"4\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{end}\">{name}</text>", if *far > 50.0 { h - 8.0 } else { h + 8.0 }, v - 7.0).unwrap();
     }
-    svg + "<text x=\"200\" y=\"366\">sent on to the larger model; up: right</text>\n</svg>\n"
+    svg + "<text x=\"200\" y=\"366\">sent to the larger model; y axis: right answers</text>\n</svg>\n"
 }
 
 /// The threshold that `pilotlight calibrate` would set, by reports that are not asked later; where it
@@ -165,7 +165,7 @@ fn calibrated(known: &[Said]) -> f32 {
     let sample = |said: &Said| LabelledAnswer { score: said.logprob, right: said.right };
     let samples: Vec<LabelledAnswer> = known.iter().map(sample).collect();
     println!("Calibrated by {} reports, {:.0} % right\n", known.len(), share(known, |s| s.right));
-    print_head(&["at most wrong", "threshold", "kept %"]);
+    print_head(&["maximum wrong", "threshold", "kept %"]);
     let mut best = None;
     for wrong_max in PROMISES {
         let found = calibrate(&samples, Aim { wrong_max, confidence: 0.95 });
@@ -175,7 +175,7 @@ fn calibrated(known: &[Said]) -> f32 {
                 let kept = 100.0 * row.kept as f64 / known.len() as f64;
                 println!("| {:.0} % | {} | {kept:.0} |", 100.0 * wrong_max, row.threshold);
             }
-            None => println!("| {:.0} % | none can promise it | |", 100.0 * wrong_max),
+            None => println!("| {:.0} % | no threshold | |", 100.0 * wrong_max),
         }
         best = best.or(row.map(|row| row.threshold));
     }
@@ -219,7 +219,7 @@ async fn main() {
 
     let asked = reports(2, ASKED);
     println!("\n{ASKED} reports\n");
-    print_head(&["way", "% right", "% sent on", "median ms"]);
+    print_head(&["method", "% right", "% sent to the larger model", "median ms"]);
     let near = ask_all(&service, &asked, single("local-only"), true).await;
     let far = ask_all(&service, &asked, single("cloud-only"), false).await;
     let mut marks = Vec::new();
@@ -249,16 +249,21 @@ async fn main() {
     let oracle = line(&by_truth, &near, &far);
     let random = vec![cascade[0], cascade[cascade.len() - 1]];
     println!();
-    print_head(&["% sent on", "by lot", "by log-probability", "by truth"]);
+    print_head(&[
+        "% sent to the larger model",
+        "random choice",
+        "by log-probability",
+        "ideal choice",
+    ]);
     for percent in [10, 20, 30, 50, 70] {
         let at = percent * asked.len() / 100;
         let lot = random[0].1 + (random[1].1 - random[0].1) * percent as f64 / 100.0;
         println!("| {percent} | {lot:.0} | {:.0} | {:.0} |", cascade[at].1, oracle[at].1);
     }
     let lines = [
-        ("by lot", "#999", random),
+        ("random choice", "#999", random),
         ("by log-probability", "#c33", cascade),
-        ("by truth", "#36c", oracle),
+        ("ideal choice", "#36c", oracle),
     ];
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cooperation.svg");
     std::fs::write(path, picture(&lines, &marks)).unwrap();

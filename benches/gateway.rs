@@ -285,7 +285,7 @@ async fn measure() {
     let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build().unwrap();
     print_machine();
     println!("Added to the provider's own time, ms; medians of {ROUNDS} rounds of {ROUND:?}\n");
-    print_head(&["way", "requests a second", "p50", "p99", "added p50", "added p99", "late %"]);
+    print_head(&["path", "requests a second", "p50", "p99", "added p50", "added p99", "late %"]);
     for rate in RATES {
         let mut rounds: Vec<Vec<Round>> = ways.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {

@@ -238,7 +238,7 @@ fn picture(points: &[Point]) -> String {
     svg.push_str(&line("#c33", |point| point.right));
     svg.push_str(&line("#36c", |point| point.handed_on));
     svg.push_str("<text x=\"70\" y=\"30\" fill=\"#c33\">right</text>\n");
-    svg.push_str("<text x=\"110\" y=\"30\" fill=\"#36c\">handed on to the language model</text>\n");
+    svg.push_str("<text x=\"110\" y=\"30\" fill=\"#36c\">passed to the language model</text>\n");
     svg.push_str(
         "<text x=\"210\" y=\"358\">margin: least confidence of the encoder</text>\n</svg>\n",
     );
@@ -292,8 +292,8 @@ async fn main() {
             print_row(&format!("{name}, {way}"), &classify(&model, skewed).await);
         }
     }
-    println!("\nThe encoder, and {} where it is not sure enough\n", models[0].0);
-    support::print_head(&["margin", "% right", "% handed on", "mean ms"]);
+    println!("\nThe encoder, and {} below the margin\n", models[0].0);
+    support::print_head(&["margin", "% right", "% passed to the language model", "mean ms"]);
     let points = chain(&first, &second.unwrap());
     for Point { margin, right, handed_on, mean_ms } in &points {
         println!("| {margin:.1} | {right:.0} | {handed_on:.0} | {mean_ms:.1} |");

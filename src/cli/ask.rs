@@ -190,6 +190,14 @@ impl AskArgs {
             ConnectionState::Down(why) => why.clone(),
             ConnectionState::Up => String::new(),
         };
+        let is_login =
+            ["NotAuthorized", "BadUserNamePassword"].iter().any(|code| why.contains(code));
+        if is_login {
+            bail!(
+                "broker {host}:{port} refused the login ({why}); set PILOTLIGHT_MQTT_USERNAME and \
+                 PILOTLIGHT_MQTT_PASSWORD"
+            );
+        }
         bail!("broker {host}:{port} is not reachable ({why}); is the service running?")
     }
 
@@ -223,7 +231,7 @@ impl AskArgs {
     }
 }
 
-/// The printed part of an answer. Its pieces are published once, with QoS 0, on a topic of their
+/// The printed part of an answer. Its pieces are published once, with `QoS` 0, on a topic of their
 /// own: some may be lost, and MQTT keeps no order between two topics, so that the reply may arrive
 /// first. The reply has the whole text.
 #[derive(Debug, Default)]

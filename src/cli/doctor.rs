@@ -12,10 +12,36 @@ use crate::config::Config;
 use crate::device::{Sensors, memory};
 use crate::limits::SAMPLE_EVERY;
 
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    /// As it should be.
+    Ok,
+    /// Something optional is missing.
+    Note,
+    /// Something required is missing or wrong.
+    Warn,
+}
+
+impl Level {
+    fn of(is_good: bool) -> Level {
+        if is_good { Level::Ok } else { Level::Warn }
+    }
+
+    /// The word before a finding, in a column of four.
+    fn name(self) -> &'static str {
+        match self {
+            Level::Ok => "ok  ",
+            Level::Note => "note",
+            Level::Warn => "warn",
+        }
+    }
+}
+
 /// Result of one check.
 struct DoctorFinding {
     what: &'static str,
-    good: bool,
+    level: Level,
     detail: String,
 }
 
@@ -31,20 +57,20 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
         }
         Err(mistakes) => findings.extend(mistakes.iter().map(|mistake| DoctorFinding {
             what: "configuration",
-            good: false,
+            level: Level::Warn,
             detail: mistake.to_string(),
         })),
     }
-    let good = findings.iter().all(|finding| finding.good);
+    let good = findings.iter().all(|finding| finding.level != Level::Warn);
     if json {
         let all: Vec<_> = findings
             .iter()
-            .map(|f| json!({"what": f.what, "good": f.good, "said": f.detail}))
+            .map(|f| json!({"what": f.what, "good": f.level != Level::Warn, "said": f.detail}))
             .collect();
         print_line!("{}", serde_json::to_string_pretty(&all)?);
     } else {
-        for DoctorFinding { what, good, detail } in &findings {
-            print_line!("{} {what}: {detail}", if *good { "ok  " } else { "warn" });
+        for DoctorFinding { what, level, detail } in &findings {
+            print_line!("{} {what}: {detail}", level.name());
         }
     }
     Ok(if good { DONE } else { NOT_READY })
@@ -63,11 +89,15 @@ pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u
     Ok(DONE)
 }
 
-/// The sensors that the device monitor reads. A missing sensor is reported, and is not a fault.
+/// The sensors that the device monitor reads. A missing sensor is a note, not a fault.
 fn sensors_of(root: &Path) -> Vec<DoctorFinding> {
     let found = Sensors::new(root, Path::new(".")).findings().into_iter();
     found
-        .map(|finding| DoctorFinding { what: finding.what, good: true, detail: finding.said })
+        .map(|finding| DoctorFinding {
+            what: finding.what,
+            level: if finding.found { Level::Ok } else { Level::Note },
+            detail: finding.said,
+        })
         .collect()
 }
 
@@ -77,17 +107,21 @@ fn machine() -> DoctorFinding {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let detail =
         format!("{os}, kernel {kernel}, {}, {processors} processor(s)", std::env::consts::ARCH);
-    DoctorFinding { what: "machine", good: true, detail }
+    DoctorFinding { what: "machine", level: Level::Ok, detail }
 }
 
 fn memory() -> DoctorFinding {
     match memory::read() {
         Some(memory) => DoctorFinding {
             what: "memory",
-            good: memory.available > 256 << 20,
+            level: Level::of(memory.available > 256 << 20),
             detail: format!("{} of {} MiB available", memory.available >> 20, memory.total >> 20),
         },
-        None => DoctorFinding { what: "memory", good: false, detail: "cannot be read".to_owned() },
+        None => DoctorFinding {
+            what: "memory",
+            level: Level::Warn,
+            detail: "cannot be read".to_owned(),
+        },
     }
 }
 
@@ -96,12 +130,12 @@ fn configuration(config: &Config) -> DoctorFinding {
     match config.warnings.first() {
         Some(warning) => DoctorFinding {
             what: "configuration",
-            good: false,
+            level: Level::Warn,
             detail: format!("{shown}: {warning}"),
         },
         None => DoctorFinding {
             what: "configuration",
-            good: true,
+            level: Level::Ok,
             detail: format!("{shown} has no mistakes"),
         },
     }
@@ -119,7 +153,7 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
     let checked = |path: std::path::PathBuf| match std::fs::metadata(&path) {
         Ok(meta) if meta.len() < available => {
             let detail = format!("{}, {} MiB", path.display(), meta.len() >> 20);
-            DoctorFinding { what: "model", good: true, detail }
+            DoctorFinding { what: "model", level: Level::Ok, detail }
         }
         Ok(meta) => {
             let detail = format!(
@@ -127,11 +161,11 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
                 path.display(),
                 meta.len() >> 20
             );
-            DoctorFinding { what: "model", good: false, detail }
+            DoctorFinding { what: "model", level: Level::Warn, detail }
         }
         Err(error) => {
             let detail = format!("{} cannot be read: {error}", path.display());
-            DoctorFinding { what: "model", good: false, detail }
+            DoctorFinding { what: "model", level: Level::Warn, detail }
         }
     };
     config.catalog.servers.iter().filter_map(|s| file_of(&s.endpoint)).map(checked).collect()
@@ -140,7 +174,7 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
 async fn broker(config: &Config) -> DoctorFinding {
     let what = "broker";
     let Some(mqtt) = &config.mqtt else {
-        return DoctorFinding { what, good: true, detail: "off".to_owned() };
+        return DoctorFinding { what, level: Level::Ok, detail: "off".to_owned() };
     };
     let place = (mqtt.host.as_str(), mqtt.port);
     let connect = tokio::net::TcpStream::connect(place);
@@ -150,5 +184,5 @@ async fn broker(config: &Config) -> DoctorFinding {
         (false, true) => "embedded broker; reachable while the service runs".to_owned(),
         (false, false) => format!("{}:{} does not answer", mqtt.host, mqtt.port),
     };
-    DoctorFinding { what, good: reached || config.broker.is_some(), detail }
+    DoctorFinding { what, level: Level::of(reached || config.broker.is_some()), detail }
 }

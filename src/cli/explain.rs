@@ -66,7 +66,8 @@ impl ExplainArgs {
 }
 
 fn print(decision: &Decision) -> std::io::Result<()> {
-    print_line!("Route: {}. Reason: {}.", decision.route.name(), decision.reason.word());
+    let reason = decision.reason.word();
+    print_line!("Route: {}. Reason: {} ({reason}).", decision.route.name(), meaning(&reason));
     for attempt in &decision.attempts {
         let Attempt { server, outcome, ms, .. } = attempt;
         print_line!("Attempt: {server}: {} after {ms} ms", outcome.name());
@@ -82,6 +83,36 @@ fn print(decision: &Decision) -> std::io::Result<()> {
         print_figures(figures)?;
     }
     Ok(())
+}
+
+/// Meaning of a reason, as in `docs/configuration.md`.
+fn meaning(reason: &str) -> &'static str {
+    match reason {
+        "feasible" => "the preferred side can answer in time",
+        "rule" => "a rule of the task gave the answer",
+        "mode" => "the request named or forbade a locality",
+        "capability:context" => "the prompt exceeds the context length of the preferred model",
+        "capability:schema" => "the preferred model does not support JSON Schema",
+        "capability:tools" => "the preferred model does not support tool calls",
+        "capability:talent" => "the preferred model lacks a required capability",
+        "capability:model" => "no model has the requested name",
+        "quality:confidence" => "the confidence of the preferred model was too low",
+        "quality:schema" => "the first answer did not fit its format",
+        "quality:cut-off" => "the first answer was cut off",
+        "strategy" => "models cooperated as requested",
+        "policy" => "the usage policy of the preferred model forbids the answer",
+        "budget" => "a spending cap leaves nothing for the preferred model",
+        "resting" => "the preferred model failed or is unavailable",
+        "deadline" => "the preferred model would have been late, or was late",
+        "hot" => "the device would have answered in time without heat",
+        "memory" => "the device would have answered in time with more memory",
+        "disk" => "the device would have answered in time with more disk space",
+        "queue" => "the queue is full",
+        "draining" => "the service is stopping",
+        "hops" => "the request passed too many services, or came from a peer already",
+        "cancelled" => "the client disconnected",
+        _ => "unknown to this version",
+    }
 }
 
 fn print_figures(figures: &Figures) -> std::io::Result<()> {
@@ -111,7 +142,7 @@ fn print_figures(figures: &Figures) -> std::io::Result<()> {
     for (at, case) in line.iter().enumerate() {
         print_line!(
             "{} {:.0} ms (median), {:.0} (95 %), {:.0} (worst case); deadline in {:.0} ms{}",
-            if at == *own { "This request:" } else { "Queued request: " },
+            if at == *own { "This request:" } else { "Queued request:" },
             case.work.p50,
             case.work.p95,
             case.work.worst,

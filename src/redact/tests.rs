@@ -134,12 +134,12 @@ fn configured_patterns_take_precedence_and_invalid_ones_are_refused() {
     let hidden = redactor.hide(&job("B-12345 ann@corp.example bob@x.example")).unwrap();
     assert_eq!(hidden.messages[0].content, "[BADGE_1] [USER_1] [EMAIL_1]");
     for (name, pattern, why) in [
-        ("badge", "x", "taken"),
+        ("badge", "x", "duplicate"),
         ("e mail", "x", "letters"),
         ("", "x", "letters"),
-        ("a", "(", "cannot be read"),
-        ("a", "x*", "nothing"),
-        ("a", r"\w{400}{50}", "too large"),
+        ("a", "(", "cannot be parsed"),
+        ("a", "x*", "empty"),
+        ("a", r"\w{400}{50}", "too complex"),
         ("a", &"x".repeat(1025), "longer"),
     ] {
         let error = redactor.add(name, pattern).unwrap_err();

@@ -121,6 +121,6 @@ mod tests {
         for seq in 0..most {
             assert_eq!(parts.take(&part, &properties(seq)), Ok(None), "{seq}");
         }
-        assert!(parts.take(&part, &properties(most)).unwrap_err().contains("longer"));
+        assert!(parts.take(&part, &properties(most)).unwrap_err().contains("size limit"));
     }
 }
