@@ -30,11 +30,7 @@ impl ExplainArgs {
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                print_line!(
-                    "decided again from these figures: {}, {}",
-                    route.name(),
-                    reason.word()
-                );
+                print_line!("replayed: other decision: {}, {}", route.name(), reason.word());
                 Ok(BROKE)
             }
             Err(why) => bail!("the decision cannot be replayed: {why}"),

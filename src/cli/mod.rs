@@ -225,7 +225,7 @@ fn check(path: Option<&std::path::Path>) -> anyhow::Result<u8> {
     let Some(config) = loaded(path) else {
         return Ok(WRONG);
     };
-    let is_provider = |server: &&ServerEntry| matches!(server.link, Endpoint::Provider(_));
+    let is_provider = |server: &&ServerEntry| matches!(server.endpoint, Endpoint::Provider(_));
     let providers = config.catalog.servers.iter().filter(is_provider).count();
     let servers = config.catalog.servers.len() - providers;
     print_line!(

@@ -35,20 +35,11 @@ pub struct Dispatch {
     redactor: Arc<Redactor>,
 }
 
-/// Spending in the present hour, day and month, in US dollars. A running call counts with the most that
-/// it can cost.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Spending span.
+/// The spending of the present hour, day and month. A running call counts with the most that it can
+/// cost.
 pub(super) fn spending(books: &Books) -> Spending {
     let spent = |span| books.spent(None, span).dollars();
     Spending { hour: spent(Span::Hour), day: spent(Span::Day), month: spent(Span::Month) }
-    }
-
-    /// Each with the name of its span.
-    pub fn by_span(&self) -> [(&'static str, f64); 3] {
-        [(Span::Hour, self.hour), (Span::Day, self.day), (Span::Month, self.month)]
-            .map(|(span, usd)| (span.name(), usd))
-    }
 }
 
 /// What the dispatcher publishes: jobs that wait and run, the engines' rate, spending, settled
@@ -64,19 +55,6 @@ struct BackendView {
     server: String,
     locality: Locality,
     link: watch::Receiver<BackendState>,
-}
-
-/// The status of one backend, as it is shown.
-#[derive(Clone)]
-pub struct BackendStatus {
-    /// Its name in `mcp.json`.
-    pub server: String,
-    /// How far away it is.
-    pub locality: Locality,
-    /// Whether it can be asked.
-    pub health: Health,
-    /// The context that it states, if it is up.
-    pub context: Option<ModelContext>,
 }
 
 /// An accepted request: the pieces of its answer as they come, then its end.

@@ -20,6 +20,7 @@ use crate::request::tools::ToolCall;
 use crate::scheduler::decision::{Reason, StrategyStep};
 use crate::scheduler::strategy::{conclude, contested, lacks, record};
 use crate::scheduler::{Verdict, mode_allows};
+use crate::status::BackendStatus;
 
 /// The texts before and behind the draft in the second model's prompt. The request follows as the last
 /// part, so that a model that only continues texts answers it too.
@@ -106,13 +107,13 @@ impl StrategyRun {
     /// The servers to compare. The judge is none of them, unless there would be fewer than two.
     fn contestants(&self) -> Vec<String> {
         let backends = self.dispatch.backends();
-        let can = |status: &&crate::dispatch::BackendStatus| {
+        let can = |status: &&BackendStatus| {
             let can = status.context.as_ref().map(|context| &context.capabilities);
             let calls_tools = |can: &Capabilities| can.tools || !self.job.wants_tools();
             mode_allows(self.job.mode, status.locality)
                 && can.is_some_and(|can| can.has(GENERATE) && calls_tools(can))
         };
-        let is_judge = |status: &&crate::dispatch::BackendStatus| {
+        let is_judge = |status: &&BackendStatus| {
             let model = status.context.as_ref().map(|context| context.identification.name.as_str());
             let judge = self.job.judge.as_deref();
             judge.is_some() && (judge == Some(&status.server) || judge == model)
@@ -200,7 +201,7 @@ impl StrategyRun {
     }
 
     async fn ask(&self, mut step: Job, is_judged: bool) -> Part {
-        let has_logprobs = |status: &crate::dispatch::BackendStatus| {
+        let has_logprobs = |status: &BackendStatus| {
             let context = status.context.as_ref();
             status.locality == Locality::Device
                 && context.is_some_and(|c| c.capabilities.has(LOGPROBS))
