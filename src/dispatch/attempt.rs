@@ -53,7 +53,7 @@ async fn attempt(
     let result = generate.generate(guard.job(), lent).await;
     drop(lease);
     let mut filter = std::mem::take(&mut *filter.lock().unwrap_or_else(PoisonError::into_inner));
-    let left = match &result {
+    let rest = match &result {
         Ok(_) => filter.finish(),
         Err(_) => Ok(None),
     };
@@ -61,8 +61,8 @@ async fn attempt(
         return Err(Fault::ProtocolError("the answer is longer than it may be".to_owned()));
     }
     let mut usage = result?;
-    if let Ok(Some(left)) = left {
-        out.write(left).await.map_err(|_| Fault::Cancelled)?;
+    if let Ok(Some(rest)) = rest {
+        out.write(rest).await.map_err(|_| Fault::Cancelled)?;
     }
     guard.restore(&mut usage);
     let AnswerFilter { buffered, first, .. } = filter;

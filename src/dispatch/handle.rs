@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::settled::{Settled, feed};
+use super::settled::{Settled, SettledTiming, feed};
 use crate::clock;
 use crate::model::context::Locality;
 use crate::model::generate::{BoxFuture, Chunk, Out, Usage, channel};
@@ -308,6 +308,21 @@ impl Answer {
 }
 
 impl JobEnd {
+    /// The entry of the feed for this job, which ends at this moment.
+    pub(super) fn settled(&self, job: JobId, origin: (String, Option<String>)) -> Settled {
+        let (app, task) = origin;
+        Settled {
+            job,
+            app,
+            task,
+            verdict: self.verdict.clone(),
+            server: self.server.clone(),
+            decision: self.decision.clone(),
+            timing: SettledTiming { queued: self.queued, first: self.first, total: self.total },
+            at: clock::time_of_day(),
+        }
+    }
+
     /// The end of a job whose dispatcher was stopped.
     fn stopped() -> JobEnd {
         JobEnd::refused(stopped(), Reason::Draining)

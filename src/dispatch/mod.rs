@@ -463,7 +463,7 @@ impl Dispatcher {
         };
         if self.settled.receiver_count() > 0 {
             // the last subscriber may go at the same time
-            let _ = self.settled.send(Arc::new(Settled::of(job, held.origin, &end)));
+            let _ = self.settled.send(Arc::new(end.settled(job, held.origin)));
         }
         // the client may have gone
         let _ = held.end.send(end);

@@ -1,11 +1,10 @@
 //! The feed of settled decisions, for pages and logs.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast;
 
-use super::handle::JobEnd;
-use crate::clock;
 use crate::limits::SETTLED_WAITING_MAX;
 use crate::request::job::JobId;
 use crate::scheduler::Verdict;
@@ -43,23 +42,7 @@ pub struct SettledTiming {
     pub total: Duration,
 }
 
-impl Settled {
-    /// The end of this job, which ends at this moment.
-    pub(super) fn of(job: JobId, (app, task): (String, Option<String>), end: &JobEnd) -> Settled {
-        Settled {
-            job,
-            app,
-            task,
-            verdict: end.verdict.clone(),
-            server: end.server.clone(),
-            decision: end.decision.clone(),
-            timing: SettledTiming { queued: end.queued, first: end.first, total: end.total },
-            at: clock::time_of_day(),
-        }
-    }
-}
-
 /// The sending end of a feed without subscribers.
-pub(super) fn feed() -> broadcast::Sender<std::sync::Arc<Settled>> {
+pub(super) fn feed() -> broadcast::Sender<Arc<Settled>> {
     broadcast::Sender::new(SETTLED_WAITING_MAX)
 }

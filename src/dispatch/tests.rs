@@ -43,7 +43,7 @@ async fn over(model: Arc<dyn Generate>, test: impl AsyncFnOnce(Dispatch)) {
         test(dispatch).await;
         stop.cancel();
     };
-    tokio::join!(dispatcher.run(stop.clone()), work);
+    tokio::join!(Box::pin(dispatcher.run(stop.clone())), work);
 }
 
 fn job(prompt: &str) -> Job {

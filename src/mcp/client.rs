@@ -269,7 +269,7 @@ impl Remote {
             };
             match beat {
                 Some(ProgressEvent::Piece(text)) => {
-                    out.write(text).await.map_err(|_| Fault::Cancelled)?
+                    out.write(text).await.map_err(|_| Fault::Cancelled)?;
                 }
                 Some(ProgressEvent::Alive) => out.alive(),
                 Some(ProgressEvent::Overflow) => {

@@ -329,7 +329,10 @@ mod tests {
             let states_wait = match &fault {
                 Fault::Unavailable { retry_after, .. } => retry_after.is_some(),
                 Fault::Rejected(refusal) => refusal.retry_after.is_some(),
-                _ => false,
+                Fault::Cancelled
+                | Fault::Crashed(_)
+                | Fault::TimedOut(_)
+                | Fault::ProtocolError(_) => false,
             };
             assert_eq!(sent["error"].get("retry_after_ms").is_some(), states_wait, "{sent}");
             let received: NotGenerated = serde_json::from_value(sent).unwrap();

@@ -163,7 +163,7 @@ impl Out {
         }
         let ended = select_all(self.lent.iter().map(|lent| Box::pin(lent.ended.closed())));
         match select(pin!(send), ended).await {
-            Either::Left((sent, _)) => sent.map_err(|_| Gone),
+            Either::Left((result, _)) => result.map_err(|_| Gone),
             Either::Right(_) => Err(Gone),
         }
     }
