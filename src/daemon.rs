@@ -71,17 +71,17 @@ pub struct Core {
 }
 
 impl Core {
-    /// Starts every model of the catalog; those over MQTT need `router`.
+    /// Starts every model of the catalog; those over MQTT need `calls`.
     pub fn start(
         catalog: &Catalog,
         device_pressure: watch::Receiver<DevicePressure>,
         store: LearnedStore,
-        router: Option<&CallRouter>,
+        calls: Option<&CallRouter>,
     ) -> Core {
         let (mut models, mut scheduler) = (TaskGroup::new("models"), TaskGroup::new("scheduler"));
         let mut backends = Vec::new();
         for server in &catalog.servers {
-            let (backend, supervisor) = supervise(server, router.cloned(), models.stop.clone());
+            let (backend, supervisor) = supervise(server, calls.cloned(), models.stop.clone());
             models.add(supervisor);
             backends.push(backend);
         }
@@ -143,8 +143,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let broker_connection =
         config.mqtt.as_ref().map(|mqtt| BrokerConnection::open(mqtt, &config, &mut connections));
     let broker_connection = broker_connection.transpose()?;
-    let router = broker_connection.as_ref().map(|connection| &connection.calls);
-    let core = Core::start(&catalog, device_pressure, keep_of(&config), router);
+    let calls = broker_connection.as_ref().map(|connection| &connection.calls);
+    let core = Core::start(&catalog, device_pressure, keep_of(&config), calls);
     let mut sensors = TaskGroup::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));
     let bounds = bounds_of(&catalog.device_limits);

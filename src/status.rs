@@ -172,13 +172,13 @@ mod tests {
             health,
             context,
         };
-        let resting = Health::Resting { reason: "no answer".to_owned() };
+        let failed = Health::Resting { reason: "no answer".to_owned() };
         ServiceStatus {
             ready: true,
             version: "1.2.3".to_owned(),
             servers: vec![
                 server("local", Locality::Device, Health::Ready, Some(context)),
-                server("big", Locality::Cloud, resting, None),
+                server("big", Locality::Cloud, failed, None),
             ],
             waiting: 1,
             running: 2,

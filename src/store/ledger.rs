@@ -385,7 +385,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for is_binding in [true, false] {
             let (ledger, writer, books) = open(None, is_binding, day());
-            let thread = std::thread::spawn(|| writer.run());
+            let thread = std::thread::Builder::new().spawn(|| writer.run()).unwrap();
             let pending = ledger.hold(books.hold(1, "app", usd(1)));
             let result = runtime.block_on(pending.done());
             assert_eq!(result.is_err(), is_binding, "{result:?}");

@@ -58,15 +58,18 @@ struct ReplyContext {
 enum AnswerStep {
     /// The reply is known and not yet published. It is stored first: its client may have it, and
     /// repeat the request, before the next message is read.
-    Answered {
-        key: Option<Key>,
-        keep: Option<Bytes>,
-        reply: Bytes,
-        back: ReplyContext,
-        ack: AckGuard,
-    },
+    Answered(Box<AnsweredRequest>),
     /// The reply was published and the requests are acknowledged.
     Published,
+}
+
+struct AnsweredRequest {
+    key: Option<Key>,
+    /// The reply, if it is to be stored.
+    keep: Option<Bytes>,
+    reply: Bytes,
+    back: ReplyContext,
+    ack: AckGuard,
 }
 
 impl MqttInterface {
@@ -86,7 +89,8 @@ impl MqttInterface {
                     self.received(message, &mut replays, &mut running);
                 }
                 Some(done) = running.join_next(), if !running.is_empty() => {
-                    if let Ok(AnswerStep::Answered { key, keep, reply, back, ack }) = done {
+                    if let Ok(AnswerStep::Answered(answered)) = done {
+                        let AnsweredRequest { key, keep, reply, back, ack } = *answered;
                         let mut acks = vec![ack];
                         if let Some(key) = key {
                             acks.extend(replays.ended(&key, keep));
@@ -228,7 +232,8 @@ impl MqttInterface {
                     answers::replied(&metrics, &back.origin, &reply);
                     let payload = encode(&reply);
                     let keep = (reply.status == Status::Ok).then(|| payload.clone());
-                    AnswerStep::Answered { key, keep, reply: payload, back, ack }
+                    let answered = AnsweredRequest { key, keep, reply: payload, back, ack };
+                    AnswerStep::Answered(Box::new(answered))
                 });
             }
         }
