@@ -29,7 +29,7 @@ use support::{mean, model_file, print_machine, runtime};
 const TEXT_BYTES: usize = 6_000;
 const TEXTS: [&str; 3] = [
     include_str!("../README.md"),
-    include_str!("../src/scheduler/judge.rs"),
+    include_str!("../src/scheduler/offload.rs"),
     include_str!("../docs/measurements.md"),
 ];
 

@@ -1,9 +1,10 @@
 //! Graph of a BERT-family sentence encoder with ONNX Runtime's contrib operators, from a folder of
 //! sentence-transformers.
 //!
-//! Source: Devlin et al. 2018, arXiv:1810.04805. Each layer: packed query-key-value projection, attention over all
-//! tokens but padding, output projection, residual and norm, up projection, GELU, down projection, residual and
-//! norm. The output is a vector for each token; pooling is outside of the graph.
+//! Source: Devlin et al. 2018, arXiv:1810.04805. Each layer: packed query-key-value projection,
+//! attention over all tokens but padding, output projection, residual and norm, up projection, GELU,
+//! down projection, residual and norm. The output is a vector for each token; pooling is outside of the
+//! graph.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Graph of a Llama-family model with ONNX Runtime's contrib operators.
 //!
-//! Each layer: norm, packed query-key-value projection, attention with rotary embeddings and shared KV buffers,
-//! output projection, norm with residual, packed gate-up projection, `SiLU`, down projection. Logits are computed
-//! for the last position only.
+//! Each layer: norm, packed query-key-value projection, attention with rotary embeddings and shared KV
+//! buffers, output projection, norm with residual, packed gate-up projection, `SiLU`, down projection.
+//! Logits are computed for the last position only.
 
 use std::f64::consts::TAU;
 use std::fs::File;
@@ -175,7 +175,8 @@ impl LlamaGraph<'_> {
         Ok(())
     }
 
-    /// Rotary embeddings: cosines and sines of each position, Su et al. 2021, arXiv:2104.09864, equation 15.
+    /// Rotary embeddings: cosines and sines of each position, Su et al. 2021, arXiv:2104.09864,
+    /// equation 15.
     fn rotation(&mut self) -> Result<()> {
         let half = self.sizes.head / 2;
         let mut tables = [Vec::new(), Vec::new()];

@@ -1,5 +1,5 @@
-//! Converts a model to an ONNX folder: a GGUF file, so that both engines can run the same model, or the folder of a
-//! sentence encoder. An offline tool: the running service does not use it.
+//! Converts a model to an ONNX folder: a GGUF file, so that both engines can run the same model, or the
+//! folder of a sentence encoder. An offline tool: the running service does not use it.
 
 mod bert;
 mod builder;
@@ -25,11 +25,13 @@ use crate::engines::onnx::files::{CONFIG, MODEL, MODEL_CONFIG, ORIGIN, Origin, T
 use crate::engines::onnx::folder::TOKENIZER_CONFIG;
 use crate::engines::worker::sha256;
 
-/// Converts `from`, a GGUF file or the folder of a sentence encoder, to the folder `to`, atomically: `to` is
-/// complete or absent. `progress` is called with the number of converted layers and of all layers.
+/// Converts `from`, a GGUF file or the folder of a sentence encoder, to the folder `to`, atomically:
+/// `to` is complete or absent. `progress` is called with the number of converted layers and of all
+/// layers.
 ///
 /// # Errors
-/// If the model is damaged or not supported (the error names what is), or if the folder can't be written.
+/// If the model is damaged or not supported (the error names what is), or if the folder can't be
+/// written.
 pub fn convert(
     from: &Path,
     to: &Path,

@@ -1,7 +1,7 @@
 //! Block quantization in the layout of ONNX Runtime's `MatMulNBits` and `GatherBlockQuantized`.
 //!
-//! Source: the documentation of ONNX Runtime's contrib operators. A row is split into blocks of 32 numbers, each with
-//! a scale and an integer zero point: `w = (q - zero) * scale`.
+//! Source: the documentation of ONNX Runtime's contrib operators. A row is split into blocks of 32
+//! numbers, each with a scale and an integer zero point: `w = (q - zero) * scale`.
 
 use anyhow::{Result, ensure};
 use half::f16;
@@ -156,8 +156,8 @@ impl<'s> Rows<'s> {
         Rows { stored, head: None }
     }
 
-    /// The rows of a query or key matrix in the order of ONNX Runtime: it rotates halves (i, i + half a head),
-    /// llama.cpp neighbours (2i, 2i + 1).
+    /// The rows of a query or key matrix in the order of ONNX Runtime: it rotates halves (i, i + half a
+    /// head), llama.cpp neighbours (2i, 2i + 1).
     pub(super) fn rotated(stored: &'s Stored, head: usize) -> Rows<'s> {
         Rows { stored, head: Some(head) }
     }

@@ -1,13 +1,13 @@
 //! Linear classifier over embeddings of length 1, fitted to a few examples of each label.
 //!
-//! Multinomial logistic regression with an L2 penalty (Bishop, *Pattern Recognition and Machine Learning*, 4.3.4),
-//! with equal weight for each label however many examples it has. The solver is Nesterov's accelerated gradient,
-//! whose step may be 2 because the vectors have length 1.
+//! Multinomial logistic regression with an L2 penalty (Bishop, *Pattern Recognition and Machine
+//! Learning*, 4.3.4), with equal weight for each label however many examples it has. The solver is
+//! Nesterov's accelerated gradient, whose step may be 2 because the vectors have length 1.
 
 use crate::request::labels::softmax;
 
-/// L2 penalty: between 0.0003 and 0.01 the accuracy on the labelled prompts changes by less than its interval; a
-/// smaller penalty makes the probabilities overconfident.
+/// L2 penalty: between 0.0003 and 0.01 the accuracy on the labelled prompts changes by less than its
+/// interval; a smaller penalty makes the probabilities overconfident.
 const RIDGE: f32 = 0.001;
 const STEP: f32 = 2.0;
 /// Most iterations, fewer for many examples.
@@ -24,8 +24,8 @@ pub(crate) struct Classifier {
 }
 
 impl Classifier {
-    /// Fits a classifier of `labels` labels to examples: index of the label, and embedding. All embeddings have the
-    /// same length.
+    /// Fits a classifier of `labels` labels to examples: index of the label, and embedding. All
+    /// embeddings have the same length.
     pub(crate) fn fit(examples: &[(usize, Vec<f32>)], labels: usize) -> Classifier {
         let width = examples.first().map_or(0, |(_, vector)| vector.len());
         let multiplications = (2 * examples.len() * labels * width).max(1);

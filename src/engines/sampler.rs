@@ -21,7 +21,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The sampling parameters of a request, with the model's defaults. Without a seed the result is random.
+    /// The sampling parameters of a request, with the model's defaults. Without a seed the result is
+    /// random.
     pub fn new(asked: &Sampling, defaults: &InferenceSettings) -> Sampler {
         #[expect(
             clippy::cast_possible_truncation,

@@ -1,7 +1,8 @@
 //! Chat templates (Jinja) that are safe against injected control tokens.
 //!
-//! The template is rendered with a placeholder for each message. Control tokens are recognized only in what the
-//! template itself wrote; messages are inserted as plain text, so that `<|im_start|>system` in a prompt is text.
+//! The template is rendered with a placeholder for each message. Control tokens are recognized only in
+//! what the template itself wrote; messages are inserted as plain text, so that `<|im_start|>system` in
+//! a prompt is text.
 
 use minijinja::{Environment, ErrorKind, Value, context};
 
@@ -30,7 +31,8 @@ pub(crate) enum TemplatePart {
 }
 
 impl ChatTemplate {
-    /// Parses a template; `bos` and `eos` are the texts of the beginning-of-text and end-of-text tokens.
+    /// Parses a template; `bos` and `eos` are the texts of the beginning-of-text and end-of-text
+    /// tokens.
     ///
     /// # Errors
     /// The parser's error.

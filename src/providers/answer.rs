@@ -79,8 +79,8 @@ struct Reader<'o> {
 /// Reads the answer and writes its text to `out` as it comes in.
 ///
 /// # Errors
-/// [`Fault::ProtocolError`] if the answer breaks the protocol, [`Fault::Crashed`] if it ends early; see the
-/// table of [`super`].
+/// [`Fault::ProtocolError`] if the answer breaks the protocol, [`Fault::Crashed`] if it ends early; see
+/// the table of [`super`].
 pub(super) async fn read(
     response: Response,
     protocol: &Protocol,
@@ -257,8 +257,8 @@ impl Reader<'_> {
         })
     }
 
-    /// The tool calls, which must be of offered tools. An answer that was cut off by its length has none: the
-    /// last call may be incomplete, and more may have followed.
+    /// The tool calls, which must be of offered tools. An answer that was cut off by its length has
+    /// none: the last call may be incomplete, and more may have followed.
     fn tool_calls(&mut self, finish: Finish) -> Result<Vec<ToolCall>, Fault> {
         let partial = std::mem::take(&mut self.calls);
         if finish == Finish::Length {

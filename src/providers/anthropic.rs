@@ -117,7 +117,8 @@ struct Message {
     usage: Option<TokenCounts>,
 }
 
-/// A content block, complete or at its start; a block that is neither text nor a tool call has no field set.
+/// A content block, complete or at its start; a block that is neither text nor a tool call has no field
+/// set.
 #[derive(Debug, Deserialize)]
 struct Block {
     text: Option<String>,

@@ -166,8 +166,8 @@ fn message(message: &Message) -> Value {
     json!({"role": message.role, "content": blocks.collect::<Vec<_>>()})
 }
 
-/// The protocol lacks a tool choice `none` and a bound of one call; an answer that breaks either is rejected
-/// when it is read.
+/// The protocol lacks a tool choice `none` and a bound of one call; an answer that breaks either is
+/// rejected when it is read.
 fn tool_config(tools: &Tools) -> Value {
     let tool = |tool: &Tool| {
         let mut spec = json!({"name": tool.name, "inputSchema": {"json": tool.input_schema}});

@@ -12,8 +12,9 @@
 //! | no connection, no response | `away`, `hung` | as for 5xx |
 //! | malformed response | `broken` | as for 5xx |
 //!
-//! A provider keeps no state of its own about failures: the scheduler's circuit breaker decides when the
-//! next attempt is made. Once the first chunk is sent to the client, no other model continues the answer.
+//! A provider keeps no state of its own about failures: the scheduler's circuit breaker decides when
+//! the next attempt is made. Once the first chunk is sent to the client, no other model continues the
+//! answer.
 
 mod answer;
 mod anthropic;
@@ -68,7 +69,8 @@ struct Protocol {
     request: fn(&Job, &Provider) -> Result<Value, Fault>,
     /// Parses one event of a stream, or a buffered answer.
     parse: fn(&str) -> Result<answer::AnswerDelta, Fault>,
-    /// The protocol has no JSON mode; it is emulated by a forced tool call, whose arguments are the answer.
+    /// The protocol has no JSON mode; it is emulated by a forced tool call, whose arguments are the
+    /// answer.
     json_by_tool: bool,
 }
 
@@ -184,8 +186,8 @@ fn unsupported_format() -> Fault {
     Fault::Rejected(Refusal::field(Code::Incapable, "format", message))
 }
 
-/// The tool whose forced call emulates JSON mode (`json_by_tool`): its arguments are the answer. `None` for
-/// plain text.
+/// The tool whose forced call emulates JSON mode (`json_by_tool`): its arguments are the answer. `None`
+/// for plain text.
 fn answer_tool(format: &Format) -> Result<Option<Tool>, Fault> {
     let input_schema = match format {
         Format::Text => return Ok(None),
@@ -374,8 +376,8 @@ fn fault_of_connection(error: &reqwest::Error) -> Fault {
     }
 }
 
-/// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, at most [`PROVIDER_REST_MAX`]. `None` for a
-/// date that has passed, and for a value that is neither.
+/// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, at most [`PROVIDER_REST_MAX`]. `None` for
+/// a date that has passed, and for a value that is neither.
 fn retry_after(headers: &HeaderMap, time: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match value.parse() {
@@ -422,8 +424,8 @@ mod tests {
             (" 0 ", Some(0)),
             (date, Some(90)),
             ("18446744073709551615", Some(most)),
-            ("Fri, 31 Dec 2099 23:59:59 GMT", Some(most)),
-            ("Fri, 31 Dec 1998 23:59:59 GMT", None),
+            ("Thu, 31 Dec 2099 23:59:59 GMT", Some(most)),
+            ("Thu, 31 Dec 1998 23:59:59 GMT", None),
             ("-1", None),
             ("soon", None),
             ("", None),

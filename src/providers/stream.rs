@@ -15,8 +15,8 @@ use crate::model::generate::Fault;
 pub(super) struct Events(Pin<Box<dyn Stream<Item = Result<String, Fault>> + Send>>);
 
 impl Events {
-    /// Server-sent events: at most [`PROVIDER_BYTES_MAX`] together, and [`PROVIDER_HELD_BYTES_MAX`] for one
-    /// line.
+    /// Server-sent events: at most [`PROVIDER_BYTES_MAX`] together, and [`PROVIDER_HELD_BYTES_MAX`] for
+    /// one line.
     pub(super) fn of(response: Response) -> Events {
         let (mut read, mut line) = (0, 0);
         let parts = response.bytes_stream().map(move |part| {

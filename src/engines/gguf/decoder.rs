@@ -1,5 +1,5 @@
-//! [`Decoder`] on llama.cpp: one context whose KV cache holds a few conversations, and short-lived branches of
-//! one of them while labels are scored.
+//! [`Decoder`] on llama.cpp: one context whose KV cache holds a few conversations, and short-lived
+//! branches of one of them while labels are scored.
 
 use std::ffi::c_void;
 use std::num::NonZeroU32;
@@ -133,7 +133,7 @@ impl<'m> LlamaDecoder<'m> {
                 "llama.cpp cannot allocate a context of {length} tokens: {e}"
             ))
         })?;
-        // llama.cpp may round up or down
+        // llama.cpp rounds up
         let length = context.n_ctx().min(length);
         let facts = load::describe(loaded, template.as_ref(), options, digest, length);
         let decoder = LlamaDecoder {
@@ -166,7 +166,7 @@ impl<'m> LlamaDecoder<'m> {
             self.cached[self.current].tokens.truncate(kept);
             return Ok(());
         }
-        // recurrent models can't remove a part
+        // some models can't remove a part
         self.clear();
         if kept == 0 {
             Ok(())
@@ -182,8 +182,8 @@ impl<'m> LlamaDecoder<'m> {
         }
     }
 
-    /// Evicts the least recently used conversations until this many more tokens fit. An evicted conversation is
-    /// prefilled again when it continues.
+    /// Evicts the least recently used conversations until this many more tokens fit. An evicted
+    /// conversation is prefilled again when it continues.
     fn evict_for(&mut self, tokens: usize) -> Result<(), Fault> {
         let total = |all: &[CachedPrompt]| all.iter().map(|one| one.tokens.len()).sum::<usize>();
         // bounded: each round clears one of a few
@@ -217,8 +217,8 @@ impl<'m> LlamaDecoder<'m> {
 }
 
 impl LlamaDecoder<'_> {
-    /// Evaluates all but the last token of some continuations in one batch, each on its own branch, and adds
-    /// their log-probabilities to `sums`.
+    /// Evaluates all but the last token of some continuations in one batch, each on its own branch, and
+    /// adds their log-probabilities to `sums`.
     fn score_branches(
         &mut self,
         some: &[usize],
@@ -392,7 +392,8 @@ fn number_i32(at: usize) -> i32 {
     i32::try_from(at).unwrap_or(0)
 }
 
-/// Number of the first continuations, of these lengths in tokens, that fit into one batch; at least one.
+/// Number of the first continuations, of these lengths in tokens, that fit into one batch; at least
+/// one.
 fn fitting(lengths: impl Iterator<Item = usize>) -> usize {
     let mut tokens = 0;
     let fits = |length: &usize| {

@@ -1,6 +1,6 @@
-//! [`Decoder`] on ONNX Runtime: one session, and the KV cache of a few conversations. If the graph supports it,
-//! past and present share their buffers; otherwise each batch returns new ones, which copies the KV cache for
-//! each token.
+//! [`Decoder`] on ONNX Runtime: one session, and the KV cache of a few conversations. If the graph
+//! supports it, past and present share their buffers; otherwise each batch returns new ones, which
+//! copies the KV cache for each token.
 
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session, SessionInputValue};
@@ -21,14 +21,16 @@ const BATCH_TOKENS: usize = 256;
 struct Prefix {
     /// Tokens whose keys and values are in the buffers.
     tokens: Vec<u32>,
-    /// Keys and values of each layer: of the length of the context if they are shared, else of the tokens.
+    /// Keys and values of each layer: of the length of the context if they are shared, else of the
+    /// tokens.
     buffers: Vec<[Tensor<f32>; 2]>,
     /// Number of the request that used it last.
     used: u64,
 }
 
 impl Prefix {
-    /// Keeps the first `kept` tokens. Later positions of shared buffers are overwritten by the next batch.
+    /// Keeps the first `kept` tokens. Later positions of shared buffers are overwritten by the next
+    /// batch.
     fn truncate(&mut self, kept: usize, shared: bool) -> ort::Result<()> {
         if kept >= self.tokens.len() {
             return Ok(());
@@ -126,8 +128,8 @@ impl Onnx {
         self.bind_logits()
     }
 
-    /// Lets the runtime allocate a new buffer for the logits. The runtime reuses it for the next batch, which
-    /// fits only a batch of as many tokens if the graph returns the logits of all of them.
+    /// Lets the runtime allocate a new buffer for the logits. The runtime reuses it for the next batch,
+    /// which fits only a batch of as many tokens if the graph returns the logits of all of them.
     fn bind_logits(&mut self) -> ort::Result<()> {
         let memory = MemoryInfo::new(
             AllocationDevice::CPU,
@@ -215,8 +217,8 @@ impl Onnx {
     }
 }
 
-/// Copies the logits of the last token: a graph may return those of all tokens, and for a larger vocabulary
-/// than the tokenizer's.
+/// Copies the logits of the last token: a graph may return those of all tokens, and for a larger
+/// vocabulary than the tokenizer's.
 fn last_row((shape, numbers): (&Shape, &[f32]), known: usize, into: &mut Vec<f32>) {
     let width = shape.last().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
     let last = numbers.len().saturating_sub(width);
@@ -326,8 +328,8 @@ mod tests {
         load::load(&options).unwrap().0
     }
 
-    /// Tokens that would end the process, or read outside of a buffer, do not reach the runtime, and the next
-    /// batch is evaluated correctly.
+    /// Tokens that would end the process, or read outside of a buffer, do not reach the runtime, and
+    /// the next batch is evaluated correctly.
     #[test]
     fn invalid_ids_and_lengths_do_not_reach_the_runtime() {
         let mut model = small();

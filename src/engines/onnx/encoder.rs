@@ -1,7 +1,8 @@
 //! Sentence encoder: embeddings of length 1, and classification of texts by their embeddings.
 //!
-//! Folders are those of `pilotlight model convert` and of optimum: a graph from token ids and an attention mask
-//! to a vector for each token or each text, with the pooling configuration of sentence-transformers.
+//! Folders are those of `pilotlight model convert` and of optimum: a graph from token ids and an
+//! attention mask to a vector for each token or each text, with the pooling configuration of
+//! sentence-transformers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +43,8 @@ const PROBE_WORDS: usize = 32;
 /// Known outputs, in the order of preference; else the first output of the graph is used.
 const OUTPUTS: [&str; 3] = ["sentence_embedding", "last_hidden_state", "token_embeddings"];
 
-/// Whether a folder holds an encoder: its architecture is known and not that of a causal language model.
+/// Whether a folder holds an encoder: its configuration names an architecture, and none that is a
+/// language model.
 pub(super) fn is_encoder(path: &Path) -> bool {
     let config = json(&path.join(MODEL_CONFIG)).ok().flatten().unwrap_or_default();
     let names = config["architectures"].as_array();
@@ -206,8 +208,8 @@ impl Encoder {
         Ok(vectors.collect())
     }
 
-    /// Embeds the pending examples and fits the classifier. Embeddings that were computed before the request was
-    /// stopped are kept.
+    /// Embeds the pending examples and fits the classifier. Embeddings that were computed before the
+    /// request was stopped are kept.
     fn learn(
         &mut self,
         labels: &Labels,

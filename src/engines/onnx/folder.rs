@@ -1,7 +1,7 @@
 //! Configuration of a decoder's model folder.
 //!
-//! Folders are those of `pilotlight model convert`, of onnxruntime-genai's builder (`genai_config.json`) and of
-//! optimum (`config.json`).
+//! Folders are those of `pilotlight model convert`, of onnxruntime-genai's builder
+//! (`genai_config.json`) and of optimum (`config.json`).
 
 use std::fs;
 use std::path::Path;

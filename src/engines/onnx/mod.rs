@@ -1,4 +1,5 @@
-//! ONNX models through ONNX Runtime: a folder with a graph and its tokenizer, of a decoder or a sentence encoder.
+//! ONNX models through ONNX Runtime: a folder with a graph and its tokenizer, of a decoder or a
+//! sentence encoder.
 //!
 //! The runtime reads files from anywhere and may end the process, so this runs in a child process
 //! (`pilotlight engine`); see `docs/decisions/0002-child-engines.md`.

@@ -1,9 +1,9 @@
 //! Prepacked weights: packed for this machine's processor once, and memory-mapped afterwards.
 //!
-//! ONNX Runtime packs weights at each start into private memory: 3 bytes for each byte of weights. Here it writes
-//! them beside the graph once and maps the file at later starts: the kernel shares and evicts its pages. The file
-//! is valid for one version of the runtime, one kind of processor and one set of weights, which the name of its
-//! folder identifies.
+//! ONNX Runtime packs weights at each start into private memory: 3 bytes for each byte of weights. Here
+//! it writes them beside the graph once and maps the file at later starts: the kernel shares and evicts
+//! its pages. The file is valid for one version of the runtime, one kind of processor and one set of
+//! weights, which the name of its folder identifies.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -36,8 +36,8 @@ struct Seal {
     data: String,
 }
 
-/// The graph with prepacked weights, written if it is missing. `None` if it can't be written (read-only folder,
-/// full disk): the graph itself is then loaded.
+/// The graph with prepacked weights, written if it is missing. `None` if it can't be written (read-only
+/// folder, full disk): the graph itself is then loaded.
 ///
 /// # Errors
 /// [`Fault::Unavailable`] if the weights are damaged.

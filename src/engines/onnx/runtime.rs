@@ -1,7 +1,7 @@
 //! Finds, verifies and loads the ONNX Runtime library, once in a process.
 //!
-//! The library is loaded at run time: a board may need its vendor's build. A truncated file would end the process
-//! with SIGBUS, so its length is compared with its ELF header first.
+//! The library is loaded at run time: a board may need its vendor's build. A truncated file would end
+//! the process with SIGBUS, so its length is compared with its ELF header first.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -58,8 +58,8 @@ pub(super) fn start(asked: Option<&Path>) -> Result<&'static OnnxRuntime, Fault>
     Ok(RUNTIME.get_or_init(|| runtime))
 }
 
-/// Searches in this order: the configured path, `$ORT_DYLIB_PATH`, the package's folder, the folder of this
-/// program, the system's folders.
+/// Searches in this order: the configured path, `$ORT_DYLIB_PATH`, the package's folder, the folder of
+/// this program, the system's folders.
 fn find(asked: Option<&Path>) -> Result<PathBuf, Fault> {
     let variable = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
     let told = asked.map(Path::to_owned).or(variable.filter(|path| !path.as_os_str().is_empty()));
@@ -109,8 +109,8 @@ fn version(path: &Path) -> String {
     if numbers.is_empty() { ort::info().to_owned() } else { numbers.join(".") }
 }
 
-/// Checks that the file is an ELF library for this architecture, has the length of its header, and matches the
-/// checksum file beside it if there is one.
+/// Checks that the file is an ELF library for this architecture, has the length of its header, and
+/// matches the checksum file beside it if there is one.
 fn check(path: &Path) -> Result<(), String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();

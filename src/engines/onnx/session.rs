@@ -1,5 +1,5 @@
-//! Opens a graph on an execution provider: the configured ones are tried in order, and the one that is used is
-//! stated.
+//! Opens a graph on an execution provider: the configured ones are tried in order, and the one that is
+//! used is stated.
 
 use std::path::{Path, PathBuf};
 
@@ -41,8 +41,8 @@ pub(super) struct Opened {
     pub(super) fallback: Option<String>,
 }
 
-/// Opens a graph with the first execution provider that supports it. `prepared` returns the graph with prepacked
-/// weights for the CPU, if there is one.
+/// Opens a graph with the first execution provider that supports it. `prepared` returns the graph with
+/// prepacked weights for the CPU, if there is one.
 ///
 /// # Errors
 /// [`Fault::Unavailable`] if an execution provider fails and no fallback is configured.

@@ -34,8 +34,8 @@ enum ByteEncoding {
 }
 
 impl Vocabulary {
-    /// Reads `tokenizer.json`. `bos` is prepended to each prompt if it is given. `ends` are the end-of-generation
-    /// tokens; without any it is `eos`.
+    /// Reads `tokenizer.json`. `bos` is prepended to each prompt if it is given. `ends` are the
+    /// end-of-generation tokens; without any it is `eos`.
     ///
     /// # Errors
     /// [`Fault::Unavailable`] if the file can't be read or the tokenizer is not supported.
@@ -94,7 +94,8 @@ impl Vocabulary {
         self.ends.contains(&token)
     }
 
-    /// The tokens of a conversation: control tokens are recognized only in text that the template wrote.
+    /// The tokens of a conversation: control tokens are recognized only in text that the template
+    /// wrote.
     pub(super) fn conversation(
         &mut self,
         template: Option<&ChatTemplate>,

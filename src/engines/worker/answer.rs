@@ -195,8 +195,8 @@ impl<D: Decoder> Engine<D> {
         Ok(decoded)
     }
 
-    /// Preemption: answers more urgent prompts, then restores the part of this conversation that was evicted
-    /// from the KV cache. The time that this takes counts as a pause.
+    /// Preemption: answers more urgent prompts, then restores the part of this conversation that was
+    /// evicted from the KV cache. The time that this takes counts as a pause.
     fn yield_to_urgent(
         &mut self,
         conversation: &[u32],

@@ -1,9 +1,9 @@
 //! Calibration of label scores: the bias of a model towards some labels, learned and subtracted.
 //!
-//! Sources: contextual calibration, Zhao et al. 2021, arXiv:2102.09690; a running mean over recent texts,
-//! "batch calibration", Zhou et al. 2023, arXiv:2309.17249. The published running mean assumes equally
-//! frequent labels; here each label has its own mean, so that traffic with mostly one label does not count as
-//! bias towards it.
+//! Sources: contextual calibration, Zhao et al. 2021, arXiv:2102.09690; a running mean over recent
+//! texts, "batch calibration", Zhou et al. 2023, arXiv:2309.17249. The published running mean assumes
+//! equally frequent labels; here each label has its own mean, so that traffic with mostly one label
+//! does not count as bias towards it.
 
 use std::sync::Arc;
 
@@ -14,7 +14,8 @@ use crate::request::refusal::{Code, Refusal};
 
 /// Content-free texts: the scores after them are the model's bias.
 const CONTENT_FREE: [&str; 3] = ["N/A", "", "[MASK]"];
-/// Examples of each label in the few-shot prompt: more make each answer slower and were not more accurate.
+/// Examples of each label in the few-shot prompt: more make each answer slower and were not more
+/// accurate.
 const SHOTS: usize = 1;
 /// Further examples of each label that are scored before the first answer.
 const SCORED: usize = 2;
@@ -41,7 +42,8 @@ pub(super) struct LearnedLabels {
     pub(super) shots: String,
     /// Tokens of each label.
     pub(super) tokens: Vec<Vec<u32>>,
-    /// Texts to score before the first answer, with the index of their label; `None` for content-free ones.
+    /// Texts to score before the first answer, with the index of their label; `None` for content-free
+    /// ones.
     pub(super) pending: Vec<(Option<usize>, String)>,
     /// Mean scores of the labels after content-free texts.
     neutral: Mean,

@@ -52,8 +52,8 @@ impl Factory {
 }
 
 impl Constraint {
-    /// The mask of the tokens that may come next; it contains the end-of-generation tokens when the answer may
-    /// end.
+    /// The mask of the tokens that may come next; it contains the end-of-generation tokens when the
+    /// answer may end.
     pub(super) fn allowed(&mut self) -> Result<SimpleVob, Fault> {
         self.0.compute_mask_or_eos().map_err(|e| {
             Fault::ProtocolError(format!(
@@ -99,8 +99,8 @@ pub enum VocabToken {
     Control(Vec<u8>),
 }
 
-/// Builds the trie of a vocabulary in the order of its ids. `ends` are the end-of-generation tokens, the most
-/// common one first.
+/// Builds the trie of a vocabulary in the order of its ids. `ends` are the end-of-generation tokens,
+/// the most common one first.
 pub fn trie(tokens: impl Iterator<Item = VocabToken>, ends: &[u32]) -> TokTrie {
     let tokens: Vec<Vec<u8>> = tokens
         .map(|token| match token {

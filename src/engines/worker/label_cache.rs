@@ -16,14 +16,15 @@ impl<L> Default for LabelCache<L> {
 }
 
 impl<L> LabelCache<L> {
-    /// Takes out the entry of the set with these examples. The margin is not compared: it is applied by the
-    /// scheduler.
+    /// Takes out the entry of the set with these examples. The margin is not compared: it is applied by
+    /// the scheduler.
     pub(crate) fn take(&mut self, labels: &Labels) -> Option<L> {
         let at = self.0.iter().position(|(known, _)| known.examples == labels.examples)?;
         Some(self.0.remove(at).1)
     }
 
-    /// Adds an entry as the most recently used; evicts the least recently used one if the cache is full.
+    /// Adds an entry as the most recently used; evicts the least recently used one if the cache is
+    /// full.
     pub(crate) fn put(&mut self, labels: &Arc<Labels>, learned: L) {
         if self.0.len() >= LABEL_SETS_MAX {
             self.0.remove(0);

@@ -1,7 +1,7 @@
 //! Label scoring: a text is classified by the probability of each label after it, without decoding.
 //!
-//! A small model that writes a label is a poor classifier; its probabilities of the labels are a good one
-//! once its bias is subtracted (see [`super::calibration`]).
+//! A small model that writes a label is a poor classifier; its probabilities of the labels are a good
+//! one once its bias is subtracted (see [`super::calibration`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

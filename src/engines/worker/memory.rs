@@ -1,4 +1,5 @@
-//! Memory admission check: whether a model and its context fit into this machine before they are loaded.
+//! Memory admission check: whether a model and its context fit into this machine before they are
+//! loaded.
 
 use std::path::Path;
 
@@ -7,7 +8,8 @@ use crate::model::generate::Fault;
 
 /// Longest context, tokens. A library may accept a million, and the kernel then kill the process.
 const CONTEXT_TOKENS_MAX: u32 = 131_072;
-/// Working memory of one batch, bytes: measured on models of some hundred million weights, with headroom.
+/// Working memory of one batch, bytes: measured on models of some hundred million weights, with
+/// headroom.
 pub(crate) const WORK_BYTES: u64 = 48 * 1024 * 1024;
 
 /// Checks the length of a context: 1 to 131,072 tokens.

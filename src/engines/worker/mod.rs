@@ -1,7 +1,7 @@
 //! The engine worker thread: one thread owns a model, a bounded channel leads to it.
 //!
-//! A library that computes for seconds must not block a thread of the async runtime, and most libraries must
-//! be called from one thread only.
+//! A library that computes for seconds must not block a thread of the async runtime, and most libraries
+//! must be called from one thread only.
 
 mod answer;
 mod calibration;
@@ -55,8 +55,8 @@ pub(crate) trait EngineModel {
     /// If the library fails.
     fn measure(&mut self) -> Result<(), Fault>;
 
-    /// Answers a prompt. Ends soon after the prompt's flag is set; the result is then ignored. May answer more
-    /// urgent prompts first.
+    /// Answers a prompt. Ends soon after the prompt's flag is set; the result is then ignored. May
+    /// answer more urgent prompts first.
     ///
     /// # Errors
     /// See [`Fault`].
@@ -88,15 +88,15 @@ pub(crate) trait Decoder {
     /// If it can't be tokenized.
     fn encode(&mut self, text: &str, begins: bool) -> Result<Vec<u32>, Refusal>;
 
-    /// Prefix cache: keeps the longest prefix of `prompt` in the KV cache ([`common`]), and nothing else.
-    /// Returns its length in tokens.
+    /// Prefix cache: keeps the longest prefix of `prompt` in the KV cache ([`common`]), and nothing
+    /// else. Returns its length in tokens.
     ///
     /// # Errors
     /// [`Fault::ProtocolError`] if the KV cache can't be truncated.
     fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault>;
 
-    /// Evaluates up to [`Decoder::batch_tokens`] tokens after the cached ones; afterwards the logits are those
-    /// after the last one.
+    /// Evaluates up to [`Decoder::batch_tokens`] tokens after the cached ones; afterwards the logits
+    /// are those after the last one.
     ///
     /// # Errors
     /// [`Fault::ProtocolError`] if the library fails; the KV cache is then unchanged.
@@ -108,8 +108,8 @@ pub(crate) trait Decoder {
     /// [`Fault::ProtocolError`] if the KV cache can't be truncated.
     fn truncate(&mut self, last: usize) -> Result<(), Fault>;
 
-    /// Natural logarithm of the probability of each continuation, given as at least one token each. The KV
-    /// cache is unchanged afterwards. The logits must be those after the last evaluated token.
+    /// Natural logarithm of the probability of each continuation, given as at least one token each. The
+    /// KV cache is unchanged afterwards. The logits must be those after the last evaluated token.
     ///
     /// # Errors
     /// [`Fault::ProtocolError`] if the library fails.
@@ -241,8 +241,8 @@ impl OnThread {
         Ok(OnThread { context, duty, tasks, thread: Some(thread) })
     }
 
-    /// Evaluates a text and returns the model's prediction at each position, to compare two engines with the
-    /// same weights.
+    /// Evaluates a text and returns the model's prediction at each position, to compare two engines
+    /// with the same weights.
     ///
     /// # Errors
     /// [`Fault::Rejected`] if the text is empty or longer than the context.

@@ -47,13 +47,13 @@ pub(super) struct Pacer {
 
 impl Pacer {
     /// Pauses after a step of this duration; ends early when `stop` is set.
-    pub(super) fn pause(&mut self, step: Duration, stop: Option<&AtomicBool>) {
+    pub(super) fn pause(&mut self, computed: Duration, stop: Option<&AtomicBool>) {
         self.duty.0.1.fetch_add(1, Ordering::Relaxed);
         let duty = self.duty.get();
         if duty >= 1.0 {
             return;
         }
-        let pause = step.mul_f32(1.0 / duty - 1.0).min(PAUSE_MAX);
+        let pause = computed.mul_f32(1.0 / duty - 1.0).min(PAUSE_MAX);
         let began = now();
         // bounded by the pause
         while began.elapsed() < pause && !stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {

@@ -1,8 +1,8 @@
 //! Preemption: the prompts of an engine in the order of their urgency.
 //!
-//! An engine works on one prompt at a time. Between two steps it looks for a more urgent prompt, which is
-//! answered completely before the preempted one continues. The prompt that was preempted last is always the
-//! most urgent of those that were, so the call stack holds them.
+//! An engine works on one prompt at a time. Between two steps it looks for a more urgent prompt, which
+//! is answered completely before the preempted one continues. The prompt that was preempted last is
+//! always the most urgent of those that were, so the call stack holds them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
