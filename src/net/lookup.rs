@@ -143,13 +143,13 @@ mod tests {
     /// Without a certificate a stale address may belong to another host.
     #[test]
     fn only_verified_hosts_have_stale_addresses() {
-        let found = Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))]);
+        let addresses = Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))]);
         for (is_verified, name) in [(true, "a"), (true, "b"), (false, "a")] {
             let mut state =
                 LookupState { name: "a".to_owned(), is_verified, ..LookupState::default() };
-            state.end(name, &found);
-            let stale = state.stale("a").is_some();
-            assert_eq!(stale, is_verified && name == "a", "{is_verified} {name}");
+            state.end(name, &addresses);
+            let found = state.stale("a").is_some();
+            assert_eq!(found, is_verified && name == "a", "{is_verified} {name}");
         }
     }
 }
