@@ -164,8 +164,8 @@ pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
 pub const LOOKUP_PATIENCE: Duration = Duration::from_millis(500);
 /// How old such addresses may be: the lower of the two bounds that RFC 8767 proposes.
 pub const LOOKUP_KNOWN_MAX: Duration = Duration::from_secs(24 * 3600);
-/// The longest that a provider's wish to be left alone is followed.
-pub const PROVIDER_REST_MAX: Duration = Duration::from_secs(600);
+/// Longest `retry_after` of a failed backend that its circuit breaker obeys.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 /// Most bytes of a provider's answer that are read, its frame included.
 pub const PROVIDER_BYTES_MAX: usize = 16 * ANSWER_BYTES_MAX;
 /// Most bytes of it that are held at once: a line of an event, or an answer that comes whole.

@@ -18,7 +18,7 @@ use crate::redact::{Hidden, Redactor};
 use crate::request::job::{Job, JobId, Mode};
 use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
-use crate::scheduler::books::Books;
+use crate::scheduler::account::SpendingAccount;
 use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
 
 /// The doors' way in.
@@ -26,10 +26,7 @@ use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
 pub struct Dispatch {
     orders: mpsc::Sender<Submission>,
     next: Arc<AtomicU64>,
-    backends: Arc<Vec<BackendView>>,
-    load: watch::Receiver<(usize, usize)>,
-    rate: watch::Receiver<Option<f64>>,
-    spent: watch::Receiver<Spending>,
+    status: LoopStatus,
     redactor: Arc<Redactor>,
 }
 
@@ -46,7 +43,7 @@ pub struct Spending {
 }
 
 impl Spending {
-    pub(super) fn of(books: &Books) -> Spending {
+    pub(super) fn of(books: &SpendingAccount) -> Spending {
         let spent = |span| books.spent(None, span).dollars();
         Spending { hour: spent(Span::Hour), day: spent(Span::Day), month: spent(Span::Month) }
     }
@@ -58,11 +55,29 @@ impl Spending {
     }
 }
 
-/// What the loop tells of itself: jobs, the engines' rate, money.
-pub(super) type LoopStatus =
-    (watch::Receiver<(usize, usize)>, watch::Receiver<Option<f64>>, watch::Receiver<Spending>);
+/// What the loop publishes.
+#[derive(Clone)]
+pub(super) struct LoopStatus {
+    /// The present set, in order of preference.
+    pub(super) backends: watch::Receiver<Arc<Vec<BackendView>>>,
+    /// Jobs that wait and jobs that run.
+    pub(super) load: watch::Receiver<(usize, usize)>,
+    /// See [`Dispatch::rate`].
+    pub(super) rate: watch::Receiver<Option<f64>>,
+    pub(super) spent: watch::Receiver<Spending>,
+}
 
-struct BackendView {
+/// What is read of these backends from outside of the loop.
+pub(super) fn views(backends: &[BackendHandle]) -> Arc<Vec<BackendView>> {
+    let view = |b: &BackendHandle| BackendView {
+        server: b.server.clone(),
+        locality: b.locality,
+        link: b.link.clone(),
+    };
+    Arc::new(backends.iter().map(view).collect())
+}
+
+pub(super) struct BackendView {
     server: String,
     locality: Locality,
     link: watch::Receiver<BackendState>,
@@ -142,18 +157,11 @@ impl Dispatch {
     /// The way in to the loop that reads these orders.
     pub(super) fn new(
         orders: mpsc::Sender<Submission>,
-        backends: &[BackendHandle],
-        (load, rate, spent): LoopStatus,
+        status: LoopStatus,
         redactor: Redactor,
     ) -> Dispatch {
-        let view = |b: &BackendHandle| BackendView {
-            server: b.server.clone(),
-            locality: b.locality,
-            link: b.link.clone(),
-        };
-        let backends = Arc::new(backends.iter().map(view).collect());
         let (next, redactor) = (Arc::new(AtomicU64::new(1)), Arc::new(redactor));
-        Dispatch { orders, next, backends, load, rate, spent, redactor }
+        Dispatch { orders, next, status, redactor }
     }
 
     /// Submits a job that one model answers.
@@ -203,43 +211,62 @@ impl Dispatch {
                 context,
             }
         };
-        self.backends.iter().map(seen).collect()
+        self.status.backends.borrow().iter().map(seen).collect()
     }
 
     /// Whether at least one backend can be asked.
     pub fn is_ready(&self) -> bool {
-        self.backends.iter().any(|view| matches!(&*view.link.borrow(), BackendState::Up(_)))
+        self.status
+            .backends
+            .borrow()
+            .iter()
+            .any(|view| matches!(&*view.link.borrow(), BackendState::Up(_)))
     }
 
     /// Waits until at least one backend can be asked.
     pub async fn ready(&self) {
-        let waits = self.backends.iter().map(|view| {
-            let mut link = view.link.clone();
-            Box::pin(async move {
-                if link.wait_for(|l| matches!(l, BackendState::Up(_))).await.is_err() {
+        let mut sets = self.status.backends.clone();
+        loop {
+            let present = Arc::clone(&sets.borrow_and_update());
+            let up = async {
+                let waits = present.iter().map(|view| {
+                    let mut link = view.link.clone();
+                    Box::pin(async move {
+                        if link.wait_for(|l| matches!(l, BackendState::Up(_))).await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                    })
+                });
+                if present.is_empty() {
+                    return std::future::pending().await;
+                }
+                futures::future::select_all(waits).await;
+            };
+            let changed = async {
+                if sets.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
-            })
-        });
-        if self.backends.is_empty() {
-            return std::future::pending().await;
+            };
+            tokio::select! {
+                () = up => return,
+                () = changed => {}
+            }
         }
-        futures::future::select_all(waits).await;
     }
 
     /// The rate at which an engine here wrote last against what is usual for it.
     pub fn rate(&self) -> watch::Receiver<Option<f64>> {
-        self.rate.clone()
+        self.status.rate.clone()
     }
 
     /// What was spent.
     pub fn spending(&self) -> Spending {
-        *self.spent.borrow()
+        *self.status.spent.borrow()
     }
 
     /// Jobs that wait and jobs that run.
     pub fn load(&self) -> (usize, usize) {
-        *self.load.borrow()
+        *self.status.load.borrow()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::model::generate::{Out, Usage};
 use crate::redact::Hidden;
 use crate::request::job::Job;
 use crate::scheduler::BackendId;
+use crate::scheduler::decision::Decision;
 use crate::time::Time;
 
 /// A job that is not settled.
@@ -28,16 +29,28 @@ pub(super) struct InFlight {
     pub(super) recall: CancellationToken,
     /// What was answered, by whom.
     pub(super) said: Vec<(BackendId, AttemptAnswer)>,
+    /// The servers that were given the redacted prompt.
+    pub(super) hidden_from: Vec<String>,
 }
 
 impl InFlight {
+    /// States in the record how much of the prompt was hidden from each server.
+    pub(super) fn tell_hidden(&self, decision: &mut Decision) {
+        let Some(hidden) = &self.hidden else { return };
+        for attempt in &mut decision.attempts {
+            if self.hidden_from.contains(&attempt.server) {
+                attempt.redacted = hidden.count();
+            }
+        }
+    }
+
     /// What the answer that counts took, that of this backend or of a rule, the answer itself if
     /// it was kept back, and when its first piece was there.
     pub(super) fn answer_of(
         &mut self,
-        backend: Option<BackendId>,
+        backend: Option<&BackendId>,
     ) -> (Option<Usage>, Option<String>, Option<Instant>) {
-        let said = self.said.drain(..).rev().find(|(who, _)| Some(*who) == backend);
+        let said = self.said.drain(..).rev().find(|(who, _)| Some(who) == backend);
         if let Some((_, AttemptAnswer { usage, kept, first })) = said {
             let chunks = match &kept {
                 Some(text) => u32::from(!text.is_empty()),

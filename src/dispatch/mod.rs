@@ -9,18 +9,19 @@ mod in_flight;
 mod profile;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::{AttemptAnswer, paid};
 use self::egress::EgressGuard;
 use self::engine_rate::EngineRate;
-use self::handle::Submission;
 pub use self::handle::{Answer, BackendStatus, Dispatch, JobEnd, Spending};
+use self::handle::{BackendView, LoopStatus, Submission};
 use self::in_flight::InFlight;
 use crate::clock;
 use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
@@ -29,9 +30,9 @@ use crate::model::generate::{Fault, Out};
 use crate::model::link::{BackendHandle, BackendState};
 use crate::money::{Caps, Hour, Usd};
 use crate::pressure::level::DevicePressure;
-use crate::redact::{Hidden, Redactor};
+use crate::redact::Redactor;
 use crate::request::job::{Job, JobId, Priority};
-use crate::scheduler::books::LedgerEntry;
+use crate::scheduler::account::LedgerEntry;
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
     Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
@@ -63,26 +64,27 @@ pub fn new(
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
     let (spent_out, spent) = watch::channel(Spending::default());
-    let dispatch = Dispatch::new(orders, &backends, (load, rate, spent), redactor);
-    let backends_count = backends.len();
-    let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
+    let (views_out, views) = watch::channel(handle::views(&backends));
+    let status = LoopStatus { backends: views, load, rate, spent };
+    let dispatch = Dispatch::new(orders, status, redactor);
+    let (ledger, writer, account) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
     let dispatcher = Dispatcher {
-        scheduler: Scheduler::resume(backends.iter().map(profile::unknown).collect(), keep.read())
-            .with_budget(caps, books),
+        scheduler: Scheduler::resume(Vec::new(), keep.read()).with_budget(caps, account),
         ledger: Some(ledger),
         writer: Some(writer),
         spent: spent_out,
         keep,
         keep_at: None,
         origin: clock::now(),
-        backends,
+        first_backends: backends,
+        backends: BTreeMap::new(),
+        views: views_out,
         device_pressure,
         inbox,
         jobs: BTreeMap::new(),
         attempts: JoinSet::new(),
         watches: JoinSet::new(),
         load: load_out,
-        pulses: vec![EngineRate::default(); backends_count],
         rate: rate_out,
         hour: None,
         drained: false,
@@ -97,14 +99,16 @@ pub struct Dispatcher {
     /// When what was learned is written down; none if nothing was since.
     keep_at: Option<Instant>,
     origin: Instant,
-    backends: Vec<BackendHandle>,
+    /// Those to begin with, until the loop runs.
+    first_backends: Vec<BackendHandle>,
+    backends: BTreeMap<BackendId, KnownBackend>,
+    views: watch::Sender<Arc<Vec<BackendView>>>,
     device_pressure: watch::Receiver<DevicePressure>,
     inbox: mpsc::Receiver<Submission>,
     jobs: BTreeMap<JobId, InFlight>,
     attempts: JoinSet<EndedAttempt>,
     watches: JoinSet<WatchEvent>,
     load: watch::Sender<(usize, usize)>,
-    pulses: Vec<EngineRate>,
     /// See [`Dispatch::rate`].
     rate: watch::Sender<Option<f64>>,
     /// The hour that the scheduler knows of.
@@ -117,6 +121,14 @@ pub struct Dispatcher {
     drained: bool,
 }
 
+/// A backend of the present set.
+struct KnownBackend {
+    handle: BackendHandle,
+    rate: EngineRate,
+    /// Ends the task that waits for a change of its state.
+    watcher: Option<AbortHandle>,
+}
+
 struct EndedAttempt {
     job: Job,
     out: Out,
@@ -127,7 +139,7 @@ struct EndedAttempt {
 /// What a watcher has seen.
 enum WatchEvent {
     Gone(JobId),
-    Turned(usize),
+    Turned(BackendId),
     Settled,
     /// What was learned is written down.
     Kept,
@@ -137,11 +149,8 @@ impl Dispatcher {
     /// Runs until `stop`, then until all work has ended or [`DRAIN_MAX`] has passed.
     pub async fn run(mut self, stop: CancellationToken) {
         let writer = self.writer.take().map(|w| tokio::task::spawn_blocking(|| w.run()));
-        for backend in 0..self.backends.len() {
-            let event = self.state_of(backend);
-            self.watch_backend(backend);
-            self.judge(event);
-        }
+        let first_backends = std::mem::take(&mut self.first_backends);
+        self.replace_backends(first_backends);
         let mut drain_until: Option<Instant> = None;
         while !self.drained {
             // nobody watches the device, or not any more
@@ -181,6 +190,24 @@ impl Dispatcher {
         }
     }
 
+    /// Adopts another set of backends, in order of preference. Attempts at a removed one go on.
+    fn replace_backends(&mut self, handles: Vec<BackendHandle>) {
+        self.views.send_replace(handle::views(&handles));
+        self.judge(Event::Catalog(handles.iter().map(profile::unknown).collect()));
+        let mut before = std::mem::take(&mut self.backends);
+        for handle in handles {
+            let id = BackendId::from(handle.server.as_str());
+            let known = before.remove(&id);
+            let rate = known.as_ref().map(|known| known.rate).unwrap_or_default();
+            let watcher = known.and_then(|known| known.watcher);
+            self.backends.insert(id.clone(), KnownBackend { handle, rate, watcher });
+            let event = self.state_of(&id);
+            self.watch_backend(id);
+            event.into_iter().for_each(|event| self.judge(event));
+        }
+        before.into_values().filter_map(|known| known.watcher).for_each(|task| task.abort());
+    }
+
     /// Writes down what was learned, once it is time.
     fn keep_learned(&mut self) {
         if self.keep_at.is_some_and(|at| at <= clock::now()) {
@@ -200,12 +227,12 @@ impl Dispatcher {
         }
         self.on(event);
         self.load.send_replace(self.scheduler.load());
-        let spent = Spending::of(self.scheduler.books());
+        let spent = Spending::of(self.scheduler.account());
         self.spent.send_if_modified(|known| std::mem::replace(known, spent) != spent);
     }
 
     fn on(&mut self, event: Event) {
-        let effects = self.scheduler.on(event, self.now());
+        let effects = self.scheduler.handle_event(event, self.now());
         for effect in effects {
             self.carry_out(effect);
         }
@@ -241,6 +268,7 @@ impl Dispatcher {
             stop: stop.clone(),
             recall: stop.child_token(),
             said: Vec::new(),
+            hidden_from: Vec::new(),
         };
         self.jobs.insert(id, held);
         self.watches.spawn(async move {
@@ -265,8 +293,9 @@ impl Dispatcher {
                 let confidence = said.usage.classification.as_ref().map(|said| said.confidence);
                 let took = Some(TokenTimes::from(&said.usage));
                 let cost_usd = said.usage.cost_usd;
-                if self.backends[backend.0].locality == Locality::Device
-                    && let Some(rate) = self.pulses[backend.0].beat(&said.usage)
+                if let Some(known) = self.backends.get_mut(&backend)
+                    && known.handle.locality == Locality::Device
+                    && let Some(rate) = known.rate.beat(&said.usage)
                 {
                     self.rate.send_replace(Some(rate));
                 }
@@ -290,49 +319,54 @@ impl Dispatcher {
             WatchEvent::Settled | WatchEvent::Kept => None,
             WatchEvent::Gone(job) => self.jobs.contains_key(&job).then_some(Event::Gone(job)),
             WatchEvent::Turned(backend) => {
-                let event = self.state_of(backend);
+                let event = self.state_of(&backend);
                 self.watch_backend(backend);
-                Some(event)
+                event
             }
         }
     }
 
-    fn watch_backend(&mut self, backend: usize) {
-        let mut link = self.backends[backend].link.clone();
-        self.watches.spawn(async move {
+    /// Waits for the next change of a backend's state, in place of the task that did before.
+    fn watch_backend(&mut self, backend: BackendId) {
+        let Some(known) = self.backends.get_mut(&backend) else { return };
+        let mut link = known.handle.link.clone();
+        let watcher = self.watches.spawn(async move {
             if link.changed().await.is_err() {
                 // the supervisor has ended with the service
                 std::future::pending::<()>().await;
             }
             WatchEvent::Turned(backend)
         });
+        if let Some(before) = known.watcher.replace(watcher) {
+            before.abort();
+        }
     }
 
-    /// What is so now; the watcher made after this sees what comes later.
-    fn state_of(&mut self, backend: usize) -> Event {
-        let link = self.backends[backend].link.borrow_and_update().clone();
-        match link {
-            BackendState::Down(_) => Event::Down(BackendId(backend)),
+    /// The present state of a backend; the watcher made after this sees what comes later.
+    fn state_of(&mut self, backend: &BackendId) -> Option<Event> {
+        let of = &mut self.backends.get_mut(backend)?.handle;
+        let link = of.link.borrow_and_update().clone();
+        Some(match link {
+            BackendState::Down(_) => Event::Down(backend.clone()),
             BackendState::Up(generate) => {
-                let of = &self.backends[backend];
                 if of.locality == Locality::Device {
                     generate.pace(self.device_pressure.borrow().duty);
                 }
                 let context = generate.context();
-                let profile = BackendProfile {
+                Event::Up(BackendProfile {
                     measured: Some(self.keep.measured(&of.server, of.locality, context)),
                     ..profile::of(of, context)
-                };
-                Event::Up(BackendId(backend), profile)
+                })
             }
-        }
+        })
     }
 
     /// Tells the engines of this device how much they may compute, and the judge.
     fn pressure_changed(&mut self) -> Event {
         let device_pressure = *self.device_pressure.borrow_and_update();
-        for backend in self.backends.iter().filter(|b| b.locality == Locality::Device) {
-            if let BackendState::Up(generate) = &*backend.link.borrow() {
+        let handles = self.backends.values().map(|known| &known.handle);
+        for handle in handles.filter(|handle| handle.locality == Locality::Device) {
+            if let BackendState::Up(generate) = &*handle.link.borrow() {
                 generate.pace(device_pressure.duty);
             }
         }
@@ -359,16 +393,18 @@ impl Dispatcher {
                     held.recall.cancel();
                 }
             }
-            Effect::Unload(backend) => {
-                self.backends[backend.0].wanted.send_replace(false);
-            }
-            Effect::Load(backend) => {
-                self.backends[backend.0].wanted.send_replace(true);
-            }
+            Effect::Unload(backend) => self.want(&backend, false),
+            Effect::Load(backend) => self.want(&backend, true),
             Effect::Settle { job, verdict, backend, decision } => {
                 self.settle(job, verdict, backend, *decision);
             }
             Effect::Drained => self.drained = true,
+        }
+    }
+
+    fn want(&self, backend: &BackendId, is_wanted: bool) {
+        if let Some(known) = self.backends.get(backend) {
+            known.handle.wanted.send_replace(is_wanted);
         }
     }
 
@@ -389,9 +425,14 @@ impl Dispatcher {
         };
         held.started.get_or_insert(now);
         (job.time_left, job.priority) = (time_left, priority);
-        let to = &self.backends[backend.0];
+        let Some(KnownBackend { handle: to, .. }) = self.backends.get(&backend) else {
+            return;
+        };
         let link = to.link.borrow().clone();
         let (locality, hidden) = (to.locality, held.hidden.clone());
+        if hidden.is_some() && egress::hides(locality) {
+            held.hidden_from.push(to.server.clone());
+        }
         held.recall = held.stop.child_token();
         let stop = held.recall.clone();
         self.attempts.spawn(async move {
@@ -424,15 +465,12 @@ impl Dispatcher {
         };
         held.stop.cancel();
         let (usage, kept, first) = match verdict {
-            Verdict::Done => held.answer_of(backend),
+            Verdict::Done => held.answer_of(backend.as_ref()),
             Verdict::Refused(_) | Verdict::Expired | Verdict::Cancelled | Verdict::Failed(_) => {
                 (None, None, None)
             }
         };
-        if let Some(hidden) = &held.hidden {
-            self.tell_hidden(&mut decision, hidden);
-        }
-        let backend = backend.map(|b| &self.backends[b.0]);
+        held.tell_hidden(&mut decision);
         if tracing::enabled!(tracing::Level::DEBUG) {
             let record = serde_json::to_string(&decision).unwrap_or_default();
             tracing::debug!(job = job.0, record, "settled");
@@ -441,24 +479,14 @@ impl Dispatcher {
             verdict,
             usage,
             kept,
+            locality: backend.as_ref().and_then(|_| decision.route.locality()),
+            server: backend.map(|backend| backend.as_str().to_owned()),
             decision,
-            server: backend.map(|b| b.server.clone()),
-            locality: backend.map(|b| b.locality),
             queued: held.started.unwrap_or(now).since(held.arrived),
             first: first.map(|first| self.time(first).since(held.arrived)),
             total: now.since(held.arrived),
         };
         // the asker may have gone
         let _ = held.end.send(end);
-    }
-
-    /// Says of each attempt how much was hidden from it.
-    fn tell_hidden(&self, decision: &mut Decision, hidden: &Hidden) {
-        for attempt in &mut decision.attempts {
-            let of = self.backends.iter().find(|backend| backend.server == attempt.server);
-            if of.is_some_and(|backend| egress::hides(backend.locality)) {
-                attempt.redacted = hidden.count();
-            }
-        }
     }
 }

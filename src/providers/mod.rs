@@ -37,7 +37,7 @@ use crate::catalog::provider::{Provider, ProviderKind};
 #[cfg(feature = "bedrock")]
 use crate::clock;
 use crate::clock::now;
-use crate::limits::PROVIDER_REST_MAX;
+use crate::limits::RETRY_AFTER_MAX;
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime,
 };
@@ -332,7 +332,7 @@ impl Cloud {
         let said = self.without_key(&error_text(response).await);
         let fault = fault_of(status, &said);
         if let (Some(wait), Fault::Unavailable { .. }) = (after, &fault) {
-            let until = now() + wait.min(PROVIDER_REST_MAX);
+            let until = now() + wait.min(RETRY_AFTER_MAX);
             *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
         }
         fault

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Scheduler;
-use super::books::{Books, Fits, LedgerEntry as Line};
+use super::account::{Fits, LedgerEntry, SpendingAccount};
 use super::decision::Reason;
 use super::event::{Answered, Effect, Sent, Verdict};
 use super::job::JobSpec;
@@ -17,20 +17,20 @@ use crate::time::Time;
 impl Scheduler {
     /// The same with caps on spending, and what was spent before.
     #[must_use]
-    pub fn with_budget(mut self, caps: Caps, mut books: Books) -> Scheduler {
-        books.close();
-        (self.caps, self.books) = (caps, books);
+    pub fn with_budget(mut self, caps: Caps, mut account: SpendingAccount) -> Scheduler {
+        account.close();
+        (self.caps, self.account) = (caps, account);
         self
     }
 
     /// What was spent, and what calls under way may cost.
-    pub fn books(&self) -> &Books {
-        &self.books
+    pub fn account(&self) -> &SpendingAccount {
+        &self.account
     }
 
     pub(super) fn turn(&mut self, hour: Hour) {
-        self.books.turn(hour);
-        self.moved = true;
+        self.account.turn(hour);
+        self.budgets_dirty = true;
     }
 
     /// The most that an answer of this backend can cost.
@@ -55,7 +55,7 @@ impl Scheduler {
             if most.is_none() {
                 continue;
             }
-            match self.books.fits(&self.caps, &entry.spec.app, most) {
+            match self.account.fits(&self.caps, &entry.spec.app, most) {
                 Fits::Yes => continue,
                 Fits::Later => may_come = true,
                 Fits::No(span) => over = over.max(Some(span)),
@@ -79,13 +79,13 @@ impl Scheduler {
              pilotlight.policy.budget",
             span.name()
         );
-        let hours = u64::from(self.books.now().left_of(span));
+        let hours = u64::from(self.account.now().left_of(span));
         Refusal::new(Code::Unavailable, message).retry_after(Duration::from_secs(hours * 3600))
     }
 
     /// The same for all that wait, if anything has changed.
     pub(super) fn afford_all(&mut self, now: Time) {
-        if !std::mem::take(&mut self.moved) || !self.caps.is_bound() {
+        if !std::mem::take(&mut self.budgets_dirty) || !self.caps.is_bound() {
             return;
         }
         let mut queue = std::mem::take(&mut self.queue);
@@ -105,14 +105,14 @@ impl Scheduler {
     }
 
     /// Holds the most that the call can cost; also the line for the books.
-    pub(super) fn hold(&mut self, entry: &QueuedJob, backend: usize) -> (Usd, Option<Line>) {
+    pub(super) fn hold(&mut self, entry: &QueuedJob, backend: usize) -> (Usd, Option<LedgerEntry>) {
         let most = self.most(&entry.spec, backend);
         if most.is_none() {
             return (most, None);
         }
-        let line = self.books.hold(entry.job().0, &entry.spec.app, most);
-        self.books.write(&line);
-        self.moved = true;
+        let line = self.account.hold(entry.job().0, &entry.spec.app, most);
+        self.account.write(&line);
+        self.budgets_dirty = true;
         (most, Some(line))
     }
 
@@ -142,16 +142,16 @@ impl Scheduler {
                 return cost;
             }
             // a model that has no price here says that it has cost something
-            let line = self.books.hold(call, &run.entry.spec.app, cost);
+            let line = self.account.hold(call, &run.entry.spec.app, cost);
             self.book(line);
         }
-        self.book(Line::Bill { call, usd: cost });
+        self.book(LedgerEntry::Bill { call, usd: cost });
         cost
     }
 
-    fn book(&mut self, line: Line) {
-        self.books.write(&line);
-        self.moved = true;
-        self.effects.push(Effect::Book(line));
+    fn book(&mut self, entry: LedgerEntry) {
+        self.account.write(&entry);
+        self.budgets_dirty = true;
+        self.effects.push(Effect::Book(entry));
     }
 }

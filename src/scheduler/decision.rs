@@ -118,6 +118,18 @@ impl Route {
     }
 }
 
+impl Route {
+    /// The locality of the backend; none without a backend.
+    pub fn locality(self) -> Option<Locality> {
+        match self {
+            Route::None => None,
+            Route::Local => Some(Locality::Device),
+            Route::Peer => Some(Locality::Peer),
+            Route::Cloud => Some(Locality::Cloud),
+        }
+    }
+}
+
 impl From<Locality> for Route {
     fn from(locality: Locality) -> Route {
         match locality {
@@ -346,6 +358,10 @@ pub struct ServerState {
     /// It is not on this device and could not take one more at that moment.
     #[serde(default, skip_serializing_if = "is_false")]
     pub full: bool,
+    /// The backend was removed from the catalog after the job was tried there, or after the last
+    /// attempt began.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub removed: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]

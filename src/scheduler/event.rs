@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::books::LedgerEntry;
+use super::account::LedgerEntry;
 use super::decision::Decision;
 use super::job::{JobSpec, TokenTimes};
 use super::profile::{BackendId, BackendProfile};
@@ -26,15 +26,19 @@ pub enum Event {
     },
     /// The asker went away.
     Gone(JobId),
+    /// The set of backends is replaced by this one, in order of preference. A backend whose name
+    /// and locality stay keeps its state; one that is removed gets no more jobs and ends those
+    /// that it has; one that is added is down at first.
+    Catalog(Vec<BackendProfile>),
     /// A backend can be asked and has stated its context.
-    Up(BackendId, BackendProfile),
+    Up(BackendProfile),
     /// A backend can't be asked.
     Down(BackendId),
     /// How hard pressed the device is.
     Strained(DevicePressure),
     /// The hour of the calendar, when it has changed.
     Clock(Hour),
-    /// The time of [`Scheduler::wake_at`] has come.
+    /// The time of [`Scheduler::wake_at`](super::Scheduler::wake_at) has come.
     Tick,
     /// No more jobs are taken.
     Drain,

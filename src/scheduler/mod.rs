@@ -9,8 +9,8 @@
 //! backend runs more than its slots, the queue is within its bounds, and a job that could start
 //! has started.
 
+pub mod account;
 mod attempts;
-pub mod books;
 mod breaker;
 mod budget;
 mod concurrency;
@@ -20,6 +20,7 @@ mod fairness;
 mod feasibility;
 mod job;
 mod learned;
+mod membership;
 mod offload;
 mod predict;
 mod profile;
@@ -38,7 +39,7 @@ mod window;
 
 use std::time::Duration;
 
-use self::books::Books;
+use self::account::SpendingAccount;
 use self::breaker::Breaker;
 use self::concurrency::{ConcurrencyLimit, RetryBudget};
 use self::decision::{Decision, Pressure, Reason, Route};
@@ -49,7 +50,7 @@ pub use self::learned::Learned;
 use self::predict::{Load, Predictor, Rates};
 pub use self::profile::{BackendId, BackendProfile};
 use self::queue::Queue;
-use self::queued::{BackendSet, QueuedJob};
+use self::queued::{BackendSet, QueuedJob, SLOTS_MAX};
 pub use self::replay::explain;
 use self::route::Sides;
 pub use self::route::mode_allows;
@@ -67,6 +68,8 @@ use crate::time::Time;
 struct BackendSlot {
     profile: BackendProfile,
     up: bool,
+    /// It has left the catalog and gets no more jobs; its slot is freed when its last job ends.
+    retired: bool,
     breaker: Breaker,
     flow: ConcurrencyLimit,
     rates: Rates,
@@ -77,6 +80,20 @@ struct BackendSlot {
 }
 
 impl BackendSlot {
+    /// A backend that is down and has answered nothing.
+    fn new(profile: BackendProfile) -> BackendSlot {
+        BackendSlot {
+            rates: Rates::stated(&profile),
+            profile,
+            up: false,
+            retired: false,
+            breaker: Breaker::default(),
+            flow: ConcurrencyLimit::default(),
+            unloaded: false,
+            owed: 0.0,
+        }
+    }
+
     /// Jobs that it holds at most. One elsewhere that has failed gets a single one until it has
     /// answered, and then fewer than it offers.
     fn slots(&self) -> usize {
@@ -111,11 +128,11 @@ pub struct Scheduler {
     shares: Shares,
     device_pressure: DevicePressure,
     caps: Caps,
-    books: Books,
+    account: SpendingAccount,
     /// What can be paid for has changed.
-    moved: bool,
+    budgets_dirty: bool,
     /// The time of the last event.
-    seen: Time,
+    last_event_at: Time,
     /// When it must be decided at the latest whether a job leaves.
     look_at: Option<Time>,
     draining: bool,
@@ -126,16 +143,8 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler over these backends, all down at first.
     pub fn new(cards: Vec<BackendProfile>) -> Scheduler {
-        let backend = |profile: BackendProfile| BackendSlot {
-            rates: Rates::stated(&profile),
-            profile,
-            up: false,
-            breaker: Breaker::default(),
-            flow: ConcurrencyLimit::default(),
-            unloaded: false,
-            owed: 0.0,
-        };
-        let backends: Vec<BackendSlot> = cards.into_iter().map(backend).collect();
+        let profiles = cards.into_iter().take(SLOTS_MAX);
+        let backends: Vec<BackendSlot> = profiles.map(BackendSlot::new).collect();
         Scheduler {
             sides: Sides::of(&backends),
             running: RunningJobs::new(backends.len()),
@@ -148,9 +157,9 @@ impl Scheduler {
             shares: Shares::default(),
             device_pressure: DevicePressure::default(),
             caps: Caps::default(),
-            books: Books::default(),
-            moved: false,
-            seen: Time::default(),
+            account: SpendingAccount::default(),
+            budgets_dirty: false,
+            last_event_at: Time::default(),
             look_at: None,
             draining: false,
             drained: false,
@@ -160,16 +169,17 @@ impl Scheduler {
 
     /// Takes one event and says what shall be done, in this order. A time before that of the last
     /// event counts as that.
-    pub fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
-        let now = now.max(self.seen);
-        self.account(now);
+    pub fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect> {
+        let now = now.max(self.last_event_at);
+        self.charge_engines(now);
         self.take_health(now);
         match event {
             Event::Arrived(spec) => self.arrived(spec, now),
             Event::Ended { job, outcome } => self.ended(job, outcome, now),
             Event::Gone(job) => self.gone(job, now),
-            Event::Up(backend, profile) => self.up(backend, profile),
-            Event::Down(backend) => self.down(backend),
+            Event::Up(profile) => self.up(profile, now),
+            Event::Down(backend) => self.down(&backend),
+            Event::Catalog(profiles) => self.replace_catalog(profiles, now),
             Event::Strained(device_pressure) => self.pressure_changed(device_pressure),
             Event::Clock(hour) => self.turn(hour),
             Event::Tick => {}
@@ -180,6 +190,7 @@ impl Scheduler {
         self.afford_all(now);
         self.decide(now);
         self.start(now);
+        self.free_retired();
         self.watch_drain();
         std::mem::take(&mut self.effects)
     }
@@ -189,7 +200,8 @@ impl Scheduler {
         let rested = if self.queue.len() == 0 {
             None
         } else {
-            self.backends.iter().filter_map(|b| b.breaker.wakes_at(now)).min()
+            let listed = self.backends.iter().filter(|b| !b.retired);
+            listed.filter_map(|b| b.breaker.open_until(now)).min()
         };
         let dues = [self.queue.next_due(), self.running.next_due()];
         dues.into_iter().chain([rested, self.look_at]).flatten().min()
@@ -200,11 +212,6 @@ impl Scheduler {
         (self.queue.len(), self.running.len())
     }
 
-    /// Bytes of prompts that wait.
-    pub fn waiting_bytes(&self) -> usize {
-        self.queue.bytes()
-    }
-
     /// How full the device is.
     pub fn pressure(&self) -> Pressure {
         let DevicePressure { heat, memory, disk, .. } = self.device_pressure;
@@ -212,9 +219,11 @@ impl Scheduler {
     }
 
     /// Gives the time since the last event to those who had the engines.
-    fn account(&mut self, now: Time) {
-        let ms = now.since(self.seen).as_secs_f64() * 1e3 * f64::from(self.device_pressure.duty);
-        self.seen = now;
+    fn charge_engines(&mut self, now: Time) {
+        let ms = now.since(self.last_event_at).as_secs_f64()
+            * 1e3
+            * f64::from(self.device_pressure.duty);
+        self.last_event_at = now;
         self.shares.fade(now);
         if ms <= 0.0 {
             return;
@@ -266,13 +275,13 @@ impl Scheduler {
     }
 
     fn take_health(&mut self, now: Time) {
-        let well = |b: &BackendSlot| b.up && !b.unloaded && !b.breaker.is_open(now);
+        let well = |b: &BackendSlot| b.up && !b.retired && !b.unloaded && !b.breaker.is_open(now);
         let all = self.backends.iter().enumerate();
         self.healthy = all.filter(|(_, b)| well(b)).map(|(at, _)| at).collect();
     }
 
     /// Why a backend that is not healthy is not.
-    fn resting(&self, backend: usize) -> Reason {
+    fn open_reason(&self, backend: usize) -> Reason {
         match self.device_pressure.cause {
             PressureCause::Memory if self.backends[backend].unloaded => Reason::Memory,
             PressureCause::Load
@@ -312,7 +321,7 @@ impl Scheduler {
             entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
             return self.settle(entry, Verdict::Refused(refusal), None, reason);
         }
-        self.house(&mut entry);
+        self.pick_engine(&mut entry);
         entry.predicted = self.predict(&entry, now);
         self.admit(entry, now);
     }
@@ -324,7 +333,7 @@ impl Scheduler {
             spec: Box::new(spec),
             able: BackendSet::default(),
             failed: BackendSet::default(),
-            unfit: heapless::Vec::new(),
+            tried: heapless::Vec::new(),
             closed: BackendSet::default(),
             broke: BackendSet::default(),
             best: None,
@@ -339,7 +348,7 @@ impl Scheduler {
     }
 
     /// Finds the engine that would answer it here, and what it asks of that.
-    fn house(&self, entry: &mut QueuedJob) {
+    fn pick_engine(&self, entry: &mut QueuedJob) {
         use crate::request::job::Mode;
         let here = entry.candidates().and(self.sides.device);
         let up = here.and(self.healthy);
@@ -395,6 +404,13 @@ impl Scheduler {
 
     /// How long until there may be room again, from the measured time of an answer.
     fn wait_estimate(&self, entry: &QueuedJob) -> Duration {
+        let now = self.last_event_at;
+        let open_until = |at: usize| self.backends[at].breaker.open_until(now);
+        let candidates = entry.candidates();
+        // the earliest end of all open breakers, if no candidate is closed
+        if let Some(end) = candidates.iter().map(open_until).min().flatten() {
+            return now.until(end);
+        }
         let first = self.sides.best(entry, self.askable(entry)).first().or(entry.able.first());
         let ms = first.and_then(|at| {
             let backend = &self.backends[at];
@@ -403,38 +419,27 @@ impl Scheduler {
         Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3)
     }
 
-    fn up(&mut self, backend: BackendId, profile: BackendProfile) {
-        if backend.0 >= self.backends.len() {
-            return;
-        }
-        self.rates_of(backend.0, &profile);
-        let known = &mut self.backends[backend.0];
+    fn up(&mut self, profile: BackendProfile, now: Time) {
+        let Some(slot) = self.slot_of(&profile.server) else { return };
+        self.rates_of(slot, &profile);
+        let known = &mut self.backends[slot];
         known.profile = profile;
         known.up = true;
         known.breaker.worked();
         self.sides = Sides::of(&self.backends);
-        let mut queue = std::mem::take(&mut self.queue);
-        let mut lost = Vec::new();
-        for entry in queue.iter_mut() {
-            match route::able(&entry.spec, &self.backends) {
-                Ok(able) => entry.able = able,
-                Err(why) => lost.push((entry.job(), why)),
-            }
-            self.house(entry);
-        }
-        self.queue = queue;
-        for (job, (refusal, reason)) in lost {
-            if let Some(mut entry) = self.queue.remove(job) {
-                entry.figures = Some(Box::new(self.figures_at(&entry, None, self.seen)));
-                self.settle(entry, Verdict::Refused(refusal), None, reason);
-            }
+        self.review_waiting(now);
+    }
+
+    fn down(&mut self, backend: &BackendId) {
+        if let Some(slot) = self.slot_of(backend) {
+            self.backends[slot].up = false;
         }
     }
 
-    fn down(&mut self, backend: BackendId) {
-        if let Some(known) = self.backends.get_mut(backend.0) {
-            known.up = false;
-        }
+    /// The name of a backend, and where it is.
+    fn named(&self, backend: usize) -> (BackendId, Locality) {
+        let profile = &self.backends[backend].profile;
+        (profile.server.clone(), profile.locality)
     }
 
     /// Ends engines that have nothing to do when memory is short, and starts them again when it is
@@ -444,12 +449,16 @@ impl Scheduler {
         for at in self.sides.device.iter() {
             let is_idle = self.running.count_at(at) == 0;
             let backend = &mut self.backends[at];
+            let id = backend.profile.server.clone();
+            if backend.retired {
+                continue;
+            }
             if device_pressure.stage == PressureStage::Unload && is_idle && !backend.unloaded {
                 backend.unloaded = true;
-                self.effects.push(Effect::Unload(BackendId(at)));
+                self.effects.push(Effect::Unload(id));
             } else if device_pressure.stage < PressureStage::Closed && backend.unloaded {
                 backend.unloaded = false;
-                self.effects.push(Effect::Load(BackendId(at)));
+                self.effects.push(Effect::Load(id));
             }
         }
     }
@@ -471,15 +480,15 @@ impl Scheduler {
     ) {
         let (verdict, backend, reason) = match (verdict, entry.best) {
             (Verdict::Expired | Verdict::Failed(_) | Verdict::Refused(_), Some(best)) => {
-                (Verdict::Done, Some(best.backend.0), Reason::Confidence)
+                (Verdict::Done, Some((best.backend, best.locality)), Reason::Confidence)
             }
-            (verdict, _) => (verdict, backend, reason),
+            (verdict, _) => (verdict, backend.map(|slot| self.named(slot)), reason),
         };
         self.shares.leave(entry.app);
-        let route = match backend.map(|b| self.backends[b].profile.locality) {
+        let route = match &backend {
             None if reason == Reason::Rule => Route::Local,
             None => Route::None,
-            Some(locality) => locality.into(),
+            Some((_, locality)) => (*locality).into(),
         };
         let decision = Decision {
             route,
@@ -494,7 +503,7 @@ impl Scheduler {
         self.effects.push(Effect::Settle {
             job: entry.spec.job,
             verdict,
-            backend: backend.map(BackendId),
+            backend: backend.map(|(id, _)| id),
             decision: Box::new(decision),
         });
     }

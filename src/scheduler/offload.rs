@@ -328,7 +328,7 @@ impl Scheduler {
             } else {
                 self.backends[engine].profile.slots.max(1)
             },
-            ..self.figures_at(entry, None, self.seen)
+            ..self.figures_at(entry, None, self.last_event_at)
         })
     }
 
@@ -365,15 +365,20 @@ impl Scheduler {
         }
     }
 
-    /// Since it was decided that the job leaves, others may have come or gone.
+    /// Brings the states of remote backends in a record up to date: since the offload was decided
+    /// they may have come up, gone down or been replaced.
     pub(super) fn update_remote_states(&self, entry: &mut QueuedJob) {
         let states = self.states(entry);
         let Some(figures) = &mut entry.figures else { return };
-        for (known, state) in figures.servers.iter_mut().zip(states) {
-            if state.locality != Locality::Device {
-                *known = state;
-            }
-        }
+        let known = std::mem::take(&mut figures.servers);
+        let merged = states.into_iter().map(|state| {
+            let mut known = known
+                .iter()
+                .filter(|known| known.locality == Locality::Device && known.server == state.server);
+            let is_kept = state.locality == Locality::Device && !state.removed;
+            known.next().filter(|_| is_kept).cloned().unwrap_or(state)
+        });
+        figures.servers = merged.collect();
     }
 
     fn states(&self, entry: &QueuedJob) -> Vec<ServerState> {
@@ -390,15 +395,31 @@ impl Scheduler {
             let lack = entry.lacks(at).or_else(|| route::lacks(spec, backend));
             let lack = lack.or_else(|| entry.closed.has(at).then_some(Reason::Policy));
             let lack = lack.or_else(|| entry.broke.has(at).then_some(Reason::Budget));
-            lack.or_else(|| (!well).then(|| self.resting(at)))
+            lack.or_else(|| (!well).then(|| self.open_reason(at)))
         };
         let state = |(at, backend): (usize, &super::BackendSlot)| ServerState {
-            server: backend.profile.server.clone(),
+            server: backend.profile.server.as_str().to_owned(),
             locality: backend.profile.locality,
             lacks: lacks(at, backend),
             full: self.sides.away().has(at) && !self.has_room(at),
+            removed: false,
         };
-        self.backends.iter().enumerate().map(state).collect()
+        let listed = self.backends.iter().enumerate().filter(|(_, backend)| !backend.retired);
+        let mut states: Vec<ServerState> = listed.map(state).collect();
+        // the record lists a removed backend if the job was tried there
+        for tried in &entry.tried {
+            let is_removed = tried.slot.is_none_or(|slot| self.backends[slot].retired);
+            if is_removed && !states.iter().any(|state| state.server == tried.server.as_str()) {
+                states.push(ServerState {
+                    server: tried.server.as_str().to_owned(),
+                    locality: tried.locality,
+                    lacks: Some(Reason::Resting),
+                    full: false,
+                    removed: true,
+                });
+            }
+        }
+        states
     }
 
     /// When a job that comes is expected to be answered here.

@@ -1,5 +1,7 @@
 //! The backend profile: what the scheduler knows of a model.
 
+use std::sync::Arc;
+
 use crate::model::context::{InferenceSettings, Locality};
 use crate::money::Price;
 
@@ -7,7 +9,7 @@ use crate::money::Price;
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendProfile {
     /// Its name in `mcp.json`.
-    pub server: String,
+    pub server: BackendId,
     /// The model's own name, once it has stated it.
     pub model: Option<String>,
     /// What its rates are measured of: its weights, threads and the like. Another model, or the
@@ -44,7 +46,7 @@ impl BackendProfile {
     /// A backend that has not stated anything yet.
     pub fn unknown(server: &str, locality: Locality) -> BackendProfile {
         BackendProfile {
-            server: server.to_owned(),
+            server: server.into(),
             model: None,
             measured: None,
             locality,
@@ -63,7 +65,7 @@ impl BackendProfile {
     }
 
     pub(super) fn answers_to(&self, name: &str) -> bool {
-        self.server == name || self.model.as_deref() == Some(name)
+        self.server.as_str() == name || self.model.as_deref() == Some(name)
     }
 
     pub(super) fn has(&self, skills: &[String]) -> bool {
@@ -72,6 +74,19 @@ impl BackendProfile {
     }
 }
 
-/// Names a backend: its place in the catalog.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BackendId(pub usize);
+/// The name of a backend: that of its server in `mcp.json`. Cloning it copies a pointer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BackendId(Arc<str>);
+
+impl BackendId {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for BackendId {
+    fn from(name: &str) -> BackendId {
+        BackendId(name.into())
+    }
+}

@@ -85,6 +85,7 @@ impl Queue {
     }
 
     /// How many bytes wait.
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

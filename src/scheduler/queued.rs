@@ -8,14 +8,19 @@ use super::job::JobSpec;
 use super::predict::{Load, Predictor, Rates};
 use super::profile::BackendId;
 use super::spread::Spread;
-use crate::limits::ATTEMPTS_MAX;
+use crate::limits::{ATTEMPTS_MAX, SERVERS_MAX};
+use crate::model::context::Locality;
 use crate::money::Usd;
 use crate::request::job::{JobId, Priority};
 use crate::time::Time;
 
-/// A set of backends, by their places.
+/// A set of backends, by their slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct BackendSet(u32);
+pub(super) struct BackendSet(u64);
+
+/// Slots of backends: those of the catalog, and retired ones that still run jobs.
+pub(super) const SLOTS_MAX: usize = 2 * SERVERS_MAX;
+const _: () = assert!(SLOTS_MAX <= u64::BITS as usize);
 
 impl BackendSet {
     pub(super) fn add(&mut self, backend: usize) {
@@ -46,6 +51,11 @@ impl BackendSet {
         (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
     }
 
+    /// The same backends at other slots; those without one are left out.
+    pub(super) fn moved(self, slots: &[Option<usize>]) -> BackendSet {
+        self.iter().filter_map(|old| slots.get(old).copied().flatten()).collect()
+    }
+
     pub(super) fn iter(mut self) -> impl Iterator<Item = usize> {
         std::iter::from_fn(move || {
             let first = self.first()?;
@@ -67,12 +77,35 @@ impl FromIterator<usize> for BackendSet {
 }
 
 /// A backend's word that was not sure enough.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Classified {
     /// Whose.
     pub(super) backend: BackendId,
+    /// Where that backend is, which the decision record states.
+    pub(super) locality: Locality,
     /// How sure it is, 0 ..= 1.
     pub(super) confidence: f32,
+}
+
+/// A backend where an attempt failed, or whose answer was not good enough.
+#[derive(Debug)]
+pub(super) struct Tried {
+    pub(super) server: BackendId,
+    pub(super) locality: Locality,
+    /// None once the backend has left the catalog and runs no more jobs.
+    pub(super) slot: Option<usize>,
+    /// What the backend lacks for this job; none if it may be tried again.
+    pub(super) lacks: Option<Reason>,
+    /// The only backends that may answer what this one rejected; empty if all may.
+    pub(super) fallbacks: Vec<String>,
+}
+
+impl Tried {
+    /// Whether a backend of this name may not answer what this one rejected.
+    pub(super) fn bars(&self, server: &BackendId) -> bool {
+        let is_named = |name: &String| name == server.as_str();
+        !self.fallbacks.is_empty() && self.server != *server && !self.fallbacks.iter().any(is_named)
+    }
 }
 
 /// One job that is not settled.
@@ -86,8 +119,8 @@ pub(super) struct QueuedJob {
     pub(super) able: BackendSet,
     /// Backends where it failed and that may be tried again.
     pub(super) failed: BackendSet,
-    /// Backends that can't do it, or not well enough, and what they lack.
-    pub(super) unfit: Bounded<(usize, Reason), ATTEMPTS_MAX>,
+    /// Every attempt that failed or was not good enough.
+    pub(super) tried: Bounded<Tried, ATTEMPTS_MAX>,
     /// Backends that may not answer what another has refused.
     pub(super) closed: BackendSet,
     /// Backends that it can't pay for now.
@@ -125,24 +158,36 @@ impl QueuedJob {
 
     /// The backends that may be asked for it.
     pub(super) fn candidates(&self) -> BackendSet {
-        let unfit: BackendSet = self.unfit.iter().map(|(backend, _)| *backend).collect();
-        self.able.without(unfit).without(self.closed).without(self.broke)
+        self.capable().without(self.broke)
     }
 
-    /// Asks these no more; the record says so.
-    pub(super) fn close(&mut self, closed: BackendSet) {
-        self.closed = self.closed.or(closed);
-        let states = self.figures.iter_mut().flat_map(|figures| &mut figures.servers);
-        for (_, state) in states.enumerate().filter(|(at, _)| closed.has(*at)) {
-            // what it can't do at all was so before
-            if matches!(state.lacks, None | Some(Reason::Resting | Reason::Memory)) {
-                state.lacks = Some(Reason::Policy);
-            }
-        }
+    /// The same, whether they can be paid for or not.
+    pub(super) fn capable(&self) -> BackendSet {
+        let unfit = self.tried.iter().filter(|tried| tried.lacks.is_some());
+        let unfit: BackendSet = unfit.filter_map(|tried| tried.slot).collect();
+        self.able.without(unfit).without(self.closed)
     }
 
+    /// What a backend was found to lack for this job.
     pub(super) fn lacks(&self, backend: usize) -> Option<Reason> {
-        self.unfit.iter().find(|(unfit, _)| *unfit == backend).map(|(_, reason)| *reason)
+        self.tried.iter().filter(|tried| tried.slot == Some(backend)).find_map(|tried| tried.lacks)
+    }
+
+    /// What the first backend lacked that was found unfit.
+    pub(super) fn first_lack(&self) -> Option<Reason> {
+        self.tried.iter().find_map(|tried| tried.lacks)
+    }
+
+    /// Follows the backends to other slots.
+    pub(super) fn moved(&mut self, slots: &[Option<usize>]) {
+        let new = |old: usize| slots.get(old).copied().flatten();
+        for set in [&mut self.able, &mut self.failed, &mut self.closed, &mut self.broke] {
+            *set = set.moved(slots);
+        }
+        for tried in &mut self.tried {
+            tried.slot = tried.slot.and_then(new);
+        }
+        self.home = self.home.and_then(new);
     }
 }
 

@@ -7,10 +7,9 @@ use super::event::{Answered, Sent, Verdict};
 use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder};
 use super::offload::{USABLE_MIN, find_offloads};
 use super::predict::{Load, Rates};
-use super::profile::BackendId;
-use super::queued::{Classified, QueuedJob, RunningJob};
+use super::queued::{Classified, QueuedJob, RunningJob, SLOTS_MAX, Tried};
 use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, strategy};
-use crate::limits::{HOPS_MAX, SERVERS_MAX, WAITING_JOBS_MAX};
+use crate::limits::{HOPS_MAX, WAITING_JOBS_MAX};
 use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::money::{Caps, Limits, Price, Usd};
@@ -128,16 +127,16 @@ fn away() -> Scheduler {
 fn arrive(spec: JobSpec, before: &[Event]) -> Vec<Effect> {
     let mut scheduler = away();
     for event in before {
-        scheduler.on(event.clone(), Time(0));
+        scheduler.handle_event(event.clone(), Time(0));
     }
-    scheduler.on(Event::Arrived(spec), Time(0))
+    scheduler.handle_event(Event::Arrived(spec), Time(0))
 }
 
 /// A job that only a model could answer that nobody can pay for.
 fn over_budget() -> Vec<Effect> {
     let dear = BackendProfile { price: price(), ..profile("cloud", Locality::Cloud) };
     let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(vec![dear]) };
-    scheduler.on(Event::Arrived(plain(0)), Time(0))
+    scheduler.handle_event(Event::Arrived(plain(0)), Time(0))
 }
 
 /// A price that nobody can pay who may spend [`nothing`].
@@ -157,20 +156,20 @@ fn full_queue() -> Vec<Event> {
 
 fn end_by(event: Event, now: Time) -> Vec<Effect> {
     let mut scheduler = away();
-    scheduler.on(Event::Arrived(plain(0)), Time(0));
-    scheduler.on(event, now)
+    scheduler.handle_event(Event::Arrived(plain(0)), Time(0));
+    scheduler.handle_event(event, now)
 }
 
 /// Puts the judge before the same jobs, models and pressure, and then lets happen what happened.
 fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String> {
-    if figures.servers.len() > SERVERS_MAX || figures.line.len() > LINE_MAX {
+    if figures.servers.len() > SLOTS_MAX || figures.line.len() > LINE_MAX {
         return Err("the record's figures are not possible".to_owned());
     }
     let mut scheduler = house(decision, figures);
     let mut own = subject(&mut scheduler, decision, figures);
     let last = decision.attempts.last().map(|last| last.outcome);
     let Some(case) = figures.line.get(figures.own) else {
-        let refused = super::route::able(&own.spec, &scheduler.backends).err();
+        let refused = scheduler.impossible(&mut own);
         let (refusal, reason) = refused.ok_or("a model could have done it")?;
         scheduler.settle(own, Verdict::Refused(refusal), None, reason);
         return Ok(scheduler.effects);
@@ -214,10 +213,10 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
         (_, Reason::Cancelled) => Event::Gone(job),
         // its time was over; with an unsure word that would have been the answer
         (Some(Outcome::Cancelled), Reason::Deadline) if !has_word => {
-            return Ok(scheduler.on(Event::Tick, due));
+            return Ok(scheduler.handle_event(Event::Tick, due));
         }
         (Some(Outcome::Cancelled), Reason::Confidence) if !by_the_last => {
-            return Ok(scheduler.on(Event::Tick, due));
+            return Ok(scheduler.handle_event(Event::Tick, due));
         }
         (Some(Outcome::Cancelled), _) => end(Err((Fault::Cancelled, Sent::Some))),
         // who can't do it at all says why nobody could; a bad request is told as it was routed
@@ -236,7 +235,7 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
         (Some(Outcome::Ok | Outcome::Unsure) | None, _) => end(Ok(Answered::default())),
         (Some(_), _) => end(Err((Fault::unavailable(String::new()), Sent::Some))),
     };
-    Ok(scheduler.on(event, Time(0)))
+    Ok(scheduler.handle_event(event, Time(0)))
 }
 
 /// What a model has said by which it was found unfit.
@@ -265,7 +264,16 @@ fn went_to_the_last(decision: &Decision, figures: &Figures) -> bool {
 /// The same models under the same strain.
 fn house(decision: &Decision, figures: &Figures) -> Scheduler {
     let chosen = decision.attempts.last().map(|last| last.server.as_str());
-    let cards = figures.servers.iter().map(|state| card_of(state, figures)).collect();
+    let is_refused = figures.line.get(figures.own).is_none();
+    let is_tried = |state: &&ServerState| {
+        is_refused && decision.attempts.iter().any(|attempt| attempt.server == state.server)
+    };
+    let profiles = figures.servers.iter().map(|state| {
+        // what an attempt showed is no lack of the profile
+        let known = ServerState { lacks: None, ..state.clone() };
+        profile_of(if is_tried(&state) { &known } else { state }, figures)
+    });
+    let cards = profiles.collect();
     let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(cards) };
     scheduler.device_pressure = DevicePressure {
         #[expect(clippy::cast_possible_truncation, reason = "it was one when it was written")]
@@ -279,6 +287,7 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
         let is_away = state.locality != Locality::Device;
         let rests = matches!(state.lacks, Some(Reason::Resting | Reason::Memory));
         let useless = is_away && figures.away.is_none();
+        backend.retired = state.removed;
         backend.up = is_chosen || !(rests || useless);
         backend.unloaded = !is_chosen && state.lacks == Some(Reason::Memory);
         if let (Some(time), true) = (figures.away, is_away) {
@@ -294,7 +303,7 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
 }
 
 /// A model that lacks what it lacked.
-fn card_of(state: &ServerState, figures: &Figures) -> BackendProfile {
+fn profile_of(state: &ServerState, figures: &Figures) -> BackendProfile {
     let base = profile(&state.server, state.locality);
     let is_engine = state.locality == Locality::Device;
     BackendProfile {
@@ -319,14 +328,17 @@ fn card_of(state: &ServerState, figures: &Figures) -> BackendProfile {
 
 /// The job that the record is of, as it was before its last attempt.
 fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) -> QueuedJob {
-    let lacked = |reason| figures.servers.iter().any(|state| state.lacks == Some(reason));
+    let listed = || figures.servers.iter().filter(|state| !state.removed);
+    let lacked = |reason| listed().any(|state| state.lacks == Some(reason));
+    let is_refused = figures.line.get(figures.own).is_none();
+    let no_name = listed().next().is_none() && decision.reason == Reason::Model;
     let left = figures.line.get(figures.own).map_or(3.6e6, |case| case.left);
     let spec = JobSpec {
         due: after(left),
         mode: figures.mode,
         priority: figures.priority,
         is_buffered: !figures.streamed,
-        model: lacked(Reason::Model).then(|| NAMED.to_owned()),
+        model: (lacked(Reason::Model) || no_name).then(|| NAMED.to_owned()),
         wants_json: lacked(Reason::Schema),
         wants_tools: lacked(Reason::Tools),
         skills: if lacked(Reason::Talent) { vec![TALENT.to_owned()] } else { Vec::new() },
@@ -341,53 +353,53 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
     }
     let policy = |(_, state): &(usize, &ServerState)| state.lacks == Some(Reason::Policy);
     own.closed = figures.servers.iter().enumerate().filter(policy).map(|(at, _)| at).collect();
-    let before = decision.attempts.len().saturating_sub(1);
-    let chosen = decision.attempts.last().map_or("", |last| last.server.as_str());
+    // a refused job waited after its last attempt
+    let last = decision.attempts.last().filter(|_| !is_refused);
+    let before = decision.attempts.len() - usize::from(last.is_some());
+    let chosen = last.map_or("", |last| last.server.as_str());
     for (n, attempt) in decision.attempts.iter().enumerate() {
         let at = figures.servers.iter().position(|state| state.server == attempt.server);
         let Some(at) = at else { continue };
         let is_last = n >= before;
-        match (attempt.outcome, attempt.confidence) {
-            (Outcome::Unsure, Some(confidence)) => {
-                let word = Classified { backend: BackendId(at), confidence };
-                if own.best.is_none_or(|best| best.confidence < confidence) {
-                    own.best = Some(word);
+        let lacks = match attempt.outcome {
+            Outcome::Unsure => {
+                let Some(confidence) = attempt.confidence else { continue };
+                let (backend, locality) = scheduler.named(at);
+                if own.best.as_ref().is_none_or(|best| best.confidence < confidence) {
+                    own.best = Some(Classified { backend, locality, confidence });
                 }
-                let _ = own.unfit.push((at, Reason::Confidence));
+                Some(Reason::Confidence)
             }
-            (Outcome::Rejected, _) if !is_last => {
-                let _ = own.unfit.push((at, Reason::Context));
+            Outcome::Rejected if !is_last => Some(Reason::Context),
+            Outcome::Forbidden if !is_last => Some(Reason::Policy),
+            // one that was asked again in the end was no worse than the others
+            Outcome::Unavailable
+            | Outcome::Crashed
+            | Outcome::TimedOut
+            | Outcome::ProtocolError
+                if attempt.server != chosen =>
+            {
+                own.failed.add(at);
+                continue;
             }
-            (Outcome::Forbidden, _) if !is_last => {
-                let _ = own.unfit.push((at, Reason::Policy));
-            }
-            // who was asked again in the end was no worse than the others
-            (
-                Outcome::Unavailable
-                | Outcome::Crashed
-                | Outcome::TimedOut
-                | Outcome::ProtocolError,
-                _,
-            ) if attempt.server != chosen => own.failed.add(at),
-            (
-                Outcome::Ok
-                | Outcome::Unsure
-                | Outcome::Rejected
-                | Outcome::Forbidden
-                | Outcome::Recalled
-                | Outcome::Cancelled
-                | Outcome::Unavailable
-                | Outcome::Crashed
-                | Outcome::TimedOut
-                | Outcome::ProtocolError,
-                _,
-            ) => {}
-        }
+            Outcome::Ok
+            | Outcome::Rejected
+            | Outcome::Forbidden
+            | Outcome::Recalled
+            | Outcome::Cancelled
+            | Outcome::Unavailable
+            | Outcome::Crashed
+            | Outcome::TimedOut
+            | Outcome::ProtocolError => continue,
+        };
+        let ((server, locality), slot) = (scheduler.named(at), Some(at));
+        let tried = Tried { server, locality, slot, lacks, fallbacks: Vec::new() };
+        let _ = own.tried.push(tried);
     }
     own.attempts = decision.attempts[..before].to_vec();
     // if nobody is left, the record says why
     let _ = scheduler.afford(&mut own);
-    scheduler.house(&mut own);
+    scheduler.pick_engine(&mut own);
     own
 }
 

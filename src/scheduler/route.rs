@@ -89,9 +89,18 @@ pub(super) fn able(
     Ok(can)
 }
 
+/// Steps 1 to 3 for one backend.
+pub(super) fn can(spec: &JobSpec, backend: &BackendSlot) -> bool {
+    let is_meant = spec.model.as_ref().is_none_or(|name| backend.profile.answers_to(name));
+    is_meant
+        && !backend.retired
+        && forbidden(spec, backend).is_none()
+        && lacks(spec, backend).is_none()
+}
+
 /// Steps 1 and 2.
 fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refusal, Reason)> {
-    let all = 0..backends.len();
+    let all = (0..backends.len()).filter(|&b| !backends[b].retired);
 
     // 1. asked for by name
     let named: BackendSet = match &spec.model {
@@ -99,7 +108,8 @@ fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refu
         None => all.collect(),
     };
     if let (Some(name), true) = (&spec.model, named.is_empty()) {
-        let known: Vec<&str> = backends.iter().map(|b| b.profile.server.as_str()).collect();
+        let known = backends.iter().filter(|b| !b.retired);
+        let known: Vec<&str> = known.map(|b| b.profile.server.as_str()).collect();
         let message = format!("no model is called {name:?}; there are: {}", known.join(", "));
         return Err((Refusal::field(Code::Unknown, "model", message), Reason::Model));
     }
@@ -214,17 +224,17 @@ pub(super) fn lacks(spec: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
     None
 }
 
-fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
+pub(super) fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
     let skills = spec.skills.join(" and ");
     let no_talent = format!("no model that may be used has the talent: {skills}");
     let (field, message) = match lack {
         Reason::Schema => ("schema", "no model that may be used can be held to JSON or a schema"),
         Reason::Tools => ("tools", "no model that may be used calls tools"),
         Reason::Talent => ("talent", no_talent.as_str()),
+        Reason::Policy => ("prompt", "no model that is left may answer what another has refused"),
         Reason::Context
         | Reason::Confidence
         | Reason::Budget
-        | Reason::Policy
         | Reason::Shape
         | Reason::CutOff
         | Reason::Strategy

@@ -51,6 +51,26 @@ impl RunningJobs {
         self.at[backend].iter().filter_map(|job| self.jobs.get(job))
     }
 
+    /// Follows the backends to other slots, so many in all. No job may run at one without a slot.
+    pub(super) fn moved(&mut self, slots: &[Option<usize>], count: usize) {
+        let mut at = vec![Vec::new(); count];
+        for (old, jobs) in std::mem::take(&mut self.at).into_iter().enumerate() {
+            if let Some(new) = slots.get(old).copied().flatten() {
+                at[new] = jobs;
+            }
+        }
+        self.at = at;
+        for run in self.jobs.values_mut() {
+            run.backend = slots.get(run.backend).copied().flatten().unwrap_or(run.backend);
+            run.entry.moved(slots);
+        }
+    }
+
+    /// All that run, to be changed in all but their backend and deadline.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut RunningJob> {
+        self.jobs.values_mut()
+    }
+
     /// How many this backend has.
     pub(super) fn count_at(&self, backend: usize) -> usize {
         self.at[backend].len()

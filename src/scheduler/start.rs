@@ -6,7 +6,6 @@ use heapless::Vec as Bounded;
 
 use super::decision::Reason;
 use super::event::Effect;
-use super::profile::BackendId;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
 use super::{Scheduler, route};
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
@@ -178,7 +177,7 @@ impl Scheduler {
         }
         let time_left: Duration = now.until(entry.due());
         let priority = if promoted { Priority::Interactive } else { entry.spec.priority };
-        let (job, backend_id) = (entry.job(), BackendId(backend));
+        let (job, backend_id) = (entry.job(), self.named(backend).0);
         let (hold, line) = self.hold(&entry, backend);
         self.effects.push(Effect::Start {
             job,
@@ -192,6 +191,6 @@ impl Scheduler {
     }
 
     fn resting_near(&self, entry: &QueuedJob) -> Reason {
-        entry.home.map_or(Reason::Resting, |home| self.resting(home))
+        entry.home.map_or(Reason::Resting, |home| self.open_reason(home))
     }
 }

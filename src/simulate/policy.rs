@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::request::job::{JobId, Mode};
 use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
-use crate::scheduler::{BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Verdict};
+use crate::scheduler::{BackendProfile, Effect, Event, JobSpec, Scheduler, Verdict};
 use crate::time::Time;
 
-/// The engine of this device and the other model, in every simulation.
-pub const HERE: BackendId = BackendId(0);
-/// See [`HERE`].
-pub const AWAY: BackendId = BackendId(1);
+/// The name of this device's engine in every simulation.
+pub const HERE: &str = "device";
+/// The name of the remote model in every simulation.
+pub const AWAY: &str = "cloud";
 
 /// A way to decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +60,13 @@ impl Policy {
 
 /// Something that decides.
 pub(super) trait Decider {
-    fn on(&mut self, event: Event, now: Time) -> Vec<Effect>;
+    fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect>;
     fn wake_at(&self, now: Time) -> Option<Time>;
 }
 
 impl Decider for Scheduler {
-    fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
-        Scheduler::on(self, event, now)
+    fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect> {
+        Scheduler::handle_event(self, event, now)
     }
 
     fn wake_at(&self, now: Time) -> Option<Time> {
@@ -75,9 +75,9 @@ impl Decider for Scheduler {
 }
 
 /// The judge of a policy over these two models.
-pub(super) fn judge(policy: Policy, cards: &[BackendProfile; 2]) -> Box<dyn Decider> {
+pub(super) fn decider(policy: Policy, profiles: &[BackendProfile; 2]) -> Box<dyn Decider> {
     match policy {
-        Policy::Ours => Box::new(Scheduler::new(cards.to_vec())),
+        Policy::Ours => Box::new(Scheduler::new(profiles.to_vec())),
         Policy::Never
         | Policy::Always
         | Policy::OnError(_)
@@ -133,19 +133,25 @@ impl SimplePolicy {
         let spec = self.queue.pop_front()?;
         let (job, time_left, priority) = (spec.job, now.until(spec.due), spec.priority);
         self.here = Some((spec, now));
-        Some(Effect::Start { job, backend: HERE, time_left, priority, hold: None })
+        Some(Effect::Start { job, backend: HERE.into(), time_left, priority, hold: None })
     }
 }
 
 impl Decider for SimplePolicy {
-    fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
+    fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
             Event::Arrived(spec) if self.leaves(&spec, now) => {
                 let (job, time_left) = (spec.job, now.until(spec.due));
                 let priority = spec.priority;
                 self.away.insert(job, spec);
-                effects.push(Effect::Start { job, backend: AWAY, time_left, priority, hold: None });
+                effects.push(Effect::Start {
+                    job,
+                    backend: AWAY.into(),
+                    time_left,
+                    priority,
+                    hold: None,
+                });
             }
             Event::Arrived(spec) => self.queue.push_back(spec),
             Event::Ended { job, .. } => {
@@ -163,6 +169,7 @@ impl Decider for SimplePolicy {
             Event::Gone(_)
             | Event::Up(..)
             | Event::Down(_)
+            | Event::Catalog(_)
             | Event::Strained(_)
             | Event::Clock(_)
             | Event::Tick
@@ -199,7 +206,7 @@ impl Decider for SimplePolicy {
     }
 }
 
-fn settled(job: JobId, verdict: Verdict, backend: BackendId) -> Effect {
+fn settled(job: JobId, verdict: Verdict, backend: &str) -> Effect {
     let decision = Decision {
         route: if backend == HERE { Route::Local } else { Route::Cloud },
         reason: Reason::Feasible,
@@ -210,7 +217,7 @@ fn settled(job: JobId, verdict: Verdict, backend: BackendId) -> Effect {
         steps: Vec::new(),
         figures: None,
     };
-    Effect::Settle { job, verdict, backend: Some(backend), decision: Box::new(decision) }
+    Effect::Settle { job, verdict, backend: Some(backend.into()), decision: Box::new(decision) }
 }
 
 /// How long the other model takes for an answer of so many tokens: most answers begin within a

@@ -9,7 +9,7 @@ use fastrand::Rng;
 
 use super::board::{Chip, SimulatedBoard};
 use super::load::Arrival;
-use super::policy::{AWAY, Decider, HERE, Policy, judge, time_away};
+use super::policy::{AWAY, Decider, HERE, Policy, decider, time_away};
 use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::pressure::level::{DevicePressure, PressureStage};
@@ -123,7 +123,7 @@ struct World<'a> {
     given: &'a DaySetup,
     orders: &'a [Arrival],
     board: &'a SimulatedBoard,
-    judge: Box<dyn Decider>,
+    decider: Box<dyn Decider>,
     random: Rng,
     now: Time,
     chip: Chip,
@@ -149,13 +149,13 @@ pub fn run(
     policy: Policy,
     given: &DaySetup,
 ) -> DayResult {
-    let cards =
+    let profiles =
         [profile(board, Locality::Device, given.slots), profile(board, Locality::Cloud, 32)];
     let mut world = World {
         given,
         orders,
         board,
-        judge: judge(policy, &cards),
+        decider: decider(policy, &profiles),
         random: Rng::with_seed(given.seed),
         now: Time::default(),
         chip: Chip::new(*board),
@@ -170,9 +170,9 @@ pub fn run(
         left_for_load: Vec::new(),
         waiting: 0,
     };
-    let [here, away] = cards;
-    world.tell(Event::Up(HERE, here));
-    world.tell(Event::Up(AWAY, away));
+    let [here, away] = profiles;
+    world.tell(Event::Up(here));
+    world.tell(Event::Up(away));
     world.live(policy == Policy::Ours);
     world.out
 }
@@ -185,7 +185,7 @@ fn profile(board: &SimulatedBoard, locality: Locality, slots: u32) -> BackendPro
         read_ms: here.then_some(1e3 / board.prefill),
         write_ms: here.then_some(1e3 / board.decode),
         context_tokens: 4096,
-        ..BackendProfile::unknown(locality.name(), locality)
+        ..BackendProfile::unknown(if here { HERE } else { AWAY }, locality)
     }
 }
 
@@ -197,7 +197,7 @@ impl<'a> World<'a> {
         let mut sample = Time::default();
         while self.now < end {
             let arrival = self.orders.get(next).map(|order| Time::default() + order.at);
-            let wake = self.judge.wake_at(self.now);
+            let wake = self.decider.wake_at(self.now);
             let engine = self.engine_ends();
             let remote = self.remote.values().min().copied();
             let all = [arrival, Some(sample), wake, engine, remote, self.recall_ends()];
@@ -379,14 +379,14 @@ impl<'a> World<'a> {
     }
 
     fn tell(&mut self, event: Event) {
-        for effect in self.judge.on(event, self.now) {
+        for effect in self.decider.handle_event(event, self.now) {
             self.carry_out(effect);
         }
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Start { job, backend, priority, .. } if backend == HERE => {
+            Effect::Start { job, backend, priority, .. } if backend.as_str() == HERE => {
                 let order = self.order(job);
                 let due = Time::default() + order.at + order.time_left;
                 let left = self.work(job);
@@ -404,7 +404,7 @@ impl<'a> World<'a> {
             }
             Effect::Recall { job } => self.recalled.push(job),
             Effect::Settle { job, verdict, backend, decision } => {
-                let away = backend == Some(AWAY);
+                let away = backend.is_some_and(|backend| backend.as_str() == AWAY);
                 self.settled(job, &verdict, away, decision.reason);
             }
             Effect::Load(_) | Effect::Unload(_) | Effect::Book(_) | Effect::Drained => {}

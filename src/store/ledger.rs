@@ -24,7 +24,7 @@ use crate::limits::{
 };
 use crate::model::generate::Fault;
 use crate::money::{Hour, Usd};
-use crate::scheduler::books::{Books, LedgerEntry};
+use crate::scheduler::account::{LedgerEntry, SpendingAccount};
 
 /// The file's name in the folder of what the service keeps.
 const NAME: &str = "spent.jsonl";
@@ -37,7 +37,7 @@ const LOST: u64 = u64::MAX;
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Begin {
-    books: Books,
+    books: SpendingAccount,
 }
 
 /// A line to write, and who waits for it to be durable.
@@ -74,7 +74,7 @@ pub(crate) struct Writer {
 struct Disk {
     path: PathBuf,
     file: File,
-    books: Books,
+    books: SpendingAccount,
     lines: usize,
     /// The last writing failed: what stands at the end of the file is not known.
     is_torn: bool,
@@ -88,7 +88,11 @@ pub(crate) fn hour() -> Hour {
 }
 
 /// Opens the books of this folder; also says what they say.
-pub(crate) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledger, Writer, Books) {
+pub(crate) fn open(
+    folder: Option<&Path>,
+    is_binding: bool,
+    hour: Hour,
+) -> (Ledger, Writer, SpendingAccount) {
     let (to, from) = mpsc::channel(LEDGER_WAITING_MAX);
     let disk = match folder {
         Some(folder) => Disk::open(folder, hour).map_err(|error| {
@@ -102,7 +106,8 @@ pub(crate) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledg
         }),
         None => Err("there is no folder for the books; see PILOTLIGHT_STATE".to_owned()),
     };
-    let books = disk.as_ref().map_or_else(|_| Books::default(), |disk| disk.books.clone());
+    let books =
+        disk.as_ref().map_or_else(|_| SpendingAccount::default(), |disk| disk.books.clone());
     (Ledger { to, is_binding }, Writer { from, disk, is_binding }, books)
 }
 
@@ -190,7 +195,7 @@ impl Disk {
         let path = folder.join(NAME);
         let mut books = match read(&path) {
             Ok(books) => books,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Books::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => SpendingAccount::default(),
             Err(error) => {
                 let (aside, file) = (path.with_extension("damaged"), path.display());
                 tracing::error!(
@@ -252,9 +257,9 @@ fn take(lock: &File) -> io::Result<()> {
     }
 }
 
-/// Books after which nothing may be spent in the present hour, day and month.
-fn all_spent(hour: Hour) -> Books {
-    let mut books = Books::default();
+/// An account after which nothing may be spent in the present hour, day and month.
+fn all_spent(hour: Hour) -> SpendingAccount {
+    let mut books = SpendingAccount::default();
     books.turn(hour);
     let line = books.hold(LOST, "", Usd::MOST);
     books.write(&line);
@@ -262,7 +267,7 @@ fn all_spent(hour: Hour) -> Books {
 }
 
 /// Makes the file anew.
-fn begin(path: &Path, books: &Books) -> io::Result<File> {
+fn begin(path: &Path, books: &SpendingAccount) -> io::Result<File> {
     let mut text = serde_json::to_vec(&Begin { books: books.clone() })?;
     text.push(b'\n');
     let file = files::replace(path, &text)?;
@@ -271,7 +276,7 @@ fn begin(path: &Path, books: &Books) -> io::Result<File> {
     Ok(file)
 }
 
-fn read(path: &Path) -> io::Result<Books> {
+fn read(path: &Path) -> io::Result<SpendingAccount> {
     let text = String::from_utf8(files::read(path, LEDGER_BYTES_MAX)?).map_err(io::Error::other)?;
     let wrong = |n: usize, why: String| io::Error::other(format!("line {}: {why}", n + 1));
     // a last line that was cut off is one that nobody was told of
