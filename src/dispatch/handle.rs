@@ -14,11 +14,11 @@ use crate::model::generate::{BoxFuture, Chunk, Out, Usage, channel};
 use crate::model::health::Health;
 use crate::model::link::{BackendHandle, BackendState};
 use crate::money::Span;
+use crate::money::account::SpendingAccount;
 use crate::redact::{Hidden, Redactor};
 use crate::request::job::{Job, JobId, Mode};
 use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
-use crate::scheduler::account::SpendingAccount;
 use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
 
 /// The doors' way in.

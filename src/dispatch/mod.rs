@@ -1,5 +1,5 @@
-//! The loop between the doors and the judge: it takes requests, asks the scheduler, carries out
-//! what it says. It reads the clock and starts the attempts; it decides nothing.
+//! The dispatcher: the loop between the client protocols and the scheduler. It hands events to the
+//! scheduler and carries out its effects; it reads the clock, starts the attempts, decides nothing.
 
 mod attempt;
 mod egress;
@@ -28,11 +28,11 @@ use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
 use crate::model::context::Locality;
 use crate::model::generate::{Fault, Out};
 use crate::model::link::{BackendHandle, BackendState};
+use crate::money::account::LedgerEntry;
 use crate::money::{Caps, Hour, Usd};
 use crate::pressure::level::DevicePressure;
 use crate::redact::Redactor;
 use crate::request::job::{Job, JobId, Priority};
-use crate::scheduler::account::LedgerEntry;
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
     Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
@@ -51,7 +51,7 @@ pub struct DispatchPolicy {
     pub redactor: Redactor,
 }
 
-/// Makes the way in and the loop over these backends, on a device under this strain; what it learns
+/// Makes the way in and the loop over these backends, on a device with this pressure; what it learns
 /// of them and what it spends is kept. The loop must be run.
 pub fn new(
     backends: Vec<BackendHandle>,
@@ -113,7 +113,7 @@ pub struct Dispatcher {
     rate: watch::Sender<Option<f64>>,
     /// The hour that the scheduler knows of.
     hour: Option<Hour>,
-    /// None once the books are closed.
+    /// None once the ledger is closed.
     ledger: Option<Ledger>,
     /// Until it has a thread.
     writer: Option<Writer>,
@@ -153,7 +153,7 @@ impl Dispatcher {
         self.replace_backends(first_backends);
         let mut drain_until: Option<Instant> = None;
         while !self.drained {
-            // nobody watches the device, or not any more
+            // no watcher of the device, or it has ended
             let blind = self.device_pressure.has_changed().is_err();
             let wake = self.scheduler.wake_at(self.now()).map(|at| self.instant(at));
             let wake = [wake, drain_until, self.keep_at].into_iter().flatten().min();
@@ -170,7 +170,7 @@ impl Dispatcher {
                 }
             };
             if let Some(event) = event {
-                self.judge(event);
+                self.handle_event(event);
             }
             self.keep_learned();
             if drain_until.is_some_and(|until| clock::now() >= until) {
@@ -186,14 +186,14 @@ impl Dispatcher {
         // it ends when all that was spent is written
         self.ledger = None;
         if let Some(Err(error)) = OptionFuture::from(writer).await {
-            tracing::error!(%error, "the books were not closed");
+            tracing::error!(%error, "the ledger was not closed");
         }
     }
 
     /// Adopts another set of backends, in order of preference. Attempts at a removed one go on.
     fn replace_backends(&mut self, handles: Vec<BackendHandle>) {
         self.views.send_replace(handle::views(&handles));
-        self.judge(Event::Catalog(handles.iter().map(profile::unknown).collect()));
+        self.handle_event(Event::Catalog(handles.iter().map(profile::unknown).collect()));
         let mut before = std::mem::take(&mut self.backends);
         for handle in handles {
             let id = BackendId::from(handle.server.as_str());
@@ -203,7 +203,7 @@ impl Dispatcher {
             self.backends.insert(id.clone(), KnownBackend { handle, rate, watcher });
             let event = self.state_of(&id);
             self.watch_backend(id);
-            event.into_iter().for_each(|event| self.judge(event));
+            event.into_iter().for_each(|event| self.handle_event(event));
         }
         before.into_values().filter_map(|known| known.watcher).for_each(|task| task.abort());
     }
@@ -220,18 +220,18 @@ impl Dispatcher {
         }
     }
 
-    fn judge(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         let hour = ledger::hour();
         if self.hour.replace(hour) != Some(hour) {
-            self.on(Event::Clock(hour));
+            self.carry_out_event(Event::Clock(hour));
         }
-        self.on(event);
+        self.carry_out_event(event);
         self.load.send_replace(self.scheduler.load());
         let spent = Spending::of(self.scheduler.account());
         self.spent.send_if_modified(|known| std::mem::replace(known, spent) != spent);
     }
 
-    fn on(&mut self, event: Event) {
+    fn carry_out_event(&mut self, event: Event) {
         let effects = self.scheduler.handle_event(event, self.now());
         for effect in effects {
             self.carry_out(effect);
@@ -361,7 +361,7 @@ impl Dispatcher {
         })
     }
 
-    /// Tells the engines of this device how much they may compute, and the judge.
+    /// Sets the duty cycle of the engines of this device; the event for the scheduler.
     fn pressure_changed(&mut self) -> Event {
         let device_pressure = *self.device_pressure.borrow_and_update();
         let handles = self.backends.values().map(|known| &known.handle);
@@ -439,8 +439,8 @@ impl Dispatcher {
             let result = match link {
                 BackendState::Up(generate) => {
                     match EgressGuard::new(&job, locality, hidden.as_deref()) {
-                        Ok(passage) => tokio::select! {
-                            said = paid(on_hold, generate.as_ref(), passage, &mut out) => said,
+                        Ok(egress) => tokio::select! {
+                            said = paid(on_hold, generate.as_ref(), egress, &mut out) => said,
                             () = stop.cancelled() => Err(Fault::Cancelled),
                         },
                         Err(fault) => Err(fault),
@@ -486,7 +486,7 @@ impl Dispatcher {
             first: first.map(|first| self.time(first).since(held.arrived)),
             total: now.since(held.arrived),
         };
-        // the asker may have gone
+        // the client may have gone
         let _ = held.end.send(end);
     }
 }

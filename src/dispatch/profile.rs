@@ -1,11 +1,11 @@
-//! What the judge is told of a model that is up.
+//! The backend profile that the scheduler gets of a model.
 
 use crate::model::context::ModelContext;
 use crate::model::link::BackendHandle;
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE, LOGPROBS};
 use crate::scheduler::BackendProfile;
 
-/// What the configuration says of a model that has not stated anything yet.
+/// The profile of a model that has not stated anything yet, from the configuration.
 pub(super) fn unknown(backend: &BackendHandle) -> BackendProfile {
     BackendProfile {
         price: backend.price,
@@ -14,7 +14,7 @@ pub(super) fn unknown(backend: &BackendHandle) -> BackendProfile {
     }
 }
 
-/// What a model states, and the configuration of it, as far as the judge asks.
+/// The profile of a model that is up: what it states, with its configuration.
 pub(super) fn of(backend: &BackendHandle, context: &ModelContext) -> BackendProfile {
     BackendProfile {
         model: Some(context.identification.name.clone()),

@@ -1,4 +1,4 @@
-//! What becomes of a job after it was started: its attempts, its end.
+//! Attempts: their outcome, retries and fallbacks, and the end of a job.
 
 use super::Scheduler;
 use super::decision::{Attempt, Outcome, Reason};
@@ -71,8 +71,8 @@ impl Scheduler {
         }
     }
 
-    /// Keeps the surest word, and asks the next model that has the talent; if there is none, the
-    /// surest word is the answer.
+    /// Keeps the surest classification, and asks the next model that has the skill; if there is
+    /// none, the surest classification is the answer.
     fn unsure(&mut self, run: RunningJob, confidence: f32, now: Time) {
         let RunningJob { mut entry, backend, .. } = run;
         let (server, locality) = self.named(backend);
@@ -94,7 +94,7 @@ impl Scheduler {
         }
     }
 
-    /// Another attempt where that can help, else the end of the job.
+    /// Retries at another backend where that can help, else settles the job.
     fn failed(&mut self, mut run: RunningJob, fault: Fault, sent: Sent, now: Time) {
         let retry_after = match &fault {
             Fault::Unavailable { retry_after, .. } => Some(*retry_after),
@@ -105,13 +105,13 @@ impl Scheduler {
             let backend = &mut self.backends[run.backend];
             backend.breaker.failed(now, retry_after);
             backend.flow.failed(run.started, now, backend.profile.slots);
-            self.take_health(now);
+            self.refresh_health(now);
         }
         let may_retry = sent == Sent::Nothing
             && run.entry.attempts.len() < ATTEMPTS_MAX
             && run.entry.due() > now
             && match &fault {
-                // what one provider's rules forbid is taken to those alone that it names
+                // what one provider's rules forbid goes only to the fallbacks that it names
                 Fault::Rejected(_) if is_forbidden(&fault) => {
                     !self.backends[run.backend].profile.fallbacks.is_empty()
                 }
@@ -166,7 +166,7 @@ impl Scheduler {
             let states = entry.figures.iter_mut().flat_map(|figures| &mut figures.servers);
             for state in states.filter(|state| state.server == server.as_str()) {
                 // what it can't do at all was so before
-                if matches!(state.lacks, None | Some(Reason::Resting | Reason::Memory)) {
+                if matches!(state.lacks, None | Some(Reason::Unhealthy | Reason::Memory)) {
                     state.lacks = Some(Reason::Policy);
                 }
             }
@@ -191,14 +191,14 @@ impl Scheduler {
         }
     }
 
-    /// Lets a job wait for its next attempt, unless nobody is left who could do it.
+    /// Queues a job for its next attempt, unless no backend is left that could do it.
     fn again(&mut self, run: RunningJob, fault: Fault, now: Time) {
         let RunningJob { mut entry, backend, reason, recalled, .. } = run;
-        // it may be paid for no more
+        // the budget may be used up
         let _ = self.afford(&mut entry);
-        let nobody_else = !entry.candidates().is_empty()
+        let is_last = !entry.candidates().is_empty()
             && entry.candidates().without(self.barred(&entry)).is_empty();
-        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now || nobody_else;
+        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now || is_last;
         if is_over || entry.candidates().is_empty() {
             let lack = match &fault {
                 _ if is_over => None,
@@ -254,7 +254,7 @@ impl Scheduler {
         reason: Reason,
         now: Time,
     ) {
-        // how far it came is not told any more
+        // its progress is not reported
         let cost = self.bill(&run, &Err((Fault::Cancelled, Sent::Nothing)));
         self.note(&mut run, Outcome::Cancelled, (None, cost), now);
         let RunningJob { entry, backend, .. } = run;
@@ -279,8 +279,8 @@ fn verdict_of(fault: Fault) -> Verdict {
 }
 
 impl RunningJob {
-    /// Whether another backend may still answer it instead.
-    pub(super) fn may_move(&self) -> bool {
+    /// Whether the job may still be offloaded to another backend.
+    pub(super) fn may_offload(&self) -> bool {
         self.entry.spec.is_buffered
             && self.recalled.is_none()
             && self.entry.offload.is_none()

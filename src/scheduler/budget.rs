@@ -1,15 +1,14 @@
-//! Whether a job can pay for a model: the most that a call can cost is held before it, and what it
-//! has cost takes its place.
+//! Budget checks: the most that a call can cost is held before it, and its cost replaces the hold.
 
 use std::time::Duration;
 
 use super::Scheduler;
-use super::account::{Fits, LedgerEntry, SpendingAccount};
 use super::decision::Reason;
 use super::event::{Answered, Effect, Sent, Verdict};
 use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
 use crate::model::generate::Fault;
+use crate::money::account::{Fits, LedgerEntry, SpendingAccount};
 use crate::money::{Caps, Hour, Span, Usd};
 use crate::request::refusal::{Code, Refusal};
 use crate::time::Time;
@@ -23,7 +22,7 @@ impl Scheduler {
         self
     }
 
-    /// What was spent, and what calls under way may cost.
+    /// What was spent, and what running calls may cost.
     pub fn account(&self) -> &SpendingAccount {
         &self.account
     }
@@ -40,10 +39,10 @@ impl Scheduler {
         profile.price.of(spec.input_max, output)
     }
 
-    /// Finds the backends that the job can't pay for.
+    /// Finds the backends that are over budget for the job.
     ///
     /// # Errors
-    /// A refusal if that is why nobody is left, for as long as the span lasts.
+    /// A refusal if that is why no backend is left, for as long as the span lasts.
     pub(super) fn afford(&self, entry: &mut QueuedJob) -> Result<(), (Refusal, Reason)> {
         entry.broke = BackendSet::default();
         if !self.caps.is_bound() || entry.candidates().is_empty() {
@@ -62,7 +61,7 @@ impl Scheduler {
             }
             entry.broke.add(backend);
         }
-        if entry.candidates().and(self.sides.away()).is_empty() {
+        if entry.candidates().and(self.sides.remote()).is_empty() {
             entry.offload = None;
         }
         match over {
@@ -83,7 +82,7 @@ impl Scheduler {
         Refusal::new(Code::Unavailable, message).retry_after(Duration::from_secs(hours * 3600))
     }
 
-    /// The same for all that wait, if anything has changed.
+    /// The same for all waiting jobs, if the budgets have changed.
     pub(super) fn afford_all(&mut self, now: Time) {
         if !std::mem::take(&mut self.budgets_dirty) || !self.caps.is_bound() {
             return;
@@ -104,7 +103,7 @@ impl Scheduler {
         }
     }
 
-    /// Holds the most that the call can cost; also the line for the books.
+    /// Holds the most that the call can cost; also the entry for the ledger.
     pub(super) fn hold(&mut self, entry: &QueuedJob, backend: usize) -> (Usd, Option<LedgerEntry>) {
         let most = self.most(&entry.spec, backend);
         if most.is_none() {
@@ -116,8 +115,8 @@ impl Scheduler {
         (most, Some(line))
     }
 
-    /// What an attempt has cost. Who was not reached or refused the prompt has not charged for it;
-    /// how far any other came that failed is not known, so it has cost the most that it can.
+    /// The cost of an attempt. A backend that was not reached or rejected the prompt has not charged
+    /// for it; the progress of any other failed attempt is not known, so it costs its maximum.
     pub(super) fn bill(
         &mut self,
         run: &RunningJob,
@@ -141,7 +140,7 @@ impl Scheduler {
             if cost.is_none() {
                 return cost;
             }
-            // a model that has no price here says that it has cost something
+            // a model without a configured price states a cost
             let line = self.account.hold(call, &run.entry.spec.app, cost);
             self.book(line);
         }

@@ -1,4 +1,4 @@
-//! What was measured of the models and their answers, so that it can be kept over a restart.
+//! Learned measurements of models and answers, to be kept over a restart.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::profile::BackendProfile;
 use super::{BackendSlot, Scheduler};
 use crate::limits::MODELS_LEARNED_MAX;
 
-/// Rates by what they are measured of (see [`BackendProfile::measured`]), and what is known of answers.
+/// Rates by what they are measured of (see [`BackendProfile::measured`]), and the predictor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Learned {
@@ -50,7 +50,7 @@ impl Scheduler {
         learned
     }
 
-    /// The rates of a model that has stated itself: those that were measured of it as it is now.
+    /// Selects the rates of a model that has come up: those that were measured of it as it is now.
     pub(super) fn rates_of(&mut self, backend: usize, profile: &BackendProfile) {
         let BackendSlot { profile: before, rates, .. } = &mut self.backends[backend];
         if before.measured != profile.measured {

@@ -1,15 +1,13 @@
-//! The one judge: takes an event and the time, returns what shall be done. It does nothing itself.
+//! The scheduler: a pure function of events and time that returns effects. It does nothing itself.
 //!
-//! Words used here: a *ticket* is what the judge needs to know of a job; a *backend* is a model
-//! with free or taken slots, an *engine* one on this device; *up* means that it can be asked; an
-//! *attempt* is one job at one backend; *settled* means that the job has had its one answer and is
-//! forgotten; a job *leaves* when it is decided that another than this device answers it.
+//! A *job specification* is what the scheduler knows of a job; a *backend* is a model with a number
+//! of slots, an *engine* a backend on this device; *up* means that the backend can be asked; an
+//! *attempt* is one job at one backend; a job is *offloaded* when a remote backend answers it in
+//! place of an engine; it is *settled* when its one result is known, and then forgotten.
 //!
-//! After every event the same invariants hold: each accepted job is either waiting or running, no
-//! backend runs more than its slots, the queue is within its bounds, and a job that could start
-//! has started.
+//! Invariants after every event: each accepted job is either waiting or running, no backend runs
+//! more jobs than its slots, the queue is within its bounds, and a job that can start has started.
 
-pub mod account;
 mod attempts;
 mod breaker;
 mod budget;
@@ -21,11 +19,17 @@ mod feasibility;
 mod job;
 mod learned;
 mod membership;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
+mod membership_tests;
 mod offload;
 mod predict;
 mod profile;
 mod queue;
 mod queued;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
+mod remote_tests;
 mod replay;
 mod route;
 mod running;
@@ -39,7 +43,6 @@ mod window;
 
 use std::time::Duration;
 
-use self::account::SpendingAccount;
 use self::breaker::Breaker;
 use self::concurrency::{ConcurrencyLimit, RetryBudget};
 use self::decision::{Decision, Pressure, Reason, Route};
@@ -59,6 +62,7 @@ pub use self::spread::Spread;
 use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
+use crate::money::account::SpendingAccount;
 use crate::pressure::level::{DevicePressure, PressureCause, PressureStage};
 use crate::request::job::{JobId, Priority};
 use crate::request::refusal::{Code, Refusal};
@@ -73,10 +77,11 @@ struct BackendSlot {
     breaker: Breaker,
     flow: ConcurrencyLimit,
     rates: Rates,
-    /// It was ended to give its memory back.
+    /// The engine was ended to give its memory back.
     unloaded: bool,
-    /// Engine time that batch jobs are owed, in milliseconds; below zero they had it in advance.
-    owed: f64,
+    /// Engine time that is reserved for batch jobs, in milliseconds; negative if they had it in
+    /// advance.
+    batch_reserve_ms: f64,
 }
 
 impl BackendSlot {
@@ -90,12 +95,12 @@ impl BackendSlot {
             breaker: Breaker::default(),
             flow: ConcurrencyLimit::default(),
             unloaded: false,
-            owed: 0.0,
+            batch_reserve_ms: 0.0,
         }
     }
 
-    /// Jobs that it holds at most. One elsewhere that has failed gets a single one until it has
-    /// answered, and then fewer than it offers.
+    /// Jobs that the backend is given at once. A remote one with a half-open breaker gets one, and
+    /// then at most as many as its concurrency limit allows.
     fn slots(&self) -> usize {
         let offered = self.profile.slots.max(1);
         let slots = match self.profile.locality {
@@ -106,35 +111,35 @@ impl BackendSlot {
         slots as usize
     }
 
-    /// How many jobs it advances at once.
+    /// Jobs that the backend computes in parallel.
     fn parallel(&self) -> f64 {
         if self.profile.preemptive { 1.0 } else { f64::from(self.profile.slots.max(1)) }
     }
 }
 
-/// All state that decides.
+/// The whole state of the scheduler.
 #[derive(Debug)]
 pub struct Scheduler {
     backends: Vec<BackendSlot>,
     sides: Sides,
-    /// Backends that are up and do not rest.
+    /// Backends that are up and whose breaker is not open.
     healthy: BackendSet,
     retries: RetryBudget,
     queue: Queue,
     running: RunningJobs,
     predictor: Predictor,
-    /// What was measured of models that are not here, or were not yet.
+    /// Rates of models that are not in the catalog, or have not been up yet.
     learned: Learned,
     shares: Shares,
     device_pressure: DevicePressure,
     caps: Caps,
     account: SpendingAccount,
-    /// What can be paid for has changed.
+    /// What can be paid for has changed, so that waiting jobs are checked again.
     budgets_dirty: bool,
-    /// The time of the last event.
+    /// Time of the last event.
     last_event_at: Time,
-    /// When it must be decided at the latest whether a job leaves.
-    look_at: Option<Time>,
+    /// Next time at which an offload has to be decided again.
+    offload_check_at: Option<Time>,
     draining: bool,
     drained: bool,
     effects: Vec<Effect>,
@@ -142,8 +147,8 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// A scheduler over these backends, all down at first.
-    pub fn new(cards: Vec<BackendProfile>) -> Scheduler {
-        let profiles = cards.into_iter().take(SLOTS_MAX);
+    pub fn new(profiles: Vec<BackendProfile>) -> Scheduler {
+        let profiles = profiles.into_iter().take(SLOTS_MAX);
         let backends: Vec<BackendSlot> = profiles.map(BackendSlot::new).collect();
         Scheduler {
             sides: Sides::of(&backends),
@@ -160,19 +165,19 @@ impl Scheduler {
             account: SpendingAccount::default(),
             budgets_dirty: false,
             last_event_at: Time::default(),
-            look_at: None,
+            offload_check_at: None,
             draining: false,
             drained: false,
             effects: Vec::new(),
         }
     }
 
-    /// Takes one event and says what shall be done, in this order. A time before that of the last
-    /// event counts as that.
+    /// Handles one event; returns the effects, to be carried out in this order. A time before that
+    /// of the last event counts as that.
     pub fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect> {
         let now = now.max(self.last_event_at);
         self.charge_engines(now);
-        self.take_health(now);
+        self.refresh_health(now);
         match event {
             Event::Arrived(spec) => self.arrived(spec, now),
             Event::Ended { job, outcome } => self.ended(job, outcome, now),
@@ -185,7 +190,7 @@ impl Scheduler {
             Event::Tick => {}
             Event::Drain => self.draining = true,
         }
-        self.take_health(now);
+        self.refresh_health(now);
         self.expire(now);
         self.afford_all(now);
         self.decide(now);
@@ -204,7 +209,7 @@ impl Scheduler {
             listed.filter_map(|b| b.breaker.open_until(now)).min()
         };
         let dues = [self.queue.next_due(), self.running.next_due()];
-        dues.into_iter().chain([rested, self.look_at]).flatten().min()
+        dues.into_iter().chain([rested, self.offload_check_at]).flatten().min()
     }
 
     /// Jobs that wait and jobs that run.
@@ -218,7 +223,7 @@ impl Scheduler {
         Pressure { heat, memory, disk, queue: self.queue.fullness() }
     }
 
-    /// Gives the time since the last event to those who had the engines.
+    /// Charges the time since the last event to the applications whose jobs had the engines.
     fn charge_engines(&mut self, now: Time) {
         let ms = now.since(self.last_event_at).as_secs_f64()
             * 1e3
@@ -231,7 +236,7 @@ impl Scheduler {
         for engine in self.sides.device.iter() {
             let top = self.top_of(engine);
             let preemptive = self.backends[engine].profile.preemptive;
-            let mut had = None;
+            let mut served = None;
             let works_on = match top {
                 Some(top) if preemptive => vec![top],
                 Some(_) | None => self.running.names_at(engine),
@@ -242,52 +247,52 @@ impl Scheduler {
                 let Some(run) = self.running.get_mut(job) else { continue };
                 run.served += ms;
                 self.shares.used(run.entry.app, each);
-                had = Some(run.entry.spec.priority);
+                served = Some(run.entry.spec.priority);
             }
-            self.owe(engine, had, ms);
+            self.reserve_for_batch(engine, served, ms);
         }
     }
 
-    /// Batch jobs that wait are owed a share of what the others had.
-    fn owe(&mut self, engine: usize, had: Option<Priority>, ms: f64) {
+    /// Reserves a share of the time that other jobs had for batch jobs that wait.
+    fn reserve_for_batch(&mut self, engine: usize, served: Option<Priority>, ms: f64) {
         let is_batch = |e: &QueuedJob| e.home == Some(engine) && e.spec.priority == Priority::Batch;
-        let waits = had.is_some_and(|priority| priority != Priority::Batch)
+        let waits = served.is_some_and(|priority| priority != Priority::Batch)
             && self.queue.iter().any(is_batch);
         let backend = &mut self.backends[engine];
-        match had {
-            Some(Priority::Batch) => backend.owed -= ms,
-            Some(_) if waits => backend.owed += ms * BATCH_SHARE,
-            Some(_) | None => backend.owed = backend.owed.min(0.0),
+        match served {
+            Some(Priority::Batch) => backend.batch_reserve_ms -= ms,
+            Some(_) if waits => backend.batch_reserve_ms += ms * BATCH_SHARE,
+            Some(_) | None => backend.batch_reserve_ms = backend.batch_reserve_ms.min(0.0),
         }
         let most = start::BATCH_TURN_MS / BATCH_SHARE;
-        backend.owed = backend.owed.clamp(-most * 10.0, most);
+        backend.batch_reserve_ms = backend.batch_reserve_ms.clamp(-most * 10.0, most);
     }
 
-    /// Whether this backend can hold one more.
-    fn has_room(&self, backend: usize) -> bool {
+    /// Whether a slot of this backend is free.
+    fn has_free_slot(&self, backend: usize) -> bool {
         self.running.count_at(backend) < self.backends[backend].slots()
     }
 
-    /// The job that an engine works on.
+    /// The job that an engine computes first: the least in service order.
     fn top_of(&self, engine: usize) -> Option<JobId> {
         let here = self.running.at(engine);
         here.min_by_key(|run| run.order()).map(|run| run.entry.job())
     }
 
-    fn take_health(&mut self, now: Time) {
+    fn refresh_health(&mut self, now: Time) {
         let well = |b: &BackendSlot| b.up && !b.retired && !b.unloaded && !b.breaker.is_open(now);
         let all = self.backends.iter().enumerate();
         self.healthy = all.filter(|(_, b)| well(b)).map(|(at, _)| at).collect();
     }
 
-    /// Why a backend that is not healthy is not.
+    /// Why a backend is not healthy: out of memory, or down or failed.
     fn open_reason(&self, backend: usize) -> Reason {
         match self.device_pressure.cause {
             PressureCause::Memory if self.backends[backend].unloaded => Reason::Memory,
             PressureCause::Load
             | PressureCause::Heat
             | PressureCause::Memory
-            | PressureCause::Disk => Reason::Resting,
+            | PressureCause::Disk => Reason::Unhealthy,
         }
     }
 
@@ -347,7 +352,7 @@ impl Scheduler {
         }
     }
 
-    /// Finds the engine that would answer it here, and what it asks of that.
+    /// Picks the engine that would answer the job on this device, and estimates its load.
     fn pick_engine(&self, entry: &mut QueuedJob) {
         use crate::request::job::Mode;
         let here = entry.candidates().and(self.sides.device);
@@ -370,21 +375,21 @@ impl Scheduler {
         }
     }
 
-    /// Takes a job in. If there is no room, it goes elsewhere at once if it may, or takes the place
-    /// of a job of the application that has the most.
+    /// Queues a job. If the queue is full, the job starts at a remote backend at once if it may, or
+    /// evicts a job of the application that has the most.
     fn admit(&mut self, entry: QueuedJob, now: Time) {
         let Err(back) = self.queue.offer(entry) else { return };
-        let Some(mut back) = self.start_elsewhere(*back, now) else { return };
+        let Some(mut back) = self.start_remote(*back, now) else { return };
         if let Some(other) = self.queue.evict(back.app) {
             match self.queue.offer(back) {
                 Ok(()) => {
-                    if let Some(other) = self.start_elsewhere(other, now) {
+                    if let Some(other) = self.start_remote(other, now) {
                         self.refuse_busy(other);
                     }
                     return;
                 }
                 Err(again) => {
-                    // it has more bytes than the other had: that one keeps its place
+                    // it has more bytes than the evicted job had: that one keeps its place
                     back = *again;
                     if let Err(other) = self.queue.offer(other) {
                         self.refuse_busy(*other);
@@ -402,7 +407,8 @@ impl Scheduler {
         self.settle(entry, Verdict::Refused(refusal), None, Reason::Queue);
     }
 
-    /// How long until there may be room again, from the measured time of an answer.
+    /// Time after which a refused client may try again: until the first breaker of its candidates
+    /// stops being open if all are, else the usual time of an answer.
     fn wait_estimate(&self, entry: &QueuedJob) -> Duration {
         let now = self.last_event_at;
         let open_until = |at: usize| self.backends[at].breaker.open_until(now);
@@ -419,31 +425,7 @@ impl Scheduler {
         Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3)
     }
 
-    fn up(&mut self, profile: BackendProfile, now: Time) {
-        let Some(slot) = self.slot_of(&profile.server) else { return };
-        self.rates_of(slot, &profile);
-        let known = &mut self.backends[slot];
-        known.profile = profile;
-        known.up = true;
-        known.breaker.worked();
-        self.sides = Sides::of(&self.backends);
-        self.review_waiting(now);
-    }
-
-    fn down(&mut self, backend: &BackendId) {
-        if let Some(slot) = self.slot_of(backend) {
-            self.backends[slot].up = false;
-        }
-    }
-
-    /// The name of a backend, and where it is.
-    fn named(&self, backend: usize) -> (BackendId, Locality) {
-        let profile = &self.backends[backend].profile;
-        (profile.server.clone(), profile.locality)
-    }
-
-    /// Ends engines that have nothing to do when memory is short, and starts them again when it is
-    /// not.
+    /// Unloads idle engines while memory is short, and loads them again when it is not.
     fn pressure_changed(&mut self, device_pressure: DevicePressure) {
         self.device_pressure = device_pressure;
         for at in self.sides.device.iter() {
@@ -470,7 +452,8 @@ impl Scheduler {
         }
     }
 
-    /// Says how a job ended. A word that was not sure enough is better than none.
+    /// Settles a job. The surest classification below the margin is used as fallback: it takes the
+    /// place of a failure, a refusal or an expiry.
     fn settle(
         &mut self,
         entry: QueuedJob,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::model::context::{InferenceSettings, Locality};
 use crate::money::Price;
 
-/// What the judge knows of a backend.
+/// What the scheduler knows of a backend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendProfile {
     /// Its name in `mcp.json`.
@@ -15,12 +15,11 @@ pub struct BackendProfile {
     /// What its rates are measured of: its weights, threads and the like. Another model, or the
     /// same at another clock, has another; none has rates that are not worth keeping.
     pub measured: Option<String>,
-    /// How far away it is.
+    /// Where it is.
     pub locality: Locality,
     /// Jobs at once.
     pub slots: u32,
-    /// Of the jobs that it has, it works on the most urgent only, and goes back to the others when
-    /// that is done.
+    /// It computes only the most urgent of its jobs and resumes the others afterwards.
     pub preemptive: bool,
     /// Milliseconds a token of a prompt, as it measured itself at its start.
     pub read_ms: Option<f64>,
@@ -30,7 +29,7 @@ pub struct BackendProfile {
     pub max_tokens: u32,
     /// Context length.
     pub context_tokens: u32,
-    /// It can be held to JSON.
+    /// Its output can be constrained to JSON.
     pub json_schema: bool,
     /// It calls tools.
     pub tools: bool,

@@ -1,4 +1,4 @@
-//! A job as the judge keeps it: its ticket, and what has been found out about it.
+//! Queued and running jobs: the specification, and what the attempts so far have shown.
 
 use heapless::Vec as Bounded;
 
@@ -76,10 +76,10 @@ impl FromIterator<usize> for BackendSet {
     }
 }
 
-/// A backend's word that was not sure enough.
+/// A classification whose confidence is below the margin.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Classified {
-    /// Whose.
+    /// The backend that made it.
     pub(super) backend: BackendId,
     /// Where that backend is, which the decision record states.
     pub(super) locality: Locality,
@@ -112,7 +112,7 @@ impl Tried {
 #[derive(Debug)]
 pub(super) struct QueuedJob {
     pub(super) spec: Box<JobSpec>,
-    /// Its class, deadline and name.
+    /// Its priority, deadline and identifier.
     pub(super) order: (Priority, Time, JobId),
     pub(super) app: AppId,
     /// Backends that may be asked and can do it, whether they are up or not.
@@ -125,19 +125,19 @@ pub(super) struct QueuedJob {
     pub(super) closed: BackendSet,
     /// Backends that it can't pay for now.
     pub(super) broke: BackendSet,
-    /// The surest word so far, if none was sure enough.
+    /// The surest classification below the margin.
     pub(super) best: Option<Classified>,
     pub(super) attempts: Vec<Attempt>,
-    /// The engine here that would answer it.
+    /// The slot of the engine that would answer it on this device.
     pub(super) home: Option<usize>,
-    /// What it asks of that engine.
+    /// Its load on that engine.
     pub(super) load: Load,
-    /// When its answer was expected when it came.
+    /// The prediction at its arrival.
     pub(super) predicted: Option<Predicted>,
-    /// It is not answered here any more, and why.
+    /// Why it is offloaded, once that is decided.
     pub(super) offload: Option<Reason>,
     pub(super) figures: Option<Box<Figures>>,
-    /// It was called back from an engine; that is done once.
+    /// It was recalled from an engine; that is done once.
     pub(super) was_recalled: bool,
 }
 
@@ -146,12 +146,12 @@ impl QueuedJob {
         self.spec.job
     }
 
-    /// When its answer is owed.
+    /// When its answer is batch_reserve_ms.
     pub(super) fn due(&self) -> Time {
         self.order.1
     }
 
-    /// Its place among waiting jobs.
+    /// Its key in the order of waiting jobs.
     pub(super) fn order(&self) -> (Priority, Time, JobId) {
         self.order
     }
@@ -191,7 +191,7 @@ impl QueuedJob {
     }
 }
 
-/// An entry that a backend works on.
+/// A job that runs at a backend.
 #[derive(Debug)]
 pub(super) struct RunningJob {
     pub(super) entry: QueuedJob,
@@ -200,11 +200,11 @@ pub(super) struct RunningJob {
     pub(super) reason: Reason,
     /// Milliseconds of engine time at full speed that it has had.
     pub(super) served: f64,
-    /// It was called back, why, and what was known then.
+    /// Why it was recalled, and the figures of that decision.
     pub(super) recalled: Option<(Reason, Box<Figures>)>,
-    /// It is served before all others, because its class has waited long enough.
+    /// It is served before all others: the turn of a batch job.
     pub(super) promoted: bool,
-    /// The most that it can cost.
+    /// The most that the attempt can cost.
     pub(super) hold: Usd,
 }
 
@@ -228,13 +228,13 @@ impl RunningJob {
         }
     }
 
-    /// Its place among the jobs of one engine; the least is worked on.
+    /// Its key in the service order of one engine; the least is computed first.
     pub(super) fn order(&self) -> (bool, Priority, Time, JobId) {
         let (priority, due, job) = self.entry.order();
         (!self.promoted, priority, due, job)
     }
 
-    /// What is left of it at full speed, in milliseconds.
+    /// Remaining work at full speed, in milliseconds.
     pub(super) fn remaining(&self, rates: &Rates, predictor: &Predictor) -> Spread {
         rates.rest(predictor, &self.entry.spec, &self.entry.load, self.served)
     }

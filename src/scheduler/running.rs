@@ -1,4 +1,4 @@
-//! What runs: every job that a backend works on, by its name and by its backend.
+//! Running jobs, by their identifier and by the slot of their backend.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use crate::time::Time;
 #[derive(Debug)]
 pub(super) struct RunningJobs {
     jobs: BTreeMap<JobId, RunningJob>,
-    /// The same by the place of their backend.
+    /// The same by the slot of their backend.
     at: Vec<Vec<JobId>>,
     next_due: Option<Time>,
 }
 
 impl RunningJobs {
-    /// Nothing runs, at so many backends.
+    /// No running jobs, for so many slots.
     pub(super) fn new(backends: usize) -> RunningJobs {
         RunningJobs { jobs: BTreeMap::new(), at: vec![Vec::new(); backends], next_due: None }
     }

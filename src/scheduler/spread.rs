@@ -2,29 +2,29 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How sure a figure is to hold.
+/// The confidence level of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
-    /// One in five is at least as good.
+    /// The 20 % quantile.
     Hopeful,
-    /// One in two.
+    /// The median.
     Likely,
-    /// Nineteen in twenty.
+    /// The 95 % quantile.
     Careful,
-    /// All that can be known of.
+    /// The worst case that can be known.
     Worst,
 }
 
-/// One figure at each level, from the hopeful to the worst.
+/// One figure at each confidence level.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Spread {
-    /// One in five is at least as good.
+    /// The 20 % quantile.
     pub p20: f64,
-    /// One in two.
+    /// The median.
     pub p50: f64,
-    /// Nineteen in twenty.
+    /// The 95 % quantile.
     pub p95: f64,
-    /// All that can be known of.
+    /// The worst case that can be known.
     pub worst: f64,
 }
 

@@ -1,10 +1,10 @@
-//! What the judge says to single events.
+//! Effects of single events.
 
 use std::time::Duration;
 
 use super::decision::Outcome;
 use super::*;
-use crate::limits::{REST_MAX, REST_MIN, RETRIES_SAVED_MAX, RETRY_EVERY, WAITING_JOBS_MAX};
+use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
 use crate::model::generate::Fault;
 use crate::request::job::{Mode, Priority};
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE};
@@ -33,7 +33,7 @@ pub(super) fn spec(id: u64) -> JobSpec {
     }
 }
 
-/// The same as the judge keeps it.
+/// The same as a queued job.
 pub(super) fn entry(spec: JobSpec) -> QueuedJob {
     Scheduler::new(Vec::new()).entry(spec)
 }
@@ -49,7 +49,7 @@ pub(super) fn profile(server: &str, locality: Locality) -> BackendProfile {
     }
 }
 
-/// A local model that lacks schemas and long contexts, a peer, and a cloud that can all.
+/// A local model without schemas and long contexts, a peer, and a cloud that can do both.
 fn scheduler_of_three() -> Scheduler {
     let local =
         BackendProfile { json_schema: false, tools: false, ..profile("local", Locality::Device) };
@@ -63,14 +63,14 @@ fn scheduler_of_three() -> Scheduler {
     scheduler
 }
 
-fn started(effects: &[Effect]) -> Option<&str> {
+pub(super) fn started(effects: &[Effect]) -> Option<&str> {
     effects.iter().find_map(|effect| match effect {
         Effect::Start { backend, .. } => Some(backend.as_str()),
         _ => None,
     })
 }
 
-fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
+pub(super) fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
     effects.iter().find_map(|effect| match effect {
         Effect::Settle { verdict, decision, .. } => Some((verdict, decision.as_ref())),
         _ => None,
@@ -133,14 +133,14 @@ fn a_busy_local_model_is_waited_for() {
 }
 
 #[test]
-fn what_is_down_is_passed_over() {
+fn a_backend_that_is_down_is_skipped() {
     let mut scheduler = scheduler_of_three();
     scheduler.handle_event(Event::Down("local".into()), Time(0));
     let effects = scheduler.handle_event(Event::Arrived(spec(1)), Time(0));
     assert_eq!(started(&effects), Some("peer"));
     let effects = scheduler
         .handle_event(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(5));
-    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Resting);
+    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Unhealthy);
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn full_means_busy_with_a_time_to_come_back() {
     assert_eq!(refusal.retry_after, Some(Duration::from_secs(2)));
     assert_eq!(decision.reason, Reason::Queue);
     assert!((decision.pressure.queue - 1.0).abs() < 0.01);
-    // who may go elsewhere does
+    // a job that may be offloaded is
     let effects = scheduler.handle_event(Event::Arrived(spec(1000)), now);
     assert_eq!(started(&effects), Some("peer"));
     let outcome = Ok(Answered::default());
@@ -317,7 +317,7 @@ fn answered_by(effects: &[Effect]) -> Option<(&str, Reason)> {
 }
 
 #[test]
-fn a_job_goes_to_a_model_that_has_its_talents() {
+fn a_job_goes_to_a_model_that_has_its_skills() {
     let mut scheduler = classifiers();
     let effects = scheduler.handle_event(Event::Arrived(spec(1)), Time(1));
     assert_eq!(started(&effects), Some("local"), "an encoder does not write");
@@ -329,16 +329,16 @@ fn a_job_goes_to_a_model_that_has_its_talents() {
     assert_eq!(started(&effects), Some("cloud"));
     let effects = scheduler
         .handle_event(Event::Ended { job: JobId(3), outcome: Ok(Answered::default()) }, Time(2));
-    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Talent);
+    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Skill);
     let paint = JobSpec { skills: vec!["paint".to_owned()], ..spec(4) };
     let effects = scheduler.handle_event(Event::Arrived(paint), Time(3));
     let (verdict, decision) = settled(&effects).unwrap();
     assert!(matches!(verdict, Verdict::Refused(r) if r.message.contains("paint")));
-    assert_eq!(decision.reason, Reason::Talent);
+    assert_eq!(decision.reason, Reason::Skill);
 }
 
 #[test]
-fn who_is_not_sure_enough_hands_on_and_the_surest_word_counts() {
+fn below_the_margin_the_next_model_is_asked_and_the_surest_counts() {
     let mut scheduler = classifiers();
     // sure at once
     scheduler.handle_event(Event::Arrived(label_job(1, 0.6)), Time(1));
@@ -362,7 +362,7 @@ fn who_is_not_sure_enough_hands_on_and_the_surest_word_counts() {
 }
 
 #[test]
-fn an_unsure_word_is_better_than_none() {
+fn an_unsure_classification_is_the_fallback() {
     // the next one breaks
     let mut scheduler = classifiers();
     scheduler.handle_event(
@@ -387,7 +387,7 @@ fn an_unsure_word_is_better_than_none() {
         answered_by(&says(&mut scheduler, 3, 0.4, 103)),
         Some(("encoder", Reason::Confidence))
     );
-    // the asker has gone: nobody waits for a word
+    // the client has gone: no answer is wanted
     scheduler.handle_event(Event::Up(scheduler.backends[1].profile.clone()), Time(104));
     scheduler.handle_event(Event::Arrived(label_job(4, 0.6)), Time(104));
     assert_eq!(started(&says(&mut scheduler, 4, 0.4, 105)), Some("local"));
@@ -403,139 +403,4 @@ fn a_rule_needs_no_model() {
     let (verdict, decision) = settled(&effects).unwrap();
     assert_eq!((verdict, decision.reason), (&Verdict::Done, Reason::Rule));
     assert_eq!(decision.route, Route::Local);
-}
-
-/// A provider that fails every time is asked no more than that it can come back, and by one job at
-/// a time: 3,000 jobs, one each 10 ms.
-#[test]
-fn a_failing_provider_is_not_stormed() {
-    let cloud = BackendProfile { slots: 8, ..profile("cloud", Locality::Cloud) };
-    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
-    scheduler.handle_event(Event::Up(cloud), Time(0));
-    let mut first = std::collections::BTreeSet::new();
-    let (mut retries, mut settled) = (0_u32, 0);
-    let mut running: Vec<JobId> = Vec::new();
-    let mut has_failed = false;
-    for step in 0..3_300 {
-        let now = Time(step * 10_000);
-        let mut events: Vec<Event> = running
-            .drain(..)
-            .map(|job| {
-                let fault = Fault::unavailable(String::new());
-                Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }
-            })
-            .collect();
-        if step < 3_000 {
-            let due = now + Duration::from_secs(2);
-            events.push(Event::Arrived(JobSpec { mode: Mode::CloudOnly, due, ..spec(step) }));
-        }
-        events.push(Event::Tick);
-        for event in events {
-            has_failed |= matches!(event, Event::Ended { .. });
-            for effect in scheduler.handle_event(event, now) {
-                match effect {
-                    Effect::Start { job, .. } => {
-                        retries += u32::from(!first.insert(job));
-                        running.push(job);
-                    }
-                    Effect::Settle { .. } => settled += 1,
-                    _ => {}
-                }
-            }
-        }
-        assert!(running.len() <= if has_failed { 1 } else { 8 }, "{step}: {running:?}");
-    }
-    assert_eq!(settled, 3_000);
-    let most = RETRIES_SAVED_MAX + u32::try_from(first.len()).unwrap() / RETRY_EVERY;
-    assert!(retries <= most, "{retries} retries of {} jobs", first.len());
-    // it was tried from time to time all the while, and more would have been allowed then
-    assert!((5..60).contains(&first.len()), "{}", first.len());
-}
-
-/// After it has answered again it gets more, step by step.
-#[test]
-fn who_comes_back_gets_more_step_by_step() {
-    let cloud = BackendProfile { slots: 8, ..profile("cloud", Locality::Cloud) };
-    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
-    scheduler.handle_event(Event::Up(cloud), Time(0));
-    let mut running: Vec<JobId> = Vec::new();
-    let take = |effects: Vec<Effect>, running: &mut Vec<JobId>| {
-        running.extend(effects.iter().filter_map(|effect| match effect {
-            Effect::Start { job, .. } => Some(*job),
-            _ => None,
-        }));
-    };
-    for id in 0..40 {
-        let ask = JobSpec { mode: Mode::CloudOnly, ..spec(id) };
-        take(scheduler.handle_event(Event::Arrived(ask), Time(0)), &mut running);
-    }
-    assert_eq!(running.len(), 8);
-    let job = running.remove(0);
-    let fault = Fault::TimedOut(String::new());
-    take(
-        scheduler.handle_event(Event::Ended { job, outcome: Err((fault, Sent::Some)) }, Time(1)),
-        &mut running,
-    );
-    assert_eq!(running.len(), 7);
-    let rested = Time(1) + REST_MIN;
-    let mut seen = Vec::new();
-    while let Some(job) = running.pop() {
-        let end = Event::Ended { job, outcome: Ok(Answered::default()) };
-        take(scheduler.handle_event(end, rested), &mut running);
-        seen.push(running.len());
-    }
-    // those under way end first, then there are 4 at once, and more and more
-    assert_eq!(seen[..4], [6, 5, 4, 4], "{seen:?}");
-    assert!(seen.contains(&6), "{seen:?}");
-}
-
-/// Each job fails once: only a tenth of them, and those saved up, are tried again.
-#[test]
-fn retries_are_few() {
-    let cloud = profile("cloud", Locality::Cloud);
-    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
-    scheduler.handle_event(Event::Up(cloud), Time(0));
-    let mut retries = 0;
-    for id in 0..100 {
-        let now = Time(id * 60_000_000);
-        let due = now + Duration::from_secs(50);
-        let ask = JobSpec { mode: Mode::CloudOnly, due, ..spec(id) };
-        assert_eq!(
-            started(&scheduler.handle_event(Event::Arrived(ask), now)),
-            Some("cloud"),
-            "{id}"
-        );
-        let (job, fault) = (JobId(id), Fault::unavailable(String::new()));
-        scheduler.handle_event(Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }, now);
-        if started(&scheduler.handle_event(Event::Tick, now + REST_MAX)).is_some() {
-            retries += 1;
-            scheduler.handle_event(
-                Event::Ended { job, outcome: Ok(Answered::default()) },
-                now + REST_MAX,
-            );
-        }
-    }
-    assert!((10..=20).contains(&retries), "{retries}");
-}
-
-#[test]
-fn a_busy_refusal_states_when_the_breaker_reopens() {
-    let cloud = profile("cloud", Locality::Cloud);
-    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
-    scheduler.handle_event(Event::Up(cloud), Time(0));
-    let ask = |id| Event::Arrived(JobSpec { mode: Mode::CloudOnly, ..spec(id) });
-    scheduler.handle_event(ask(0), Time(0));
-    let retry_after = Some(Duration::from_secs(40));
-    let fault = Fault::Unavailable { reason: "overloaded".to_owned(), retry_after };
-    let outcome = Err((fault, Sent::Some));
-    let now = Time(1_000_000);
-    scheduler.handle_event(Event::Ended { job: JobId(0), outcome }, now);
-    for id in 1..=WAITING_JOBS_MAX as u64 {
-        assert_eq!(scheduler.handle_event(ask(id), now), []);
-    }
-    let later = now + Duration::from_secs(10);
-    let effects = scheduler.handle_event(ask(999), later);
-    let Some((Verdict::Refused(refusal), _)) = settled(&effects) else { panic!("{effects:?}") };
-    assert_eq!((refusal.code, refusal.retry_after), (Code::Busy, Some(Duration::from_secs(30))));
-    assert_eq!(scheduler.wake_at(later), Some(now + Duration::from_secs(40)));
 }

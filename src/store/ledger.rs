@@ -23,8 +23,8 @@ use crate::limits::{
     LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_LOCK_WAIT, LEDGER_REST, LEDGER_WAITING_MAX,
 };
 use crate::model::generate::Fault;
+use crate::money::account::{LedgerEntry, SpendingAccount};
 use crate::money::{Hour, Usd};
-use crate::scheduler::account::{LedgerEntry, SpendingAccount};
 
 /// The file's name in the folder of what the service keeps.
 const NAME: &str = "spent.jsonl";

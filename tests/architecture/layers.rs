@@ -10,6 +10,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("money", 0),
     ("time", 0),
     ("model/health", 1),
+    ("money/account", 1),
     ("request/name", 1),
     ("request/refusal", 1),
     ("request/skill", 1),

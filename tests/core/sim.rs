@@ -262,7 +262,6 @@ impl World {
         // one that was removed is down when it comes back
         self.up.retain(|id| ids.contains(id));
         self.catalog = ids;
-        // the catalog does not state all that a backend does
         Event::Catalog(some)
     }
 

@@ -13,10 +13,10 @@ use crate::support::cloud::{Act, Cloud, answer, entry, head, piece};
 use crate::support::service::{Service, signal};
 use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
+use pilotlight::money::account::{LedgerEntry, SpendingAccount};
 use pilotlight::money::{Caps, Hour, Limits, Price, SPANS, Usd};
 use pilotlight::request::job::{Job, JobId, Mode};
 use pilotlight::request::refusal::{Code, Refusal};
-use pilotlight::scheduler::account::{LedgerEntry, SpendingAccount};
 use pilotlight::scheduler::decision::Reason;
 use pilotlight::scheduler::{
     Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,

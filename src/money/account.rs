@@ -1,4 +1,4 @@
-//! What was spent, by application and span of the calendar, and what calls under way may cost.
+//! The spending account: totals by application and calendar span, with holds of running calls.
 //!
 //! A *hold* is the most that a call can cost. It counts as spent from before the call until its
 //! *bill* is known, which then counts in its place. A call of which no bill comes has cost its hold.
@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Caps, Hour, Limits, SPANS, Span, Usd};
 use crate::limits::SPENDERS_MAX;
-use crate::money::{Caps, Hour, Limits, SPANS, Span, Usd};
 
 /// One line of the account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,9 +16,9 @@ use crate::money::{Caps, Hour, Limits, SPANS, Span, Usd};
 pub enum LedgerEntry {
     /// A call begins.
     Hold {
-        /// Its name; none other that is open has it.
+        /// Its number, unique among open calls.
         call: u64,
-        /// Who asks.
+        /// The application.
         app: String,
         /// The most that it can cost.
         usd: Usd,
@@ -27,7 +27,7 @@ pub enum LedgerEntry {
     },
     /// A call has ended.
     Bill {
-        /// Its name.
+        /// Its number.
         call: u64,
         /// What it has cost.
         usd: Usd,
@@ -159,12 +159,12 @@ impl SpendingAccount {
         })
     }
 
-    /// The line of a call that begins now.
+    /// The entry of a call that begins now.
     pub fn hold(&self, call: u64, app: &str, usd: Usd) -> LedgerEntry {
         LedgerEntry::Hold { call, app: app.to_owned(), usd, at: self.now }
     }
 
-    /// Writes a line. A bill without a hold is passed over, a second hold of the same name adds to
+    /// Applies an entry. A bill without a hold is passed over, a second hold of the same name adds to
     /// what was spent.
     pub fn write(&mut self, entry: &LedgerEntry) {
         match entry {
@@ -185,7 +185,7 @@ impl SpendingAccount {
         }
     }
 
-    /// Calls of which no bill will come have cost the most that they could.
+    /// Closes calls of which no bill will come at their hold.
     pub fn close(&mut self) {
         self.open.clear();
     }
@@ -251,7 +251,7 @@ mod tests {
         account.write(&LedgerEntry::Bill { call: 1, usd: usd(5) });
         assert_eq!(account.fits(&caps(), "a", usd(35)), Fits::Yes);
         assert_eq!(account.spent(None, Span::Month), usd(5));
-        // nobody has asked for it
+        // a bill without a hold
         account.write(&LedgerEntry::Bill { call: 1, usd: usd(50) });
         assert_eq!(account.spent(Some("a"), Span::Day), usd(5));
     }
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn names_without_end_are_no_way_around() {
+    fn the_number_of_applications_is_bounded() {
         let mut account = SpendingAccount::default();
         for call in 0..SPENDERS_MAX as u64 {
             spend(&mut account, call, &format!("app-{call}"), 0, Some(0));

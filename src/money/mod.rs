@@ -1,5 +1,7 @@
 //! Money: what tokens cost and what may be spent, exact to a millionth of a millionth of a dollar.
 
+pub mod account;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
