@@ -1,9 +1,9 @@
 //! Attempts: their outcome, retries and fallbacks, and the end of a job.
 
 use super::Scheduler;
-use super::decision::{Attempt, Outcome, Reason};
 use super::event::{Answered, Effect, Sent, Verdict};
 use super::queued::{Classified, QueuedJob, RunningJob, Tried};
+use crate::decision::{Attempt, Outcome, Reason};
 use crate::limits::ATTEMPTS_MAX;
 use crate::model::generate::Fault;
 use crate::money::Usd;
@@ -29,7 +29,7 @@ impl Scheduler {
                     (run.entry.offload, run.entry.figures) = (Some(reason), Some(figures));
                     return self.requeue_recalled(run.entry, now);
                 }
-                self.note(&mut run, Outcome::from(&fault), (None, cost), now);
+                self.note(&mut run, outcome_of(&fault), (None, cost), now);
                 self.failed(run, fault, sent, now);
             }
         }
@@ -260,6 +260,18 @@ impl Scheduler {
         let RunningJob { entry, backend, .. } = run;
         self.effects.push(Effect::Stop { job: entry.job() });
         self.settle(entry, verdict, Some(backend), reason);
+    }
+}
+
+fn outcome_of(fault: &Fault) -> Outcome {
+    match fault {
+        Fault::Rejected(refusal) if refusal.code == Code::Forbidden => Outcome::Forbidden,
+        Fault::Rejected(_) => Outcome::Rejected,
+        Fault::Cancelled => Outcome::Cancelled,
+        Fault::Unavailable { .. } => Outcome::Unavailable,
+        Fault::Crashed(_) => Outcome::Crashed,
+        Fault::TimedOut(_) => Outcome::TimedOut,
+        Fault::ProtocolError(_) => Outcome::ProtocolError,
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::Scheduler;
-use super::decision::Reason;
 use super::event::{Answered, Effect, Sent, Verdict};
 use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
+use crate::decision::Reason;
 use crate::model::generate::Fault;
 use crate::money::account::{Fits, LedgerEntry, SpendingAccount};
 use crate::money::{Caps, Hour, Span, Usd};

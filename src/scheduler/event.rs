@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::decision::Decision;
 use super::job::{JobSpec, TokenTimes};
 use super::profile::{BackendId, BackendProfile};
+use crate::decision::Decision;
 use crate::model::generate::Fault;
 use crate::money::account::LedgerEntry;
 use crate::money::{Hour, Usd};

@@ -15,7 +15,7 @@ use std::cmp::Ordering;
 use heapless::Vec as Bounded;
 use heapless::binary_heap::{BinaryHeap, Max};
 
-use super::spread::{Level, Spread};
+use crate::decision::spread::{Level, Spread};
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
 
 /// Most jobs of one service order.

@@ -5,12 +5,12 @@
 //! removed backend that still runs jobs is *retired*: its slot stands behind those of the catalog,
 //! gets no more jobs, and is freed when its last job ends.
 
-use super::decision::{Figures, Reason};
 use super::event::Verdict;
 use super::profile::{BackendId, BackendProfile};
 use super::queued::{BackendSet, QueuedJob, SLOTS_MAX};
 use super::route::{self, Sides};
 use super::{BackendSlot, Scheduler};
+use crate::decision::{Figures, Reason};
 use crate::limits::SERVERS_MAX;
 use crate::model::context::Locality;
 use crate::model::generate::Fault;

@@ -20,12 +20,12 @@ use std::time::Duration;
 
 use heapless::Vec as Bounded;
 
-use super::decision::{Case, Figures, Predicted, Reason, ServerState};
 use super::feasibility;
 use super::feasibility::{LINE_MAX, Offload, OrderedJob, ServiceOrder, find_offloads};
 use super::queued::{BackendSet, QueuedJob, RunningJob};
-use super::spread::{Level, Spread};
 use super::{Effect, Scheduler, route};
+use crate::decision::spread::{Level, Spread};
+use crate::decision::{Case, Figures, Predicted, Reason, ServerState};
 use crate::model::context::Locality;
 use crate::pressure::level::PressureCause;
 use crate::request::job::{JobId, Mode, Priority};

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::job::{JobSpec, TokenTimes};
 use super::profile::BackendProfile;
-use super::spread::Spread;
 use super::window::{Window, nearest_rank};
+use crate::decision::spread::Spread;
 use crate::limits::{CLOUD_TIMES_KEPT, LENGTHS_KEPT, RATES_KEPT, TEMPLATES_MAX};
 
 /// Answers of a template that are needed before their lengths are used.

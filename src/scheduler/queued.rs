@@ -2,12 +2,12 @@
 
 use heapless::Vec as Bounded;
 
-use super::decision::{Attempt, Figures, Predicted, Reason};
 use super::fairness::AppId;
 use super::job::JobSpec;
 use super::predict::{Load, Predictor, Rates};
 use super::profile::BackendId;
-use super::spread::Spread;
+use crate::decision::spread::Spread;
+use crate::decision::{Attempt, Figures, Predicted, Reason};
 use crate::limits::{ATTEMPTS_MAX, SERVERS_MAX};
 use crate::model::context::Locality;
 use crate::money::Usd;

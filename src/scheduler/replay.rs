@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::decision::{Decision, Figures, Outcome, Reason, Route, ServerState};
 use super::event::{Answered, Sent, Verdict};
 use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder, find_offloads};
 use super::offload::USABLE_MIN;
 use super::predict::{Load, Rates};
 use super::queued::{Classified, QueuedJob, RunningJob, SLOTS_MAX, Tried};
 use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, strategy};
+use crate::decision::{Decision, Figures, Outcome, Reason, Route, ServerState};
 use crate::limits::{HOPS_MAX, WAITING_JOBS_MAX};
 use crate::model::context::Locality;
 use crate::model::generate::Fault;

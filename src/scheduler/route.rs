@@ -14,9 +14,9 @@
 //! If nothing is left, the first rule that emptied the set is the reason.
 
 use super::BackendSlot;
-use super::decision::Reason;
 use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob};
+use crate::decision::Reason;
 use crate::model::context::Locality;
 use crate::request::job::Mode;
 use crate::request::refusal::{Code, Refusal};

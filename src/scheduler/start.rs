@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use heapless::Vec as Bounded;
 
-use super::decision::Reason;
 use super::event::Effect;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
 use super::{Scheduler, route};
+use crate::decision::Reason;
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
 use crate::pressure::level::PressureStage;
 use crate::request::job::Priority;

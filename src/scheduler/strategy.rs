@@ -6,7 +6,7 @@
 //!   which a judge prefers whichever stands first; else the one from furthest away, where the larger
 //!   models are.
 
-use super::decision::{Decision, Reason, StrategyStep};
+use crate::decision::{Decision, Reason, StrategyStep};
 use crate::model::generate::{Finish, Usage};
 use crate::request::format;
 use crate::request::format::Format;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::decision::Outcome;
 use super::*;
+use crate::decision::Outcome;
 use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
 use crate::model::generate::Fault;
 use crate::request::job::{Mode, Priority};

@@ -22,6 +22,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("request/tools", 2),
     ("request", 3),
     ("calibrate", 4),
+    ("decision", 4),
     ("model", 4),
     ("redact", 4),
     ("catalog", 5),

@@ -1,14 +1,14 @@
 //! The decision record: the route of a job, the reason, and the outcome of each attempt.
 
+pub mod spread;
+
 use serde::{Deserialize, Serialize};
 
-use super::spread::Spread;
+use self::spread::Spread;
 use crate::model::context::Locality;
-use crate::model::generate::Fault;
 use crate::money::Usd;
 use crate::pressure::level::{PressureCause, PressureStage};
 use crate::request::job::{Mode, Priority, Strategy};
-use crate::request::refusal::Code;
 
 /// The reason of a route. The list is closed and documented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,20 +184,6 @@ impl Outcome {
             Outcome::Crashed => "crashed",
             Outcome::TimedOut => "hung",
             Outcome::ProtocolError => "broken",
-        }
-    }
-}
-
-impl From<&Fault> for Outcome {
-    fn from(fault: &Fault) -> Outcome {
-        match fault {
-            Fault::Rejected(refusal) if refusal.code == Code::Forbidden => Outcome::Forbidden,
-            Fault::Rejected(_) => Outcome::Rejected,
-            Fault::Cancelled => Outcome::Cancelled,
-            Fault::Unavailable { .. } => Outcome::Unavailable,
-            Fault::Crashed(_) => Outcome::Crashed,
-            Fault::TimedOut(_) => Outcome::TimedOut,
-            Fault::ProtocolError(_) => Outcome::ProtocolError,
         }
     }
 }
