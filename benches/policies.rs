@@ -15,8 +15,8 @@ use std::time::Duration;
 use pilotlight::simulate::board::BOARDS;
 use pilotlight::simulate::load::Demand;
 use pilotlight::simulate::policy::{POLICIES, Policy};
-use pilotlight::simulate::table::{is_on_the_front, over, table};
-use pilotlight::simulate::world::DaySetup;
+use pilotlight::simulate::table::{over, table};
+use pilotlight::simulate::world::{DayResult, DaySetup};
 
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<u64>().ok());
@@ -38,9 +38,25 @@ fn main() {
                 println!("{}", table(&outcomes));
                 let ours = outcomes.iter().find(|(policy, _)| *policy == Policy::Ours);
                 let (_, ours) = ours.expect("ours is one of them");
-                let on_front = is_on_the_front(ours, &outcomes);
+                let on_front = is_pareto_optimal(ours, &outcomes);
                 println!("ours is on the front: {on_front}; left for: {:?}", ours.reasons);
             }
         }
     }
+}
+
+/// Whether no other is at least as good in missed jobs and in tokens offloaded, and better in one.
+fn is_pareto_optimal(outcome: &DayResult, others: &[(Policy, DayResult)]) -> bool {
+    let at = |o: &DayResult| (percent(o.missed, o.jobs), percent(o.away_tokens, o.tokens));
+    let (missed, tokens) = at(outcome);
+    !others.iter().any(|(_, other)| {
+        let (its_missed, its_tokens) = at(other);
+        its_missed <= missed && its_tokens <= tokens && (its_missed < missed || its_tokens < tokens)
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a few days")]
+fn percent<T: TryInto<u64>>(part: T, total: T) -> f64 {
+    let number = |value: T| value.try_into().unwrap_or(0) as f64;
+    100.0 * number(part) / number(total).max(1.0)
 }

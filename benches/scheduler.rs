@@ -16,7 +16,7 @@ use pilotlight::limits::WAITING_JOBS_MAX;
 use pilotlight::model::context::Locality;
 use pilotlight::request::job::{JobId, Mode, Priority};
 use pilotlight::scheduler::{
-    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, TokenTimes,
+    Answered, BackendProfile, Effect, Event, JobSpec, Scheduler, TokenTimes,
 };
 use pilotlight::time::Time;
 
@@ -68,8 +68,8 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
         let mut cards = vec![local];
         cards.extend(elsewhere.map(|slots| profile(Locality::Cloud, slots)));
         let mut scheduler = Scheduler::new(cards.clone());
-        for (n, profile) in cards.into_iter().enumerate() {
-            scheduler.on(Event::Up(BackendId(n), profile), Time(0));
+        for profile in cards {
+            scheduler.handle_event(Event::Up(profile), Time(0));
         }
         let (mut next, mut now) = (0, Time(0));
         let mut running = Vec::new();
@@ -100,7 +100,7 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
             for event in events {
                 fullest = fullest.max(scheduler.load().0);
                 let before = Instant::now();
-                let effects = scheduler.on(event, now);
+                let effects = scheduler.handle_event(event, now);
                 let took = before.elapsed();
                 if scheduler.load().0 >= WAITING_JOBS_MAX - 2 {
                     spent += took;

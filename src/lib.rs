@@ -87,6 +87,7 @@ pub mod wire;
 // decisions, pure
 pub mod calibrate;
 pub mod catalog;
+pub mod decision;
 pub mod pressure;
 pub mod redact;
 pub mod scheduler;

@@ -185,8 +185,8 @@ pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
 pub const LOOKUP_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Longest age of stale addresses: the lower of the two bounds that RFC 8767 proposes.
 pub const LOOKUP_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// The longest that a provider's wish to be left alone is followed.
-pub const PROVIDER_REST_MAX: Duration = Duration::from_secs(600);
+/// Longest `retry_after` of a failed backend that its circuit breaker obeys.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 /// Most bytes of a provider's response that are read, with the JSON around each token.
 pub const PROVIDER_BYTES_MAX: usize = 16 * ANSWER_BYTES_MAX;
 /// Most bytes of a provider's response that are buffered: one event of a stream, or a response that

@@ -13,11 +13,11 @@ use crate::model::context::Locality;
 use crate::model::generate::{BoxFuture, Chunk, Out, Usage, channel};
 use crate::model::link::{BackendHandle, BackendState};
 use crate::money::Span;
+use crate::money::account::SpendingAccount;
 use crate::redact::{Hidden, Redactor};
 use crate::request::job::{Job, JobId, Mode};
 use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
-use crate::scheduler::books::Books;
 use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
 use crate::status::{BackendStatus, Spending};
 
@@ -26,32 +26,42 @@ use crate::status::{BackendStatus, Spending};
 pub struct Dispatch {
     orders: mpsc::Sender<Submission>,
     next: Arc<AtomicU64>,
-    backends: Arc<Vec<BackendView>>,
-    load: watch::Receiver<(usize, usize)>,
-    rate: watch::Receiver<Option<f64>>,
-    spent: watch::Receiver<Spending>,
-    /// Weak, so that the feed ends with the dispatcher.
-    settled: broadcast::WeakSender<Arc<Settled>>,
+    status: LoopStatus,
     redactor: Arc<Redactor>,
 }
 
 /// The spending of the present hour, day and month. A running call counts with the most that it can
 /// cost.
-pub(super) fn spending(books: &Books) -> Spending {
-    let spent = |span| books.spent(None, span).dollars();
+pub(super) fn spending(account: &SpendingAccount) -> Spending {
+    let spent = |span| account.spent(None, span).dollars();
     Spending { hour: spent(Span::Hour), day: spent(Span::Day), month: spent(Span::Month) }
 }
 
-/// What the dispatcher publishes: jobs that wait and run, the engines' rate, spending, settled
-/// decisions.
-pub(super) type LoopStatus = (
-    watch::Receiver<(usize, usize)>,
-    watch::Receiver<Option<f64>>,
-    watch::Receiver<Spending>,
-    broadcast::WeakSender<Arc<Settled>>,
-);
+/// What the dispatcher publishes.
+#[derive(Clone)]
+pub(super) struct LoopStatus {
+    /// The present set of backends, in order of preference.
+    pub(super) backends: watch::Receiver<Arc<Vec<BackendView>>>,
+    /// Jobs that wait and jobs that run.
+    pub(super) load: watch::Receiver<(usize, usize)>,
+    /// See [`Dispatch::rate`].
+    pub(super) rate: watch::Receiver<Option<f64>>,
+    pub(super) spent: watch::Receiver<Spending>,
+    /// Weak, so that the feed ends with the dispatcher.
+    pub(super) settled: broadcast::WeakSender<Arc<Settled>>,
+}
 
-struct BackendView {
+/// The parts of these backends that are read outside of the dispatcher's loop.
+pub(super) fn views(backends: &[BackendHandle]) -> Arc<Vec<BackendView>> {
+    let view = |b: &BackendHandle| BackendView {
+        server: b.server.clone(),
+        locality: b.locality,
+        link: b.link.clone(),
+    };
+    Arc::new(backends.iter().map(view).collect())
+}
+
+pub(super) struct BackendView {
     server: String,
     locality: Locality,
     link: watch::Receiver<BackendState>,
@@ -117,18 +127,11 @@ impl Dispatch {
     /// The handle of the dispatcher that reads these orders.
     pub(super) fn new(
         orders: mpsc::Sender<Submission>,
-        backends: &[BackendHandle],
-        (load, rate, spent, settled): LoopStatus,
+        status: LoopStatus,
         redactor: Redactor,
     ) -> Dispatch {
-        let view = |b: &BackendHandle| BackendView {
-            server: b.server.clone(),
-            locality: b.locality,
-            link: b.link.clone(),
-        };
-        let backends = Arc::new(backends.iter().map(view).collect());
         let (next, redactor) = (Arc::new(AtomicU64::new(1)), Arc::new(redactor));
-        Dispatch { orders, next, backends, load, rate, spent, settled, redactor }
+        Dispatch { orders, next, status, redactor }
     }
 
     /// Submits a job that one model answers; the pieces are read from the [`Answer`].
@@ -185,51 +188,70 @@ impl Dispatch {
                 context,
             }
         };
-        self.backends.iter().map(status).collect()
+        self.status.backends.borrow().iter().map(status).collect()
     }
 
     /// Whether at least one backend can be asked.
     pub fn is_ready(&self) -> bool {
-        self.backends.iter().any(|view| matches!(&*view.link.borrow(), BackendState::Up(_)))
+        let present = self.status.backends.borrow();
+        present.iter().any(|view| matches!(&*view.link.borrow(), BackendState::Up(_)))
     }
 
     /// Waits until at least one backend can be asked.
     pub async fn ready(&self) {
-        let waits = self.backends.iter().map(|view| {
-            let mut link = view.link.clone();
-            Box::pin(async move {
-                if link.wait_for(|l| matches!(l, BackendState::Up(_))).await.is_err() {
+        let mut sets = self.status.backends.clone();
+        // ends when a backend is up
+        loop {
+            let present = Arc::clone(&sets.borrow_and_update());
+            let changed = async {
+                if sets.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
-            })
-        });
-        if self.backends.is_empty() {
-            return std::future::pending().await;
+            };
+            tokio::select! {
+                () = any_up(&present) => return,
+                () = changed => {}
+            }
         }
-        futures::future::select_all(waits).await;
     }
 
     /// The last token rate of an engine on this device relative to its usual rate.
     pub fn rate(&self) -> watch::Receiver<Option<f64>> {
-        self.rate.clone()
+        self.status.rate.clone()
     }
 
     /// Subscribes to the decisions that are settled from this moment on. A subscriber that is more than
     /// [`SETTLED_WAITING_MAX`](crate::limits::SETTLED_WAITING_MAX) behind loses the oldest and is told
     /// how many.
     pub fn settled(&self) -> broadcast::Receiver<Arc<Settled>> {
-        self.settled.upgrade().unwrap_or_else(feed).subscribe()
+        self.status.settled.upgrade().unwrap_or_else(feed).subscribe()
     }
 
     /// The present spending.
     pub fn spending(&self) -> Spending {
-        *self.spent.borrow()
+        *self.status.spent.borrow()
     }
 
     /// The numbers of jobs that wait and that run.
     pub fn load(&self) -> (usize, usize) {
-        *self.load.borrow()
+        *self.status.load.borrow()
     }
+}
+
+/// Waits until one of these backends can be asked.
+async fn any_up(backends: &[BackendView]) {
+    let waits = backends.iter().map(|view| {
+        let mut link = view.link.clone();
+        Box::pin(async move {
+            if link.wait_for(|l| matches!(l, BackendState::Up(_))).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    if backends.is_empty() {
+        return std::future::pending().await;
+    }
+    futures::future::select_all(waits).await;
 }
 
 impl Answer {

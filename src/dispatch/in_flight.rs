@@ -12,6 +12,7 @@ use crate::model::generate::{Out, Usage};
 use crate::redact::Hidden;
 use crate::request::job::Job;
 use crate::scheduler::BackendId;
+use crate::scheduler::decision::Decision;
 use crate::time::Time;
 
 /// A job that is not settled.
@@ -30,16 +31,28 @@ pub(super) struct InFlight {
     pub(super) recall: CancellationToken,
     /// The answers of all attempts, each with its backend.
     pub(super) answers: Vec<(BackendId, AttemptAnswer)>,
+    /// The servers that were given the redacted prompt.
+    pub(super) hidden_from: Vec<String>,
 }
 
 impl InFlight {
+    /// Adds to each attempt how many values of the prompt were redacted for its server.
+    pub(super) fn note_redacted(&self, decision: &mut Decision) {
+        let Some(hidden) = &self.hidden else { return };
+        for attempt in &mut decision.attempts {
+            if self.hidden_from.contains(&attempt.server) {
+                attempt.redacted = hidden.count();
+            }
+        }
+    }
+
     /// The answer of this backend, or of a rule: its usage, its text if it was buffered, and when its
     /// first piece came.
     pub(super) fn answer_of(
         &mut self,
-        backend: Option<BackendId>,
+        backend: Option<&BackendId>,
     ) -> (Option<Usage>, Option<String>, Option<Instant>) {
-        let answer = self.answers.drain(..).rev().find(|(of, _)| Some(*of) == backend);
+        let answer = self.answers.drain(..).rev().find(|(of, _)| Some(of) == backend);
         if let Some((_, AttemptAnswer { usage, buffered, first })) = answer {
             let chunks = match &buffered {
                 Some(text) => u32::from(!text.is_empty()),

@@ -18,14 +18,14 @@ use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::{AttemptAnswer, paid};
 use self::egress::EgressGuard;
 use self::engine_rate::EngineRate;
-use self::handle::Submission;
 pub use self::handle::{Answer, Dispatch, JobEnd};
+use self::handle::{BackendView, LoopStatus, Submission};
 use self::in_flight::InFlight;
 pub use self::settled::{Settled, SettledTiming};
 use crate::clock;
@@ -33,11 +33,11 @@ use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
 use crate::model::context::Locality;
 use crate::model::generate::{Fault, Out};
 use crate::model::link::{BackendHandle, BackendState};
+use crate::money::account::LedgerEntry;
 use crate::money::{Caps, Hour, Usd};
 use crate::pressure::level::DevicePressure;
-use crate::redact::{Hidden, Redactor};
+use crate::redact::Redactor;
 use crate::request::job::{Job, JobId, Priority};
-use crate::scheduler::books::LedgerEntry;
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
     Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
@@ -60,7 +60,10 @@ pub struct DispatchPolicy {
 /// Creates the dispatcher over these backends, and its handle. What it learns of them is stored in
 /// `keep`, and the ledger beside it. The dispatcher must be run.
 pub fn new(
-    backends: Vec<BackendHandle>,
+    /// The set to begin with, until the dispatcher runs.
+    first_backends: Vec<BackendHandle>,
+    backends: BTreeMap<BackendId, KnownBackend>,
+    views: watch::Sender<Arc<Vec<BackendView>>>,
     device_pressure: watch::Receiver<DevicePressure>,
     keep: LearnedStore,
     policy: DispatchPolicy,
@@ -71,13 +74,12 @@ pub fn new(
     let (rate_out, rate) = watch::channel(None);
     let (spent_out, spent) = watch::channel(Spending::default());
     let settled = settled::feed();
-    let status = (load, rate, spent, settled.downgrade());
-    let dispatch = Dispatch::new(orders, &backends, status, redactor);
-    let backends_count = backends.len();
-    let (ledger, writer, books) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
+    let (views_out, views) = watch::channel(handle::views(&backends));
+    let status = LoopStatus { backends: views, load, rate, spent, settled: settled.downgrade() };
+    let dispatch = Dispatch::new(orders, status, redactor);
+    let (ledger, writer, account) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
     let dispatcher = Dispatcher {
-        scheduler: Scheduler::resume(backends.iter().map(profile::unknown).collect(), keep.read())
-            .with_budget(caps, books),
+        scheduler: Scheduler::resume(Vec::new(), keep.read()).with_budget(caps, account),
         ledger: Some(ledger),
         writer: Some(writer),
         spent: spent_out,
@@ -85,14 +87,15 @@ pub fn new(
         keep,
         keep_at: None,
         origin: clock::now(),
-        backends,
+        first_backends: backends,
+        backends: BTreeMap::new(),
+        views: views_out,
         device_pressure,
         inbox,
         jobs: BTreeMap::new(),
         attempts: JoinSet::new(),
         watches: JoinSet::new(),
         load: load_out,
-        pulses: vec![EngineRate::default(); backends_count],
         rate: rate_out,
         hour: None,
         drained: false,
@@ -114,7 +117,6 @@ pub struct Dispatcher {
     attempts: JoinSet<EndedAttempt>,
     watches: JoinSet<WatchEvent>,
     load: watch::Sender<(usize, usize)>,
-    pulses: Vec<EngineRate>,
     /// See [`Dispatch::rate`].
     rate: watch::Sender<Option<f64>>,
     /// The last hour of which the scheduler was told.
@@ -128,6 +130,14 @@ pub struct Dispatcher {
     drained: bool,
 }
 
+/// A backend of the present set.
+struct KnownBackend {
+    handle: BackendHandle,
+    rate: EngineRate,
+    /// Ends the task that waits for a change of its state.
+    watcher: Option<AbortHandle>,
+}
+
 struct EndedAttempt {
     job: Job,
     out: Out,
@@ -138,7 +148,7 @@ struct EndedAttempt {
 /// What a watching task reports.
 enum WatchEvent {
     Gone(JobId),
-    Turned(usize),
+    Turned(BackendId),
     Settled,
     /// What was learned is on disk.
     Kept,
@@ -148,11 +158,8 @@ impl Dispatcher {
     /// Runs until `stop`, then until all work has ended or [`DRAIN_MAX`] has passed.
     pub async fn run(mut self, stop: CancellationToken) {
         let writer = self.writer.take().map(|w| tokio::task::spawn_blocking(|| w.run()));
-        for backend in 0..self.backends.len() {
-            let event = self.state_of(backend);
-            self.watch_backend(backend);
-            self.handle_event(event);
-        }
+        let first_backends = std::mem::take(&mut self.first_backends);
+        self.replace_backends(first_backends);
         let mut drain_until: Option<Instant> = None;
         while !self.drained {
             // no task watches the device's pressure
@@ -192,6 +199,24 @@ impl Dispatcher {
         }
     }
 
+    /// Adopts another set of backends, in order of preference. Attempts at a removed one go on.
+    fn replace_backends(&mut self, handles: Vec<BackendHandle>) {
+        self.views.send_replace(handle::views(&handles));
+        self.handle_event(Event::Catalog(handles.iter().map(profile::unknown).collect()));
+        let mut before = std::mem::take(&mut self.backends);
+        for handle in handles {
+            let id = BackendId::from(handle.server.as_str());
+            let known = before.remove(&id);
+            let rate = known.as_ref().map(|known| known.rate).unwrap_or_default();
+            let watcher = known.and_then(|known| known.watcher);
+            self.backends.insert(id.clone(), KnownBackend { handle, rate, watcher });
+            let event = self.state_of(&id);
+            self.watch_backend(id);
+            event.into_iter().for_each(|event| self.handle_event(event));
+        }
+        before.into_values().filter_map(|known| known.watcher).for_each(|task| task.abort());
+    }
+
     /// Writes what was learned to disk, once it is time.
     fn keep_learned(&mut self) {
         if self.keep_at.is_some_and(|at| at <= clock::now()) {
@@ -207,16 +232,16 @@ impl Dispatcher {
     fn handle_event(&mut self, event: Event) {
         let hour = ledger::hour();
         if self.hour.replace(hour) != Some(hour) {
-            self.on(Event::Clock(hour));
+            self.carry_out_event(Event::Clock(hour));
         }
-        self.on(event);
+        self.carry_out_event(event);
         self.load.send_replace(self.scheduler.load());
-        let spent = handle::spending(self.scheduler.books());
+        let spent = handle::spending(self.scheduler.account());
         self.spent.send_if_modified(|known| std::mem::replace(known, spent) != spent);
     }
 
-    fn on(&mut self, event: Event) {
-        let effects = self.scheduler.on(event, self.now());
+    fn carry_out_event(&mut self, event: Event) {
+        let effects = self.scheduler.handle_event(event, self.now());
         for effect in effects {
             self.carry_out(effect);
         }
@@ -254,6 +279,7 @@ impl Dispatcher {
             stop: stop.clone(),
             recall: stop.child_token(),
             answers: Vec::new(),
+            hidden_from: Vec::new(),
         };
         self.jobs.insert(id, held);
         self.watches.spawn(async move {
@@ -278,8 +304,9 @@ impl Dispatcher {
                 let confidence = answer.usage.classification.as_ref().map(|label| label.confidence);
                 let took = Some(TokenTimes::from(&answer.usage));
                 let cost_usd = answer.usage.cost_usd;
-                if self.backends[backend.0].locality == Locality::Device
-                    && let Some(rate) = self.pulses[backend.0].beat(&answer.usage)
+                if let Some(known) = self.backends.get_mut(&backend)
+                    && known.handle.locality == Locality::Device
+                    && let Some(rate) = known.rate.beat(&answer.usage)
                 {
                     self.rate.send_replace(Some(rate));
                 }
@@ -303,49 +330,54 @@ impl Dispatcher {
             WatchEvent::Settled | WatchEvent::Kept => None,
             WatchEvent::Gone(job) => self.jobs.contains_key(&job).then_some(Event::Gone(job)),
             WatchEvent::Turned(backend) => {
-                let event = self.state_of(backend);
+                let event = self.state_of(&backend);
                 self.watch_backend(backend);
-                Some(event)
+                event
             }
         }
     }
 
-    fn watch_backend(&mut self, backend: usize) {
-        let mut link = self.backends[backend].link.clone();
-        self.watches.spawn(async move {
+    /// Waits for the next change of a backend's state, in place of the task that did before.
+    fn watch_backend(&mut self, backend: BackendId) {
+        let Some(known) = self.backends.get_mut(&backend) else { return };
+        let mut link = known.handle.link.clone();
+        let watcher = self.watches.spawn(async move {
             if link.changed().await.is_err() {
                 // the supervisor has ended with the service
                 std::future::pending::<()>().await;
             }
             WatchEvent::Turned(backend)
         });
+        if let Some(before) = known.watcher.replace(watcher) {
+            before.abort();
+        }
     }
 
     /// The event for the backend's present state; a watcher that is started afterwards reports later changes.
-    fn state_of(&mut self, backend: usize) -> Event {
-        let link = self.backends[backend].link.borrow_and_update().clone();
-        match link {
-            BackendState::Down(_) => Event::Down(BackendId(backend)),
+    fn state_of(&mut self, backend: &BackendId) -> Option<Event> {
+        let of = &mut self.backends.get_mut(backend)?.handle;
+        let link = of.link.borrow_and_update().clone();
+        Some(match link {
+            BackendState::Down(_) => Event::Down(backend.clone()),
             BackendState::Up(generate) => {
-                let of = &self.backends[backend];
                 if of.locality == Locality::Device {
                     generate.pace(self.device_pressure.borrow().duty);
                 }
                 let context = generate.context();
-                let profile = BackendProfile {
+                Event::Up(BackendProfile {
                     measured: Some(self.keep.measured(&of.server, of.locality, context)),
                     ..profile::of(of, context)
-                };
-                Event::Up(BackendId(backend), profile)
+                })
             }
-        }
+        })
     }
 
     /// Sets the duty cycle of the engines on this device; returns the event for the scheduler.
     fn pressure_changed(&mut self) -> Event {
         let device_pressure = *self.device_pressure.borrow_and_update();
-        for backend in self.backends.iter().filter(|b| b.locality == Locality::Device) {
-            if let BackendState::Up(generate) = &*backend.link.borrow() {
+        let handles = self.backends.values().map(|known| &known.handle);
+        for handle in handles.filter(|handle| handle.locality == Locality::Device) {
+            if let BackendState::Up(generate) = &*handle.link.borrow() {
                 generate.pace(device_pressure.duty);
             }
         }
@@ -372,16 +404,18 @@ impl Dispatcher {
                     held.recall.cancel();
                 }
             }
-            Effect::Unload(backend) => {
-                self.backends[backend.0].wanted.send_replace(false);
-            }
-            Effect::Load(backend) => {
-                self.backends[backend.0].wanted.send_replace(true);
-            }
+            Effect::Unload(backend) => self.want(&backend, false),
+            Effect::Load(backend) => self.want(&backend, true),
             Effect::Settle { job, verdict, backend, decision } => {
                 self.settle(job, verdict, backend, *decision);
             }
             Effect::Drained => self.drained = true,
+        }
+    }
+
+    fn want(&self, backend: &BackendId, is_wanted: bool) {
+        if let Some(known) = self.backends.get(backend) {
+            known.handle.wanted.send_replace(is_wanted);
         }
     }
 
@@ -402,9 +436,14 @@ impl Dispatcher {
         };
         held.started.get_or_insert(now);
         (job.time_left, job.priority) = (time_left, priority);
-        let to = &self.backends[backend.0];
+        let Some(KnownBackend { handle: to, .. }) = self.backends.get(&backend) else {
+            return;
+        };
         let link = to.link.borrow().clone();
         let (locality, hidden) = (to.locality, held.hidden.clone());
+        if hidden.is_some() && egress::hides(locality) {
+            held.hidden_from.push(to.server.clone());
+        }
         held.recall = held.stop.child_token();
         let stop = held.recall.clone();
         self.attempts.spawn(async move {
@@ -437,15 +476,12 @@ impl Dispatcher {
         };
         held.stop.cancel();
         let (usage, buffered, first) = match verdict {
-            Verdict::Done => held.answer_of(backend),
+            Verdict::Done => held.answer_of(backend.as_ref()),
             Verdict::Refused(_) | Verdict::Expired | Verdict::Cancelled | Verdict::Failed(_) => {
                 (None, None, None)
             }
         };
-        if let Some(hidden) = &held.hidden {
-            self.tell_hidden(&mut decision, hidden);
-        }
-        let backend = backend.map(|b| &self.backends[b.0]);
+        held.note_redacted(&mut decision);
         if tracing::enabled!(tracing::Level::DEBUG) {
             let record = serde_json::to_string(&decision).unwrap_or_default();
             tracing::debug!(job = job.0, record, "settled");
@@ -454,9 +490,9 @@ impl Dispatcher {
             verdict,
             usage,
             buffered,
+            locality: backend.as_ref().and_then(|_| decision.route.locality()),
+            server: backend.map(|backend| backend.as_str().to_owned()),
             decision,
-            server: backend.map(|b| b.server.clone()),
-            locality: backend.map(|b| b.locality),
             queued: held.started.unwrap_or(now).since(held.arrived),
             first: first.map(|first| self.time(first).since(held.arrived)),
             total: now.since(held.arrived),
@@ -467,15 +503,5 @@ impl Dispatcher {
         }
         // the client may have gone
         let _ = held.end.send(end);
-    }
-
-    /// Adds to each attempt at a cloud how many values were redacted.
-    fn tell_hidden(&self, decision: &mut Decision, hidden: &Hidden) {
-        for attempt in &mut decision.attempts {
-            let of = self.backends.iter().find(|backend| backend.server == attempt.server);
-            if of.is_some_and(|backend| egress::hides(backend.locality)) {
-                attempt.redacted = hidden.count();
-            }
-        }
     }
 }

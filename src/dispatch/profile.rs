@@ -1,11 +1,11 @@
-//! The profile of a backend, as the scheduler is told it.
+//! The backend profile that the scheduler gets of a model.
 
 use crate::model::context::ModelContext;
 use crate::model::link::BackendHandle;
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE, LOGPROBS};
 use crate::scheduler::BackendProfile;
 
-/// The profile of a backend that has not stated its context yet: what the configuration says of it.
+/// The profile of a backend that has not stated its context yet, from the configuration.
 pub(super) fn unknown(backend: &BackendHandle) -> BackendProfile {
     BackendProfile {
         price: backend.price,
@@ -14,7 +14,7 @@ pub(super) fn unknown(backend: &BackendHandle) -> BackendProfile {
     }
 }
 
-/// The profile of a backend from the context that it states and its configuration.
+/// The profile of profile of that is up: what it states, with its configuration.
 pub(super) fn of(backend: &BackendHandle, context: &ModelContext) -> BackendProfile {
     BackendProfile {
         model: Some(context.identification.name.clone()),

@@ -38,7 +38,7 @@ use serde_json::{Value, json};
 
 use crate::catalog::provider::{Provider, ProviderKind};
 use crate::clock;
-use crate::limits::PROVIDER_REST_MAX;
+use crate::limits::RETRY_AFTER_MAX;
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime,
 };
@@ -376,7 +376,7 @@ fn fault_of_connection(error: &reqwest::Error) -> Fault {
     }
 }
 
-/// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, at most [`PROVIDER_REST_MAX`]. `None` for
+/// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, at most [`RETRY_AFTER_MAX`]. `None` for
 /// a date that has passed, and for a value that is neither.
 fn retry_after(headers: &HeaderMap, time: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
@@ -384,7 +384,7 @@ fn retry_after(headers: &HeaderMap, time: SystemTime) -> Option<Duration> {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(time).ok()?,
     };
-    Some(wait.min(PROVIDER_REST_MAX))
+    Some(wait.min(RETRY_AFTER_MAX))
 }
 
 /// The message of an error response, at most [`ERROR_CHARS_MAX`] characters.
@@ -418,7 +418,7 @@ mod tests {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
             retry_after(&headers, time).map(|wait| wait.as_secs())
         };
-        let most = PROVIDER_REST_MAX.as_secs();
+        let most = RETRY_AFTER_MAX.as_secs();
         for (value, expected) in [
             ("120", Some(120)),
             (" 0 ", Some(0)),

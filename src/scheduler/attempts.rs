@@ -1,10 +1,9 @@
-//! What becomes of a job after it was started: its attempts, its end.
+//! Attempts: their outcome, retries and fallbacks, and the end of a job.
 
 use super::Scheduler;
-use super::decision::{Attempt, Outcome, Reason};
 use super::event::{Answered, Effect, Sent, Verdict};
-use super::profile::BackendId;
-use super::queued::{BackendSet, Classified, QueuedJob, RunningJob};
+use super::queued::{Classified, QueuedJob, RunningJob, Tried};
+use crate::decision::{Attempt, Outcome, Reason};
 use crate::limits::ATTEMPTS_MAX;
 use crate::model::generate::Fault;
 use crate::money::Usd;
@@ -28,9 +27,9 @@ impl Scheduler {
                 if let Some((reason, figures)) = run.recalled.take_if(|_| is_back) {
                     self.note(&mut run, Outcome::Recalled, (None, cost), now);
                     (run.entry.offload, run.entry.figures) = (Some(reason), Some(figures));
-                    return self.moved(run.entry, now);
+                    return self.requeue_recalled(run.entry, now);
                 }
-                self.note(&mut run, Outcome::from(&fault), (None, cost), now);
+                self.note(&mut run, outcome_of(&fault), (None, cost), now);
                 self.failed(run, fault, sent, now);
             }
         }
@@ -44,7 +43,7 @@ impl Scheduler {
         now: Time,
     ) {
         run.entry.attempts.push(Attempt {
-            server: self.backends[run.backend].profile.server.clone(),
+            server: self.backends[run.backend].profile.server.as_str().to_owned(),
             outcome,
             confidence,
             ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
@@ -72,47 +71,47 @@ impl Scheduler {
         }
     }
 
-    /// Keeps the surest word, and asks the next model that has the talent; if there is none, the
-    /// surest word is the answer.
+    /// Keeps the surest classification, and asks the next model that has the skill; if there is
+    /// none, the surest classification is the answer.
     fn unsure(&mut self, run: RunningJob, confidence: f32, now: Time) {
         let RunningJob { mut entry, backend, .. } = run;
-        if entry.best.is_none_or(|best| best.confidence < confidence) {
-            entry.best = Some(Classified { backend: BackendId(backend), confidence });
+        let (server, locality) = self.named(backend);
+        if entry.best.as_ref().is_none_or(|best| best.confidence < confidence) {
+            entry.best = Some(Classified { backend: server, locality, confidence });
         }
-        let _ = entry.unfit.push((backend, Reason::Confidence));
+        self.note_tried(&mut entry, backend, Some(Reason::Confidence));
         let _ = self.afford(&mut entry);
         let may_go_on = entry.attempts.len() < ATTEMPTS_MAX && entry.due() > now;
         let left = if may_go_on && !self.sides.best(&entry, self.askable(&entry)).is_empty() {
-            self.house(&mut entry);
+            self.pick_engine(&mut entry);
             self.queue.offer(entry).err().map(|back| *back)
         } else {
             Some(entry)
         };
         if let Some(entry) = left {
-            let best = entry.best.map(|best| best.backend.0);
-            self.settle(entry, Verdict::Done, best, Reason::Confidence);
+            // the surest classification becomes the answer
+            self.settle(entry, Verdict::Expired, None, Reason::Confidence);
         }
     }
 
-    /// Another attempt where that can help, else the end of the job.
+    /// Retries at another backend where that can help, else settles the job.
     fn failed(&mut self, mut run: RunningJob, fault: Fault, sent: Sent, now: Time) {
-        match &fault {
-            Fault::Rejected(_) | Fault::Cancelled => {}
-            Fault::Unavailable { .. }
-            | Fault::Crashed(_)
-            | Fault::TimedOut(_)
-            | Fault::ProtocolError(_) => {
-                let backend = &mut self.backends[run.backend];
-                backend.breaker.failed(now);
-                backend.flow.failed(run.started, now, backend.profile.slots);
-                self.take_health(now);
-            }
+        let retry_after = match &fault {
+            Fault::Unavailable { retry_after, .. } => Some(*retry_after),
+            Fault::Crashed(_) | Fault::TimedOut(_) | Fault::ProtocolError(_) => Some(None),
+            Fault::Rejected(_) | Fault::Cancelled => None,
+        };
+        if let Some(retry_after) = retry_after {
+            let backend = &mut self.backends[run.backend];
+            backend.breaker.failed(now, retry_after);
+            backend.flow.failed(run.started, now, backend.profile.slots);
+            self.refresh_health(now);
         }
         let may_retry = sent == Sent::Nothing
             && run.entry.attempts.len() < ATTEMPTS_MAX
             && run.entry.due() > now
             && match &fault {
-                // what one provider's rules forbid is taken to those alone that it names
+                // what one provider's rules forbid goes only to the fallbacks that it names
                 Fault::Rejected(_) if is_forbidden(&fault) => {
                     !self.backends[run.backend].profile.fallbacks.is_empty()
                 }
@@ -126,63 +125,102 @@ impl Scheduler {
         if !may_retry {
             return self.settle(run.entry, verdict_of(fault), Some(run.backend), run.reason);
         }
-        match &fault {
-            Fault::Rejected(_) => {
-                let is_forbidden = is_forbidden(&fault);
-                let lack = if is_forbidden { Reason::Policy } else { Reason::Context };
-                let _ = run.entry.unfit.push((run.backend, lack));
-                run.entry.close(self.closed_by(run.backend));
-            }
+        let lack = match &fault {
+            Fault::Rejected(_) if is_forbidden(&fault) => Some(Reason::Policy),
+            Fault::Rejected(_) => Some(Reason::Context),
             Fault::Unavailable { .. }
             | Fault::Crashed(_)
             | Fault::TimedOut(_)
             | Fault::ProtocolError(_)
-            | Fault::Cancelled => run.entry.failed.add(run.backend),
+            | Fault::Cancelled => None,
+        };
+        self.note_tried(&mut run.entry, run.backend, lack);
+        if lack.is_some() {
+            self.close(&mut run.entry);
         }
         self.again(run, fault, now);
     }
 
-    /// Who may not answer what this one refused: if it names some who may, all others.
-    fn closed_by(&self, backend: usize) -> BackendSet {
-        let named = &self.backends[backend].profile.fallbacks;
-        let is_named = |at: usize| named.contains(&self.backends[at].profile.server);
-        let is_closed = |at: &usize| !named.is_empty() && *at != backend && !is_named(*at);
-        (0..self.backends.len()).filter(is_closed).collect()
+    /// Notes an attempt that failed, and what the backend lacks if it must not be tried again.
+    fn note_tried(&self, entry: &mut QueuedJob, backend: usize, lacks: Option<Reason>) {
+        let (server, locality) = self.named(backend);
+        let is_rejected = matches!(lacks, Some(Reason::Policy | Reason::Context));
+        let fallbacks = &self.backends[backend].profile.fallbacks;
+        let fallbacks = if is_rejected { fallbacks.clone() } else { Vec::new() };
+        let slot = Some(backend);
+        // there is room: a job has at most as many attempts
+        let _ = entry.tried.push(Tried { server, locality, slot, lacks, fallbacks });
+        if lacks.is_none() {
+            entry.failed.add(backend);
+        }
     }
 
-    /// A job that was called back waits for another to take it.
-    fn moved(&mut self, mut entry: QueuedJob, now: Time) {
+    /// Bars the backends that may not answer what others have rejected; the record states it.
+    fn close(&self, entry: &mut QueuedJob) {
+        for (at, slot) in self.backends.iter().enumerate() {
+            let server = &slot.profile.server;
+            if !entry.tried.iter().any(|tried| tried.bars(server)) {
+                continue;
+            }
+            entry.closed.add(at);
+            let states = entry.figures.iter_mut().flat_map(|figures| &mut figures.servers);
+            for state in states.filter(|state| state.server == server.as_str()) {
+                // what it can't do at all was so before
+                if matches!(state.lacks, None | Some(Reason::Unhealthy | Reason::Memory)) {
+                    state.lacks = Some(Reason::Policy);
+                }
+            }
+        }
+    }
+
+    /// A recalled job waits for another backend.
+    fn requeue_recalled(&mut self, mut entry: QueuedJob, now: Time) {
         if entry.due() <= now {
             return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
         }
-        self.moved = true;
-        self.house(&mut entry);
+        self.budgets_dirty = true;
+        // its backends may have been removed
+        if entry.capable().is_empty()
+            && let Some(why) = self.impossible(&mut entry)
+        {
+            return self.refuse(entry, why, now);
+        }
+        self.pick_engine(&mut entry);
         if let Err(back) = self.queue.offer(entry) {
             self.refuse_busy(*back);
         }
     }
 
-    /// Lets a job wait for its next attempt, unless nobody is left who could do it.
+    /// Queues a job for its next attempt, unless no backend is left that could do it.
     fn again(&mut self, run: RunningJob, fault: Fault, now: Time) {
         let RunningJob { mut entry, backend, reason, recalled, .. } = run;
-        // it may be paid for no more
+        // the budget may be used up
         let _ = self.afford(&mut entry);
-        let nobody_else = !entry.candidates().is_empty()
+        let is_last = !entry.candidates().is_empty()
             && entry.candidates().without(self.barred(&entry)).is_empty();
-        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now || nobody_else;
+        let is_over = entry.attempts.len() >= ATTEMPTS_MAX || entry.due() <= now || is_last;
         if is_over || entry.candidates().is_empty() {
-            let lack = if entry.broke.is_empty() {
-                entry.unfit.first().map_or(Reason::Context, |(_, lack)| *lack)
-            } else {
-                Reason::Budget
+            let lack = match &fault {
+                _ if is_over => None,
+                _ if !entry.broke.is_empty() => Some(Reason::Budget),
+                Fault::Rejected(_) => entry.first_lack(),
+                // the backend was removed while the job ran
+                Fault::Unavailable { .. }
+                | Fault::Crashed(_)
+                | Fault::TimedOut(_)
+                | Fault::ProtocolError(_)
+                | Fault::Cancelled => None,
             };
-            let reason = if is_over { reason } else { lack };
+            if let (Some(_), Some(figures)) = (lack, &mut entry.figures) {
+                self.mark_removed(figures, &self.backends[backend].profile.server);
+            }
+            let reason = lack.unwrap_or(reason);
             return self.settle(entry, verdict_of(fault), Some(backend), reason);
         }
         if let Some((reason, figures)) = recalled {
             (entry.offload, entry.figures) = (Some(reason), Some(figures));
         }
-        self.house(&mut entry);
+        self.pick_engine(&mut entry);
         if let Err(back) = self.queue.offer(entry) {
             self.settle(*back, verdict_of(fault), Some(backend), reason);
         }
@@ -209,13 +247,31 @@ impl Scheduler {
         }
     }
 
-    fn stop(&mut self, mut run: RunningJob, verdict: Verdict, reason: Reason, now: Time) {
-        // how far it came is not told any more
+    pub(super) fn stop(
+        &mut self,
+        mut run: RunningJob,
+        verdict: Verdict,
+        reason: Reason,
+        now: Time,
+    ) {
+        // its progress is not reported
         let cost = self.bill(&run, &Err((Fault::Cancelled, Sent::Nothing)));
         self.note(&mut run, Outcome::Cancelled, (None, cost), now);
         let RunningJob { entry, backend, .. } = run;
         self.effects.push(Effect::Stop { job: entry.job() });
         self.settle(entry, verdict, Some(backend), reason);
+    }
+}
+
+fn outcome_of(fault: &Fault) -> Outcome {
+    match fault {
+        Fault::Rejected(refusal) if refusal.code == Code::Forbidden => Outcome::Forbidden,
+        Fault::Rejected(_) => Outcome::Rejected,
+        Fault::Cancelled => Outcome::Cancelled,
+        Fault::Unavailable { .. } => Outcome::Unavailable,
+        Fault::Crashed(_) => Outcome::Crashed,
+        Fault::TimedOut(_) => Outcome::TimedOut,
+        Fault::ProtocolError(_) => Outcome::ProtocolError,
     }
 }
 
@@ -235,8 +291,8 @@ fn verdict_of(fault: Fault) -> Verdict {
 }
 
 impl RunningJob {
-    /// Whether another backend may still answer it instead.
-    pub(super) fn may_move(&self) -> bool {
+    /// Whether the job may still be offloaded to another backend.
+    pub(super) fn may_offload(&self) -> bool {
         self.entry.spec.is_buffered
             && self.recalled.is_none()
             && self.entry.offload.is_none()

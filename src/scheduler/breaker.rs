@@ -1,9 +1,11 @@
-//! How long a backend that failed is left alone.
+//! The circuit breaker of one backend: open after a failure, then half-open until it answers.
 
-use crate::limits::{REST_MAX, REST_MIN};
+use std::time::Duration;
+
+use crate::limits::{REST_MAX, REST_MIN, RETRY_AFTER_MAX};
 use crate::time::Time;
 
-/// The rest of one backend.
+/// The circuit breaker of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     until: Option<Time>,
@@ -11,37 +13,41 @@ pub(super) struct Breaker {
 }
 
 impl Breaker {
-    /// It failed: it rests, each time twice as long.
-    pub(super) fn failed(&mut self, now: Time) {
-        let rest = REST_MIN.saturating_mul(2_u32.saturating_pow(self.failures)).min(REST_MAX);
+    /// Opens the breaker after a failure: for an exponential backoff of [`REST_MIN`] to
+    /// [`REST_MAX`], or for as long as the backend asked for if that is longer, at most
+    /// [`RETRY_AFTER_MAX`]. A later failure never shortens the time.
+    pub(super) fn failed(&mut self, now: Time, retry_after: Option<Duration>) {
+        let backoff = REST_MIN.saturating_mul(2_u32.saturating_pow(self.failures)).min(REST_MAX);
+        let stated = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         self.failures = self.failures.saturating_add(1);
-        self.until = Some(now + rest);
+        self.until = self.until.max(Some(now + backoff.max(stated)));
     }
 
-    /// It answered, or was started anew.
+    /// Closes the breaker: the backend answered, or was started again.
     pub(super) fn worked(&mut self) {
         *self = Breaker::default();
     }
 
-    /// Whether it is to be left alone.
+    /// Whether the breaker is open: the backend is given no job.
     pub(super) fn is_open(&self, now: Time) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 
-    /// Whether it has not answered since it failed: it is given one job to try.
+    /// Whether the backend has not answered since it failed: once closed by time, it is given a
+    /// single job at a time.
     pub(super) fn is_half_open(&self) -> bool {
         self.failures > 0
     }
 
-    /// When its rest ends, if it rests.
-    pub(super) fn wakes_at(&self, now: Time) -> Option<Time> {
+    /// When the breaker stops being open, if it is.
+    pub(super) fn open_until(&self, now: Time) -> Option<Time> {
         self.until.filter(|until| now < *until)
     }
 
-    /// How long it still rests.
+    /// How long the breaker stays open.
     #[cfg(test)]
-    fn left(&self, now: Time) -> std::time::Duration {
-        self.until.map_or(std::time::Duration::ZERO, |until| now.until(until))
+    fn left(&self, now: Time) -> Duration {
+        self.until.map_or(Duration::ZERO, |until| now.until(until))
     }
 }
 
@@ -52,16 +58,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rests_longer_each_time_up_to_a_bound() {
+    fn backoff_doubles_up_to_a_bound() {
         let mut breaker = Breaker::default();
         let now = Time(0);
         assert!(!breaker.is_open(now));
-        breaker.failed(now);
+        breaker.failed(now, None);
         assert_eq!(breaker.left(now), REST_MIN);
-        breaker.failed(now);
+        breaker.failed(now, None);
         assert_eq!(breaker.left(now), REST_MIN * 2);
         for _ in 0..100 {
-            breaker.failed(now);
+            breaker.failed(now, None);
         }
         assert_eq!(breaker.left(now), REST_MAX);
         assert!(breaker.is_open(now));
@@ -69,5 +75,24 @@ mod tests {
         breaker.worked();
         assert!(!breaker.is_half_open());
         assert!(!breaker.is_open(now));
+    }
+
+    #[test]
+    fn retry_after_is_obeyed_up_to_a_bound() {
+        let (now, second) = (Time(0), Duration::from_secs(1));
+        let mut breaker = Breaker::default();
+        breaker.failed(now, Some(90 * second));
+        assert_eq!(breaker.left(now), 90 * second);
+        // neither a failure that states nothing nor a shorter time shortens it
+        breaker.failed(now, None);
+        breaker.failed(now, Some(second));
+        assert_eq!(breaker.left(now), 90 * second);
+        breaker.failed(now, Some(Duration::MAX));
+        assert_eq!(breaker.left(now), RETRY_AFTER_MAX);
+        breaker.worked();
+        assert!(!breaker.is_open(now));
+        // a stated time below the backoff does not shorten that either
+        breaker.failed(now, Some(Duration::ZERO));
+        assert_eq!(breaker.left(now), REST_MIN);
     }
 }

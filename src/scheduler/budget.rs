@@ -1,15 +1,14 @@
-//! Whether a job can pay for a model: the most that a call can cost is held before it, and what it
-//! has cost takes its place.
+//! Budget checks: the most that a call can cost is held before it, and its cost replaces the hold.
 
 use std::time::Duration;
 
 use super::Scheduler;
-use super::books::{Books, Fits, LedgerEntry as Line};
-use super::decision::Reason;
 use super::event::{Answered, Effect, Sent, Verdict};
 use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
+use crate::decision::Reason;
 use crate::model::generate::Fault;
+use crate::money::account::{Fits, LedgerEntry, SpendingAccount};
 use crate::money::{Caps, Hour, Span, Usd};
 use crate::request::refusal::{Code, Refusal};
 use crate::time::Time;
@@ -17,20 +16,20 @@ use crate::time::Time;
 impl Scheduler {
     /// The same with caps on spending, and what was spent before.
     #[must_use]
-    pub fn with_budget(mut self, caps: Caps, mut books: Books) -> Scheduler {
-        books.close();
-        (self.caps, self.books) = (caps, books);
+    pub fn with_budget(mut self, caps: Caps, mut account: SpendingAccount) -> Scheduler {
+        account.close();
+        (self.caps, self.account) = (caps, account);
         self
     }
 
-    /// What was spent, and what calls under way may cost.
-    pub fn books(&self) -> &Books {
-        &self.books
+    /// What was spent, and what running calls may cost.
+    pub fn account(&self) -> &SpendingAccount {
+        &self.account
     }
 
     pub(super) fn turn(&mut self, hour: Hour) {
-        self.books.turn(hour);
-        self.moved = true;
+        self.account.turn(hour);
+        self.budgets_dirty = true;
     }
 
     /// The most that an answer of this backend can cost.
@@ -40,10 +39,10 @@ impl Scheduler {
         profile.price.of(spec.input_max, output)
     }
 
-    /// Finds the backends that the job can't pay for.
+    /// Finds the backends that are over budget for the job.
     ///
     /// # Errors
-    /// A refusal if that is why nobody is left, for as long as the span lasts.
+    /// A refusal if that is why no backend is left, for as long as the span lasts.
     pub(super) fn afford(&self, entry: &mut QueuedJob) -> Result<(), (Refusal, Reason)> {
         entry.broke = BackendSet::default();
         if !self.caps.is_bound() || entry.candidates().is_empty() {
@@ -55,7 +54,7 @@ impl Scheduler {
             if most.is_none() {
                 continue;
             }
-            match self.books.fits(&self.caps, &entry.spec.app, most) {
+            match self.account.fits(&self.caps, &entry.spec.app, most) {
                 Fits::Yes => continue,
                 Fits::Later => may_come = true,
                 Fits::No(span) => {
@@ -65,7 +64,7 @@ impl Scheduler {
             }
             entry.broke.add(backend);
         }
-        if entry.candidates().and(self.sides.away()).is_empty() {
+        if entry.candidates().and(self.sides.remote()).is_empty() {
             entry.offload = None;
         }
         match over {
@@ -94,13 +93,13 @@ impl Scheduler {
             ),
             None => format!("too many applications have a budget for this {name}; retry later"),
         };
-        let hours = u64::from(self.books.now().left_of(span));
+        let hours = u64::from(self.account.now().left_of(span));
         Refusal::new(Code::Unavailable, message).retry_after(Duration::from_secs(hours * 3600))
     }
 
-    /// The same for all that wait, if anything has changed.
+    /// The same for all waiting jobs, if the budgets have changed.
     pub(super) fn afford_all(&mut self, now: Time) {
-        if !std::mem::take(&mut self.moved) || !self.caps.is_bound() {
+        if !std::mem::take(&mut self.budgets_dirty) || !self.caps.is_bound() {
             return;
         }
         let mut queue = std::mem::take(&mut self.queue);
@@ -119,20 +118,20 @@ impl Scheduler {
         }
     }
 
-    /// Holds the most that the call can cost; also the line for the books.
-    pub(super) fn hold(&mut self, entry: &QueuedJob, backend: usize) -> (Usd, Option<Line>) {
+    /// Holds the most that the call can cost; also the entry for the ledger.
+    pub(super) fn hold(&mut self, entry: &QueuedJob, backend: usize) -> (Usd, Option<LedgerEntry>) {
         let most = self.most(&entry.spec, backend);
         if most.is_none() {
             return (most, None);
         }
-        let line = self.books.hold(entry.job().0, &entry.spec.app, most);
-        self.books.write(&line);
-        self.moved = true;
+        let line = self.account.hold(entry.job().0, &entry.spec.app, most);
+        self.account.write(&line);
+        self.budgets_dirty = true;
         (most, Some(line))
     }
 
-    /// What an attempt has cost. Who was not reached or refused the prompt has not charged for it;
-    /// how far any other came that failed is not known, so it has cost the most that it can.
+    /// The cost of an attempt. A backend that was not reached or rejected the prompt has not charged
+    /// for it; the progress of any other failed attempt is not known, so it costs its maximum.
     pub(super) fn bill(
         &mut self,
         run: &RunningJob,
@@ -156,17 +155,17 @@ impl Scheduler {
             if cost.is_none() {
                 return cost;
             }
-            // a model that has no price here says that it has cost something
-            let line = self.books.hold(call, &run.entry.spec.app, cost);
+            // a model without a configured price states a cost
+            let line = self.account.hold(call, &run.entry.spec.app, cost);
             self.book(line);
         }
-        self.book(Line::Bill { call, usd: cost });
+        self.book(LedgerEntry::Bill { call, usd: cost });
         cost
     }
 
-    fn book(&mut self, line: Line) {
-        self.books.write(&line);
-        self.moved = true;
-        self.effects.push(Effect::Book(line));
+    fn book(&mut self, entry: LedgerEntry) {
+        self.account.write(&entry);
+        self.budgets_dirty = true;
+        self.effects.push(Effect::Book(entry));
     }
 }

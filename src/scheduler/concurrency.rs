@@ -1,16 +1,16 @@
-//! How much is asked of models elsewhere: fewer requests at once of one that fails, and few retries.
+//! Limits for remote backends: an AIMD concurrency limit for each, and one retry budget.
 
 use crate::limits::{RETRIES_SAVED_MAX, RETRY_EVERY};
 use crate::time::Time;
 
-/// How many requests at once one model elsewhere is given: half as many after a failure, one more
+/// Requests at once that one remote backend is given: half as many after a failure, one more
 /// after as many answers as there are at once (additive increase, multiplicative decrease: D.-M.
 /// Chiu, R. Jain, "Analysis of the increase and decrease algorithms for congestion avoidance in
 /// computer networks", 1989).
 #[derive(Debug)]
 pub(super) struct ConcurrencyLimit {
     at_once: f64,
-    /// When it was made less; what was asked before that says nothing new.
+    /// When it was last reduced; failures of requests from before that are ignored.
     cut: Option<Time>,
 }
 
@@ -21,19 +21,19 @@ impl Default for ConcurrencyLimit {
 }
 
 impl ConcurrencyLimit {
-    /// What it may be given, if it offers this many places.
+    /// Slots that may be used of those that the backend offers.
     pub(super) fn slots(&self, offered: u32) -> u32 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 and more")]
         let slots = self.at_once.min(f64::from(offered.max(1))) as u32;
         slots
     }
 
-    /// It has answered.
+    /// Increases the limit after an answer.
     pub(super) fn worked(&mut self) {
         self.at_once += 1.0 / self.at_once;
     }
 
-    /// What was asked at that time has failed.
+    /// Reduces the limit after the failure of a request that began at `asked`.
     pub(super) fn failed(&mut self, asked: Time, now: Time, offered: u32) {
         if self.cut.is_none_or(|cut| asked >= cut) {
             self.at_once = (self.at_once.min(f64::from(offered)) / 2.0).max(1.0);
@@ -42,11 +42,11 @@ impl ConcurrencyLimit {
     }
 }
 
-/// How often models elsewhere that have failed at a job may be asked for it again: once for
-/// [`RETRY_EVERY`] first requests, and some that were saved up.
+/// Retry budget of all remote backends: one retry for [`RETRY_EVERY`] first requests, and at most
+/// [`RETRIES_SAVED_MAX`] saved ones.
 #[derive(Debug)]
 pub(super) struct RetryBudget {
-    /// In parts of a retry, [`RETRY_EVERY`] each.
+    /// In fractions of a retry: [`RETRY_EVERY`] make one.
     saved: u32,
 }
 
@@ -57,12 +57,12 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
-    /// Whether there is one left.
+    /// Whether a retry is left.
     pub(super) fn may(&self) -> bool {
         self.saved >= RETRY_EVERY
     }
 
-    /// One was asked.
+    /// Counts one request.
     pub(super) fn asked(&mut self, is_retry: bool) {
         self.saved = if is_retry {
             self.saved.saturating_sub(RETRY_EVERY)

@@ -1,40 +1,44 @@
-//! What the judge is told, and what it says.
+//! Events that the scheduler handles, and effects that it returns.
 
 use std::time::Duration;
 
-use super::books::LedgerEntry;
-use super::decision::Decision;
 use super::job::{JobSpec, TokenTimes};
 use super::profile::{BackendId, BackendProfile};
+use crate::decision::Decision;
 use crate::model::generate::Fault;
+use crate::money::account::LedgerEntry;
 use crate::money::{Hour, Usd};
 use crate::pressure::level::DevicePressure;
 use crate::request::job::{JobId, Priority};
 use crate::request::refusal::Refusal;
 
-/// What has happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A job came in.
     Arrived(JobSpec),
-    /// A backend has ended an attempt; a fault says whether anything had been sent to the asker.
+    /// A backend has ended an attempt; a fault states whether anything had been sent to the client.
     Ended {
         /// Which job.
         job: JobId,
         /// How.
         outcome: Result<Answered, (Fault, Sent)>,
     },
-    /// The asker went away.
+    /// The client went away.
     Gone(JobId),
+    /// The set of backends is replaced by this one, in order of preference. A backend whose name
+    /// and locality stay keeps its state; one that is removed gets no more jobs and ends those
+    /// that it has; one that is added is down at first.
+    Catalog(Vec<BackendProfile>),
     /// A backend can be asked and has stated its context.
-    Up(BackendId, BackendProfile),
+    Up(BackendProfile),
     /// A backend can't be asked.
     Down(BackendId),
-    /// How hard pressed the device is.
+    /// The device pressure has changed.
     Strained(DevicePressure),
     /// The hour of the calendar, when it has changed.
     Clock(Hour),
-    /// The time of [`Scheduler::wake_at`] has come.
+    /// The time of [`Scheduler::wake_at`](super::Scheduler::wake_at) has come.
     Tick,
     /// No more jobs are taken.
     Drain,
@@ -43,47 +47,47 @@ pub enum Event {
 /// An attempt that worked.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Answered {
-    /// How sure the backend is, 0 ..= 1, if it says so.
+    /// Confidence of a classification, 0 ..= 1, if the backend states it.
     pub confidence: Option<f32>,
-    /// What it says that it has cost.
+    /// The cost that the backend states.
     pub cost: Usd,
-    /// What it took, if it says so.
+    /// Its tokens and times, if the backend states them.
     pub spent: Option<TokenTimes>,
 }
 
-/// Whether a part of the answer has reached the asker.
+/// Whether a part of the answer has reached the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
     /// Nothing yet: another backend may still answer.
     Nothing,
-    /// Some: nobody else may go on with it.
+    /// Some: no other backend may go on with it.
     Some,
 }
 
-/// What shall be done.
+/// An effect, to be carried out by the dispatcher.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Give the job to the backend, with this much time.
     Start {
         /// Which job.
         job: JobId,
-        /// To whom.
+        /// Which backend.
         backend: BackendId,
         /// Time left.
         time_left: Duration,
         /// How urgent it is there: a batch job whose turn has come is not behind the others.
         priority: Priority,
-        /// What has to stand in the books before anything is sent, if it can cost anything.
+        /// The entry that must be in the ledger before anything is sent, if the call can cost money.
         hold: Option<LedgerEntry>,
     },
-    /// A line for the books.
+    /// An entry for the ledger.
     Book(LedgerEntry),
     /// Stop the job's attempt; its end is not reported any more.
     Stop {
         /// Which job.
         job: JobId,
     },
-    /// Stop the job's attempt; its end is reported, and it goes elsewhere.
+    /// Stop the job's attempt; its end is reported, and a remote backend gets the job.
     Recall {
         /// Which job.
         job: JobId,
@@ -92,13 +96,13 @@ pub enum Effect {
     Unload(BackendId),
     /// Start a backend again that was ended.
     Load(BackendId),
-    /// Tell the asker how it ended. The job is forgotten.
+    /// Report the result to the client. The job is forgotten.
     Settle {
         /// Which job.
         job: JobId,
         /// How it ended.
         verdict: Verdict,
-        /// Whose answer it is, or who had it last.
+        /// The backend that answered, or had the job last.
         backend: Option<BackendId>,
         /// Where it went and why.
         decision: Box<Decision>,
@@ -116,8 +120,8 @@ pub enum Verdict {
     Refused(Refusal),
     /// Its deadline came first.
     Expired,
-    /// The asker went away.
+    /// The client went away.
     Cancelled,
-    /// It broke in the middle, or every attempt failed.
+    /// An attempt failed after a part was sent, or every attempt failed.
     Failed(Fault),
 }

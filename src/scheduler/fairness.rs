@@ -1,13 +1,14 @@
-//! Which application has used how much of the engines lately, and who has had more than its share.
+//! Fairness: recent engine time of each application, and which had more than its share.
 
 use heapless::Vec as Bounded;
 
 use crate::limits::APPS_MAX;
 use crate::time::Time;
 
-/// Time after which use counts half.
+/// Half-life of used engine time.
 const HALF_LIFE_MS: f64 = 60_000.0;
-/// How far above an equal share an application may be, and by how much in any case.
+/// Factor by which an application may exceed an equal share, and time that it may exceed it by
+/// in any case.
 const TOLERANCE: f64 = 1.25;
 const SLACK_MS: f64 = 20_000.0;
 
@@ -15,7 +16,7 @@ const SLACK_MS: f64 = 20_000.0;
 #[derive(Debug)]
 struct App {
     name: String,
-    /// Milliseconds of engine time, the older the less.
+    /// Milliseconds of engine time, decayed.
     used: f64,
     /// Jobs that are not settled.
     jobs: usize,
@@ -28,7 +29,7 @@ pub(super) struct Shares {
     at: Time,
 }
 
-/// Names an application while one of its jobs is not settled.
+/// Index of an application, valid while one of its jobs is not settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AppId(usize);
 
@@ -65,7 +66,7 @@ impl Shares {
         }
     }
 
-    /// What was used fades.
+    /// Decays the used time.
     pub(super) fn fade(&mut self, now: Time) {
         let ms = now.since(self.at).as_secs_f64() * 1e3;
         if ms < HALF_LIFE_MS / 60.0 {
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_alone_is_never_above_its_share() {
+    fn a_single_application_is_never_above_its_share() {
         let mut shares = Shares::default();
         let only = shares.enter("a");
         shares.used(only, 1e9);
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn use_fades() {
+    fn used_time_decays() {
         let mut shares = Shares::default();
         let (a, _) = (shares.enter("a"), shares.enter("b"));
         shares.used(a, 60_000.0);

@@ -1,25 +1,29 @@
-//! When each job of one engine would end, and which must leave so that the others can be met.
+//! Feasibility: when each job of one engine ends, and which to offload so that the others meet
+//! their deadlines.
 //!
-//! A *line* is every job of one engine in the order in which it serves them. A *group* is a run of
-//! the line that is served by earliest deadline: jobs of one class whose applications have used
-//! as much as they are due, or more. Who has to leave is found for each group by itself, with all
+//! The *service order* is every job of one engine in the order in which it serves them. A *group* is
+//! a run of it that is served by earliest deadline: jobs of one priority whose applications are
+//! within their share, or above it. Jobs to offload are found for each group by itself, with all
 //! that goes before it as given, by the method of Moore and Hodgson (J. M. Moore, "An n job, one
 //! machine sequencing algorithm for minimizing the number of late jobs", Management Science 15,
-//! 1968): where a job would be late, the longest so far goes. A job that can't leave and would be
-//! late is helped by others, also of groups before its own, if that is enough.
+//! 1968): where a job would be late, the longest so far is offloaded. For a job that
+//! can't be offloaded and would be late others are, also of groups before its own, if that is
+//! enough.
 
 use std::cmp::Ordering;
 
 use heapless::Vec as Bounded;
 use heapless::binary_heap::{BinaryHeap, Max};
 
-use super::spread::{Level, Spread};
+use crate::decision::spread::{Level, Spread};
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
 
-/// Most jobs of one line.
+/// Most jobs of one service order.
 pub(super) const LINE_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
 
-/// One job of a line.
+/// Tolerance after the offload deadline, in milliseconds: the scheduler may be woken a little late.
+const DEADLINE_TOLERANCE_MS: f64 = 250.0;
+/// One job in service order.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct OrderedJob {
     /// What is left of it, in milliseconds.
@@ -28,24 +32,24 @@ pub(super) struct OrderedJob {
     pub(super) left: f64,
     /// Which group it belongs to.
     pub(super) group: u8,
-    /// When it must have left at the latest to be in time elsewhere, from here, in milliseconds;
-    /// none if it can't leave.
+    /// Time until its offload deadline: the last moment at which a remote backend still answers in
+    /// time, in milliseconds; none if it can't be offloaded.
     pub(super) offload_deadline: Option<f64>,
 }
 
 /// The jobs of one engine in the order of service.
 pub(super) type ServiceOrder = Bounded<OrderedJob, LINE_MAX>;
 
-/// A job that should leave.
+/// A job to offload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Offload {
-    /// Its place in the line.
+    /// Its index in service order.
     pub(super) item: usize,
-    /// The place of the job that would be late because of it; it may be its own.
+    /// The index of the job that would be late because of it; it may be its own.
     pub(super) late: usize,
 }
 
-/// Whether every job of the line is in time at this level, when `parallel` of them are served at
+/// Whether every job is in time at this level, when `parallel` of them are served at
 /// once.
 pub(super) fn holds(line: &[OrderedJob], level: Level, parallel: f64) -> bool {
     let mut before = 0.0;
@@ -57,8 +61,8 @@ pub(super) fn holds(line: &[OrderedJob], level: Level, parallel: f64) -> bool {
     })
 }
 
-/// Who should leave at this level, in the order in which that was found. Jobs that can't leave stay
-/// even if they are late.
+/// The jobs to offload at this level, in the order in which they were found. Jobs that can't be
+/// offloaded stay even if they are late.
 pub(super) fn to_offload(
     line: &[OrderedJob],
     level: Level,
@@ -116,15 +120,67 @@ pub(super) fn to_offload(
     out
 }
 
+/// The jobs to offload, each with the quantile by which that was found, and the milliseconds after
+/// which to decide again, if any.
+pub(super) fn find_offloads(
+    line: &[OrderedJob],
+    parallel: f64,
+) -> (Bounded<(Offload, Level), LINE_MAX>, Option<f64>) {
+    let mut found = Bounded::new();
+
+    // 1. the certificate
+    if holds(line, Level::Worst, parallel) {
+        return (found, None);
+    }
+    let mut offloaded: Bounded<usize, LINE_MAX> = Bounded::new();
+
+    // 2. hopeless
+    for candidate in to_offload(line, Level::Hopeful, parallel, &[]) {
+        let _ = offloaded.push(candidate.item);
+        let _ = found.push((candidate, Level::Hopeful));
+    }
+
+    let last = |item: usize| line[item].offload_deadline;
+    let wait = |candidate: &Offload| {
+        let late = last(candidate.late).unwrap_or(f64::INFINITY);
+        last(candidate.item).unwrap_or(f64::INFINITY).min(late)
+    };
+
+    // 3. no better choice
+    for candidate in to_offload(line, Level::Likely, parallel, &offloaded) {
+        let is_fixed = last(candidate.late).is_none();
+        if is_fixed || wait(&candidate) <= -DEADLINE_TOLERANCE_MS {
+            let _ = offloaded.push(candidate.item);
+            let _ = found.push((candidate, Level::Likely));
+        }
+    }
+
+    // 4. the offload deadline
+    let mut check_ms = None;
+    for candidate in to_offload(line, Level::Careful, parallel, &offloaded) {
+        let wait = wait(&candidate);
+        if wait <= -DEADLINE_TOLERANCE_MS {
+            continue;
+        }
+        // a millisecond is not worth another event
+        if wait <= 1.0 {
+            let _ = found.push((candidate, Level::Careful));
+        } else {
+            check_ms = Some(check_ms.map_or(wait, |other: f64| other.min(wait)));
+        }
+    }
+    (found, check_ms)
+}
+
 type Candidates = BinaryHeap<Candidate, Max, LINE_MAX>;
 
-/// What is served before an item, those left out that are gone.
+/// Backlog before a job, without those that are offloaded.
 pub(super) fn ahead(line: &[OrderedJob], item: usize, gone: &[usize]) -> Spread {
     let before = line.iter().enumerate().take(item).filter(|(at, _)| !gone.contains(at));
     before.fold(Spread::default(), |sum, (_, item)| sum.with(&item.own, |a, b| a + b))
 }
 
-/// The longest comes first, among equals the later.
+/// Ordered by length, among equals by index.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {
     own: f64,
@@ -180,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn as_few_leave_as_any_choice_could_manage() {
+    fn no_choice_offloads_fewer() {
         let mut random = fastrand::Rng::with_seed(7);
         for round in 0..3_000 {
             let mut line: Vec<OrderedJob> = (0..random.usize(0..=10))
@@ -196,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn who_can_not_leave_stays_and_another_group_does_not_pay() {
+    fn fixed_jobs_stay_and_later_groups_push_out_none() {
         let fixed = |own, left| OrderedJob { offload_deadline: None, ..item(own, left) };
         let found = |line: &[OrderedJob]| -> Vec<(usize, usize)> {
             let to_offload = to_offload(line, Level::Likely, 1.0, &[]);
@@ -217,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_several_at_once_is_faster() {
+    fn parallel_service_shortens_the_backlog() {
         let line = [item(10, 10), item(10, 10), item(10, 20)];
         assert!(!holds(&line, Level::Worst, 1.0));
         assert!(holds(&line[..2], Level::Worst, 2.0) == (10.0 / 2.0 + 10.0 <= 10.0));
@@ -225,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_before_counts_only_who_stays() {
+    fn the_backlog_leaves_out_offloaded_jobs() {
         let line = [item(3, 99), item(4, 99), item(5, 99)];
         assert_eq!(ahead(&line, 2, &[]), Spread::all(7.0));
         assert_eq!(ahead(&line, 2, &[0]), Spread::all(4.0));

@@ -6,17 +6,17 @@ use crate::request::job::{Job, JobId, Mode, Priority};
 use crate::request::skill::LOGPROBS;
 use crate::time::Time;
 
-/// What the judge knows of a job.
+/// What the scheduler knows of a job.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSpec {
     /// Which job.
     pub job: JobId,
-    /// Who asks.
+    /// The application that asks.
     pub app: String,
     /// What its answer is likely to resemble: its task, or its application's other prompts.
     pub template: String,
-    /// When its answer is owed.
+    /// When its answer is batch_reserve_ms.
     pub due: Time,
     /// How urgent it is.
     pub priority: Priority,
@@ -30,27 +30,27 @@ pub struct JobSpec {
     pub wants_tools: bool,
     /// It asks for a label or a vector, not for text.
     pub is_word: bool,
-    /// The asker wants it whole: until its end nothing of it is handed out, so that it can still
-    /// be moved.
+    /// The client reads the answer as a whole: nothing is handed out before its end, so that the
+    /// job can still be offloaded.
     pub is_buffered: bool,
     /// Most tokens of its answer.
     pub max_tokens: Option<u32>,
-    /// The talents that it needs.
+    /// The skills that it needs.
     pub skills: Vec<String>,
-    /// The confidence from which on a model's word is taken; 0 takes any.
+    /// Least confidence of a classification that is taken, 0 ..= 1; 0 takes any.
     pub margin: f32,
     /// A rule has answered it.
     pub ruled: bool,
     /// Size of its prompt.
     pub bytes: usize,
-    /// The most tokens that its prompt can have, whoever reads it.
+    /// Most tokens that its prompt can have with any tokenizer.
     pub input_max: u32,
     /// Services it has passed.
     pub hops: u8,
 }
 
 impl JobSpec {
-    /// What the judge needs of a job that arrived at `now`.
+    /// The specification of a job that arrived at `now`.
     pub fn of(job: &Job, now: Time) -> JobSpec {
         let skill = job.format.skill();
         let from = match &job.task {
@@ -86,18 +86,18 @@ impl JobSpec {
     }
 }
 
-/// What an answer took where it was made. Times are of computing only: pauses are not in them.
+/// Tokens and times of an answer at its backend. Times are of computing only, without pauses.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct TokenTimes {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Of these, those that were still in memory.
+    /// Of these, tokens from the prefix cache.
     pub cached_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
-    /// Milliseconds of reading.
+    /// Milliseconds of prefill.
     pub prefill_ms: f64,
-    /// Milliseconds of writing.
+    /// Milliseconds of decoding.
     pub decode_ms: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What was measured of the models and their answers, so that it can be kept over a restart.
+//! Learned measurements of models and answers, to be kept over a restart.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::profile::BackendProfile;
 use super::{BackendSlot, Scheduler};
 use crate::limits::MODELS_LEARNED_MAX;
 
-/// Rates by what they are measured of (see [`BackendProfile::measured`]), and what is known of answers.
+/// Rates by what they are measured of (see [`BackendProfile::measured`]), and the predictor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Learned {
@@ -23,7 +23,7 @@ impl Learned {
         self.models.is_empty() && self.answers.is_empty()
     }
 
-    fn put(&mut self, measured: &str, rates: Rates) {
+    pub(super) fn put(&mut self, measured: &str, rates: Rates) {
         if self.models.len() >= MODELS_LEARNED_MAX && !self.models.contains_key(measured) {
             self.models.pop_first();
         }
@@ -33,9 +33,9 @@ impl Learned {
 
 impl Scheduler {
     /// A scheduler that goes on with what was learned before.
-    pub fn resume(cards: Vec<BackendProfile>, mut learned: Learned) -> Scheduler {
+    pub fn resume(profiles: Vec<BackendProfile>, mut learned: Learned) -> Scheduler {
         let answers = std::mem::take(&mut learned.answers);
-        Scheduler { predictor: answers.checked(), learned, ..Scheduler::new(cards) }
+        Scheduler { predictor: answers.checked(), learned, ..Scheduler::new(profiles) }
     }
 
     /// All that was learned until now.
@@ -50,7 +50,7 @@ impl Scheduler {
         learned
     }
 
-    /// The rates of a model that has stated itself: those that were measured of it as it is now.
+    /// Selects the rates of a model that has come up: those that were measured of it as it is now.
     pub(super) fn rates_of(&mut self, backend: usize, profile: &BackendProfile) {
         let BackendSlot { profile: before, rates, .. } = &mut self.backends[backend];
         if before.measured != profile.measured {
@@ -71,7 +71,7 @@ mod tests {
     use crate::model::context::Locality;
     use crate::request::job::JobId;
     use crate::scheduler::tests::{profile, spec};
-    use crate::scheduler::{Answered, BackendId, Event, JobSpec, TokenTimes};
+    use crate::scheduler::{Answered, Event, JobSpec, TokenTimes};
     use crate::time::Time;
 
     const JOBS: u64 = 10;
@@ -90,10 +90,10 @@ mod tests {
 
     /// A scheduler whose engine has answered some jobs, five times slower than it had stated.
     fn taught(mut scheduler: Scheduler) -> Scheduler {
-        scheduler.on(Event::Up(BackendId(0), at("full")), Time(0));
+        scheduler.handle_event(Event::Up(at("full")), Time(0));
         for id in 1..=JOBS {
             let job = JobSpec { due: Time(u64::MAX), max_tokens: Some(50), ..spec(id) };
-            scheduler.on(Event::Arrived(job), Time(id * 1_000_000));
+            scheduler.handle_event(Event::Arrived(job), Time(id * 1_000_000));
             let spent = TokenTimes {
                 prompt_tokens: 20,
                 completion_tokens: 4,
@@ -102,16 +102,19 @@ mod tests {
                 ..TokenTimes::default()
             };
             let outcome = Ok(Answered { spent: Some(spent), ..Answered::default() });
-            scheduler.on(Event::Ended { job: JobId(id), outcome }, Time(id * 1_000_000 + 500_000));
+            scheduler.handle_event(
+                Event::Ended { job: JobId(id), outcome },
+                Time(id * 1_000_000 + 500_000),
+            );
         }
         scheduler
     }
 
     /// When the next answer is expected.
     fn expected(mut scheduler: Scheduler, profile: BackendProfile) -> f64 {
-        scheduler.on(Event::Up(BackendId(0), profile), Time(0));
+        scheduler.handle_event(Event::Up(profile), Time(0));
         let job = JobSpec { due: Time(u64::MAX), max_tokens: Some(50), ..spec(99) };
-        scheduler.on(Event::Arrived(job), Time(1));
+        scheduler.handle_event(Event::Arrived(job), Time(1));
         let entry = &scheduler.running.get(JobId(99)).unwrap().entry;
         entry.predicted.unwrap().p95
     }
@@ -133,12 +136,12 @@ mod tests {
         let slow = BackendProfile { write_ms: Some(200.0), ..at("low") };
         let learned = taught(resumed(Learned::default())).learned();
         let mut scheduler = resumed(learned);
-        scheduler.on(Event::Up(BackendId(0), slow), Time(0));
+        scheduler.handle_event(Event::Up(slow), Time(0));
         // 4 tokens are known of the answer, and 200 ms of each, with the margin of a probe
         let worst = scheduler.backends[0].rates.clone();
         assert_eq!(worst, Rates::stated(&BackendProfile { write_ms: Some(200.0), ..at("low") }));
         // and back again
-        scheduler.on(Event::Up(BackendId(0), at("full")), Time(0));
+        scheduler.handle_event(Event::Up(at("full")), Time(0));
         let known = taught(resumed(Learned::default()));
         assert_eq!(scheduler.backends[0].rates, known.backends[0].rates);
     }
@@ -148,7 +151,7 @@ mod tests {
         let learned = taught(resumed(Learned::default())).learned();
         let mut scheduler = resumed(learned);
         let profile = BackendProfile { write_ms: Some(100.0), ..at("full") };
-        scheduler.on(Event::Up(BackendId(0), profile.clone()), Time(0));
+        scheduler.handle_event(Event::Up(profile.clone()), Time(0));
         let fresh = Rates::stated(&profile);
         let load = scheduler.predictor.load(&spec(1), &profile, &fresh);
         let (now, fresh) = (scheduler.backends[0].rates.worst_ms(&load), fresh.worst_ms(&load));

@@ -1,34 +1,37 @@
-//! The one judge: takes an event and the time, returns what shall be done. It does nothing itself.
+//! The scheduler: a pure function of events and time that returns effects. It does nothing itself.
 //!
-//! Words used here: a *ticket* is what the judge needs to know of a job; a *backend* is a model
-//! with free or taken slots, an *engine* one on this device; *up* means that it can be asked; an
-//! *attempt* is one job at one backend; *settled* means that the job has had its one answer and is
-//! forgotten; a job *leaves* when it is decided that another than this device answers it.
+//! A *job specification* is what the scheduler knows of a job; a *backend* is a model with a number
+//! of slots, an *engine* a backend on this device; *up* means that the backend can be asked; an
+//! *attempt* is one job at one backend; a job is *offloaded* when a remote backend answers it in
+//! place of an engine; it is *settled* when its one result is known, and then forgotten.
 //!
-//! After every event the same invariants hold: each accepted job is either waiting or running, no
-//! backend runs more than its slots, the queue is within its bounds, and a job that could start
-//! has started.
+//! Invariants after every event: each accepted job is either waiting or running, no backend runs
+//! more jobs than its slots, the queue is within its bounds, and a job that can start has started.
 
 mod attempts;
-pub mod books;
 mod breaker;
 mod budget;
 mod concurrency;
-pub mod decision;
 mod event;
 mod fairness;
 mod feasibility;
 mod job;
 mod learned;
+mod membership;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
+mod membership_tests;
 mod offload;
 mod predict;
 mod profile;
 mod queue;
 mod queued;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
+mod remote_tests;
 mod replay;
 mod route;
 mod running;
-mod spread;
 mod start;
 pub mod strategy;
 #[cfg(test)]
@@ -38,10 +41,8 @@ mod window;
 
 use std::time::Duration;
 
-use self::books::Books;
 use self::breaker::Breaker;
 use self::concurrency::{ConcurrencyLimit, RetryBudget};
-use self::decision::{Decision, Pressure, Reason, Route};
 pub use self::event::{Answered, Effect, Event, Sent, Verdict};
 use self::fairness::Shares;
 pub use self::job::{JobSpec, TokenTimes};
@@ -49,15 +50,18 @@ pub use self::learned::Learned;
 use self::predict::{Load, Predictor, Rates};
 pub use self::profile::{BackendId, BackendProfile};
 use self::queue::Queue;
-use self::queued::{BackendSet, QueuedJob};
+use self::queued::{BackendSet, QueuedJob, SLOTS_MAX};
 pub use self::replay::explain;
 use self::route::Sides;
 pub use self::route::mode_allows;
 use self::running::RunningJobs;
-pub use self::spread::Spread;
+pub use crate::decision;
+pub use crate::decision::spread::Spread;
+use crate::decision::{Decision, Pressure, Reason, Route};
 use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
+use crate::money::account::SpendingAccount;
 use crate::pressure::level::{DevicePressure, PressureCause, PressureStage};
 use crate::request::job::{JobId, Priority};
 use crate::request::refusal::{Code, Refusal};
@@ -67,18 +71,35 @@ use crate::time::Time;
 struct BackendSlot {
     profile: BackendProfile,
     up: bool,
+    /// It has left the catalog and gets no more jobs; its slot is freed when its last job ends.
+    retired: bool,
     breaker: Breaker,
     flow: ConcurrencyLimit,
     rates: Rates,
-    /// It was ended to give its memory back.
+    /// The engine was ended to give its memory back.
     unloaded: bool,
-    /// Engine time that batch jobs are owed, in milliseconds; below zero they had it in advance.
-    owed: f64,
+    /// Engine time that is reserved for batch jobs, in milliseconds; negative if they had it in
+    /// advance.
+    batch_reserve_ms: f64,
 }
 
 impl BackendSlot {
-    /// Jobs that it holds at most. One elsewhere that has failed gets a single one until it has
-    /// answered, and then fewer than it offers.
+    /// A backend that is down and has answered nothing.
+    fn new(profile: BackendProfile) -> BackendSlot {
+        BackendSlot {
+            rates: Rates::stated(&profile),
+            profile,
+            up: false,
+            retired: false,
+            breaker: Breaker::default(),
+            flow: ConcurrencyLimit::default(),
+            unloaded: false,
+            batch_reserve_ms: 0.0,
+        }
+    }
+
+    /// Jobs that the backend is given at once. A remote one with a half-open breaker gets one, and
+    /// then at most as many as its concurrency limit allows.
     fn slots(&self) -> usize {
         let offered = self.profile.slots.max(1);
         let slots = match self.profile.locality {
@@ -89,35 +110,35 @@ impl BackendSlot {
         slots as usize
     }
 
-    /// How many jobs it advances at once.
+    /// Jobs that the backend computes in parallel.
     fn parallel(&self) -> f64 {
         if self.profile.preemptive { 1.0 } else { f64::from(self.profile.slots.max(1)) }
     }
 }
 
-/// All state that decides.
+/// The whole state of the scheduler.
 #[derive(Debug)]
 pub struct Scheduler {
     backends: Vec<BackendSlot>,
     sides: Sides,
-    /// Backends that are up and do not rest.
+    /// Backends that are up and whose breaker is not open.
     healthy: BackendSet,
     retries: RetryBudget,
     queue: Queue,
     running: RunningJobs,
     predictor: Predictor,
-    /// What was measured of models that are not here, or were not yet.
+    /// Rates of models that are not in the catalog, or have not been up yet.
     learned: Learned,
     shares: Shares,
     device_pressure: DevicePressure,
     caps: Caps,
-    books: Books,
-    /// What can be paid for has changed.
-    moved: bool,
-    /// The time of the last event.
-    seen: Time,
-    /// When it must be decided at the latest whether a job leaves.
-    look_at: Option<Time>,
+    account: SpendingAccount,
+    /// What can be paid for has changed, so that waiting jobs are checked again.
+    budgets_dirty: bool,
+    /// Time of the last event.
+    last_event_at: Time,
+    /// Next time at which an offload has to be decided again.
+    offload_check_at: Option<Time>,
     draining: bool,
     drained: bool,
     effects: Vec<Effect>,
@@ -125,17 +146,9 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// A scheduler over these backends, all down at first.
-    pub fn new(cards: Vec<BackendProfile>) -> Scheduler {
-        let backend = |profile: BackendProfile| BackendSlot {
-            rates: Rates::stated(&profile),
-            profile,
-            up: false,
-            breaker: Breaker::default(),
-            flow: ConcurrencyLimit::default(),
-            unloaded: false,
-            owed: 0.0,
-        };
-        let backends: Vec<BackendSlot> = cards.into_iter().map(backend).collect();
+    pub fn new(profiles: Vec<BackendProfile>) -> Scheduler {
+        let profiles = profiles.into_iter().take(SLOTS_MAX);
+        let backends: Vec<BackendSlot> = profiles.map(BackendSlot::new).collect();
         Scheduler {
             sides: Sides::of(&backends),
             running: RunningJobs::new(backends.len()),
@@ -148,38 +161,40 @@ impl Scheduler {
             shares: Shares::default(),
             device_pressure: DevicePressure::default(),
             caps: Caps::default(),
-            books: Books::default(),
-            moved: false,
-            seen: Time::default(),
-            look_at: None,
+            account: SpendingAccount::default(),
+            budgets_dirty: false,
+            last_event_at: Time::default(),
+            offload_check_at: None,
             draining: false,
             drained: false,
             effects: Vec::new(),
         }
     }
 
-    /// Takes one event and says what shall be done, in this order. A time before that of the last
-    /// event counts as that.
-    pub fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
-        let now = now.max(self.seen);
-        self.account(now);
-        self.take_health(now);
+    /// Handles one event; returns the effects, to be carried out in this order. A time before that
+    /// of the last event counts as that.
+    pub fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect> {
+        let now = now.max(self.last_event_at);
+        self.charge_engines(now);
+        self.refresh_health(now);
         match event {
             Event::Arrived(spec) => self.arrived(spec, now),
             Event::Ended { job, outcome } => self.ended(job, outcome, now),
             Event::Gone(job) => self.gone(job, now),
-            Event::Up(backend, profile) => self.up(backend, profile),
-            Event::Down(backend) => self.down(backend),
+            Event::Up(profile) => self.up(profile, now),
+            Event::Down(backend) => self.down(&backend),
+            Event::Catalog(profiles) => self.replace_catalog(profiles, now),
             Event::Strained(device_pressure) => self.pressure_changed(device_pressure),
             Event::Clock(hour) => self.turn(hour),
             Event::Tick => {}
             Event::Drain => self.draining = true,
         }
-        self.take_health(now);
+        self.refresh_health(now);
         self.expire(now);
         self.afford_all(now);
         self.decide(now);
         self.start(now);
+        self.free_retired();
         self.watch_drain();
         std::mem::take(&mut self.effects)
     }
@@ -189,20 +204,16 @@ impl Scheduler {
         let rested = if self.queue.len() == 0 {
             None
         } else {
-            self.backends.iter().filter_map(|b| b.breaker.wakes_at(now)).min()
+            let listed = self.backends.iter().filter(|b| !b.retired);
+            listed.filter_map(|b| b.breaker.open_until(now)).min()
         };
         let dues = [self.queue.next_due(), self.running.next_due()];
-        dues.into_iter().chain([rested, self.look_at]).flatten().min()
+        dues.into_iter().chain([rested, self.offload_check_at]).flatten().min()
     }
 
     /// Jobs that wait and jobs that run.
     pub fn load(&self) -> (usize, usize) {
         (self.queue.len(), self.running.len())
-    }
-
-    /// Bytes of prompts that wait.
-    pub fn waiting_bytes(&self) -> usize {
-        self.queue.bytes()
     }
 
     /// How full the device is.
@@ -211,10 +222,12 @@ impl Scheduler {
         Pressure { heat, memory, disk, queue: self.queue.fullness() }
     }
 
-    /// Gives the time since the last event to those who had the engines.
-    fn account(&mut self, now: Time) {
-        let ms = now.since(self.seen).as_secs_f64() * 1e3 * f64::from(self.device_pressure.duty);
-        self.seen = now;
+    /// Charges the time since the last event to the applications whose jobs had the engines.
+    fn charge_engines(&mut self, now: Time) {
+        let ms = now.since(self.last_event_at).as_secs_f64()
+            * 1e3
+            * f64::from(self.device_pressure.duty);
+        self.last_event_at = now;
         self.shares.fade(now);
         if ms <= 0.0 {
             return;
@@ -222,7 +235,7 @@ impl Scheduler {
         for engine in self.sides.device.iter() {
             let top = self.top_of(engine);
             let preemptive = self.backends[engine].profile.preemptive;
-            let mut had = None;
+            let mut served = None;
             let works_on = match top {
                 Some(top) if preemptive => vec![top],
                 Some(_) | None => self.running.names_at(engine),
@@ -233,52 +246,52 @@ impl Scheduler {
                 let Some(run) = self.running.get_mut(job) else { continue };
                 run.served += ms;
                 self.shares.used(run.entry.app, each);
-                had = Some(run.entry.spec.priority);
+                served = Some(run.entry.spec.priority);
             }
-            self.owe(engine, had, ms);
+            self.reserve_for_batch(engine, served, ms);
         }
     }
 
-    /// Batch jobs that wait are owed a share of what the others had.
-    fn owe(&mut self, engine: usize, had: Option<Priority>, ms: f64) {
+    /// Reserves a share of the time that other jobs had for batch jobs that wait.
+    fn reserve_for_batch(&mut self, engine: usize, served: Option<Priority>, ms: f64) {
         let is_batch = |e: &QueuedJob| e.home == Some(engine) && e.spec.priority == Priority::Batch;
-        let waits = had.is_some_and(|priority| priority != Priority::Batch)
+        let waits = served.is_some_and(|priority| priority != Priority::Batch)
             && self.queue.iter().any(is_batch);
         let backend = &mut self.backends[engine];
-        match had {
-            Some(Priority::Batch) => backend.owed -= ms,
-            Some(_) if waits => backend.owed += ms * BATCH_SHARE,
-            Some(_) | None => backend.owed = backend.owed.min(0.0),
+        match served {
+            Some(Priority::Batch) => backend.batch_reserve_ms -= ms,
+            Some(_) if waits => backend.batch_reserve_ms += ms * BATCH_SHARE,
+            Some(_) | None => backend.batch_reserve_ms = backend.batch_reserve_ms.min(0.0),
         }
         let most = start::BATCH_TURN_MS / BATCH_SHARE;
-        backend.owed = backend.owed.clamp(-most * 10.0, most);
+        backend.batch_reserve_ms = backend.batch_reserve_ms.clamp(-most * 10.0, most);
     }
 
-    /// Whether this backend can hold one more.
-    fn has_room(&self, backend: usize) -> bool {
+    /// Whether a slot of this backend is free.
+    fn has_free_slot(&self, backend: usize) -> bool {
         self.running.count_at(backend) < self.backends[backend].slots()
     }
 
-    /// The job that an engine works on.
+    /// The job that an engine computes first: the least in service order.
     fn top_of(&self, engine: usize) -> Option<JobId> {
         let here = self.running.at(engine);
         here.min_by_key(|run| run.order()).map(|run| run.entry.job())
     }
 
-    fn take_health(&mut self, now: Time) {
-        let well = |b: &BackendSlot| b.up && !b.unloaded && !b.breaker.is_open(now);
+    fn refresh_health(&mut self, now: Time) {
+        let well = |b: &BackendSlot| b.up && !b.retired && !b.unloaded && !b.breaker.is_open(now);
         let all = self.backends.iter().enumerate();
         self.healthy = all.filter(|(_, b)| well(b)).map(|(at, _)| at).collect();
     }
 
-    /// Why a backend that is not healthy is not.
-    fn resting(&self, backend: usize) -> Reason {
+    /// Why a backend is not healthy: out of memory, or down or failed.
+    fn open_reason(&self, backend: usize) -> Reason {
         match self.device_pressure.cause {
             PressureCause::Memory if self.backends[backend].unloaded => Reason::Memory,
             PressureCause::Load
             | PressureCause::Heat
             | PressureCause::Memory
-            | PressureCause::Disk => Reason::Resting,
+            | PressureCause::Disk => Reason::Unhealthy,
         }
     }
 
@@ -312,7 +325,7 @@ impl Scheduler {
             entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
             return self.settle(entry, Verdict::Refused(refusal), None, reason);
         }
-        self.house(&mut entry);
+        self.pick_engine(&mut entry);
         entry.predicted = self.predict(&entry, now);
         self.admit(entry, now);
     }
@@ -324,7 +337,7 @@ impl Scheduler {
             spec: Box::new(spec),
             able: BackendSet::default(),
             failed: BackendSet::default(),
-            unfit: heapless::Vec::new(),
+            tried: heapless::Vec::new(),
             closed: BackendSet::default(),
             broke: BackendSet::default(),
             best: None,
@@ -338,8 +351,8 @@ impl Scheduler {
         }
     }
 
-    /// Finds the engine that would answer it here, and what it asks of that.
-    fn house(&self, entry: &mut QueuedJob) {
+    /// Picks the engine that would answer the job on this device, and estimates its load.
+    fn pick_engine(&self, entry: &mut QueuedJob) {
         use crate::request::job::Mode;
         let here = entry.candidates().and(self.sides.device);
         let up = here.and(self.healthy);
@@ -361,21 +374,21 @@ impl Scheduler {
         }
     }
 
-    /// Takes a job in. If there is no room, it goes elsewhere at once if it may, or takes the place
-    /// of a job of the application that has the most.
+    /// Queues a job. If the queue is full, the job starts at a remote backend at once if it may, or
+    /// evicts a job of the application that has the most.
     fn admit(&mut self, entry: QueuedJob, now: Time) {
         let Err(back) = self.queue.offer(entry) else { return };
-        let Some(mut back) = self.start_elsewhere(*back, now) else { return };
+        let Some(mut back) = self.start_remote(*back, now) else { return };
         if let Some(other) = self.queue.evict(back.app) {
             match self.queue.offer(back) {
                 Ok(()) => {
-                    if let Some(other) = self.start_elsewhere(other, now) {
+                    if let Some(other) = self.start_remote(other, now) {
                         self.refuse_busy(other);
                     }
                     return;
                 }
                 Err(again) => {
-                    // it has more bytes than the other had: that one keeps its place
+                    // it has more bytes than the evicted job had: that one keeps its place
                     back = *again;
                     if let Err(other) = self.queue.offer(other) {
                         self.refuse_busy(*other);
@@ -393,8 +406,16 @@ impl Scheduler {
         self.settle(entry, Verdict::Refused(refusal), None, Reason::Queue);
     }
 
-    /// How long until there may be room again, from the measured time of an answer.
+    /// Time after which a refused client may try again: until the first breaker of its candidates
+    /// stops being open if all are, else the usual time of an answer.
     fn wait_estimate(&self, entry: &QueuedJob) -> Duration {
+        let now = self.last_event_at;
+        let open_until = |at: usize| self.backends[at].breaker.open_until(now);
+        let candidates = entry.candidates();
+        // the earliest end of all open breakers, if no candidate is closed
+        if let Some(end) = candidates.iter().map(open_until).min().flatten() {
+            return now.until(end);
+        }
         let first = self.sides.best(entry, self.askable(entry)).first().or(entry.able.first());
         let ms = first.and_then(|at| {
             let backend = &self.backends[at];
@@ -403,53 +424,22 @@ impl Scheduler {
         Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3)
     }
 
-    fn up(&mut self, backend: BackendId, profile: BackendProfile) {
-        if backend.0 >= self.backends.len() {
-            return;
-        }
-        self.rates_of(backend.0, &profile);
-        let known = &mut self.backends[backend.0];
-        known.profile = profile;
-        known.up = true;
-        known.breaker.worked();
-        self.sides = Sides::of(&self.backends);
-        let mut queue = std::mem::take(&mut self.queue);
-        let mut lost = Vec::new();
-        for entry in queue.iter_mut() {
-            match route::able(&entry.spec, &self.backends) {
-                Ok(able) => entry.able = able,
-                Err(why) => lost.push((entry.job(), why)),
-            }
-            self.house(entry);
-        }
-        self.queue = queue;
-        for (job, (refusal, reason)) in lost {
-            if let Some(mut entry) = self.queue.remove(job) {
-                entry.figures = Some(Box::new(self.figures_at(&entry, None, self.seen)));
-                self.settle(entry, Verdict::Refused(refusal), None, reason);
-            }
-        }
-    }
-
-    fn down(&mut self, backend: BackendId) {
-        if let Some(known) = self.backends.get_mut(backend.0) {
-            known.up = false;
-        }
-    }
-
-    /// Ends engines that have nothing to do when memory is short, and starts them again when it is
-    /// not.
+    /// Unloads idle engines while memory is short, and loads them again when it is not.
     fn pressure_changed(&mut self, device_pressure: DevicePressure) {
         self.device_pressure = device_pressure;
         for at in self.sides.device.iter() {
             let is_idle = self.running.count_at(at) == 0;
             let backend = &mut self.backends[at];
+            let id = backend.profile.server.clone();
+            if backend.retired {
+                continue;
+            }
             if device_pressure.stage == PressureStage::Unload && is_idle && !backend.unloaded {
                 backend.unloaded = true;
-                self.effects.push(Effect::Unload(BackendId(at)));
+                self.effects.push(Effect::Unload(id));
             } else if device_pressure.stage < PressureStage::Closed && backend.unloaded {
                 backend.unloaded = false;
-                self.effects.push(Effect::Load(BackendId(at)));
+                self.effects.push(Effect::Load(id));
             }
         }
     }
@@ -461,7 +451,8 @@ impl Scheduler {
         }
     }
 
-    /// Says how a job ended. A word that was not sure enough is better than none.
+    /// Settles a job. The surest classification below the margin is used as fallback: it takes the
+    /// place of a failure, a refusal or an expiry.
     fn settle(
         &mut self,
         entry: QueuedJob,
@@ -471,15 +462,15 @@ impl Scheduler {
     ) {
         let (verdict, backend, reason) = match (verdict, entry.best) {
             (Verdict::Expired | Verdict::Failed(_) | Verdict::Refused(_), Some(best)) => {
-                (Verdict::Done, Some(best.backend.0), Reason::Confidence)
+                (Verdict::Done, Some((best.backend, best.locality)), Reason::Confidence)
             }
-            (verdict, _) => (verdict, backend, reason),
+            (verdict, _) => (verdict, backend.map(|slot| self.named(slot)), reason),
         };
         self.shares.leave(entry.app);
-        let route = match backend.map(|b| self.backends[b].profile.locality) {
+        let route = match &backend {
             None if reason == Reason::Rule => Route::Local,
             None => Route::None,
-            Some(locality) => locality.into(),
+            Some((_, locality)) => (*locality).into(),
         };
         let decision = Decision {
             route,
@@ -494,7 +485,7 @@ impl Scheduler {
         self.effects.push(Effect::Settle {
             job: entry.spec.job,
             verdict,
-            backend: backend.map(BackendId),
+            backend: backend.map(|(id, _)| id),
             decision: Box::new(decision),
         });
     }

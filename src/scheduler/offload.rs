@@ -1,97 +1,97 @@
-//! Who has to leave the device so that all can be in time, and when that has to be decided.
+//! Offload decisions: which jobs of an engine go to a remote backend so that all meet their
+//! deadlines, and when that is decided.
 //!
 //! The decision for each engine of this device, in order; the code below has the same numbers:
-//! 1. *The certificate*: while every job of the engine is in time by the worst figures, nobody
-//!    leaves for load.
-//! 2. *Hopeless*: who is late even by the hopeful figures, or makes another late, leaves at once.
-//! 3. *No better choice*: who makes a job late by the likely figures that can't leave itself, leaves
-//!    at once; and so does who is late by them when its last moment has passed already: an answer
-//!    from elsewhere will just be there in time more often than one from here.
-//! 4. *The last moment*: who is late by the careful figures, or makes another late, leaves when
-//!    there is just time left for an answer from elsewhere. Until then it stays: the careful
-//!    figures are mostly too careful, and another job may end early or be cancelled. Who stays
-//!    then is left alone, but for 3.
+//! 1. *The certificate*: while every job of the engine is in time by the worst-case figures, no job
+//!    is offloaded for load.
+//! 2. *Hopeless*: a job that is late even by the 20 % quantile, or makes another late, is offloaded
+//!    at once.
+//! 3. *No better choice*: a job that by the median makes one late that can't be offloaded itself is
+//!    offloaded at once; and so is one that is late by the median after its offload deadline: a
+//!    remote answer is still in time more often than a local one.
+//! 4. *The offload deadline*: a job that is late by the 95 % quantile, or makes another late, is
+//!    offloaded when there is just time left for a remote answer. Until then it stays: that
+//!    quantile is mostly too careful, and another job may end early or be cancelled. A job that
+//!    stays at that moment stays for good, but for 3.
 //!
-//! Heat, memory and disk never send a job away by themselves: they change how fast the engines are.
+//! Heat, memory and disk never offload a job by themselves: they change the speed of the engines.
 
 use std::time::Duration;
 
 use heapless::Vec as Bounded;
 
-use super::decision::{Case, Figures, Predicted, Reason, ServerState};
 use super::feasibility;
-use super::feasibility::{LINE_MAX, Offload, OrderedJob, ServiceOrder};
+use super::feasibility::{LINE_MAX, Offload, OrderedJob, ServiceOrder, find_offloads};
 use super::queued::{BackendSet, QueuedJob, RunningJob};
-use super::spread::{Level, Spread};
 use super::{Effect, Scheduler, route};
+use crate::decision::spread::{Level, Spread};
+use crate::decision::{Case, Figures, Predicted, Reason, ServerState};
 use crate::model::context::Locality;
 use crate::pressure::level::PressureCause;
 use crate::request::job::{JobId, Mode, Priority};
 use crate::time::Time;
 
-/// How long the last moment lasts, in milliseconds: the judge may be woken a little late.
-const MOMENT_MS: f64 = 250.0;
-/// The least speed that is reckoned with, so that no time is without bound.
+/// Lower bound of the speed in estimates, so that every time is finite.
 pub(super) const USABLE_MIN: f64 = 1e-6;
 
-/// Whose place in the line it is.
+/// Where a job of a service order is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum JobPlace {
     Waiting(usize),
     Running(JobId),
 }
 
-/// The order of service: who goes before all, class, who has had its share, deadline.
+/// The key of the service order: not served before all others, priority, above its share, deadline.
 type ServiceKey = (bool, Priority, bool, Time, JobId);
 
 impl Scheduler {
-    /// Finds who leaves; says when to look again.
+    /// Finds the jobs to offload, and when to decide again.
     pub(super) fn decide(&mut self, now: Time) {
-        self.look_at = None;
-        let away = self.free_elsewhere();
-        if away.is_empty() || (self.load() == (0, 0)) {
+        self.offload_check_at = None;
+        let remote = self.free_remote();
+        if remote.is_empty() || (self.load() == (0, 0)) {
             return;
         }
         for engine in self.healthy.and(self.sides.device).iter() {
-            self.decide_at(engine, away, now);
+            self.decide_at(engine, remote, now);
         }
     }
 
-    fn decide_at(&mut self, engine: usize, away: BackendSet, now: Time) {
-        let mut room = self.room_in(away);
-        if room == 0 {
+    fn decide_at(&mut self, engine: usize, remote: BackendSet, now: Time) {
+        let mut slots = self.free_slots_of(remote);
+        if slots == 0 {
             return;
         }
         let order = self.order(engine);
         if self.is_certified(engine, &order, now) {
             return;
         }
-        let (line, places) = self.line(engine, &order, away, now);
+        let (line, places) = self.line(engine, &order, remote, now);
         if line.iter().all(|item| item.offload_deadline.is_none()) {
             return;
         }
         let parallel = self.backends[engine].parallel();
-        let (leaving, wait) = find_offloads(&line, parallel);
+        let (to_offload, wait) = find_offloads(&line, parallel);
         if let Some(wait) = wait {
             let at = now + Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
-            self.look_at = Some(self.look_at.map_or(at, |other| other.min(at)));
+            self.offload_check_at = Some(self.offload_check_at.map_or(at, |other| other.min(at)));
         }
         let mut left: Bounded<usize, LINE_MAX> = Bounded::new();
-        for (candidate, level) in leaving {
-            if room == 0 {
+        for (candidate, level) in to_offload {
+            if slots == 0 {
                 return;
             }
-            let figures = self.figures(engine, &line, &places, (candidate, &left), away);
+            let figures = self.figures(engine, &line, &places, (candidate, &left), remote);
             let Some(figures) = figures else { continue };
             let reason = self.reason(&line, candidate.late, level, &left, parallel);
-            if self.leave(places[candidate.item], reason, figures) {
-                room -= 1;
+            if self.offload(places[candidate.item], reason, figures) {
+                slots -= 1;
             }
             let _ = left.push(candidate.item);
         }
     }
 
-    /// The jobs of an engine in the order of service; without those that were called back.
+    /// The jobs of an engine in service order, without recalled ones.
     fn order(&self, engine: usize) -> Bounded<(ServiceKey, JobPlace), LINE_MAX> {
         let backend = &self.backends[engine];
         let share = self.shares.equal_share();
@@ -103,7 +103,7 @@ impl Scheduler {
                 let _ = order.push(((true, priority, above, due, job), JobPlace::Waiting(at)));
             }
         }
-        let holds_all = !backend.profile.preemptive || !self.has_room(engine);
+        let holds_all = !backend.profile.preemptive || !self.has_free_slot(engine);
         let top = self.top_of(engine);
         // in order already, unless an application is above its share
         if !order.is_sorted_by_key(|(order, _)| *order) {
@@ -121,7 +121,7 @@ impl Scheduler {
         order
     }
 
-    /// What is left of a job at full speed, and what it has had.
+    /// The remaining work of a job at full speed, and the engine time that it has had.
     fn remaining(&self, engine: usize, place: JobPlace) -> Option<(&QueuedJob, Spread, f64)> {
         let rates = &self.backends[engine].rates;
         match place {
@@ -136,8 +136,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether all are in time at the worst: the first question of [`find_offloads`], which mostly is the
-    /// last, without the figures for the others.
+    /// Whether all jobs are in time in the worst case: step 1 of [`find_offloads`], which mostly
+    /// decides, without the figures for the other steps.
     fn is_certified(&self, engine: usize, order: &[(ServiceKey, JobPlace)], now: Time) -> bool {
         let speed = self.device_pressure.usable().max(USABLE_MIN);
         let backend = &self.backends[engine];
@@ -158,12 +158,12 @@ impl Scheduler {
         })
     }
 
-    /// The figures of every job of an engine, in the order of service.
+    /// The figures of every job of an engine, in service order.
     fn line(
         &self,
         engine: usize,
         order: &[(ServiceKey, JobPlace)],
-        away: BackendSet,
+        remote: BackendSet,
         now: Time,
     ) -> (ServiceOrder, Bounded<JobPlace, LINE_MAX>) {
         let slow = 1.0 / self.device_pressure.usable().max(USABLE_MIN);
@@ -172,9 +172,11 @@ impl Scheduler {
         for ((after, priority, above, ..), place) in order {
             let Some((entry, own, served)) = self.remaining(engine, *place) else { continue };
             let left = ms_until(now, entry.due());
-            let may_leave = match place {
+            let may_offload = match place {
                 JobPlace::Waiting(_) => true,
-                JobPlace::Running(job) => self.running.get(*job).is_some_and(RunningJob::may_move),
+                JobPlace::Running(job) => {
+                    self.running.get(*job).is_some_and(RunningJob::may_offload)
+                }
             };
             let group = if *after { 1 + 2 * *priority as u8 + u8::from(*above) } else { 0 };
             let item = OrderedJob {
@@ -182,8 +184,8 @@ impl Scheduler {
                 left,
                 group,
                 offload_deadline: self
-                    .offload_deadline(entry, served, away, left)
-                    .filter(|_| may_leave),
+                    .offload_deadline(entry, served, remote, left)
+                    .filter(|_| may_offload),
             };
             let _ = line.push(item);
             let _ = places.push(*place);
@@ -191,70 +193,70 @@ impl Scheduler {
         (line, places)
     }
 
-    /// When the job must leave at the latest, from now, in milliseconds; none if it may not, or if
-    /// an answer from elsewhere would most likely come too late.
+    /// Time until the offload deadline of a job, in milliseconds; none if it may not be offloaded,
+    /// or if a remote answer would most likely come too late.
     fn offload_deadline(
         &self,
         entry: &QueuedJob,
         served: f64,
-        away: BackendSet,
+        remote: BackendSet,
         left: f64,
     ) -> Option<f64> {
-        let time = self.away_ms(entry, served, away)?;
+        let time = self.remote_ms(entry, served, remote)?;
         (entry.spec.mode == Mode::PreferLocal && left >= time.p50).then_some(left - time.p95)
     }
 
-    /// How long the best of these others takes for a job that has had an engine here
-    /// for so many milliseconds.
-    fn away_ms(&self, entry: &QueuedJob, served: f64, away: BackendSet) -> Option<Spread> {
-        let may = entry.candidates().without(entry.failed).and(away);
-        let others = [self.sides.peer.and(may), self.sides.cloud.and(may)];
-        let best = others.into_iter().find(|set| !set.is_empty())?;
+    /// Time of an answer of the best of these remote backends, in milliseconds, for a job that has
+    /// had `served` milliseconds of an engine.
+    fn remote_ms(&self, entry: &QueuedJob, served: f64, remote: BackendSet) -> Option<Spread> {
+        let may = entry.candidates().without(entry.failed).and(remote);
+        let localities = [self.sides.peer.and(may), self.sides.cloud.and(may)];
+        let best = localities.into_iter().find(|set| !set.is_empty())?;
         let length = entry.home.and_then(|home| {
             let rates = &self.backends[home].rates;
             rates.length(&self.predictor, &entry.spec, &entry.load, served)
         });
-        best.first().map(|b| self.backends[b].rates.whole_ms(length.as_ref()))
+        best.first().map(|b| self.backends[b].rates.e2e_ms(length.as_ref()))
     }
 
-    /// The others that may be asked and have room.
-    fn free_elsewhere(&self) -> BackendSet {
-        let away = self.healthy.and(self.sides.away());
-        away.iter().filter(|b| self.has_room(*b)).collect()
+    /// Healthy remote backends with a free slot.
+    fn free_remote(&self) -> BackendSet {
+        let remote = self.healthy.and(self.sides.remote());
+        remote.iter().filter(|b| self.has_free_slot(*b)).collect()
     }
 
-    /// How many more jobs the others can take.
-    fn room_in(&self, away: BackendSet) -> usize {
+    /// Free slots of these remote backends, less those that offloaded jobs will take.
+    fn free_slots_of(&self, remote: BackendSet) -> usize {
         let free = |b: usize| self.backends[b].slots().saturating_sub(self.running.count_at(b));
         let taken = self.queue.iter().filter(|entry| entry.offload.is_some()).count();
-        away.iter().map(free).sum::<usize>().saturating_sub(taken)
+        remote.iter().map(free).sum::<usize>().saturating_sub(taken)
     }
 
-    /// Whether a job had better not start at this engine, and why not: it can't be moved any more
-    /// once it has started, or nobody had room for it before, or it stood in another engine's line.
+    /// Why a job is offloaded at its start at this engine, if so: it can't be recalled once it has
+    /// started, or no slot was free before, or it was in the service order of another engine.
     pub(super) fn offload_at_start(
         &self,
         entry: &QueuedJob,
         engine: usize,
         now: Time,
     ) -> Option<Reason> {
-        let away = self.free_elsewhere();
+        let remote = self.free_remote();
         let left = ms_until(now, entry.due());
         let slow = 1.0 / self.device_pressure.usable().max(USABLE_MIN);
         let own = self.backends[engine].rates.time(&entry.load).map(|ms| ms * slow);
         if own.worst <= left || own.p95 <= left || entry.offload.is_some() {
             return None;
         }
-        let offload_deadline = Some(self.offload_deadline(entry, 0.0, away, left)?);
+        let offload_deadline = Some(self.offload_deadline(entry, 0.0, remote, left)?);
         let alone = [OrderedJob { own, left, group: 0, offload_deadline }];
         let level = find_offloads(&alone, 1.0).0.first().map(|(_, level)| *level);
         let must = if entry.spec.is_buffered { level } else { level.or(Some(Level::Careful)) };
-        let must = must.filter(|_| self.room_in(away) > 0)?;
+        let must = must.filter(|_| self.free_slots_of(remote) > 0)?;
         Some(self.reason(&alone, 0, must, &[], 1.0))
     }
 
-    /// Marks the job; whether it still could be.
-    fn leave(&mut self, place: JobPlace, reason: Reason, figures: Figures) -> bool {
+    /// Offloads the job; returns whether it still waits or runs.
+    fn offload(&mut self, place: JobPlace, reason: Reason, figures: Figures) -> bool {
         let figures = Box::new(figures);
         match place {
             JobPlace::Waiting(at) => {
@@ -272,7 +274,7 @@ impl Scheduler {
         true
     }
 
-    /// Heat, memory or disk, if the job that is late would be in time without them.
+    /// The reason of an offload: heat, memory or disk if the late job would be in time without it.
     pub(super) fn reason(
         &self,
         line: &[OrderedJob],
@@ -295,17 +297,17 @@ impl Scheduler {
         }
     }
 
-    /// What was known when it was decided that a job leaves.
+    /// The figures behind an offload.
     fn figures(
         &self,
         engine: usize,
         line: &[OrderedJob],
         places: &[JobPlace],
         (candidate, left): (Offload, &[usize]),
-        away: BackendSet,
+        remote: BackendSet,
     ) -> Option<Figures> {
         let group = line[candidate.item].group;
-        // who can't leave may have been helped by any that go before
+        // any job before may have been offloaded for one that can't be
         let is_fixed = line[candidate.late].offload_deadline.is_none();
         let first = line.iter().position(|item| is_fixed || item.group == group).unwrap_or(0);
         let stays = (first..=candidate.late).filter(|at| !left.contains(at));
@@ -322,32 +324,32 @@ impl Scheduler {
             ahead: feasibility::ahead(line, first, left).map(|ms| ms * speed),
             line: stays.iter().map(case).collect(),
             own: stays.iter().position(|at| *at == candidate.item).unwrap_or(0),
-            away: self.away_ms(entry, served, away),
+            away: self.remote_ms(entry, served, remote),
             parallel: if self.backends[engine].profile.preemptive {
                 1
             } else {
                 self.backends[engine].profile.slots.max(1)
             },
-            ..self.figures_at(entry, None, self.seen)
+            ..self.figures_at(entry, None, self.last_event_at)
         })
     }
 
-    /// What was known when a job was started at a backend, or refused.
+    /// The figures behind the start of a job at a backend, or its refusal.
     pub(super) fn figures_at(
         &self,
         entry: &QueuedJob,
         backend: Option<usize>,
         now: Time,
     ) -> Figures {
-        let away = self.free_elsewhere();
+        let remote = self.free_remote();
         let left = ms_until(now, entry.due());
         let is_here = backend.is_some_and(|backend| self.sides.device.has(backend));
-        let no_room = is_here && self.room_in(away) == 0;
+        let is_full = is_here && self.free_slots_of(remote) == 0;
         let case = |backend: usize| Case {
             work: self.backends[backend].rates.time(&entry.load),
             left,
             group: 0,
-            offload_deadline: self.offload_deadline(entry, 0.0, away, left).filter(|_| is_here),
+            offload_deadline: self.offload_deadline(entry, 0.0, remote, left).filter(|_| is_here),
         };
         Figures {
             mode: entry.spec.mode,
@@ -359,21 +361,26 @@ impl Scheduler {
             ahead: Spread::default(),
             line: backend.map(case).into_iter().collect(),
             own: 0,
-            away: self.away_ms(entry, 0.0, away).filter(|_| !no_room),
+            away: self.remote_ms(entry, 0.0, remote).filter(|_| !is_full),
             parallel: 1,
             servers: self.states(entry),
         }
     }
 
-    /// Since it was decided that the job leaves, others may have come or gone.
+    /// Brings the states of remote backends in a record up to date: since the offload was decided
+    /// they may have come up, gone down or been replaced.
     pub(super) fn update_remote_states(&self, entry: &mut QueuedJob) {
         let states = self.states(entry);
         let Some(figures) = &mut entry.figures else { return };
-        for (known, state) in figures.servers.iter_mut().zip(states) {
-            if state.locality != Locality::Device {
-                *known = state;
-            }
-        }
+        let known = std::mem::take(&mut figures.servers);
+        let merged = states.into_iter().map(|state| {
+            let mut known = known
+                .iter()
+                .filter(|known| known.locality == Locality::Device && known.server == state.server);
+            let is_kept = state.locality == Locality::Device && !state.removed;
+            known.next().filter(|_| is_kept).cloned().unwrap_or(state)
+        });
+        figures.servers = merged.collect();
     }
 
     fn states(&self, entry: &QueuedJob) -> Vec<ServerState> {
@@ -390,18 +397,34 @@ impl Scheduler {
             let lack = entry.lacks(at).or_else(|| route::lacks(spec, backend));
             let lack = lack.or_else(|| entry.closed.has(at).then_some(Reason::Policy));
             let lack = lack.or_else(|| entry.broke.has(at).then_some(Reason::Budget));
-            lack.or_else(|| (!well).then(|| self.resting(at)))
+            lack.or_else(|| (!well).then(|| self.open_reason(at)))
         };
         let state = |(at, backend): (usize, &super::BackendSlot)| ServerState {
-            server: backend.profile.server.clone(),
+            server: backend.profile.server.as_str().to_owned(),
             locality: backend.profile.locality,
             lacks: lacks(at, backend),
-            full: self.sides.away().has(at) && !self.has_room(at),
+            full: self.sides.remote().has(at) && !self.has_free_slot(at),
+            removed: false,
         };
-        self.backends.iter().enumerate().map(state).collect()
+        let listed = self.backends.iter().enumerate().filter(|(_, backend)| !backend.retired);
+        let mut states: Vec<ServerState> = listed.map(state).collect();
+        // the record lists a removed backend if the job was tried there
+        for tried in &entry.tried {
+            let is_removed = tried.slot.is_none_or(|slot| self.backends[slot].retired);
+            if is_removed && !states.iter().any(|state| state.server == tried.server.as_str()) {
+                states.push(ServerState {
+                    server: tried.server.as_str().to_owned(),
+                    locality: tried.locality,
+                    lacks: Some(Reason::Unhealthy),
+                    full: false,
+                    removed: true,
+                });
+            }
+        }
+        states
     }
 
-    /// When a job that comes is expected to be answered here.
+    /// The predicted time of the answer of this device, for a job that arrives.
     pub(super) fn predict(&self, entry: &QueuedJob, now: Time) -> Option<Predicted> {
         let engine = entry.home?;
         let backend = &self.backends[engine];
@@ -412,10 +435,10 @@ impl Scheduler {
             }
         }
         for run in self.running.at(engine) {
-            let goes_first = !backend.profile.preemptive
-                || !self.has_room(engine)
+            let is_before = !backend.profile.preemptive
+                || !self.has_free_slot(engine)
                 || run.entry.order() < entry.order();
-            if goes_first {
+            if is_before {
                 before = before.with(&run.remaining(&backend.rates, &self.predictor), |a, b| a + b);
             }
         }
@@ -427,57 +450,6 @@ impl Scheduler {
         };
         Some(Predicted { p50: end(Level::Likely), p95: end(Level::Careful) })
     }
-}
-
-/// Who leaves, and by which figures; and after how many milliseconds to look again, if that matters.
-pub(super) fn find_offloads(
-    line: &[OrderedJob],
-    parallel: f64,
-) -> (Bounded<(Offload, Level), LINE_MAX>, Option<f64>) {
-    let mut leaving = Bounded::new();
-
-    // 1. the certificate
-    if feasibility::holds(line, Level::Worst, parallel) {
-        return (leaving, None);
-    }
-    let mut gone: Bounded<usize, LINE_MAX> = Bounded::new();
-
-    // 2. hopeless
-    for candidate in feasibility::to_offload(line, Level::Hopeful, parallel, &[]) {
-        let _ = gone.push(candidate.item);
-        let _ = leaving.push((candidate, Level::Hopeful));
-    }
-
-    let last = |item: usize| line[item].offload_deadline;
-    let wait = |candidate: &Offload| {
-        let late = last(candidate.late).unwrap_or(f64::INFINITY);
-        last(candidate.item).unwrap_or(f64::INFINITY).min(late)
-    };
-
-    // 3. no better choice
-    for candidate in feasibility::to_offload(line, Level::Likely, parallel, &gone) {
-        let is_fixed = last(candidate.late).is_none();
-        if is_fixed || wait(&candidate) <= -MOMENT_MS {
-            let _ = gone.push(candidate.item);
-            let _ = leaving.push((candidate, Level::Likely));
-        }
-    }
-
-    // 4. the last moment
-    let mut look = None;
-    for candidate in feasibility::to_offload(line, Level::Careful, parallel, &gone) {
-        let wait = wait(&candidate);
-        if wait <= -MOMENT_MS {
-            continue;
-        }
-        // a thousandth of a second is no reason to wake up again
-        if wait <= 1.0 {
-            let _ = leaving.push((candidate, Level::Careful));
-        } else {
-            look = Some(look.map_or(wait, |other: f64| other.min(wait)));
-        }
-    }
-    (leaving, look)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "exact for 285 years of microseconds")]

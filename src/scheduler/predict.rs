@@ -1,4 +1,4 @@
-//! How long a job will take, from what was measured: rates, lengths of answers, cached beginnings.
+//! Predictor: the time of a job from measured rates, lengths of answers and cached prefixes.
 //!
 //! Each figure comes at four levels. With `n` tokens of prompt, of which `c` are cached, an answer
 //! of `out` tokens, and the rates `Rp` (reading) and `Rd` (writing), a job takes
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::job::{JobSpec, TokenTimes};
 use super::profile::BackendProfile;
-use super::spread::Spread;
 use super::window::{Window, nearest_rank};
+use crate::decision::spread::Spread;
 use crate::limits::{CLOUD_TIMES_KEPT, LENGTHS_KEPT, RATES_KEPT, TEMPLATES_MAX};
 
-/// Answers of a template that must have been seen before their lengths are believed.
+/// Answers of a template that are needed before their lengths are used.
 const LENGTHS_ENOUGH: usize = 8;
 /// What a chat template adds to a text, in bytes, before any was measured.
 const TEMPLATE_BYTES: f64 = 64.0;
@@ -27,15 +27,15 @@ const READ_MS: f64 = 12.0;
 const WRITE_MS: f64 = 80.0;
 /// Tokens a byte before any was measured: usual, careful, and what no tokenizer exceeds.
 const TOKENS_PER_BYTE: Spread = Spread { p20: 0.2, p50: 0.25, p95: 0.4, worst: 1.0 };
-/// Time of a word from a fixed set before any was measured, in milliseconds.
-const WORD_MS: Spread = Spread { p20: 5.0, p50: 50.0, p95: 500.0, worst: 2000.0 };
-/// Tokens that could be written in the time to the first one, elsewhere: half a second and more at
-/// some 80 tokens a second.
+/// Time of a classification or an embedding before any was measured, in milliseconds.
+const LABEL_MS: Spread = Spread { p20: 5.0, p50: 50.0, p95: 500.0, worst: 2000.0 };
+/// Time to the first token of a remote backend, in tokens: half a second and more at some 80 tokens
+/// a second.
 const FIRST_TOKENS: f64 = 48.0;
-/// Time of an answer from elsewhere before any was measured, in milliseconds.
-const AWAY_MS: Spread = Spread { p20: 500.0, p50: 1000.0, p95: 3000.0, worst: 10_000.0 };
+/// Time of a remote answer before any was measured, in milliseconds.
+const REMOTE_MS: Spread = Spread { p20: 500.0, p50: 1000.0, p95: 3000.0, worst: 10_000.0 };
 
-/// All levels of what was measured, the more is the worse; or these, if nothing was.
+/// The quantiles of a window, where more is worse; `first` if it is empty.
 fn spread<const N: usize>(window: &Window<N>, first: Spread) -> Spread {
     let at = |share: f64| window.quantile(share);
     match (at(0.2), at(0.5), at(0.95), at(1.0)) {
@@ -46,7 +46,7 @@ fn spread<const N: usize>(window: &Window<N>, first: Spread) -> Spread {
     }
 }
 
-/// How fast one backend is.
+/// Measured rates of one backend.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Rates {
@@ -58,20 +58,20 @@ pub(super) struct Rates {
     density: Window<RATES_KEPT>,
     /// Milliseconds of whole answers.
     whole: Window<CLOUD_TIMES_KEPT>,
-    /// The same for each token, the time to the first one counted as [`FIRST_TOKENS`].
+    /// Milliseconds a token of whole answers, the first one counted as [`FIRST_TOKENS`].
     each: Window<CLOUD_TIMES_KEPT>,
-    /// What the windows say.
+    /// The quantiles of the windows.
     #[serde(skip)]
     read_ms: Spread,
     #[serde(skip)]
     write_ms: Spread,
     #[serde(skip)]
-    whole_ms: Spread,
+    e2e_ms: Spread,
     #[serde(skip)]
     each_ms: Spread,
 }
 
-/// What a job asks of an engine.
+/// Load of a job on an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Load {
     /// Tokens to be read.
@@ -88,27 +88,28 @@ impl Load {
         (self.write.worst > 0.0).then_some(&self.write)
     }
 
-    /// One that takes this long, whatever the rates.
+    /// A load with a fixed time, whatever the rates.
     pub(super) fn fixed(fixed: Spread) -> Load {
         Load { fixed, ..Load::default() }
     }
 }
 
 impl Rates {
-    /// The rates of a model as it states them, before anything was measured from here.
+    /// Rates that a model states of itself, before anything was measured.
     pub(super) fn stated(profile: &BackendProfile) -> Rates {
         let mut rates = Rates::default();
         rates.restate(profile);
         rates
     }
 
-    /// One whose answers take this long.
-    pub(super) fn answering_in(profile: &BackendProfile, whole_ms: Spread) -> Rates {
-        Rates { whole_ms, ..Rates::stated(profile) }
+    /// Rates of a backend whose answers take this long.
+    pub(super) fn answering_in(profile: &BackendProfile, e2e_ms: Spread) -> Rates {
+        Rates { e2e_ms, ..Rates::stated(profile) }
     }
 
-    /// It was started anew and has measured itself. What was measured from here is believed more,
-    /// unless the two are far from each other: then it runs differently than it did.
+    /// Takes the rates that an engine has measured of itself at its start. Measured answers count
+    /// more, unless the two differ by more than [`PROBE_MARGIN`]: then the engine runs at another
+    /// speed than before, and they are dropped.
     pub(super) fn started(&mut self, profile: &BackendProfile) {
         let far = |window: &Window<RATES_KEPT>, stated: Option<f64>| {
             let ratio = window.quantile(0.5).zip(stated).map(|(seen, stated)| seen / stated);
@@ -122,8 +123,8 @@ impl Rates {
     }
 
     fn restate(&mut self, profile: &BackendProfile) {
-        self.whole_ms = spread(&self.whole, AWAY_MS);
-        self.each_ms = spread(&self.each, AWAY_MS);
+        self.e2e_ms = spread(&self.whole, REMOTE_MS);
+        self.each_ms = spread(&self.each, REMOTE_MS);
         self.read_ms = spread(&self.read, probed(profile.read_ms, READ_MS));
         self.write_ms = spread(&self.write, probed(profile.write_ms, WRITE_MS));
     }
@@ -142,13 +143,13 @@ impl Rates {
         reading.with(&writing, |a, b| a + b).with(&load.fixed, |a, b| a + b)
     }
 
-    /// Tokens that a job has written that has had the engine for so many milliseconds at full speed.
+    /// Tokens that a job has written after `served` milliseconds of the engine at full speed.
     fn written(&self, load: &Load, served: f64) -> f64 {
         let reading = load.read.p50 * self.read_ms.p50 + load.fixed.p50;
         ((served - reading) / self.write_ms.p50.max(1e-6)).max(0.0)
     }
 
-    /// How long its answer will be in the end.
+    /// Predicted length of its whole answer, in tokens.
     pub(super) fn length(
         &self,
         predictor: &Predictor,
@@ -165,7 +166,7 @@ impl Rates {
         })
     }
 
-    /// What is left of a job that has had the engine for so many milliseconds at full speed.
+    /// Remaining time of a job after `served` milliseconds of the engine at full speed.
     pub(super) fn rest(
         &self,
         predictor: &Predictor,
@@ -183,17 +184,17 @@ impl Rates {
         unread.with(&writing.with(&self.write_ms, |n, ms| n * ms), |a, b| a + b)
     }
 
-    /// Time of a whole answer of that length, in milliseconds, as it was seen from here.
-    pub(super) fn whole_ms(&self, tokens: Option<&Spread>) -> Spread {
+    /// Time of a whole answer of that length, in milliseconds, network included.
+    pub(super) fn e2e_ms(&self, tokens: Option<&Spread>) -> Spread {
         match tokens {
             Some(tokens) if self.each.len() >= LENGTHS_ENOUGH => {
                 self.each_ms.with(tokens, |ms, tokens| ms * (tokens + FIRST_TOKENS))
             }
-            Some(_) | None => self.whole_ms,
+            Some(_) | None => self.e2e_ms,
         }
     }
 
-    /// The usual time of an answer, if any was seen.
+    /// Median time of an answer, in milliseconds, if any was measured.
     pub(super) fn usual_ms(&self) -> Option<f64> {
         self.whole.quantile(0.5)
     }
@@ -230,8 +231,8 @@ fn probed(stated: Option<f64>, unknown: f64) -> Spread {
     Spread { p20: ms, p50: ms, p95: ms * WORST_MARGIN, worst: ms * PROBE_MARGIN }
 }
 
-/// Tokens of an answer of which nothing is known but the most that it may have. The hopeful figure
-/// is low: who is sent away for a guess teaches nothing.
+/// Length of an answer of which only the maximum is known. The low quantile is small on purpose: a
+/// job that is offloaded for a guess adds no measurement.
 fn unknown_length(most: f64) -> Spread {
     Spread { p20: (most / 8.0).max(1.0), p50: (most / 2.0).max(1.0), p95: most, worst: most }
 }
@@ -241,7 +242,7 @@ fn bytes_of(spec: &JobSpec) -> f64 {
     spec.bytes as f64 + TEMPLATE_BYTES
 }
 
-/// What is known of the answers of one task, or of one application's free prompts.
+/// Measurements of the answers of one task, or of one application's free prompts.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct TemplateStats {
@@ -251,7 +252,7 @@ struct TemplateStats {
     used: u64,
 }
 
-/// What is known of all answers.
+/// Measurements of all answers, by template.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Predictor {
@@ -264,7 +265,7 @@ impl Predictor {
         self.templates.is_empty()
     }
 
-    /// The same within its bounds, wherever it came from.
+    /// The same within its bounds: it may come from a file.
     pub(super) fn checked(mut self) -> Predictor {
         while self.templates.len() > TEMPLATES_MAX {
             self.templates.pop_first();
@@ -274,11 +275,11 @@ impl Predictor {
         self
     }
 
-    /// What the job asks of the backend.
+    /// Load of a job on a backend.
     pub(super) fn load(&self, spec: &JobSpec, profile: &BackendProfile, rates: &Rates) -> Load {
         let template = self.templates.get(&spec.template);
         if spec.is_word {
-            let known = template.map_or(WORD_MS, |template| spread(&template.words, WORD_MS));
+            let known = template.map_or(LABEL_MS, |template| spread(&template.words, LABEL_MS));
             return Load::fixed(known);
         }
         let context = f64::from(profile.context_tokens);
@@ -305,9 +306,9 @@ impl Predictor {
         Load { read, write, fixed: Spread::default() }
     }
 
-    /// What is left to be written of an answer that has had this many tokens: of the answers that
-    /// were longer than that. One that is longer than all that were seen is taken to go on for as
-    /// long as it may by the careful figure, and for a quarter of its length by the likely one.
+    /// Tokens left of an answer that has had `written`: the quantiles of the answers that were
+    /// longer. One that is longer than all measured ones is taken to go on for a quarter of its
+    /// length by the median, and up to its maximum by the 95 % quantile.
     pub(super) fn rest(&self, spec: &JobSpec, load: &Load, written: f64) -> Spread {
         let most = (load.write.worst - written).max(1.0);
         let template = self.templates.get(&spec.template);
@@ -328,11 +329,11 @@ impl Predictor {
         }
     }
 
-    /// Learns from an answer. One from elsewhere is better than no notion of its length.
-    pub(super) fn learn(&mut self, spec: &JobSpec, spent: &TokenTimes, is_here: bool) {
+    /// Learns from an answer. A remote one counts for the length only.
+    pub(super) fn learn(&mut self, spec: &JobSpec, spent: &TokenTimes, is_local: bool) {
         let template = self.template(spec);
         if spec.is_word {
-            if !is_here {
+            if !is_local {
                 return;
             }
             template.words.push(spent.prefill_ms + spent.decode_ms);
@@ -341,13 +342,13 @@ impl Predictor {
         if spent.completion_tokens > 0 {
             template.lengths.push(f64::from(spent.completion_tokens));
         }
-        if is_here && spent.prompt_tokens > 0 {
+        if is_local && spent.prompt_tokens > 0 {
             let share = f64::from(spent.cached_tokens) / f64::from(spent.prompt_tokens);
             template.cached.push(share);
         }
     }
 
-    /// What is known of such answers; the template that was used least lately makes room.
+    /// The measurements of such answers; the least recently used template is evicted.
     fn template(&mut self, spec: &JobSpec) -> &mut TemplateStats {
         self.clock += 1;
         if !self.templates.contains_key(&spec.template) && self.templates.len() >= TEMPLATES_MAX {
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_takes_its_reading_and_its_writing() {
+    fn time_is_prefill_and_decode() {
         let profile = BackendProfile {
             read_ms: Some(10.0),
             write_ms: Some(100.0),
@@ -403,11 +404,11 @@ mod tests {
         close(time(&predictor, &rates).p50, 500.0 + 500.0);
         // nothing cached, the longest answer
         close(time(&predictor, &rates).worst, 240.0 * 6.0 + 20.0 * 60.0);
-        close(rates.whole_ms(None).p95, 1000.0);
+        close(rates.e2e_ms(None).p95, 1000.0);
     }
 
     #[test]
-    fn the_template_that_was_used_least_lately_is_forgotten() {
+    fn the_least_recently_used_template_is_evicted() {
         let mut predictor = Predictor::default();
         let spent = TokenTimes { completion_tokens: 5, ..TokenTimes::default() };
         for n in 0..=TEMPLATES_MAX {

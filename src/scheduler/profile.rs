@@ -1,24 +1,25 @@
 //! The backend profile: what the scheduler knows of a model.
 
+use std::sync::Arc;
+
 use crate::model::context::{InferenceSettings, Locality};
 use crate::money::Price;
 
-/// What the judge knows of a backend.
+/// What the scheduler knows of a backend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendProfile {
     /// Its name in `mcp.json`.
-    pub server: String,
+    pub server: BackendId,
     /// The model's own name, once it has stated it.
     pub model: Option<String>,
     /// What its rates are measured of: its weights, threads and the like. Another model, or the
     /// same at another clock, has another; none has rates that are not worth keeping.
     pub measured: Option<String>,
-    /// How far away it is.
+    /// Where it is.
     pub locality: Locality,
     /// Jobs at once.
     pub slots: u32,
-    /// Of the jobs that it has, it works on the most urgent only, and goes back to the others when
-    /// that is done.
+    /// It computes only the most urgent of its jobs and resumes the others afterwards.
     pub preemptive: bool,
     /// Milliseconds a token of a prompt, as it measured itself at its start.
     pub read_ms: Option<f64>,
@@ -28,7 +29,7 @@ pub struct BackendProfile {
     pub max_tokens: u32,
     /// Context length.
     pub context_tokens: u32,
-    /// It can be held to JSON.
+    /// Its output can be constrained to JSON.
     pub json_schema: bool,
     /// It calls tools.
     pub tools: bool,
@@ -44,7 +45,7 @@ impl BackendProfile {
     /// A backend that has not stated anything yet.
     pub fn unknown(server: &str, locality: Locality) -> BackendProfile {
         BackendProfile {
-            server: server.to_owned(),
+            server: server.into(),
             model: None,
             measured: None,
             locality,
@@ -63,7 +64,7 @@ impl BackendProfile {
     }
 
     pub(super) fn answers_to(&self, name: &str) -> bool {
-        self.server == name || self.model.as_deref() == Some(name)
+        self.server.as_str() == name || self.model.as_deref() == Some(name)
     }
 
     pub(super) fn has(&self, skills: &[String]) -> bool {
@@ -72,6 +73,19 @@ impl BackendProfile {
     }
 }
 
-/// Names a backend: its place in the catalog.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BackendId(pub usize);
+/// The name of a backend: that of its server in `mcp.json`. Cloning it copies a pointer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BackendId(Arc<str>);
+
+impl BackendId {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for BackendId {
+    fn from(name: &str) -> BackendId {
+        BackendId(name.into())
+    }
+}

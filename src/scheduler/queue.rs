@@ -1,4 +1,4 @@
-//! Where jobs wait: bounded in number and in bytes, earliest deadline first inside a class.
+//! The queue: bounded in jobs and in bytes, by priority and then earliest deadline first.
 
 use heapless::{LinearMap, Vec as Bounded};
 
@@ -8,7 +8,7 @@ use crate::limits::{WAITING_BYTES_MAX, WAITING_JOBS_MAX};
 use crate::request::job::JobId;
 use crate::time::Time;
 
-/// The waiting jobs, in the order of class and deadline.
+/// The waiting jobs, in the order of priority and deadline.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: Bounded<QueuedJob, WAITING_JOBS_MAX>,
@@ -85,6 +85,7 @@ impl Queue {
     }
 
     /// How many bytes wait.
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn earliest_deadline_first_inside_a_class() {
+    fn earliest_deadline_first_within_a_priority() {
         let mut queue = Queue::default();
         let jobs = [
             (1, Priority::Batch, 10),
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn full_in_number_gives_the_job_back() {
+    fn a_queue_full_of_jobs_returns_the_job() {
         let mut queue = Queue::default();
         for id in 0..WAITING_JOBS_MAX as u64 {
             queue.offer(entry(spec(id))).unwrap();
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn full_in_bytes_gives_the_job_back() {
+    fn a_queue_full_of_bytes_returns_the_job() {
         let mut queue = Queue::default();
         queue.offer(entry(JobSpec { bytes: WAITING_BYTES_MAX - 1, ..spec(1) })).unwrap();
         queue.offer(entry(JobSpec { bytes: 2, ..spec(2) })).unwrap_err();
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_application_with_the_most_jobs_makes_room() {
+    fn eviction_takes_from_the_application_with_the_most_jobs() {
         let mut shares = Shares::default();
         let (flood, quiet) = (shares.enter("flood"), shares.enter("quiet"));
         let mut queue = Queue::default();

@@ -1,21 +1,26 @@
-//! A job as the judge keeps it: its ticket, and what has been found out about it.
+//! Queued and running jobs: the specification, and what the attempts so far have shown.
 
 use heapless::Vec as Bounded;
 
-use super::decision::{Attempt, Figures, Predicted, Reason};
 use super::fairness::AppId;
 use super::job::JobSpec;
 use super::predict::{Load, Predictor, Rates};
 use super::profile::BackendId;
-use super::spread::Spread;
-use crate::limits::ATTEMPTS_MAX;
+use crate::decision::spread::Spread;
+use crate::decision::{Attempt, Figures, Predicted, Reason};
+use crate::limits::{ATTEMPTS_MAX, SERVERS_MAX};
+use crate::model::context::Locality;
 use crate::money::Usd;
 use crate::request::job::{JobId, Priority};
 use crate::time::Time;
 
-/// A set of backends, by their places.
+/// A set of backends, by their slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct BackendSet(u32);
+pub(super) struct BackendSet(u64);
+
+/// Slots of backends: those of the catalog, and retired ones that still run jobs.
+pub(super) const SLOTS_MAX: usize = 2 * SERVERS_MAX;
+const _: () = assert!(SLOTS_MAX <= u64::BITS as usize);
 
 impl BackendSet {
     pub(super) fn add(&mut self, backend: usize) {
@@ -46,6 +51,11 @@ impl BackendSet {
         (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
     }
 
+    /// The same backends at other slots; those without one are left out.
+    pub(super) fn moved(self, slots: &[Option<usize>]) -> BackendSet {
+        self.iter().filter_map(|old| slots.get(old).copied().flatten()).collect()
+    }
+
     pub(super) fn iter(mut self) -> impl Iterator<Item = usize> {
         std::iter::from_fn(move || {
             let first = self.first()?;
@@ -66,45 +76,68 @@ impl FromIterator<usize> for BackendSet {
     }
 }
 
-/// A backend's word that was not sure enough.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A classification whose confidence is below the margin.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Classified {
-    /// Whose.
+    /// The backend that made it.
     pub(super) backend: BackendId,
+    /// Where that backend is, which the decision record states.
+    pub(super) locality: Locality,
     /// How sure it is, 0 ..= 1.
     pub(super) confidence: f32,
+}
+
+/// A backend where an attempt failed, or whose answer was not good enough.
+#[derive(Debug)]
+pub(super) struct Tried {
+    pub(super) server: BackendId,
+    pub(super) locality: Locality,
+    /// None once the backend has left the catalog and runs no more jobs.
+    pub(super) slot: Option<usize>,
+    /// What the backend lacks for this job; none if it may be tried again.
+    pub(super) lacks: Option<Reason>,
+    /// The only backends that may answer what this one rejected; empty if all may.
+    pub(super) fallbacks: Vec<String>,
+}
+
+impl Tried {
+    /// Whether a backend of this name may not answer what this one rejected.
+    pub(super) fn bars(&self, server: &BackendId) -> bool {
+        let is_named = |name: &String| name == server.as_str();
+        !self.fallbacks.is_empty() && self.server != *server && !self.fallbacks.iter().any(is_named)
+    }
 }
 
 /// One job that is not settled.
 #[derive(Debug)]
 pub(super) struct QueuedJob {
     pub(super) spec: Box<JobSpec>,
-    /// Its class, deadline and name.
+    /// Its priority, deadline and identifier.
     pub(super) order: (Priority, Time, JobId),
     pub(super) app: AppId,
     /// Backends that may be asked and can do it, whether they are up or not.
     pub(super) able: BackendSet,
     /// Backends where it failed and that may be tried again.
     pub(super) failed: BackendSet,
-    /// Backends that can't do it, or not well enough, and what they lack.
-    pub(super) unfit: Bounded<(usize, Reason), ATTEMPTS_MAX>,
+    /// Every attempt that failed or was not good enough.
+    pub(super) tried: Bounded<Tried, ATTEMPTS_MAX>,
     /// Backends that may not answer what another has refused.
     pub(super) closed: BackendSet,
     /// Backends that it can't pay for now.
     pub(super) broke: BackendSet,
-    /// The surest word so far, if none was sure enough.
+    /// The surest classification below the margin.
     pub(super) best: Option<Classified>,
     pub(super) attempts: Vec<Attempt>,
-    /// The engine here that would answer it.
+    /// The slot of the engine that would answer it on this device.
     pub(super) home: Option<usize>,
-    /// What it asks of that engine.
+    /// Its load on that engine.
     pub(super) load: Load,
-    /// When its answer was expected when it came.
+    /// The prediction at its arrival.
     pub(super) predicted: Option<Predicted>,
-    /// It is not answered here any more, and why.
+    /// Why it is offloaded, once that is decided.
     pub(super) offload: Option<Reason>,
     pub(super) figures: Option<Box<Figures>>,
-    /// It was called back from an engine; that is done once.
+    /// It was recalled from an engine; that is done once.
     pub(super) was_recalled: bool,
 }
 
@@ -113,40 +146,52 @@ impl QueuedJob {
         self.spec.job
     }
 
-    /// When its answer is owed.
+    /// When its answer is batch_reserve_ms.
     pub(super) fn due(&self) -> Time {
         self.order.1
     }
 
-    /// Its place among waiting jobs.
+    /// Its key in the order of waiting jobs.
     pub(super) fn order(&self) -> (Priority, Time, JobId) {
         self.order
     }
 
     /// The backends that may be asked for it.
     pub(super) fn candidates(&self) -> BackendSet {
-        let unfit: BackendSet = self.unfit.iter().map(|(backend, _)| *backend).collect();
-        self.able.without(unfit).without(self.closed).without(self.broke)
+        self.capable().without(self.broke)
     }
 
-    /// Asks these no more; the record says so.
-    pub(super) fn close(&mut self, closed: BackendSet) {
-        self.closed = self.closed.or(closed);
-        let states = self.figures.iter_mut().flat_map(|figures| &mut figures.servers);
-        for (_, state) in states.enumerate().filter(|(at, _)| closed.has(*at)) {
-            // what it can't do at all was so before
-            if matches!(state.lacks, None | Some(Reason::Resting | Reason::Memory)) {
-                state.lacks = Some(Reason::Policy);
-            }
-        }
+    /// The same, whether they can be paid for or not.
+    pub(super) fn capable(&self) -> BackendSet {
+        let unfit = self.tried.iter().filter(|tried| tried.lacks.is_some());
+        let unfit: BackendSet = unfit.filter_map(|tried| tried.slot).collect();
+        self.able.without(unfit).without(self.closed)
     }
 
+    /// What a backend was found to lack for this job.
     pub(super) fn lacks(&self, backend: usize) -> Option<Reason> {
-        self.unfit.iter().find(|(unfit, _)| *unfit == backend).map(|(_, reason)| *reason)
+        self.tried.iter().filter(|tried| tried.slot == Some(backend)).find_map(|tried| tried.lacks)
+    }
+
+    /// What the first backend lacked that was found unfit.
+    pub(super) fn first_lack(&self) -> Option<Reason> {
+        self.tried.iter().find_map(|tried| tried.lacks)
+    }
+
+    /// Follows the backends to other slots.
+    pub(super) fn moved(&mut self, slots: &[Option<usize>]) {
+        let new = |old: usize| slots.get(old).copied().flatten();
+        for set in [&mut self.able, &mut self.failed, &mut self.closed, &mut self.broke] {
+            *set = set.moved(slots);
+        }
+        for tried in &mut self.tried {
+            tried.slot = tried.slot.and_then(new);
+        }
+        self.home = self.home.and_then(new);
     }
 }
 
-/// An entry that a backend works on.
+/// A job that runs at a backend.
 #[derive(Debug)]
 pub(super) struct RunningJob {
     pub(super) entry: QueuedJob,
@@ -155,11 +200,11 @@ pub(super) struct RunningJob {
     pub(super) reason: Reason,
     /// Milliseconds of engine time at full speed that it has had.
     pub(super) served: f64,
-    /// It was called back, why, and what was known then.
+    /// Why it was recalled, and the figures of that decision.
     pub(super) recalled: Option<(Reason, Box<Figures>)>,
-    /// It is served before all others, because its class has waited long enough.
+    /// It is served before all others: the turn of a batch job.
     pub(super) promoted: bool,
-    /// The most that it can cost.
+    /// The most that the attempt can cost.
     pub(super) hold: Usd,
 }
 
@@ -183,13 +228,13 @@ impl RunningJob {
         }
     }
 
-    /// Its place among the jobs of one engine; the least is worked on.
+    /// Its key in the service order of one engine; the least is computed first.
     pub(super) fn order(&self) -> (bool, Priority, Time, JobId) {
         let (priority, due, job) = self.entry.order();
         (!self.promoted, priority, due, job)
     }
 
-    /// What is left of it at full speed, in milliseconds.
+    /// Remaining work at full speed, in milliseconds.
     pub(super) fn remaining(&self, rates: &Rates, predictor: &Predictor) -> Spread {
         rates.rest(predictor, &self.entry.spec, &self.entry.load, self.served)
     }

@@ -1,16 +1,15 @@
-//! Decides again from a decision record: the same figures, through the same judge.
+//! Deterministic replay: decides again from the figures of a decision record.
 
 use std::time::Duration;
 
-use super::decision::{Decision, Figures, Outcome, Reason, Route, ServerState};
 use super::event::{Answered, Sent, Verdict};
-use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder};
-use super::offload::{USABLE_MIN, find_offloads};
+use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder, find_offloads};
+use super::offload::USABLE_MIN;
 use super::predict::{Load, Rates};
-use super::profile::BackendId;
-use super::queued::{Classified, QueuedJob, RunningJob};
+use super::queued::{Classified, QueuedJob, RunningJob, SLOTS_MAX, Tried};
 use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, strategy};
-use crate::limits::{HOPS_MAX, SERVERS_MAX, WAITING_JOBS_MAX};
+use crate::decision::{Decision, Figures, Outcome, Reason, Route, ServerState};
+use crate::limits::{HOPS_MAX, WAITING_JOBS_MAX};
 use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::money::{Caps, Limits, Price, Usd};
@@ -20,12 +19,12 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::skill::GENERATE;
 use crate::time::Time;
 
-/// Names from here on are not those of the job in question.
+/// Identifiers from here on are those of other jobs.
 const FIRST_OTHER: u64 = 1 << 20;
-/// The name that stands for the one that was asked for.
+/// Stands for the model name that the job asked for.
 const NAMED: &str = "named";
-/// A talent that a card has only if it had what the job needed.
-const TALENT: &str = "talent";
+/// Stands for the skills that the job needed.
+const SKILL: &str = "skill";
 
 /// Where the job goes and why, decided again.
 ///
@@ -50,7 +49,7 @@ fn explain_steps(decision: &Decision) -> Result<(Route, Reason), String> {
         let again = explain_one(&step.decision)?;
         if again != (step.decision.route, step.decision.reason) {
             let word = again.1.word();
-            return Err(format!("step {}: the judge says {} ({word})", n + 1, again.0.name()));
+            return Err(format!("step {}: the scheduler says {} ({word})", n + 1, again.0.name()));
         }
     }
     let pattern = decision.strategy.ok_or("the record names no strategy")?;
@@ -120,27 +119,27 @@ fn profile(server: &str, locality: Locality) -> BackendProfile {
     }
 }
 
-/// A house with one engine that is away, so that everything waits.
-fn away() -> Scheduler {
+/// A scheduler with one engine that is down, so that every job waits.
+fn all_down() -> Scheduler {
     Scheduler::new(vec![profile("local", Locality::Device)])
 }
 
 fn arrive(spec: JobSpec, before: &[Event]) -> Vec<Effect> {
-    let mut scheduler = away();
+    let mut scheduler = all_down();
     for event in before {
-        scheduler.on(event.clone(), Time(0));
+        scheduler.handle_event(event.clone(), Time(0));
     }
-    scheduler.on(Event::Arrived(spec), Time(0))
+    scheduler.handle_event(Event::Arrived(spec), Time(0))
 }
 
-/// A job that only a model could answer that nobody can pay for.
+/// A job whose only model is over budget.
 fn over_budget() -> Vec<Effect> {
     let dear = BackendProfile { price: price(), ..profile("cloud", Locality::Cloud) };
     let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(vec![dear]) };
-    scheduler.on(Event::Arrived(plain(0)), Time(0))
+    scheduler.handle_event(Event::Arrived(plain(0)), Time(0))
 }
 
-/// A price that nobody can pay who may spend [`nothing`].
+/// A price that exceeds the caps of [`nothing`].
 fn price() -> Price {
     Price::of_million(1.0, 1.0).unwrap_or_default()
 }
@@ -156,21 +155,21 @@ fn full_queue() -> Vec<Event> {
 }
 
 fn end_by(event: Event, now: Time) -> Vec<Effect> {
-    let mut scheduler = away();
-    scheduler.on(Event::Arrived(plain(0)), Time(0));
-    scheduler.on(event, now)
+    let mut scheduler = all_down();
+    scheduler.handle_event(Event::Arrived(plain(0)), Time(0));
+    scheduler.handle_event(event, now)
 }
 
-/// Puts the judge before the same jobs, models and pressure, and then lets happen what happened.
+/// Gives a scheduler the same jobs, models and pressure, and then the events of the record.
 fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String> {
-    if figures.servers.len() > SERVERS_MAX || figures.line.len() > LINE_MAX {
+    if figures.servers.len() > SLOTS_MAX || figures.line.len() > LINE_MAX {
         return Err("the record's figures are inconsistent".to_owned());
     }
-    let mut scheduler = house(decision, figures);
+    let mut scheduler = restored(decision, figures);
     let mut own = subject(&mut scheduler, decision, figures);
     let last = decision.attempts.last().map(|last| last.outcome);
     let Some(case) = figures.line.get(figures.own) else {
-        let refused = super::route::able(&own.spec, &scheduler.backends).err();
+        let refused = scheduler.impossible(&mut own);
         let (refusal, reason) =
             refused.ok_or("the record is inconsistent: a model was available")?;
         scheduler.settle(own, Verdict::Refused(refusal), None, reason);
@@ -180,12 +179,12 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     if decision.reason == Reason::Confidence
         && !matches!(last, Some(Outcome::Ok | Outcome::Cancelled))
     {
-        // nobody was left to ask: the surest word counts
+        // no backend was left: the surest classification counts
         scheduler.settle(own, Verdict::Expired, None, Reason::Deadline);
         return Ok(scheduler.effects);
     }
     own.load = Load::fixed(case.work);
-    let (job, has_word) = (own.job(), own.best.is_some());
+    let (job, has_fallback) = (own.job(), own.best.is_some());
     if let Some(reason) = offload(&scheduler, figures) {
         own.offload = Some(reason);
     }
@@ -198,30 +197,30 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
     let by_the_last = reason == Reason::Confidence && went_to_the_last(decision, figures);
     let unfit = |code| Fault::Rejected(Refusal::new(code, ""));
     if last == Some(Outcome::Forbidden) {
-        // it named some who might do it; they could not either
-        let nobody =
+        // it named fallbacks; they could not answer either
+        let no_fallback =
             |backend: &mut super::BackendSlot| backend.profile.fallbacks = vec![String::new()];
-        scheduler.backends.iter_mut().for_each(nobody);
+        scheduler.backends.iter_mut().for_each(no_fallback);
     }
     let end = |outcome| Event::Ended { job, outcome };
     let event = match (last, decision.reason) {
-        // after it, nobody else could be paid for
+        // after it, every other backend was over budget
         (Some(last), Reason::Budget) if reason != Reason::Budget => {
             scheduler.backends.iter_mut().for_each(|backend| backend.profile.price = price());
-            let away = Fault::unavailable(String::new());
-            let fault = refusal(last).map_or(away, unfit);
+            let unavailable = Fault::unavailable(String::new());
+            let fault = refusal(last).map_or(unavailable, unfit);
             end(Err((fault, Sent::Nothing)))
         }
         (_, Reason::Cancelled) => Event::Gone(job),
-        // its time was over; with an unsure word that would have been the answer
-        (Some(Outcome::Cancelled), Reason::Deadline) if !has_word => {
-            return Ok(scheduler.on(Event::Tick, due));
+        // its deadline passed; an unsure classification would have been the answer
+        (Some(Outcome::Cancelled), Reason::Deadline) if !has_fallback => {
+            return Ok(scheduler.handle_event(Event::Tick, due));
         }
         (Some(Outcome::Cancelled), Reason::Confidence) if !by_the_last => {
-            return Ok(scheduler.on(Event::Tick, due));
+            return Ok(scheduler.handle_event(Event::Tick, due));
         }
         (Some(Outcome::Cancelled), _) => end(Err((Fault::Cancelled, Sent::Some))),
-        // who can't do it at all says why nobody could; a bad request is told as it was routed
+        // a backend that can't do it gives the reason why none could; an invalid request keeps its route
         (
             Some(last @ (Outcome::Rejected | Outcome::Forbidden)),
             Reason::Context | Reason::Policy,
@@ -237,10 +236,10 @@ fn replay(decision: &Decision, figures: &Figures) -> Result<Vec<Effect>, String>
         (Some(Outcome::Ok | Outcome::Unsure) | None, _) => end(Ok(Answered::default())),
         (Some(_), _) => end(Err((Fault::unavailable(String::new()), Sent::Some))),
     };
-    Ok(scheduler.on(event, Time(0)))
+    Ok(scheduler.handle_event(event, Time(0)))
 }
 
-/// What a model has said by which it was found unfit.
+/// The code of the refusal by which a model was found unfit.
 fn refusal(outcome: Outcome) -> Option<Code> {
     match outcome {
         Outcome::Rejected => Some(Code::Incapable),
@@ -263,11 +262,20 @@ fn went_to_the_last(decision: &Decision, figures: &Figures) -> bool {
     state.is_some_and(|state| Route::from(state.locality) == decision.route)
 }
 
-/// The same models under the same strain.
-fn house(decision: &Decision, figures: &Figures) -> Scheduler {
+/// A scheduler with the same models under the same device pressure.
+fn restored(decision: &Decision, figures: &Figures) -> Scheduler {
     let chosen = decision.attempts.last().map(|last| last.server.as_str());
-    let cards = figures.servers.iter().map(|state| card_of(state, figures)).collect();
-    let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(cards) };
+    let is_refused = figures.line.get(figures.own).is_none();
+    let is_tried = |state: &&ServerState| {
+        is_refused && decision.attempts.iter().any(|attempt| attempt.server == state.server)
+    };
+    let profiles = figures.servers.iter().map(|state| {
+        // what an attempt showed is no lack of the profile
+        let known = ServerState { lacks: None, ..state.clone() };
+        profile_of(if is_tried(&state) { &known } else { state }, figures)
+    });
+    let profiles = profiles.collect();
+    let mut scheduler = Scheduler { caps: nothing(), ..Scheduler::new(profiles) };
     scheduler.device_pressure = DevicePressure {
         #[expect(clippy::cast_possible_truncation, reason = "it was one when it was written")]
         duty: figures.duty as f32,
@@ -278,8 +286,9 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
     for (backend, state) in scheduler.backends.iter_mut().zip(&figures.servers) {
         let is_chosen = Some(state.server.as_str()) == chosen;
         let is_away = state.locality != Locality::Device;
-        let rests = matches!(state.lacks, Some(Reason::Resting | Reason::Memory));
+        let rests = matches!(state.lacks, Some(Reason::Unhealthy | Reason::Memory));
         let useless = is_away && figures.away.is_none();
+        backend.retired = state.removed;
         backend.up = is_chosen || !(rests || useless);
         backend.unloaded = !is_chosen && state.lacks == Some(Reason::Memory);
         if let (Some(time), true) = (figures.away, is_away) {
@@ -290,12 +299,12 @@ fn house(decision: &Decision, figures: &Figures) -> Scheduler {
         let entry = scheduler.entry(plain(FIRST_OTHER + at as u64));
         scheduler.running.add(RunningJob::started(entry, at, Reason::Feasible, Time(0)));
     }
-    scheduler.take_health(Time(0));
+    scheduler.refresh_health(Time(0));
     scheduler
 }
 
-/// A model that lacks what it lacked.
-fn card_of(state: &ServerState, figures: &Figures) -> BackendProfile {
+/// The profile of a model that lacks what the record states.
+fn profile_of(state: &ServerState, figures: &Figures) -> BackendProfile {
     let base = profile(&state.server, state.locality);
     let is_engine = state.locality == Locality::Device;
     BackendProfile {
@@ -311,26 +320,29 @@ fn card_of(state: &ServerState, figures: &Figures) -> BackendProfile {
         tools: state.lacks != Some(Reason::Tools),
         price: if state.lacks == Some(Reason::Budget) { price() } else { Price::default() },
         skills: Some(match state.lacks {
-            Some(Reason::Talent) => vec![GENERATE.to_owned()],
-            Some(_) | None => vec![GENERATE.to_owned(), TALENT.to_owned()],
+            Some(Reason::Skill) => vec![GENERATE.to_owned()],
+            Some(_) | None => vec![GENERATE.to_owned(), SKILL.to_owned()],
         }),
         ..base
     }
 }
 
-/// The job that the record is of, as it was before its last attempt.
+/// The job of the record, as it was before its last attempt.
 fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) -> QueuedJob {
-    let lacked = |reason| figures.servers.iter().any(|state| state.lacks == Some(reason));
+    let listed = || figures.servers.iter().filter(|state| !state.removed);
+    let lacked = |reason| listed().any(|state| state.lacks == Some(reason));
+    let is_refused = figures.line.get(figures.own).is_none();
+    let no_name = listed().next().is_none() && decision.reason == Reason::Model;
     let left = figures.line.get(figures.own).map_or(3.6e6, |case| case.left);
     let spec = JobSpec {
         due: after(left),
         mode: figures.mode,
         priority: figures.priority,
         is_buffered: !figures.streamed,
-        model: lacked(Reason::Model).then(|| NAMED.to_owned()),
+        model: (lacked(Reason::Model) || no_name).then(|| NAMED.to_owned()),
         wants_json: lacked(Reason::Schema),
         wants_tools: lacked(Reason::Tools),
-        skills: if lacked(Reason::Talent) { vec![TALENT.to_owned()] } else { Vec::new() },
+        skills: if lacked(Reason::Skill) { vec![SKILL.to_owned()] } else { Vec::new() },
         bytes: if lacked(Reason::Context) { 64 } else { 0 },
         hops: u8::from(lacked(Reason::Hops)),
         ..plain(figures.own as u64)
@@ -342,57 +354,57 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
     }
     let policy = |(_, state): &(usize, &ServerState)| state.lacks == Some(Reason::Policy);
     own.closed = figures.servers.iter().enumerate().filter(policy).map(|(at, _)| at).collect();
-    let before = decision.attempts.len().saturating_sub(1);
-    let chosen = decision.attempts.last().map_or("", |last| last.server.as_str());
+    // a refused job waited after its last attempt
+    let last = decision.attempts.last().filter(|_| !is_refused);
+    let before = decision.attempts.len() - usize::from(last.is_some());
+    let chosen = last.map_or("", |last| last.server.as_str());
     for (n, attempt) in decision.attempts.iter().enumerate() {
         let at = figures.servers.iter().position(|state| state.server == attempt.server);
         let Some(at) = at else { continue };
         let is_last = n >= before;
-        match (attempt.outcome, attempt.confidence) {
-            (Outcome::Unsure, Some(confidence)) => {
-                let word = Classified { backend: BackendId(at), confidence };
-                if own.best.is_none_or(|best| best.confidence < confidence) {
-                    own.best = Some(word);
+        let lacks = match attempt.outcome {
+            Outcome::Unsure => {
+                let Some(confidence) = attempt.confidence else { continue };
+                let (backend, locality) = scheduler.named(at);
+                if own.best.as_ref().is_none_or(|best| best.confidence < confidence) {
+                    own.best = Some(Classified { backend, locality, confidence });
                 }
-                let _ = own.unfit.push((at, Reason::Confidence));
+                Some(Reason::Confidence)
             }
-            (Outcome::Rejected, _) if !is_last => {
-                let _ = own.unfit.push((at, Reason::Context));
+            Outcome::Rejected if !is_last => Some(Reason::Context),
+            Outcome::Forbidden if !is_last => Some(Reason::Policy),
+            // one that was asked again in the end was no worse than the others
+            Outcome::Unavailable
+            | Outcome::Crashed
+            | Outcome::TimedOut
+            | Outcome::ProtocolError
+                if attempt.server != chosen =>
+            {
+                own.failed.add(at);
+                continue;
             }
-            (Outcome::Forbidden, _) if !is_last => {
-                let _ = own.unfit.push((at, Reason::Policy));
-            }
-            // who was asked again in the end was no worse than the others
-            (
-                Outcome::Unavailable
-                | Outcome::Crashed
-                | Outcome::TimedOut
-                | Outcome::ProtocolError,
-                _,
-            ) if attempt.server != chosen => own.failed.add(at),
-            (
-                Outcome::Ok
-                | Outcome::Unsure
-                | Outcome::Rejected
-                | Outcome::Forbidden
-                | Outcome::Recalled
-                | Outcome::Cancelled
-                | Outcome::Unavailable
-                | Outcome::Crashed
-                | Outcome::TimedOut
-                | Outcome::ProtocolError,
-                _,
-            ) => {}
-        }
+            Outcome::Ok
+            | Outcome::Rejected
+            | Outcome::Forbidden
+            | Outcome::Recalled
+            | Outcome::Cancelled
+            | Outcome::Unavailable
+            | Outcome::Crashed
+            | Outcome::TimedOut
+            | Outcome::ProtocolError => continue,
+        };
+        let ((server, locality), slot) = (scheduler.named(at), Some(at));
+        let tried = Tried { server, locality, slot, lacks, fallbacks: Vec::new() };
+        let _ = own.tried.push(tried);
     }
     own.attempts = decision.attempts[..before].to_vec();
-    // if nobody is left, the record says why
+    // if no backend is left, the record states the reason
     let _ = scheduler.afford(&mut own);
-    scheduler.house(&mut own);
+    scheduler.pick_engine(&mut own);
     own
 }
 
-/// Whether it leaves, with all that goes before it and behind.
+/// Whether the job is offloaded, given the service order of the record.
 fn offload(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
     let speed = scheduler.device_pressure.usable().max(USABLE_MIN);
     let mut line = ServiceOrder::new();
@@ -414,9 +426,9 @@ fn offload(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
         });
     }
     let parallel = f64::from(figures.parallel.max(1));
-    let (leaving, _) = find_offloads(&line, parallel);
+    let (to_offload, _) = find_offloads(&line, parallel);
     let mut left: heapless::Vec<usize, LINE_MAX> = heapless::Vec::new();
-    for (candidate, level) in leaving {
+    for (candidate, level) in to_offload {
         if candidate.item == own {
             return Some(scheduler.reason(&line, candidate.late, level, &left, parallel));
         }

@@ -2,32 +2,32 @@
 //!
 //! The decision, in order; the code below has the same numbers:
 //! 1. *Asked for by name*: only the model of that name.
-//! 2. *Privacy*: nothing beyond the reach that the job's mode allows; what came from a neighbour does
-//!    not go to another.
-//! 3. *Capability*: the talents, context length, JSON and schema, tools; and a model that was not sure
+//! 2. *Privacy*: no backend beyond the localities that the job's mode allows; a job that came from a
+//!    peer does not go to another peer.
+//! 3. *Capability*: the skills, context length, JSON and schema, tools; and a model that was not sure
 //!    enough of this job is not asked again.
 //! 4. *Budget*: only models that can be paid for, whatever the call may cost.
-//! 5. *Health*: only models that are up and do not rest.
-//! 6. *Preference*: the side that the mode prefers first, unless the job has to leave the device;
-//!    then by the order of the catalog.
+//! 5. *Health*: only models that are up and whose breaker is not open.
+//! 6. *Preference*: the locality that the mode prefers first, unless the job is offloaded; then the
+//!    order of the catalog.
 //!
 //! If nothing is left, the first rule that emptied the set is the reason.
 
 use super::BackendSlot;
-use super::decision::Reason;
 use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob};
+use crate::decision::Reason;
 use crate::model::context::Locality;
 use crate::request::job::Mode;
 use crate::request::refusal::{Code, Refusal};
 
 /// Fewest bytes of text that one token is taken for when a context length is checked before the
 /// tokenizer has seen the text. A tokenizer never makes more than one token of a byte, and
-/// ordinary text has about four bytes a token: at one token for eight bytes nobody is sent away
-/// who would have fitted; the engine counts exactly.
+/// ordinary text has about four bytes a token: at one token for eight bytes no prompt is
+/// rejected that would have fitted; the engine counts exactly.
 const BYTES_PER_TOKEN_MAX: usize = 8;
 
-/// The backends of each reach.
+/// The backends of each locality.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sides {
     pub(super) device: BackendSet,
@@ -48,11 +48,11 @@ impl Sides {
         }
     }
 
-    pub(super) fn away(&self) -> BackendSet {
+    pub(super) fn remote(&self) -> BackendSet {
         self.peer.or(self.cloud)
     }
 
-    /// The side that is wanted most first.
+    /// The localities in order of preference.
     fn in_order(&self, entry: &QueuedJob) -> [BackendSet; 3] {
         match (entry.spec.mode, entry.offload) {
             (Mode::PreferLocal, Some(_)) => [self.peer, self.cloud, self.device],
@@ -61,8 +61,8 @@ impl Sides {
         }
     }
 
-    /// Step 6: of those that may be asked, the models that are equally good and better than all
-    /// others; the job waits for one of these.
+    /// Step 6: of the healthy candidates, those of the most preferred locality; the job waits for
+    /// one of these.
     pub(super) fn best(&self, entry: &QueuedJob, healthy: BackendSet) -> BackendSet {
         let left = entry.candidates().and(healthy);
         let sides = self.in_order(entry);
@@ -89,9 +89,18 @@ pub(super) fn able(
     Ok(can)
 }
 
+/// Steps 1 to 3 for one backend.
+pub(super) fn can(spec: &JobSpec, backend: &BackendSlot) -> bool {
+    let is_meant = spec.model.as_ref().is_none_or(|name| backend.profile.answers_to(name));
+    is_meant
+        && !backend.retired
+        && forbidden(spec, backend).is_none()
+        && lacks(spec, backend).is_none()
+}
+
 /// Steps 1 and 2.
 fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refusal, Reason)> {
-    let all = 0..backends.len();
+    let all = (0..backends.len()).filter(|&b| !backends[b].retired);
 
     // 1. asked for by name
     let named: BackendSet = match &spec.model {
@@ -99,7 +108,8 @@ fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refu
         None => all.collect(),
     };
     if let (Some(name), true) = (&spec.model, named.is_empty()) {
-        let known: Vec<&str> = backends.iter().map(|b| b.profile.server.as_str()).collect();
+        let known = backends.iter().filter(|b| !b.retired);
+        let known: Vec<&str> = known.map(|b| b.profile.server.as_str()).collect();
         let message = format!("unknown model {name:?}; models: {}", known.join(", "));
         return Err((Refusal::field(Code::Unknown, "model", message), Reason::Model));
     }
@@ -107,8 +117,8 @@ fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refu
     // 2. privacy
     let may: BackendSet =
         named.iter().filter(|&b| forbidden(spec, &backends[b]).is_none()).collect();
-    let is_passed_on = |b: usize| forbidden(spec, &backends[b]) == Some(Reason::Hops);
-    if may.is_empty() && named.iter().any(is_passed_on) {
+    let is_second_hop = |b: usize| forbidden(spec, &backends[b]) == Some(Reason::Hops);
+    if may.is_empty() && named.iter().any(is_second_hop) {
         let message = "the request came from a peer and is not forwarded to another peer";
         return Err((Refusal::field(Code::Incapable, "hops", message), Reason::Hops));
     }
@@ -123,12 +133,12 @@ fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refu
     Ok(may)
 }
 
-/// Why this backend is the one, once it is.
+/// The reason for the choice of this backend.
 pub(super) fn why(
     entry: &QueuedJob,
     chosen: usize,
     backends: &[BackendSlot],
-    resting: Reason,
+    open: Reason,
 ) -> Reason {
     let wanted = match entry.spec.mode {
         Mode::PreferLocal | Mode::LocalOnly => Reason::Feasible,
@@ -150,18 +160,19 @@ pub(super) fn why(
     if entry.broke.has(preferred) {
         return Reason::Budget;
     }
-    // one that could have done it stood nearer and could not be asked
+    // a nearer candidate could not be asked
     let nearer = entry.candidates().iter().any(|b| distance(b) < distance(chosen));
     if nearer || entry.failed.has(preferred) {
-        return resting;
+        return open;
     }
-    // the others of its side are as good, if it could have done it
-    let otherwise = if distance(preferred) == distance(chosen) { wanted } else { Reason::Resting };
+    // backends of the same locality are equal, if this one could have done it
+    let otherwise =
+        if distance(preferred) == distance(chosen) { wanted } else { Reason::Unhealthy };
     lacks(&entry.spec, &backends[preferred]).unwrap_or(otherwise)
 }
 
-/// Why a job must not go to this backend, if so. A neighbour's job is not handed to a neighbour:
-/// two that can't answer it would hand it to and fro.
+/// Why a job must not go to this backend, if so. A job from a peer is not passed to a peer: two
+/// that can't answer it would pass it back and forth.
 pub(super) fn forbidden(spec: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
     let locality = backend.profile.locality;
     if !mode_allows(spec.mode, locality) {
@@ -183,7 +194,7 @@ fn nearest(among: BackendSet, mode: Mode, backends: &[BackendSlot]) -> Option<us
     among.iter().min_by_key(|&b| (distance(mode, backends[b].profile.locality), b))
 }
 
-/// 0 is what the mode wants most.
+/// Rank of a locality for a mode; 0 is the most preferred.
 fn distance(mode: Mode, locality: Locality) -> u8 {
     let from_here = match locality {
         Locality::Device => 0,
@@ -200,7 +211,7 @@ fn distance(mode: Mode, locality: Locality) -> u8 {
 pub(super) fn lacks(spec: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
     let can = &backend.profile;
     if !can.has(&spec.skills) {
-        return Some(Reason::Talent);
+        return Some(Reason::Skill);
     }
     if spec.bytes / BYTES_PER_TOKEN_MAX > can.context_tokens as usize {
         return Some(Reason::Context);
@@ -214,17 +225,17 @@ pub(super) fn lacks(spec: &JobSpec, backend: &BackendSlot) -> Option<Reason> {
     None
 }
 
-fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
+pub(super) fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
     let skills = spec.skills.join(" and ");
-    let no_talent = format!("no allowed model has these capabilities: {skills}");
+    let no_skill = format!("no allowed model has these capabilities: {skills}");
     let (field, message) = match lack {
         Reason::Schema => ("schema", "no allowed model supports JSON or JSON Schema"),
         Reason::Tools => ("tools", "no allowed model supports tool calls"),
-        Reason::Talent => ("talent", no_talent.as_str()),
+        Reason::Skill => ("talent", no_skill.as_str()),
+        Reason::Policy => ("prompt", "no model that is left may answer what another has refused"),
         Reason::Context
         | Reason::Confidence
         | Reason::Budget
-        | Reason::Policy
         | Reason::Shape
         | Reason::CutOff
         | Reason::Strategy
@@ -236,7 +247,7 @@ fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
         | Reason::Memory
         | Reason::Disk
         | Reason::Model
-        | Reason::Resting
+        | Reason::Unhealthy
         | Reason::Queue
         | Reason::Draining
         | Reason::Hops

@@ -1,4 +1,4 @@
-//! What runs: every job that a backend works on, by its name and by its backend.
+//! Running jobs, by their identifier and by the slot of their backend.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use crate::time::Time;
 #[derive(Debug)]
 pub(super) struct RunningJobs {
     jobs: BTreeMap<JobId, RunningJob>,
-    /// The same by the place of their backend.
+    /// The same by the slot of their backend.
     at: Vec<Vec<JobId>>,
     next_due: Option<Time>,
 }
 
 impl RunningJobs {
-    /// Nothing runs, at so many backends.
+    /// No running jobs, for so many slots.
     pub(super) fn new(backends: usize) -> RunningJobs {
         RunningJobs { jobs: BTreeMap::new(), at: vec![Vec::new(); backends], next_due: None }
     }
@@ -49,6 +49,26 @@ impl RunningJobs {
     /// Those at this backend, in the order in which they started.
     pub(super) fn at(&self, backend: usize) -> impl Iterator<Item = &RunningJob> {
         self.at[backend].iter().filter_map(|job| self.jobs.get(job))
+    }
+
+    /// Follows the backends to other slots, so many in all. No job may run at one without a slot.
+    pub(super) fn moved(&mut self, slots: &[Option<usize>], count: usize) {
+        let mut at = vec![Vec::new(); count];
+        for (old, jobs) in std::mem::take(&mut self.at).into_iter().enumerate() {
+            if let Some(new) = slots.get(old).copied().flatten() {
+                at[new] = jobs;
+            }
+        }
+        self.at = at;
+        for run in self.jobs.values_mut() {
+            run.backend = slots.get(run.backend).copied().flatten().unwrap_or(run.backend);
+            run.entry.moved(slots);
+        }
+    }
+
+    /// All that run, to be changed in all but their backend and deadline.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut RunningJob> {
+        self.jobs.values_mut()
     }
 
     /// How many this backend has.

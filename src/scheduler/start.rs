@@ -1,21 +1,19 @@
-//! Who starts where: in the order of service, wherever there is room.
+//! Starting jobs: in service order, at every backend with a free slot.
 
 use std::time::Duration;
 
 use heapless::Vec as Bounded;
 
-use super::decision::Reason;
 use super::event::Effect;
-use super::profile::BackendId;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
 use super::{Scheduler, route};
+use crate::decision::Reason;
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
 use crate::pressure::level::PressureStage;
 use crate::request::job::Priority;
 use crate::time::Time;
 
-/// Engine time that batch jobs are owed when one of them is served before all others, in
-/// milliseconds.
+/// Reserved engine time from which on a batch job is served before all others, in milliseconds.
 pub(super) const BATCH_TURN_MS: f64 = 1_000.0;
 
 impl Scheduler {
@@ -24,10 +22,10 @@ impl Scheduler {
         if self.queue.len() == 0 {
             return;
         }
-        self.give_batch_its_turn(now);
+        self.start_batch_turns(now);
         // bounded: each turn takes one job out of a bounded queue
         while self.running.len() < RUNNING_JOBS_MAX {
-            let open = self.open();
+            let open = self.free_backends();
             if open.is_empty() {
                 return;
             }
@@ -67,10 +65,10 @@ impl Scheduler {
         order.iter().find_map(|(_, _, at)| place(*at, self.queue.iter().nth(*at)?))
     }
 
-    /// Batch jobs that have waited while others were served get a turn.
-    fn give_batch_its_turn(&mut self, now: Time) {
-        for engine in self.open().and(self.sides.device).iter() {
-            if self.backends[engine].owed < BATCH_TURN_MS
+    /// Starts a batch job at each engine where enough time is reserved for one.
+    fn start_batch_turns(&mut self, now: Time) {
+        for engine in self.free_backends().and(self.sides.device).iter() {
+            if self.backends[engine].batch_reserve_ms < BATCH_TURN_MS
                 || self.device_pressure.stage >= PressureStage::Shed
             {
                 continue;
@@ -87,37 +85,41 @@ impl Scheduler {
         }
     }
 
-    /// Backends that can be asked and have room.
-    fn open(&self) -> BackendSet {
-        self.healthy.iter().filter(|b| self.has_room(*b)).collect()
+    /// Healthy backends with a free slot.
+    fn free_backends(&self) -> BackendSet {
+        self.healthy.iter().filter(|b| self.has_free_slot(*b)).collect()
     }
 
-    /// Where the job can start at this moment. One that should leave goes to whoever has room; it
-    /// may stay after all if nobody has and an engine here has nothing to do.
+    /// The backend where the job can start now. An offloaded job takes any free remote backend; if
+    /// there is none, an idle engine answers it after all.
     fn place_for(&self, entry: &QueuedJob, open: BackendSet) -> Option<usize> {
         let best = self.sides.best(entry, self.askable(entry)).and(open);
         let fits = |b: &usize| self.may_start(entry, *b);
-        let leaving = || {
+        let offloaded = || {
             entry.offload?;
             let may = entry.candidates().and(open);
-            let others = may.without(entry.failed).and(self.sides.away());
+            let others = may.without(entry.failed).and(self.sides.remote());
             let idle = |b: &usize| self.running.count_at(*b) == 0 && self.may_start(entry, *b);
             self.nearest(others).or_else(|| may.and(self.sides.device).iter().find(idle))
         };
-        best.iter().find(fits).or_else(leaving)
+        best.iter().find(fits).or_else(offloaded)
     }
 
-    /// The nearest of these others, in the order of the catalog.
+    /// The nearest of these remote backends, in the order of the catalog.
     fn nearest(&self, others: BackendSet) -> Option<usize> {
         [self.sides.peer, self.sides.cloud].into_iter().find_map(|side| side.and(others).first())
     }
 
-    /// Models elsewhere that have failed at this job and may not be asked again for now.
+    /// Remote backends that failed at this job and are barred while no retry is left.
     pub(super) fn barred(&self, entry: &QueuedJob) -> BackendSet {
-        if self.retries.may() { BackendSet::default() } else { entry.failed.and(self.sides.away()) }
+        if self.retries.may() {
+            BackendSet::default()
+        } else {
+            entry.failed.and(self.sides.remote())
+        }
     }
 
-    /// Models that are well and may be asked for this job, as far as earlier failures are concerned.
+    /// Healthy backends that are not barred for this job.
     pub(super) fn askable(&self, entry: &QueuedJob) -> BackendSet {
         self.healthy.without(self.barred(entry))
     }
@@ -126,8 +128,8 @@ impl Scheduler {
         if !self.sides.device.has(backend) {
             return true;
         }
-        let elsewhere = self.healthy.and(self.sides.away()).and(entry.candidates());
-        if self.device_pressure.stage >= PressureStage::Closed && !elsewhere.is_empty() {
+        let remote = self.healthy.and(self.sides.remote()).and(entry.candidates());
+        if self.device_pressure.stage >= PressureStage::Closed && !remote.is_empty() {
             return false;
         }
         if self.device_pressure.stage >= PressureStage::Shed
@@ -135,7 +137,7 @@ impl Scheduler {
         {
             return false;
         }
-        // a second job is of use to an engine that works on the most urgent only if it is that
+        // an engine that preempts gains from a second job only if that is the most urgent
         let known = &self.backends[backend];
         self.running.count_at(backend) == 0 || !known.profile.preemptive || {
             let here = self.running.at(backend);
@@ -145,10 +147,10 @@ impl Scheduler {
         }
     }
 
-    /// Starts a job for which there is no room to wait elsewhere, if it may go there.
-    pub(super) fn start_elsewhere(&mut self, mut entry: QueuedJob, now: Time) -> Option<QueuedJob> {
+    /// Starts a job for which the queue is full at a remote backend, if it may go there.
+    pub(super) fn start_remote(&mut self, mut entry: QueuedJob, now: Time) -> Option<QueuedJob> {
         let _ = self.afford(&mut entry);
-        let may = entry.candidates().and(self.open()).and(self.sides.away());
+        let may = entry.candidates().and(self.free_backends()).and(self.sides.remote());
         let may = may.without(self.barred(&entry));
         if may.is_empty() || self.running.len() >= RUNNING_JOBS_MAX {
             return Some(entry);
@@ -162,13 +164,13 @@ impl Scheduler {
     }
 
     fn run(&mut self, mut entry: QueuedJob, backend: usize, promoted: bool, now: Time) {
-        let reason = route::why(&entry, backend, &self.backends, self.resting_near(&entry));
-        if self.sides.away().has(backend) {
+        let reason = route::why(&entry, backend, &self.backends, self.open_reason_near(&entry));
+        if self.sides.remote().has(backend) {
             self.retries.asked(entry.failed.has(backend));
         }
         if self.sides.device.has(backend) {
             self.assign_engine(&mut entry, backend);
-            // it stays after all
+            // no offload after all
             entry.offload = None;
         }
         if entry.offload.is_none() || entry.figures.is_none() {
@@ -178,7 +180,7 @@ impl Scheduler {
         }
         let time_left: Duration = now.until(entry.due());
         let priority = if promoted { Priority::Interactive } else { entry.spec.priority };
-        let (job, backend_id) = (entry.job(), BackendId(backend));
+        let (job, backend_id) = (entry.job(), self.named(backend).0);
         let (hold, line) = self.hold(&entry, backend);
         self.effects.push(Effect::Start {
             job,
@@ -191,7 +193,7 @@ impl Scheduler {
         self.running.add(RunningJob { promoted, hold, ..run });
     }
 
-    fn resting_near(&self, entry: &QueuedJob) -> Reason {
-        entry.home.map_or(Reason::Resting, |home| self.resting(home))
+    fn open_reason_near(&self, entry: &QueuedJob) -> Reason {
+        entry.home.map_or(Reason::Unhealthy, |home| self.open_reason(home))
     }
 }

@@ -6,7 +6,7 @@
 //!   which a judge prefers whichever stands first; else the one from furthest away, where the larger
 //!   models are.
 
-use super::decision::{Decision, Reason, StrategyStep};
+use crate::decision::{Decision, Reason, StrategyStep};
 use crate::model::generate::{Finish, Usage};
 use crate::request::format;
 use crate::request::format::Format;
@@ -21,7 +21,7 @@ pub fn lacks(format: &Format, text: &str, usage: &Usage, threshold: Option<f32>)
     if usage.finish == Finish::Length {
         return Some(Reason::CutOff);
     }
-    // who calls a tool has not come to the answer yet
+    // a tool call is no answer yet
     if usage.finish != Finish::ToolCalls && format::check(format, text).is_err() {
         return Some(Reason::Shape);
     }
@@ -55,7 +55,7 @@ pub fn conclude(strategy: Strategy, steps: &[StrategyStep]) -> Option<(usize, Re
             Some(lack) => (0, lack),
         },
         Strategy::Refine if steps[last].answered => (last, Reason::Strategy),
-        // the draft, and why nobody could refine it
+        // the draft, with the reason why it was not refined
         Strategy::Refine if steps[0].answered => (0, steps[last].decision.reason),
         Strategy::Refine | Strategy::Single => own(last),
         Strategy::Compare => {

@@ -1,10 +1,10 @@
-//! What the judge says to single events.
+//! Effects of single events.
 
 use std::time::Duration;
 
-use super::decision::Outcome;
 use super::*;
-use crate::limits::{REST_MAX, REST_MIN, RETRIES_SAVED_MAX, RETRY_EVERY, WAITING_JOBS_MAX};
+use crate::decision::Outcome;
+use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
 use crate::model::generate::Fault;
 use crate::request::job::{Mode, Priority};
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE};
@@ -33,7 +33,7 @@ pub(super) fn spec(id: u64) -> JobSpec {
     }
 }
 
-/// The same as the judge keeps it.
+/// The same as a queued job.
 pub(super) fn entry(spec: JobSpec) -> QueuedJob {
     Scheduler::new(Vec::new()).entry(spec)
 }
@@ -49,28 +49,28 @@ pub(super) fn profile(server: &str, locality: Locality) -> BackendProfile {
     }
 }
 
-/// A local model that lacks schemas and long contexts, a peer, and a cloud that can all.
-fn house() -> Scheduler {
+/// A local model without schemas and long contexts, a peer, and a cloud that can do both.
+fn scheduler_of_three() -> Scheduler {
     let local =
         BackendProfile { json_schema: false, tools: false, ..profile("local", Locality::Device) };
     let cloud =
         BackendProfile { context_tokens: 100_000, slots: 8, ..profile("cloud", Locality::Cloud) };
-    let cards = vec![local, profile("peer", Locality::Peer), cloud];
-    let mut scheduler = Scheduler::new(cards.clone());
-    for (n, profile) in cards.into_iter().enumerate() {
-        assert_eq!(scheduler.on(Event::Up(BackendId(n), profile), Time(0)), []);
+    let profiles = vec![local, profile("peer", Locality::Peer), cloud];
+    let mut scheduler = Scheduler::new(profiles.clone());
+    for profile in profiles {
+        assert_eq!(scheduler.handle_event(Event::Up(profile), Time(0)), []);
     }
     scheduler
 }
 
-fn started(effects: &[Effect]) -> Option<usize> {
+pub(super) fn started(effects: &[Effect]) -> Option<&str> {
     effects.iter().find_map(|effect| match effect {
-        Effect::Start { backend, .. } => Some(backend.0),
+        Effect::Start { backend, .. } => Some(backend.as_str()),
         _ => None,
     })
 }
 
-fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
+pub(super) fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
     effects.iter().find_map(|effect| match effect {
         Effect::Settle { verdict, decision, .. } => Some((verdict, decision.as_ref())),
         _ => None,
@@ -79,15 +79,14 @@ fn settled(effects: &[Effect]) -> Option<(&Verdict, &Decision)> {
 
 #[test]
 fn where_a_job_goes() {
-    let check = |name: &str, spec: JobSpec, expected: Option<usize>, reason: Reason| {
-        let mut scheduler = house();
+    let check = |name: &str, spec: JobSpec, expected: Option<&str>, reason: Reason| {
+        let mut scheduler = scheduler_of_three();
         let job = spec.job;
-        let effects = scheduler.on(Event::Arrived(spec), Time(0));
+        let effects = scheduler.handle_event(Event::Arrived(spec), Time(0));
         assert_eq!(started(&effects), expected, "{name}: {effects:?}");
         let effects = match expected {
-            Some(_) => {
-                scheduler.on(Event::Ended { job, outcome: Ok(Answered::default()) }, Time(5))
-            }
+            Some(_) => scheduler
+                .handle_event(Event::Ended { job, outcome: Ok(Answered::default()) }, Time(5)),
             None => effects,
         };
         let (_, decision) = settled(&effects).unwrap();
@@ -95,146 +94,149 @@ fn where_a_job_goes() {
     };
     let plain = spec(1);
     let with_mode = |mode| JobSpec { mode, ..spec(1) };
-    check("plain", plain.clone(), Some(0), Reason::Feasible);
-    check("local-only", with_mode(Mode::LocalOnly), Some(0), Reason::Feasible);
-    check("prefer-cloud", with_mode(Mode::PreferCloud), Some(2), Reason::Mode);
-    check("cloud-only", with_mode(Mode::CloudOnly), Some(2), Reason::Mode);
+    check("plain", plain.clone(), Some("local"), Reason::Feasible);
+    check("local-only", with_mode(Mode::LocalOnly), Some("local"), Reason::Feasible);
+    check("prefer-cloud", with_mode(Mode::PreferCloud), Some("cloud"), Reason::Mode);
+    check("cloud-only", with_mode(Mode::CloudOnly), Some("cloud"), Reason::Mode);
     let schema = JobSpec { wants_json: true, ..plain.clone() };
-    check("schema", schema.clone(), Some(1), Reason::Schema);
+    check("schema", schema.clone(), Some("peer"), Reason::Schema);
     let schema_here = JobSpec { mode: Mode::LocalOnly, ..schema };
     check("schema, local-only", schema_here, None, Reason::Schema);
     let tools = JobSpec { wants_tools: true, ..plain.clone() };
-    check("tools", tools, Some(1), Reason::Tools);
+    check("tools", tools, Some("peer"), Reason::Tools);
     let long = JobSpec { bytes: 100_000, ..plain.clone() };
-    check("long", long.clone(), Some(2), Reason::Context);
+    check("long", long.clone(), Some("cloud"), Reason::Context);
     check("long, local-only", JobSpec { mode: Mode::LocalOnly, ..long }, None, Reason::Context);
     let named = |name: &str| JobSpec { model: Some(name.to_owned()), ..spec(1) };
-    check("by server", named("peer"), Some(1), Reason::Feasible);
-    check("by model", named("cloud-model"), Some(2), Reason::Feasible);
+    check("by server", named("peer"), Some("peer"), Reason::Feasible);
+    check("by model", named("cloud-model"), Some("cloud"), Reason::Feasible);
     check("unknown name", named("nobody"), None, Reason::Model);
     let private = JobSpec { mode: Mode::LocalOnly, ..named("cloud") };
     check("named and private", private, None, Reason::Mode);
     let passed_on = |spec: JobSpec| JobSpec { hops: 1, ..spec };
-    check("a neighbour's", passed_on(plain.clone()), Some(0), Reason::Feasible);
+    check("a neighbour's", passed_on(plain.clone()), Some("local"), Reason::Feasible);
     let schema = JobSpec { wants_json: true, ..plain.clone() };
-    check("a neighbour's, schema", passed_on(schema), Some(2), Reason::Schema);
+    check("a neighbour's, schema", passed_on(schema), Some("cloud"), Reason::Schema);
     check("a neighbour's, for another", passed_on(named("peer")), None, Reason::Hops);
     check("too many hops", JobSpec { hops: HOPS_MAX + 1, ..plain }, None, Reason::Hops);
 }
 
 #[test]
 fn a_busy_local_model_is_waited_for() {
-    let mut scheduler = house();
-    assert_eq!(started(&scheduler.on(Event::Arrived(spec(1)), Time(0))), Some(0));
-    assert_eq!(scheduler.on(Event::Arrived(spec(2)), Time(1)), []);
+    let mut scheduler = scheduler_of_three();
+    assert_eq!(started(&scheduler.handle_event(Event::Arrived(spec(1)), Time(0))), Some("local"));
+    assert_eq!(scheduler.handle_event(Event::Arrived(spec(2)), Time(1)), []);
     assert_eq!(scheduler.load(), (1, 1));
-    let effects =
-        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(2));
-    assert_eq!(started(&effects), Some(0));
+    let effects = scheduler
+        .handle_event(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(2));
+    assert_eq!(started(&effects), Some("local"));
 }
 
 #[test]
-fn what_is_down_is_passed_over() {
-    let mut scheduler = house();
-    scheduler.on(Event::Down(BackendId(0)), Time(0));
-    let effects = scheduler.on(Event::Arrived(spec(1)), Time(0));
-    assert_eq!(started(&effects), Some(1));
-    let effects =
-        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(5));
-    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Resting);
+fn a_backend_that_is_down_is_skipped() {
+    let mut scheduler = scheduler_of_three();
+    scheduler.handle_event(Event::Down("local".into()), Time(0));
+    let effects = scheduler.handle_event(Event::Arrived(spec(1)), Time(0));
+    assert_eq!(started(&effects), Some("peer"));
+    let effects = scheduler
+        .handle_event(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(5));
+    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Unhealthy);
 }
 
 #[test]
 fn a_private_job_waits_for_its_model_to_come_back() {
-    let mut scheduler = house();
-    scheduler.on(Event::Down(BackendId(0)), Time(0));
+    let mut scheduler = scheduler_of_three();
+    scheduler.handle_event(Event::Down("local".into()), Time(0));
     let private = JobSpec { mode: Mode::LocalOnly, ..spec(1) };
-    assert_eq!(scheduler.on(Event::Arrived(private), Time(0)), []);
+    assert_eq!(scheduler.handle_event(Event::Arrived(private), Time(0)), []);
     assert_eq!(scheduler.load(), (1, 0));
     let local = BackendProfile { json_schema: false, ..profile("local", Locality::Device) };
-    assert_eq!(started(&scheduler.on(Event::Up(BackendId(0), local), Time(9))), Some(0));
+    assert_eq!(started(&scheduler.handle_event(Event::Up(local), Time(9))), Some("local"));
 }
 
 #[test]
 fn after_a_crash_another_answers_unless_something_was_sent() {
     let crash = || Fault::Crashed("gone".to_owned());
-    let mut scheduler = house();
-    scheduler.on(Event::Arrived(spec(1)), Time(0));
+    let mut scheduler = scheduler_of_three();
+    scheduler.handle_event(Event::Arrived(spec(1)), Time(0));
     let outcome = Err((crash(), Sent::Nothing));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
-    assert_eq!(started(&effects), Some(1), "{effects:?}");
-    let effects =
-        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(9));
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1), outcome }, Time(5));
+    assert_eq!(started(&effects), Some("peer"), "{effects:?}");
+    let effects = scheduler
+        .handle_event(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(9));
     let (verdict, decision) = settled(&effects).unwrap();
     assert_eq!(*verdict, Verdict::Done);
     let outcomes: Vec<Outcome> = decision.attempts.iter().map(|a| a.outcome).collect();
     assert_eq!(outcomes, [Outcome::Crashed, Outcome::Ok]);
 
-    let mut scheduler = house();
-    scheduler.on(Event::Arrived(spec(1)), Time(0));
+    let mut scheduler = scheduler_of_three();
+    scheduler.handle_event(Event::Arrived(spec(1)), Time(0));
     let outcome = Err((crash(), Sent::Some));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(started(&effects), None);
     assert_eq!(*settled(&effects).unwrap().0, Verdict::Failed(crash()));
 }
 
 #[test]
 fn the_only_model_is_tried_again_after_a_rest() {
-    let mut scheduler = house();
+    let mut scheduler = scheduler_of_three();
     let private = JobSpec { mode: Mode::LocalOnly, ..spec(1) };
-    scheduler.on(Event::Arrived(private), Time(0));
+    scheduler.handle_event(Event::Arrived(private), Time(0));
     let outcome = Err((Fault::TimedOut("silent".to_owned()), Sent::Nothing));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(effects, []);
     let wake = scheduler.wake_at(Time(5)).unwrap();
     assert_eq!(wake, Time(5) + REST_MIN);
-    assert_eq!(started(&scheduler.on(Event::Tick, wake)), Some(0));
+    assert_eq!(started(&scheduler.handle_event(Event::Tick, wake)), Some("local"));
     assert!(REST_MIN < REST_MAX);
 }
 
 #[test]
 fn a_prompt_that_is_too_long_goes_on_and_a_bad_schema_does_not() {
     let too_long = Refusal::field(Code::Incapable, "prompt", "2000 tokens");
-    let mut scheduler = house();
-    scheduler.on(Event::Arrived(spec(1)), Time(0));
+    let mut scheduler = scheduler_of_three();
+    scheduler.handle_event(Event::Arrived(spec(1)), Time(0));
     let outcome = Err((Fault::Rejected(too_long), Sent::Nothing));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
-    assert_eq!(started(&effects), Some(1));
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1), outcome }, Time(5));
+    assert_eq!(started(&effects), Some("peer"));
 
     let bad = Refusal::field(Code::Invalid, "schema", "leads nowhere");
-    let mut scheduler = house();
-    scheduler.on(Event::Arrived(spec(1)), Time(0));
+    let mut scheduler = scheduler_of_three();
+    scheduler.handle_event(Event::Arrived(spec(1)), Time(0));
     let outcome = Err((Fault::Rejected(bad.clone()), Sent::Nothing));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(5));
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1), outcome }, Time(5));
     assert_eq!(*settled(&effects).unwrap().0, Verdict::Refused(bad));
 }
 
 #[test]
 fn full_means_busy_with_a_time_to_come_back() {
     let private = |id| JobSpec { mode: Mode::LocalOnly, ..spec(id) };
-    let mut scheduler = house();
-    scheduler.on(Event::Arrived(spec(0)), Time(0));
-    scheduler.on(Event::Ended { job: JobId(0), outcome: Ok(Answered::default()) }, Time(2_000_000));
+    let mut scheduler = scheduler_of_three();
+    scheduler.handle_event(Event::Arrived(spec(0)), Time(0));
+    scheduler.handle_event(
+        Event::Ended { job: JobId(0), outcome: Ok(Answered::default()) },
+        Time(2_000_000),
+    );
     let now = Time(2_000_000);
     for id in 1..=WAITING_JOBS_MAX as u64 + 1 {
-        assert_eq!(settled(&scheduler.on(Event::Arrived(private(id)), now)), None);
+        assert_eq!(settled(&scheduler.handle_event(Event::Arrived(private(id)), now)), None);
     }
-    let effects = scheduler.on(Event::Arrived(private(999)), now);
+    let effects = scheduler.handle_event(Event::Arrived(private(999)), now);
     let (verdict, decision) = settled(&effects).unwrap();
     let Verdict::Refused(refusal) = verdict else { panic!("{verdict:?}") };
     assert_eq!(refusal.code, Code::Busy);
     assert_eq!(refusal.retry_after, Some(Duration::from_secs(2)));
     assert_eq!(decision.reason, Reason::Queue);
     assert!((decision.pressure.queue - 1.0).abs() < 0.01);
-    // who may go elsewhere does
-    let effects = scheduler.on(Event::Arrived(spec(1000)), now);
-    assert_eq!(started(&effects), Some(1));
+    // a job that may be offloaded is
+    let effects = scheduler.handle_event(Event::Arrived(spec(1000)), now);
+    assert_eq!(started(&effects), Some("peer"));
     let outcome = Ok(Answered::default());
-    let effects = scheduler.on(Event::Ended { job: JobId(1000), outcome }, now);
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1000), outcome }, now);
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Queue);
     // and another application is not kept out
     let other = JobSpec { app: "other".to_owned(), ..private(1001) };
-    let effects = scheduler.on(Event::Arrived(other), now);
+    let effects = scheduler.handle_event(Event::Arrived(other), now);
     let (verdict, _) = settled(&effects).unwrap();
     assert!(matches!(verdict, Verdict::Refused(_)), "{effects:?}");
     assert!(!effects.iter().any(|e| matches!(e, Effect::Settle { job: JobId(1001), .. })));
@@ -242,37 +244,40 @@ fn full_means_busy_with_a_time_to_come_back() {
 
 #[test]
 fn deadlines_end_waiting_and_running_jobs() {
-    let mut scheduler = house();
+    let mut scheduler = scheduler_of_three();
     let due = |id, us| JobSpec { due: Time(us), ..spec(id) };
-    scheduler.on(Event::Arrived(due(1, 500)), Time(0));
-    scheduler.on(Event::Arrived(due(2, 300)), Time(0));
+    scheduler.handle_event(Event::Arrived(due(1, 500)), Time(0));
+    scheduler.handle_event(Event::Arrived(due(2, 300)), Time(0));
     assert_eq!(scheduler.wake_at(Time(0)), Some(Time(300)));
-    let effects = scheduler.on(Event::Tick, Time(300));
+    let effects = scheduler.handle_event(Event::Tick, Time(300));
     assert_eq!(*settled(&effects).unwrap().0, Verdict::Expired);
     assert_eq!(scheduler.load(), (0, 1));
-    let effects = scheduler.on(Event::Tick, Time(500));
+    let effects = scheduler.handle_event(Event::Tick, Time(500));
     assert_eq!(effects[0], Effect::Stop { job: JobId(1) });
     assert_eq!(*settled(&effects).unwrap().0, Verdict::Expired);
     assert_eq!(scheduler.load(), (0, 0));
     assert_eq!(scheduler.wake_at(Time(500)), None);
     // the attempt's own end comes too late to matter
     assert_eq!(
-        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(501)),
+        scheduler.handle_event(
+            Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) },
+            Time(501)
+        ),
         []
     );
 }
 
 #[test]
 fn draining_takes_nothing_and_ends_once() {
-    let mut scheduler = house();
-    scheduler.on(Event::Arrived(spec(1)), Time(0));
-    assert_eq!(scheduler.on(Event::Drain, Time(1)), []);
-    let effects = scheduler.on(Event::Arrived(spec(2)), Time(2));
+    let mut scheduler = scheduler_of_three();
+    scheduler.handle_event(Event::Arrived(spec(1)), Time(0));
+    assert_eq!(scheduler.handle_event(Event::Drain, Time(1)), []);
+    let effects = scheduler.handle_event(Event::Arrived(spec(2)), Time(2));
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Draining);
-    let effects =
-        scheduler.on(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(3));
+    let effects = scheduler
+        .handle_event(Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) }, Time(3));
     assert_eq!(effects.last(), Some(&Effect::Drained));
-    assert_eq!(scheduler.on(Event::Tick, Time(4)), []);
+    assert_eq!(scheduler.handle_event(Event::Tick, Time(4)), []);
 }
 
 /// An encoder, a language model and a cloud, all of which can classify; only the encoder embeds.
@@ -281,14 +286,14 @@ fn classifiers() -> Scheduler {
         skills: Some(skills.iter().map(|skill| (*skill).to_owned()).collect()),
         ..profile
     };
-    let cards = vec![
+    let profiles = vec![
         with(profile("encoder", Locality::Device), &[CLASSIFY, EMBED]),
         with(profile("local", Locality::Device), &[GENERATE, CLASSIFY]),
         with(profile("cloud", Locality::Cloud), &[GENERATE, CLASSIFY, "french"]),
     ];
-    let mut scheduler = Scheduler::new(cards.clone());
-    for (n, profile) in cards.into_iter().enumerate() {
-        scheduler.on(Event::Up(BackendId(n), profile), Time(0));
+    let mut scheduler = Scheduler::new(profiles.clone());
+    for profile in profiles {
+        scheduler.handle_event(Event::Up(profile), Time(0));
     }
     scheduler
 }
@@ -299,54 +304,55 @@ fn label_job(id: u64, margin: f32) -> JobSpec {
 
 fn says(scheduler: &mut Scheduler, job: u64, confidence: f32, at: u64) -> Vec<Effect> {
     let outcome = Ok(Answered { confidence: Some(confidence), ..Answered::default() });
-    scheduler.on(Event::Ended { job: JobId(job), outcome }, Time(at))
+    scheduler.handle_event(Event::Ended { job: JobId(job), outcome }, Time(at))
 }
 
-fn answered_by(effects: &[Effect]) -> Option<(usize, Reason)> {
+fn answered_by(effects: &[Effect]) -> Option<(&str, Reason)> {
     effects.iter().find_map(|effect| match effect {
         Effect::Settle { verdict: Verdict::Done, backend, decision, .. } => {
-            Some((backend.map_or(usize::MAX, |b| b.0), decision.reason))
+            Some((backend.as_ref().map_or("none", BackendId::as_str), decision.reason))
         }
         _ => None,
     })
 }
 
 #[test]
-fn a_job_goes_to_a_model_that_has_its_talents() {
+fn a_job_goes_to_a_model_that_has_its_skills() {
     let mut scheduler = classifiers();
-    let effects = scheduler.on(Event::Arrived(spec(1)), Time(1));
-    assert_eq!(started(&effects), Some(1), "an encoder does not write");
+    let effects = scheduler.handle_event(Event::Arrived(spec(1)), Time(1));
+    assert_eq!(started(&effects), Some("local"), "an encoder does not write");
     let embed = JobSpec { skills: vec![EMBED.to_owned()], ..spec(2) };
-    assert_eq!(started(&scheduler.on(Event::Arrived(embed), Time(1))), Some(0));
+    assert_eq!(started(&scheduler.handle_event(Event::Arrived(embed), Time(1))), Some("encoder"));
     let french = vec![GENERATE.to_owned(), "french".to_owned()];
-    let effects = scheduler.on(Event::Arrived(JobSpec { skills: french, ..spec(3) }), Time(1));
-    assert_eq!(started(&effects), Some(2));
     let effects =
-        scheduler.on(Event::Ended { job: JobId(3), outcome: Ok(Answered::default()) }, Time(2));
-    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Talent);
+        scheduler.handle_event(Event::Arrived(JobSpec { skills: french, ..spec(3) }), Time(1));
+    assert_eq!(started(&effects), Some("cloud"));
+    let effects = scheduler
+        .handle_event(Event::Ended { job: JobId(3), outcome: Ok(Answered::default()) }, Time(2));
+    assert_eq!(settled(&effects).unwrap().1.reason, Reason::Skill);
     let paint = JobSpec { skills: vec!["paint".to_owned()], ..spec(4) };
-    let effects = scheduler.on(Event::Arrived(paint), Time(3));
+    let effects = scheduler.handle_event(Event::Arrived(paint), Time(3));
     let (verdict, decision) = settled(&effects).unwrap();
     assert!(matches!(verdict, Verdict::Refused(r) if r.message.contains("paint")));
-    assert_eq!(decision.reason, Reason::Talent);
+    assert_eq!(decision.reason, Reason::Skill);
 }
 
 #[test]
-fn who_is_not_sure_enough_hands_on_and_the_surest_word_counts() {
+fn below_the_margin_the_next_model_is_asked_and_the_surest_counts() {
     let mut scheduler = classifiers();
     // sure at once
-    scheduler.on(Event::Arrived(label_job(1, 0.6)), Time(1));
-    assert_eq!(answered_by(&says(&mut scheduler, 1, 0.6, 2)), Some((0, Reason::Feasible)));
+    scheduler.handle_event(Event::Arrived(label_job(1, 0.6)), Time(1));
+    assert_eq!(answered_by(&says(&mut scheduler, 1, 0.6, 2)), Some(("encoder", Reason::Feasible)));
     // the second is sure
-    scheduler.on(Event::Arrived(label_job(2, 0.6)), Time(3));
-    assert_eq!(started(&says(&mut scheduler, 2, 0.59, 4)), Some(1));
-    assert_eq!(answered_by(&says(&mut scheduler, 2, 0.9, 5)), Some((1, Reason::Confidence)));
+    scheduler.handle_event(Event::Arrived(label_job(2, 0.6)), Time(3));
+    assert_eq!(started(&says(&mut scheduler, 2, 0.59, 4)), Some("local"));
+    assert_eq!(answered_by(&says(&mut scheduler, 2, 0.9, 5)), Some(("local", Reason::Confidence)));
     // nobody is: the surest word is the answer
-    scheduler.on(Event::Arrived(label_job(3, 0.6)), Time(6));
-    assert_eq!(started(&says(&mut scheduler, 3, 0.4, 7)), Some(1));
-    assert_eq!(started(&says(&mut scheduler, 3, 0.5, 8)), Some(2));
+    scheduler.handle_event(Event::Arrived(label_job(3, 0.6)), Time(6));
+    assert_eq!(started(&says(&mut scheduler, 3, 0.4, 7)), Some("local"));
+    assert_eq!(started(&says(&mut scheduler, 3, 0.5, 8)), Some("cloud"));
     let effects = says(&mut scheduler, 3, 0.3, 9);
-    assert_eq!(answered_by(&effects), Some((1, Reason::Confidence)));
+    assert_eq!(answered_by(&effects), Some(("local", Reason::Confidence)));
     let (_, decision) = settled(&effects).unwrap();
     let said: Vec<_> = decision.attempts.iter().map(|a| (a.outcome, a.confidence)).collect();
     assert_eq!(
@@ -356,144 +362,45 @@ fn who_is_not_sure_enough_hands_on_and_the_surest_word_counts() {
 }
 
 #[test]
-fn an_unsure_word_is_better_than_none() {
+fn an_unsure_classification_is_the_fallback() {
     // the next one breaks
     let mut scheduler = classifiers();
-    scheduler.on(Event::Arrived(JobSpec { mode: Mode::LocalOnly, ..label_job(1, 0.6) }), Time(1));
-    assert_eq!(started(&says(&mut scheduler, 1, 0.4, 2)), Some(1));
+    scheduler.handle_event(
+        Event::Arrived(JobSpec { mode: Mode::LocalOnly, ..label_job(1, 0.6) }),
+        Time(1),
+    );
+    assert_eq!(started(&says(&mut scheduler, 1, 0.4, 2)), Some("local"));
     let outcome = Err((Fault::Rejected(Refusal::new(Code::Invalid, "x")), Sent::Nothing));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, Time(3));
-    assert_eq!(answered_by(&effects), Some((0, Reason::Confidence)));
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1), outcome }, Time(3));
+    assert_eq!(answered_by(&effects), Some(("encoder", Reason::Confidence)));
     // time runs out at the next one
-    scheduler.on(Event::Arrived(JobSpec { due: Time(100), ..label_job(2, 0.6) }), Time(4));
-    assert_eq!(started(&says(&mut scheduler, 2, 0.4, 5)), Some(1));
-    let effects = scheduler.on(Event::Tick, Time(100));
-    assert_eq!(answered_by(&effects), Some((0, Reason::Confidence)));
+    scheduler
+        .handle_event(Event::Arrived(JobSpec { due: Time(100), ..label_job(2, 0.6) }), Time(4));
+    assert_eq!(started(&says(&mut scheduler, 2, 0.4, 5)), Some("local"));
+    let effects = scheduler.handle_event(Event::Tick, Time(100));
+    assert_eq!(answered_by(&effects), Some(("encoder", Reason::Confidence)));
     // the next one is away
-    scheduler.on(Event::Down(BackendId(1)), Time(101));
-    scheduler.on(Event::Down(BackendId(2)), Time(101));
-    scheduler.on(Event::Arrived(label_job(3, 0.6)), Time(102));
-    assert_eq!(answered_by(&says(&mut scheduler, 3, 0.4, 103)), Some((0, Reason::Confidence)));
-    // the asker has gone: nobody waits for a word
-    scheduler.on(Event::Up(BackendId(1), scheduler.backends[1].profile.clone()), Time(104));
-    scheduler.on(Event::Arrived(label_job(4, 0.6)), Time(104));
-    assert_eq!(started(&says(&mut scheduler, 4, 0.4, 105)), Some(1));
-    let effects = scheduler.on(Event::Gone(JobId(4)), Time(106));
+    scheduler.handle_event(Event::Down("local".into()), Time(101));
+    scheduler.handle_event(Event::Down("cloud".into()), Time(101));
+    scheduler.handle_event(Event::Arrived(label_job(3, 0.6)), Time(102));
+    assert_eq!(
+        answered_by(&says(&mut scheduler, 3, 0.4, 103)),
+        Some(("encoder", Reason::Confidence))
+    );
+    // the client has gone: no answer is wanted
+    scheduler.handle_event(Event::Up(scheduler.backends[1].profile.clone()), Time(104));
+    scheduler.handle_event(Event::Arrived(label_job(4, 0.6)), Time(104));
+    assert_eq!(started(&says(&mut scheduler, 4, 0.4, 105)), Some("local"));
+    let effects = scheduler.handle_event(Event::Gone(JobId(4)), Time(106));
     assert_eq!(settled(&effects).unwrap().0, &Verdict::Cancelled);
 }
 
 #[test]
 fn a_rule_needs_no_model() {
     let mut scheduler = Scheduler::new(vec![profile("down", Locality::Device)]);
-    let effects =
-        scheduler.on(Event::Arrived(JobSpec { ruled: true, ..label_job(1, 0.6) }), Time(1));
+    let effects = scheduler
+        .handle_event(Event::Arrived(JobSpec { ruled: true, ..label_job(1, 0.6) }), Time(1));
     let (verdict, decision) = settled(&effects).unwrap();
     assert_eq!((verdict, decision.reason), (&Verdict::Done, Reason::Rule));
     assert_eq!(decision.route, Route::Local);
-}
-
-/// A provider that fails every time is asked no more than that it can come back, and by one job at
-/// a time: 3,000 jobs, one each 10 ms.
-#[test]
-fn a_failing_provider_is_not_stormed() {
-    let cloud = BackendProfile { slots: 8, ..profile("cloud", Locality::Cloud) };
-    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
-    scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
-    let mut first = std::collections::BTreeSet::new();
-    let (mut retries, mut settled) = (0_u32, 0);
-    let mut running: Vec<JobId> = Vec::new();
-    let mut has_failed = false;
-    for step in 0..3_300 {
-        let now = Time(step * 10_000);
-        let mut events: Vec<Event> = running
-            .drain(..)
-            .map(|job| {
-                let fault = Fault::unavailable(String::new());
-                Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }
-            })
-            .collect();
-        if step < 3_000 {
-            let due = now + Duration::from_secs(2);
-            events.push(Event::Arrived(JobSpec { mode: Mode::CloudOnly, due, ..spec(step) }));
-        }
-        events.push(Event::Tick);
-        for event in events {
-            has_failed |= matches!(event, Event::Ended { .. });
-            for effect in scheduler.on(event, now) {
-                match effect {
-                    Effect::Start { job, .. } => {
-                        retries += u32::from(!first.insert(job));
-                        running.push(job);
-                    }
-                    Effect::Settle { .. } => settled += 1,
-                    _ => {}
-                }
-            }
-        }
-        assert!(running.len() <= if has_failed { 1 } else { 8 }, "{step}: {running:?}");
-    }
-    assert_eq!(settled, 3_000);
-    let most = RETRIES_SAVED_MAX + u32::try_from(first.len()).unwrap() / RETRY_EVERY;
-    assert!(retries <= most, "{retries} retries of {} jobs", first.len());
-    // it was tried from time to time all the while, and more would have been allowed then
-    assert!((5..60).contains(&first.len()), "{}", first.len());
-}
-
-/// After it has answered again it gets more, step by step.
-#[test]
-fn who_comes_back_gets_more_step_by_step() {
-    let cloud = BackendProfile { slots: 8, ..profile("cloud", Locality::Cloud) };
-    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
-    scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
-    let mut running: Vec<JobId> = Vec::new();
-    let take = |effects: Vec<Effect>, running: &mut Vec<JobId>| {
-        running.extend(effects.iter().filter_map(|effect| match effect {
-            Effect::Start { job, .. } => Some(*job),
-            _ => None,
-        }));
-    };
-    for id in 0..40 {
-        let ask = JobSpec { mode: Mode::CloudOnly, ..spec(id) };
-        take(scheduler.on(Event::Arrived(ask), Time(0)), &mut running);
-    }
-    assert_eq!(running.len(), 8);
-    let job = running.remove(0);
-    let fault = Fault::TimedOut(String::new());
-    take(
-        scheduler.on(Event::Ended { job, outcome: Err((fault, Sent::Some)) }, Time(1)),
-        &mut running,
-    );
-    assert_eq!(running.len(), 7);
-    let rested = Time(1) + REST_MIN;
-    let mut seen = Vec::new();
-    while let Some(job) = running.pop() {
-        let end = Event::Ended { job, outcome: Ok(Answered::default()) };
-        take(scheduler.on(end, rested), &mut running);
-        seen.push(running.len());
-    }
-    // those under way end first, then there are 4 at once, and more and more
-    assert_eq!(seen[..4], [6, 5, 4, 4], "{seen:?}");
-    assert!(seen.contains(&6), "{seen:?}");
-}
-
-/// Each job fails once: only a tenth of them, and those saved up, are tried again.
-#[test]
-fn retries_are_few() {
-    let cloud = profile("cloud", Locality::Cloud);
-    let mut scheduler = Scheduler::new(vec![cloud.clone()]);
-    scheduler.on(Event::Up(BackendId(0), cloud), Time(0));
-    let mut retries = 0;
-    for id in 0..100 {
-        let now = Time(id * 60_000_000);
-        let due = now + Duration::from_secs(50);
-        let ask = JobSpec { mode: Mode::CloudOnly, due, ..spec(id) };
-        assert_eq!(started(&scheduler.on(Event::Arrived(ask), now)), Some(0), "{id}");
-        let (job, fault) = (JobId(id), Fault::unavailable(String::new()));
-        scheduler.on(Event::Ended { job, outcome: Err((fault, Sent::Nothing)) }, now);
-        if started(&scheduler.on(Event::Tick, now + REST_MAX)).is_some() {
-            retries += 1;
-            scheduler.on(Event::Ended { job, outcome: Ok(Answered::default()) }, now + REST_MAX);
-        }
-    }
-    assert!((10..=20).contains(&retries), "{retries}");
 }

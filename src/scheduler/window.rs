@@ -1,9 +1,9 @@
-//! The last measurements of something, and their quantiles.
+//! A sliding window of measurements, with quantiles.
 
 use heapless::{Deque, Vec as Bounded};
 use serde::{Deserialize, Serialize};
 
-/// No measurement is larger: in milliseconds these are eleven days.
+/// Largest measurement; in milliseconds eleven days.
 const VALUE_MAX: f64 = 1e9;
 
 /// The last `N` measurements, in order of time and of size. It is kept as a list in order of time,
@@ -16,7 +16,7 @@ pub(super) struct Window<const N: usize> {
 }
 
 impl<const N: usize> Window<N> {
-    /// Takes one in; the oldest falls out. What can't have been measured is not taken.
+    /// Adds a measurement and drops the oldest. Negative, infinite and NaN values are ignored.
     pub(super) fn push(&mut self, value: f64) {
         if !(0.0..=VALUE_MAX).contains(&value) {
             return;
@@ -33,7 +33,7 @@ impl<const N: usize> Window<N> {
         let _ = self.sorted.insert(at, value);
     }
 
-    /// Forgets all.
+    /// Drops all measurements.
     pub(super) fn clear(&mut self) {
         self.ring.clear();
         self.sorted.clear();
@@ -43,7 +43,7 @@ impl<const N: usize> Window<N> {
         self.sorted.len()
     }
 
-    /// The value that this share of the measurements does not exceed.
+    /// The quantile of the measurements for this share, by the nearest rank.
     pub(super) fn quantile(&self, share: f64) -> Option<f64> {
         nearest_rank(&self.sorted, share)
     }
@@ -71,7 +71,7 @@ impl<const N: usize> From<Window<N>> for Vec<f32> {
     }
 }
 
-/// The value that this share of sorted ones does not exceed.
+/// The quantile of sorted values for this share, by the nearest rank.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -1,11 +1,11 @@
-//! A board that warms when it computes, and an engine on it.
+//! Simulated boards: speed of an engine and a thermal model.
 //!
-//! Heat is a model of the first order: the chip tends to a temperature that depends on the air
-//! around it and on how busy it is, and comes nearer to it by 1/e in the time `tau_s`.
+//! The thermal model is of the first order: the chip approaches a temperature that depends on the
+//! ambient one and on the load, with the time constant `tau_s`.
 
 use std::time::Duration;
 
-/// What a board is like. The rates are those of a small quantized model.
+/// A simulated board. The rates are those of a small quantized model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SimulatedBoard {
     /// Its name on the command line.
@@ -14,23 +14,23 @@ pub struct SimulatedBoard {
     pub prefill: f64,
     /// Tokens written in a second, when cool.
     pub decode: f64,
-    /// Degrees above the air when idle.
+    /// Degrees above ambient when idle.
     pub idle_c: f64,
-    /// Degrees above the air when always busy.
+    /// Degrees above ambient at full load.
     pub busy_c: f64,
-    /// Seconds after which a change of temperature has come to 63 %.
+    /// Time constant of the temperature, in seconds: 63 % of a change.
     pub tau_s: f64,
-    /// Where the chip begins to slow itself, in degrees Celsius.
+    /// Trip point, in degrees Celsius, from which on the chip throttles.
     pub trip_c: f64,
-    /// Speed that is left then.
+    /// Speed above the trip point, 0 ..= 1.
     pub throttled: f64,
-    /// Temperature of the air, and by how much it swings over a day.
+    /// Ambient temperature in degrees Celsius: mean, and amplitude over a day.
     pub air_c: (f64, f64),
 }
 
 /// The boards that can be simulated. Rates of the Raspberry Pis are published ones of a 0.5 B model;
 /// heat is that of a board in a closed case without a fan (Pi 4), with the maker's fan (Pi 5) and
-/// with its heat sink (Orin); no number here was measured by us on such a board.
+/// with its heat sink (Orin); none of these numbers was measured on such a board.
 pub const BOARDS: [SimulatedBoard; 4] = [
     SimulatedBoard {
         name: "pi4",
@@ -65,7 +65,7 @@ pub const BOARDS: [SimulatedBoard; 4] = [
         throttled: 0.5,
         air_c: (30.0, 8.0),
     },
-    // the engine of the first study of these policies, on a board that gets too hot at full load
+    // for the comparison of policies: a board that exceeds its trip point at full load
     SimulatedBoard {
         name: "study",
         prefill: 80.0,
@@ -79,7 +79,7 @@ pub const BOARDS: [SimulatedBoard; 4] = [
     },
 ];
 
-/// The chip's temperature over time.
+/// The temperature of the chip over time.
 #[derive(Debug, Clone, Copy)]
 pub struct Chip {
     board: SimulatedBoard,
@@ -93,7 +93,7 @@ impl Chip {
         Chip { board, celsius: board.air_c.0 + board.idle_c }
     }
 
-    /// Lets time pass in which it was busy for this share of it.
+    /// Advances the temperature by a time during which the chip was busy for this share.
     pub fn pass(&mut self, time: Duration, busy: f64, at: Duration) {
         let SimulatedBoard { air_c: (mean, swing), idle_c, busy_c, tau_s, .. } = self.board;
         let day = at.as_secs_f64() / 86_400.0 * std::f64::consts::TAU;
@@ -104,7 +104,7 @@ impl Chip {
         self.celsius += (tends_to - self.celsius) * near;
     }
 
-    /// Speed at this temperature.
+    /// Speed at this temperature, 0 ..= 1.
     pub fn speed(&self) -> f64 {
         if self.celsius >= self.board.trip_c { self.board.throttled } else { 1.0 }
     }

@@ -1,4 +1,4 @@
-//! A day as a picture: temperature, duty, queue, and where answers came from, in SVG.
+//! A day as an SVG chart: temperature, duty cycle, queue, and routes of answers.
 
 use std::fmt::Write as _;
 
@@ -23,7 +23,7 @@ struct Panel<'a> {
     mark: Option<(f64, &'a str)>,
 }
 
-/// The picture of one day.
+/// The chart of one day.
 #[expect(clippy::cast_precision_loss, reason = "counts of a day")]
 pub fn draw(board: &SimulatedBoard, outcome: &DayResult, title: &str) -> String {
     let step = outcome.seconds.len().div_ceil(POINTS).max(1);

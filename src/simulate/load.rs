@@ -1,4 +1,4 @@
-//! What is asked of a simulated device: prompts over time, made from a seed or read from a file.
+//! Load of a simulated device: prompts over a day, generated from a seed.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use crate::request::job::{Mode, Priority};
 /// One prompt of a simulated day.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arrival {
-    /// When it comes, from the beginning.
+    /// Time of its arrival, from the beginning.
     pub at: Duration,
-    /// Who asks.
+    /// The application that asks.
     pub app: usize,
     /// How urgent it is.
     pub priority: Priority,
@@ -24,27 +24,27 @@ pub struct Arrival {
     pub prompt: u32,
     /// Of these, tokens that are in the cache already.
     pub cached: u32,
-    /// Tokens that its answer will have, which nobody knows before.
+    /// Tokens of its answer, unknown to the policy.
     pub answer: u32,
     /// Most tokens that it may have.
     pub most: u32,
-    /// Nothing of the answer is handed out before its end.
+    /// The client reads the answer as a whole, not as a stream.
     pub whole: bool,
 }
 
-/// How prompts come.
+/// The arrival process of a day.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Demand {
-    /// Work that is asked for against what the cool engine could do.
+    /// Requested work over the capacity of the engine when cool.
     pub load: f64,
-    /// How many times as many come in the bursts: 1 is none. One tenth of the time is a burst.
+    /// Factor of the arrival rate in bursts, which take a tenth of the time; 1 is no burst.
     pub burst: f64,
     /// How long the day is.
     pub length: Duration,
 }
 
-/// A kind of prompt: share of all, class, seconds to its deadline, tokens of the prompt and of the
-/// answer in the middle.
+/// A kind of prompt: share of all, priority, seconds to its deadline, median tokens of the prompt
+/// and of the answer.
 type ArrivalKind = (f64, Priority, u64, f64, f64);
 
 const KINDS: [ArrivalKind; 3] = [
@@ -55,9 +55,9 @@ const KINDS: [ArrivalKind; 3] = [
 /// Spread of the lengths of answers and prompts (sigma of the logarithm).
 const ANSWER_SIGMA: f64 = 0.6;
 const PROMPT_SIGMA: f64 = 0.3;
-/// `max_tokens` against the answer in the middle.
+/// `max_tokens` over the median answer.
 const MOST: f64 = 5.0;
-/// Share of a prompt that an earlier one has left in the cache.
+/// Share of a prompt that is in the prefix cache.
 const CACHED: f64 = 0.4;
 const APPS: usize = 4;
 const LOCAL_ONLY: f64 = 0.1;
@@ -68,7 +68,7 @@ const BURST_S: f64 = 60.0;
 /// A day of prompts.
 pub fn day(board: &SimulatedBoard, demand: Demand, seed: u64) -> Vec<Arrival> {
     let mut random = Rng::with_seed(seed);
-    // the mean of a log-normal is e^(s²/2) times its middle
+    // the mean of a log-normal is e^(s²/2) times its median
     let mean = |middle: f64, sigma: f64| middle * (sigma * sigma / 2.0).exp();
     let work: f64 = KINDS
         .iter()

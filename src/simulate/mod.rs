@@ -1,4 +1,4 @@
-//! A simulated device: a board with its heat, prompts over a day, and whoever decides.
+//! Simulated devices: a board with a thermal model, prompts over a day, and a policy that decides.
 
 pub mod board;
 mod draw;

@@ -1,34 +1,35 @@
-//! Who decides in a simulated day: our judge, or one of the simple rules that others use.
+//! Offload policies of a simulated day: the scheduler, or one of the simple rules that are common.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::request::job::{JobId, Mode};
 use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
-use crate::scheduler::{BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Verdict};
+use crate::scheduler::{BackendProfile, Effect, Event, JobSpec, Scheduler, Verdict};
 use crate::time::Time;
 
-/// The engine of this device and the other model, in every simulation.
-pub const HERE: BackendId = BackendId(0);
-/// See [`HERE`].
-pub const AWAY: BackendId = BackendId(1);
+/// The name of this device's engine in every simulation.
+pub const HERE: &str = "device";
+/// The name of the remote model in every simulation.
+pub const AWAY: &str = "cloud";
 
-/// A way to decide.
+/// An offload policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// Everything stays.
+    /// No job is offloaded.
     Never,
-    /// Everything leaves that may.
+    /// Every job is offloaded that may be.
     Always,
-    /// What the engine refuses leaves: it holds this many at most.
+    /// Jobs that the engine refuses are offloaded: it holds this many at most.
     OnError(usize),
-    /// What comes while this many are in the engine leaves.
+    /// Jobs that arrive while this many are in the engine are offloaded.
     InFlight(usize),
-    /// What comes while this many wait leaves.
+    /// Jobs that arrive while this many wait are offloaded.
     QueueLength(usize),
-    /// What would be late at its arrival by the mean of its kind leaves; first come, first served.
+    /// Jobs that would be late, predicted at arrival by the mean of their kind, are offloaded; first
+    /// come, first served.
     PredictAtArrival,
-    /// Our judge.
+    /// The scheduler of this crate.
     Ours,
 }
 
@@ -58,15 +59,15 @@ impl Policy {
     }
 }
 
-/// Something that decides.
+/// A policy at work: handles events as the scheduler does.
 pub(super) trait Decider {
-    fn on(&mut self, event: Event, now: Time) -> Vec<Effect>;
+    fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect>;
     fn wake_at(&self, now: Time) -> Option<Time>;
 }
 
 impl Decider for Scheduler {
-    fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
-        Scheduler::on(self, event, now)
+    fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect> {
+        Scheduler::handle_event(self, event, now)
     }
 
     fn wake_at(&self, now: Time) -> Option<Time> {
@@ -74,10 +75,10 @@ impl Decider for Scheduler {
     }
 }
 
-/// The judge of a policy over these two models.
-pub(super) fn judge(policy: Policy, cards: &[BackendProfile; 2]) -> Box<dyn Decider> {
+/// The decider of a policy over these two models.
+pub(super) fn decider(policy: Policy, profiles: &[BackendProfile; 2]) -> Box<dyn Decider> {
     match policy {
-        Policy::Ours => Box::new(Scheduler::new(cards.to_vec())),
+        Policy::Ours => Box::new(Scheduler::new(profiles.to_vec())),
         Policy::Never
         | Policy::Always
         | Policy::OnError(_)
@@ -93,7 +94,7 @@ pub(super) fn judge(policy: Policy, cards: &[BackendProfile; 2]) -> Box<dyn Deci
     }
 }
 
-/// First come, first served, and a rule at the arrival of each job.
+/// A rule at the arrival of each job; first come, first served.
 struct SimplePolicy {
     policy: Policy,
     queue: VecDeque<JobSpec>,
@@ -104,7 +105,7 @@ struct SimplePolicy {
 }
 
 impl SimplePolicy {
-    fn leaves(&self, spec: &JobSpec, now: Time) -> bool {
+    fn is_offloaded(&self, spec: &JobSpec, now: Time) -> bool {
         if spec.mode == Mode::LocalOnly {
             return false;
         }
@@ -133,19 +134,25 @@ impl SimplePolicy {
         let spec = self.queue.pop_front()?;
         let (job, time_left, priority) = (spec.job, now.until(spec.due), spec.priority);
         self.here = Some((spec, now));
-        Some(Effect::Start { job, backend: HERE, time_left, priority, hold: None })
+        Some(Effect::Start { job, backend: HERE.into(), time_left, priority, hold: None })
     }
 }
 
 impl Decider for SimplePolicy {
-    fn on(&mut self, event: Event, now: Time) -> Vec<Effect> {
+    fn handle_event(&mut self, event: Event, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Arrived(spec) if self.leaves(&spec, now) => {
+            Event::Arrived(spec) if self.is_offloaded(&spec, now) => {
                 let (job, time_left) = (spec.job, now.until(spec.due));
                 let priority = spec.priority;
                 self.away.insert(job, spec);
-                effects.push(Effect::Start { job, backend: AWAY, time_left, priority, hold: None });
+                effects.push(Effect::Start {
+                    job,
+                    backend: AWAY.into(),
+                    time_left,
+                    priority,
+                    hold: None,
+                });
             }
             Event::Arrived(spec) => self.queue.push_back(spec),
             Event::Ended { job, .. } => {
@@ -163,6 +170,7 @@ impl Decider for SimplePolicy {
             Event::Gone(_)
             | Event::Up(..)
             | Event::Down(_)
+            | Event::Catalog(_)
             | Event::Strained(_)
             | Event::Clock(_)
             | Event::Tick
@@ -174,7 +182,7 @@ impl Decider for SimplePolicy {
             effects.push(Effect::Stop { job: spec.job });
             effects.push(settled(spec.job, Verdict::Expired, HERE));
         }
-        // who is late is not served any more
+        // expired jobs are not served
         self.queue.retain(|spec| {
             let late = spec.due <= now;
             if late {
@@ -199,7 +207,7 @@ impl Decider for SimplePolicy {
     }
 }
 
-fn settled(job: JobId, verdict: Verdict, backend: BackendId) -> Effect {
+fn settled(job: JobId, verdict: Verdict, backend: &str) -> Effect {
     let decision = Decision {
         route: if backend == HERE { Route::Local } else { Route::Cloud },
         reason: Reason::Feasible,
@@ -210,12 +218,12 @@ fn settled(job: JobId, verdict: Verdict, backend: BackendId) -> Effect {
         steps: Vec::new(),
         figures: None,
     };
-    Effect::Settle { job, verdict, backend: Some(backend), decision: Box::new(decision) }
+    Effect::Settle { job, verdict, backend: Some(backend.into()), decision: Box::new(decision) }
 }
 
-/// How long the other model takes for an answer of so many tokens: most answers begin within a
-/// second, one in twenty takes two or three times as long.
-pub(super) fn time_away(random: &mut fastrand::Rng, tokens: u32) -> Duration {
+/// Time of an answer of the remote model with so many tokens: most answers begin within a second,
+/// one in twenty takes two or three times as long.
+pub(super) fn remote_time(random: &mut fastrand::Rng, tokens: u32) -> Duration {
     let first = 0.6 * (0.5 * super::load::normal(random)).exp();
     Duration::from_secs_f64(first + f64::from(tokens) / 80.0)
 }

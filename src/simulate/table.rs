@@ -1,4 +1,4 @@
-//! Policies side by side over the same days, as a table in Markdown.
+//! Comparison of policies over the same days, as a Markdown table.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use super::load::{Demand, day};
 use super::policy::Policy;
 use super::world::{DayResult, DaySetup, run};
 
-/// What a policy came to over the days of these seeds.
+/// The results of a policy over the days of these seeds, added up.
 pub fn over(
     board: &SimulatedBoard,
     demand: Demand,
@@ -50,16 +50,6 @@ pub fn table(outcomes: &[(Policy, DayResult)]) -> String {
         );
     }
     text
-}
-
-/// Whether no other is at least as good in missed jobs and in tokens elsewhere, and better in one.
-pub fn is_on_the_front(outcome: &DayResult, others: &[(Policy, DayResult)]) -> bool {
-    let at = |o: &DayResult| (percent(o.missed, o.jobs), percent(o.away_tokens, o.tokens));
-    let (missed, tokens) = at(outcome);
-    !others.iter().any(|(_, other)| {
-        let (its_missed, its_tokens) = at(other);
-        its_missed <= missed && its_tokens <= tokens && (its_missed < missed || its_tokens < tokens)
-    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a few days")]

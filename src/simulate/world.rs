@@ -1,5 +1,5 @@
-//! One simulated day: prompts come, an engine and another model answer, the chip warms, a judge
-//! decides, and the books are kept by the world itself.
+//! One simulated day: prompts arrive, an engine and a remote model answer, the chip warms, a policy
+//! decides, and the world counts the results.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use fastrand::Rng;
 
 use super::board::{Chip, SimulatedBoard};
 use super::load::Arrival;
-use super::policy::{AWAY, Decider, HERE, Policy, judge, time_away};
+use super::policy::{AWAY, Decider, HERE, Policy, decider, remote_time};
 use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::pressure::level::{DevicePressure, PressureStage};
@@ -25,18 +25,18 @@ use crate::time::Time;
 const SAMPLED: Duration = Duration::from_secs(1);
 /// Bytes of text to a token.
 const BYTES_PER_TOKEN: u32 = 4;
-/// Another program takes the memory for a minute in each such time, in seconds.
+/// Period and length of the times when another program takes the memory, in seconds.
 const MEMORY_EVERY_S: u64 = 2400;
 const MEMORY_SHORT_S: u64 = 60;
 /// Speed that is left to an engine while memory is short.
 const SWAPPING: f64 = 0.3;
 
-/// What a day is given besides its prompts.
+/// Parameters of a day besides its prompts.
 #[derive(Debug, Clone)]
 pub struct DaySetup {
-    /// For everything that is left to chance.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// Jobs that the engine holds, the most urgent of which it works on.
+    /// Slots of the engine, which computes the most urgent of its jobs.
     pub slots: u32,
     /// Whether another program takes the memory now and then.
     pub memory_runs_short: bool,
@@ -45,18 +45,18 @@ pub struct DaySetup {
     pub trace: Option<Arc<Vec<SensorSample>>>,
 }
 
-/// What a day came to.
+/// Results of a day.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DayResult {
-    /// Prompts that came.
+    /// Prompts that arrived.
     pub jobs: usize,
-    /// Of these, answered elsewhere.
+    /// Of these, answered by the remote model.
     pub away: usize,
-    /// Of these, sent there for load, though by hindsight there was time here.
+    /// Of these, offloaded for load although in hindsight the engine had time.
     pub needless: usize,
     /// Not answered in time.
     pub missed: usize,
-    /// Tokens of prompts and answers, in all and elsewhere.
+    /// Tokens of prompts and answers: in all, and at the remote model.
     pub tokens: u64,
     /// See `tokens`.
     pub away_tokens: u64,
@@ -68,14 +68,14 @@ pub struct DayResult {
     pub hours: f64,
     /// Highest temperature.
     pub peak_c: f64,
-    /// Why prompts left.
+    /// Reasons of offloads, with counts.
     pub reasons: BTreeMap<String, usize>,
-    /// What was so at each second, if it was asked for.
+    /// The state at each second.
     pub seconds: Vec<Second>,
 }
 
 impl DayResult {
-    /// Another day besides; what was so at each second is that of the last.
+    /// Adds the results of another day; the seconds are those of the last.
     pub fn add(&mut self, other: DayResult) {
         self.jobs += other.jobs;
         self.away += other.away;
@@ -103,7 +103,7 @@ pub struct Second {
     pub duty: f64,
     /// Jobs that wait.
     pub waiting: usize,
-    /// Jobs settled in this second, here and elsewhere, and missed.
+    /// Jobs settled in this second: by the engine, by the remote model, and missed.
     pub here: usize,
     /// See `here`.
     pub away: usize,
@@ -123,39 +123,39 @@ struct World<'a> {
     given: &'a DaySetup,
     orders: &'a [Arrival],
     board: &'a SimulatedBoard,
-    judge: Box<dyn Decider>,
+    decider: Box<dyn Decider>,
     random: Rng,
     now: Time,
     chip: Chip,
     gauge: Gauge,
     device_pressure: DevicePressure,
     engine: Vec<InEngine>,
-    /// When the other model will have answered.
+    /// End of each answer of the remote model.
     remote: BTreeMap<JobId, Time>,
     recalled: Vec<JobId>,
     out: DayResult,
-    /// Milliseconds of work that the engine could have done, from the beginning.
+    /// Cumulative capacity of the engine, in milliseconds of work.
     capacity: Vec<(Time, f64)>,
-    /// What was done here: deadline, arrival and work of each.
+    /// Jobs that the engine answered: deadline, arrival and work of each.
     done_here: Vec<(Time, Time, f64)>,
     left_for_load: Vec<(Time, Time, f64)>,
     waiting: usize,
 }
 
-/// Lets a policy decide over a day.
+/// Simulates a day under a policy.
 pub fn run(
     board: &SimulatedBoard,
     orders: &[Arrival],
     policy: Policy,
     given: &DaySetup,
 ) -> DayResult {
-    let cards =
+    let profiles =
         [profile(board, Locality::Device, given.slots), profile(board, Locality::Cloud, 32)];
     let mut world = World {
         given,
         orders,
         board,
-        judge: judge(policy, &cards),
+        decider: decider(policy, &profiles),
         random: Rng::with_seed(given.seed),
         now: Time::default(),
         chip: Chip::new(*board),
@@ -170,9 +170,9 @@ pub fn run(
         left_for_load: Vec::new(),
         waiting: 0,
     };
-    let [here, away] = cards;
-    world.tell(Event::Up(HERE, here));
-    world.tell(Event::Up(AWAY, away));
+    let [here, away] = profiles;
+    world.tell(Event::Up(here));
+    world.tell(Event::Up(away));
     world.live(policy == Policy::Ours);
     world.out
 }
@@ -185,7 +185,7 @@ fn profile(board: &SimulatedBoard, locality: Locality, slots: u32) -> BackendPro
         read_ms: here.then_some(1e3 / board.prefill),
         write_ms: here.then_some(1e3 / board.decode),
         context_tokens: 4096,
-        ..BackendProfile::unknown(locality.name(), locality)
+        ..BackendProfile::unknown(if here { HERE } else { AWAY }, locality)
     }
 }
 
@@ -197,7 +197,7 @@ impl<'a> World<'a> {
         let mut sample = Time::default();
         while self.now < end {
             let arrival = self.orders.get(next).map(|order| Time::default() + order.at);
-            let wake = self.judge.wake_at(self.now);
+            let wake = self.decider.wake_at(self.now);
             let engine = self.engine_ends();
             let remote = self.remote.values().min().copied();
             let all = [arrival, Some(sample), wake, engine, remote, self.recall_ends()];
@@ -281,7 +281,7 @@ impl<'a> World<'a> {
         self.out.seconds.push(second);
     }
 
-    /// What the sensors say: of the real device, or of the board.
+    /// The sensor sample: of the recorded trace, or of the simulated board.
     fn sensed(&mut self) -> SensorSample {
         if let Some(trace) = self.given.trace.as_ref().filter(|trace| !trace.is_empty()) {
             let second = usize::try_from(self.now.0 / 1_000_000).unwrap_or(0);
@@ -327,7 +327,7 @@ impl<'a> World<'a> {
         self.tell(Event::Arrived(spec));
     }
 
-    /// What was asked: jobs are named by their place.
+    /// The arrival of a job: identifiers are indices.
     fn order(&self, job: JobId) -> &'a Arrival {
         &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)]
     }
@@ -338,7 +338,7 @@ impl<'a> World<'a> {
         (read + f64::from(order.answer) / self.board.decode) * 1e3
     }
 
-    /// Ends what has come to its end by now.
+    /// Ends one attempt that is complete by now.
     fn finish(&mut self) -> Option<()> {
         if let Some(job) = self.recalled.pop() {
             self.engine.retain(|inside| inside.job != job);
@@ -379,14 +379,14 @@ impl<'a> World<'a> {
     }
 
     fn tell(&mut self, event: Event) {
-        for effect in self.judge.on(event, self.now) {
+        for effect in self.decider.handle_event(event, self.now) {
             self.carry_out(effect);
         }
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Start { job, backend, priority, .. } if backend == HERE => {
+            Effect::Start { job, backend, priority, .. } if backend.as_str() == HERE => {
                 let order = self.order(job);
                 let due = Time::default() + order.at + order.time_left;
                 let left = self.work(job);
@@ -394,7 +394,7 @@ impl<'a> World<'a> {
             }
             Effect::Start { job, .. } => {
                 let tokens = self.order(job).answer;
-                let time = time_away(&mut self.random, tokens);
+                let time = remote_time(&mut self.random, tokens);
                 self.remote.insert(job, self.now + time);
             }
             Effect::Stop { job } => {
@@ -404,7 +404,7 @@ impl<'a> World<'a> {
             }
             Effect::Recall { job } => self.recalled.push(job),
             Effect::Settle { job, verdict, backend, decision } => {
-                let away = backend == Some(AWAY);
+                let away = backend.is_some_and(|backend| backend.as_str() == AWAY);
                 self.settled(job, &verdict, away, decision.reason);
             }
             Effect::Load(_) | Effect::Unload(_) | Effect::Book(_) | Effect::Drained => {}
@@ -434,14 +434,14 @@ impl<'a> World<'a> {
         }
     }
 
-    /// What the engine could have done until then.
+    /// Cumulative capacity of the engine at a time.
     fn capacity_at(&self, time: Time) -> f64 {
         let at = self.capacity.partition_point(|(then, _)| *then <= time);
         self.capacity[at.saturating_sub(1)].1
     }
 
-    /// Counts the jobs that left and for which, knowing all lengths, there was time here beside
-    /// everything else that was done here: each by itself, served by earliest deadline.
+    /// Counts the needless offloads: jobs for which, with all lengths known, the engine had time
+    /// beside all that it answered; each by itself, served by earliest deadline.
     fn count_needless(&mut self) {
         let here = std::mem::take(&mut self.done_here);
         let gone = std::mem::take(&mut self.left_for_load);

@@ -22,8 +22,8 @@ use crate::limits::{
     LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_LOCK_WAIT, LEDGER_REST, LEDGER_WAITING_MAX,
 };
 use crate::model::generate::Fault;
+use crate::money::account::{LedgerEntry, SpendingAccount};
 use crate::money::{Hour, Usd};
-use crate::scheduler::books::{Books, LedgerEntry};
 
 /// The file's name in the state folder.
 const NAME: &str = "spent.jsonl";
@@ -36,7 +36,7 @@ const LOST: u64 = u64::MAX;
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Begin {
-    books: Books,
+    books: SpendingAccount,
 }
 
 /// An entry to write, and the sender to notify when it is durable.
@@ -73,7 +73,7 @@ pub(crate) struct Writer {
 struct Disk {
     path: PathBuf,
     file: File,
-    books: Books,
+    books: SpendingAccount,
     lines: usize,
     /// The last write failed: the end of the file is undefined.
     is_torn: bool,
@@ -87,7 +87,11 @@ pub(crate) fn hour() -> Hour {
 }
 
 /// Opens the ledger of this folder; returns its two ends and the account.
-pub(crate) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledger, Writer, Books) {
+pub(crate) fn open(
+    folder: Option<&Path>,
+    is_binding: bool,
+    hour: Hour,
+) -> (Ledger, Writer, SpendingAccount) {
     let (to, from) = mpsc::channel(LEDGER_WAITING_MAX);
     let disk = match folder {
         Some(folder) => Disk::open(folder, hour).map_err(|error| {
@@ -101,7 +105,8 @@ pub(crate) fn open(folder: Option<&Path>, is_binding: bool, hour: Hour) -> (Ledg
         }),
         None => Err("no state folder for the ledger; set PILOTLIGHT_STATE".to_owned()),
     };
-    let books = disk.as_ref().map_or_else(|_| Books::default(), |disk| disk.books.clone());
+    let books =
+        disk.as_ref().map_or_else(|_| SpendingAccount::default(), |disk| disk.books.clone());
     (Ledger { to, is_binding }, Writer { from, disk, is_binding }, books)
 }
 
@@ -188,7 +193,7 @@ impl Disk {
         let path = folder.join(NAME);
         let mut books = match read(&path) {
             Ok(books) => books,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Books::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => SpendingAccount::default(),
             Err(error) => {
                 let (aside, file) = (path.with_extension("damaged"), path.display());
                 tracing::error!(
@@ -252,8 +257,8 @@ fn take(lock: &File) -> io::Result<()> {
 }
 
 /// An account after which nothing may be spent in the present hour, day and month.
-fn all_spent(hour: Hour) -> Books {
-    let mut books = Books::default();
+fn all_spent(hour: Hour) -> SpendingAccount {
+    let mut books = SpendingAccount::default();
     books.turn(hour);
     let line = books.hold(LOST, "", Usd::MOST);
     books.write(&line);
@@ -261,13 +266,13 @@ fn all_spent(hour: Hour) -> Books {
 }
 
 /// Replaces the file by one that begins with this account.
-fn begin(path: &Path, books: &Books) -> io::Result<File> {
+fn begin(path: &Path, books: &SpendingAccount) -> io::Result<File> {
     let mut text = serde_json::to_vec(&Begin { books: books.clone() })?;
     text.push(b'\n');
     files::replace(path, &text)
 }
 
-fn read(path: &Path) -> io::Result<Books> {
+fn read(path: &Path) -> io::Result<SpendingAccount> {
     let text = String::from_utf8(files::read(path, LEDGER_BYTES_MAX)?).map_err(io::Error::other)?;
     let wrong = |n: usize, why: String| io::Error::other(format!("line {}: {why}", n + 1));
     // an incomplete last line was never acknowledged

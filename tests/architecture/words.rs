@@ -65,7 +65,7 @@ pub const WORDS: &[Word] = &[
             "src/limits.rs",
             "src/mcp/contract.rs",
             "src/request/",
-            "src/scheduler/decision.rs",
+            "src/decision/",
             "src/scheduler/strategy.rs",
             "src/strategy/",
             "src/wire/",

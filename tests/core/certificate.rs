@@ -6,9 +6,7 @@ use std::time::Duration;
 use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
 use pilotlight::request::job::{JobId, Mode, Priority};
-use pilotlight::scheduler::{
-    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent,
-};
+use pilotlight::scheduler::{Answered, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent};
 use pilotlight::time::Time;
 
 /// What the world knows of a job that is to be answered here if it can.
@@ -53,8 +51,8 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
             ..base.clone()
         };
         let mut scheduler = Scheduler::new(vec![local.clone(), cloud.clone()]);
-        scheduler.on(Event::Up(BackendId(0), local), Time(0));
-        scheduler.on(Event::Up(BackendId(1), cloud), Time(0));
+        scheduler.handle_event(Event::Up(local), Time(0));
+        scheduler.handle_event(Event::Up(cloud), Time(0));
         let mut promises: BTreeMap<JobId, Promise> = BTreeMap::new();
         let mut away = Vec::new();
         let mut now = Time(0);
@@ -102,9 +100,9 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
             };
             promises.retain(|_, promise| promise.due > now);
             let holds = certified(&promises, now);
-            for effect in scheduler.on(event, now) {
+            for effect in scheduler.handle_event(event, now) {
                 match effect {
-                    Effect::Start { job, backend: BackendId(0), .. } => {
+                    Effect::Start { job, backend, .. } if backend.as_str() == "local" => {
                         promises.get_mut(&job).unwrap().runs = true;
                     }
                     Effect::Start { job, .. } | Effect::Recall { job } => {
@@ -126,7 +124,7 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
             // who was called back says so at once
             for job in std::mem::take(&mut away) {
                 let outcome = Err((Fault::Cancelled, Sent::Nothing));
-                scheduler.on(Event::Ended { job, outcome }, now);
+                scheduler.handle_event(Event::Ended { job, outcome }, now);
             }
         }
     }

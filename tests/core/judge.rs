@@ -13,8 +13,9 @@ use pilotlight::scheduler::{
 };
 use pilotlight::time::Time;
 
-const LOCAL: BackendId = BackendId(0);
-const CLOUD: BackendId = BackendId(1);
+const LOCAL: &str = "local";
+const PEER: &str = "peer";
+const CLOUD: &str = "cloud";
 
 fn at(ms: u64) -> Time {
     Time(ms * 1000)
@@ -36,8 +37,8 @@ fn house(slots: u32) -> Scheduler {
         ..BackendProfile::unknown("cloud", Locality::Cloud)
     };
     let mut scheduler = Scheduler::new(vec![local.clone(), cloud.clone()]);
-    scheduler.on(Event::Up(LOCAL, local), at(0));
-    scheduler.on(Event::Up(CLOUD, cloud), at(0));
+    scheduler.handle_event(Event::Up(local), at(0));
+    scheduler.handle_event(Event::Up(cloud), at(0));
     scheduler
 }
 
@@ -65,9 +66,12 @@ fn spec(job: u64, tokens: u32, now: u64, within: u64) -> JobSpec {
     }
 }
 
-fn started(effects: &[Effect]) -> Vec<(u64, BackendId)> {
+fn started(effects: &[Effect]) -> Vec<(u64, &'static str)> {
+    let name = |backend: &BackendId| {
+        [LOCAL, PEER, CLOUD].into_iter().find(|name| *name == backend.as_str()).unwrap()
+    };
     let start = |effect: &Effect| match effect {
-        Effect::Start { job, backend, .. } => Some((job.0, *backend)),
+        Effect::Start { job, backend, .. } => Some((job.0, name(backend))),
         _ => None,
     };
     effects.iter().filter_map(start).collect()
@@ -97,10 +101,11 @@ fn answer(tokens: u32) -> Result<Answered, (Fault, Sent)> {
 fn taught(scheduler: &mut Scheduler) -> u64 {
     let mut now = 0;
     for n in 0..20 {
-        scheduler.on(Event::Arrived(spec(9000 + n, 100, now, 60_000)), at(now));
+        scheduler.handle_event(Event::Arrived(spec(9000 + n, 100, now, 60_000)), at(now));
         now += 225;
         let tokens = 18 + u32::try_from(n % 5).unwrap();
-        scheduler.on(Event::Ended { job: JobId(9000 + n), outcome: answer(tokens) }, at(now));
+        scheduler
+            .handle_event(Event::Ended { job: JobId(9000 + n), outcome: answer(tokens) }, at(now));
     }
     now
 }
@@ -116,7 +121,8 @@ fn reason_of(effects: &[Effect], job: u64) -> (Verdict, Reason) {
 }
 
 fn cloud_answers(scheduler: &mut Scheduler, job: u64, now: u64) -> Reason {
-    let effects = scheduler.on(Event::Ended { job: JobId(job), outcome: answer(20) }, at(now));
+    let effects =
+        scheduler.handle_event(Event::Ended { job: JobId(job), outcome: answer(20) }, at(now));
     reason_of(&effects, job).1
 }
 
@@ -127,7 +133,7 @@ fn who_is_in_time_at_the_worst_waits() {
     // five jobs of 64 tokens: at the worst less than 6 s in all
     let mut effects = Vec::new();
     for job in 0..5 {
-        effects.extend(scheduler.on(Event::Arrived(spec(job, 64, now, 20_000)), at(now)));
+        effects.extend(scheduler.handle_event(Event::Arrived(spec(job, 64, now, 20_000)), at(now)));
     }
     assert_eq!(started(&effects), [(0, LOCAL)]);
     assert_eq!(scheduler.load(), (4, 1));
@@ -137,11 +143,11 @@ fn who_is_in_time_at_the_worst_waits() {
 fn who_is_hopelessly_late_leaves_at_once() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
-    scheduler.on(Event::Arrived(spec(1, 500, now, 60_000)), at(now));
+    scheduler.handle_event(Event::Arrived(spec(1, 500, now, 60_000)), at(now));
     // some 225 ms each: the eighth of those can't be in time within 1.5 s
     let mut left = Vec::new();
     for job in 2..12 {
-        let effects = scheduler.on(Event::Arrived(spec(job, 100, now, 1_500)), at(now));
+        let effects = scheduler.handle_event(Event::Arrived(spec(job, 100, now, 1_500)), at(now));
         left.extend(started(&effects));
     }
     assert!(left.len() >= 3 && left.iter().all(|(_, to)| *to == CLOUD), "{left:?}");
@@ -159,15 +165,15 @@ fn who_has_to_leave_does_not_wait_for_a_full_neighbour() {
     let cloud = BackendProfile { slots: 8, ..BackendProfile::unknown("cloud", Locality::Cloud) };
     let cards = [local, peer, cloud];
     let mut scheduler = Scheduler::new(cards.to_vec());
-    for (n, profile) in cards.into_iter().enumerate() {
-        scheduler.on(Event::Up(BackendId(n), profile), at(0));
+    for profile in cards {
+        scheduler.handle_event(Event::Up(profile), at(0));
     }
     let mut effects = Vec::new();
     for job in 1..=3 {
         // the hopeful figure is an eighth of 4,000 tokens, 5 s
-        effects.extend(scheduler.on(Event::Arrived(spec(job, 4_000, 0, 4_000)), at(0)));
+        effects.extend(scheduler.handle_event(Event::Arrived(spec(job, 4_000, 0, 4_000)), at(0)));
     }
-    let expected = [(1, BackendId(1)), (2, BackendId(2)), (3, BackendId(2))];
+    let expected = [(1, PEER), (2, CLOUD), (3, CLOUD)];
     assert_eq!(started(&effects), expected);
 }
 
@@ -176,14 +182,14 @@ fn between_the_two_it_is_decided_at_the_last_moment() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
     // in time by all that was seen, late if it were as long as it may be
-    let effects = scheduler.on(Event::Arrived(spec(1, 4_000, now, 20_000)), at(now));
+    let effects = scheduler.handle_event(Event::Arrived(spec(1, 4_000, now, 20_000)), at(now));
     assert_eq!(started(&effects), [(1, LOCAL)]);
     // it goes on and on: when it has been longer than all that were seen, it may go on for ever
     let mut time = now;
     let effects = loop {
         let wake = scheduler.wake_at(at(time)).unwrap();
         time = (wake.0 / 1000).min(time + 500);
-        let effects = scheduler.on(Event::Tick, at(time));
+        let effects = scheduler.handle_event(Event::Tick, at(time));
         if !effects.is_empty() {
             break effects;
         }
@@ -193,7 +199,7 @@ fn between_the_two_it_is_decided_at_the_last_moment() {
     let left = now + 20_000 - time;
     assert!((2_900..=3_100).contains(&left), "{left} ms before its deadline");
     let outcome = Err((Fault::Cancelled, Sent::Nothing));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome }, at(time));
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1), outcome }, at(time));
     assert_eq!(started(&effects), [(1, CLOUD)]);
     assert_eq!(cloud_answers(&mut scheduler, 1, time + 900), Reason::Deadline);
 }
@@ -203,17 +209,17 @@ fn what_is_read_piece_by_piece_is_not_called_back() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
     let streamed = JobSpec { is_buffered: false, ..spec(1, 4_000, now, 20_000) };
-    scheduler.on(Event::Arrived(streamed), at(now));
+    scheduler.handle_event(Event::Arrived(streamed), at(now));
     for second in 1..20 {
-        let effects = scheduler.on(Event::Tick, at(now + second * 1000));
+        let effects = scheduler.handle_event(Event::Tick, at(now + second * 1000));
         assert_eq!(effects, [], "after {second} s");
     }
     // one that would most likely be late does not begin here
-    let effects = scheduler.on(Event::Tick, at(now + 20_000));
+    let effects = scheduler.handle_event(Event::Tick, at(now + 20_000));
     assert_eq!(reason_of(&effects, 1).0, Verdict::Expired);
     let hopeless =
         JobSpec { is_buffered: false, template: "other".into(), ..spec(2, 4_000, now, 24_000) };
-    let effects = scheduler.on(Event::Arrived(hopeless), at(now + 20_000));
+    let effects = scheduler.handle_event(Event::Arrived(hopeless), at(now + 20_000));
     assert_eq!(started(&effects), [(2, CLOUD)]);
 }
 
@@ -228,19 +234,19 @@ fn heat_and_memory_send_away_who_would_be_late_for_them() {
         let mut scheduler = house(1);
         let now = taught(&mut scheduler);
         let device_pressure = DevicePressure { duty, stage, cause, ..DevicePressure::default() };
-        scheduler.on(Event::Strained(device_pressure), at(now));
+        scheduler.handle_event(Event::Strained(device_pressure), at(now));
         // a quarter of a second's work with three seconds for it
-        let effects = scheduler.on(Event::Arrived(spec(1, 100, now, 3_500)), at(now));
+        let effects = scheduler.handle_event(Event::Arrived(spec(1, 100, now, 3_500)), at(now));
         assert_eq!(started(&effects), [(1, CLOUD)], "{cause:?} {stage:?}");
         assert_eq!(cloud_answers(&mut scheduler, 1, now + 500), reason);
         // with an hour's time heat is no reason to leave; who must stay is served in any case
         let patient = spec(2, 100, now, 3_000_000);
-        let effects = scheduler.on(Event::Arrived(patient), at(now));
+        let effects = scheduler.handle_event(Event::Arrived(patient), at(now));
         let to = if stage == PressureStage::Paced { LOCAL } else { CLOUD };
         assert_eq!(started(&effects), [(2, to)], "{cause:?} {stage:?}");
-        scheduler.on(Event::Ended { job: JobId(2), outcome: answer(20) }, at(now + 1));
+        scheduler.handle_event(Event::Ended { job: JobId(2), outcome: answer(20) }, at(now + 1));
         let private = JobSpec { mode: Mode::LocalOnly, ..spec(3, 100, now, 3_500) };
-        let effects = scheduler.on(Event::Arrived(private), at(now + 1));
+        let effects = scheduler.handle_event(Event::Arrived(private), at(now + 1));
         assert_eq!(started(&effects), [(3, LOCAL)], "{cause:?} {stage:?}");
     }
 }
@@ -253,14 +259,14 @@ fn batch_jobs_wait_while_the_device_sheds() {
         cause: PressureCause::Memory,
         ..DevicePressure::default()
     };
-    scheduler.on(Event::Strained(shed), at(0));
+    scheduler.handle_event(Event::Strained(shed), at(0));
     let batch =
         JobSpec { priority: Priority::Batch, mode: Mode::LocalOnly, ..spec(1, 20, 0, 60_000) };
-    assert_eq!(scheduler.on(Event::Arrived(batch), at(0)), []);
-    let effects = scheduler.on(Event::Arrived(spec(2, 20, 0, 60_000)), at(1));
+    assert_eq!(scheduler.handle_event(Event::Arrived(batch), at(0)), []);
+    let effects = scheduler.handle_event(Event::Arrived(spec(2, 20, 0, 60_000)), at(1));
     assert_eq!(started(&effects), [(2, LOCAL)]);
-    scheduler.on(Event::Ended { job: JobId(2), outcome: answer(20) }, at(300));
-    let effects = scheduler.on(Event::Strained(DevicePressure::default()), at(400));
+    scheduler.handle_event(Event::Ended { job: JobId(2), outcome: answer(20) }, at(300));
+    let effects = scheduler.handle_event(Event::Strained(DevicePressure::default()), at(400));
     assert_eq!(started(&effects), [(1, LOCAL)]);
 }
 
@@ -272,17 +278,20 @@ fn an_idle_engine_is_ended_for_want_of_memory_and_started_again() {
         cause: PressureCause::Memory,
         ..DevicePressure::default()
     };
-    scheduler.on(Event::Arrived(spec(1, 20, 0, 60_000)), at(0));
-    let effects = scheduler.on(Event::Strained(short), at(1));
-    assert!(!effects.contains(&Effect::Unload(LOCAL)), "it has something to do");
-    scheduler.on(Event::Ended { job: JobId(1), outcome: answer(20) }, at(300));
-    assert_eq!(scheduler.on(Event::Strained(short), at(301)), [Effect::Unload(LOCAL)]);
-    assert_eq!(scheduler.on(Event::Strained(short), at(302)), []);
-    let effects = scheduler.on(Event::Arrived(spec(2, 20, 400, 60_000)), at(400));
+    scheduler.handle_event(Event::Arrived(spec(1, 20, 0, 60_000)), at(0));
+    let effects = scheduler.handle_event(Event::Strained(short), at(1));
+    assert!(!effects.contains(&Effect::Unload(LOCAL.into())), "it has something to do");
+    scheduler.handle_event(Event::Ended { job: JobId(1), outcome: answer(20) }, at(300));
+    assert_eq!(
+        scheduler.handle_event(Event::Strained(short), at(301)),
+        [Effect::Unload(LOCAL.into())]
+    );
+    assert_eq!(scheduler.handle_event(Event::Strained(short), at(302)), []);
+    let effects = scheduler.handle_event(Event::Arrived(spec(2, 20, 400, 60_000)), at(400));
     assert_eq!(started(&effects), [(2, CLOUD)]);
     assert_eq!(cloud_answers(&mut scheduler, 2, 500), Reason::Memory);
-    let effects = scheduler.on(Event::Strained(DevicePressure::default()), at(600));
-    assert_eq!(effects, [Effect::Load(LOCAL)]);
+    let effects = scheduler.handle_event(Event::Strained(DevicePressure::default()), at(600));
+    assert_eq!(effects, [Effect::Load(LOCAL.into())]);
 }
 
 #[test]
@@ -295,19 +304,20 @@ fn an_application_that_floods_does_not_push_the_others_back() {
     };
     // it has had the engine for two minutes, and has fifty more that are due sooner
     let mut now = 0;
-    scheduler.on(Event::Arrived(private(0, "quiet", 0)), at(0));
-    scheduler.on(Event::Ended { job: JobId(0), outcome: answer(20) }, at(1));
+    scheduler.handle_event(Event::Arrived(private(0, "quiet", 0)), at(0));
+    scheduler.handle_event(Event::Ended { job: JobId(0), outcome: answer(20) }, at(1));
     for job in 1..=30 {
-        scheduler.on(Event::Arrived(private(job, "flood", now)), at(now));
+        scheduler.handle_event(Event::Arrived(private(job, "flood", now)), at(now));
         now += 4_000;
-        scheduler.on(Event::Ended { job: JobId(job), outcome: answer(400) }, at(now));
+        scheduler.handle_event(Event::Ended { job: JobId(job), outcome: answer(400) }, at(now));
     }
     for job in 100..150 {
-        scheduler.on(Event::Arrived(private(job, "flood", now - 1000)), at(now));
+        scheduler.handle_event(Event::Arrived(private(job, "flood", now - 1000)), at(now));
     }
-    scheduler.on(Event::Arrived(private(200, "quiet", now)), at(now));
+    scheduler.handle_event(Event::Arrived(private(200, "quiet", now)), at(now));
     let outcome = answer(400);
-    let effects = scheduler.on(Event::Ended { job: JobId(100), outcome }, at(now + 4_000));
+    let effects =
+        scheduler.handle_event(Event::Ended { job: JobId(100), outcome }, at(now + 4_000));
     assert_eq!(started(&effects), [(200, LOCAL)]);
 }
 
@@ -323,7 +333,7 @@ fn batch_jobs_have_a_tenth_of_a_busy_engine() {
     // there is always one of each that waits
     for _ in 0..400 {
         for make in [batch, urgent] {
-            let effects = scheduler.on(Event::Arrived(make(next, now)), at(now));
+            let effects = scheduler.handle_event(Event::Arrived(make(next, now)), at(now));
             running = started(&effects).first().map(|(job, _)| *job).or(running);
             next += 1;
         }
@@ -334,12 +344,13 @@ fn batch_jobs_have_a_tenth_of_a_busy_engine() {
         } else {
             others += 1;
         }
-        let effects = scheduler.on(Event::Ended { job: JobId(job), outcome: answer(20) }, at(now));
+        let effects =
+            scheduler.handle_event(Event::Ended { job: JobId(job), outcome: answer(20) }, at(now));
         running = started(&effects).iter().find(|(_, to)| *to == LOCAL).map(|(job, _)| *job);
         // the queue must not fill up
         for old in next.saturating_sub(40)..next.saturating_sub(20) {
             if Some(old) != running {
-                scheduler.on(Event::Gone(JobId(old)), at(now));
+                scheduler.handle_event(Event::Gone(JobId(old)), at(now));
             }
         }
     }
@@ -350,11 +361,11 @@ fn batch_jobs_have_a_tenth_of_a_busy_engine() {
 #[test]
 fn the_more_urgent_goes_first_where_the_engine_can_go_back() {
     let mut scheduler = house(2);
-    scheduler.on(Event::Arrived(spec(1, 64, 0, 60_000)), at(0));
+    scheduler.handle_event(Event::Arrived(spec(1, 64, 0, 60_000)), at(0));
     // later: no use to have it as well
-    assert_eq!(scheduler.on(Event::Arrived(spec(2, 64, 0, 90_000)), at(1)), []);
+    assert_eq!(scheduler.handle_event(Event::Arrived(spec(2, 64, 0, 90_000)), at(1)), []);
     let urgent = JobSpec { priority: Priority::Interactive, ..spec(3, 64, 0, 60_000) };
-    let effects = scheduler.on(Event::Arrived(urgent), at(2));
+    let effects = scheduler.handle_event(Event::Arrived(urgent), at(2));
     assert_eq!(started(&effects), [(3, LOCAL)]);
 }
 
@@ -362,15 +373,16 @@ fn the_more_urgent_goes_first_where_the_engine_can_go_back() {
 fn the_worst_that_was_promised_is_told() {
     let mut scheduler = house(1);
     let now = taught(&mut scheduler);
-    scheduler.on(Event::Arrived(spec(1, 100, now, 60_000)), at(now));
-    scheduler.on(Event::Arrived(spec(2, 100, now, 60_000)), at(now));
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: answer(20) }, at(now + 225));
+    scheduler.handle_event(Event::Arrived(spec(1, 100, now, 60_000)), at(now));
+    scheduler.handle_event(Event::Arrived(spec(2, 100, now, 60_000)), at(now));
+    let effects =
+        scheduler.handle_event(Event::Ended { job: JobId(1), outcome: answer(20) }, at(now + 225));
     let Some(Effect::Settle { decision, .. }) = effects.first() else { panic!("{effects:?}") };
     let predicted = decision.predicted_ms.unwrap();
     assert!((200.0..250.0).contains(&predicted.p50), "{predicted:?}");
     let outcome = answer(20);
     let later = at(now) + Duration::from_millis(450);
-    let effects = scheduler.on(Event::Ended { job: JobId(2), outcome }, later);
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(2), outcome }, later);
     let Some(Effect::Settle { decision, .. }) = effects.first() else { panic!("{effects:?}") };
     // its own time, and that of the one before it
     let predicted = decision.predicted_ms.unwrap();

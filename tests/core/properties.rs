@@ -91,7 +91,7 @@ fn server() -> impl Strategy<Value = Value> {
 
 /// A record as somebody may paste it into `explain`.
 fn record() -> impl Strategy<Value = Value> {
-    let attempt = (word(&["a", "b", "c"]), word(&["ok", "unsure", "crashed", "cancelled", "unfit", "?"]))
+    let attempt = (word(&["a", "b", "c"]), word(&["ok", "unsure", "crashed", "cancelled", "unfit", "forbidden", "recalled", "away", "?"]))
         .prop_map(|(server, outcome)| json!({"server": server, "outcome": outcome, "ms": 3, "confidence": 0.5}));
     let figures = (
         word(&["local-only", "prefer-local", "prefer-cloud", "cloud-only"]),
@@ -172,8 +172,18 @@ proptest! {
 
     #[test]
     fn a_record_that_nobody_wrote_is_no_more_than_refused(record in record()) {
-        let decision = serde_json::from_value(record).unwrap();
-        let _ = explain(&decision);
+        let attempts = record["attempts"].as_array().unwrap();
+        let is_known = attempts.iter().all(|attempt| attempt["outcome"] != "?");
+        match serde_json::from_value(record) {
+            Ok(decision) => {
+                prop_assert!(is_known);
+                let _ = explain(&decision);
+            }
+            Err(error) => {
+                prop_assert!(!is_known);
+                prop_assert!(error.to_string().contains("unknown variant `?`"), "{}", error);
+            }
+        }
     }
 }
 

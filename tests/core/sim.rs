@@ -1,6 +1,6 @@
 //! Seeded days: a random world drives the judge, and keeps its own books of what was promised.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pilotlight::limits::{ATTEMPTS_MAX, RUNNING_JOBS_MAX, WAITING_BYTES_MAX, WAITING_JOBS_MAX};
@@ -27,7 +27,7 @@ struct Book {
     due: Time,
     mode: Mode,
     starts: usize,
-    runs_on: Option<usize>,
+    runs_on: Option<BackendId>,
     settled: bool,
     sent: bool,
     skill: &'static str,
@@ -35,9 +35,9 @@ struct Book {
     whole: bool,
     margin: f32,
     /// What was said with too little confidence, by whom.
-    unsure: Vec<(usize, f32)>,
+    unsure: Vec<(BackendId, f32)>,
     /// Who gave an answer that is taken.
-    answered: Option<usize>,
+    answered: Option<BackendId>,
     /// Its attempt was told to stop, and will say so.
     recalled: bool,
     /// How often that came about.
@@ -48,11 +48,11 @@ struct Book {
 impl Book {
     /// An answer is whose it is said to be, and who has any word is not left without one.
     fn check_word(&self, job: JobId, verdict: &Verdict, backend: Option<BackendId>) {
-        let surest = self.unsure.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(who, _)| *who);
+        let surest = self.unsure.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(who, _)| who);
         match verdict {
             Verdict::Done => assert_eq!(
-                backend.map(|b| b.0),
-                self.answered.or(surest),
+                backend.as_ref(),
+                self.answered.as_ref().or(surest),
                 "{job:?} was answered by another"
             ),
             Verdict::Cancelled => {}
@@ -65,8 +65,11 @@ struct World {
     seed: u64,
     random: fastrand::Rng,
     now: Time,
-    cards: Vec<BackendProfile>,
-    up: Vec<bool>,
+    /// All backends that there ever are.
+    known: Vec<BackendProfile>,
+    /// The present catalog.
+    catalog: Vec<BackendId>,
+    up: BTreeSet<BackendId>,
     books: BTreeMap<JobId, Book>,
     next: u64,
     drained: usize,
@@ -78,7 +81,7 @@ impl World {
     fn new(seed: u64) -> World {
         let mut random = fastrand::Rng::with_seed(seed);
         let reaches = [Locality::Device, Locality::Peer, Locality::Cloud];
-        let cards: Vec<BackendProfile> = (0..random.usize(1..5))
+        let known: Vec<BackendProfile> = (0..random.usize(1..5))
             .map(|n| BackendProfile {
                 preemptive: random.bool(),
                 read_ms: Some(random.f64()),
@@ -101,13 +104,14 @@ impl World {
                 ..BackendProfile::unknown(&format!("server-{n}"), *random.choice(&reaches).unwrap())
             })
             .collect();
-        let up = vec![false; cards.len()];
+        let catalog = known.iter().map(|profile| profile.server.clone()).collect();
         World {
             seed,
             random,
             now: Time(0),
-            cards,
-            up,
+            known,
+            catalog,
+            up: BTreeSet::new(),
             books: BTreeMap::new(),
             next: 0,
             drained: 0,
@@ -123,6 +127,7 @@ impl World {
             75..80 => self.leave().unwrap_or(Event::Tick),
             80..87 => self.turn(),
             87..90 => self.device_pressure(),
+            90..93 => self.change_catalog(),
             _ => {
                 if let Some(wake) = scheduler.wake_at(self.now) {
                     self.now = self.now.max(wake);
@@ -236,13 +241,28 @@ impl World {
     }
 
     fn turn(&mut self) -> Event {
-        let n = self.random.usize(0..self.cards.len());
-        self.up[n] = !self.up[n];
-        if self.up[n] {
-            Event::Up(BackendId(n), self.cards[n].clone())
-        } else {
-            Event::Down(BackendId(n))
+        let id = self.random.choice(&self.catalog).unwrap().clone();
+        if self.up.remove(&id) {
+            return Event::Down(id);
         }
+        self.up.insert(id.clone());
+        Event::Up(self.profile(&id).clone())
+    }
+
+    fn profile(&self, id: &BackendId) -> &BackendProfile {
+        self.known.iter().find(|profile| profile.server == *id).unwrap()
+    }
+
+    /// Some of all backends in a random order, at least one.
+    fn change_catalog(&mut self) -> Event {
+        let mut some = self.known.clone();
+        self.random.shuffle(&mut some);
+        some.truncate(self.random.usize(1..=some.len()));
+        let ids: Vec<BackendId> = some.iter().map(|profile| profile.server.clone()).collect();
+        // one that was removed is down when it comes back
+        self.up.retain(|id| ids.contains(id));
+        self.catalog = ids;
+        Event::Catalog(some)
     }
 
     fn device_pressure(&mut self) -> Event {
@@ -271,7 +291,7 @@ impl World {
         self.log.extend(effects.iter().map(|e| format!("{:?} {e:?}", self.now)));
         for effect in effects {
             match effect {
-                Effect::Start { job, backend, .. } => self.started(job, backend.0),
+                Effect::Start { job, backend, .. } => self.started(job, &backend),
                 Effect::Stop { job } => {
                     let book = self.books.get_mut(&job).unwrap();
                     assert!(book.runs_on.take().is_some(), "{job:?} was stopped and did not run");
@@ -315,9 +335,9 @@ impl World {
         self.check(scheduler);
     }
 
-    fn started(&mut self, job: JobId, backend: usize) {
-        let profile = &self.cards[backend];
-        let up = self.up[backend];
+    fn started(&mut self, job: JobId, backend: &BackendId) {
+        let profile = self.profile(backend).clone();
+        let up = self.up.contains(backend);
         let book = self.books.get_mut(&job).unwrap();
         assert!(!book.settled && book.runs_on.is_none(), "{job:?} started twice");
         assert!(!book.sent, "{job:?} was moved after a part of it was sent");
@@ -328,7 +348,7 @@ impl World {
             Mode::CloudOnly => profile.locality != Locality::Device,
             Mode::PreferLocal | Mode::PreferCloud => true,
         };
-        let asked_again = book.unsure.iter().any(|(unsure, _)| *unsure == backend);
+        let asked_again = book.unsure.iter().any(|(unsure, _)| unsure == backend);
         assert!(!asked_again, "{job:?} was given to who was not sure of it");
         let can = profile.skills.as_ref().unwrap().iter().any(|skill| skill == book.skill);
         assert!(can, "{job:?} went to a model without the talent");
@@ -338,16 +358,15 @@ impl World {
             && self.device_pressure.stage >= PressureStage::Shed
             && book.priority == Priority::Batch;
         assert!(!shed, "{job:?} started here while batch jobs must wait");
-        book.runs_on = Some(backend);
+        book.runs_on = Some(backend.clone());
         book.starts += 1;
-        let running = self.books.values().filter(|b| b.runs_on == Some(backend)).count();
-        assert!(running <= self.cards[backend].slots as usize, "more than its slots");
+        let running = self.books.values().filter(|b| b.runs_on.as_ref() == Some(backend)).count();
+        assert!(running <= profile.slots as usize, "more than its slots");
     }
 
     fn check(&self, scheduler: &Scheduler) {
         let (waiting, running) = scheduler.load();
         assert!(waiting <= WAITING_JOBS_MAX && running <= RUNNING_JOBS_MAX);
-        assert!(scheduler.waiting_bytes() <= WAITING_BYTES_MAX);
         let open = self.books.values().filter(|b| !b.settled).count();
         assert_eq!(waiting + running, open, "a job was lost or kept");
         let late = self.books.values().any(|b| !b.settled && b.due <= self.now);
@@ -357,21 +376,21 @@ impl World {
 
 fn day(seed: u64) -> (Vec<String>, World) {
     let mut world = World::new(seed);
-    let mut scheduler = Scheduler::new(world.cards.clone());
+    let mut scheduler = Scheduler::new(world.known.clone());
     for _ in 0..EVENTS {
         let step = world.random.u64(0..20_000);
         // like the dispatcher, never sleep past the time that was asked for
         let wake = scheduler.wake_at(world.now).unwrap_or(Time(u64::MAX));
         world.now = (world.now + Duration::from_micros(step)).min(wake);
         let event = world.event(&scheduler);
-        let effects = scheduler.on(event, world.now);
+        let effects = scheduler.handle_event(event, world.now);
         world.take(effects, &scheduler);
     }
-    let effects = scheduler.on(Event::Drain, world.now);
+    let effects = scheduler.handle_event(Event::Drain, world.now);
     world.take(effects, &scheduler);
     while let Some(wake) = scheduler.wake_at(world.now) {
         world.now = wake;
-        let effects = scheduler.on(Event::Tick, world.now);
+        let effects = scheduler.handle_event(Event::Tick, world.now);
         world.take(effects, &scheduler);
     }
     (world.log.clone(), world)
@@ -399,7 +418,7 @@ fn an_idle_model_never_lets_a_job_wait() {
     for seed in 0..200 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut scheduler = Scheduler::new(vec![profile.clone()]);
-        scheduler.on(Event::Up(BackendId(0), profile.clone()), Time(0));
+        scheduler.handle_event(Event::Up(profile.clone()), Time(0));
         let mut running = Vec::new();
         for id in 0..100 {
             let now = Time(id * 10);
@@ -428,7 +447,7 @@ fn an_idle_model_never_lets_a_job_wait() {
                 let job = running.swap_remove(random.usize(0..running.len()));
                 Event::Ended { job, outcome: Ok(Answered::default()) }
             };
-            for effect in scheduler.on(event, now) {
+            for effect in scheduler.handle_event(event, now) {
                 if let Effect::Start { job, .. } = effect {
                     running.push(job);
                 }

@@ -13,10 +13,10 @@ use crate::support::cloud::{Act, Cloud, answer, entry, head, piece};
 use crate::support::service::{Service, signal};
 use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
+use pilotlight::money::account::{LedgerEntry, SpendingAccount};
 use pilotlight::money::{Caps, Hour, Limits, Price, SPANS, Usd};
 use pilotlight::request::job::{Job, JobId, Mode};
 use pilotlight::request::refusal::{Code, Refusal};
-use pilotlight::scheduler::books::{Books, LedgerEntry};
 use pilotlight::scheduler::decision::Reason;
 use pilotlight::scheduler::{
     Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
@@ -26,7 +26,7 @@ use pilotlight::time::Time;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-const LOCAL: BackendId = BackendId(0);
+const LOCAL: &str = "local";
 
 fn cents(n: u32) -> Usd {
     Usd::at_least(f64::from(n) / 100.0)
@@ -61,9 +61,9 @@ fn caps() -> Caps {
 }
 
 fn house(caps: Caps) -> Scheduler {
-    let mut scheduler = Scheduler::new(cards()).with_budget(caps, Books::default());
-    for (at, profile) in cards().into_iter().enumerate() {
-        scheduler.on(Event::Up(BackendId(at), profile), Time(0));
+    let mut scheduler = Scheduler::new(cards()).with_budget(caps, SpendingAccount::default());
+    for profile in cards() {
+        scheduler.handle_event(Event::Up(profile), Time(0));
     }
     scheduler
 }
@@ -124,7 +124,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Truth {
     calls: Vec<(String, Hour, Usd)>,
     /// By job: where its call stands in `calls`, its backend and its most tokens.
-    running: BTreeMap<u64, (Option<usize>, usize, u32)>,
+    running: BTreeMap<u64, (Option<usize>, BackendId, u32)>,
     on_disk: Vec<LedgerEntry>,
 }
 
@@ -134,14 +134,14 @@ impl Truth {
             match effect {
                 Effect::Start { job, backend, hold, .. } => {
                     let (app, most) = &tokens[&job.0];
-                    let is_dear = backend != LOCAL;
+                    let is_dear = backend.as_str() != LOCAL;
                     assert_eq!(hold.is_some(), is_dear, "a call begins with a line in the books");
                     self.on_disk.extend(hold);
                     let at = is_dear.then(|| {
                         self.calls.push((app.clone(), hour, cents(*most)));
                         self.calls.len() - 1
                     });
-                    self.running.insert(job.0, (at, backend.0, *most));
+                    self.running.insert(job.0, (at, backend, *most));
                 }
                 Effect::Stop { job } => {
                     self.running.remove(&job.0);
@@ -217,13 +217,13 @@ proptest! {
                     Event::Tick
                 }
                 Step::Crash => {
-                    let mut books = Books::default();
+                    let mut books = SpendingAccount::default();
                     truth.on_disk.iter().for_each(|line| books.write(line));
                     // the last hour that was written down
                     seen = books.now();
                     scheduler = Scheduler::new(cards()).with_budget(caps(), books);
-                    for (at, profile) in cards().into_iter().enumerate() {
-                        scheduler.on(Event::Up(BackendId(at), profile), now);
+                    for profile in cards() {
+                        scheduler.handle_event(Event::Up(profile), now);
                     }
                     truth.running.clear();
                     Event::Tick
@@ -231,13 +231,13 @@ proptest! {
             };
             // a clock that was set back counts from where it was
             seen = seen.max(Hour::at(clock));
-            let turned = scheduler.on(Event::Clock(Hour::at(clock)), now);
+            let turned = scheduler.handle_event(Event::Clock(Hour::at(clock)), now);
             truth.see(turned, &tokens, seen);
-            let effects = scheduler.on(event, now);
+            let effects = scheduler.handle_event(event, now);
             truth.see(effects, &tokens, seen);
             truth.check(&caps(), seen);
             for span in SPANS {
-                prop_assert_eq!(scheduler.books().spent(None, span), truth.spent(None, span, seen));
+                prop_assert_eq!(scheduler.account().spent(None, span), truth.spent(None, span, seen));
             }
         }
     }
@@ -269,10 +269,11 @@ fn an_empty_purse_is_a_reason() {
     let due = Time(9_000_000);
     let check = |mode, tokens, expected: (&str, Reason)| {
         let mut scheduler = house(empty.clone());
-        let mut effects = scheduler.on(Event::Arrived(spec(1, 0, tokens, mode, due)), Time(0));
+        let mut effects =
+            scheduler.handle_event(Event::Arrived(spec(1, 0, tokens, mode, due)), Time(0));
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
             let ended = Event::Ended { job: JobId(1), outcome: Ok(Answered::default()) };
-            effects = scheduler.on(ended, Time(1));
+            effects = scheduler.handle_event(ended, Time(1));
         }
         let settled = effects.into_iter().find_map(|effect| match effect {
             Effect::Settle { decision, verdict, .. } => Some((decision, verdict)),
@@ -302,12 +303,12 @@ fn who_may_be_paid_later_waits() {
     let started = |effects: &[Effect]| {
         effects.iter().filter(|effect| matches!(effect, Effect::Start { .. })).count()
     };
-    assert_eq!(started(&scheduler.on(ask(1), Time(0))), 1);
-    let effects = scheduler.on(ask(2), Time(0));
+    assert_eq!(started(&scheduler.handle_event(ask(1), Time(0))), 1);
+    let effects = scheduler.handle_event(ask(2), Time(0));
     assert!(effects.is_empty(), "{effects:?}");
     let spent = Some(TokenTimes { completion_tokens: 1, ..TokenTimes::default() });
     let cheap = Ok(Answered { spent, ..Answered::default() });
-    let effects = scheduler.on(Event::Ended { job: JobId(1), outcome: cheap }, Time(1));
+    let effects = scheduler.handle_event(Event::Ended { job: JobId(1), outcome: cheap }, Time(1));
     assert_eq!(started(&effects), 1, "{effects:?}");
 }
 

@@ -1,5 +1,7 @@
 //! Money: prices of tokens and spending caps, exact to 10⁻¹² US dollars.
 
+pub mod account;
+
 use std::collections::BTreeMap;
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What was spent, by application and span of the calendar, and what calls under way may cost.
+//! The spending account: totals by application and calendar span, with holds of running calls.
 //!
 //! A *hold* is the most that a call can cost. It counts as spent from before the call until its
 //! *bill* is known, which then counts in its place. A call of which no bill comes has cost its hold.
@@ -7,18 +7,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Caps, Hour, Limits, SPANS, Span, Usd};
 use crate::limits::SPENDERS_MAX;
-use crate::money::{Caps, Hour, Limits, SPANS, Span, Usd};
 
-/// One line of the books.
+/// One line of the account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LedgerEntry {
     /// A call begins.
     Hold {
-        /// Its name; none other that is open has it.
+        /// Its number, unique among open calls.
         call: u64,
-        /// Who asks.
+        /// The application.
         app: String,
         /// The most that it can cost.
         usd: Usd,
@@ -27,7 +27,7 @@ pub enum LedgerEntry {
     },
     /// A call has ended.
     Bill {
-        /// Its name.
+        /// Its number.
         call: u64,
         /// What it has cost.
         usd: Usd,
@@ -47,7 +47,7 @@ pub enum Fits {
 
 /// What was spent in the present spans, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct Account([Used; 3]);
+struct Totals([Used; 3]);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct Used {
@@ -64,17 +64,17 @@ struct Hold {
     at: Hour,
 }
 
-/// The books.
+/// The account.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Books {
+pub struct SpendingAccount {
     now: Hour,
-    device: Account,
-    apps: BTreeMap<String, Account>,
+    device: Totals,
+    apps: BTreeMap<String, Totals>,
     open: BTreeMap<u64, Hold>,
 }
 
-impl Account {
+impl Totals {
     fn spent(&self, at: Hour, nth: usize) -> Usd {
         let used = self.0[nth];
         if used.span == at.number(SPANS[nth]) { used.usd } else { Usd::NONE }
@@ -116,7 +116,7 @@ impl Account {
     }
 }
 
-impl Books {
+impl SpendingAccount {
     /// Takes note of the hour. A clock that is set back does not give anything back: the later hour
     /// lasts until the clock has reached it again.
     pub fn turn(&mut self, hour: Hour) {
@@ -139,7 +139,7 @@ impl Books {
         if own.is_none() && self.apps.len() >= SPENDERS_MAX {
             return Fits::No(Span::Month);
         }
-        let none = Account::default();
+        let none = Totals::default();
         let device = self.device.fits(&caps.device, self.now, usd, self.open_of(None));
         let own = own.unwrap_or(&none).fits(caps.of(app), self.now, usd, self.open_of(Some(app)));
         match (device, own) {
@@ -174,12 +174,12 @@ impl Books {
         })
     }
 
-    /// The line of a call that begins now.
+    /// The entry of a call that begins now.
     pub fn hold(&self, call: u64, app: &str, usd: Usd) -> LedgerEntry {
         LedgerEntry::Hold { call, app: app.to_owned(), usd, at: self.now }
     }
 
-    /// Writes a line. A bill without a hold is passed over, a second hold of the same name adds to
+    /// Applies an entry. A bill without a hold is passed over, a second hold of the same name adds to
     /// what was spent.
     pub fn write(&mut self, entry: &LedgerEntry) {
         match entry {
@@ -200,7 +200,7 @@ impl Books {
         }
     }
 
-    /// Calls of which no bill will come have cost the most that they could.
+    /// Closes calls of which no bill will come at their hold.
     pub fn close(&mut self) {
         self.open.clear();
     }
@@ -216,7 +216,8 @@ impl Books {
     }
 
     /// Applications that have spent something this month.
-    pub fn spenders(&self) -> impl Iterator<Item = &str> {
+    #[cfg(test)]
+    fn spenders(&self) -> impl Iterator<Item = &str> {
         self.apps.keys().map(String::as_str)
     }
 
@@ -245,76 +246,76 @@ mod tests {
         }
     }
 
-    fn spend(books: &mut Books, call: u64, app: &str, held: u32, billed: Option<u32>) {
-        let line = books.hold(call, app, usd(held));
-        books.write(&line);
+    fn spend(account: &mut SpendingAccount, call: u64, app: &str, held: u32, billed: Option<u32>) {
+        let line = account.hold(call, app, usd(held));
+        account.write(&line);
         if let Some(billed) = billed {
-            books.write(&LedgerEntry::Bill { call, usd: usd(billed) });
+            account.write(&LedgerEntry::Bill { call, usd: usd(billed) });
         }
     }
 
     #[test]
     fn a_hold_counts_until_its_bill_comes() {
-        let mut books = Books::default();
-        books.turn(Hour::at(DAY));
-        spend(&mut books, 1, "a", 30, None);
-        assert_eq!(books.fits(&caps(), "a", usd(10)), Fits::Yes);
-        assert_eq!(books.fits(&caps(), "a", usd(11)), Fits::Later);
-        assert_eq!(books.fits(&caps(), "a", usd(41)), Fits::No(Span::Hour));
-        assert_eq!(books.fits(&caps(), "b", usd(40)), Fits::Yes);
-        books.write(&LedgerEntry::Bill { call: 1, usd: usd(5) });
-        assert_eq!(books.fits(&caps(), "a", usd(35)), Fits::Yes);
-        assert_eq!(books.spent(None, Span::Month), usd(5));
-        // nobody has asked for it
-        books.write(&LedgerEntry::Bill { call: 1, usd: usd(50) });
-        assert_eq!(books.spent(Some("a"), Span::Day), usd(5));
+        let mut account = SpendingAccount::default();
+        account.turn(Hour::at(DAY));
+        spend(&mut account, 1, "a", 30, None);
+        assert_eq!(account.fits(&caps(), "a", usd(10)), Fits::Yes);
+        assert_eq!(account.fits(&caps(), "a", usd(11)), Fits::Later);
+        assert_eq!(account.fits(&caps(), "a", usd(41)), Fits::No(Span::Hour));
+        assert_eq!(account.fits(&caps(), "b", usd(40)), Fits::Yes);
+        account.write(&LedgerEntry::Bill { call: 1, usd: usd(5) });
+        assert_eq!(account.fits(&caps(), "a", usd(35)), Fits::Yes);
+        assert_eq!(account.spent(None, Span::Month), usd(5));
+        // a bill without a hold
+        account.write(&LedgerEntry::Bill { call: 1, usd: usd(50) });
+        assert_eq!(account.spent(Some("a"), Span::Day), usd(5));
     }
 
     #[test]
     fn all_together_have_a_cap_and_some_have_one_of_their_own() {
-        let mut books = Books::default();
-        spend(&mut books, 1, "rich", 90, Some(90));
-        assert_eq!(books.fits(&caps(), "rich", usd(10)), Fits::Yes);
-        assert_eq!(books.fits(&caps(), "rich", usd(11)), Fits::No(Span::Day));
-        assert_eq!(books.fits(&caps(), "poor", usd(11)), Fits::No(Span::Day));
+        let mut account = SpendingAccount::default();
+        spend(&mut account, 1, "rich", 90, Some(90));
+        assert_eq!(account.fits(&caps(), "rich", usd(10)), Fits::Yes);
+        assert_eq!(account.fits(&caps(), "rich", usd(11)), Fits::No(Span::Day));
+        assert_eq!(account.fits(&caps(), "poor", usd(11)), Fits::No(Span::Day));
     }
 
     #[test]
     fn spans_end_and_a_clock_set_back_gives_nothing_back() {
-        let mut books = Books::default();
-        books.turn(Hour::at(30 * DAY));
-        spend(&mut books, 1, "a", 40, None);
-        assert_eq!(books.fits(&caps(), "a", usd(1)), Fits::Later);
-        books.turn(Hour::at(29 * DAY));
-        assert_eq!(books.fits(&caps(), "a", usd(1)), Fits::Later);
-        books.turn(Hour::at(30 * DAY + 3600));
-        assert_eq!(books.fits(&caps(), "a", usd(40)), Fits::Yes);
+        let mut account = SpendingAccount::default();
+        account.turn(Hour::at(30 * DAY));
+        spend(&mut account, 1, "a", 40, None);
+        assert_eq!(account.fits(&caps(), "a", usd(1)), Fits::Later);
+        account.turn(Hour::at(29 * DAY));
+        assert_eq!(account.fits(&caps(), "a", usd(1)), Fits::Later);
+        account.turn(Hour::at(30 * DAY + 3600));
+        assert_eq!(account.fits(&caps(), "a", usd(40)), Fits::Yes);
         // its bill counts for the day that still lasts, not for the new hour
-        books.write(&LedgerEntry::Bill { call: 1, usd: usd(20) });
-        assert_eq!(books.spent(None, Span::Hour), Usd::NONE);
-        assert_eq!(books.spent(None, Span::Day), usd(20));
+        account.write(&LedgerEntry::Bill { call: 1, usd: usd(20) });
+        assert_eq!(account.spent(None, Span::Hour), Usd::NONE);
+        assert_eq!(account.spent(None, Span::Day), usd(20));
         // February: the applications of January are forgotten
-        books.turn(Hour::at(31 * DAY));
-        assert_eq!(books.spenders().count(), 0);
-        assert_eq!(books.spent(None, Span::Month), Usd::NONE);
+        account.turn(Hour::at(31 * DAY));
+        assert_eq!(account.spenders().count(), 0);
+        assert_eq!(account.spent(None, Span::Month), Usd::NONE);
     }
 
     #[test]
     fn what_was_open_at_the_end_has_cost_the_most() {
-        let mut books = Books::default();
-        spend(&mut books, 1, "a", 30, None);
-        books.close();
-        assert_eq!(books.fits(&caps(), "a", usd(20)), Fits::No(Span::Hour));
-        assert_eq!(books.spent(None, Span::Day), usd(30));
+        let mut account = SpendingAccount::default();
+        spend(&mut account, 1, "a", 30, None);
+        account.close();
+        assert_eq!(account.fits(&caps(), "a", usd(20)), Fits::No(Span::Hour));
+        assert_eq!(account.spent(None, Span::Day), usd(30));
     }
 
     #[test]
-    fn names_without_end_are_no_way_around() {
-        let mut books = Books::default();
+    fn the_number_of_applications_is_bounded() {
+        let mut account = SpendingAccount::default();
         for call in 0..SPENDERS_MAX as u64 {
-            spend(&mut books, call, &format!("app-{call}"), 0, Some(0));
+            spend(&mut account, call, &format!("app-{call}"), 0, Some(0));
         }
-        assert_eq!(books.fits(&caps(), "one-more", usd(1)), Fits::No(Span::Month));
-        assert_eq!(books.fits(&caps(), "app-7", usd(1)), Fits::Yes);
+        assert_eq!(account.fits(&caps(), "one-more", usd(1)), Fits::No(Span::Month));
+        assert_eq!(account.fits(&caps(), "app-7", usd(1)), Fits::Yes);
     }
 }

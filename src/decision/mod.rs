@@ -1,22 +1,22 @@
-//! The decision record: where a job was sent, why, and what became of each attempt.
+//! The decision record: the route of a job, the reason, and the outcome of each attempt.
+
+pub mod spread;
 
 use serde::{Deserialize, Serialize};
 
-use super::spread::Spread;
+use self::spread::Spread;
 use crate::model::context::Locality;
-use crate::model::generate::Fault;
 use crate::money::Usd;
 use crate::pressure::level::{PressureCause, PressureStage};
 use crate::request::job::{Mode, Priority, Strategy};
-use crate::request::refusal::Code;
 
-/// Why a job went where it went, or nowhere. The list is closed and documented.
+/// The reason of a route. The list is closed and documented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
-    /// It could be answered where the asker prefers it.
+    /// It could be answered where the client prefers it.
     #[serde(rename = "feasible")]
     Feasible,
-    /// The asker named a side, or forbade one.
+    /// The mode of the job requires this locality, or excludes the others.
     #[serde(rename = "mode")]
     Mode,
     /// Its deadline passed.
@@ -25,16 +25,16 @@ pub enum Reason {
     /// The preferred model lacks the context length.
     #[serde(rename = "capability:context")]
     Context,
-    /// The preferred model can't be held to a schema.
+    /// The output of the preferred model can't be constrained to a schema.
     #[serde(rename = "capability:schema")]
     Schema,
     /// The preferred model calls no tools.
     #[serde(rename = "capability:tools")]
     Tools,
-    /// The preferred model lacks the talent.
+    /// The preferred model lacks the skill.
     #[serde(rename = "capability:talent")]
-    Talent,
-    /// The preferred model was not sure enough.
+    Skill,
+    /// The confidence of the preferred model was below the margin.
     #[serde(rename = "quality:confidence")]
     Confidence,
     /// The preferred model's answer has not the shape that was asked for.
@@ -43,10 +43,10 @@ pub enum Reason {
     /// The preferred model's answer was cut off.
     #[serde(rename = "quality:cut-off")]
     CutOff,
-    /// Models worked together as the asker or the task wanted.
+    /// Several models answered, by the strategy of the client or the task.
     #[serde(rename = "strategy")]
     Strategy,
-    /// The rules of the preferred model forbid the answer, or it is no stand-in for one that refused.
+    /// The rules of the preferred model forbid the answer, or it is no fallback of one that refused.
     #[serde(rename = "policy")]
     Policy,
     /// A cap on spending leaves nothing for the preferred model.
@@ -58,19 +58,19 @@ pub enum Reason {
     /// No model of that name.
     #[serde(rename = "capability:model")]
     Model,
-    /// It would have been in time here, were the device not hot.
+    /// The device is hot; without that the job would have been in time on it.
     #[serde(rename = "hot")]
     Hot,
-    /// It would have been in time here, had the device the memory.
+    /// Memory is short; without that the job would have been in time on the device.
     #[serde(rename = "memory")]
     Memory,
-    /// It would have been in time here, had the device room on its disk.
+    /// The disk is full; without that the job would have been in time on the device.
     #[serde(rename = "disk")]
     Disk,
-    /// The preferred model failed or is away.
+    /// The preferred model is down, or its circuit breaker is open.
     #[serde(rename = "resting")]
-    Resting,
-    /// No room to wait.
+    Unhealthy,
+    /// The queue is full.
     #[serde(rename = "queue")]
     Queue,
     /// The service is stopping.
@@ -79,7 +79,7 @@ pub enum Reason {
     /// It went through too many services.
     #[serde(rename = "hops")]
     Hops,
-    /// The asker went away.
+    /// The client went away.
     #[serde(rename = "cancelled")]
     Cancelled,
 }
@@ -114,6 +114,18 @@ impl Route {
             Route::Local => "local",
             Route::Peer => "peer",
             Route::Cloud => "cloud",
+        }
+    }
+}
+
+impl Route {
+    /// The locality of the backend; none without a backend.
+    pub fn locality(self) -> Option<Locality> {
+        match self {
+            Route::None => None,
+            Route::Local => Some(Locality::Device),
+            Route::Peer => Some(Locality::Peer),
+            Route::Cloud => Some(Locality::Cloud),
         }
     }
 }
@@ -176,20 +188,6 @@ impl Outcome {
     }
 }
 
-impl From<&Fault> for Outcome {
-    fn from(fault: &Fault) -> Outcome {
-        match fault {
-            Fault::Rejected(refusal) if refusal.code == Code::Forbidden => Outcome::Forbidden,
-            Fault::Rejected(_) => Outcome::Rejected,
-            Fault::Cancelled => Outcome::Cancelled,
-            Fault::Unavailable { .. } => Outcome::Unavailable,
-            Fault::Crashed(_) => Outcome::Crashed,
-            Fault::TimedOut(_) => Outcome::TimedOut,
-            Fault::ProtocolError(_) => Outcome::ProtocolError,
-        }
-    }
-}
-
 /// One try at one model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -197,12 +195,12 @@ pub struct Attempt {
     pub server: String,
     /// How it ended.
     pub outcome: Outcome,
-    /// How sure it was, 0 ..= 1, if labels were asked for.
+    /// Confidence, 0 ..= 1, if labels were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f32>,
     /// Milliseconds from start to end.
     pub ms: u64,
-    /// What it has cost, in US dollars; the most that it can have cost if nobody said.
+    /// What it has cost, in US dollars; the maximum if the backend stated none.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub cost_usd: f64,
     /// Values of the prompt that were hidden from it.
@@ -227,13 +225,13 @@ pub struct Pressure {
 /// When the answer was expected, in milliseconds from the decision on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Predicted {
-    /// By then in one of two cases.
+    /// The median.
     pub p50: f64,
-    /// By then in 19 of 20 cases.
+    /// The 95 % quantile.
     pub p95: f64,
 }
 
-/// What the asker is told about how the decision came about.
+/// The decision record of one job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     /// Where the answer came from.
@@ -247,10 +245,10 @@ pub struct Decision {
     pub predicted_ms: Option<Predicted>,
     /// How full the device was when it was decided.
     pub pressure: Pressure,
-    /// How models worked together, if they did.
+    /// The strategy, if several models answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
-    /// What each of them was asked for, if several were.
+    /// The step of each model, if several answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StrategyStep>,
     /// The figures behind it, from which `pilotlight explain` decides again.
@@ -263,12 +261,12 @@ pub struct Decision {
 pub struct StrategyStep {
     /// Whether it was given.
     pub answered: bool,
-    /// Why it is not good enough, if so.
+    /// What the answer lacks, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<Reason>,
-    /// How many of the answers say the same, itself counted.
+    /// Number of equal answers, itself included.
     pub agree: u32,
-    /// It is no answer, but a word on which of the steps before is the best.
+    /// It is no answer, but the choice of a judge among the steps before.
     #[serde(default, skip_serializing_if = "is_false")]
     pub judges: bool,
     /// The step that it prefers, from 0 on, if it could be understood.
@@ -294,50 +292,50 @@ pub struct Figures {
     /// How urgent it was.
     #[serde(rename = "class")]
     pub priority: Priority,
-    /// The asker read its answer piece by piece.
+    /// The client reads the answer as a stream.
     pub streamed: bool,
     /// Share of the time that the engines here could compute.
     pub duty: f64,
-    /// What was given up on this device.
+    /// The stage of the device pressure.
     pub stage: PressureStage,
-    /// What pressed.
+    /// The cause of the device pressure.
     pub cause: PressureCause,
-    /// Work of the groups before.
+    /// Backlog of the groups before.
     pub ahead: Spread,
-    /// The jobs of its group and of those behind it in order of service, up to the one that would
-    /// have been late.
+    /// The jobs of its group and of those behind it in service order, up to the one that would have
+    /// been late.
     pub line: Vec<Case>,
     /// Which of them it is.
     pub own: usize,
-    /// How long an answer from elsewhere takes; none if nobody else may be asked.
+    /// Time of a remote answer; none if no remote backend may be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub away: Option<Spread>,
     /// Jobs that the engine serves at once.
     pub parallel: u32,
-    /// What each model lacked for it; none has nothing to be said.
+    /// The state of each backend for the job.
     pub servers: Vec<ServerState>,
 }
 
-/// One job of a line.
+/// One job of a service order.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Case {
-    /// What was left of it.
+    /// Its remaining work.
     pub work: Spread,
-    /// Time to its deadline.
+    /// Its deadline slack.
     pub left: f64,
     /// Which group it belonged to; the lower are served first.
     pub group: u8,
-    /// Time until it had to leave at the latest to be in time elsewhere; none if it could not.
+    /// Time until its offload deadline; none if it could not be offloaded.
     #[serde(rename = "leave_by", default, skip_serializing_if = "Option::is_none")]
     pub offload_deadline: Option<f64>,
 }
 
-/// What stood between a job and a model.
+/// The state of a backend for a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServerState {
     /// The server's name in `mcp.json`.
     pub server: String,
-    /// How far away it is.
+    /// Where it is.
     #[serde(rename = "where")]
     pub locality: Locality,
     /// Why it could not be asked, if so.
@@ -346,6 +344,10 @@ pub struct ServerState {
     /// It is not on this device and could not take one more at that moment.
     #[serde(default, skip_serializing_if = "is_false")]
     pub full: bool,
+    /// The backend was removed from the catalog after the job was tried there, or after the last
+    /// attempt began.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub removed: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]

@@ -2,38 +2,38 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How sure a figure is to hold.
+/// The confidence level of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    /// One in five is at least as good.
+pub(crate) enum Level {
+    /// The 20 % quantile.
     Hopeful,
-    /// One in two.
+    /// The median.
     Likely,
-    /// Nineteen in twenty.
+    /// The 95 % quantile.
     Careful,
-    /// All that can be known of.
+    /// The worst case that can be known.
     Worst,
 }
 
-/// One figure at each level, from the hopeful to the worst.
+/// One figure at each confidence level.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Spread {
-    /// One in five is at least as good.
+    /// The 20 % quantile.
     pub p20: f64,
-    /// One in two.
+    /// The median.
     pub p50: f64,
-    /// Nineteen in twenty.
+    /// The 95 % quantile.
     pub p95: f64,
-    /// All that can be known of.
+    /// The worst case that can be known.
     pub worst: f64,
 }
 
 impl Spread {
-    pub(super) const fn all(value: f64) -> Spread {
+    pub(crate) const fn all(value: f64) -> Spread {
         Spread { p20: value, p50: value, p95: value, worst: value }
     }
 
-    pub(super) fn at(&self, level: Level) -> f64 {
+    pub(crate) fn at(&self, level: Level) -> f64 {
         match level {
             Level::Hopeful => self.p20,
             Level::Likely => self.p50,
@@ -42,7 +42,7 @@ impl Spread {
         }
     }
 
-    pub(super) fn map(&self, change: impl Fn(f64) -> f64) -> Spread {
+    pub(crate) fn map(&self, change: impl Fn(f64) -> f64) -> Spread {
         Spread {
             p20: change(self.p20),
             p50: change(self.p50),
@@ -51,7 +51,7 @@ impl Spread {
         }
     }
 
-    pub(super) fn with(&self, other: &Spread, join: impl Fn(f64, f64) -> f64) -> Spread {
+    pub(crate) fn with(&self, other: &Spread, join: impl Fn(f64, f64) -> f64) -> Spread {
         Spread {
             p20: join(self.p20, other.p20),
             p50: join(self.p50, other.p50),
@@ -60,7 +60,7 @@ impl Spread {
         }
     }
 
-    pub(super) fn capped(&self, most: f64) -> Spread {
+    pub(crate) fn capped(&self, most: f64) -> Spread {
         self.map(|value| value.min(most))
     }
 }
