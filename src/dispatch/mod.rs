@@ -212,7 +212,9 @@ impl Dispatcher {
             self.backends.insert(id.clone(), KnownBackend { handle, rate, watcher });
             let event = self.state_of(&id);
             self.watch_backend(id);
-            event.into_iter().for_each(|event| self.handle_event(event));
+            if let Some(event) = event {
+                self.handle_event(event);
+            }
         }
         before.into_values().filter_map(|known| known.watcher).for_each(|task| task.abort());
     }

@@ -16,7 +16,7 @@ pub struct JobSpec {
     pub app: String,
     /// What its answer is likely to resemble: its task, or its application's other prompts.
     pub template: String,
-    /// When its answer is batch_reserve_ms.
+    /// Its deadline.
     pub due: Time,
     /// How urgent it is.
     pub priority: Priority,

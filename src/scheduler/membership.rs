@@ -69,7 +69,9 @@ impl Scheduler {
         let removed = (0..self.backends.len()).filter(|at| !stays(&self.backends[*at]));
         let busy: Vec<usize> = removed.filter(|at| self.running.count_at(*at) > 0).collect();
         let (retired, rest) = busy.split_at(busy.len().min(SLOTS_MAX - wanted.len()));
-        rest.iter().for_each(|slot| self.stop_all_at(*slot, now));
+        for slot in rest {
+            self.stop_all_at(*slot, now);
+        }
 
         let mut old: Vec<Option<BackendSlot>> = self.backends.drain(..).map(Some).collect();
         let mut moves: Moves = vec![None; old.len()];
@@ -131,7 +133,8 @@ impl Scheduler {
                 self.learned.put(measured, slot.rates);
             }
         }
-        let (before, count) = (self.backends_before(moves), slots.len());
+        let before: BackendSet = moves.iter().flatten().copied().collect();
+        let count = slots.len();
         self.backends = slots;
         self.sides = Sides::of(&self.backends);
         self.running.moved(moves, count);
@@ -145,11 +148,6 @@ impl Scheduler {
             meet(&mut run.entry, added, backends);
         }
         self.healthy = self.healthy.moved(moves);
-    }
-
-    /// The slots that were filled before.
-    fn backends_before(&self, moves: &[Option<usize>]) -> BackendSet {
-        moves.iter().flatten().copied().collect()
     }
 
     /// Ends the jobs of a removed backend for which no slot is left.

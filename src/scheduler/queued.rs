@@ -146,7 +146,7 @@ impl QueuedJob {
         self.spec.job
     }
 
-    /// When its answer is batch_reserve_ms.
+    /// Its deadline.
     pub(super) fn due(&self) -> Time {
         self.order.1
     }

@@ -47,11 +47,11 @@ struct Book {
 
 impl Book {
     /// An answer is whose it is said to be, and who has any word is not left without one.
-    fn check_word(&self, job: JobId, verdict: &Verdict, backend: Option<BackendId>) {
+    fn check_word(&self, job: JobId, verdict: &Verdict, backend: Option<&BackendId>) {
         let surest = self.unsure.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(who, _)| who);
         match verdict {
             Verdict::Done => assert_eq!(
-                backend.as_ref(),
+                backend,
                 self.answered.as_ref().or(surest),
                 "{job:?} was answered by another"
             ),
@@ -310,7 +310,7 @@ impl World {
                     let early = verdict == Verdict::Expired && self.now < book.due;
                     assert!(!early, "{job:?} expired before its deadline");
                     book.settled = true;
-                    book.check_word(job, &verdict, backend);
+                    book.check_word(job, &verdict, backend.as_ref());
                     let again = explain(&decision);
                     let said = Ok((decision.route, decision.reason));
                     assert_eq!(
