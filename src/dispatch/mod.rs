@@ -60,10 +60,7 @@ pub struct DispatchPolicy {
 /// Creates the dispatcher over these backends, and its handle. What it learns of them is stored in
 /// `keep`, and the ledger beside it. The dispatcher must be run.
 pub fn new(
-    /// The set to begin with, until the dispatcher runs.
-    first_backends: Vec<BackendHandle>,
-    backends: BTreeMap<BackendId, KnownBackend>,
-    views: watch::Sender<Arc<Vec<BackendView>>>,
+    backends: Vec<BackendHandle>,
     device_pressure: watch::Receiver<DevicePressure>,
     keep: LearnedStore,
     policy: DispatchPolicy,
@@ -110,7 +107,10 @@ pub struct Dispatcher {
     /// When what was learned is written to disk; none if nothing was learned since the last time.
     keep_at: Option<Instant>,
     origin: Instant,
-    backends: Vec<BackendHandle>,
+    /// The set to begin with, until the dispatcher runs.
+    first_backends: Vec<BackendHandle>,
+    backends: BTreeMap<BackendId, KnownBackend>,
+    views: watch::Sender<Arc<Vec<BackendView>>>,
     device_pressure: watch::Receiver<DevicePressure>,
     inbox: mpsc::Receiver<Submission>,
     jobs: BTreeMap<JobId, InFlight>,

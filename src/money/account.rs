@@ -153,7 +153,7 @@ impl SpendingAccount {
     /// there is no cap on the span. Holds count as spent.
     pub fn left(&self, caps: &Caps, app: &str, span: Span) -> Option<(Usd, Usd)> {
         let nth = SPANS.iter().position(|other| *other == span)?;
-        let left = |account: Option<&Account>, limits: &Limits| {
+        let left = |account: Option<&Totals>, limits: &Limits| {
             let most = limits.of(span)?;
             let spent = account.map_or(Usd::NONE, |account| account.spent(self.now, nth));
             Some((most.minus(spent), most))

@@ -79,7 +79,7 @@ impl Scheduler {
     /// time to retry if the answer alone may cost more than the cap.
     fn over(&self, span: Span, app: &str, most: Usd) -> Refusal {
         let name = span.name();
-        let message = match self.books.left(&self.caps, app, span) {
+        let message = match self.account.left(&self.caps, app, span) {
             Some((_, cap)) if most > cap => {
                 let message = format!(
                     "this answer may cost up to {most}, more than the budget of {cap} for each \
