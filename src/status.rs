@@ -172,7 +172,7 @@ mod tests {
             health,
             context,
         };
-        let failed = Health::Resting { reason: "no answer".to_owned() };
+        let failed = Health::Unavailable { reason: "no answer".to_owned() };
         ServiceStatus {
             ready: true,
             version: "1.2.3".to_owned(),

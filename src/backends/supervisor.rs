@@ -109,7 +109,7 @@ impl Supervisor {
                 rest_ms = delay.as_millis(),
                 "model server unavailable; restart after a pause"
             );
-            self.link.send_replace(BackendState::Down(Health::Resting { reason }));
+            self.link.send_replace(BackendState::Down(Health::Unavailable { reason }));
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = stop.cancelled() => return,
@@ -123,7 +123,7 @@ impl Supervisor {
         let mut wanted = self.wanted.clone();
         if !*wanted.borrow() {
             let reason = "unloaded: low memory".to_owned();
-            self.link.send_replace(BackendState::Down(Health::Resting { reason }));
+            self.link.send_replace(BackendState::Down(Health::Unavailable { reason }));
         }
         tokio::select! {
             came = wanted.wait_for(|wanted| *wanted) => came.is_ok(),
@@ -147,7 +147,7 @@ impl Supervisor {
             return true;
         }
         let reason = "broker not reachable, or no worker online".to_owned();
-        self.link.send_replace(BackendState::Down(Health::Resting { reason }));
+        self.link.send_replace(BackendState::Down(Health::Unavailable { reason }));
         tokio::select! {
             _ = router.ready(topic) => true,
             () = stop.cancelled() => false,
@@ -223,7 +223,8 @@ impl Supervisor {
 
     /// Closes the child's input, which asks it to end by itself, and ends it if it does not.
     async fn let_end(&self, child: &mut Child, (reason, ended): (&str, &str)) -> String {
-        self.link.send_replace(BackendState::Down(Health::Resting { reason: reason.to_owned() }));
+        self.link
+            .send_replace(BackendState::Down(Health::Unavailable { reason: reason.to_owned() }));
         let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
         end(child, ended).await
     }

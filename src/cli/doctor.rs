@@ -14,7 +14,7 @@ use crate::limits::SAMPLE_EVERY;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
+enum FindingLevel {
     /// As it should be.
     Ok,
     /// Something optional is missing.
@@ -23,17 +23,17 @@ enum Level {
     Warn,
 }
 
-impl Level {
-    fn of(is_good: bool) -> Level {
-        if is_good { Level::Ok } else { Level::Warn }
+impl FindingLevel {
+    fn of(is_good: bool) -> FindingLevel {
+        if is_good { FindingLevel::Ok } else { FindingLevel::Warn }
     }
 
     /// The word before a finding, in a column of four.
     fn name(self) -> &'static str {
         match self {
-            Level::Ok => "ok  ",
-            Level::Note => "note",
-            Level::Warn => "warn",
+            FindingLevel::Ok => "ok  ",
+            FindingLevel::Note => "note",
+            FindingLevel::Warn => "warn",
         }
     }
 }
@@ -41,7 +41,7 @@ impl Level {
 /// Result of one check.
 struct DoctorFinding {
     what: &'static str,
-    level: Level,
+    level: FindingLevel,
     detail: String,
 }
 
@@ -57,15 +57,15 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
         }
         Err(mistakes) => findings.extend(mistakes.iter().map(|mistake| DoctorFinding {
             what: "configuration",
-            level: Level::Warn,
+            level: FindingLevel::Warn,
             detail: mistake.to_string(),
         })),
     }
-    let good = findings.iter().all(|finding| finding.level != Level::Warn);
+    let good = findings.iter().all(|finding| finding.level != FindingLevel::Warn);
     if json {
         let all: Vec<_> = findings
             .iter()
-            .map(|f| json!({"what": f.what, "good": f.level != Level::Warn, "said": f.detail}))
+            .map(|f| json!({"what": f.what, "good": f.level != FindingLevel::Warn, "said": f.detail}))
             .collect();
         print_line!("{}", serde_json::to_string_pretty(&all)?);
     } else {
@@ -95,7 +95,7 @@ fn sensors_of(root: &Path) -> Vec<DoctorFinding> {
     found
         .map(|finding| DoctorFinding {
             what: finding.what,
-            level: if finding.found { Level::Ok } else { Level::Note },
+            level: if finding.found { FindingLevel::Ok } else { FindingLevel::Note },
             detail: finding.said,
         })
         .collect()
@@ -107,19 +107,19 @@ fn machine() -> DoctorFinding {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let detail =
         format!("{os}, kernel {kernel}, {}, {processors} processor(s)", std::env::consts::ARCH);
-    DoctorFinding { what: "machine", level: Level::Ok, detail }
+    DoctorFinding { what: "machine", level: FindingLevel::Ok, detail }
 }
 
 fn memory() -> DoctorFinding {
     match memory::read() {
         Some(memory) => DoctorFinding {
             what: "memory",
-            level: Level::of(memory.available > 256 << 20),
+            level: FindingLevel::of(memory.available > 256 << 20),
             detail: format!("{} of {} MiB available", memory.available >> 20, memory.total >> 20),
         },
         None => DoctorFinding {
             what: "memory",
-            level: Level::Warn,
+            level: FindingLevel::Warn,
             detail: "cannot be read".to_owned(),
         },
     }
@@ -130,12 +130,12 @@ fn configuration(config: &Config) -> DoctorFinding {
     match config.warnings.first() {
         Some(warning) => DoctorFinding {
             what: "configuration",
-            level: Level::Warn,
+            level: FindingLevel::Warn,
             detail: format!("{shown}: {warning}"),
         },
         None => DoctorFinding {
             what: "configuration",
-            level: Level::Ok,
+            level: FindingLevel::Ok,
             detail: format!("{shown} has no mistakes"),
         },
     }
@@ -153,7 +153,7 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
     let checked = |path: std::path::PathBuf| match std::fs::metadata(&path) {
         Ok(meta) if meta.len() < available => {
             let detail = format!("{}, {} MiB", path.display(), meta.len() >> 20);
-            DoctorFinding { what: "model", level: Level::Ok, detail }
+            DoctorFinding { what: "model", level: FindingLevel::Ok, detail }
         }
         Ok(meta) => {
             let detail = format!(
@@ -161,11 +161,11 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
                 path.display(),
                 meta.len() >> 20
             );
-            DoctorFinding { what: "model", level: Level::Warn, detail }
+            DoctorFinding { what: "model", level: FindingLevel::Warn, detail }
         }
         Err(error) => {
             let detail = format!("{} cannot be read: {error}", path.display());
-            DoctorFinding { what: "model", level: Level::Warn, detail }
+            DoctorFinding { what: "model", level: FindingLevel::Warn, detail }
         }
     };
     config.catalog.servers.iter().filter_map(|s| file_of(&s.endpoint)).map(checked).collect()
@@ -174,7 +174,7 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
 async fn broker(config: &Config) -> DoctorFinding {
     let what = "broker";
     let Some(mqtt) = &config.mqtt else {
-        return DoctorFinding { what, level: Level::Ok, detail: "off".to_owned() };
+        return DoctorFinding { what, level: FindingLevel::Ok, detail: "off".to_owned() };
     };
     let place = (mqtt.host.as_str(), mqtt.port);
     let connect = tokio::net::TcpStream::connect(place);
@@ -184,5 +184,5 @@ async fn broker(config: &Config) -> DoctorFinding {
         (false, true) => "embedded broker; reachable while the service runs".to_owned(),
         (false, false) => format!("{}:{} does not answer", mqtt.host, mqtt.port),
     };
-    DoctorFinding { what, level: Level::of(reached || config.broker.is_some()), detail }
+    DoctorFinding { what, level: FindingLevel::of(reached || config.broker.is_some()), detail }
 }

@@ -55,7 +55,9 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
         match &server.health {
             Health::Starting => print_line!("{name} ({place}): starting"),
             Health::Ready => print_line!("{name} ({place}): ready"),
-            Health::Resting { reason } => print_line!("{name} ({place}): resting {reason}"),
+            Health::Unavailable { reason } => {
+                print_line!("{name} ({place}): unavailable: {reason}")
+            }
         }
         if let Some(ModelContext { identification, runtime, .. }) = &server.context {
             print_line!("  {}", model(&identification.name, runtime));

@@ -3,6 +3,7 @@
 //! nothing.
 
 mod attempt;
+mod backends;
 mod egress;
 mod engine_rate;
 mod handle;
@@ -18,12 +19,12 @@ use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::{AttemptAnswer, paid};
+use self::backends::KnownBackend;
 use self::egress::EgressGuard;
-use self::engine_rate::EngineRate;
 pub use self::handle::{Answer, Dispatch, JobEnd};
 use self::handle::{BackendView, LoopStatus, Submission};
 use self::in_flight::InFlight;
@@ -40,8 +41,7 @@ use crate::redact::Redactor;
 use crate::request::job::{Job, JobId, Priority};
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
-    Answered, BackendId, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes,
-    Verdict,
+    Answered, BackendId, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes, Verdict,
 };
 pub use crate::status::{BackendStatus, Spending};
 pub use crate::store::learned::LearnedStore;
@@ -130,14 +130,6 @@ pub struct Dispatcher {
     drained: bool,
 }
 
-/// A backend of the present set.
-struct KnownBackend {
-    handle: BackendHandle,
-    rate: EngineRate,
-    /// Ends the task that waits for a change of its state.
-    watcher: Option<AbortHandle>,
-}
-
 struct EndedAttempt {
     job: Job,
     out: Out,
@@ -197,26 +189,6 @@ impl Dispatcher {
         if let Some(Err(error)) = OptionFuture::from(writer).await {
             tracing::error!(%error, "the ledger was not closed");
         }
-    }
-
-    /// Adopts another set of backends, in order of preference. Attempts at a removed one go on.
-    fn replace_backends(&mut self, handles: Vec<BackendHandle>) {
-        self.views.send_replace(handle::views(&handles));
-        self.handle_event(Event::Catalog(handles.iter().map(profile::unknown).collect()));
-        let mut before = std::mem::take(&mut self.backends);
-        for handle in handles {
-            let id = BackendId::from(handle.server.as_str());
-            let known = before.remove(&id);
-            let rate = known.as_ref().map(|known| known.rate).unwrap_or_default();
-            let watcher = known.and_then(|known| known.watcher);
-            self.backends.insert(id.clone(), KnownBackend { handle, rate, watcher });
-            let event = self.state_of(&id);
-            self.watch_backend(id);
-            if let Some(event) = event {
-                self.handle_event(event);
-            }
-        }
-        before.into_values().filter_map(|known| known.watcher).for_each(|task| task.abort());
     }
 
     /// Writes what was learned to disk, once it is time.
@@ -339,53 +311,6 @@ impl Dispatcher {
         }
     }
 
-    /// Waits for the next change of a backend's state, in place of the task that did before.
-    fn watch_backend(&mut self, backend: BackendId) {
-        let Some(known) = self.backends.get_mut(&backend) else { return };
-        let mut link = known.handle.link.clone();
-        let watcher = self.watches.spawn(async move {
-            if link.changed().await.is_err() {
-                // the supervisor has ended with the service
-                std::future::pending::<()>().await;
-            }
-            WatchEvent::Turned(backend)
-        });
-        if let Some(before) = known.watcher.replace(watcher) {
-            before.abort();
-        }
-    }
-
-    /// The event for the backend's present state; a watcher that is started afterwards reports later changes.
-    fn state_of(&mut self, backend: &BackendId) -> Option<Event> {
-        let of = &mut self.backends.get_mut(backend)?.handle;
-        let link = of.link.borrow_and_update().clone();
-        Some(match link {
-            BackendState::Down(_) => Event::Down(backend.clone()),
-            BackendState::Up(generate) => {
-                if of.locality == Locality::Device {
-                    generate.pace(self.device_pressure.borrow().duty);
-                }
-                let context = generate.context();
-                Event::Up(BackendProfile {
-                    measured: Some(self.keep.measured(&of.server, of.locality, context)),
-                    ..profile::of(of, context)
-                })
-            }
-        })
-    }
-
-    /// Sets the duty cycle of the engines on this device; returns the event for the scheduler.
-    fn pressure_changed(&mut self) -> Event {
-        let device_pressure = *self.device_pressure.borrow_and_update();
-        let handles = self.backends.values().map(|known| &known.handle);
-        for handle in handles.filter(|handle| handle.locality == Locality::Device) {
-            if let BackendState::Up(generate) = &*handle.link.borrow() {
-                generate.pace(device_pressure.duty);
-            }
-        }
-        Event::Strained(device_pressure)
-    }
-
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Start { job, backend, time_left, priority, hold } => {
@@ -412,12 +337,6 @@ impl Dispatcher {
                 self.settle(job, verdict, backend, *decision);
             }
             Effect::Drained => self.drained = true,
-        }
-    }
-
-    fn want(&self, backend: &BackendId, is_wanted: bool) {
-        if let Some(known) = self.backends.get(backend) {
-            known.handle.wanted.send_replace(is_wanted);
         }
     }
 

@@ -71,7 +71,7 @@ pub struct Capabilities {
     /// It gives log-probabilities.
     #[serde(default)]
     pub logprobs: bool,
-    /// Its skills (wire word: talents): `generate`, `classify`, `embed`, and names from the configuration.
+    /// Its skills (`talents` on the wire): `generate`, `classify`, `embed`, and names from the configuration.
     #[serde(rename = "talents", default)]
     pub skills: Vec<String>,
 }

@@ -11,7 +11,8 @@ pub enum Health {
     /// It takes requests.
     Ready,
     /// It failed and is restarted or reached again later.
-    Resting {
+    #[serde(rename = "resting")]
+    Unavailable {
         /// The last failure.
         reason: String,
     },

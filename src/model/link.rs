@@ -15,7 +15,7 @@ pub struct BackendHandle {
     pub server: String,
     /// How far away it is.
     pub locality: Locality,
-    /// Skills (wire word: talents) from the configuration, besides those that it states.
+    /// Skills (`talents` on the wire) from the configuration, besides those that it states.
     pub skills: Vec<String>,
     /// Servers that may answer what this one rejects for its rules or its length.
     pub fallbacks: Vec<String>,

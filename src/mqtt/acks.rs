@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 /// The end of a received message, sent to the task that owns the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Settled {
+pub(super) struct SettledMessage {
     pub(super) generation: u64,
     pub(super) packet: u16,
     pub(super) outcome: Settlement,
@@ -35,12 +35,12 @@ pub(super) enum Settlement {
 pub struct AckGuard {
     /// Generation and packet identifier; none once settled, and none for QoS 0.
     owed: Option<(u64, u16)>,
-    to: mpsc::Sender<Settled>,
+    to: mpsc::Sender<SettledMessage>,
 }
 
 impl AckGuard {
     /// The guard of a message; `owed` is none if its QoS asks for no acknowledgement.
-    pub(super) fn new(owed: Option<(u64, u16)>, to: mpsc::Sender<Settled>) -> AckGuard {
+    pub(super) fn new(owed: Option<(u64, u16)>, to: mpsc::Sender<SettledMessage>) -> AckGuard {
         AckGuard { owed, to }
     }
 
@@ -58,7 +58,7 @@ impl AckGuard {
     fn settle(&mut self, outcome: Settlement) {
         if let Some((generation, packet)) = self.owed.take() {
             // the channel holds the unsettled messages of two connections
-            let _ = self.to.try_send(Settled { generation, packet, outcome });
+            let _ = self.to.try_send(SettledMessage { generation, packet, outcome });
         }
     }
 }
@@ -121,14 +121,14 @@ mod tests {
 
     use super::*;
 
-    fn guard(packet: u16, to: &mpsc::Sender<Settled>) -> AckGuard {
+    fn guard(packet: u16, to: &mpsc::Sender<SettledMessage>) -> AckGuard {
         AckGuard::new(Some((3, packet)), to.clone())
     }
 
     #[test]
     fn only_an_explicit_ack_acknowledges() {
         let (to, mut settled) = mpsc::channel(4);
-        let mut outcome = || settled.try_recv().map(|s: Settled| (s.packet, s.outcome)).ok();
+        let mut outcome = || settled.try_recv().map(|s: SettledMessage| (s.packet, s.outcome)).ok();
         guard(7, &to).ack();
         assert_eq!(outcome(), Some((7, Settlement::Acknowledged)));
         guard(8, &to).leave();

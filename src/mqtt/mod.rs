@@ -26,7 +26,7 @@ use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::acks::{Settled, Unsettled};
+use self::acks::{SettledMessage, Unsettled};
 use self::outbox::{Unacked, send_all};
 use self::poller::Poller;
 use self::resume::EmptyHalf;
@@ -241,8 +241,8 @@ struct Driver {
     unacked: Unacked,
     state: watch::Sender<ConnectionState>,
     client: watch::Sender<Option<AsyncClient>>,
-    acks: mpsc::Sender<Settled>,
-    settled: mpsc::Receiver<Settled>,
+    acks: mpsc::Sender<SettledMessage>,
+    settled: mpsc::Receiver<SettledMessage>,
     generation: u64,
 }
 

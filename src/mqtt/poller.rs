@@ -8,7 +8,7 @@ use rumqttc::{AsyncClient, Event, EventLoop, PublishOptions, SubscribeFilter};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::acks::{AckGuard, Settled, Unsettled};
+use super::acks::{AckGuard, SettledMessage, Unsettled};
 use super::router::Router;
 use super::{ConnectionOptions, ConnectionState, Incoming};
 use crate::limits::{MQTT_INBOX_MAX, RECONNECT_MAX, RECONNECT_MIN, REQUEST_BYTES_MAX};
@@ -19,8 +19,8 @@ pub(super) struct Poller<'d> {
     pub(super) router: &'d Router,
     pub(super) state: &'d watch::Sender<ConnectionState>,
     /// Given to the guard of each message.
-    pub(super) acks: &'d mpsc::Sender<Settled>,
-    pub(super) settled: &'d mut mpsc::Receiver<Settled>,
+    pub(super) acks: &'d mpsc::Sender<SettledMessage>,
+    pub(super) settled: &'d mut mpsc::Receiver<SettledMessage>,
     /// Number of the present connection.
     pub(super) generation: &'d mut u64,
     pub(super) unsettled: Unsettled,
@@ -153,7 +153,7 @@ impl Poller<'_> {
     }
 
     /// Notes the outcome of a message, and acknowledges in order.
-    fn settle(&mut self, Settled { generation, packet, outcome }: Settled) {
+    fn settle(&mut self, SettledMessage { generation, packet, outcome }: SettledMessage) {
         if generation != *self.generation {
             return;
         }

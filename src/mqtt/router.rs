@@ -8,11 +8,11 @@ use super::Incoming;
 /// The subscriptions of one connection, registered before it is opened.
 #[derive(Debug, Default)]
 pub struct Router {
-    routes: Vec<Route>,
+    routes: Vec<TopicRoute>,
 }
 
 #[derive(Debug)]
-struct Route {
+struct TopicRoute {
     filters: Vec<String>,
     to: mpsc::Sender<Incoming>,
 }
@@ -29,7 +29,7 @@ impl Router {
     /// wait; beyond it the connection reads no further.
     pub fn subscribe(&mut self, filters: Vec<String>, bound: usize) -> Subscription {
         let (to, inbox) = mpsc::channel(bound);
-        self.routes.push(Route { filters, to });
+        self.routes.push(TopicRoute { filters, to });
         Subscription { inbox }
     }
 
@@ -42,7 +42,7 @@ impl Router {
     /// without a subscriber is acknowledged; one that its subscriber can't take is left to the
     /// broker.
     pub(super) async fn deliver(&self, message: Incoming, stop: &CancellationToken) {
-        let is_for = |route: &&Route| route.filters.iter().any(|f| matches(f, &message.topic));
+        let is_for = |route: &&TopicRoute| route.filters.iter().any(|f| matches(f, &message.topic));
         let Some(route) = self.routes.iter().find(is_for) else {
             tracing::debug!(topic = message.topic, "a message matches no subscription");
             return message.ack.ack();
@@ -93,10 +93,10 @@ fn matches(filter: &str, topic: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::acks::{AckGuard, Settled, Settlement};
+    use super::super::acks::{AckGuard, SettledMessage, Settlement};
     use super::*;
 
-    fn message(topic: &str, packet: u16, to: &mpsc::Sender<Settled>) -> Incoming {
+    fn message(topic: &str, packet: u16, to: &mpsc::Sender<SettledMessage>) -> Incoming {
         Incoming {
             topic: topic.to_owned(),
             payload: Ok(bytes::Bytes::new()),

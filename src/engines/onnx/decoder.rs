@@ -331,7 +331,7 @@ mod tests {
     /// Tokens that would end the process, or read outside of a buffer, do not reach the runtime, and
     /// the next batch is evaluated correctly.
     #[test]
-    fn invalid_ids_and_lengths_do_not_reach_the_runtime() {
+    fn invalid_ids_and_lengths_are_not_given_to_the_runtime() {
         let mut model = small();
         let size = model.vocabulary.size();
         model.reuse(&[]).unwrap();

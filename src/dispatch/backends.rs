@@ -1,0 +1,92 @@
+//! The dispatcher's set of backends: their handles, and the tasks that wait for changes of their state.
+
+use tokio::task::AbortHandle;
+
+use super::engine_rate::EngineRate;
+use super::{Dispatcher, WatchEvent, handle, profile};
+use crate::model::context::Locality;
+use crate::model::link::{BackendHandle, BackendState};
+use crate::scheduler::{BackendId, BackendProfile, Event};
+
+/// A backend of the present set.
+pub(super) struct KnownBackend {
+    pub(super) handle: BackendHandle,
+    pub(super) rate: EngineRate,
+    /// Ends the task that waits for a change of its state.
+    watcher: Option<AbortHandle>,
+}
+
+impl Dispatcher {
+    /// Adopts another set of backends, in order of preference. Attempts at a removed one go on.
+    pub(super) fn replace_backends(&mut self, handles: Vec<BackendHandle>) {
+        self.views.send_replace(handle::views(&handles));
+        self.handle_event(Event::Catalog(handles.iter().map(profile::unknown).collect()));
+        let mut before = std::mem::take(&mut self.backends);
+        for handle in handles {
+            let id = BackendId::from(handle.server.as_str());
+            let known = before.remove(&id);
+            let rate = known.as_ref().map(|known| known.rate).unwrap_or_default();
+            let watcher = known.and_then(|known| known.watcher);
+            self.backends.insert(id.clone(), KnownBackend { handle, rate, watcher });
+            let event = self.state_of(&id);
+            self.watch_backend(id);
+            if let Some(event) = event {
+                self.handle_event(event);
+            }
+        }
+        before.into_values().filter_map(|known| known.watcher).for_each(|task| task.abort());
+    }
+
+    /// Waits for the next change of a backend's state, in place of the task that did before.
+    pub(super) fn watch_backend(&mut self, backend: BackendId) {
+        let Some(known) = self.backends.get_mut(&backend) else { return };
+        let mut link = known.handle.link.clone();
+        let watcher = self.watches.spawn(async move {
+            if link.changed().await.is_err() {
+                // the supervisor has ended with the service
+                std::future::pending::<()>().await;
+            }
+            WatchEvent::Turned(backend)
+        });
+        if let Some(before) = known.watcher.replace(watcher) {
+            before.abort();
+        }
+    }
+
+    /// The event for the backend's present state; a watcher that is started afterwards reports later changes.
+    pub(super) fn state_of(&mut self, backend: &BackendId) -> Option<Event> {
+        let of = &mut self.backends.get_mut(backend)?.handle;
+        let link = of.link.borrow_and_update().clone();
+        Some(match link {
+            BackendState::Down(_) => Event::Down(backend.clone()),
+            BackendState::Up(generate) => {
+                if of.locality == Locality::Device {
+                    generate.pace(self.device_pressure.borrow().duty);
+                }
+                let context = generate.context();
+                Event::Up(BackendProfile {
+                    measured: Some(self.keep.measured(&of.server, of.locality, context)),
+                    ..profile::of(of, context)
+                })
+            }
+        })
+    }
+
+    /// Sets the duty cycle of the engines on this device; returns the event for the scheduler.
+    pub(super) fn pressure_changed(&mut self) -> Event {
+        let device_pressure = *self.device_pressure.borrow_and_update();
+        let handles = self.backends.values().map(|known| &known.handle);
+        for handle in handles.filter(|handle| handle.locality == Locality::Device) {
+            if let BackendState::Up(generate) = &*handle.link.borrow() {
+                generate.pace(device_pressure.duty);
+            }
+        }
+        Event::Strained(device_pressure)
+    }
+
+    pub(super) fn want(&self, backend: &BackendId, is_wanted: bool) {
+        if let Some(known) = self.backends.get(backend) {
+            known.handle.wanted.send_replace(is_wanted);
+        }
+    }
+}
