@@ -14,7 +14,7 @@ pub(super) fn unknown(backend: &BackendHandle) -> BackendProfile {
     }
 }
 
-/// The profile of profile of that is up: what it states, with its configuration.
+/// The profile of a backend that is up: what it states, with its configuration.
 pub(super) fn of(backend: &BackendHandle, context: &ModelContext) -> BackendProfile {
     BackendProfile {
         model: Some(context.identification.name.clone()),

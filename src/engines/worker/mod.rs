@@ -271,7 +271,7 @@ impl OnThread {
                 result = &mut ended => return result.map_err(|_| ended_early())?,
                 () = reader.gone() => return Err(Fault::Cancelled),
                 () = tokio::time::sleep(KEEP_ALIVE) => {
-                    // the thread may task on a more urgent prompt
+                    // the thread may be working on a more urgent prompt
                     let before = std::mem::replace(&mut steps, self.duty.steps());
                     if steps != before {
                         reader.alive();

@@ -78,7 +78,8 @@ fn refuse(status: StatusCode, message: &str) -> Response {
     (status, axum::Json(super::errors::error_body(&refusal))).into_response()
 }
 
-/// Compares in a length, that does not depend on the position of the time does not difference.
+/// Compares in constant time for texts of the same length, so that the time does not tell how many
+/// bytes of a token are right.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }

@@ -35,7 +35,7 @@ pub struct CallRouter {
 struct ServicePresence {
     topics: ServiceTopics,
     workers: watch::Sender<BTreeSet<String>>,
-    /// The transport that present caller, responses at present.
+    /// The transport that receives its responses at present.
     to: Option<mpsc::Sender<AnswerPart>>,
 }
 
@@ -58,7 +58,7 @@ impl CallRouter {
         CallRouter { bus, caller: caller.to_owned(), services }
     }
 
-    /// The topic filters the workers of these services.
+    /// Subscribes to the answers to `caller` and to the workers of these services.
     pub fn subscribe<'b>(
         router: &mut Router,
         caller: &str,
@@ -78,10 +78,10 @@ impl CallRouter {
         }
     }
 
-    /// Routes a caller it is dropped.
+    /// Notes a worker, or hands an answer to its caller; without a caller it is dropped.
     ///
-    /// The message of at most once, so its answer is of no use
-    /// returns every other message.
+    /// The message is acknowledged at once: a call is made at most once, so its answer is of no use
+    /// to a later process.
     fn take(&self, message: Incoming) {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
