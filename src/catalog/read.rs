@@ -273,7 +273,7 @@ mod tests {
             "pilotlight.providers.small: missing field `base_url`",
             "pilotlight.providers.small: missing field `model`",
             "pilotlight.tasks.t.max_token: unknown field `max_token`",
-            "pilotlight.tasks.t.rules[0].when: \"x\" can't be understood",
+            "pilotlight.tasks.t.rules[0].when: \"x\" is not a valid condition",
             "pilotlight.tasks.t: missing field `template`",
             "pilotlight.tasks.u.template: is empty",
             "pilotlight.device_limits.heat_c: invalid type: string \"hot\"",

@@ -56,7 +56,7 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
             Health::Starting => print_line!("{name} ({place}): starting"),
             Health::Ready => print_line!("{name} ({place}): ready"),
             Health::Unavailable { reason } => {
-                print_line!("{name} ({place}): unavailable: {reason}")
+                print_line!("{name} ({place}): unavailable: {reason}");
             }
         }
         if let Some(ModelContext { identification, runtime, .. }) = &server.context {

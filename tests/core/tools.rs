@@ -8,6 +8,7 @@ use crate::support::contract::run;
 #[cfg(feature = "embedded-broker")]
 use crate::support::mqtt::App;
 use crate::support::over_channels;
+#[cfg(feature = "embedded-broker")]
 use crate::support::service::{Service, catalog, client};
 use pilotlight::catalog::catalog::Catalog;
 use pilotlight::model::generate::{Fault, Finish, Generate, Usage};
