@@ -66,7 +66,9 @@ pub struct HttpInterface {
 /// If the address can't be bound.
 pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| {
-        format!("the HTTP interface can't listen on {addr}; is the port taken? Set PILOTLIGHT_HTTP")
+        format!(
+            "the HTTP interface cannot listen on {addr}; if the port is in use, set PILOTLIGHT_HTTP"
+        )
     })
 }
 
