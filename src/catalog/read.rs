@@ -63,7 +63,8 @@ fn read_file(file: Value, variables: &Variables, mistakes: &mut Mistakes) -> Cat
     let servers = file.remove("mcpServers").or_else(|| file.remove("servers"));
     let mut ours = file.remove("pilotlight").unwrap_or(Value::Object(Map::new()));
     for key in file.keys() {
-        let message = "is not known; servers go under mcpServers, all else under pilotlight";
+        let message =
+            "unknown key; model servers belong under mcpServers, all else under pilotlight";
         mistakes.at(key).add(message);
     }
     refuse_not_implemented(&mut ours, mistakes);
@@ -109,7 +110,7 @@ fn refuse_not_implemented(ours: &mut Value, mistakes: &mut Mistakes) {
             let Some(Value::Object(part)) = part else { continue };
             if part.shift_remove(key).is_some() {
                 let mut ours = mistakes.at("pilotlight");
-                let message = "is not carried out by this version; remove it";
+                let message = "is not supported by this version; remove it";
                 if place.is_empty() {
                     ours.at(key).add(message);
                 } else {
@@ -174,7 +175,7 @@ fn read_servers(
 ) -> Vec<(String, Value)> {
     let servers = servers.or_else(|| has_providers.then(|| Value::Object(Map::new())));
     let Some(Value::Object(map)) = servers else {
-        scope.add("is needed: an object with one entry for each model server");
+        scope.add("is required: an object with one entry per model server");
         return Vec::new();
     };
     if (map.is_empty() && !has_providers) || map.len() > SERVERS_MAX {
@@ -194,8 +195,10 @@ fn check_fallbacks(servers: &[ServerEntry], unread: &BTreeSet<String>, scope: &m
             let is_provider = matches!(server.endpoint, Endpoint::Provider(_));
             let part = if is_provider { "providers" } else { "servers" };
             let known: Vec<&str> = others().map(|other| other.name.as_str()).collect();
-            let message =
-                format!("no other model is called {name:?}; there are: {}", known.join(", "));
+            let message = format!(
+                "fallbacks must name another existing model; {name:?} is unknown; there are: {}",
+                known.join(", ")
+            );
             scope.at(part).at(&server.name).at("fallbacks").item(at).add(message);
         }
     }
@@ -205,8 +208,9 @@ fn check_limits(limits: &DeviceLimits, scope: &mut Scope<'_>) {
     if let Some((low, high)) = limits.heat_c
         && !(20.0 <= low && low < high && high <= 120.0)
     {
-        let message =
-            format!("[{low}, {high}] must be two temperatures of 20 to 120, the lower first");
+        let message = format!(
+            "[{low}, {high}] must be two temperatures from 20 to 120 °C in ascending order"
+        );
         scope.at("heat_c").add(message);
     }
     for (name, value) in
@@ -260,7 +264,7 @@ mod tests {
         });
         let found = mistakes(&file);
         let expected = [
-            "pilotlight.policy.fleet: is not carried out",
+            "pilotlight.policy.fleet: is not supported",
             "pilotlight.versoin: unknown field `versoin`, expected one of `version`, `device`",
             "mcpServers.a.comand: unknown field `comand`",
             "mcpServers.b.args[0]: invalid type: integer `1`",

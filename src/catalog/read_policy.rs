@@ -112,7 +112,10 @@ fn redactor(rules: &[RawRule], scope: &mut Scope<'_>) -> Redactor {
                 Some((_, known)) => redactor.add_known(*known),
                 None => {
                     let known = KnownPattern::ALL.map(|(name, _)| name).join(", ");
-                    Err(format!("{name:?} is not one of {known}; a pattern needs name and pattern"))
+                    Err(format!(
+                        "{name:?} is not one of {known}; an own pattern needs the keys name and \
+                         pattern"
+                    ))
                 }
             },
         };

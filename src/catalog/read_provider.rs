@@ -94,10 +94,14 @@ impl RawProvider {
         let tools = self.tools.unwrap_or(true);
         let can_json = kind == ProviderKind::OpenAi || tools;
         if self.json_schema == Some(true) && !can_json {
-            mistake("json_schema", "is asked by a tool, and tools is false; remove one of them");
+            mistake(
+                "json_schema",
+                "needs tool calls for this kind, and tools is false; remove one of \
+                 them",
+            );
         }
         if kind != ProviderKind::OpenAi && self.logprobs {
-            mistake("logprobs", "is asked of openai alone; remove it");
+            mistake("logprobs", "is supported for the kind openai only; remove it");
         }
         let region = self.region.or_else(|| region_of(&base_url));
         let region = region.filter(|_| kind.has_regions());
@@ -105,7 +109,7 @@ impl RawProvider {
             mistake("region", "must name the region, such as eu-central-1");
         }
         if model.is_empty() {
-            mistake("model", "must name the model as the provider does");
+            mistake("model", "must be the provider's name of the model");
         }
         let slots = self.slots.unwrap_or(SLOTS);
         if !(1..=SLOTS_MAX).contains(&slots) {
@@ -154,7 +158,7 @@ fn region_of(url: &str) -> Option<String> {
 
 /// The URL is encrypted or loopback, so that the key is never sent in plain text over a network.
 fn check_url(url: &str) -> Result<(), String> {
-    let uri: http::Uri = url.parse().map_err(|_| format!("{url:?} is no URL"))?;
+    let uri: http::Uri = url.parse().map_err(|_| format!("{url:?} is not a URL"))?;
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let is_numeric = |text: &str| text.chars().all(|c| c.is_ascii_digit() || c == '.');
     let is_loopback =
@@ -162,14 +166,12 @@ fn check_url(url: &str) -> Result<(), String> {
     match uri.scheme_str() {
         Some("https") if !host.is_empty() => Ok(()),
         Some("http") if is_loopback => Ok(()),
-        Some("http") => {
-            Err("must begin with https://, or anybody on the way could read the key".to_owned())
-        }
+        Some("http") => Err("must begin with https://; http would expose the key".to_owned()),
         _ => Err("must begin with https://".to_owned()),
     }?;
     let authority = uri.authority().map_or("", http::uri::Authority::as_str);
     if authority.contains('@') || uri.query().is_some() {
-        return Err("must have no user name and no query; the key goes into key".to_owned());
+        return Err("must not contain a user name or query; put the key into `key`".to_owned());
     }
     Ok(())
 }

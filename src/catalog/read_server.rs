@@ -17,7 +17,7 @@ use crate::request::name::is_name;
 
 /// The message for a topic prefix of the wrong form.
 pub(super) const TOPIC_LEVELS: &str =
-    "topic must be levels of [A-Za-z0-9_-]{1,64} with / between them";
+    "topic must consist of levels [A-Za-z0-9_-]{1,64}, separated by /";
 
 /// Whether this text can be the topic prefix of a service.
 pub(super) fn is_topic(topic: &str) -> bool {
@@ -123,7 +123,7 @@ impl RawServer {
                 Some(_) => mistake(TOPIC_LEVELS),
                 None => mistake("needs the topic of the service, such as pilotlight/mcp/big"),
             },
-            (Some("mqtt"), _, _) => mistake("a service on MQTT has a topic, no command and no url"),
+            (Some("mqtt"), _, _) => mistake("type mqtt takes a topic, not a command or url"),
             (Some("sse"), _, _) => {
                 mistake("the sse transport has been replaced; use type \"http\" (streamable HTTP)")
             }

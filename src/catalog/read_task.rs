@@ -50,16 +50,16 @@ fn check(task: &Task, scope: &mut Scope<'_>) {
         mistake("talent", &format!("must have 1 to {NAME_BYTES_MAX} bytes"));
     }
     if task.threshold.is_some_and(|t| !(t <= 0.0 && t.is_finite())) {
-        mistake("threshold", "must be a log-probability, which is 0 at most");
+        mistake("threshold", "must be a log-probability: 0 or less");
     }
     if task.threshold.is_some() && task.strategy != Strategy::Cascade {
-        mistake("threshold", "is for the strategy cascade; name that as well");
+        mistake("threshold", "requires \"strategy\": \"cascade\"");
     }
     if task.judge.is_some() && task.strategy != Strategy::Compare {
-        mistake("judge", "is for the strategy compare; name that as well");
+        mistake("judge", "requires \"strategy\": \"compare\"");
     }
     if task.strategy != Strategy::Single && task.labels.is_some() {
-        mistake("strategy", "is for text and JSON; labels have a margin instead");
+        mistake("strategy", "applies to text and JSON only; for labels use margin");
     }
 }
 
@@ -67,16 +67,16 @@ fn check(task: &Task, scope: &mut Scope<'_>) {
 fn check_labels(task: &Task, scope: &mut Scope<'_>) {
     let Some(labels) = task.labels() else {
         if task.margin.is_some() {
-            scope.at("margin").add("is only for a task with labels");
+            scope.at("margin").add("requires labels");
         }
         if !task.rules.is_empty() {
-            let message = "are only for a task with labels; name the labels as well";
+            let message = "require labels";
             scope.at("rules").add(message);
         }
         return;
     };
     if task.schema.is_some() {
-        scope.at("schema").add("a task with labels answers with a label; remove it");
+        scope.at("schema").add("cannot be combined with labels; remove it");
     }
     if !(0.0..=1.0).contains(&labels.margin) {
         scope.at("margin").add("must be 0 to 1");
@@ -90,7 +90,11 @@ fn check_labels(task: &Task, scope: &mut Scope<'_>) {
     for (at, rule) in task.rules.iter().enumerate() {
         if !labels.examples.contains_key(&rule.label) {
             let known: Vec<&str> = labels.names().collect();
-            let message = format!("{:?} is no label; there are: {}", rule.label, known.join(", "));
+            let message = format!(
+                "{:?} is not a label of the task; labels: {}",
+                rule.label,
+                known.join(", ")
+            );
             scope.at("rules").item(at).at("label").add(message);
         }
     }

@@ -100,7 +100,7 @@ impl Sensors {
             found: disk.is_some(),
             said: match disk {
                 Some(disk) => format!("{} MiB free below {shown}", disk.available >> 20),
-                None => format!("the room below {shown} can't be read"),
+                None => format!("free space of {shown} is unknown"),
             },
         });
         all
@@ -115,7 +115,7 @@ fn processors(root: &Path) -> SensorFinding {
         found: clock.is_some(),
         said: match &clock {
             Some(governor) => format!("{count}, from /proc/stat; the governor is {governor}"),
-            None => format!("{count}, from /proc/stat; the kernel sets no clock"),
+            None => format!("{count}, from /proc/stat; no frequency governor"),
         },
     }
 }
@@ -183,7 +183,7 @@ pub async fn watch(
                     sample
                 }
                 Ok(Err(error)) => {
-                    tracing::error!(%error, "the sensors can't be read any more");
+                    tracing::error!(%error, "sensor thread lost: readings stopped");
                     return;
                 }
                 Err(_) => SensorSample::default(),

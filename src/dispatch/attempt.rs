@@ -58,7 +58,7 @@ async fn attempt(
         Err(_) => Ok(None),
     };
     if filter.is_too_long {
-        return Err(Fault::ProtocolError("the answer is longer than it may be".to_owned()));
+        return Err(Fault::ProtocolError("the answer exceeds the size limit".to_owned()));
     }
     let mut usage = result?;
     if let Ok(Some(rest)) = rest {

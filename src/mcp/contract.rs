@@ -90,7 +90,7 @@ impl NotGenerated {
                 WireError { retry_after_ms: retry_after.map(in_ms), ..plain(reason) }
             }
             Fault::Crashed(why) | Fault::TimedOut(why) | Fault::ProtocolError(why) => plain(why),
-            Fault::Cancelled => plain("stopped before its end"),
+            Fault::Cancelled => plain("cancelled"),
         };
         NotGenerated { fault: code, error }
     }

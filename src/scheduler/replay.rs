@@ -44,7 +44,7 @@ pub fn explain(decision: &Decision) -> Result<(Route, Reason), String> {
 fn explain_steps(decision: &Decision) -> Result<(Route, Reason), String> {
     for (n, step) in decision.steps.iter().enumerate() {
         if !step.decision.steps.is_empty() {
-            return Err("a step has no steps of its own".to_owned());
+            return Err("invalid record: nested steps".to_owned());
         }
         let again = explain_one(&step.decision)?;
         if again != (step.decision.route, step.decision.reason) {

@@ -110,9 +110,8 @@ impl<D: Decoder> Engine<D> {
         if (1..most).contains(&n) {
             return Ok(());
         }
-        let message = format!(
-            "the prompt has {n} tokens and this model reads at most {most}, the answer included"
-        );
+        let message =
+            format!("the prompt has {n} tokens; the context length, answer included, is {most}");
         Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)))
     }
 
