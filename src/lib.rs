@@ -29,7 +29,8 @@
 //!     8 models      engines, providers, mcp; metrics
 //!     7 resources   mqtt, net, store, device, wire, status
 //!     6 clock       clock                                 the only reader of a clock
-//!   4-5 decisions   scheduler, catalog, pressure, redact, model, calibrate     PURE
+//!   4-5 decisions   scheduler, decision, catalog, pressure, redact, model,      PURE
+//!                   calibrate
 //!   0-3 vocabulary  request, model/{context, health}, pressure/level,          PURE
 //!                   limits, money, time
 //! ```
@@ -54,11 +55,11 @@
 //! 3. The scheduler never handles a token.
 //! 4. Pure files use no runtime, clock, randomness or disk. The one exception is the channels of
 //!    [`model`], which are data structures and need no runtime.
-//! 5. No module above [`model`] depends on the kind of a backend.
+//! 5. No module of `ingress`, `strategy`, `dispatch` or `scheduler` depends on the kind of a backend.
 //! 6. Private text never leaves the locality that its request permits.
 //! 7. Every queue has a bound in [`limits`], every task has an owner, and every stop is awaited.
 //! 8. A peer is trusted no more than a client; the number of hops is bounded.
-//! 9. An MQTT request is acknowledged only after its reply: [`mqtt::AckGuard`].
+//! 9. An MQTT request is acknowledged explicitly, and only after its reply: [`mqtt::AckGuard::ack`].
 
 // entry points
 pub mod cli;
