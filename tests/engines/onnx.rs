@@ -102,7 +102,7 @@ async fn it_states_what_the_folder_says() {
     assert!(context.runtime.prefill_tokens_per_s.unwrap() > 1.0);
 }
 
-const TEXT: &str = include_str!("../../README.md");
+const TEXT: &str = include_str!("../data/parity.txt");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_engines_read_a_text_alike() {
