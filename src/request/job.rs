@@ -164,7 +164,7 @@ pub struct Job {
     pub tools: Option<Arc<Tools>>,
     /// Sampling parameters.
     pub sampling: Sampling,
-    /// Time left until the deadline, counted from the creation of this value.
+    /// Time left until the deadline, counted from the moment at which the dispatcher takes the job in.
     pub time_left: Duration,
     /// Priority.
     pub priority: Priority,
