@@ -186,6 +186,7 @@ fn calibrated(known: &[Said]) -> f32 {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
+    support::pace::turn_off();
     let Some(second) = std::env::var_os("SECOND_GGUF") else {
         println!("SECOND_GGUF must name the larger model's file; nothing was measured");
         return;

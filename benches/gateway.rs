@@ -249,6 +249,7 @@ async fn idle(child: &Child) {
 }
 
 fn main() {
+    support::pace::turn_off();
     let one_thread = std::env::var(HOP);
     let mut runtime = match one_thread {
         Ok(_) => tokio::runtime::Builder::new_current_thread(),

@@ -69,6 +69,7 @@ async fn round_trips(name: &str, port: u16) {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
+    support::pace::turn_off();
     print_machine();
     println!("A model that answers at once, {CALLS} calls a row, medians in microseconds");
     println!("{:24} {:>10} {:>12}", "transport", "a call", "a token more");

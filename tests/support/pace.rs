@@ -1,6 +1,7 @@
 //! How much longer work takes at the moment than on a machine that does nothing else.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,9 +54,19 @@ fn ratio() -> f64 {
     }
 }
 
+/// Set by a bench, whose figures the measuring thread would disturb.
+static IS_OFF: AtomicBool = AtomicBool::new(false);
+
+/// Keeps [`watch`] from measuring in this process.
+pub fn turn_off() {
+    IS_OFF.store(true, Ordering::Relaxed);
+}
+
 /// Begins to measure; what is measured before the first use of [`stretched`] counts too.
 pub fn watch() {
-    LazyLock::force(&WINDOWS_SEEN);
+    if !IS_OFF.load(Ordering::Relaxed) {
+        LazyLock::force(&WINDOWS_SEEN);
+    }
 }
 
 /// A limit for what takes this long on a machine that does nothing else: as many times longer as work
