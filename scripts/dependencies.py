@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tomllib
 
-REGISTRY = "registry+https://github.com/rust-lang/crates.io-index"
 KNOWN = {
     "graph": {"targets", "all-features"},
     "licenses": {"allow", "exceptions", "private", "unused-allowed-license"},
@@ -26,10 +25,10 @@ def main() -> int:
     with open("deny.toml", "rb") as file:
         rules = tomllib.load(file)
     faults = unknown_keys(rules)
-    packages = dependencies(rules["graph"])
+    packages, registry = dependencies(rules["graph"])
     for package in packages:
         name = f"{package['name']} {package['version']}"
-        faults += [f"{name}: {fault}" for fault in faults_of(package, rules)]
+        faults += [f"{name}: {fault}" for fault in faults_of(package, rules, registry)]
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     print(f"{len(packages)} dependencies: {'licences, bans and sources ok' if not faults else f'{len(faults)} errors'}")
@@ -48,19 +47,27 @@ def unknown_keys(rules: dict) -> list[str]:
     return faults
 
 
-def dependencies(graph: dict) -> list[dict]:
-    """Every package that is built for one of the targets, this one excepted."""
+def dependencies(graph: dict) -> tuple[list[dict], str]:
+    """Every package that is built for one of the targets, this one excepted, and cargo's default registry."""
     command = ["cargo", "metadata", "--locked", "--format-version", "1"]
     if graph.get("all-features"):
         command.append("--all-features")
     for target in graph["targets"]:
         command += ["--filter-platform", target]
     metadata = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    # a dependency that names no registry comes from the default one
+    default = {
+        dep["source"]
+        for package in metadata["packages"]
+        for dep in package["dependencies"]
+        if dep["registry"] is None and (dep["source"] or "").startswith("registry+")
+    }
+    (registry,) = default
     built = {node["id"] for node in metadata["resolve"]["nodes"]} - set(metadata["workspace_members"])
-    return [package for package in metadata["packages"] if package["id"] in built]
+    return [package for package in metadata["packages"] if package["id"] in built], registry
 
 
-def faults_of(package: dict, rules: dict):
+def faults_of(package: dict, rules: dict, registry: str):
     licences = rules["licenses"]
     allowed = set(licences["allow"])
     for exception in licences.get("exceptions", []):
@@ -74,8 +81,8 @@ def faults_of(package: dict, rules: dict):
     for ban in rules["bans"]["deny"]:
         if ban.get("crate", ban.get("name")) == package["name"]:
             yield f"banned: {ban.get('reason', 'no reason given')}"
-    if package["source"] != REGISTRY:
-        yield f"comes from {package['source'] or package['manifest_path']}, not from crates.io"
+    if package["source"] != registry:
+        yield f"comes from {package['source'] or package['manifest_path']}, not from the default registry"
 
 
 def is_allowed(expression: str, allowed: set[str]) -> bool:
