@@ -32,6 +32,23 @@ pub fn without_a_sentence(tree: &Tree) -> Vec<String> {
     found
 }
 
+/// Files below `src/` that no `mod` declares: the compiler never reads them.
+pub fn undeclared(tree: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
+    for file in everything(tree) {
+        let Some(key) = file.key().filter(|key| !["lib", "main"].contains(key)) else { continue };
+        let (parent, name) = key.rsplit_once('/').unwrap_or(("lib", key));
+        let is_declared = |other: &Source| {
+            let is_here = |at| starts_with(&other.all[at..], &["mod", name, ";"]);
+            other.key() == Some(parent) && (0..other.all.len()).any(is_here)
+        };
+        if !everything(tree).any(is_declared) {
+            found.push(format!("{}: no module declares it; declare it or remove it", file.path));
+        }
+    }
+    found
+}
+
 /// Files and functions that are too long. Tests do not count in `src/`.
 pub fn too_long(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
@@ -126,6 +143,21 @@ mod tests {
             assert_eq!(without_a_sentence(&one("benches/a.rs", text)).len(), 1, "{text}");
         }
         assert!(without_a_sentence(&one("src/a.rs", "//! Says what\n//! it does.\n")).is_empty());
+    }
+
+    #[test]
+    fn every_file_is_declared() {
+        let tree = |text| {
+            Tree::of(&[("src/lib.rs", "mod a;"), ("src/a/mod.rs", text), ("src/a/b.rs", "")])
+        };
+        for text in ["pub mod b;", "#[cfg(test)]\nmod b;"] {
+            assert!(undeclared(&tree(text)).is_empty(), "{text}");
+        }
+        for text in ["", "// mod b;", "mod b {}", "mod bc;"] {
+            let found = undeclared(&tree(text));
+            assert_eq!(found, ["src/a/b.rs: no module declares it; declare it or remove it"]);
+        }
+        assert_eq!(undeclared(&one("src/a.rs", "")).len(), 1);
     }
 
     #[test]

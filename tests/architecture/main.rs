@@ -85,6 +85,11 @@ fn every_file_opens_with_a_sentence() {
 }
 
 #[test]
+fn every_file_is_part_of_the_crate() {
+    holds(&form::undeclared(tree()));
+}
+
+#[test]
 fn files_and_functions_are_short() {
     holds(&form::too_long(tree()));
 }
