@@ -16,9 +16,10 @@ use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, R
 use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http, connect_stateless};
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
 use crate::model::health::Health;
 use crate::model::link::{BackendHandle, BackendState};
+use crate::model::out::Out;
 use crate::providers;
 use crate::request::job::Job;
 

@@ -6,7 +6,8 @@ use std::time::Instant;
 use super::egress::EgressGuard;
 use crate::clock;
 use crate::limits::ANSWER_BYTES_MAX;
-use crate::model::generate::{Fault, Filter, Generate, Gone, Out, SharedFilter, Usage};
+use crate::model::generate::{Fault, Generate, Usage};
+use crate::model::out::{Filter, Gone, Out, SharedFilter};
 use crate::redact::Restorer;
 use crate::store::ledger::Pending;
 

@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::AttemptAnswer;
 use super::handle::JobEnd;
-use crate::model::generate::{Out, Usage};
+use crate::model::generate::Usage;
+use crate::model::out::Out;
 use crate::redact::Hidden;
 use crate::request::job::Job;
 use crate::scheduler::BackendId;

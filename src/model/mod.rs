@@ -4,3 +4,4 @@ pub mod context;
 pub mod generate;
 pub mod health;
 pub mod link;
+pub mod out;

@@ -42,7 +42,8 @@ use crate::limits::RETRY_AFTER_MAX;
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime,
 };
-use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
+use crate::model::out::Out;
 use crate::net::client;
 use crate::net::tls;
 use crate::request::format::Format;

@@ -27,7 +27,7 @@ const IMPURE_NAMES: &[&str] =
 
 /// Channels in pure files: data structures that need no runtime.
 const PURE_ENOUGH: &[(&str, &str)] =
-    &[("model/generate", "tokio::sync::mpsc"), ("model/link", "tokio::sync::watch")];
+    &[("model/out", "tokio::sync::mpsc"), ("model/link", "tokio::sync::watch")];
 
 /// What starts work that nobody owns, or waits without a bound. The reason says what to do.
 const DETACHED: &[(&str, &str)] = &[
@@ -197,14 +197,14 @@ mod tests {
             check(&rule, "src/impure.rs", text, None);
         }
         check(&rule, "src/pure.rs", "use std::collections::BTreeMap; // HashMap", None);
-        check(&rule, "src/model/generate.rs", "use tokio::sync::{mpsc, mpsc::Sender};", None);
-        check(&rule, "src/model/generate.rs", "use tokio::sync::Mutex;", Some("Mutex"));
+        check(&rule, "src/model/out.rs", "use tokio::sync::{mpsc, mpsc::Sender};", None);
+        check(&rule, "src/model/out.rs", "use tokio::sync::Mutex;", Some("Mutex"));
     }
 
     #[test]
     fn exceptions_are_needed() {
         let files = [
-            ("src/model/generate.rs", "use tokio::sync::mpsc;"),
+            ("src/model/out.rs", "use tokio::sync::mpsc;"),
             ("src/dispatch/mod.rs", "use tokio::task::spawn_blocking;"),
         ];
         let found = exceptions_too_many(&Tree::of(&files));

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pilotlight::model::generate::{Fault, Finish, Generate, Usage, channel};
+use pilotlight::model::generate::{Fault, Finish, Generate, Usage};
+use pilotlight::model::out::channel;
 use pilotlight::request::format::Format;
 use pilotlight::request::job::{Job, Message, Role, Sampling};
 use pilotlight::request::labels::Labels;

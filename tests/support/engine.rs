@@ -1,6 +1,7 @@
 //! What every engine must do with a real model, beyond the contract of all that answers.
 
-use pilotlight::model::generate::{Fault, Finish, Generate, TokenLogprob, Usage, channel};
+use pilotlight::model::generate::{Fault, Finish, Generate, TokenLogprob, Usage};
+use pilotlight::model::out::channel;
 use pilotlight::request::format::Format;
 use pilotlight::request::job::{Job, Message, Priority, Role};
 use pilotlight::request::refusal::Code;

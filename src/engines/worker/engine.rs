@@ -11,7 +11,8 @@ use super::pacer::Pacer;
 use super::preemption::SLOTS;
 use crate::clock::now;
 use crate::model::context::ModelContext;
-use crate::model::generate::{Fault, Out};
+use crate::model::generate::Fault;
+use crate::model::out::Out;
 use crate::request::refusal::{Code, Refusal};
 
 /// Tokens that the measurement at start evaluates.

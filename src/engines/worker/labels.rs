@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Decoder;
 use super::calibration::{LearnedLabels, question};
 use super::engine::Engine;
-use crate::model::generate::{Fault, Out};
+use crate::model::generate::Fault;
+use crate::model::out::Out;
 use crate::request::labels::{Classification, Labels, softmax};
 
 /// A classification and its cost.

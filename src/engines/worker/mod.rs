@@ -34,7 +34,8 @@ use self::preemption::{PromptQueue, Urgency, run_prompt};
 use super::template::ChatTemplate;
 use crate::clock::now;
 use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Out, Usage};
+use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
+use crate::model::out::Out;
 use crate::request::job::{Job, Message};
 use crate::request::refusal::Refusal;
 
