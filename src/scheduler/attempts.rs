@@ -89,7 +89,7 @@ impl Scheduler {
             Some(entry)
         };
         if let Some(entry) = left {
-            // the surest classification becomes the answer
+            // `settle` makes the surest classification the answer of a job that has no other
             self.settle(entry, Verdict::Expired, None, Reason::Confidence);
         }
     }
@@ -150,9 +150,6 @@ impl Scheduler {
         let slot = Some(backend);
         // there is room: a job has at most as many attempts
         let _ = entry.tried.push(Tried { server, locality, slot, lacks, fallbacks });
-        if lacks.is_none() {
-            entry.failed.add(backend);
-        }
     }
 
     /// Bars the backends that may not answer what others have rejected; the record states it.
@@ -265,7 +262,7 @@ impl Scheduler {
 
 fn outcome_of(fault: &Fault) -> Outcome {
     match fault {
-        Fault::Rejected(refusal) if refusal.code == Code::Forbidden => Outcome::Forbidden,
+        Fault::Rejected(_) if is_forbidden(fault) => Outcome::Forbidden,
         Fault::Rejected(_) => Outcome::Rejected,
         Fault::Cancelled => Outcome::Cancelled,
         Fault::Unavailable { .. } => Outcome::Unavailable,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Scheduler;
-use super::event::{Answered, Effect, Sent, Verdict};
+use super::event::{Answered, Effect, Sent};
 use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
 use crate::decision::Reason;
@@ -97,25 +97,12 @@ impl Scheduler {
         Refusal::new(Code::Unavailable, message).retry_after(Duration::from_secs(hours * 3600))
     }
 
-    /// The same for all waiting jobs, if the budgets have changed.
+    /// [`Scheduler::afford`] for all waiting jobs, if the budgets have changed.
     pub(super) fn afford_all(&mut self, now: Time) {
         if !std::mem::take(&mut self.budgets_dirty) || !self.caps.is_bound() {
             return;
         }
-        let mut queue = std::mem::take(&mut self.queue);
-        let mut over = Vec::new();
-        for entry in queue.iter_mut() {
-            if let Err(why) = self.afford(entry) {
-                over.push((entry.job(), why));
-            }
-        }
-        self.queue = queue;
-        for (job, (refusal, reason)) in over {
-            if let Some(mut entry) = self.queue.remove(job) {
-                entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
-                self.settle(entry, Verdict::Refused(refusal), None, reason);
-            }
-        }
+        self.review(now, |scheduler, entry| scheduler.afford(entry));
     }
 
     /// Holds the most that the call can cost; also the entry for the ledger.

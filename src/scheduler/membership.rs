@@ -22,13 +22,15 @@ type Moves = Vec<Option<usize>>;
 
 impl Scheduler {
     /// The slot of a backend of the catalog.
-    pub(super) fn slot_of(&self, id: &BackendId) -> Option<usize> {
-        self.backends.iter().position(|slot| !slot.retired && slot.profile.server == *id)
+    pub(super) fn slot_of(&self, server: &str) -> Option<usize> {
+        self.backends
+            .iter()
+            .position(|slot| !slot.retired && slot.profile.server.as_str() == server)
     }
 
     /// Takes a backend as up, with the profile that it states.
     pub(super) fn up(&mut self, profile: BackendProfile, now: Time) {
-        let Some(slot) = self.slot_of(&profile.server) else { return };
+        let Some(slot) = self.slot_of(profile.server.as_str()) else { return };
         self.rates_of(slot, &profile);
         let known = &mut self.backends[slot];
         known.profile = profile;
@@ -40,7 +42,7 @@ impl Scheduler {
 
     /// Takes a backend as down.
     pub(super) fn down(&mut self, backend: &BackendId) {
-        if let Some(slot) = self.slot_of(backend) {
+        if let Some(slot) = self.slot_of(backend.as_str()) {
             self.backends[slot].up = false;
         }
     }
@@ -51,8 +53,8 @@ impl Scheduler {
         (profile.server.clone(), profile.locality)
     }
 
-    /// Adopts a catalog. Of several backends with the same name the first counts, and of more than
-    /// [`SERVERS_MAX`] those. Jobs that no backend can do any more are refused.
+    /// Adopts a catalog. Of several backends with the same name the first counts, and of all at most
+    /// the first [`SERVERS_MAX`]. Jobs that no backend can do any more are refused.
     pub(super) fn replace_catalog(&mut self, profiles: Vec<BackendProfile>, now: Time) {
         let mut wanted: Vec<BackendProfile> = Vec::new();
         for profile in profiles {
@@ -162,12 +164,26 @@ impl Scheduler {
 
     /// Decides again for every waiting job which backends can do it; refuses those that none can.
     pub(super) fn review_waiting(&mut self, now: Time) {
+        self.review(now, |scheduler, entry| match scheduler.impossible(entry) {
+            Some(why) => Err(why),
+            None => {
+                scheduler.pick_engine(entry);
+                Ok(())
+            }
+        });
+    }
+
+    /// Looks at every waiting job again, and refuses those for which `check` fails.
+    pub(super) fn review(
+        &mut self,
+        now: Time,
+        check: impl Fn(&Scheduler, &mut QueuedJob) -> Result<(), (Refusal, Reason)>,
+    ) {
         let mut queue = std::mem::take(&mut self.queue);
         let mut lost = Vec::new();
         for entry in queue.iter_mut() {
-            match self.impossible(entry) {
-                Some(why) => lost.push((entry.job(), why)),
-                None => self.pick_engine(entry),
+            if let Err(why) = check(self, entry) {
+                lost.push((entry.job(), why));
             }
         }
         self.queue = queue;
@@ -198,7 +214,7 @@ impl Scheduler {
     /// removed since, but for that of the attempt itself.
     pub(super) fn mark_removed(&self, figures: &mut Figures, last: &BackendId) {
         for state in figures.servers.iter_mut().filter(|state| state.server != last.as_str()) {
-            state.removed |= self.slot_of(&state.server.as_str().into()).is_none();
+            state.removed |= self.slot_of(&state.server).is_none();
         }
     }
 }
@@ -214,9 +230,6 @@ fn meet(entry: &mut QueuedJob, added: BackendSet, backends: &[BackendSlot]) {
         let server = &slot.profile.server;
         for tried in entry.tried.iter_mut().filter(|t| t.slot.is_none() && t.server == *server) {
             tried.slot = Some(at);
-            if tried.lacks.is_none() {
-                entry.failed.add(at);
-            }
         }
         if entry.tried.iter().any(|tried| tried.bars(server)) {
             entry.closed.add(at);

@@ -111,8 +111,8 @@ impl BackendSlot {
     }
 
     /// Jobs that the backend computes in parallel.
-    fn parallel(&self) -> f64 {
-        if self.profile.preemptive { 1.0 } else { f64::from(self.profile.slots.max(1)) }
+    fn parallel(&self) -> u32 {
+        if self.profile.preemptive { 1 } else { self.profile.slots.max(1) }
     }
 }
 
@@ -312,18 +312,14 @@ impl Scheduler {
             return self.settle(entry, Verdict::Done, None, Reason::Rule);
         }
         match route::able(&entry.spec, &self.backends) {
-            Err((refusal, reason)) => {
-                entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
-                return self.settle(entry, Verdict::Refused(refusal), None, reason);
-            }
+            Err(why) => return self.refuse(entry, why, now),
             Ok(able) => entry.able = able,
         }
         if entry.due() <= now {
             return self.settle(entry, Verdict::Expired, None, Reason::Deadline);
         }
-        if let Err((refusal, reason)) = self.afford(&mut entry) {
-            entry.figures = Some(Box::new(self.figures_at(&entry, None, now)));
-            return self.settle(entry, Verdict::Refused(refusal), None, reason);
+        if let Err(why) = self.afford(&mut entry) {
+            return self.refuse(entry, why, now);
         }
         self.pick_engine(&mut entry);
         entry.predicted = self.predict(&entry, now);
@@ -336,7 +332,6 @@ impl Scheduler {
             order: (spec.priority, spec.due, spec.job),
             spec: Box::new(spec),
             able: BackendSet::default(),
-            failed: BackendSet::default(),
             tried: heapless::Vec::new(),
             closed: BackendSet::default(),
             broke: BackendSet::default(),
@@ -419,7 +414,7 @@ impl Scheduler {
         let first = self.sides.best(entry, self.askable(entry)).first().or(entry.able.first());
         let ms = first.and_then(|at| {
             let backend = &self.backends[at];
-            backend.rates.usual_ms().map(|ms| ms / backend.parallel())
+            backend.rates.usual_ms().map(|ms| ms / f64::from(backend.parallel()))
         });
         Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3)
     }
@@ -430,16 +425,16 @@ impl Scheduler {
         for at in self.sides.device.iter() {
             let is_idle = self.running.count_at(at) == 0;
             let backend = &mut self.backends[at];
-            let id = backend.profile.server.clone();
+            let id = || backend.profile.server.clone();
             if backend.retired {
                 continue;
             }
             if device_pressure.stage == PressureStage::Unload && is_idle && !backend.unloaded {
+                self.effects.push(Effect::Unload(id()));
                 backend.unloaded = true;
-                self.effects.push(Effect::Unload(id));
             } else if device_pressure.stage < PressureStage::Closed && backend.unloaded {
+                self.effects.push(Effect::Load(id()));
                 backend.unloaded = false;
-                self.effects.push(Effect::Load(id));
             }
         }
     }

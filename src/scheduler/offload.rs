@@ -32,7 +32,7 @@ use crate::request::job::{JobId, Mode, Priority};
 use crate::time::Time;
 
 /// Lower bound of the speed in estimates, so that every time is finite.
-pub(super) const USABLE_MIN: f64 = 1e-6;
+const USABLE_MIN: f64 = 1e-6;
 
 /// Where a job of a service order is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Scheduler {
         if line.iter().all(|item| item.offload_deadline.is_none()) {
             return;
         }
-        let parallel = self.backends[engine].parallel();
+        let parallel = f64::from(self.backends[engine].parallel());
         let (to_offload, wait) = find_offloads(&line, parallel);
         if let Some(wait) = wait {
             let at = now + Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
@@ -139,9 +139,9 @@ impl Scheduler {
     /// Whether all jobs are in time in the worst case: step 1 of [`find_offloads`], which mostly
     /// decides, without the figures for the other steps.
     fn is_certified(&self, engine: usize, order: &[(ServiceKey, JobPlace)], now: Time) -> bool {
-        let speed = self.device_pressure.usable().max(USABLE_MIN);
+        let speed = self.speed();
         let backend = &self.backends[engine];
-        let parallel = backend.parallel();
+        let parallel = f64::from(backend.parallel());
         let mut before = 0.0;
         order.iter().all(|((_, _, _, due, _), place)| {
             let own = match place {
@@ -166,7 +166,7 @@ impl Scheduler {
         remote: BackendSet,
         now: Time,
     ) -> (ServiceOrder, Bounded<JobPlace, LINE_MAX>) {
-        let slow = 1.0 / self.device_pressure.usable().max(USABLE_MIN);
+        let slow = 1.0 / self.speed();
         let mut line = ServiceOrder::new();
         let mut places = Bounded::new();
         for ((after, priority, above, ..), place) in order {
@@ -209,20 +209,23 @@ impl Scheduler {
     /// Time of an answer of the best of these remote backends, in milliseconds, for a job that has
     /// had `served` milliseconds of an engine.
     fn remote_ms(&self, entry: &QueuedJob, served: f64, remote: BackendSet) -> Option<Spread> {
-        let may = entry.candidates().without(entry.failed).and(remote);
-        let localities = [self.sides.peer.and(may), self.sides.cloud.and(may)];
-        let best = localities.into_iter().find(|set| !set.is_empty())?;
+        let may = entry.candidates().without(entry.failed()).and(remote);
+        let best = self.nearest(may)?;
         let length = entry.home.and_then(|home| {
             let rates = &self.backends[home].rates;
             rates.length(&self.predictor, &entry.spec, &entry.load, served)
         });
-        best.first().map(|b| self.backends[b].rates.e2e_ms(length.as_ref()))
+        Some(self.backends[best].rates.e2e_ms(length.as_ref()))
     }
 
     /// Healthy remote backends with a free slot.
-    fn free_remote(&self) -> BackendSet {
-        let remote = self.healthy.and(self.sides.remote());
-        remote.iter().filter(|b| self.has_free_slot(*b)).collect()
+    pub(super) fn free_remote(&self) -> BackendSet {
+        self.free_backends().and(self.sides.remote())
+    }
+
+    /// The share of their full speed at which the engines compute now, above 0.
+    pub(super) fn speed(&self) -> f64 {
+        self.device_pressure.usable().max(USABLE_MIN)
     }
 
     /// Free slots of these remote backends, less those that offloaded jobs will take.
@@ -242,7 +245,7 @@ impl Scheduler {
     ) -> Option<Reason> {
         let remote = self.free_remote();
         let left = ms_until(now, entry.due());
-        let slow = 1.0 / self.device_pressure.usable().max(USABLE_MIN);
+        let slow = 1.0 / self.speed();
         let own = self.backends[engine].rates.time(&entry.load).map(|ms| ms * slow);
         if own.worst <= left || own.p95 <= left || entry.offload.is_some() {
             return None;
@@ -283,7 +286,7 @@ impl Scheduler {
         gone: &[usize],
         parallel: f64,
     ) -> Reason {
-        let speed = self.device_pressure.usable().max(USABLE_MIN);
+        let speed = self.speed();
         let before = feasibility::ahead(line, late, gone).at(level) / parallel;
         let would_end = (before + line[late].own.at(level)) * speed;
         if would_end > line[late].left {
@@ -312,7 +315,7 @@ impl Scheduler {
         let first = line.iter().position(|item| is_fixed || item.group == group).unwrap_or(0);
         let stays = (first..=candidate.late).filter(|at| !left.contains(at));
         let stays: Vec<usize> = stays.collect();
-        let speed = self.device_pressure.usable().max(USABLE_MIN);
+        let speed = self.speed();
         let case = |&at: &usize| Case {
             work: line[at].own.map(|ms| ms * speed),
             left: line[at].left,
@@ -325,11 +328,7 @@ impl Scheduler {
             line: stays.iter().map(case).collect(),
             own: stays.iter().position(|at| *at == candidate.item).unwrap_or(0),
             away: self.remote_ms(entry, served, remote),
-            parallel: if self.backends[engine].profile.preemptive {
-                1
-            } else {
-                self.backends[engine].profile.slots.max(1)
-            },
+            parallel: self.backends[engine].parallel(),
             ..self.figures_at(entry, None, self.last_event_at)
         })
     }
@@ -443,9 +442,9 @@ impl Scheduler {
             }
         }
         let own = backend.rates.time(&entry.load);
-        let speed = self.device_pressure.usable().max(USABLE_MIN);
+        let speed = self.speed();
         let end = |level| {
-            let ms = (before.at(level) / backend.parallel() + own.at(level)) / speed;
+            let ms = (before.at(level) / f64::from(backend.parallel()) + own.at(level)) / speed;
             (ms.min(ms_until(now, Time(u64::MAX))) * 10.0).round() / 10.0
         };
         Some(Predicted { p50: end(Level::Likely), p95: end(Level::Careful) })

@@ -117,8 +117,6 @@ pub(super) struct QueuedJob {
     pub(super) app: AppId,
     /// Backends that may be asked and can do it, whether they are up or not.
     pub(super) able: BackendSet,
-    /// Backends where it failed and that may be tried again.
-    pub(super) failed: BackendSet,
     /// Every attempt that failed or was not good enough.
     pub(super) tried: Bounded<Tried, ATTEMPTS_MAX>,
     /// Backends that may not answer what another has refused.
@@ -163,9 +161,17 @@ impl QueuedJob {
 
     /// The same, whether they can be paid for or not.
     pub(super) fn capable(&self) -> BackendSet {
-        let unfit = self.tried.iter().filter(|tried| tried.lacks.is_some());
-        let unfit: BackendSet = unfit.filter_map(|tried| tried.slot).collect();
-        self.able.without(unfit).without(self.closed)
+        self.able.without(self.tried(|lacks| lacks.is_some())).without(self.closed)
+    }
+
+    /// Backends where it failed and that may be tried again.
+    pub(super) fn failed(&self) -> BackendSet {
+        self.tried(|lacks| lacks.is_none())
+    }
+
+    fn tried(&self, wanted: impl Fn(Option<Reason>) -> bool) -> BackendSet {
+        let tried = self.tried.iter().filter(|tried| wanted(tried.lacks));
+        tried.filter_map(|tried| tried.slot).collect()
     }
 
     /// What a backend was found to lack for this job.
@@ -181,7 +187,7 @@ impl QueuedJob {
     /// Follows the backends to other slots.
     pub(super) fn moved(&mut self, slots: &[Option<usize>]) {
         let new = |old: usize| slots.get(old).copied().flatten();
-        for set in [&mut self.able, &mut self.failed, &mut self.closed, &mut self.broke] {
+        for set in [&mut self.able, &mut self.closed, &mut self.broke] {
             *set = set.moved(slots);
         }
         for tried in &mut self.tried {

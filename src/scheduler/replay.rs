@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::event::{Answered, Sent, Verdict};
 use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder, find_offloads};
-use super::offload::USABLE_MIN;
 use super::predict::{Load, Rates};
 use super::queued::{Classified, QueuedJob, RunningJob, SLOTS_MAX, Tried};
 use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, strategy};
@@ -380,8 +379,7 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
             | Outcome::ProtocolError
                 if attempt.server != chosen =>
             {
-                own.failed.add(at);
-                continue;
+                None
             }
             Outcome::Ok
             | Outcome::Rejected
@@ -406,7 +404,7 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
 
 /// Whether the job is offloaded, given the service order of the record.
 fn offload(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
-    let speed = scheduler.device_pressure.usable().max(USABLE_MIN);
+    let speed = scheduler.speed();
     let mut line = ServiceOrder::new();
     if figures.ahead.worst > 0.0 {
         let own = figures.ahead.map(|ms| ms / speed);

@@ -66,7 +66,7 @@ impl Sides {
     pub(super) fn best(&self, entry: &QueuedJob, healthy: BackendSet) -> BackendSet {
         let left = entry.candidates().and(healthy);
         let sides = self.in_order(entry);
-        let untried = left.without(entry.failed);
+        let untried = left.without(entry.failed());
         let from = if untried.is_empty() { left } else { untried };
         sides.into_iter().map(|side| side.and(from)).find(|set| !set.is_empty()).unwrap_or_default()
     }
@@ -162,7 +162,7 @@ pub(super) fn why(
     }
     // a nearer candidate could not be asked
     let nearer = entry.candidates().iter().any(|b| distance(b) < distance(chosen));
-    if nearer || entry.failed.has(preferred) {
+    if nearer || entry.failed().has(preferred) {
         return open;
     }
     // backends of the same locality are equal, if this one could have done it

@@ -86,7 +86,7 @@ impl Scheduler {
     }
 
     /// Healthy backends with a free slot.
-    fn free_backends(&self) -> BackendSet {
+    pub(super) fn free_backends(&self) -> BackendSet {
         self.healthy.iter().filter(|b| self.has_free_slot(*b)).collect()
     }
 
@@ -98,7 +98,7 @@ impl Scheduler {
         let offloaded = || {
             entry.offload?;
             let may = entry.candidates().and(open);
-            let others = may.without(entry.failed).and(self.sides.remote());
+            let others = may.without(entry.failed()).and(self.sides.remote());
             let idle = |b: &usize| self.running.count_at(*b) == 0 && self.may_start(entry, *b);
             self.nearest(others).or_else(|| may.and(self.sides.device).iter().find(idle))
         };
@@ -106,7 +106,7 @@ impl Scheduler {
     }
 
     /// The nearest of these remote backends, in the order of the catalog.
-    fn nearest(&self, others: BackendSet) -> Option<usize> {
+    pub(super) fn nearest(&self, others: BackendSet) -> Option<usize> {
         [self.sides.peer, self.sides.cloud].into_iter().find_map(|side| side.and(others).first())
     }
 
@@ -115,7 +115,7 @@ impl Scheduler {
         if self.retries.may() {
             BackendSet::default()
         } else {
-            entry.failed.and(self.sides.remote())
+            entry.failed().and(self.sides.remote())
         }
     }
 
@@ -150,15 +150,12 @@ impl Scheduler {
     /// Starts a job for which the queue is full at a remote backend, if it may go there.
     pub(super) fn start_remote(&mut self, mut entry: QueuedJob, now: Time) -> Option<QueuedJob> {
         let _ = self.afford(&mut entry);
-        let may = entry.candidates().and(self.free_backends()).and(self.sides.remote());
-        let may = may.without(self.barred(&entry));
-        if may.is_empty() || self.running.len() >= RUNNING_JOBS_MAX {
-            return Some(entry);
-        }
-        entry.offload = Some(entry.offload.unwrap_or(Reason::Queue));
-        let Some(backend) = self.nearest(may) else {
+        let may = entry.candidates().and(self.free_remote()).without(self.barred(&entry));
+        let has_room = self.running.len() < RUNNING_JOBS_MAX;
+        let Some(backend) = self.nearest(may).filter(|_| has_room) else {
             return Some(entry);
         };
+        entry.offload = Some(entry.offload.unwrap_or(Reason::Queue));
         self.run(entry, backend, false, now);
         None
     }
@@ -166,7 +163,7 @@ impl Scheduler {
     fn run(&mut self, mut entry: QueuedJob, backend: usize, promoted: bool, now: Time) {
         let reason = route::why(&entry, backend, &self.backends, self.open_reason_near(&entry));
         if self.sides.remote().has(backend) {
-            self.retries.asked(entry.failed.has(backend));
+            self.retries.asked(entry.failed().has(backend));
         }
         if self.sides.device.has(backend) {
             self.assign_engine(&mut entry, backend);
