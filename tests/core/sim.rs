@@ -25,6 +25,8 @@ const EVENTS: usize = 300;
 #[derive(Debug)]
 struct Book {
     due: Time,
+    /// Of the prompt.
+    bytes: usize,
     mode: Mode,
     starts: usize,
     runs_on: Option<BackendId>,
@@ -88,7 +90,8 @@ impl World {
                 write_ms: Some(random.f64() * 30.0),
                 max_tokens: 64,
                 slots: random.u32(1..4),
-                context_tokens: random.u32(10..2000),
+                // without a bound the large prompts wait too
+                context_tokens: if random.bool() { u32::MAX } else { random.u32(10..2000) },
                 json_schema: random.bool(),
                 tools: random.bool(),
                 skills: Some(
@@ -143,7 +146,8 @@ impl World {
         self.next += 1;
         let modes = [Mode::LocalOnly, Mode::PreferLocal, Mode::PreferCloud, Mode::CloudOnly];
         let classes = [Priority::Interactive, Priority::Normal, Priority::Batch];
-        let bytes = if random.u8(0..50) == 0 {
+        // often enough that several wait at once
+        let bytes = if random.u8(0..6) == 0 {
             random.usize(0..WAITING_BYTES_MAX / 3)
         } else {
             random.usize(1..9000)
@@ -172,6 +176,7 @@ impl World {
         };
         let book = Book {
             due: spec.due,
+            bytes: spec.bytes,
             mode: spec.mode,
             starts: 0,
             runs_on: None,
@@ -367,6 +372,8 @@ impl World {
     fn check(&self, scheduler: &Scheduler) {
         let (waiting, running) = scheduler.load();
         assert!(waiting <= WAITING_JOBS_MAX && running <= RUNNING_JOBS_MAX);
+        let waits = self.books.values().filter(|b| !b.settled && b.runs_on.is_none());
+        assert!(waits.map(|b| b.bytes).sum::<usize>() <= WAITING_BYTES_MAX);
         let open = self.books.values().filter(|b| !b.settled).count();
         assert_eq!(waiting + running, open, "a job was lost or kept");
         let late = self.books.values().any(|b| !b.settled && b.due <= self.now);
