@@ -145,6 +145,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let broker_connection = broker_connection.transpose()?;
     let calls = broker_connection.as_ref().map(|connection| &connection.calls);
     let core = Core::start(&catalog, device_pressure, keep_of(&config), calls);
+    let service = Arc::new(Service::new(core.dispatch.clone(), Arc::clone(&catalog)));
     let mut sensors = TaskGroup::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));
     let bounds = bounds_of(&catalog.device_limits);
@@ -152,7 +153,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     sensors.add(device::watch(all, bounds, rate, (readings, pressures), sensors.stop.clone()));
     let connection = broker_connection.as_ref().map(|connection| connection.bus.connection());
     if let Some(BrokerConnection { bus, requests, topics, calls: _ }) = broker_connection {
-        serve_calls(&config, &core.dispatch, &mut interfaces, &mut connections)?;
+        serve_calls(&config, Arc::clone(&service), &mut interfaces, &mut connections)?;
         let (dispatch, catalog, metrics) =
             (core.dispatch.clone(), Arc::clone(&catalog), metrics.clone());
         let health = ingress::mqtt::health::publish(
@@ -169,7 +170,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {
         let addr = listener.local_addr()?;
         let dispatch = core.dispatch.clone();
-        let mcp = Arc::new(Service::new(dispatch.clone(), Arc::clone(&catalog)));
+        let mcp = service;
         let interface =
             ingress::http::HttpInterface { dispatch, mcp, catalog, metrics, connection, reading };
         let routes = ingress::http::routes(interface, guard, interfaces.stop.clone());
@@ -254,7 +255,7 @@ impl BrokerConnection {
 /// connection of its own: a connection has one last will, and so one presence.
 fn serve_calls(
     config: &Config,
-    dispatch: &Dispatch,
+    host: Arc<Service>,
     interfaces: &mut TaskGroup,
     connections: &mut TaskGroup,
 ) -> anyhow::Result<()> {
@@ -271,7 +272,6 @@ fn serve_calls(
     let calls = router.subscribe(worker::filters(&topics), MQTT_INBOX_MAX);
     let (bus, driver) = mqtt::open(options, router, connections.stop.clone());
     connections.add(driver);
-    let host = Arc::new(Service::new(dispatch.clone(), Arc::new(config.catalog.clone())));
     let worker = worker::Worker { bus, host, topics, name };
     interfaces.add(worker.run(calls, interfaces.stop.clone()));
     tracing::info!(topic = base, "serves calls over MQTT");

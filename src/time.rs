@@ -26,3 +26,8 @@ impl Add<Duration> for Time {
         Time(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
     }
 }
+
+/// Whole milliseconds of a duration.
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -246,12 +246,7 @@ async fn answer(
     line: &LabelledLine,
 ) -> anyhow::Result<LabelledAnswer> {
     let format = job.format.clone();
-    let mut answer = strategy::submit(dispatch, job)?;
-    let mut text = String::new();
-    while let Some(chunk) = answer.next().await {
-        text.push_str(&chunk.text);
-    }
-    let end = answer.end().await;
+    let (text, end) = strategy::submit(dispatch, job)?.collect().await;
     let usage = match (end.verdict, end.usage) {
         (Verdict::Done, Some(usage)) => usage,
         (Verdict::Refused(refusal), _) => bail!("the device refused the sample: {refusal}"),

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{BROKE, DONE};
-use crate::scheduler::decision::{Attempt, Decision, Figures};
+use crate::scheduler::decision::{Attempt, Decision, Figures, Reason};
 use crate::scheduler::explain;
 
 /// Maximum size of a record in bytes.
@@ -30,7 +30,7 @@ impl ExplainArgs {
                 Ok(DONE)
             }
             Ok((route, reason)) => {
-                print_line!("replayed: other decision: {}, {}", route.name(), reason.word());
+                print_line!("replayed: other decision: {}, {}", route.name(), reason.name());
                 Ok(BROKE)
             }
             Err(why) => bail!("the decision cannot be replayed: {why}"),
@@ -62,8 +62,8 @@ impl ExplainArgs {
 }
 
 fn print(decision: &Decision) -> std::io::Result<()> {
-    let reason = decision.reason.word();
-    print_line!("Route: {}. Reason: {} ({reason}).", decision.route.name(), meaning(&reason));
+    let Decision { route, reason, .. } = decision;
+    print_line!("Route: {}. Reason: {} ({}).", route.name(), meaning(*reason), reason.name());
     for attempt in &decision.attempts {
         let Attempt { server, outcome, ms, .. } = attempt;
         print_line!("Attempt: {server}: {} after {ms} ms", outcome.name());
@@ -82,32 +82,31 @@ fn print(decision: &Decision) -> std::io::Result<()> {
 }
 
 /// Meaning of a reason, as in `docs/configuration.md`.
-fn meaning(reason: &str) -> &'static str {
+fn meaning(reason: Reason) -> &'static str {
     match reason {
-        "feasible" => "the preferred side can answer in time",
-        "rule" => "a rule of the task gave the answer",
-        "mode" => "the request named or forbade a locality",
-        "capability:context" => "the prompt exceeds the context length of the preferred model",
-        "capability:schema" => "the preferred model does not support JSON Schema",
-        "capability:tools" => "the preferred model does not support tool calls",
-        "capability:talent" => "the preferred model lacks a required capability",
-        "capability:model" => "no model has the requested name",
-        "quality:confidence" => "the confidence of the preferred model was too low",
-        "quality:schema" => "the first answer did not fit its format",
-        "quality:cut-off" => "the first answer was cut off",
-        "strategy" => "models cooperated as requested",
-        "policy" => "the usage policy of the preferred model forbids the answer",
-        "budget" => "a spending cap leaves nothing for the preferred model",
-        "resting" => "the preferred model failed or is unavailable",
-        "deadline" => "the preferred model would have been late, or was late",
-        "hot" => "the device would have answered in time without heat",
-        "memory" => "the device would have answered in time with more memory",
-        "disk" => "the device would have answered in time with more disk space",
-        "queue" => "the queue is full",
-        "draining" => "the service is stopping",
-        "hops" => "the request passed too many services, or came from a peer already",
-        "cancelled" => "the client disconnected",
-        _ => "unknown to this version",
+        Reason::Feasible => "the preferred side can answer in time",
+        Reason::Rule => "a rule of the task gave the answer",
+        Reason::Mode => "the request named or forbade a locality",
+        Reason::Context => "the prompt exceeds the context length of the preferred model",
+        Reason::Schema => "the preferred model does not support JSON Schema",
+        Reason::Tools => "the preferred model does not support tool calls",
+        Reason::Skill => "the preferred model lacks a required capability",
+        Reason::Model => "no model has the requested name",
+        Reason::Confidence => "the confidence of the preferred model was too low",
+        Reason::Shape => "the first answer did not fit its format",
+        Reason::CutOff => "the first answer was cut off",
+        Reason::Strategy => "models cooperated as requested",
+        Reason::Policy => "the usage policy of the preferred model forbids the answer",
+        Reason::Budget => "a spending cap leaves nothing for the preferred model",
+        Reason::Unhealthy => "the preferred model failed or is unavailable",
+        Reason::Deadline => "the preferred model would have been late, or was late",
+        Reason::Hot => "the device would have answered in time without heat",
+        Reason::Memory => "the device would have answered in time with more memory",
+        Reason::Disk => "the device would have answered in time with more disk space",
+        Reason::Queue => "the queue is full",
+        Reason::Draining => "the service is stopping",
+        Reason::Hops => "the request passed too many services, or came from a peer already",
+        Reason::Cancelled => "the client disconnected",
     }
 }
 
@@ -121,7 +120,7 @@ fn print_figures(figures: &Figures) -> std::io::Result<()> {
     );
     for server in servers {
         let state = match server.lacks {
-            Some(lack) => format!("not available: {}", lack.word()),
+            Some(lack) => format!("not available: {}", lack.name()),
             None if server.full => "busy (all slots taken)".to_owned(),
             None => "available".to_owned(),
         };

@@ -201,7 +201,7 @@ impl Day {
             self.out.away_tokens += if away { tokens } else { 0 };
         }
         if let (true, Some(end)) = (away, end) {
-            *self.out.reasons.entry(end.decision.reason.word()).or_default() += 1;
+            *self.out.reasons.entry(end.decision.reason.name().to_owned()).or_default() += 1;
         }
         if let Some(second) = self.out.seconds.last_mut() {
             second.away += usize::from(away);

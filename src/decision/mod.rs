@@ -85,10 +85,33 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The word for it in records and tables.
-    pub fn word(self) -> String {
-        let word = serde_json::to_value(self).ok();
-        word.as_ref().and_then(|word| word.as_str()).unwrap_or_default().to_owned()
+    /// The word for it in records, tables and the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Feasible => "feasible",
+            Reason::Mode => "mode",
+            Reason::Deadline => "deadline",
+            Reason::Context => "capability:context",
+            Reason::Schema => "capability:schema",
+            Reason::Tools => "capability:tools",
+            Reason::Skill => "capability:talent",
+            Reason::Confidence => "quality:confidence",
+            Reason::Shape => "quality:schema",
+            Reason::CutOff => "quality:cut-off",
+            Reason::Strategy => "strategy",
+            Reason::Policy => "policy",
+            Reason::Budget => "budget",
+            Reason::Rule => "rule",
+            Reason::Model => "capability:model",
+            Reason::Hot => "hot",
+            Reason::Memory => "memory",
+            Reason::Disk => "disk",
+            Reason::Unhealthy => "resting",
+            Reason::Queue => "queue",
+            Reason::Draining => "draining",
+            Reason::Hops => "hops",
+            Reason::Cancelled => "cancelled",
+        }
     }
 }
 
@@ -363,4 +386,17 @@ fn is_nothing(usd: &f64) -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_has_one_word() {
+        for word in ["feasible", "capability:talent", "quality:cut-off", "resting", "cancelled"] {
+            let reason: Reason = serde_json::from_value(word.into()).unwrap();
+            assert_eq!((reason.name(), serde_json::to_value(reason).unwrap()), (word, word.into()));
+        }
+    }
 }

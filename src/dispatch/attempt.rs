@@ -67,8 +67,10 @@ async fn attempt(
     }
     guard.restore(&mut usage);
     let AnswerFilter { buffered, first, .. } = filter;
-    let chunks = if is_buffered { usage.chunks } else { out.written() };
-    let first = first.filter(|_| is_buffered);
+    let chunks = match &buffered {
+        Some(text) => u32::from(!text.is_empty()),
+        None => out.written(),
+    };
     Ok(AttemptAnswer { usage: Usage { chunks, ..usage }, buffered, first })
 }
 
@@ -78,6 +80,7 @@ struct AnswerFilter {
     restorer: Option<Restorer>,
     /// The buffer; none if the answer is streamed.
     buffered: Option<String>,
+    /// When the first piece was buffered.
     first: Option<Instant>,
     bytes: usize,
     is_too_long: bool,
@@ -91,7 +94,6 @@ impl AnswerFilter {
     }
 
     fn take(&mut self, text: String) -> Result<Option<String>, Gone> {
-        self.first.get_or_insert_with(clock::now);
         self.bytes += text.len();
         if self.bytes > ANSWER_BYTES_MAX {
             self.is_too_long = true;
@@ -99,6 +101,7 @@ impl AnswerFilter {
         }
         match &mut self.buffered {
             Some(buffered) => {
+                self.first.get_or_insert_with(clock::now);
                 buffered.push_str(&text);
                 Ok(None)
             }

@@ -142,7 +142,7 @@ impl Dispatch {
     /// service has stopped.
     pub fn submit(&self, job: Job) -> Result<Answer, Refusal> {
         let (out, chunks) = channel();
-        Ok(Answer { chunks, ..self.submit_to(job, out)? })
+        self.send(job, out, chunks)
     }
 
     /// Submits a job whose pieces go straight to `out`. Of the [`Answer`], only the end is left to
@@ -150,10 +150,19 @@ impl Dispatch {
     ///
     /// # Errors
     /// As [`Dispatch::submit`].
-    pub fn submit_to(&self, mut job: Job, out: Out) -> Result<Answer, Refusal> {
+    pub fn submit_to(&self, job: Job, out: Out) -> Result<Answer, Refusal> {
+        self.send(job, out, channel().1)
+    }
+
+    fn send(
+        &self,
+        mut job: Job,
+        out: Out,
+        chunks: mpsc::Receiver<Chunk>,
+    ) -> Result<Answer, Refusal> {
         job.id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
         let id = job.id;
-        let (end, ended) = oneshot::channel();
+        let (end, to_end) = oneshot::channel();
         let gone = CancellationToken::new();
         let guard = CancelGuard(gone.clone());
         let hidden = if job.mode == Mode::LocalOnly { None } else { self.redactor.hide(&job) };
@@ -165,13 +174,17 @@ impl Dispatch {
             }
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
-        Ok(Answer { end: ended, guard, ..Answer::closed(id) })
+        let (arrived, first, ended, work) = (clock::now(), None, None, None);
+        Ok(Answer { job: id, chunks, end: to_end, arrived, first, ended, work, guard })
     }
 
     /// An answer that the future `work` makes while it is read.
     pub(crate) fn answer_of(&self, work: BoxFuture<'static, JobEnd>) -> Answer {
-        let id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
-        Answer { work: Some(work), ..Answer::closed(id) }
+        let job = JobId(self.next.fetch_add(1, Ordering::Relaxed));
+        let ((_, chunks), (_, end)) = (channel(), oneshot::channel());
+        let guard = CancelGuard(CancellationToken::new());
+        let (arrived, first, ended) = (clock::now(), None, None);
+        Answer { job, chunks, end, arrived, first, ended, work: Some(work), guard }
     }
 
     /// The present status of every backend.
@@ -190,12 +203,6 @@ impl Dispatch {
             }
         };
         self.status.backends.borrow().iter().map(status).collect()
-    }
-
-    /// Whether at least one backend can be asked.
-    pub fn is_ready(&self) -> bool {
-        let present = self.status.backends.borrow();
-        present.iter().any(|view| matches!(&*view.link.borrow(), BackendState::Up(_)))
     }
 
     /// Waits until at least one backend can be asked.
@@ -256,14 +263,6 @@ async fn any_up(backends: &[BackendView]) {
 }
 
 impl Answer {
-    /// An answer without pieces and end.
-    fn closed(job: JobId) -> Answer {
-        let ((_, chunks), (_, end)) = (channel(), oneshot::channel());
-        let guard = CancelGuard(CancellationToken::new());
-        let (arrived, first, ended, work) = (clock::now(), None, None, None);
-        Answer { job, chunks, end, arrived, first, ended, work, guard }
-    }
-
     /// Cancelling this token stops the work on the answer; its end still comes.
     pub(crate) fn stopper(&self) -> CancellationToken {
         self.guard.0.clone()

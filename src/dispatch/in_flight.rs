@@ -55,11 +55,7 @@ impl InFlight {
     ) -> (Option<Usage>, Option<String>, Option<Instant>) {
         let answer = self.answers.drain(..).rev().find(|(of, _)| Some(of) == backend);
         if let Some((_, AttemptAnswer { usage, buffered, first })) = answer {
-            let chunks = match &buffered {
-                Some(text) => u32::from(!text.is_empty()),
-                None => usage.chunks,
-            };
-            return (Some(Usage { chunks, ..usage }), buffered, first);
+            return (Some(usage), buffered, first);
         }
         let ruled = self.waiting.as_mut().and_then(|(job, _)| job.ruled.take());
         let usage = ruled

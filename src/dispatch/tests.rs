@@ -24,19 +24,24 @@ async fn running(test: impl AsyncFnOnce(Dispatch)) {
     over(Arc::new(Scripted::new("small", 4, Crash::Report)), test).await;
 }
 
-/// Runs a test with a dispatcher over one model.
-async fn over(model: Arc<dyn Generate>, test: impl AsyncFnOnce(Dispatch)) {
-    let (_up, link) = watch::channel(BackendState::Up(model));
-    let (_pressure, pressure) = watch::channel(DevicePressure::default());
-    let backend = BackendHandle {
-        server: "small".to_owned(),
+/// A backend of this name on the device.
+fn backend(server: &str, link: watch::Receiver<BackendState>) -> BackendHandle {
+    BackendHandle {
+        server: server.to_owned(),
         locality: Locality::Device,
         skills: Vec::new(),
         fallbacks: Vec::new(),
         price: Price::default(),
         link,
         wanted: watch::Sender::new(true),
-    };
+    }
+}
+
+/// Runs a test with a dispatcher over one model.
+async fn over(model: Arc<dyn Generate>, test: impl AsyncFnOnce(Dispatch)) {
+    let (_up, link) = watch::channel(BackendState::Up(model));
+    let (_pressure, pressure) = watch::channel(DevicePressure::default());
+    let backend = backend("small", link);
     let keep = LearnedStore::new(None, None);
     let (dispatch, dispatcher) = new(vec![backend], pressure, keep, DispatchPolicy::default());
     let stop = CancellationToken::new();
@@ -137,4 +142,31 @@ async fn an_answer_ends_though_its_backend_is_stuck() {
         assert!(late.write_blocking("late".to_owned()).is_err());
     })
     .await;
+}
+
+/// The set that the dispatcher starts with here replaces one that it has adopted before.
+#[tokio::test]
+async fn another_set_of_backends_replaces_the_first() {
+    let up = |name: &str| {
+        let model: Arc<dyn Generate> = Arc::new(Scripted::new(name, 4, Crash::Report));
+        watch::channel(BackendState::Up(model))
+    };
+    let ((old_up, old), (_new_up, new_link)) = (up("old"), up("new"));
+    let (_pressure, pressure) = watch::channel(DevicePressure::default());
+    let keep = LearnedStore::new(None, None);
+    let (dispatch, mut dispatcher) =
+        new(vec![backend("new", new_link)], pressure, keep, DispatchPolicy::default());
+    dispatcher.replace_backends(vec![backend("old", old)]);
+    let names = || dispatch.backends().into_iter().map(|b| b.server).collect::<Vec<_>>();
+    assert_eq!(names(), ["old"]);
+    let stop = CancellationToken::new();
+    let work = async {
+        let (_, end) = dispatch.submit(job("one two")).unwrap().collect().await;
+        assert_eq!((end.verdict, end.server.as_deref()), (Verdict::Done, Some("new")));
+        assert_eq!(names(), ["new"]);
+        // nothing waits for a change of the removed one any more
+        assert_eq!(old_up.receiver_count(), 0);
+        stop.cancel();
+    };
+    tokio::join!(Box::pin(dispatcher.run(stop.clone())), work);
 }

@@ -1,9 +1,8 @@
 //! The one reply to a job that has ended, and its line in the log; the same for every interface.
 
-use std::time::Duration;
-
 use serde_json::Value;
 
+use crate::decision::Decision;
 use crate::dispatch::JobEnd;
 use crate::metrics::Metrics;
 use crate::model::generate::{Fault, Finish};
@@ -11,6 +10,7 @@ use crate::request::format::Format;
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
+use crate::time::millis;
 use crate::wire::{Reply, ReplyUsage, Source, Status, Timing, WireError};
 
 /// The origin of a request, as the log states it.
@@ -39,24 +39,26 @@ impl ReplyOrigin {
 /// Counts a reply, and writes its line to the log.
 pub fn replied(metrics: &Metrics, origin: &ReplyOrigin, reply: &Reply) {
     metrics.replied(origin.interface, reply);
-    log(origin, reply);
+    log(origin, reply, reply.decision.as_ref());
 }
 
 /// Writes the line of an ended job to the log, where no reply is made of it.
 pub fn ended(origin: &ReplyOrigin, end: &JobEnd) {
-    log(origin, &reply(None, &Format::Text, String::new(), end.clone()));
+    if tracing::enabled!(tracing::Level::INFO) {
+        log(origin, &without_record(&Format::Text, String::new(), end), Some(&end.decision));
+    }
 }
 
 /// One line for each reply, without text of prompt or answer.
-fn log(ReplyOrigin { interface, app, task }: &ReplyOrigin, reply: &Reply) {
-    let decision = reply.decision.as_ref();
+fn log(origin: &ReplyOrigin, reply: &Reply, decision: Option<&Decision>) {
+    let ReplyOrigin { interface, app, task } = origin;
     tracing::info!(
         interface,
         app,
         task = task.as_deref(),
         status = reply.status.name(),
         route = decision.map(|decision| decision.route.name()),
-        reason = decision.map(|decision| decision.reason.word()),
+        reason = decision.map(|decision| decision.reason.name()),
         error = reply.error.as_ref().map(|error| error.code.as_str()),
         model = reply.source.as_ref().map(|source| source.model.as_str()),
         prompt_tokens = reply.usage.map(|usage| usage.prompt_tokens),
@@ -68,13 +70,19 @@ fn log(ReplyOrigin { interface, app, task }: &ReplyOrigin, reply: &Reply) {
 
 /// The reply to a job that has ended.
 pub fn reply(id: Option<String>, format: &Format, text: String, end: JobEnd) -> Reply {
+    let base = without_record(format, text, &end);
+    Reply { id, decision: Some(end.decision), ..base }
+}
+
+/// The reply to a job that has ended, without its identifier and its decision record.
+fn without_record(format: &Format, text: String, end: &JobEnd) -> Reply {
     let timing = Timing {
         queued_ms: millis(end.queued),
         first_token_ms: end.first.map(millis),
         total_ms: millis(end.total),
     };
     let base = match &end.verdict {
-        Verdict::Done => answered(format, text, &end),
+        Verdict::Done => answered(format, text, end),
         Verdict::Refused(refusal) => Reply::refused(None, refusal),
         Verdict::Expired => without_answer(
             Status::Expired,
@@ -86,7 +94,7 @@ pub fn reply(id: Option<String>, format: &Format, text: String, end: JobEnd) -> 
         }
         Verdict::Failed(fault) => failed(fault),
     };
-    Reply { id, decision: Some(end.decision), timing: Some(timing), ..base }
+    Reply { timing: Some(timing), ..base }
 }
 
 fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
@@ -138,13 +146,8 @@ fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
             ("not_json", "the model's answer is not valid JSON")
         }
     };
-    let error = WireError {
-        code: code.to_owned(),
-        message: message.to_owned(),
-        field: None,
-        retry_after_ms: None,
-    };
-    Reply { status: Status::Failed, error: Some(error), ..base }
+    let error = Some(WireError::new(code, message));
+    Reply { status: Status::Failed, error, ..base }
 }
 
 fn failed(fault: &Fault) -> Reply {
@@ -152,19 +155,8 @@ fn failed(fault: &Fault) -> Reply {
 }
 
 fn without_answer(status: Status, code: &str, message: &str) -> Reply {
-    let mut reply = Reply::refused(None, &Refusal::new(Code::Unavailable, message));
-    reply.status = status;
-    reply.error = Some(WireError {
-        code: code.to_owned(),
-        message: message.to_owned(),
-        field: None,
-        retry_after_ms: None,
-    });
-    reply
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    let error = Some(WireError::new(code, message));
+    Reply { status, error, ..Reply::refused(None, &Refusal::new(Code::Unavailable, message)) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use tokio::sync::watch;
 
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
+use crate::model::health::Health;
 use crate::mqtt::ConnectionState;
 use crate::status::{BrokerStatus, DeviceStatus, Headroom, ServiceStatus};
 
@@ -14,10 +15,11 @@ pub(super) fn gather(
     reading: &SensorReading,
 ) -> ServiceStatus {
     let (waiting, running) = dispatch.load();
+    let servers = dispatch.backends();
     ServiceStatus {
-        ready: dispatch.is_ready(),
+        ready: servers.iter().any(|server| server.health == Health::Ready),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        servers: dispatch.backends(),
+        servers,
         waiting,
         running,
         spent_usd: dispatch.spending(),

@@ -33,6 +33,7 @@ use crate::model::out::Out;
 use crate::net::client;
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
+use crate::time::millis;
 use crate::wire::Ask;
 
 /// A model behind an MCP connection.
@@ -327,7 +328,7 @@ fn params_of(job: &Job) -> Result<CallToolRequestParams, Fault> {
 
 fn meta_of(job: &Job) -> RequestMetaObject {
     let mut meta = RequestMetaObject::new();
-    let left = u64::try_from(job.time_left.as_millis()).unwrap_or(u64::MAX).max(1);
+    let left = millis(job.time_left).max(1);
     meta.insert(META_DEADLINE.to_owned(), Value::from(left));
     meta.insert(META_HOPS.to_owned(), Value::from(job.hops.saturating_add(1)));
     meta

@@ -13,6 +13,7 @@ use crate::limits::{
 use crate::model::generate::{Fault, Usage};
 use crate::request::job::{Message, Role};
 use crate::request::refusal::{Code, Refusal};
+use crate::time::millis;
 use crate::wire::{Ask, AskFormat, WireError};
 
 /// The tool of every model.
@@ -74,25 +75,19 @@ pub struct NotGenerated {
 impl NotGenerated {
     /// A fault as it is sent.
     pub fn of(fault: &Fault) -> NotGenerated {
-        let code = fault.name().to_owned();
-        let plain = |message: &str| WireError {
-            code: code.clone(),
-            message: message.to_owned(),
-            field: None,
-            retry_after_ms: None,
-        };
+        let plain = |message: &str| WireError::new(fault.name(), message);
         let error = match fault {
             Fault::Rejected(refusal) => WireError {
-                retry_after_ms: refusal.retry_after.map(in_ms),
+                retry_after_ms: refusal.retry_after.map(millis),
                 ..WireError::from(refusal)
             },
             Fault::Unavailable { reason, retry_after } => {
-                WireError { retry_after_ms: retry_after.map(in_ms), ..plain(reason) }
+                WireError { retry_after_ms: retry_after.map(millis), ..plain(reason) }
             }
             Fault::Crashed(why) | Fault::TimedOut(why) | Fault::ProtocolError(why) => plain(why),
             Fault::Cancelled => plain("cancelled"),
         };
-        NotGenerated { fault: code, error }
+        NotGenerated { fault: fault.name().to_owned(), error }
     }
 
     /// The fault that was sent; an unknown name is a [`Fault::ProtocolError`].
@@ -111,10 +106,6 @@ impl NotGenerated {
             _ => Fault::ProtocolError(message),
         }
     }
-}
-
-fn in_ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Time left, from a request's meta.

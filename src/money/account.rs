@@ -220,11 +220,6 @@ impl SpendingAccount {
     fn spenders(&self) -> impl Iterator<Item = &str> {
         self.apps.keys().map(String::as_str)
     }
-
-    /// Calls under way.
-    pub fn open(&self) -> usize {
-        self.open.len()
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::model::generate::Fault;
 use crate::money::Usd;
 use crate::request::job::JobId;
 use crate::request::refusal::Code;
-use crate::time::Time;
+use crate::time::{Time, millis};
 
 impl Scheduler {
     pub(super) fn ended(
@@ -46,7 +46,7 @@ impl Scheduler {
             server: self.backends[run.backend].profile.server.as_str().to_owned(),
             outcome,
             confidence,
-            ms: u64::try_from(now.since(run.started).as_millis()).unwrap_or(u64::MAX),
+            ms: millis(now.since(run.started)),
             cost_usd: cost.dollars(),
             redacted: 0,
         });

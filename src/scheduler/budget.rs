@@ -102,7 +102,7 @@ impl Scheduler {
         if !std::mem::take(&mut self.budgets_dirty) || !self.caps.is_bound() {
             return;
         }
-        self.review(now, |scheduler, entry| scheduler.afford(entry));
+        self.review(now, Scheduler::afford);
     }
 
     /// Holds the most that the call can cost; also the entry for the ledger.

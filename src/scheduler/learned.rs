@@ -18,11 +18,6 @@ pub struct Learned {
 }
 
 impl Learned {
-    /// Whether nothing was measured.
-    pub fn is_empty(&self) -> bool {
-        self.models.is_empty() && self.answers.is_empty()
-    }
-
     pub(super) fn put(&mut self, measured: &str, rates: Rates) {
         if self.models.len() >= MODELS_LEARNED_MAX && !self.models.contains_key(measured) {
             self.models.pop_first();

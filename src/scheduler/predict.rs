@@ -261,10 +261,6 @@ pub(super) struct Predictor {
 }
 
 impl Predictor {
-    pub(super) fn is_empty(&self) -> bool {
-        self.templates.is_empty()
-    }
-
     /// The same within its bounds: it may come from a file.
     pub(super) fn checked(mut self) -> Predictor {
         while self.templates.len() > TEMPLATES_MAX {

@@ -47,7 +47,7 @@ fn explain_steps(decision: &Decision) -> Result<(Route, Reason), String> {
         }
         let again = explain_one(&step.decision)?;
         if again != (step.decision.route, step.decision.reason) {
-            let word = again.1.word();
+            let word = again.1.name();
             return Err(format!("step {}: the scheduler says {} ({word})", n + 1, again.0.name()));
         }
     }

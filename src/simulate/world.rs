@@ -422,7 +422,7 @@ impl<'a> World<'a> {
         if away {
             self.out.away += 1;
             self.out.away_tokens += u64::from(order.prompt + order.answer);
-            *self.out.reasons.entry(reason.word()).or_default() += 1;
+            *self.out.reasons.entry(reason.name().to_owned()).or_default() += 1;
             self.left_for_load.push((due, arrival, work));
         } else if !missed {
             self.done_here.push((due, arrival, work));

@@ -9,6 +9,7 @@ use crate::model::generate::{Finish, TokenLogprob, Usage};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::ToolCall;
 use crate::scheduler::decision::Decision;
+use crate::time::millis;
 
 /// Reply to a request; each request gets exactly one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -141,14 +142,18 @@ pub struct WireError {
     pub retry_after_ms: Option<u64>,
 }
 
+impl WireError {
+    /// An error that is about no field.
+    pub fn new(code: &str, message: &str) -> WireError {
+        let (code, message) = (code.to_owned(), message.to_owned());
+        WireError { code, message, field: None, retry_after_ms: None }
+    }
+}
+
 impl From<&Refusal> for WireError {
     fn from(refusal: &Refusal) -> WireError {
-        WireError {
-            code: refusal.code.name().to_owned(),
-            message: refusal.message.clone(),
-            field: refusal.field.clone(),
-            retry_after_ms: None,
-        }
+        let field = refusal.field.clone();
+        WireError { field, ..WireError::new(refusal.code.name(), &refusal.message) }
     }
 }
 
@@ -165,8 +170,7 @@ impl Reply {
             | Code::Forbidden
             | Code::Incapable => Status::Refused,
         };
-        let retry =
-            refusal.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        let retry = refusal.retry_after.map(millis);
         Reply {
             id,
             status,

@@ -20,7 +20,6 @@ pub async fn publish(
     mut reading: watch::Receiver<SensorReading>,
     stop: CancellationToken,
 ) {
-    let mut last = None;
     // ends with the service
     loop {
         let now = reading.borrow_and_update().clone();
@@ -31,10 +30,9 @@ pub async fn publish(
             Outgoing { topic: topic.clone(), payload, retain: true, ..Outgoing::default() };
         // a message without room in the outbox is superseded by the next
         let _ = bus.publish(message);
-        last.replace(state);
         let changed = async {
             let is_change = |reading: &SensorReading| {
-                last != Some((reading.device_pressure.stage, reading.device_pressure.cause))
+                state != (reading.device_pressure.stage, reading.device_pressure.cause)
             };
             if reading.wait_for(is_change).await.is_err() {
                 std::future::pending::<()>().await;
