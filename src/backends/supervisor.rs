@@ -166,7 +166,7 @@ impl Supervisor {
 
     /// Starts or reaches the server and waits until it ends; returns the reason.
     async fn run_once(&self, stop: &CancellationToken) -> String {
-        let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.locality()).await {
+        let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.open_connection()).await {
             Ok(Ok(reached)) => reached,
             Ok(Err(fault)) => return fault.to_string(),
             Err(_) => return format!("no ModelContext within {ENGINE_LOAD_MAX:?}"),
@@ -230,7 +230,7 @@ impl Supervisor {
         end(child, ended).await
     }
 
-    async fn locality(&self) -> Result<Reached, Fault> {
+    async fn open_connection(&self) -> Result<Reached, Fault> {
         let patience =
             Patience { silence: self.server.silence.unwrap_or(Patience::default().silence) };
         match &self.server.endpoint {

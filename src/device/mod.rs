@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::board::Firmware;
 use self::memory::Stalls;
-use self::trigger::{FIRED_STALL, Trigger};
+use self::trigger::Trigger;
 use crate::clock::now;
 use crate::limits::{SAMPLE_EVERY, SAMPLE_MAX};
 use crate::pressure::level::{DevicePressure, PressureStage};
-use crate::pressure::{Amount, Bounds, Gauge, SensorSample};
+use crate::pressure::{Amount, Bounds, Gauge, STALL_SHORT, SensorSample};
 use crate::time::Time;
 
 /// One sample of the sensors with the resulting device pressure.
@@ -125,7 +125,8 @@ pub fn governor(root: &Path) -> Option<String> {
     files::text(&root.join("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
 }
 
-fn disk(path: &Path) -> Option<Amount> {
+/// The disk of this path; none if it can't be read.
+pub fn disk(path: &Path) -> Option<Amount> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     #[allow(clippy::useless_conversion, reason = "the type is another on other machines")]
     let bytes = |blocks| u64::from(blocks).saturating_mul(u64::from(stat.fragment_size()));
@@ -192,7 +193,7 @@ pub async fn watch(
         };
         if fired {
             // the average over ten seconds lags behind the notification
-            sample.stall = Some(sample.stall.unwrap_or(0.0).max(FIRED_STALL));
+            sample.stall = Some(sample.stall.unwrap_or(0.0).max(STALL_SHORT));
         }
         let device_pressure = gauge.on(&sample, Time::default() + started.elapsed());
         if device_pressure.stage != stage {

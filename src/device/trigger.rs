@@ -14,8 +14,6 @@ use tokio::io::unix::AsyncFd;
 /// The trigger: some task is stalled for 200 ms in total within two seconds. Without privileges the
 /// window must be a multiple of two seconds; the kernel notifies at most once per window.
 const TRIGGER: &[u8] = b"some 200000 2000000\0";
-/// The memory pressure at which the trigger fires, in percent.
-pub(super) const FIRED_STALL: f64 = 10.0;
 
 /// A registered trigger; none if the kernel has no PSI triggers.
 #[derive(Debug)]

@@ -30,6 +30,28 @@ pub(crate) enum TemplatePart {
     Plain(String),
 }
 
+impl TemplatePart {
+    /// The text, and whether control tokens are recognized in it.
+    pub(crate) fn text(&self) -> (&str, bool) {
+        match self {
+            TemplatePart::Control(text) => (text, true),
+            TemplatePart::Plain(text) => (text, false),
+        }
+    }
+}
+
+/// The parts of a conversation; without a template its messages are plain text, one after the other.
+pub(crate) fn parts(
+    template: Option<&ChatTemplate>,
+    messages: &[Message],
+) -> Result<Vec<TemplatePart>, Refusal> {
+    if let Some(template) = template {
+        return template.parts(messages);
+    }
+    let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+    Ok(vec![TemplatePart::Plain(texts.join("\n"))])
+}
+
 impl ChatTemplate {
     /// Parses a template; `bos` and `eos` are the texts of the beginning-of-text and end-of-text
     /// tokens.
@@ -64,7 +86,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// The template's own error (such as for roles that do not alternate), or that it is endless.
-    pub(crate) fn parts(&self, messages: &[Message]) -> Result<Vec<TemplatePart>, Refusal> {
+    fn parts(&self, messages: &[Message]) -> Result<Vec<TemplatePart>, Refusal> {
         Ok(split(&self.render(messages)?, messages))
     }
 

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::heat::HeatGauge;
 use self::level::{DevicePressure, PressureCause, PressureStage};
 use self::reserve::ReserveGauge;
+pub use self::reserve::STALL_SHORT;
 use crate::time::Time;
 
 /// One sample of all sensors.

@@ -6,7 +6,7 @@ use super::level::PressureStage;
 use crate::time::Time;
 
 /// Memory pressure (PSI `some avg10`) from which on memory is short, in percent.
-const STALL_SHORT: f64 = 10.0;
+pub const STALL_SHORT: f64 = 10.0;
 
 /// The latched stage of one resource.
 #[derive(Debug, Default)]

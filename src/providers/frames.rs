@@ -7,7 +7,7 @@ use aws_smithy_types::event_stream::Message;
 use bytes::BytesMut;
 use reqwest::Response;
 
-use super::fault_of_connection;
+use super::{fault_of_connection, too_long};
 use crate::limits::{PROVIDER_BYTES_MAX, PROVIDER_HELD_BYTES_MAX};
 use crate::model::generate::Fault;
 
@@ -46,7 +46,7 @@ impl Frames {
             self.read += part.len();
             self.held.extend_from_slice(&part);
             if self.read > PROVIDER_BYTES_MAX || self.held.len() > PROVIDER_HELD_BYTES_MAX {
-                return Err(Fault::ProtocolError("the response exceeds the size limit".to_owned()));
+                return Err(too_long());
             }
         }
     }

@@ -359,6 +359,11 @@ fn fault_of(status: StatusCode, message: &str, retry_after: Option<Duration>) ->
     }
 }
 
+/// The fault of a response that exceeds a bound.
+fn too_long() -> Fault {
+    Fault::ProtocolError("the response exceeds the size limit".to_owned())
+}
+
 /// The fault of a failed connection, with the innermost cause and without the URL.
 fn fault_of_connection(error: &reqwest::Error) -> Fault {
     let mut why = String::new();

@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::Response;
 use sse_stream::SseStream;
 
-use super::fault_of_connection;
+use super::{fault_of_connection, too_long};
 use crate::limits::{PROVIDER_BYTES_MAX, PROVIDER_HELD_BYTES_MAX};
 use crate::model::generate::Fault;
 
@@ -80,8 +80,4 @@ pub(super) async fn buffered(mut response: Response) -> Result<String, Fault> {
     }
     String::from_utf8(body)
         .map_err(|_| Fault::ProtocolError("the response is not valid UTF-8".to_owned()))
-}
-
-fn too_long() -> Fault {
-    Fault::ProtocolError("the response exceeds the size limit".to_owned())
 }

@@ -3,7 +3,7 @@
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
-use crate::engines::template::{ChatTemplate, TemplatePart};
+use crate::engines::template::{ChatTemplate, parts};
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
 
@@ -29,20 +29,9 @@ pub(super) fn tokens(
 ) -> Result<Vec<LlamaToken>, Refusal> {
     let vocab = model.vocab();
     let mut tokens = Vec::new();
-    match template {
-        Some(template) => {
-            for part in template.parts(messages)? {
-                let (text, control) = match &part {
-                    TemplatePart::Control(text) => (text, true),
-                    TemplatePart::Plain(text) => (text, false),
-                };
-                vocab.tokenize_into(text.as_bytes(), &mut tokens, false, control);
-            }
-        }
-        None => {
-            let text: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-            vocab.tokenize_into(text.join("\n").as_bytes(), &mut tokens, false, false);
-        }
+    for part in parts(template, messages)? {
+        let (text, control) = part.text();
+        vocab.tokenize_into(text.as_bytes(), &mut tokens, false, control);
     }
     begin(model, &mut tokens);
     Ok(tokens)

@@ -240,16 +240,12 @@ impl Encoder {
             self.label_cache.take(labels).unwrap_or_else(|| LearnedCentroids::of(labels));
         let result = self.learn(labels, &mut learned, stop).and_then(|()| {
             let (vectors, tokens) = self.embed(&[text], stop)?;
-            let classification = learned.classifier.as_ref().zip(vectors.first());
-            let classification =
-                classification.map(|(classifier, vector)| classifier.probabilities(vector));
-            let classification = classification
-                .and_then(|classification| Classification::of(labels, &classification));
-            Ok((
-                classification
-                    .ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?,
-                tokens,
-            ))
+            let fitted = learned.classifier.as_ref().zip(vectors.first());
+            let classification = fitted.and_then(|(classifier, vector)| {
+                Classification::of(labels, &classifier.probabilities(vector))
+            });
+            let none = || Fault::ProtocolError("there are no labels".to_owned());
+            Ok((classification.ok_or_else(none)?, tokens))
         });
         self.label_cache.put(labels, learned);
         result

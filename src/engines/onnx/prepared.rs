@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::files::{FolderFiles, MODEL};
 use super::runtime::OnnxRuntime;
+use crate::device::disk;
 use crate::engines::worker::sha256;
 use crate::model::generate::Fault;
 
@@ -82,8 +83,7 @@ fn make(folder: &FolderFiles, home: &Path, runtime: &OnnxRuntime) -> Result<(), 
 fn make_at(folder: &FolderFiles, part: &Path, runtime: &OnnxRuntime) -> Result<(), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     fs::create_dir_all(part).map_err(|e| text(&e))?;
-    let free = nix::sys::statvfs::statvfs(part).map_err(|e| text(&e))?;
-    let free = free.blocks_available() * free.fragment_size();
+    let free = disk(part).ok_or("the free disk space is unknown")?.available;
     if free < folder.bytes() * GROWTH {
         return Err(format!("{} MiB are free on the disk", free >> 20));
     }

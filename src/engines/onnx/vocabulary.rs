@@ -6,7 +6,7 @@ use std::path::Path;
 use tokenizers::{ModelWrapper, Tokenizer};
 use toktrie::TokTrie;
 
-use crate::engines::template::{ChatTemplate, TemplatePart};
+use crate::engines::template::{ChatTemplate, parts};
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::model::generate::Fault;
 use crate::request::job::Message;
@@ -101,19 +101,9 @@ impl Vocabulary {
         template: Option<&ChatTemplate>,
         messages: &[Message],
     ) -> Result<Vec<u32>, Refusal> {
-        let parts = match template {
-            Some(template) => template.parts(messages)?,
-            None => {
-                let text: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-                vec![TemplatePart::Plain(text.join("\n"))]
-            }
-        };
         let mut tokens = Vec::new();
-        for part in &parts {
-            let (text, control) = match part {
-                TemplatePart::Control(text) => (text, true),
-                TemplatePart::Plain(text) => (text, false),
-            };
+        for part in parts(template, messages)? {
+            let (text, control) = part.text();
             tokens.extend(self.encode(text, control)?);
         }
         Ok(self.begin(tokens))
