@@ -14,10 +14,16 @@ import tomllib
 
 KNOWN = {
     "graph": {"targets", "all-features"},
-    "licenses": {"allow", "exceptions", "private", "unused-allowed-license"},
-    "bans": {"multiple-versions", "wildcards", "deny"},
+    "licenses": {"allow"},
+    "bans": {"multiple-versions", "deny"},
     "sources": {"unknown-registry", "unknown-git"},
     "advisories": None,  # needs the advisory database, and so cargo-deny
+}
+# the only values that are carried out here
+FIXED = {
+    ("bans", "multiple-versions"): "allow",
+    ("sources", "unknown-registry"): "deny",
+    ("sources", "unknown-git"): "deny",
 }
 
 
@@ -44,6 +50,9 @@ def unknown_keys(rules: dict) -> list[str]:
             faults += [
                 f"deny.toml: {section}.{key} is not known to {sys.argv[0]}" for key in table.keys() - KNOWN[section]
             ]
+    for (section, key), value in FIXED.items():
+        if rules.get(section, {}).get(key) != value:
+            faults.append(f'deny.toml: {section}.{key} must be "{value}" for {sys.argv[0]}')
     return faults
 
 
@@ -68,11 +77,7 @@ def dependencies(graph: dict) -> tuple[list[dict], str]:
 
 
 def faults_of(package: dict, rules: dict, registry: str):
-    licences = rules["licenses"]
-    allowed = set(licences["allow"])
-    for exception in licences.get("exceptions", []):
-        if exception.get("crate", exception.get("name")) == package["name"]:
-            allowed |= set(exception["allow"])
+    allowed = set(rules["licenses"]["allow"])
     expression = package["license"]
     if expression is None:
         yield "states no licence"

