@@ -1,4 +1,4 @@
-//! What the house adds to a model that answers at once: per call, per token, per MQTT round trip,
+//! Overhead of the service on a model that answers at once: per call, per token, per MQTT round trip,
 //! and the memory of the service. Medians; every row of a table comes from the same run.
 #![allow(
     clippy::unwrap_used,

@@ -22,15 +22,15 @@ pub fn circles(tree: &Tree) -> Vec<String> {
             next.entry(edge.from).or_default().insert(edge.to);
         }
     }
-    let locality: Vec<BTreeSet<usize>> =
+    let reached_from: Vec<BTreeSet<usize>> =
         (0..tree.src.len()).map(|from| reached(from, &next)).collect();
     let mut found = Vec::new();
     let mut told = BTreeSet::new();
     for file in 0..tree.src.len() {
-        let circle: BTreeSet<usize> = locality[file]
+        let circle: BTreeSet<usize> = reached_from[file]
             .iter()
             .copied()
-            .filter(|other| locality[*other].contains(&file))
+            .filter(|other| reached_from[*other].contains(&file))
             .collect();
         if circle.is_empty() || !told.insert(circle.clone()) {
             continue;

@@ -53,7 +53,7 @@ pub const LAYERS: &[(&str, u8)] = &[
 ];
 
 /// The client protocols; each is a module of `ingress` and knows none of the others.
-pub const PROTOCOLS: &[&str] = &["http", "mcp", "mqtt", "web"];
+pub const PROTOCOLS: &[&str] = &["http", "mcp", "mqtt"];
 
 pub fn layer_of(key: &str, layers: &[(&str, u8)]) -> Option<u8> {
     let fits = |prefix: &str| {

@@ -22,7 +22,7 @@ fn at(ms: u64) -> Time {
 }
 
 /// An engine that reads a token in 1 ms and writes one in 10 ms, and a cloud.
-fn house(slots: u32) -> Scheduler {
+fn scheduler_with(slots: u32) -> Scheduler {
     let local = BackendProfile {
         slots,
         preemptive: slots > 1,
@@ -128,7 +128,7 @@ fn cloud_answers(scheduler: &mut Scheduler, job: u64, now: u64) -> Reason {
 
 #[test]
 fn who_is_in_time_at_the_worst_waits() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let now = taught(&mut scheduler);
     // five jobs of 64 tokens: at the worst less than 6 s in all
     let mut effects = Vec::new();
@@ -141,7 +141,7 @@ fn who_is_in_time_at_the_worst_waits() {
 
 #[test]
 fn who_is_hopelessly_late_leaves_at_once() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let now = taught(&mut scheduler);
     scheduler.handle_event(Event::Arrived(spec(1, 500, now, 60_000)), at(now));
     // some 225 ms each: the eighth of those can't be in time within 1.5 s
@@ -179,7 +179,7 @@ fn who_has_to_leave_does_not_wait_for_a_full_neighbour() {
 
 #[test]
 fn between_the_two_it_is_decided_at_the_last_moment() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let now = taught(&mut scheduler);
     // in time by all that was seen, late if it were as long as it may be
     let effects = scheduler.handle_event(Event::Arrived(spec(1, 4_000, now, 20_000)), at(now));
@@ -206,7 +206,7 @@ fn between_the_two_it_is_decided_at_the_last_moment() {
 
 #[test]
 fn what_is_read_piece_by_piece_is_not_called_back() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let now = taught(&mut scheduler);
     let streamed = JobSpec { is_buffered: false, ..spec(1, 4_000, now, 20_000) };
     scheduler.handle_event(Event::Arrived(streamed), at(now));
@@ -231,7 +231,7 @@ fn heat_and_memory_send_away_who_would_be_late_for_them() {
         (PressureCause::Memory, PressureStage::Closed, 1.0, Reason::Memory),
         (PressureCause::Disk, PressureStage::Closed, 1.0, Reason::Disk),
     ] {
-        let mut scheduler = house(1);
+        let mut scheduler = scheduler_with(1);
         let now = taught(&mut scheduler);
         let device_pressure = DevicePressure { duty, stage, cause, ..DevicePressure::default() };
         scheduler.handle_event(Event::Strained(device_pressure), at(now));
@@ -253,7 +253,7 @@ fn heat_and_memory_send_away_who_would_be_late_for_them() {
 
 #[test]
 fn batch_jobs_wait_while_the_device_sheds() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let shed = DevicePressure {
         stage: PressureStage::Shed,
         cause: PressureCause::Memory,
@@ -272,7 +272,7 @@ fn batch_jobs_wait_while_the_device_sheds() {
 
 #[test]
 fn an_idle_engine_is_ended_for_want_of_memory_and_started_again() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let short = DevicePressure {
         stage: PressureStage::Unload,
         cause: PressureCause::Memory,
@@ -296,7 +296,7 @@ fn an_idle_engine_is_ended_for_want_of_memory_and_started_again() {
 
 #[test]
 fn an_application_that_floods_does_not_push_the_others_back() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let private = |job, app: &str, now| JobSpec {
         app: app.to_owned(),
         mode: Mode::LocalOnly,
@@ -323,7 +323,7 @@ fn an_application_that_floods_does_not_push_the_others_back() {
 
 #[test]
 fn batch_jobs_have_a_tenth_of_a_busy_engine() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let (mut now, mut batches, mut others) = (0, 0_u32, 0_u32);
     let batch = |job, now| JobSpec { priority: Priority::Batch, ..spec(job, 64, now, 3_000_000) };
     let urgent =
@@ -360,7 +360,7 @@ fn batch_jobs_have_a_tenth_of_a_busy_engine() {
 
 #[test]
 fn the_more_urgent_goes_first_where_the_engine_can_go_back() {
-    let mut scheduler = house(2);
+    let mut scheduler = scheduler_with(2);
     scheduler.handle_event(Event::Arrived(spec(1, 64, 0, 60_000)), at(0));
     // later: no use to have it as well
     assert_eq!(scheduler.handle_event(Event::Arrived(spec(2, 64, 0, 90_000)), at(1)), []);
@@ -371,7 +371,7 @@ fn the_more_urgent_goes_first_where_the_engine_can_go_back() {
 
 #[test]
 fn the_worst_that_was_promised_is_told() {
-    let mut scheduler = house(1);
+    let mut scheduler = scheduler_with(1);
     let now = taught(&mut scheduler);
     scheduler.handle_event(Event::Arrived(spec(1, 100, now, 60_000)), at(now));
     scheduler.handle_event(Event::Arrived(spec(2, 100, now, 60_000)), at(now));

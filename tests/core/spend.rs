@@ -60,7 +60,7 @@ fn caps() -> Caps {
     }
 }
 
-fn house(caps: Caps) -> Scheduler {
+fn scheduler_with(caps: Caps) -> Scheduler {
     let mut scheduler = Scheduler::new(cards()).with_budget(caps, SpendingAccount::default());
     for profile in cards() {
         scheduler.handle_event(Event::Up(profile), Time(0));
@@ -183,7 +183,7 @@ proptest! {
     /// not known the most, never pass a cap; and those on disk say the same.
     #[test]
     fn no_cap_is_ever_passed(steps in prop::collection::vec(step(), 1..120)) {
-        let mut scheduler = house(caps());
+        let mut scheduler = scheduler_with(caps());
         let mut truth = Truth::default();
         let mut tokens = BTreeMap::new();
         let (mut now, mut clock, mut seen) = (Time(0), 86_400_u64 * 20_000, Hour::default());
@@ -268,7 +268,7 @@ fn an_empty_purse_is_a_reason() {
         Caps { device: Limits { day: Some(cents(5)), ..Limits::default() }, ..Caps::default() };
     let due = Time(9_000_000);
     let check = |mode, tokens, expected: (&str, Reason)| {
-        let mut scheduler = house(empty.clone());
+        let mut scheduler = scheduler_with(empty.clone());
         let mut effects =
             scheduler.handle_event(Event::Arrived(spec(1, 0, tokens, mode, due)), Time(0));
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
@@ -298,7 +298,7 @@ fn an_empty_purse_is_a_reason() {
 #[test]
 fn who_may_be_paid_later_waits() {
     let five = Limits { day: Some(cents(5)), ..Limits::default() };
-    let mut scheduler = house(Caps { device: five, ..Caps::default() });
+    let mut scheduler = scheduler_with(Caps { device: five, ..Caps::default() });
     let ask = |job| Event::Arrived(spec(job, 0, 4, Mode::CloudOnly, Time(9_000_000)));
     let started = |effects: &[Effect]| {
         effects.iter().filter(|effect| matches!(effect, Effect::Start { .. })).count()

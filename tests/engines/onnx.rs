@@ -394,7 +394,7 @@ async fn a_prompt_on_mqtt_is_answered_by_the_engine_that_was_asked() {
         "local": {"reach": "device"}, "onnx": {"reach": "device"}, "lost": {"reach": "device"}
     });
     let service = Service::start(&catalog).await;
-    let state = service
+    service
         .until("both ready, and the other at rest", |state| {
             let is = |name: &str, health: &str| {
                 let servers = state["servers"].as_array().unwrap();
@@ -403,8 +403,6 @@ async fn a_prompt_on_mqtt_is_answered_by_the_engine_that_was_asked() {
             is("local", "ready") && is("onnx", "ready") && is("lost", "resting")
         })
         .await;
-    let lost = state["servers"].as_array().unwrap().iter().find(|s| s["server"] == "lost").unwrap();
-    assert_eq!(lost["health"]["state"], "resting", "{state}");
     let mut app = App::of(service.mqtt, "app").await;
     for (model, server) in [("gguf-model", "local"), ("onnx-model", "onnx")] {
         let request = json!({"prompt": REAL.short, "max_tokens": 8, "model": model});

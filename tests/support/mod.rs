@@ -24,6 +24,7 @@ use std::time::Duration;
 use axum::Router;
 use pilotlight::backends::scripted::{Crash, Scripted};
 use pilotlight::ingress::http;
+use pilotlight::limits::ENGINE_SILENCE_MAX;
 use pilotlight::mcp::client::{Closed, Patience, Remote, connect, connect_http};
 use pilotlight::mcp::pair::pair;
 use pilotlight::mcp::server::{McpServer, SingleModel, serve};
@@ -48,7 +49,7 @@ pub fn scripted() -> Arc<dyn Generate> {
 }
 
 pub fn patience() -> Patience {
-    Patience { silence: SOON }
+    Patience { silence: ENGINE_SILENCE_MAX }
 }
 
 /// A model behind a line of MCP inside this process.

@@ -15,6 +15,8 @@ const PAUSE: Duration = Duration::from_millis(180);
 /// Pieces in a window, and windows that are remembered: the last ten seconds.
 const PIECES: u32 = 5;
 const WINDOWS: usize = 10;
+/// The longest that a limit is stretched: beyond it a test fails, whatever else the machine does.
+const STRETCH_MAX: f64 = 20.0;
 
 /// Time that passed over processor time that a working thread got, for each window.
 static WINDOWS_SEEN: LazyLock<Mutex<VecDeque<f64>>> = LazyLock::new(|| {
@@ -73,5 +75,5 @@ pub fn watch() {
 /// took at the worst of the last seconds.
 pub fn stretched(limit: Duration) -> Duration {
     let seen = WINDOWS_SEEN.lock().unwrap();
-    limit.mul_f64(seen.iter().copied().fold(1.0, f64::max))
+    limit.mul_f64(seen.iter().copied().fold(1.0, f64::max).min(STRETCH_MAX))
 }
