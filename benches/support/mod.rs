@@ -1,4 +1,4 @@
-//! What the benches share: quantiles, rates of an engine, tables, the machine, the tests' helpers.
+//! Shared code of the benches: quantiles, rates of an engine, tables, the machine, test support.
 #![allow(dead_code, reason = "each bench uses a part")]
 
 #[path = "../../tests/support/mod.rs"]
@@ -23,7 +23,7 @@ pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// What rounds of an engine came to.
+/// The rates of an engine over several rounds.
 #[derive(Default)]
 pub struct Rates {
     /// Prompt tokens a second.

@@ -1,6 +1,6 @@
 //! A model that follows a script instead of weights: for tests, simulations and `serve --dry`.
 //!
-//! It repeats the last message of the prompt word by word. Options in the prompt control it:
+//! The scripted model repeats the last message of the prompt word by word. Options in the prompt control it:
 //! `/tokens=N` makes N pieces, `/delay-us=N` waits before each, `/fail=KIND` breaks before the
 //! first piece, `/fail=KIND@N` after piece N. Kinds are `away`, `crash` (ends the process, if
 //! this is an engine's process), `hang` and `broken`. Of labels it chooses one that is a word of the
@@ -26,7 +26,7 @@ pub struct Scripted {
     crash: Crash,
 }
 
-/// What `/fail=crash` does.
+/// The effect of `/fail=crash`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crash {
     /// Returns [`Fault::Crashed`].

@@ -1,4 +1,4 @@
-//! What the client protocols hold: the handle of the dispatcher, an accepted request, and how it ended.
+//! The handle of the dispatcher for client protocols; an accepted request, and its end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +38,7 @@ pub(super) fn spending(account: &SpendingAccount) -> Spending {
     Spending { hour: spent(Span::Hour), day: spent(Span::Day), month: spent(Span::Month) }
 }
 
-/// What the dispatcher publishes.
+/// The state that the dispatcher publishes.
 #[derive(Clone)]
 pub(super) struct LoopStatus {
     /// The present set of backends, in order of preference.

@@ -138,7 +138,7 @@ struct EndedAttempt {
     result: Result<AttemptAnswer, Fault>,
 }
 
-/// What a watching task reports.
+/// The report of a watching task.
 enum WatchEvent {
     Gone(JobId),
     Turned(BackendId),

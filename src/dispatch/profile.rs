@@ -35,8 +35,8 @@ fn ms_a_token(tokens_per_s: f64) -> Option<f64> {
     (tokens_per_s.is_finite() && tokens_per_s > 0.0).then(|| 1e3 / tokens_per_s)
 }
 
-/// What a model is good at: what it states, what follows from that, and what the configuration
-/// says.
+/// The skills of a model: those that it states, those that follow from its capabilities, and those
+/// of the configuration.
 fn skills(context: &ModelContext, configured: &[String]) -> Vec<String> {
     let can = &context.capabilities;
     let known = [GENERATE, CLASSIFY, EMBED, LOGPROBS].into_iter().filter(|skill| can.has(skill));

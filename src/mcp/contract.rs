@@ -1,4 +1,4 @@
-//! What MCP client and server share: tools, resource, meta keys, notification, shape of a result.
+//! Contract of MCP client and server: tools, resource, meta keys, notification, shape of a result.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

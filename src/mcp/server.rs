@@ -32,7 +32,7 @@ use crate::request::refusal::Refusal;
 use crate::request::skill::EMBED;
 use crate::wire::{Ask, read_value};
 
-/// What an MCP server serves: a model that answers, and the models behind it.
+/// The models of an MCP server: one that answers, and those behind it.
 pub trait ModelHost: Send + Sync + 'static {
     /// The model that answers.
     fn generate(&self) -> &dyn Generate;

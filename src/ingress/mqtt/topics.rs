@@ -14,7 +14,7 @@ pub struct DeviceTopics {
     allowed: Vec<String>,
 }
 
-/// What the topic of a request states.
+/// The parts of a request's topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestTopic {
     /// The application.
