@@ -22,6 +22,24 @@ pub const MESSAGES_MAX: usize = 256;
 pub const SCHEMA_BYTES_MAX: usize = 64 * 1024;
 /// Deepest nesting of a JSON Schema. Schemas are traversed recursively.
 pub const SCHEMA_DEPTH_MAX: usize = 32;
+/// Most patterns (`pattern`, `patternProperties`) of all schemas of one request. Compiling so many of
+/// [`SCHEMA_PROGRAM_BYTES_MAX`] takes about 20 ms and 4 MiB on an x86-64 server core.
+pub const SCHEMA_PATTERNS_MAX: usize = 64;
+/// Longest pattern of a schema, in bytes.
+pub const SCHEMA_PATTERN_BYTES_MAX: usize = 512;
+/// Largest compiled pattern of a schema, in bytes. `^\p{L}+$` takes 40 KB, `^.{1,255}$` 25 KB.
+pub const SCHEMA_PROGRAM_BYTES_MAX: usize = 64 * 1024;
+/// Requests whose schemas are compiled at a time; others wait for their turn.
+pub const SCHEMA_COMPILES_MAX: usize = 2;
+/// Most steps back of a pattern with look-around on one text; then the text does not match.
+pub const SCHEMA_BACKTRACK_MAX: usize = 10_000;
+/// Most applications of subschemas in the check of one value, which take about 50 ms; see
+/// [`Schema::fits`](crate::request::schema::Schema::fits).
+pub const SCHEMA_STEPS_MAX: u64 = 1_000_000;
+/// Most applications of subschemas for which the place of a mistake is searched: each builds an error.
+pub const SCHEMA_PLACE_STEPS_MAX: u64 = 2_000;
+/// Most subschemas that apply to one part of a value.
+pub const SCHEMA_ACTIVE_MAX: usize = 1024;
 /// Most stop strings of one request. Each is searched for after every token.
 pub const STOPS_MAX: usize = 8;
 /// Longest stop string, in bytes: so much of a stream is withheld at most.

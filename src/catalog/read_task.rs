@@ -11,6 +11,7 @@ use super::task::Task;
 use crate::limits::{NAME_BYTES_MAX, OUTPUT_TOKENS_MAX, RULES_MAX, TASKS_MAX};
 use crate::request::job::Strategy;
 use crate::request::name::is_name;
+use crate::request::schema::{SchemaBounds, SchemaMistake};
 
 /// The tasks whose shape is right, with a mistake for each value that is not.
 pub(super) fn read(entries: Vec<(String, Value)>, scope: &mut Scope<'_>) -> BTreeMap<String, Task> {
@@ -37,8 +38,11 @@ fn check(task: &Task, scope: &mut Scope<'_>) {
     if task.template.trim().is_empty() {
         mistake("template", "is empty");
     }
-    if task.schema.as_ref().is_some_and(|schema| !schema.is_object()) {
-        mistake("schema", "must be a JSON Schema object");
+    if let Some(schema) = &task.schema {
+        let bounded = SchemaBounds::default().check(schema).map_err(SchemaMistake::message);
+        if let Err(message) = bounded.and_then(|()| schema.compile()) {
+            mistake("schema", &message);
+        }
     }
     if task.max_tokens.is_some_and(|n| !(1..=OUTPUT_TOKENS_MAX).contains(&n)) {
         mistake("max_tokens", &format!("must be 1 to {OUTPUT_TOKENS_MAX}"));

@@ -9,6 +9,7 @@ use super::rule::TaskRule;
 use crate::request::job::Strategy;
 use crate::request::labels::{Classification, Labels};
 use crate::request::refusal::{Code, Refusal};
+use crate::request::schema::Schema;
 
 /// A named prompt template.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -19,7 +20,7 @@ pub struct Task {
     pub template: String,
     /// The JSON Schema of the answer.
     #[serde(default)]
-    pub schema: Option<Value>,
+    pub schema: Option<Schema>,
     /// The labels of a classification, each with its examples.
     #[serde(default)]
     pub labels: Option<BTreeMap<String, Vec<String>>>,

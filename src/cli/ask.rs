@@ -117,7 +117,7 @@ impl AskArgs {
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }
-        let mut answer = strategy::submit(&core.dispatch, job)?;
+        let mut answer = strategy::submit(&core.dispatch, job).await?;
         let mut text = String::new();
         while let Some(chunk) = answer.next().await {
             if !self.json {

@@ -246,7 +246,7 @@ async fn answer(
     line: &LabelledLine,
 ) -> anyhow::Result<LabelledAnswer> {
     let format = job.format.clone();
-    let (text, end) = strategy::submit(dispatch, job)?.collect().await;
+    let (text, end) = strategy::submit(dispatch, job).await?.collect().await;
     let usage = match (end.verdict, end.usage) {
         (Verdict::Done, Some(usage)) => usage,
         (Verdict::Refused(refusal), _) => bail!("the device refused the sample: {refusal}"),

@@ -130,7 +130,7 @@ impl Day {
             let (dispatch, ends_in) = (dispatch.clone(), ends_in.clone());
             asked.spawn(async move {
                 tokio::time::sleep_until(began + order.at).await;
-                let end = match strategy::submit(&dispatch, job_of(&order)) {
+                let end = match strategy::submit(&dispatch, job_of(&order)).await {
                     Ok(answer) => Some(answer.collect().await.1),
                     Err(_) => None,
                 };

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::settled::{Settled, SettledTiming, feed};
 use crate::clock;
+use crate::limits::SCHEMA_COMPILES_MAX;
 use crate::model::context::Locality;
 use crate::model::generate::{BoxFuture, Usage};
 use crate::model::link::{BackendHandle, BackendState};
@@ -29,6 +31,7 @@ pub struct Dispatch {
     next: Arc<AtomicU64>,
     status: LoopStatus,
     redactor: Arc<Redactor>,
+    compiles: Arc<Semaphore>,
 }
 
 /// The spending of the present hour, day and month. A running call counts with the most that it can
@@ -132,7 +135,49 @@ impl Dispatch {
         redactor: Redactor,
     ) -> Dispatch {
         let (next, redactor) = (Arc::new(AtomicU64::new(1)), Arc::new(redactor));
-        Dispatch { orders, next, status, redactor }
+        let compiles = Arc::new(Semaphore::new(SCHEMA_COMPILES_MAX));
+        Dispatch { orders, next, status, redactor, compiles }
+    }
+
+    /// Compiles the schemas of a job that are not compiled yet, on a thread for blocking work: its cost
+    /// is bounded, but longer than the runtime may be kept from others. Counts against the deadline.
+    ///
+    /// # Errors
+    /// [`Code::Invalid`] with the field of a schema that is not supported, [`Code::Busy`] if it has no
+    /// turn before the deadline.
+    pub(crate) async fn compile_schemas(&self, mut job: Job) -> Result<Job, Refusal> {
+        let schemas = job.uncompiled_schemas();
+        if schemas.is_empty() {
+            return Ok(job);
+        }
+        let began = clock::now();
+        let compiles = Arc::clone(&self.compiles);
+        let mut work = JoinSet::new();
+        let compiled = async {
+            let turn = compiles.acquire_owned().await;
+            work.spawn_blocking(move || {
+                let _turn = turn;
+                schemas.into_iter().try_for_each(|(field, schema)| {
+                    schema.compile().map_err(|e| Refusal::field(Code::Invalid, field, e))
+                })
+            });
+            work.join_next().await
+        };
+        match tokio::time::timeout(job.time_left, compiled).await {
+            Ok(Some(Ok(compiled))) => compiled?,
+            Ok(Some(Err(_)) | None) => {
+                let message = "the schemas of this request cannot be compiled";
+                return Err(Refusal::new(Code::Invalid, message));
+            }
+            Err(_) => {
+                let message = "too many schemas of other requests are being compiled; retry later";
+                return Err(
+                    Refusal::new(Code::Busy, message).retry_after(Duration::from_millis(500))
+                );
+            }
+        }
+        job.time_left = job.time_left.saturating_sub(began.elapsed());
+        Ok(job)
     }
 
     /// Submits a job that one model answers; the pieces are read from the [`Answer`].

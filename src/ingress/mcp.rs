@@ -54,8 +54,8 @@ impl Service {
     async fn run(&self, job: &Job, mut out: Out) -> Result<Usage, Fault> {
         let reader = out.watch();
         let (lent, lease) = out.lend(None);
-        let answer =
-            strategy::submit_to(&self.dispatch, job.clone(), lent).map_err(Fault::Rejected)?;
+        let answer = strategy::submit_to(&self.dispatch, job.clone(), lent).await;
+        let answer = answer.map_err(Fault::Rejected)?;
         let mut end = tokio::select! {
             end = answer.end() => end,
             () = reader.gone() => return Err(Fault::Cancelled),

@@ -193,7 +193,7 @@ fn answer_tool(format: &Format) -> Result<Option<Tool>, Fault> {
     let input_schema = match format {
         Format::Text => return Ok(None),
         Format::Json => any_object(),
-        Format::Schema(schema) if schema["type"] == "object" => schema.as_ref().clone(),
+        Format::Schema(schema) if schema["type"] == "object" => schema.clone(),
         Format::Schema(_) => {
             let message =
                 "this model supports JSON objects only; the schema needs \"type\": \"object\"";

@@ -91,7 +91,7 @@ fn response_format(format: &Format) -> Result<Option<Value>, Fault> {
         Format::Json => Some(json!({"type": "json_object"})),
         Format::Schema(schema) => Some(json!({
             "type": "json_schema",
-            "json_schema": {"name": "answer", "strict": true, "schema": schema.as_ref()},
+            "json_schema": {"name": "answer", "strict": true, "schema": schema},
         })),
         Format::Label(_) | Format::Embedding => return Err(unsupported_format()),
     })

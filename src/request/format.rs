@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::labels::Labels;
-use super::{schema, skill};
+use super::schema::Schema;
+use super::skill;
 
 /// Format that the answer must have.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -16,7 +17,7 @@ pub enum Format {
     /// One JSON value, an object.
     Json,
     /// One JSON value that conforms to this JSON Schema.
-    Schema(Arc<Value>),
+    Schema(Schema),
     /// One of these labels.
     Label(Arc<Labels>),
     /// An embedding of each message: a JSON array of unit vectors.
@@ -48,14 +49,11 @@ pub fn check(format: &Format, text: &str) -> Result<(), String> {
     let value: Value =
         serde_json::from_str(text).map_err(|e| format!("the answer is not valid JSON: {e}"))?;
     let Some(schema) = schema else { return Ok(()) };
-    schema::fits(schema, &value)
-        .map_err(|place| format!("the answer does not fit the schema at {place}"))
+    schema.fits(&value).map_err(|place| format!("the answer does not fit the schema{place}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
 
     use super::*;
@@ -64,7 +62,7 @@ mod tests {
     fn a_json_answer_must_be_valid_and_conform_to_its_schema() {
         let schema = json!({"type": "object", "properties": {"state": {"enum": ["ok", "hot"]}},
                             "required": ["state"]});
-        let schema = Format::Schema(Arc::new(schema));
+        let schema = Format::Schema(schema.into());
         let check = |format: &Format, text: &str, fits: bool| {
             assert_eq!(super::check(format, text).is_ok(), fits, "{format:?} {text}");
         };

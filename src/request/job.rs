@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format::Format;
 use super::labels::Classification;
+use super::schema::Schema;
 use super::tools::{ToolCall, Tools};
 use crate::limits::FRAME_TOKENS_MAX;
 
@@ -212,6 +213,18 @@ impl Job {
         let tools = self.tools.as_ref().map_or(0, |tools| tools.offered.len() + TOOLS_FRAMES);
         let frames = FRAME_TOKENS_MAX * (self.messages.len() + calls + tools + 1);
         u32::try_from(self.prompt_bytes() + schema + frames).unwrap_or(u32::MAX)
+    }
+
+    /// The schemas that have to be compiled, each with its field of the request.
+    pub fn uncompiled_schemas(&self) -> Vec<(String, Schema)> {
+        let answer = match &self.format {
+            Format::Schema(schema) => Some(("schema".to_owned(), schema)),
+            Format::Text | Format::Json | Format::Label(_) | Format::Embedding => None,
+        };
+        let tools = self.tools.iter().flat_map(|tools| tools.offered.iter().enumerate());
+        let tools = tools.map(|(n, tool)| (format!("tools[{n}].input_schema"), &tool.input_schema));
+        let all = answer.into_iter().chain(tools).filter(|(_, schema)| !schema.is_compiled());
+        all.map(|(field, schema)| (field, schema.clone())).collect()
     }
 
     /// Whether the answer is delivered as a whole at its end.

@@ -1,7 +1,5 @@
 //! The judge: a model that is asked which of several answers is best.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 
 use super::Part;
@@ -37,7 +35,7 @@ pub(crate) fn job(step: &Job, judge: &str, parts: &[Part], order: &[usize]) -> J
     text.extend(["\n\n", FOOT, " ", &json!({"best": names[0]}).to_string(), "."]);
     Job {
         messages: vec![Message::new(Role::User, text)],
-        format: Format::Schema(Arc::new(schema)),
+        format: Format::Schema(schema.into()),
         tools: None,
         skill: None,
         key: None,

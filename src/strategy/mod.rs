@@ -30,11 +30,14 @@ const DRAFT: [&str; 2] = [
     "\nKeep what is right in it, correct what is wrong, add what is missing. The request:\n",
 ];
 
-/// Submits a job. If its strategy wants several models, they are asked while the answer is read.
+/// Submits a job; its schemas are compiled first. If its strategy wants several models, they are asked
+/// while the answer is read.
 ///
 /// # Errors
-/// As [`Dispatch::submit`].
-pub fn submit(dispatch: &Dispatch, job: Job) -> Result<Answer, Refusal> {
+/// As [`Dispatch::submit`], and [`Code::Invalid`](crate::request::refusal::Code) for a schema that is not
+/// supported.
+pub async fn submit(dispatch: &Dispatch, job: Job) -> Result<Answer, Refusal> {
+    let job = dispatch.compile_schemas(job).await?;
     if job.strategy == Strategy::Single {
         return dispatch.submit(job);
     }
@@ -45,12 +48,13 @@ pub fn submit(dispatch: &Dispatch, job: Job) -> Result<Answer, Refusal> {
 /// [`Dispatch::submit_to`].
 ///
 /// # Errors
-/// As [`Dispatch::submit`].
-pub fn submit_to(dispatch: &Dispatch, job: Job, out: Out) -> Result<Answer, Refusal> {
+/// As [`submit`].
+pub async fn submit_to(dispatch: &Dispatch, job: Job, out: Out) -> Result<Answer, Refusal> {
     if job.strategy == Strategy::Single {
+        let job = dispatch.compile_schemas(job).await?;
         return dispatch.submit_to(job, out);
     }
-    submit(dispatch, job)
+    submit(dispatch, job).await
 }
 
 /// Runs the job's strategy and returns how it ended.

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use crate::limits::{SCHEMA_BYTES_MAX, SCHEMA_DEPTH_MAX, STOP_BYTES_MAX, STOPS_MAX};
+use crate::limits::{STOP_BYTES_MAX, STOPS_MAX};
 use crate::request::refusal::{Code, Refusal};
+use crate::request::schema::{SchemaBounds, SchemaMistake};
 
 pub(super) fn check_stops(stops: &[String]) -> Result<(), Refusal> {
     if stops.len() > STOPS_MAX {
@@ -43,28 +44,13 @@ pub(super) fn check_length(field: &str, text: &str, max: usize) -> Result<(), Re
     Ok(())
 }
 
-pub(super) fn check_schema(field: &str, schema: &Value) -> Result<(), Refusal> {
-    if !schema.is_object() {
-        let message = "must be a JSON object";
-        return Err(Refusal::field(Code::Invalid, field, message));
-    }
-    let bytes = schema.to_string().len();
-    if bytes > SCHEMA_BYTES_MAX {
-        let message = format!("{bytes} bytes, at most {SCHEMA_BYTES_MAX}");
-        return Err(Refusal::field(Code::TooLarge, field, message));
-    }
-    if depth(schema) > SCHEMA_DEPTH_MAX {
-        let message = format!("nested deeper than {SCHEMA_DEPTH_MAX}");
-        return Err(Refusal::field(Code::TooLarge, field, message));
-    }
-    Ok(())
-}
-
-/// Nesting depth of objects and arrays; `serde_json` refuses more than 128 when it parses.
-fn depth(value: &Value) -> usize {
-    match value {
-        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
-    }
+pub(super) fn check_schema(
+    bounds: &mut SchemaBounds,
+    field: &str,
+    schema: &Value,
+) -> Result<(), Refusal> {
+    bounds.check(schema).map_err(|mistake| match mistake {
+        SchemaMistake::TooLarge(message) => Refusal::field(Code::TooLarge, field, message),
+        SchemaMistake::Invalid(message) => Refusal::field(Code::Invalid, field, message),
+    })
 }

@@ -26,6 +26,7 @@ use crate::request::format::Format;
 use crate::request::job::{Job, JobId, Message, Mode, Priority, Role, Sampling, Strategy};
 use crate::request::labels::Labels;
 use crate::request::refusal::{Code, Refusal};
+use crate::request::schema::{Schema, SchemaBounds};
 use crate::request::tools::{Tool, ToolChoice};
 
 /// A request as written by the client, not checked.
@@ -54,7 +55,7 @@ pub struct Ask {
     pub format: Option<AskFormat>,
     /// JSON Schema of the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub schema: Option<Value>,
+    pub schema: Option<Schema>,
     /// Tools that the model may call. The client executes the calls and returns the results in the
     /// `messages` of its next request.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -224,7 +225,8 @@ impl Ask {
             check_length("talent", skill, KEY_BYTES_MAX)?;
         }
         let strategy = self.strategy.or(task.map(|t| t.strategy)).unwrap_or_default();
-        let format = self.format_of(task, &messages)?;
+        let mut bounds = SchemaBounds::default();
+        let format = self.format_of(task, &messages, &mut bounds)?;
         if strategy != Strategy::Single
             && !matches!(format, Format::Text | Format::Json | Format::Schema(_))
         {
@@ -238,7 +240,7 @@ impl Ask {
         Ok(Job {
             id: JobId(0),
             app: app.to_owned(),
-            tools: self.tools_of(&format, &messages)?,
+            tools: self.tools_of(&format, &messages, &mut bounds)?,
             format,
             sampling: self.sampling_of(task)?,
             messages,
@@ -264,7 +266,7 @@ impl Ask {
         match &job.format {
             Format::Text => {}
             Format::Json => format = Some(AskFormat::Json),
-            Format::Schema(asked) => schema = Some(asked.as_ref().clone()),
+            Format::Schema(asked) => schema = Some(asked.clone()),
             Format::Label(asked) => labels = Some(asked.as_ref().clone()),
             Format::Embedding => format = Some(AskFormat::Embedding),
         }
@@ -360,15 +362,20 @@ impl Ask {
         Ok(messages)
     }
 
-    fn format_of(&self, task: Option<&Task>, messages: &[Message]) -> Result<Format, Refusal> {
+    fn format_of(
+        &self,
+        task: Option<&Task>,
+        messages: &[Message],
+        bounds: &mut SchemaBounds,
+    ) -> Result<Format, Refusal> {
         if let Some(labels) = self.labels_of(task)? {
             return Ok(Format::Label(Arc::new(labels)));
         }
         let schema = self.schema.as_ref().or(task.and_then(|t| t.schema.as_ref()));
         match (schema, self.format) {
             (Some(schema), None | Some(AskFormat::Json)) => {
-                check_schema("schema", schema)?;
-                Ok(Format::Schema(Arc::new(schema.clone())))
+                check_schema(bounds, "schema", schema)?;
+                Ok(Format::Schema(schema.clone()))
             }
             (Some(_), Some(AskFormat::Text | AskFormat::Embedding)) => {
                 let message = "schema implies JSON; omit format or set it to json";

@@ -9,6 +9,7 @@ use crate::request::format::Format;
 use crate::request::job::{Message, Role};
 use crate::request::name::is_name;
 use crate::request::refusal::{Code, Refusal};
+use crate::request::schema::SchemaBounds;
 use crate::request::tools::{ToolChoice, Tools};
 
 impl Ask {
@@ -17,6 +18,7 @@ impl Ask {
         &self,
         format: &Format,
         messages: &[Message],
+        bounds: &mut SchemaBounds,
     ) -> Result<Option<Arc<Tools>>, Refusal> {
         check_turns(messages)?;
         let Some(offered) = &self.tools else {
@@ -33,7 +35,7 @@ impl Ask {
             return Err(invalid("tools", "cannot be combined with labels or embeddings"));
         }
         for (n, tool) in offered.iter().enumerate() {
-            check_schema(&format!("tools[{n}].input_schema"), &tool.input_schema)?;
+            check_schema(bounds, &format!("tools[{n}].input_schema"), &tool.input_schema)?;
         }
         let tools = Tools {
             offered: offered.clone(),

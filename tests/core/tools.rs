@@ -373,7 +373,7 @@ async fn who_has_no_words_for_json_calls_a_tool_for_it() {
             assert_eq!(ask(*kind, act, &wanted).await.0.unwrap_err().name(), "broken", "{kind:?}");
         }
         // not all can be asked in this way, which is said before anything is sent
-        let list = Format::Schema(Arc::new(json!({"type": "array"})));
+        let list = Format::Schema(json!({"type": "array"}).into());
         let both = Job { tools: once().tools, ..wanted.clone() };
         for job in [Job { format: list, ..wanted.clone() }, both] {
             let (said, cloud) = ask(*kind, calls(*kind, "", &[]), &job).await;

@@ -19,6 +19,8 @@ mod bedrock;
 #[cfg(feature = "embedded-broker")]
 mod cli;
 #[cfg(feature = "embedded-broker")]
+mod costs;
+#[cfg(feature = "embedded-broker")]
 mod heat;
 #[cfg(feature = "embedded-broker")]
 mod http;

@@ -108,8 +108,7 @@ async fn json_is_requested_and_checked() {
     let schema = json!({"type": "object", "properties": {"hot": {"type": "boolean"}}});
     let wants = |format| Job { format, ..job("Is it hot?", 20) };
     let (result, cloud) =
-        ask([answer(&["{\"hot\":", "true}"])], wants(Format::Schema(Arc::new(schema.clone()))))
-            .await;
+        ask([answer(&["{\"hot\":", "true}"])], wants(Format::Schema(schema.clone().into()))).await;
     assert_eq!(result.unwrap().0, "{\"hot\":true}");
     let shape = &cloud.asked()[0].body["response_format"];
     assert_eq!((&shape["type"], &shape["json_schema"]["schema"]), (&json!("json_schema"), &schema));

@@ -36,7 +36,7 @@ impl Factory {
         let schema = match format {
             Format::Text | Format::Label(_) | Format::Embedding => return Ok(None),
             Format::Json => json!({"type": "object"}),
-            Format::Schema(schema) => schema.as_ref().clone(),
+            Format::Schema(schema) => (**schema).clone(),
         };
         let grammar = TopLevelGrammar::from_json_schema(compact(schema));
         let matcher = Matcher::new(self.0.create_parser(grammar));

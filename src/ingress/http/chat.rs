@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::request::job::{Message, Mode, Priority, Role, Strategy};
 use crate::request::refusal::{Code, Refusal};
+use crate::request::schema::Schema;
 use crate::request::tools::{Name, Tool, ToolCall, ToolChoice, any_object};
 use crate::wire::{Ask, AskFormat, read_value};
 
@@ -82,7 +83,7 @@ enum ChatTool {
 struct Function {
     name: String,
     description: Option<String>,
-    parameters: Option<Value>,
+    parameters: Option<Schema>,
     // accepted and ignored: arguments are always constrained to their schema
     #[serde(rename = "strict")]
     _strict: Option<bool>,
@@ -160,7 +161,7 @@ enum ResponseFormat {
 
 #[derive(Debug, Deserialize)]
 struct JsonSchema {
-    schema: Value,
+    schema: Schema,
 }
 
 /// Options of this service in `metadata`; other keys are the client's own and ignored.

@@ -78,15 +78,15 @@ impl EmbeddingsRequest {
 
 /// `POST /v1/embeddings`
 pub(super) async fn embed(State(interface): State<Arc<HttpInterface>>, body: Body) -> Response {
-    let started = body_of(body).and_then(|body| {
-        let request: EmbeddingsRequest = read(&body)?;
+    let started = async {
+        let request: EmbeddingsRequest = read(&body_of(body)?)?;
         let encoding = request.encoding_format;
         let job = request.ask()?.check("http", &interface.catalog)?;
         let id = job.key.clone();
         let origin = ReplyOrigin::of("http", &job);
-        Ok((strategy::submit(&interface.dispatch, job)?, origin, id, encoding))
-    });
-    let (answer, origin, id, encoding) = match started {
+        Ok((strategy::submit(&interface.dispatch, job).await?, origin, id, encoding))
+    };
+    let (answer, origin, id, encoding) = match started.await {
         Ok(started) => started,
         Err(refusal) => {
             let reply = Reply::refused(None, &refusal);

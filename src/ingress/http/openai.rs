@@ -43,7 +43,7 @@ pub(super) fn body_of(body: Body) -> Result<Bytes, Refusal> {
 
 /// `POST /v1/chat/completions`
 pub(super) async fn complete(State(interface): State<Arc<HttpInterface>>, body: Body) -> Response {
-    let started = body_of(body).and_then(|body| start(&interface, &body));
+    let started = async { start(&interface, &body_of(body)?).await }.await;
     match started {
         Err(refusal) => {
             let reply = Reply::refused(None, &refusal);
@@ -65,7 +65,7 @@ struct Started {
     head: Head,
 }
 
-fn start(interface: &HttpInterface, body: &[u8]) -> Result<Started, Refusal> {
+async fn start(interface: &HttpInterface, body: &[u8]) -> Result<Started, Refusal> {
     let request: ChatRequest = read(body)?;
     let stream = request.stream;
     let include_usage = request.includes_usage();
@@ -73,7 +73,7 @@ fn start(interface: &HttpInterface, body: &[u8]) -> Result<Started, Refusal> {
     let job = request.ask()?.check("http", &interface.catalog).map_err(with_api_field)?;
     let (id, format) = (job.key.clone(), job.format.clone());
     let origin = ReplyOrigin::of("http", &job);
-    let answer = strategy::submit(&interface.dispatch, job)?;
+    let answer = strategy::submit(&interface.dispatch, job).await.map_err(with_api_field)?;
     let head = Head::new(answer.job, model);
     Ok(Started { answer, origin, id, format, stream, include_usage, head })
 }

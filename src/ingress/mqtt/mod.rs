@@ -159,7 +159,7 @@ impl MqttInterface {
                 }
             },
         };
-        self.start(job, key, back, ack, replays, running);
+        self.start(job, key, back, ack, running);
     }
 
     /// Reads the payload; also returns a hash that tells requests apart.
@@ -209,34 +209,27 @@ impl MqttInterface {
         key: Option<Key>,
         back: ReplyContext,
         ack: AckGuard,
-        replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
         let id = job.key.clone();
         let format = job.format.clone();
-        match strategy::submit(&self.dispatch, job) {
-            Err(refusal) => {
-                if let Some(key) = key {
-                    for ack in replays.ended(&key, None) {
-                        ack.ack();
-                    }
-                }
-                self.refuse(id, &refusal, back, ack, running);
-            }
-            Ok(answer) => {
-                let (bus, metrics) = (self.bus.clone(), self.metrics.clone());
-                running.spawn(async move {
+        let (dispatch, bus, metrics) =
+            (self.dispatch.clone(), self.bus.clone(), self.metrics.clone());
+        running.spawn(async move {
+            let reply = match strategy::submit(&dispatch, job).await {
+                Err(refusal) => Reply::refused(id, &refusal),
+                Ok(answer) => {
                     let (text, end) =
                         deliver(&bus, answer, back.stream.as_deref(), id.as_ref()).await;
-                    let reply = answers::reply(id, &format, text, end);
-                    answers::replied(&metrics, &back.origin, &reply);
-                    let payload = encode(&reply);
-                    let keep = (reply.status == Status::Ok).then(|| payload.clone());
-                    let answered = AnsweredRequest { key, keep, reply: payload, back, ack };
-                    AnswerStep::Answered(Box::new(answered))
-                });
-            }
-        }
+                    answers::reply(id, &format, text, end)
+                }
+            };
+            answers::replied(&metrics, &back.origin, &reply);
+            let payload = encode(&reply);
+            let keep = (reply.status == Status::Ok).then(|| payload.clone());
+            let answered = AnsweredRequest { key, keep, reply: payload, back, ack };
+            AnswerStep::Answered(Box::new(answered))
+        });
     }
 
     fn refuse(
