@@ -24,6 +24,8 @@ pub struct Catalog {
     pub tasks: BTreeMap<String, Task>,
     /// The privacy mode of a request that states none.
     pub default_mode: Mode,
+    /// What the policy states for single applications.
+    pub apps: BTreeMap<String, AppPolicy>,
     /// The spending caps.
     pub caps: Caps,
     /// The redaction rules for prompts that leave the device.
@@ -49,6 +51,12 @@ impl Catalog {
         })
     }
 
+    /// The applications whose prompts may share an engine's prefix cache with those of `app`: its group
+    /// of `policy.apps`, else the application alone.
+    pub fn cache_group<'a>(&'a self, app: &'a str) -> &'a str {
+        self.apps.get(app).and_then(|policy| policy.trust_group.as_deref()).unwrap_or(app)
+    }
+
     /// The deadline of a request of this priority that states none: the configured one, or 30 s,
     /// 120 s and 900 s for `interactive`, `normal` and `batch`.
     pub fn deadline(&self, priority: Priority) -> Duration {
@@ -59,6 +67,15 @@ impl Catalog {
         };
         self.deadlines.get(&priority).copied().unwrap_or(built_in)
     }
+}
+
+/// The policy for one application.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AppPolicy {
+    /// Applications of one group share an engine's prefix cache, and so can tell from the speed of an
+    /// answer how another application's prompt begins.
+    pub trust_group: Option<String>,
 }
 
 /// The names of the device.

@@ -6,18 +6,21 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::catalog::AppPolicy;
 use super::mistake::Scope;
 use super::read_budget::RawBudget;
-use super::shape::{Members, entries, read_or_default};
+use super::shape::{Members, entries, read, read_or_default};
 use crate::limits::{DEADLINE_MAX, REDACT_RULES_MAX};
 use crate::money::Caps;
 use crate::redact::{KnownPattern, Redactor};
 use crate::request::job::{Mode, Priority};
+use crate::request::name::is_name;
 
 /// The policy, checked.
 #[derive(Debug, Default)]
 pub(super) struct CheckedPolicy {
     pub(super) default_mode: Mode,
+    pub(super) apps: BTreeMap<String, AppPolicy>,
     pub(super) caps: Caps,
     pub(super) redactor: Redactor,
     pub(super) deadlines: BTreeMap<Priority, Duration>,
@@ -49,17 +52,36 @@ impl CheckedPolicy {
     pub(super) fn read(policy: Option<Value>, scope: &mut Scope<'_>) -> CheckedPolicy {
         let policy = policy.unwrap_or(Value::Object(Map::new()));
         let mut parts =
-            Members::read(policy, &["default_mode", "budget", "redact", "classes"], scope);
+            Members::read(policy, &["default_mode", "apps", "budget", "redact", "classes"], scope);
         let default_mode =
             read_or_default(parts.take("default_mode"), &mut scope.at("default_mode"));
+        let apps = entries(parts.take("apps"), &mut scope.at("apps"));
+        let apps = apps_of(apps, &mut scope.at("apps"));
         let classes = entries(parts.take("classes"), &mut scope.at("classes"));
         let deadlines = deadlines(classes, &mut scope.at("classes"));
         let budget: RawBudget = read_or_default(parts.take("budget"), &mut scope.at("budget"));
         let caps = budget.check(&mut scope.at("budget"));
         let rules: Vec<RawRule> = read_or_default(parts.take("redact"), &mut scope.at("redact"));
         let redactor = redactor(&rules, &mut scope.at("redact"));
-        CheckedPolicy { default_mode, caps, redactor, deadlines }
+        CheckedPolicy { default_mode, apps, caps, redactor, deadlines }
     }
+}
+
+/// The policies of single applications.
+fn apps_of(entries: Vec<(String, Value)>, scope: &mut Scope<'_>) -> BTreeMap<String, AppPolicy> {
+    let mut apps = BTreeMap::new();
+    for (name, value) in entries {
+        let mut scope = scope.at(&name);
+        if !is_name(&name) {
+            scope.add("an application's name is [A-Za-z0-9_-]{1,64}");
+        }
+        let Some(app) = read::<AppPolicy>(value, &mut scope) else { continue };
+        if app.trust_group.as_ref().is_some_and(|group| !is_name(group)) {
+            scope.at("trust_group").add("must be [A-Za-z0-9_-]{1,64}");
+        }
+        apps.insert(name, app);
+    }
+    apps
 }
 
 pub(super) fn is_deadline(ms: u64) -> bool {

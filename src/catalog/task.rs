@@ -91,6 +91,15 @@ impl Task {
         }
     }
 
+    /// Leading bytes of every rendered prompt that are the template's own: those before its first value.
+    /// With labels, 1 instead: their examples, which are the task's own, stand before the text.
+    pub fn open_bytes(&self) -> usize {
+        if self.labels.is_some() {
+            return 1;
+        }
+        self.template.split_once("{{").map_or(self.template.len(), |(before, _)| before.len())
+    }
+
     /// The label of the first rule that holds for this input; none if no rule holds.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! An MCP server with the `generate` tool, as a model.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use rmcp::RoleClient;
@@ -21,8 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::contract::{
-    Generated, LOST, META_DEADLINE, META_HOPS, NOT_TAKEN, NotGenerated, PACE, Pace, TOOL,
-    context_uri, model_of_uri,
+    Generated, LOST, META_CACHE_GROUP, META_DEADLINE, META_HOPS, META_OPEN_BYTES, NOT_TAKEN,
+    NotGenerated, PACE, Pace, TOOL, context_uri, model_of_uri,
 };
 use super::tap::{OrderedProgress, ProgressEvent, ProgressSink};
 use super::transport::BoxTransport;
@@ -44,6 +45,8 @@ pub struct Remote {
     pace: watch::Sender<f32>,
     /// Calls that the server should stop.
     cancels: mpsc::Sender<CallHandle>,
+    /// Makes the tags of cache groups.
+    tags: RandomState,
     /// Closes the connection when the last owner goes.
     _line: LineGuard,
 }
@@ -165,7 +168,9 @@ where
     senders.spawn(send_cancels(cancelled));
     let guard = LineGuard { line: Some(service.cancellation_token()), _senders: senders };
     let context = read_context(&peer).await?;
-    let remote = Remote { peer, context, silence: patience.silence, pace, cancels, _line: guard };
+    let tags = RandomState::new();
+    let silence = patience.silence;
+    let remote = Remote { peer, context, silence, pace, cancels, tags, _line: guard };
     Ok((remote, Closed(service)))
 }
 
@@ -253,7 +258,7 @@ impl Remote {
         let (sink, mut beats) = mpsc::channel(TAP_CHUNKS_MAX + 1);
         let mut request = CallToolRequest::new(params_of(job)?);
         request.extensions.insert(ProgressSink(sink));
-        let options = PeerRequestOptions::no_options().with_meta(meta_of(job));
+        let options = PeerRequestOptions::no_options().with_meta(meta_of(job, &self.tags));
         let handle = self
             .peer
             .send_request_with_option(ClientRequest::CallToolRequest(request), options)
@@ -326,8 +331,12 @@ fn params_of(job: &Job) -> Result<CallToolRequestParams, Fault> {
     }
 }
 
-fn meta_of(job: &Job) -> RequestMetaObject {
+/// `tags` makes a tag of a cache group's name that tells nobody the name.
+fn meta_of(job: &Job, tags: &RandomState) -> RequestMetaObject {
     let mut meta = RequestMetaObject::new();
+    let tag = format!("{:016x}", tags.hash_one(&job.cache_group));
+    meta.insert(META_CACHE_GROUP.to_owned(), Value::from(tag));
+    meta.insert(META_OPEN_BYTES.to_owned(), Value::from(job.open_bytes));
     let left = millis(job.time_left).max(1);
     meta.insert(META_DEADLINE.to_owned(), Value::from(left));
     meta.insert(META_HOPS.to_owned(), Value::from(job.hops.saturating_add(1)));

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::limits::{
-    DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, OUTPUT_TOKENS_MAX, TOP_LOGPROBS_MAX,
+    DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX,
+    TOP_LOGPROBS_MAX,
 };
 use crate::model::generate::{Fault, Usage};
 use crate::request::job::{Message, Role};
@@ -24,6 +25,11 @@ pub const EMBED_TOOL: &str = "embed";
 pub const META_DEADLINE: &str = "io.pilotlight/deadline-ms";
 /// Meta key: services that the request has passed, a number.
 pub const META_HOPS: &str = "io.pilotlight/hops";
+/// Meta key: a tag of the callers whose prompts may share the prefix cache with this one. The server
+/// compares it with other tags of the same caller and gives it no other meaning.
+pub const META_CACHE_GROUP: &str = "io.pilotlight/cache-group";
+/// Meta key: leading bytes of the first message that all groups may share, a number.
+pub const META_OPEN_BYTES: &str = "io.pilotlight/open-bytes";
 
 /// Notification from a client to a model that it runs: `{"n": 1, "duty": 0.5}`, the share of the time
 /// for which the model may compute. The greatest `n` counts, because notifications may overtake
@@ -112,6 +118,18 @@ impl NotGenerated {
 pub fn deadline_of(meta: &RequestMetaObject) -> Option<Duration> {
     let left = Duration::from_millis(meta.get(META_DEADLINE)?.as_u64()?);
     Some(left.clamp(DEADLINE_MIN, DEADLINE_MAX))
+}
+
+/// The tag of the callers that share the prefix cache, from a request's meta; empty if none is stated.
+pub fn cache_group_of(meta: &RequestMetaObject) -> &str {
+    let stated = meta.get(META_CACHE_GROUP).and_then(Value::as_str).unwrap_or_default();
+    if stated.len() <= NAME_BYTES_MAX { stated } else { "" }
+}
+
+/// Leading bytes of the first message that all groups may share, from a request's meta.
+pub fn open_bytes_of(meta: &RequestMetaObject) -> usize {
+    let bytes = meta.get(META_OPEN_BYTES).and_then(Value::as_u64).unwrap_or(0);
+    usize::try_from(bytes).unwrap_or(0)
 }
 
 /// The number of services that the request has passed, from its meta.

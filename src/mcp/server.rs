@@ -17,8 +17,8 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::contract::{
-    EMBED_TOOL, Embed, Generated, NotGenerated, PACE, Pace, TOOL, context_uri, deadline_of,
-    embed_tool, hops_of, model_of_uri, tool,
+    EMBED_TOOL, Embed, Generated, NotGenerated, PACE, Pace, TOOL, cache_group_of, context_uri,
+    deadline_of, embed_tool, hops_of, model_of_uri, open_bytes_of, tool,
 };
 use super::transport::BoxTransport;
 use crate::catalog::catalog::Catalog;
@@ -40,6 +40,11 @@ pub trait ModelHost: Send + Sync + 'static {
     fn models(&self) -> Vec<ModelContext>;
     /// Tasks and defaults for requests.
     fn catalog(&self) -> &Catalog;
+    /// Whether the service that started this process is its only caller, so that its word on what the
+    /// operator wrote counts.
+    fn is_private(&self) -> bool {
+        false
+    }
 }
 
 /// The host of a single model.
@@ -57,6 +62,10 @@ impl ModelHost for SingleModel {
     fn catalog(&self) -> &Catalog {
         static NONE: std::sync::LazyLock<Catalog> = std::sync::LazyLock::new(Catalog::default);
         &NONE
+    }
+
+    fn is_private(&self) -> bool {
+        true
     }
 }
 
@@ -232,6 +241,10 @@ impl McpServer {
             job.time_left = left;
         }
         job.hops = hops_of(&context.meta);
+        job.cache_group = format!("{}/{}", job.cache_group, cache_group_of(&context.meta));
+        if self.host.is_private() {
+            job.open_bytes = open_bytes_of(&context.meta);
+        }
         Ok(job)
     }
 

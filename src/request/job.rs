@@ -157,6 +157,13 @@ pub struct Job {
     pub key: Option<String>,
     /// Task whose template produced the prompt.
     pub task: Option<String>,
+    /// Whose prompts may share an engine's prefix cache with this one: the application, or the group
+    /// that it trusts. Others learn from the speed of their answers what is in the cache.
+    pub cache_group: String,
+    /// Leading bytes of the first message that the operator wrote and all groups may share: the text of
+    /// the task's template before its first value. With labels it is more than 0 if the examples are
+    /// the task's.
+    pub open_bytes: usize,
     /// The conversation, never empty.
     pub messages: Vec<Message>,
     /// Format of the answer.
@@ -245,6 +252,8 @@ impl Job {
             app: "cli".into(),
             key: None,
             task: None,
+            cache_group: String::new(),
+            open_bytes: 0,
             messages: vec![Message::new(Role::User, prompt)],
             format: Format::Text,
             tools: None,

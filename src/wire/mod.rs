@@ -237,9 +237,12 @@ impl Ask {
             let message = "requires \"strategy\": \"compare\"";
             return Err(Refusal::field(Code::Invalid, "judge", message));
         }
+        let own_labels = self.labels.is_some();
         Ok(Job {
             id: JobId(0),
             app: app.to_owned(),
+            cache_group: catalog.cache_group(app).to_owned(),
+            open_bytes: task.filter(|_| !own_labels).map_or(0, Task::open_bytes),
             tools: self.tools_of(&format, &messages, &mut bounds)?,
             format,
             sampling: self.sampling_of(task)?,

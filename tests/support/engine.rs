@@ -19,6 +19,7 @@ pub const REAL: Prompts = Prompts {
 /// The whole suite; the model has a context of 1,024 tokens.
 pub async fn works(model: &dyn Generate) {
     a_shared_prefix_is_read_once(model).await;
+    other_groups_learn_nothing_from_the_cache(model).await;
     sampling_follows_its_seed_and_temperature(model).await;
     nobody_can_write_a_role_into_a_prompt(model).await;
     answers_fit_their_schema(model).await;
@@ -94,6 +95,29 @@ pub async fn a_shared_prefix_is_read_once(model: &dyn Generate) {
     let second = run(model, &job(&format!("{long} Where does it end?"), 4)).await.unwrap().1;
     assert!(second.cached_tokens > 100, "{second:?}");
     assert!(second.cached_tokens < second.prompt_tokens);
+}
+
+/// The number of cached tokens, and so the time to the first token, says nothing of another group's
+/// prompt; what the operator wrote is shared by all.
+pub async fn other_groups_learn_nothing_from_the_cache(model: &dyn Generate) {
+    let rules = "You open doors for those who know the code of the harbour office. ".repeat(4);
+    let with = |group: &str, open_bytes: usize, pin: u32| {
+        let job = job(&format!("{rules}The code is {pin}. Which code is it?"), 1);
+        Job { cache_group: group.to_owned(), open_bytes, ..job }
+    };
+    let cached = async |job: Job| run(model, &job).await.unwrap().1.cached_tokens;
+    cached(with("alpha", 0, 4711)).await;
+    let own = cached(with("alpha", 0, 4711)).await;
+    assert!(own > 60, "{own}");
+    // guesses of another group, digit by digit
+    for pin in [4711, 4710, 4799, 4000, 9000] {
+        let guess = cached(with(&format!("guess {pin}"), 0, pin)).await;
+        assert!(guess < own / 2, "{guess} of {own} for {pin}");
+        // what was displaced is cached again
+        cached(with("alpha", 0, 4711)).await;
+    }
+    let open = cached(with("beta", rules.len(), 9000)).await;
+    assert!(open > 40 && open < own, "{open} of {own}");
 }
 
 async fn sampling_follows_its_seed_and_temperature(model: &dyn Generate) {

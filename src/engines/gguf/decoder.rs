@@ -21,7 +21,7 @@ use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
-    Decoder, Engine, EngineWorker, SLOTS, common, log_probabilities, sha256, threads_or_all,
+    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, log_probabilities, sha256, threads_or_all,
 };
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
@@ -39,6 +39,8 @@ const CONVERSATIONS: u32 = SLOTS;
 #[derive(Debug, Default)]
 struct CachedPrompt {
     tokens: Vec<u32>,
+    /// Whose prompt it is; see [`PrefixScope`].
+    group: Arc<str>,
     /// Number of the request that used it last.
     used: u64,
 }
@@ -263,13 +265,14 @@ impl Decoder for LlamaDecoder<'_> {
         Ok(tokens.into_iter().map(id).collect())
     }
 
-    fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault> {
+    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<usize, Fault> {
         if prompt.is_empty() {
             self.clear();
             return Ok(0);
         }
         self.requests += 1;
-        let all = || self.cached.iter().map(|cached| common(&cached.tokens, prompt)).enumerate();
+        let common = |one: &CachedPrompt| scope.common(&one.tokens, &one.group, prompt);
+        let all = || self.cached.iter().map(common).enumerate();
         let Some((longest, most)) = all().max_by_key(|(_, common)| *common) else { return Ok(0) };
         // all conversations start with the template's text: that alone must not evict another one
         if most > 0 && 2 * most >= self.cached[longest].tokens.len() {
@@ -281,6 +284,7 @@ impl Decoder for LlamaDecoder<'_> {
             self.start_with(longest, most)?;
         }
         self.cached[self.current].used = self.requests;
+        self.cached[self.current].group = Arc::clone(&scope.group);
         Ok(self.cached_tokens())
     }
 

@@ -2,6 +2,8 @@
 //! supports it, past and present share their buffers; otherwise each batch returns new ones, which
 //! copies the KV cache for each token.
 
+use std::sync::Arc;
+
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session, SessionInputValue};
 use ort::value::{Shape, Tensor, TensorValueType};
@@ -9,7 +11,7 @@ use toktrie::TokTrie;
 
 use super::folder::Folder;
 use super::vocabulary::Vocabulary;
-use crate::engines::worker::{Decoder, common};
+use crate::engines::worker::{Decoder, PrefixScope};
 use crate::model::generate::Fault;
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
@@ -21,6 +23,8 @@ const BATCH_TOKENS: usize = 256;
 struct Prefix {
     /// Tokens whose keys and values are in the buffers.
     tokens: Vec<u32>,
+    /// Whose prompt it is; see [`PrefixScope`].
+    group: Arc<str>,
     /// Keys and values of each layer: of the length of the context if they are shared, else of the
     /// tokens.
     buffers: Vec<[Tensor<f32>; 2]>,
@@ -90,7 +94,7 @@ impl Onnx {
             let buffers = buffers.collect::<ort::Result<_>>().map_err(|e| {
                 Fault::unavailable(format!("cannot allocate a context of {capacity} tokens: {e}"))
             })?;
-            made.push(Prefix { tokens: Vec::new(), buffers, used: 0 });
+            made.push(Prefix { tokens: Vec::new(), group: Arc::default(), buffers, used: 0 });
         }
         let binding = session.create_binding().map_err(broken)?;
         let mut onnx = Onnx {
@@ -141,9 +145,9 @@ impl Onnx {
     }
 
     /// Index of the prefix that this prompt continues, else of the least recently used one.
-    fn pick_prefix(&self, prompt: &[u32]) -> usize {
+    fn pick_prefix(&self, prompt: &[u32], scope: &PrefixScope) -> usize {
         let continued = |prefix: &Prefix| {
-            let kept = common(&prefix.tokens, prompt);
+            let kept = scope.common(&prefix.tokens, &prefix.group, prompt);
             // all conversations start with the template's text: that alone must not evict another one
             (2 * kept >= prefix.tokens.len() && kept > 0).then_some(kept)
         };
@@ -247,17 +251,18 @@ impl Decoder for Onnx {
         Ok(if begins { self.vocabulary.begin(tokens) } else { tokens })
     }
 
-    fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault> {
+    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<usize, Fault> {
         self.requests += 1;
-        let best = self.pick_prefix(prompt);
+        let best = self.pick_prefix(prompt, scope);
         if best != self.current {
             self.bind(best).map_err(broken)?;
         }
         let requests = self.requests;
         let prefix = &mut self.prefixes[best];
-        let kept = common(&prefix.tokens, prompt);
+        let kept = scope.common(&prefix.tokens, &prefix.group, prompt);
         prefix.truncate(kept, self.folder.shared).map_err(broken)?;
         prefix.used = requests;
+        prefix.group = Arc::clone(&scope.group);
         Ok(kept)
     }
 
@@ -334,7 +339,7 @@ mod tests {
     fn invalid_ids_and_lengths_are_not_given_to_the_runtime() {
         let mut model = small();
         let size = model.vocabulary.size();
-        model.reuse(&[]).unwrap();
+        model.reuse(&[], &PrefixScope::default()).unwrap();
         model.eval(&[1, 2]).unwrap();
         model.eval(&[3]).unwrap();
         let expected = model.logits().to_vec();
@@ -356,7 +361,7 @@ mod tests {
     #[test]
     fn continuations_are_scored_and_the_kv_cache_is_unchanged() {
         let mut model = small();
-        model.reuse(&[]).unwrap();
+        model.reuse(&[], &PrefixScope::default()).unwrap();
         model.eval(&[1, 2]).unwrap();
         model.eval(&[3]).unwrap();
         let all = vec![vec![7], vec![7, 8, 9], vec![11, 12]];

@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::labels::Chosen;
 use super::pacer::Duty;
 use super::preemption::{ActivePrompt, run_prompt};
-use super::{Decoder, EngineModel, PromptProgress, log_probabilities};
+use super::{Decoder, EngineModel, PrefixScope, PromptProgress, log_probabilities};
 use crate::clock::now;
 use crate::engines::sampler::Sampler;
 use crate::engines::text::TextOut;
@@ -67,7 +67,7 @@ impl<D: Decoder> EngineModel for Engine<D> {
             let message = format!("a text of {} tokens cannot be read", tokens.len());
             return Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)));
         }
-        self.decoder.reuse(&[])?;
+        self.decoder.reuse(&[], &PrefixScope::default())?;
         let mut expected = Vec::with_capacity(tokens.len());
         for token in &tokens {
             self.decoder.eval(&[*token])?;
@@ -88,7 +88,8 @@ impl<D: Decoder> Engine<D> {
         let prompt = self.decoder.tokens(&job.messages).map_err(Fault::Rejected)?;
         self.check_length(prompt.len())?;
         let started = now();
-        let cached = self.decoder.reuse(&prompt)?;
+        active.scope = self.scope_of(job, &prompt).map_err(Fault::Rejected)?;
+        let cached = self.decoder.reuse(&prompt, &active.scope)?;
         let mut read = cached;
         while read < prompt.len() {
             if read > cached {
@@ -125,7 +126,7 @@ impl<D: Decoder> Engine<D> {
         stop: &AtomicBool,
     ) -> Result<Usage, Fault> {
         let started = now();
-        let Chosen { classification, tokens } = self.classify(&job.text(), labels, (out, stop))?;
+        let Chosen { classification, tokens } = self.classify(job, labels, (out, stop))?;
         send(out, classification.label.clone())?;
         Ok(Usage {
             prompt_tokens: u32::try_from(tokens.total).unwrap_or(u32::MAX),
@@ -215,7 +216,7 @@ impl<D: Decoder> Engine<D> {
             }
         }
         self.decoder.begin_request(active.stop);
-        let kept = self.decoder.reuse(conversation)?;
+        let kept = self.decoder.reuse(conversation, &active.scope)?;
         self.prefill(&conversation[kept..], Some((out, active.stop)))?;
         self.pacer.take_paused();
         self.pacer.add(paused + began.elapsed());

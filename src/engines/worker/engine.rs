@@ -3,16 +3,17 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Decoder;
 use super::calibration::{Calibration, LearnedLabels};
 use super::constraint::Factory;
 use super::label_cache::LabelCache;
 use super::pacer::Pacer;
 use super::preemption::SLOTS;
+use super::{Decoder, PrefixScope, same_tokens};
 use crate::clock::now;
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
 use crate::model::out::Out;
+use crate::request::job::{Job, Message};
 use crate::request::refusal::{Code, Refusal};
 
 /// Tokens that the measurement at start evaluates.
@@ -75,7 +76,7 @@ impl<D: Decoder> Engine<D> {
             self.decoder.eval(&[token])?;
         }
         let decode_s = before.elapsed().as_secs_f64();
-        self.decoder.reuse(&[])?;
+        self.decoder.reuse(&[], &PrefixScope::default())?;
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let rate =
             |tokens: usize, seconds: f64| Some((tokens as f64 / seconds * 10.0).round() / 10.0);
@@ -86,7 +87,7 @@ impl<D: Decoder> Engine<D> {
 
     /// Duration of the prefill of these tokens, without cache.
     fn time(&mut self, tokens: &[u32]) -> Result<Duration, Fault> {
-        self.decoder.reuse(&[])?;
+        self.decoder.reuse(&[], &PrefixScope::default())?;
         let before = now();
         self.prefill(tokens, None)?;
         Ok(before.elapsed())
@@ -114,6 +115,19 @@ impl<D: Decoder> Engine<D> {
         let message =
             format!("the prompt has {n} tokens; the context length, answer included, is {most}");
         Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)))
+    }
+
+    /// Whose cached prompts the job's `prompt` may continue. The tokens that all groups may share are
+    /// those that the prompt has in common with one of the operator's text alone.
+    ///
+    /// # Errors
+    /// As [`Decoder::tokens`].
+    pub(super) fn scope_of(&mut self, job: &Job, prompt: &[u32]) -> Result<PrefixScope, Refusal> {
+        let Some(first) = job.messages.first() else { return Ok(PrefixScope::default()) };
+        let open = first.content.floor_char_boundary(job.open_bytes);
+        let alone = Message::new(first.role, &first.content[..open]);
+        let open = same_tokens(&self.decoder.tokens(&[alone])?, prompt);
+        Ok(PrefixScope { group: job.cache_group.as_str().into(), open })
     }
 
     /// Prefill: evaluates tokens in batches, with pauses of the duty cycle between them.

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Decoder;
 use super::calibration::{LearnedLabels, question};
 use super::engine::Engine;
+use super::{Decoder, PrefixScope};
 use crate::model::generate::Fault;
 use crate::model::out::Out;
+use crate::request::job::Job;
 use crate::request::labels::{Classification, Labels, softmax};
+use crate::request::refusal::Refusal;
 
 /// A classification and its cost.
 pub(super) struct Chosen {
@@ -34,7 +36,7 @@ impl<D: Decoder> Engine<D> {
     /// [`Fault::Cancelled`] if `client`'s flag is set, [`Fault::Rejected`] if the prompt is too long.
     pub(super) fn classify(
         &mut self,
-        text: &str,
+        job: &Job,
         labels: &Arc<Labels>,
         client: (&Out, &AtomicBool),
     ) -> Result<Chosen, Fault> {
@@ -42,14 +44,31 @@ impl<D: Decoder> Engine<D> {
             Some(learned) => learned,
             None => LearnedLabels::of(&mut self.decoder, labels)?,
         };
-        let chosen = self.learn_and_choose(text, &mut learned, client);
+        let scope = self.scope_of_labels(job, &learned);
+        let scope = scope.map_err(Fault::Rejected);
+        let chosen = scope
+            .and_then(|scope| self.learn_and_choose(&job.text(), &scope, &mut learned, client));
         self.label_cache.put(labels, learned);
         chosen
+    }
+
+    /// The scope of the prompts of a classification, which begin with the examples.
+    fn scope_of_labels(
+        &mut self,
+        job: &Job,
+        learned: &LearnedLabels,
+    ) -> Result<PrefixScope, Refusal> {
+        let is_own = job.open_bytes > 0;
+        let open = if is_own { self.decoder.encode(&learned.shots, true)?.len() } else { 0 };
+        // the last token may continue in the text
+        let open = open.saturating_sub(1);
+        Ok(PrefixScope { group: job.cache_group.as_str().into(), open })
     }
 
     fn learn_and_choose(
         &mut self,
         text: &str,
+        scope: &PrefixScope,
         learned: &mut LearnedLabels,
         client: (&Out, &AtomicBool),
     ) -> Result<Chosen, Fault> {
@@ -57,11 +76,11 @@ impl<D: Decoder> Engine<D> {
             if client.1.load(Ordering::Relaxed) {
                 return Err(Fault::Cancelled);
             }
-            let (scores, _) = self.score(&example, learned, client)?;
+            let (scores, _) = self.score(&example, scope, learned, client)?;
             learned.add(label, &scores);
             learned.pending.pop();
         }
-        let (scores, tokens) = self.score(text, learned, client)?;
+        let (scores, tokens) = self.score(text, scope, learned, client)?;
         let probabilities = softmax(&learned.calibrate(self.calibration, &scores));
         let classification = Classification::of(&learned.labels, &probabilities)
             .ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?;
@@ -74,6 +93,7 @@ impl<D: Decoder> Engine<D> {
     fn score(
         &mut self,
         text: &str,
+        scope: &PrefixScope,
         learned: &LearnedLabels,
         client: (&Out, &AtomicBool),
     ) -> Result<(Vec<f32>, PromptTokens), Fault> {
@@ -81,7 +101,7 @@ impl<D: Decoder> Engine<D> {
         let prompt = self.decoder.encode(&prompt, true).map_err(Fault::Rejected)?;
         let labels: usize = learned.tokens.iter().map(Vec::len).sum();
         self.check_length(prompt.len() + labels)?;
-        let cached = self.decoder.reuse(&prompt)?;
+        let cached = self.decoder.reuse(&prompt, scope)?;
         self.prefill(&prompt[cached..], Some(client))?;
         let scores = self.decoder.score_continuations(&learned.tokens)?;
         Ok((scores, PromptTokens { total: prompt.len(), cached }))

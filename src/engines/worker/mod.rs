@@ -89,12 +89,12 @@ pub(crate) trait Decoder {
     /// If it can't be tokenized.
     fn encode(&mut self, text: &str, begins: bool) -> Result<Vec<u32>, Refusal>;
 
-    /// Prefix cache: keeps the longest prefix of `prompt` in the KV cache ([`common`]), and nothing
-    /// else. Returns its length in tokens.
+    /// Prefix cache: keeps the longest prefix of `prompt` in the KV cache that its scope may share
+    /// ([`PrefixScope::common`]), and nothing else. Returns its length in tokens.
     ///
     /// # Errors
     /// [`Fault::ProtocolError`] if the KV cache can't be truncated.
-    fn reuse(&mut self, prompt: &[u32]) -> Result<usize, Fault>;
+    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<usize, Fault>;
 
     /// Evaluates up to [`Decoder::batch_tokens`] tokens after the cached ones; afterwards the logits
     /// are those after the last one.
@@ -321,11 +321,28 @@ impl Drop for OnThread {
     }
 }
 
-/// Length of the cached prefix of `prompt`, in tokens; at most all but one: the last token is always
-/// evaluated, because its logits are needed.
-pub(super) fn common(cached: &[u32], prompt: &[u32]) -> usize {
-    let same = prompt.iter().zip(cached).take_while(|(a, b)| a == b).count();
-    same.min(prompt.len().saturating_sub(1))
+/// Whose cached prompts a prompt may continue. How fast an answer begins tells its client which prefix
+/// was cached, so prompts of other groups are continued only as far as everybody knows them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PrefixScope {
+    /// Callers that may share all tokens; see [`Job::cache_group`].
+    pub(crate) group: Arc<str>,
+    /// Leading tokens that all groups may share.
+    pub(crate) open: usize,
+}
+
+impl PrefixScope {
+    /// Length of the prefix of `prompt` that it may share with a cached prompt of `group`, in tokens; at
+    /// most all but one: the last token is always evaluated, because its logits are needed.
+    pub(super) fn common(&self, cached: &[u32], group: &str, prompt: &[u32]) -> usize {
+        let same = same_tokens(cached, prompt).min(prompt.len().saturating_sub(1));
+        if group == &*self.group { same } else { same.min(self.open) }
+    }
+}
+
+/// Length of the common prefix, in tokens.
+pub(super) fn same_tokens(one: &[u32], other: &[u32]) -> usize {
+    one.iter().zip(other).take_while(|(a, b)| a == b).count()
 }
 
 /// Log-softmax, relative to the greatest logit so that nothing overflows.

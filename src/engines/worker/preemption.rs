@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::{EngineModel, EngineTask, Prompt};
+use super::{EngineModel, EngineTask, PrefixScope, Prompt};
 use crate::model::generate::Fault;
 use crate::request::job::Priority;
 
@@ -35,6 +35,8 @@ pub(crate) struct PromptQueue {
 pub(crate) struct ActivePrompt<'q> {
     pub(super) queue: &'q mut PromptQueue,
     pub(super) urgency: Urgency,
+    /// Whose cached prompts it may continue.
+    pub(super) scope: PrefixScope,
     /// Set when no client waits for the answer.
     pub(crate) stop: &'q Arc<AtomicBool>,
 }
@@ -92,7 +94,8 @@ impl EngineTask {
 pub(super) fn run_prompt(model: &mut impl EngineModel, prompt: Prompt, queue: &mut PromptQueue) {
     let Prompt { job, mut out, stop, done, urgency } = prompt;
     queue.started += 1;
-    let mut active = ActivePrompt { queue: &mut *queue, urgency, stop: &stop };
+    let mut active =
+        ActivePrompt { queue: &mut *queue, urgency, scope: PrefixScope::default(), stop: &stop };
     let result = model.answer(&job, &mut out, &mut active);
     queue.started -= 1;
     let gone = stop.load(Ordering::Relaxed) || out.is_gone();
