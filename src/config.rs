@@ -1,11 +1,18 @@
 //! Configuration: environment, `.env` and `mcp.json`, checked together.
 
+mod environment;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
+pub use self::environment::variables;
+use self::environment::{env_file_warnings, readable_by_others};
 use crate::catalog::catalog::Catalog;
 use crate::catalog::expand::Variables;
+use crate::catalog::file_text;
 use crate::catalog::mistake::Mistake;
 use crate::catalog::read;
 use crate::catalog::secret;
@@ -15,6 +22,7 @@ use crate::ingress::http::AccessGuard;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls;
 use crate::request::name::is_name;
+use crate::store::files;
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
 pub const VARIABLES: [(&str, &str); 11] = [
@@ -80,26 +88,6 @@ pub struct Http {
     pub guard: AccessGuard,
 }
 
-/// The variables of `.env` in the current directory; those of the environment take precedence.
-///
-/// # Errors
-/// If `.env` exists and cannot be read.
-pub fn variables() -> Result<Variables, Vec<Mistake>> {
-    let mut variables = Variables::new();
-    match dotenvy::from_path_iter(".env") {
-        Ok(lines) => {
-            for line in lines {
-                let (name, value) = line.map_err(|e| one(".env", e.to_string()))?;
-                variables.insert(name, value);
-            }
-        }
-        Err(error) if error.not_found() => {}
-        Err(error) => return Err(one(".env", error.to_string())),
-    }
-    variables.extend(std::env::vars());
-    Ok(variables)
-}
-
 /// Loads the configuration from `path`, else from the file that `PILOTLIGHT_CONFIG` names, else
 /// from `mcp.json` in the current directory.
 ///
@@ -111,14 +99,14 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
         Path::to_owned,
     );
     let shown = path.display().to_string();
-    let size = std::fs::metadata(&path).map_err(|e| one(&shown, unreadable(&path, &e)))?;
-    if size.len() > CONFIG_BYTES_MAX {
-        return Err(one(&shown, format!("is larger than {CONFIG_BYTES_MAX} bytes")));
-    }
-    let text = std::fs::read_to_string(&path).map_err(|e| one(&shown, unreadable(&path, &e)))?;
-    let (catalog, mistakes) = read::read(&text, variables);
-    let warnings =
-        serde_json::from_str(&text).map_or_else(|_| Vec::new(), |file| secret::literal(&file));
+    let bytes =
+        files::read(&path, CONFIG_BYTES_MAX).map_err(|e| one(&shown, unreadable(&path, &e)))?;
+    let text = file_text::decode(&bytes).map_err(|message| one(&shown, message))?;
+    let (catalog, mistakes) = read::read(text, variables);
+    let file: Option<Value> = serde_json::from_str(text).ok();
+    let mut warnings = file.as_ref().map(secret::literal).unwrap_or_default();
+    warnings.extend(env_file_warnings());
+    warnings.extend(catalog.mqtt.key.as_ref().and_then(|key| readable_by_others(Path::new(key))));
     let mut reader = SettingsReader { variables, mistakes };
     let config = reader.config(path, catalog, warnings);
     // the catalog does not know the name of its file
@@ -145,6 +133,7 @@ fn one(path: &str, message: String) -> Vec<Mistake> {
 }
 
 struct SettingsReader<'v> {
+    secret::conceal(&mut reader.mistakes, file.as_ref(), variables);
     variables: &'v Variables,
     mistakes: Vec<Mistake>,
 }
@@ -228,13 +217,23 @@ impl SettingsReader<'_> {
             return Some(value);
         };
         let folder = self.get("CREDENTIALS_DIRECTORY").unwrap_or_default();
-        match std::fs::read_to_string(Path::new(&folder).join(name)) {
-            Ok(text) if !name.contains('/') => Some(text.trim_end().to_owned()),
-            Ok(_) | Err(_) => {
-                self.mistake(
-                    path,
-                    format!("there is no credential {name:?} in $CREDENTIALS_DIRECTORY"),
-                );
+        let read = files::read(&Path::new(&folder).join(name), CONFIG_BYTES_MAX);
+        let Some(bytes) = read.ok().filter(|_| !name.contains('/')) else {
+            let message = format!("there is no credential {name:?} in $CREDENTIALS_DIRECTORY");
+            self.mistake(path, message);
+            return None;
+        };
+        match file_text::decode(&bytes) {
+            Ok(text) if !text.trim_end().contains(char::is_control) => {
+                Some(text.trim_end().to_owned())
+            }
+            Ok(_) => {
+                let message = format!("the credential {name:?} has more than one line");
+                self.mistake(path, message);
+                None
+            }
+            Err(message) => {
+                self.mistake(path, format!("the credential {name:?} {message}"));
                 None
             }
         }

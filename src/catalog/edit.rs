@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+/// A byte order mark, which some editors write.
+const MARK: &str = "\u{feff}";
+
 #[derive(Deserialize)]
 struct File<'a> {
     #[serde(borrow)]
@@ -22,11 +25,15 @@ struct PilotlightPart<'a> {
 /// # Errors
 /// A message if the text is not JSON, or has no such task.
 pub fn set_in_task(text: &str, task: &str, values: &[(&str, &str)]) -> Result<String, String> {
+    let (mark, text) = match text.strip_prefix(MARK) {
+        Some(text) => (MARK, text),
+        None => ("", text),
+    };
     let mut text = text.to_owned();
     for (name, value) in values {
         text = set_one(&text, task, name, value)?;
     }
-    Ok(text)
+    Ok(format!("{mark}{text}"))
 }
 
 fn set_one(text: &str, task: &str, name: &str, value: &str) -> Result<String, String> {
@@ -75,6 +82,8 @@ mod tests {
         let set = set_in_task(text, "a", &values).unwrap();
         let first = r#""a": {"threshold": -0.2,"strategy": "cascade"}"#;
         assert!(set.contains(first), "{set}");
+        let marked = format!("\u{feff}{text}");
+        assert_eq!(set_in_task(&marked, "a", &values).unwrap(), format!("\u{feff}{set}"));
         assert!(set_in_task(text, "c", &values).unwrap_err().contains("no such task"));
         assert!(set_in_task("{", "c", &values).is_err());
     }

@@ -10,7 +10,7 @@ pub type Variables = BTreeMap<String, String>;
 /// An empty variable counts as not set.
 ///
 /// # Errors
-/// A message that names the variable that is not set, or the text with an unclosed brace.
+/// A message that names the variable that is not set, or tells of an unclosed brace, without the text.
 pub fn expand(text: &str, variables: &Variables) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -23,7 +23,8 @@ pub fn expand(text: &str, variables: &Variables) -> Result<String, String> {
             rest = after;
         } else if let Some(after) = rest.strip_prefix("${") {
             let Some(end) = after.find('}') else {
-                return Err(format!("{text:?} has a ${{ that is not closed"));
+                // the text may be a secret
+                return Err("has a `${` that is not closed; `$$` is a dollar sign".to_owned());
             };
             out.push_str(&value_of(&after[..end], variables)?);
             rest = &after[end + 1..];
@@ -56,11 +57,20 @@ fn value_of(inside: &str, variables: &Variables) -> Result<String, String> {
     match (variables.get(name).filter(|value| !value.is_empty()), default) {
         (Some(value), _) => Ok(value.clone()),
         (None, Some(default)) => Ok(default.to_owned()),
+        (None, None) if !is_variable(name) => {
+            Err("has a `${…}` that holds no name of a variable; `$$` is a dollar sign".to_owned())
+        }
         (None, None) => Err(format!(
             "the variable {name} is not set; set it in the environment or in .env, or write \
              ${{{name}:-default}}"
         )),
     }
+}
+
+/// Whether this can be the name of a variable.
+pub(super) fn is_variable(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 #[cfg(test)]
@@ -91,5 +101,6 @@ mod tests {
         check("${B}", Err("B is not set"));
         check("${EMPTY}", Err("EMPTY is not set"));
         check("${A", Err("not closed"));
+        check("${sk-123}", Err("holds no name"));
     }
 }

@@ -7,7 +7,9 @@
 #[expect(clippy::module_inception, reason = "the file holds the type of the same name")]
 pub mod catalog;
 pub mod edit;
+pub mod env_file;
 pub mod expand;
+pub mod file_text;
 pub mod mistake;
 pub mod provider;
 pub mod read;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::expand;
+use super::expand::Variables;
 use super::mistake::{Mistake, Mistakes};
 
 /// A value that never appears in logs, errors or debug output.
@@ -22,6 +23,11 @@ impl<T> fmt::Debug for Secret<T> {
 
 /// Parts of the names of keys that hold secrets.
 const KEY_PARTS: [&str; 6] = ["token", "password", "secret", "authorization", "api_key", "apikey"];
+
+/// Further parts of the names of variables that hold secrets.
+const VARIABLE_PARTS: [&str; 4] = ["key", "pass", "pwd", "cred"];
+/// The fewest bytes of a value that is concealed: a shorter one is part of most words.
+const CONCEALED_BYTES_MIN: usize = 3;
 
 /// Literal secrets in the file: values of secret keys that name neither a variable nor a credential.
 pub fn literal(file: &Value) -> Vec<Mistake> {
@@ -46,10 +52,69 @@ pub(super) fn variables(file: &Value) -> BTreeSet<String> {
     found
 }
 
+/// Whether a variable of this name is taken to hold a secret.
+pub fn is_secret_variable(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    KEY_PARTS.iter().chain(&VARIABLE_PARTS).any(|part| name.contains(part))
+}
+
+/// Replaces every secret in these messages. A parser's message may contain the value that it could not
+/// use; secrets are the values of variables that hold one by their name or by their use in the file, and
+/// all values at secret keys of the file.
+pub fn conceal(mistakes: &mut [Mistake], file: Option<&Value>, by: &Variables) {
+    let used = file.map(variables).unwrap_or_default();
+    let secret = |name: &&String| is_secret_variable(name) || used.contains(*name);
+    let mut values: BTreeSet<String> =
+        by.keys().filter(secret).filter_map(|name| by.get(name).cloned()).collect();
+    if let Some(file) = file {
+        written(file, &mut Vec::new(), &mut values);
+    }
+    // the longest first: one secret may be a part of another
+    let mut values: Vec<String> = values.into_iter().collect();
+    values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    for value in values.iter().filter(|value| value.len() >= CONCEALED_BYTES_MIN) {
+        // a message shows a text as it is, or with escapes
+        let escaped = format!("{value:?}");
+        for mistake in &mut *mistakes {
+            for shown in [escaped.trim_matches('"'), value] {
+                if mistake.message.contains(shown) {
+                    mistake.message = mistake.message.replace(shown, "(secret)");
+                }
+            }
+        }
+    }
+}
+
+/// Adds the literal values below secret keys, whatever their type: a token may be written as a number.
+fn written<'v>(value: &'v Value, path: &mut Vec<&'v str>, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                path.push(key);
+                written(value, path, found);
+                path.pop();
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| written(item, path, found)),
+        Value::String(text) if is_below_secret(path) && !text.contains("${") => {
+            found.insert(text.clone());
+        }
+        Value::Number(number) if is_below_secret(path) => {
+            found.insert(number.to_string());
+        }
+        Value::String(_) | Value::Number(_) | Value::Null | Value::Bool(_) => {}
+    }
+}
+
+fn is_below_secret(path: &[&str]) -> bool {
+    (1..=path.len()).any(|depth| is_secret(&path[..depth]))
+        || path.iter().rev().skip(1).any(|key| *key == "headers")
+}
+
 fn is_secret(path: &[&str]) -> bool {
     let name = path.last().copied().unwrap_or_default().to_ascii_lowercase();
     matches!(path, ["pilotlight", "providers", _, "key"])
-        || KEY_PARTS.iter().any(|part| name.contains(part))
+        || KEY_PARTS.iter().any(|part| name.contains(part)) && !name.ends_with("_tokens")
 }
 
 /// Calls `visit` with every string below an object's key, and with the keys on its path.
@@ -72,6 +137,28 @@ fn each<'v>(value: &'v Value, path: &mut Vec<&'v str>, visit: &mut impl FnMut(&[
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn secrets_are_concealed_in_messages() {
+        let file = json!({
+            "mcpServers": {"far": {"headers": {"X-Who": 4711}, "env": {"A_TOKEN": ["lit\"eral"]}}},
+            "pilotlight": {
+                "providers": {"big": {"key": "${WHICH}"}, "other": {"key": {"value": "sk-1"}}},
+                "tasks": {"t": {"max_tokens": 250, "template": "plain"}},
+            },
+        });
+        let values = [("WHICH", "abcdef"), ("DB_PASS", "abc"), ("PLACE", "Berlin"), ("A_KEY", "x")];
+        let by = values.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let check = |message: &str, expected: &str| {
+            let mut found = [Mistake { path: String::new(), message: message.to_owned() }];
+            conceal(&mut found, Some(&file), &by);
+            assert_eq!(found[0].message, expected);
+        };
+        check("integer `4711`", "integer `(secret)`");
+        check(r#"string "lit\"eral""#, r#"string "(secret)""#);
+        check("`sk-1` and abcdef and abc", "`(secret)` and (secret) and (secret)");
+        check("Berlin x 250 plain", "Berlin x 250 plain");
+    }
 
     #[test]
     fn secrets_are_found_by_their_keys() {

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{DONE, NOT_ANSWERED};
 use crate::calibrate::{Aim, CalibratedThreshold, LabelledAnswer, Row, calibrate, least};
 use crate::catalog::edit::set_in_task;
+use crate::catalog::file_text;
 use crate::config::Config;
 use crate::daemon::{Core, calm};
 use crate::dispatch::{Dispatch, LearnedStore};
@@ -20,6 +21,7 @@ use crate::limits::{CALIBRATION_BYTES_MAX, CALIBRATION_LINES_MAX, ENGINE_LOAD_MA
 use crate::request::job::{Mode, Priority, Strategy};
 use crate::scheduler::Verdict;
 use crate::scheduler::strategy::{lacks, mean_logprob};
+use crate::store::files;
 use crate::strategy;
 use crate::wire;
 use crate::wire::Ask;
@@ -107,14 +109,9 @@ impl CalibrateArgs {
 
     fn lines(&self) -> anyhow::Result<Vec<LabelledLine>> {
         let shown = self.data.display();
-        let size =
-            fs::metadata(&self.data).with_context(|| format!("{shown} cannot be read"))?.len();
-        ensure!(
-            size <= CALIBRATION_BYTES_MAX,
-            "{shown} is larger than {CALIBRATION_BYTES_MAX} bytes"
-        );
-        let text =
-            fs::read_to_string(&self.data).with_context(|| format!("{shown} cannot be read"))?;
+        let bytes = files::read(&self.data, CALIBRATION_BYTES_MAX)
+            .with_context(|| format!("{shown} cannot be read"))?;
+        let text = file_text::decode(&bytes).map_err(|why| anyhow!("{shown} {why}"))?;
         let full = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let lines: Vec<LabelledLine> = full
             .map(|(n, text)| {

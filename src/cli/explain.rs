@@ -50,7 +50,8 @@ impl ExplainArgs {
                 format!("{:?} is neither a decision record nor a readable file", self.record)
             })?
         };
-        let mut value: Value = serde_json::from_str(&text).context("the record is not JSON")?;
+        let mut value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}'))
+            .context("the record is not JSON")?;
         // a whole reply, or a response of the HTTP interface
         for key in ["pilotlight", "decision"] {
             if let Some(inner) = value.get_mut(key) {

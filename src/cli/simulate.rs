@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 
 use super::DONE;
 use super::live::live;
+use crate::catalog::file_text;
 use crate::config::Config;
 use crate::pressure::SensorSample;
 use crate::simulate::board::{BOARDS, SimulatedBoard};
@@ -183,8 +184,8 @@ fn record(policy: Policy, outcome: &DayResult) -> serde_json::Value {
 }
 
 fn read_trace(path: &Path) -> anyhow::Result<Vec<SensorSample>> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let text = file_text::decode(&bytes).map_err(|why| anyhow!("{} {why}", path.display()))?;
     let read = |(n, line): (usize, &str)| {
         serde_json::from_str(line).with_context(|| {
             format!(

@@ -9,6 +9,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::catalog::file_text;
+
 /// The PEM files of one TLS client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
@@ -57,7 +59,7 @@ pub fn client(files: &TlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
     };
     let config = match (&files.cert, &files.key) {
         (Some(cert), Some(key)) => {
-            let private = PrivateKeyDer::from_pem_file(Path::new(key))
+            let private = PrivateKeyDer::from_pem_slice(&pem(key)?)
                 .with_context(|| format!("{key} holds no private key"))?;
             builder
                 .with_client_auth_cert(certificates(cert)?, private)
@@ -69,10 +71,14 @@ pub fn client(files: &TlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
+/// The content of a PEM file.
+fn pem(path: &str) -> anyhow::Result<Vec<u8>> {
+    let bytes = std::fs::read(Path::new(path)).with_context(|| format!("{path} cannot be read"))?;
+    Ok(file_text::without_marks(&bytes))
+}
+
 fn certificates(path: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(Path::new(path))
-        .with_context(|| format!("{path} cannot be read"))?
-        .collect();
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem(path)?).collect();
     let all = all.with_context(|| format!("{path} holds a damaged certificate"))?;
     if all.is_empty() {
         bail!("{path} holds no certificate");

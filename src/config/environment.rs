@@ -1,0 +1,71 @@
+//! Variables of the environment and of `.env`.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::one;
+use crate::catalog::env_file;
+use crate::catalog::env_file::{ENV_FILE, EnvFile};
+use crate::catalog::expand::Variables;
+use crate::catalog::mistake::Mistake;
+use crate::catalog::secret;
+use crate::limits::CONFIG_BYTES_MAX;
+use crate::store::files;
+
+/// The variables of `.env` in the current directory and of the environment, which takes precedence.
+///
+/// # Errors
+/// If `.env` exists and cannot be read, or a variable of this program is not UTF-8.
+pub fn variables() -> Result<Variables, Vec<Mistake>> {
+    let mut variables = env_file()?.variables;
+    let mut mistakes = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => {
+                variables.insert(name, value);
+            }
+            (Ok(name), Err(_)) if name.starts_with("PILOTLIGHT_") => {
+                mistakes.extend(one(&name, "is not UTF-8".to_owned()));
+            }
+            // a variable of another program
+            (Ok(name), Err(_)) => {
+                variables.remove(&name);
+            }
+            (Err(_), _) => {}
+        }
+    }
+    if mistakes.is_empty() { Ok(variables) } else { Err(mistakes) }
+}
+
+/// The content of `.env` in the current directory; none if there is no such file.
+fn env_file() -> Result<EnvFile, Vec<Mistake>> {
+    match files::read(Path::new(ENV_FILE), CONFIG_BYTES_MAX) {
+        Ok(bytes) => env_file::parse(&bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(EnvFile::default()),
+        Err(error) => Err(one(ENV_FILE, format!("cannot be read: {error}"))),
+    }
+}
+
+/// Warnings of `.env`: what is meant differently, and secrets that others can read.
+pub(super) fn env_file_warnings() -> Vec<Mistake> {
+    let Ok(mut file) = env_file() else { return Vec::new() };
+    if file.variables.keys().any(|name| secret::is_secret_variable(name)) {
+        file.warnings.extend(readable_by_others(Path::new(ENV_FILE)));
+    }
+    file.warnings
+}
+
+/// A warning if a file that holds a secret can be read by other users.
+pub(super) fn readable_by_others(path: &Path) -> Option<Mistake> {
+    let mode = std::fs::metadata(path).ok()?.permissions().mode();
+    let shown = path.display().to_string();
+    // a service's group may read it
+    (mode & 0o027 != 0).then(|| Mistake {
+        message: format!(
+            "holds a secret and has the mode {:03o}, so that other users can read or change it; run \
+             chmod 600 {shown}",
+            mode & 0o777
+        ),
+        path: shown,
+    })
+}
