@@ -135,6 +135,15 @@ pub const TEMPLATES_MAX: usize = 128;
 pub const SPENDERS_MAX: usize = 1024;
 /// Entries of the ledger file after which it is compacted.
 pub const LEDGER_LINES_MAX: usize = 10_000;
+/// Hours by which the ledger may be ahead of the clock; beyond it the clock was wrong before. 31 days: a
+/// budget of a month that is used up blocks no longer.
+pub const CLOCK_AHEAD_MAX: u32 = 31 * 24;
+/// Hours by which the clock may be behind the ledger without being told: one hour begins within a small
+/// correction of the clock.
+pub const CLOCK_BEHIND_TOLD: u32 = 2;
+/// The hour since 1970 before which a clock has not been set, as on a board that keeps no time without
+/// power: the beginning of 2025, before this program.
+pub const CLOCK_EARLIEST: u32 = 482_136;
 /// Largest ledger that is read, in bytes: 1.6 KB for each of [`LEDGER_LINES_MAX`] entries, which have
 /// about 100 bytes.
 pub const LEDGER_BYTES_MAX: u64 = 16 * 1024 * 1024;

@@ -23,6 +23,9 @@ pub struct ServiceStatus {
     pub running: usize,
     /// Money spent.
     pub spent_usd: Spending,
+    /// How the clock disagrees with the ledger of spending, and what to do; absent if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<String>,
     /// Connection to the MQTT broker, if one is configured.
     pub mqtt: Option<BrokerStatus>,
     /// Sensors of the device, and the pressure that follows from them.
@@ -183,6 +186,7 @@ mod tests {
             waiting: 1,
             running: 2,
             spent_usd: Spending { hour: 0.5, day: 1.0, month: 2.0 },
+            clock: None,
             mqtt: Some(BrokerStatus::Down { reason: "refused".to_owned() }),
             device: DeviceStatus {
                 temperature_c: Some(51.25),

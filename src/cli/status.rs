@@ -44,6 +44,9 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
         let (hour, day, month) = (spent.hour, spent.day, spent.month);
         print_line!("spent: {hour} USD this hour, {day} USD today, {month} USD this month");
     }
+    if let Some(clock) = &status.clock {
+        print_line!("clock: {clock}");
+    }
     print_line!("device: {}", device(&status.device));
     match &status.mqtt {
         Some(BrokerStatus::Up) => print_line!("broker: up"),

@@ -16,7 +16,7 @@ use crate::model::generate::{BoxFuture, Usage};
 use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::{Chunk, Out, channel};
 use crate::money::Span;
-use crate::money::account::SpendingAccount;
+use crate::money::account::{ClockState, SpendingAccount};
 use crate::redact::{Hidden, Redactor};
 use crate::request::job::{Job, JobId, Mode};
 use crate::request::refusal::{Code, Refusal};
@@ -51,6 +51,7 @@ pub(super) struct LoopStatus {
     /// See [`Dispatch::rate`].
     pub(super) rate: watch::Receiver<Option<f64>>,
     pub(super) spent: watch::Receiver<Spending>,
+    pub(super) clock: watch::Receiver<ClockState>,
     /// Weak, so that the feed ends with the dispatcher.
     pub(super) settled: broadcast::WeakSender<Arc<Settled>>,
 }
@@ -283,6 +284,11 @@ impl Dispatch {
     /// The present spending.
     pub fn spending(&self) -> Spending {
         *self.status.spent.borrow()
+    }
+
+    /// How the clock agrees with the ledger of spending.
+    pub fn clock_state(&self) -> ClockState {
+        *self.status.clock.borrow()
     }
 
     /// The numbers of jobs that wait and that run.

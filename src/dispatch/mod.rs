@@ -35,7 +35,7 @@ use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::Out;
-use crate::money::account::LedgerEntry;
+use crate::money::account::{ClockState, LedgerEntry};
 use crate::money::{Caps, Hour, Usd};
 use crate::pressure::level::DevicePressure;
 use crate::redact::Redactor;
@@ -71,9 +71,17 @@ pub fn new(
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
     let (spent_out, spent) = watch::channel(Spending::default());
+    let (clock_out, clock_state) = watch::channel(ClockState::default());
     let settled = settled::feed();
     let (views_out, views) = watch::channel(handle::views(&backends));
-    let status = LoopStatus { backends: views, load, rate, spent, settled: settled.downgrade() };
+    let status = LoopStatus {
+        backends: views,
+        load,
+        rate,
+        spent,
+        clock: clock_state,
+        settled: settled.downgrade(),
+    };
     let dispatch = Dispatch::new(orders, status, redactor);
     let (ledger, writer, account) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
     let dispatcher = Dispatcher {
@@ -81,6 +89,7 @@ pub fn new(
         ledger: Some(ledger),
         writer: Some(writer),
         spent: spent_out,
+        clock: clock_out,
         settled,
         keep,
         keep_at: None,
@@ -127,6 +136,7 @@ pub struct Dispatcher {
     /// None once it runs on its thread.
     writer: Option<Writer>,
     spent: watch::Sender<Spending>,
+    clock: watch::Sender<ClockState>,
     settled: broadcast::Sender<Arc<Settled>>,
     drained: bool,
 }
@@ -208,11 +218,26 @@ impl Dispatcher {
         let hour = ledger::hour();
         if self.hour.replace(hour) != Some(hour) {
             self.carry_out_event(Event::Clock(hour));
+            self.clock_turned();
         }
         self.carry_out_event(event);
         self.load.send_replace(self.scheduler.load());
         let spent = handle::spending(self.scheduler.account());
         self.spent.send_if_modified(|known| std::mem::replace(known, spent) != spent);
+    }
+
+    /// Tells if the clock does not agree with the ledger, once for each change of that.
+    fn clock_turned(&mut self) {
+        let state = self.scheduler.account().clock_state();
+        let before = self.clock.send_replace(state);
+        let is_told = std::mem::discriminant(&before) == std::mem::discriminant(&state);
+        match state {
+            ClockState::Agrees => {}
+            ClockState::Behind(_) | ClockState::SetBack(_) if is_told => {}
+            ClockState::Behind(hours) | ClockState::SetBack(hours) => {
+                tracing::warn!(hours, "{state}");
+            }
+        }
     }
 
     fn carry_out_event(&mut self, event: Event) {

@@ -5,6 +5,7 @@ use tokio::sync::watch;
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
 use crate::model::health::Health;
+use crate::money::account::ClockState;
 use crate::mqtt::ConnectionState;
 use crate::status::{BrokerStatus, DeviceStatus, Headroom, ServiceStatus};
 
@@ -23,9 +24,14 @@ pub(super) fn gather(
         waiting,
         running,
         spent_usd: dispatch.spending(),
+        clock: clock_note(dispatch.clock_state()),
         mqtt: connection.map(|connection| BrokerStatus::from(&*connection.borrow())),
         device: DeviceStatus::from(reading),
     }
+}
+
+fn clock_note(state: ClockState) -> Option<String> {
+    (state != ClockState::Agrees).then(|| state.to_string())
 }
 
 impl From<&ConnectionState> for BrokerStatus {

@@ -2,13 +2,19 @@
 //!
 //! A *hold* is the most that a call can cost. It counts as spent from before the call until its
 //! *bill* is known, which then counts in its place. A call of which no bill comes has cost its hold.
+//!
+//! The hour that counts is the latest that the clock has shown. A clock that is more than
+//! [`CLOCK_AHEAD_MAX`] behind it was wrong before: its hour counts again, and what was spent meanwhile is
+//! carried into the present hour, day and month. Each span remembers the one before it, so that a clock
+//! that jumps between two times, as on a board without a battery for it, finds what was spent in either.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Caps, Hour, Limits, SPANS, Span, Usd};
-use crate::limits::SPENDERS_MAX;
+use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_BEHIND_TOLD, CLOCK_EARLIEST, SPENDERS_MAX};
 
 /// One line of the account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +61,39 @@ struct Used {
     span: u32,
     /// With holds.
     usd: Usd,
+    /// The span that counted before, with all that was spent since it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<(u32, Usd)>,
+}
+
+/// How the clock agrees with the account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClockState {
+    /// It does.
+    #[default]
+    Agrees,
+    /// The clock is so many hours behind the account: the present spans last until it has caught up.
+    Behind(u32),
+    /// The account was so many hours ahead of the clock, and counts by the clock again.
+    SetBack(u32),
+}
+
+impl fmt::Display for ClockState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClockState::Agrees => write!(f, "the clock agrees with the ledger"),
+            ClockState::Behind(hours) => write!(
+                f,
+                "the clock is {hours} hours behind the ledger: the budget's present hour, day and month \
+                 last until it has caught up; if the ledger is wrong, run pilotlight budget correct"
+            ),
+            ClockState::SetBack(hours) => write!(
+                f,
+                "the ledger was {hours} hours ahead of the clock: what was spent meanwhile counts in the \
+                 present hour, day and month; if that is wrong, run pilotlight budget correct"
+            ),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,30 +111,87 @@ pub struct SpendingAccount {
     device: Totals,
     apps: BTreeMap<String, Totals>,
     open: BTreeMap<u64, Hold>,
+    /// The hours by which the account was ahead of the clock when it was set back, for the rest of the
+    /// month.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set_back: Option<u32>,
+    /// The hour that the clock shows.
+    #[serde(skip)]
+    clock: Option<Hour>,
+}
+
+/// Whether a clock that shows this hour has been set since the board was started.
+pub fn is_set(hour: Hour) -> bool {
+    hour.number(Span::Hour) >= CLOCK_EARLIEST
+}
+
+impl Used {
+    /// What was spent in the span of this number.
+    fn of(&self, number: u32) -> Usd {
+        match self.before {
+            _ if self.span == number => self.usd,
+            Some((span, usd)) if span == number => usd,
+            Some(_) | None => Usd::NONE,
+        }
+    }
+
+    /// Begins the span of this number, or goes back to it, with these expenses if it is a new one.
+    fn enter(&mut self, number: u32, carried: Usd) {
+        if self.span == number {
+            return;
+        }
+        let usd = match self.before {
+            Some((span, usd)) if span == number => usd,
+            Some(_) | None => carried,
+        };
+        *self = Used { span: number, usd, before: Some((self.span, self.usd)) };
+    }
+
+    fn add(&mut self, number: u32, usd: Usd) {
+        self.enter(number, Usd::NONE);
+        self.change(|known| known.plus(usd));
+    }
+
+    /// Changes the present span and the one before it, which counts what was spent since.
+    fn change(&mut self, to: impl Fn(Usd) -> Usd) {
+        self.usd = to(self.usd);
+        self.before = self.before.map(|(span, usd)| (span, to(usd)));
+    }
+
+    /// Puts a bill in the place of a hold of the span of this number.
+    fn replace(&mut self, number: u32, hold: Usd, bill: Usd) {
+        let to = |known: Usd| known.minus(hold).plus(bill);
+        if self.span == number {
+            self.change(to);
+        } else {
+            let changed = |(span, usd)| (span, if span == number { to(usd) } else { usd });
+            self.before = self.before.map(changed);
+        }
+    }
 }
 
 impl Totals {
     fn spent(&self, at: Hour, nth: usize) -> Usd {
-        let used = self.0[nth];
-        if used.span == at.number(SPANS[nth]) { used.usd } else { Usd::NONE }
+        self.0[nth].of(at.number(SPANS[nth]))
     }
 
     fn add(&mut self, at: Hour, usd: Usd) {
         for (used, span) in self.0.iter_mut().zip(SPANS) {
-            let number = at.number(span);
-            if used.span != number {
-                *used = Used { span: number, usd: Usd::NONE };
-            }
-            used.usd = used.usd.plus(usd);
+            used.add(at.number(span), usd);
         }
     }
 
-    /// Puts a bill in the place of a hold of that hour, in the spans that still last.
+    /// Counts all that is counted in the present spans in those of this hour.
+    fn carry(&mut self, at: Hour) {
+        for (used, span) in self.0.iter_mut().zip(SPANS) {
+            used.enter(at.number(span), used.usd);
+        }
+    }
+
+    /// Puts a bill in the place of a hold of that hour.
     fn replace(&mut self, at: Hour, hold: Usd, bill: Usd) {
         for (used, span) in self.0.iter_mut().zip(SPANS) {
-            if used.span == at.number(span) {
-                used.usd = used.usd.minus(hold).plus(bill);
-            }
+            used.replace(at.number(span), hold, bill);
         }
     }
 
@@ -117,15 +213,47 @@ impl Totals {
 }
 
 impl SpendingAccount {
-    /// Takes note of the hour. A clock that is set back does not give anything back: the later hour
-    /// lasts until the clock has reached it again.
+    /// Takes note of the hour that the clock shows. A clock that is set back does not give anything back:
+    /// the later hour lasts until the clock has reached it again, or, if that is too far, what was spent
+    /// counts in the spans of the earlier one.
     pub fn turn(&mut self, hour: Hour) {
-        let month = self.now.number(Span::Month);
-        self.now = self.now.max(hour);
-        let present = self.now.number(Span::Month);
-        if month != present {
-            self.apps.retain(|_, account| account.0[2].span == present);
+        self.clock = Some(hour);
+        self.advance(hour);
+    }
+
+    fn advance(&mut self, hour: Hour) {
+        let before = self.now;
+        let ahead = before.hours_after(hour);
+        if ahead > CLOCK_AHEAD_MAX || (!is_set(before) && is_set(hour)) {
+            self.device.carry(hour);
+            self.apps.values_mut().for_each(|account| account.carry(hour));
+            self.now = hour;
+            self.set_back = (ahead > 0).then_some(ahead);
+            return;
         }
+        self.now = before.max(hour);
+        let present = self.now.number(Span::Month);
+        // after a jump the clock may be set back to the month before
+        let has_jumped = hour.hours_after(before) > CLOCK_AHEAD_MAX;
+        if before.number(Span::Month) != present && !has_jumped {
+            self.apps.retain(|_, account| account.0[2].span == present);
+            self.set_back = None;
+        }
+    }
+
+    /// How the clock agrees with the account.
+    pub fn clock_state(&self) -> ClockState {
+        let behind = self.hours_behind();
+        match self.set_back {
+            _ if behind >= CLOCK_BEHIND_TOLD => ClockState::Behind(behind),
+            Some(hours) => ClockState::SetBack(hours),
+            None => ClockState::Agrees,
+        }
+    }
+
+    /// The hours that the clock is behind the hour that counts.
+    pub fn hours_behind(&self) -> u32 {
+        self.clock.map_or(0, |clock| self.now.hours_after(clock))
     }
 
     /// The hour that counts.
@@ -184,7 +312,7 @@ impl SpendingAccount {
     pub fn write(&mut self, entry: &LedgerEntry) {
         match entry {
             LedgerEntry::Hold { call, app, usd, at } => {
-                self.turn(*at);
+                self.advance(*at);
                 let at = self.now;
                 self.device.add(at, *usd);
                 self.apps.entry(app.clone()).or_default().add(at, *usd);
@@ -293,6 +421,91 @@ mod tests {
         account.turn(Hour::at(31 * DAY));
         assert_eq!(account.spenders().count(), 0);
         assert_eq!(account.spent(None, Span::Month), Usd::NONE);
+    }
+
+    /// Hours of real dates: the first of November 2026, and 400 days later.
+    const PRESENT: u64 = 20_758 * DAY;
+    const FAR: u64 = PRESENT + 400 * DAY;
+
+    #[test]
+    fn a_clock_that_was_far_ahead_blocks_no_longer_than_the_present_spans() {
+        let mut account = SpendingAccount::default();
+        account.turn(Hour::at(PRESENT));
+        spend(&mut account, 1, "a", 10, Some(10));
+        account.turn(Hour::at(FAR));
+        assert_eq!(account.clock_state(), ClockState::Agrees);
+        spend(&mut account, 2, "a", 30, Some(30));
+        account.turn(Hour::at(PRESENT + 600));
+        assert_eq!(account.clock_state(), ClockState::SetBack(400 * 24));
+        // what was spent before the jump and after it counts
+        assert_eq!(account.spent(None, Span::Hour), usd(40));
+        assert_eq!(account.spent(Some("a"), Span::Month), usd(40));
+        assert_eq!(account.fits(&caps(), "a", usd(1)), Fits::No(Span::Hour));
+        account.turn(Hour::at(PRESENT + 3600));
+        assert_eq!(account.fits(&caps(), "a", usd(40)), Fits::Yes);
+        assert_eq!(account.spent(None, Span::Day), usd(40));
+        account.turn(Hour::at(PRESENT + 30 * DAY));
+        assert_eq!(account.spent(None, Span::Month), Usd::NONE);
+        assert_eq!(account.clock_state(), ClockState::Agrees);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_to_and_fro_gives_nothing_twice() {
+        for (one, other) in [(PRESENT, FAR), (0, PRESENT), (PRESENT - 600 * DAY, PRESENT)] {
+            let mut account = SpendingAccount::default();
+            account.turn(Hour::at(other));
+            spend(&mut account, 0, "a", 25, Some(25));
+            for round in 1..20 {
+                account.turn(Hour::at(one));
+                assert!(account.spent(None, Span::Month) >= usd(25), "{one} {other} {round}");
+                if account.fits(&caps(), "a", usd(1)) == Fits::Yes {
+                    spend(&mut account, 2 * round, "a", 1, Some(1));
+                }
+                account.turn(Hour::at(other));
+                if account.fits(&caps(), "a", usd(1)) == Fits::Yes {
+                    spend(&mut account, 2 * round + 1, "a", 1, Some(1));
+                }
+            }
+            // 25, and the 15 that were left of the hour's cap of 40
+            assert_eq!(account.spent(Some("a"), Span::Hour), usd(40), "{one} {other}");
+            assert_eq!(account.fits(&caps(), "a", usd(1)), Fits::No(Span::Hour));
+            account.turn(Hour::at(one));
+            assert_eq!(account.fits(&caps(), "a", usd(1)), Fits::No(Span::Hour));
+        }
+    }
+
+    #[test]
+    fn what_was_spent_before_the_clock_was_set_counts_after() {
+        let mut account = SpendingAccount::default();
+        account.turn(Hour::at(600));
+        spend(&mut account, 1, "a", 30, Some(30));
+        account.turn(Hour::at(PRESENT));
+        assert_eq!(account.spent(Some("a"), Span::Hour), usd(30));
+        assert_eq!(account.clock_state(), ClockState::Agrees);
+    }
+
+    #[test]
+    fn a_clock_that_is_a_little_behind_is_told() {
+        let mut account = SpendingAccount::default();
+        account.turn(Hour::at(PRESENT + 20 * DAY));
+        spend(&mut account, 1, "a", 30, Some(30));
+        account.turn(Hour::at(PRESENT));
+        assert_eq!(account.clock_state(), ClockState::Behind(480));
+        assert_eq!(account.hours_behind(), 480);
+        assert!(account.clock_state().to_string().contains("pilotlight budget correct"));
+        assert_eq!(account.spent(Some("a"), Span::Hour), usd(30));
+        spend(&mut account, 2, "a", 1, Some(1));
+        assert_eq!(account.clock_state(), ClockState::Behind(480), "a call is no clock");
+    }
+
+    #[test]
+    fn a_ledger_of_an_earlier_version_is_read() {
+        let text = r#"{"now": {"hour": 498192, "month": 24322}, "device": [{"span": 498192, "usd": 5}, {"span": 20758, "usd": 5}, {"span": 24322, "usd": 5}], "apps": {}, "open": {}}"#;
+        let account: SpendingAccount = serde_json::from_str(text).unwrap();
+        assert_eq!(account.now(), Hour::at(PRESENT));
+        assert_eq!(account.spent(None, Span::Month), Usd(5));
+        let again = serde_json::to_string(&account).unwrap();
+        assert_eq!(serde_json::from_str::<SpendingAccount>(&again).unwrap(), account);
     }
 
     #[test]

@@ -136,6 +136,11 @@ impl Hour {
         Hour { hour, month: year * 12 + date.month0() }
     }
 
+    /// The hours from `earlier` to this one; zero if `earlier` is later.
+    pub fn hours_after(self, earlier: Hour) -> u32 {
+        self.hour.saturating_sub(earlier.hour)
+    }
+
     /// The number of the span of this kind that contains the hour.
     pub fn number(self, span: Span) -> u32 {
         match span {

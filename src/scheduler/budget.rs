@@ -8,7 +8,7 @@ use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
 use crate::decision::Reason;
 use crate::model::generate::Fault;
-use crate::money::account::{Fits, LedgerEntry, SpendingAccount};
+use crate::money::account::{ClockState, Fits, LedgerEntry, SpendingAccount};
 use crate::money::{Caps, Hour, Span, Usd};
 use crate::request::refusal::{Code, Refusal};
 use crate::time::Time;
@@ -93,7 +93,14 @@ impl Scheduler {
             ),
             None => format!("too many applications have a budget for this {name}; retry later"),
         };
-        let hours = u64::from(self.account.now().left_of(span));
+        let account = &self.account;
+        let hours = u64::from(account.now().left_of(span)) + u64::from(account.hours_behind());
+        let message = match account.clock_state() {
+            ClockState::Agrees => message,
+            state @ (ClockState::Behind(_) | ClockState::SetBack(_)) => {
+                format!("{message}; {state}")
+            }
+        };
         Refusal::new(Code::Unavailable, message).retry_after(Duration::from_secs(hours * 3600))
     }
 

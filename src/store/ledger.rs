@@ -110,6 +110,14 @@ pub(crate) fn open(
     (Ledger { to, is_binding }, Writer { from, disk, is_binding }, books)
 }
 
+/// The account of this folder as it is on disk; none without a readable ledger. A running service may
+/// have newer entries.
+pub(crate) fn peek(folder: &Path) -> Option<SpendingAccount> {
+    let mut books = read(&folder.join(NAME)).ok()?;
+    books.turn(hour());
+    Some(books)
+}
+
 impl Ledger {
     /// Queues a reservation.
     pub(crate) fn hold(&self, entry: LedgerEntry) -> Pending {

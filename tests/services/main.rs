@@ -18,6 +18,7 @@ mod anthropic;
 mod bedrock;
 #[cfg(feature = "embedded-broker")]
 mod cli;
+mod clock;
 mod files;
 #[cfg(feature = "embedded-broker")]
 mod costs;

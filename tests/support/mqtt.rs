@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::SOON;
+use super::service::LOGIN;
 
 pub struct App {
     pub client: AsyncClient,
@@ -26,7 +27,21 @@ impl Drop for App {
 impl App {
     /// Connects and listens to these topics.
     pub async fn connect(port: u16, name: &str, filters: &[&str]) -> App {
+        let [(_, user), (_, password)] = LOGIN;
+        App::log_in(port, name, filters, Some((user, password))).await
+    }
+
+    /// The same with this login, or with none.
+    pub async fn log_in(
+        port: u16,
+        name: &str,
+        filters: &[&str],
+        login: Option<(&str, &str)>,
+    ) -> App {
         let mut options = MqttOptions::new(name, ("127.0.0.1", port));
+        if let Some((user, password)) = login {
+            options.set_credentials(user, password.to_owned());
+        }
         options.set_max_packet_size(Some(32 * 1024 * 1024));
         options.set_outgoing_inflight_upper_limit(64);
         // without it a request waits 40 ms for the acknowledgement of the one before

@@ -12,6 +12,10 @@ use tokio::time::{Instant, sleep};
 
 use super::{PROGRAM, SOON, pace};
 
+/// The login of the applications of tests, at the embedded broker.
+pub const LOGIN: [(&str, &str); 2] =
+    [("PILOTLIGHT_MQTT_USERNAME", "apps"), ("PILOTLIGHT_MQTT_PASSWORD", "a password of tests")];
+
 /// A running service; it is ended when this is dropped.
 pub struct Service {
     pub child: Child,
@@ -63,8 +67,18 @@ impl Service {
 
     /// Starts the program and does not wait.
     pub fn launch(catalog: &Value, mqtt: &str, more: &[(&str, &str)]) -> Service {
+        let login: &[_] = if mqtt == "embedded" { &LOGIN } else { &[] };
+        Service::launch_in(tempfile::tempdir().unwrap(), catalog, mqtt, &[login, more].concat())
+    }
+
+    /// Starts the program in this folder, with no more settings than these, and does not wait.
+    pub fn launch_in(
+        folder: tempfile::TempDir,
+        catalog: &Value,
+        mqtt: &str,
+        more: &[(&str, &str)],
+    ) -> Service {
         pace::watch();
-        let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("mcp.json"), catalog.to_string()).unwrap();
         let (http, broker) = (free_port(), free_port());
         let child = Command::new(PROGRAM)
