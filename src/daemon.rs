@@ -201,6 +201,7 @@ fn bounds_of(limits: &DeviceLimits) -> Bounds {
         disk_reserve: limits.disk_reserve_mb.map_or(board.disk_reserve, |mb| mb << 20),
         ..board
     }
+        zones: limits.zones.clone(),
 }
 
 #[cfg(feature = "embedded-broker")]

@@ -113,8 +113,10 @@ pub const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 pub const SAMPLE_MAX: Duration = Duration::from_secs(5);
 /// Longest interval between two messages on the health topic.
 pub const HEALTH_EVERY: Duration = Duration::from_secs(10);
-/// Most thermal zones that are read. A Jetson Orin has nine.
-pub const ZONES_MAX: usize = 32;
+/// Most thermal zones that are read. A Jetson Orin has nine, a Snapdragon board some 40.
+pub const ZONES_MAX: usize = 64;
+/// Time in which a thermal zone must move if the load changes; after two of them without it is stuck.
+pub const ZONE_STUCK_BLOCK: Duration = Duration::from_secs(300);
 /// Least share of an engine's time for queued batch jobs, which prevents their starvation.
 pub const BATCH_SHARE: f64 = 0.1;
 /// Measurements of an engine's token rate in the sliding window.

@@ -75,7 +75,7 @@ pub enum BrokerStatus {
 /// Readings of the sensors, and the device pressure that follows from them.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct DeviceStatus {
-    /// The hottest thermal zone, in degrees Celsius.
+    /// The hottest thermal zone that counts, in degrees Celsius.
     pub temperature_c: Option<f64>,
     /// Distance to each limit.
     pub headroom: Headroom,

@@ -9,6 +9,7 @@ use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
 use super::task::Task;
 use crate::money::Caps;
+use crate::pressure::limit::ZoneLimits;
 use crate::redact::Redactor;
 use crate::request::job::{Mode, Priority};
 
@@ -95,6 +96,8 @@ pub struct DeviceLimits {
     /// The temperatures, in degrees Celsius, between which the duty cycle of the engines falls from
     /// its maximum to its minimum.
     pub heat_c: Option<(f64, f64)>,
+    /// Which thermal zones count, and with which bounds, by their types or names.
+    pub zones: ZoneLimits,
     /// The memory that is kept free, in MiB.
     #[serde(rename = "memory_floor_mb")]
     pub memory_reserve_mb: Option<u64>,

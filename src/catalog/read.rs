@@ -17,7 +17,8 @@ use super::read_task;
 use super::secret;
 use super::server::{Endpoint, ServerEntry};
 use super::shape::{Members, entries, read_or_default};
-use crate::limits::SERVERS_MAX;
+use crate::limits::{SERVERS_MAX, ZONES_MAX};
+use crate::pressure::limit::ZoneLimit;
 use crate::request::name::is_name;
 
 /// Most memory or disk space that can be reserved, in MiB.
@@ -140,9 +141,9 @@ fn read_parts(servers: Option<Value>, mut parts: Members, mistakes: &mut Mistake
     check_fallbacks(&servers, &unread, &mut scope);
     let tasks = entries(parts.take("tasks"), &mut scope.at("tasks"));
     let tasks = read_task::read(tasks, &mut scope.at("tasks"));
-    let device_limits =
+    let mut device_limits: DeviceLimits =
         read_or_default(parts.take("device_limits"), &mut scope.at("device_limits"));
-    check_limits(&device_limits, &mut scope.at("device_limits"));
+    check_limits(&mut device_limits, &mut scope.at("device_limits"));
     let mqtt: MqttPart = read_or_default(parts.take("mqtt"), &mut scope.at("mqtt"));
     if mqtt.serve.as_ref().is_some_and(|topic| !read_server::is_topic(topic)) {
         scope.at("mqtt").at("serve").add(read_server::TOPIC_LEVELS);
@@ -205,15 +206,28 @@ fn check_fallbacks(servers: &[ServerEntry], unread: &BTreeSet<String>, scope: &m
     }
 }
 
-fn check_limits(limits: &DeviceLimits, scope: &mut Scope<'_>) {
-    if let Some((low, high)) = limits.heat_c
-        && !(20.0 <= low && low < high && high <= 120.0)
-    {
-        let message = format!(
-            "[{low}, {high}] must be two temperatures from 20 to 120 °C in ascending order"
-        );
-        scope.at("heat_c").add(message);
+fn check_limits(limits: &mut DeviceLimits, scope: &mut Scope<'_>) {
+    let check = |low: f64, high: f64, scope: &mut Scope<'_>| {
+        if !(20.0 <= low && low < high && high <= 120.0) {
+            scope.add(format!(
+                "[{low}, {high}] must be two temperatures from 20 to 120 °C in ascending order"
+            ));
+        }
+    };
+    if let Some((low, high)) = limits.heat_c {
+        check(low, high, &mut scope.at("heat_c"));
     }
+    if limits.zones.len() > ZONES_MAX {
+        scope.at("zones").add(format!("has more than {ZONES_MAX} entries"));
+    }
+    for (name, limit) in &limits.zones {
+        if let ZoneLimit::Between(low, high) = limit {
+            check(*low, *high, &mut scope.at("zones").at(name));
+        }
+    }
+    // the kernel's types of zones have capitals on some boards and none on others
+    let zones = std::mem::take(&mut limits.zones);
+    limits.zones = zones.into_iter().map(|(name, limit)| (name.to_lowercase(), limit)).collect();
     for (name, value) in
         [("memory_floor_mb", limits.memory_reserve_mb), ("disk_floor_mb", limits.disk_reserve_mb)]
     {

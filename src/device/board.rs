@@ -10,11 +10,17 @@ use crate::pressure::BoardReading;
 /// clock capped, throttled, soft temperature limit; bits 16 to 19: the same since the last read.
 const PI: &str = "sys/devices/platform/soc/soc:firmware/get_throttled";
 
+/// The most states of a cooling device that states none: one for each clock frequency.
+const STATES_MAX: f64 = 1000.0;
+/// The bits of a Raspberry Pi that are defined. A number with others is no flags: a firmware that can't
+/// answer returns all bits.
+const PI_BITS: u32 = 0x000f_000f;
+
 /// The state from one sample to the next.
 #[derive(Debug, Default)]
 pub(super) struct Firmware {
     /// The count of a Jetson's over-current events.
-    over_current: Option<f64>,
+    over_current: Option<u64>,
 }
 
 impl Firmware {
@@ -32,8 +38,11 @@ impl Firmware {
     /// A Jetson counts over-current events: an increase means under-voltage.
     fn jetson(&mut self, root: &Path) -> Option<BoardReading> {
         let folder = monitor(root, "soctherm_oc")?;
-        let counts = (1..=8).filter_map(|n| number(&folder.join(format!("oc{n}_event_cnt"))));
-        let sum: f64 = counts.sum();
+        let counts = (1..=8).filter_map(|n| {
+            let count: u64 = text(&folder.join(format!("oc{n}_event_cnt")))?.parse().ok()?;
+            Some(count)
+        });
+        let sum = counts.fold(0, u64::saturating_add);
         let before = self.over_current.replace(sum);
         let more = before.is_some_and(|before| sum > before);
         Some(BoardReading { under_voltage: more, ..BoardReading::default() })
@@ -43,6 +52,9 @@ impl Firmware {
 fn raspberry(root: &Path) -> Option<BoardReading> {
     let flags = text(&root.join(PI))?;
     let bits = u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok()?;
+    if bits & !PI_BITS != 0 {
+        return None;
+    }
     let is_set = |bit: u32| (bits | bits >> 16) >> bit & 1 == 1;
     Some(BoardReading {
         under_voltage: is_set(0),
@@ -53,17 +65,25 @@ fn raspberry(root: &Path) -> Option<BoardReading> {
 }
 
 fn low_voltage(root: &Path) -> Option<BoardReading> {
-    let alarm = number(&monitor(root, "rpi_volt")?.join("in0_lcrit_alarm"))?;
-    Some(BoardReading { under_voltage: alarm > 0.0, ..BoardReading::default() })
+    let alarm = text(&monitor(root, "rpi_volt")?.join("in0_lcrit_alarm"))?;
+    let under_voltage = match alarm.as_str() {
+        "0" => false,
+        "1" => true,
+        _ => return None,
+    };
+    Some(BoardReading { under_voltage, ..BoardReading::default() })
 }
 
-/// The cooling devices that lower a processor's clock: above state 0 the clock is capped.
+/// The cooling devices that lower a processor's clock: above state 0 the clock is capped. A state beyond
+/// the highest one that the device has is none.
 fn cooling(root: &Path) -> Option<BoardReading> {
     let devices = folders(&root.join("sys/class/thermal"), "cooling_device");
     let states = devices.iter().filter_map(|path| {
         let kind = text(&path.join("type"))?.to_lowercase();
         let is_clock = kind.contains("cpufreq") || kind.contains("devfreq");
-        if is_clock { number(&path.join("cur_state")) } else { None }
+        let state = number(&path.join("cur_state")).filter(|_| is_clock)?;
+        let most = number(&path.join("max_state")).unwrap_or(STATES_MAX);
+        (0.0..=most).contains(&state).then_some(state)
     });
     let most = states.reduce(f64::max)?;
     Some(BoardReading { capped: most > 0.0, ..BoardReading::default() })

@@ -17,6 +17,13 @@ use crate::pressure::Amount;
 const FAULTS_MANY: f64 = 200.0;
 const FAULTS_STALL: f64 = 20.0;
 
+/// The most memory of a machine, 1 PiB: more is a wrong reading.
+const MEMORY_MAX: u64 = 1 << 50;
+/// The least limit of a control group in which this service can run, half of what it has after its start.
+const GROUP_MIN: u64 = 8 << 20;
+/// The most control groups above each other that are read.
+const GROUPS_MAX: usize = 16;
+
 /// The memory of the machine, or of the own control group if that is less; none if it can't be read.
 pub fn read() -> Option<Amount> {
     let mut system = System::new().ok()?;
@@ -41,24 +48,36 @@ fn least(a: Amount, b: Amount) -> Amount {
 /// The same from the files below a root folder.
 pub(super) fn below(root: &Path) -> Option<Amount> {
     let info = text(&root.join("proc/meminfo"))?;
-    let machine = Amount {
-        total: kilobytes(&info, "MemTotal:")?,
-        available: kilobytes(&info, "MemAvailable:")?,
-    };
-    if machine.total == 0 || machine.available > machine.total {
+    // some containers state that nothing is available while memory is free
+    let free = kilobytes(&info, "MemFree:").unwrap_or(0);
+    let available = kilobytes(&info, "MemAvailable:")?;
+    let available = if available == 0 { free } else { available };
+    let machine = Amount { total: kilobytes(&info, "MemTotal:")?, available };
+    let is_possible = (1..=MEMORY_MAX).contains(&machine.total) && available <= machine.total;
+    if !is_possible {
         return None;
     }
     Some(group(root).map_or(machine, |group| least(machine, group)))
 }
 
-/// The memory of the own control group, if it has a limit. Inactive file cache counts as available:
-/// the kernel reclaims it.
+/// The memory of the own control group or of one above it, whichever has the least available, if any has
+/// a limit.
 fn group(root: &Path) -> Option<Amount> {
     let own = text(&root.join("proc/self/cgroup"))?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let folder = root.join("sys/fs/cgroup").join(path);
-    let total: u64 = text(&folder.join("memory.max"))?.parse().ok()?;
-    let current: u64 = text(&folder.join("memory.current"))?.parse().ok()?;
+    let top = root.join("sys/fs/cgroup");
+    let own = top.join(path);
+    let folders = own.ancestors().take(GROUPS_MAX).take_while(|folder| folder.starts_with(&top));
+    folders.filter_map(limited).reduce(least)
+}
+
+/// The memory of one control group. Inactive file cache counts as available: the kernel reclaims it. A
+/// limit in which this service could not run, or far below what the group uses, is none.
+fn limited(folder: &Path) -> Option<Amount> {
+    let limit = |name: &str| text(&folder.join(name))?.parse::<u64>().ok();
+    let limits = [limit("memory.max"), limit("memory.high")].into_iter().flatten();
+    let total = limits.filter(|bytes| *bytes >= GROUP_MIN).min()?;
+    let current = limit("memory.current").filter(|bytes| bytes / 2 <= total)?;
     let stat = text(&folder.join("memory.stat")).unwrap_or_default();
     let files = value(&stat, "inactive_file ").unwrap_or(0);
     let used = current.saturating_sub(files);

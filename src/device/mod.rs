@@ -18,7 +18,10 @@ use self::trigger::Trigger;
 use crate::clock::now;
 use crate::limits::{SAMPLE_EVERY, SAMPLE_MAX};
 use crate::pressure::level::{DevicePressure, PressureStage};
+use crate::pressure::limit::ZoneLimits;
+use crate::pressure::zones::ZoneRole;
 use crate::pressure::{Amount, Bounds, Gauge, STALL_SHORT, SensorSample};
+use crate::request::name::is_name;
 use crate::time::Time;
 
 /// One sample of the sensors with the resulting device pressure.
@@ -28,6 +31,8 @@ pub struct SensorReading {
     pub sample: SensorSample,
     /// The device pressure.
     pub device_pressure: DevicePressure,
+    /// The hottest thermal zone that counts, in degrees Celsius.
+    pub hottest_c: Option<f64>,
 }
 
 /// The result of looking for one sensor, for `pilotlight doctor`.
@@ -49,6 +54,8 @@ pub struct Sensors {
     writes_to: PathBuf,
     firmware: Firmware,
     stalls: Stalls,
+    /// What the configuration states of single thermal zones, for the findings.
+    limits: ZoneLimits,
     /// The processors' time; only for the root folder `/`.
     processors: Option<System>,
 }
@@ -61,8 +68,15 @@ impl Sensors {
             writes_to: writes_to.to_owned(),
             firmware: Firmware::default(),
             stalls: Stalls::default(),
+            limits: ZoneLimits::new(),
             processors: (root == Path::new("/")).then(System::new).and_then(Result::ok),
         }
+    }
+
+    /// The same with what the configuration states of single thermal zones.
+    #[must_use]
+    pub fn with_limits(self, limits: ZoneLimits) -> Sensors {
+        Sensors { limits, ..self }
     }
 
     /// Reads all sensors. A value that can't be read is absent and never estimated.
@@ -89,7 +103,7 @@ impl Sensors {
 
     /// The sensors that were found and those that are missing.
     pub fn findings(&self) -> Vec<SensorFinding> {
-        let mut all = thermal::findings(&self.root);
+        let mut all = thermal::findings(&self.root, &self.limits);
         all.push(board::finding(&self.root));
         all.extend(memory::findings(&self.root));
         all.push(processors(&self.root));
@@ -120,17 +134,20 @@ fn processors(root: &Path) -> SensorFinding {
     }
 }
 
-/// The frequency governor of the first processor, if there is one.
+/// The frequency governor of the first processor, if there is one. Its name is a part of the names under
+/// which measured rates are kept.
 pub fn governor(root: &Path) -> Option<String> {
     files::text(&root.join("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+        .filter(|governor| is_name(governor))
 }
 
-/// The disk of this path; none if it can't be read.
+/// The disk of this path; none if it can't be read, or has no size, as a file system that is no disk.
 pub fn disk(path: &Path) -> Option<Amount> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     #[allow(clippy::useless_conversion, reason = "the type is another on other machines")]
     let bytes = |blocks| u64::from(blocks).saturating_mul(u64::from(stat.fragment_size()));
-    Some(Amount { total: bytes(stat.blocks()), available: bytes(stat.blocks_available()) })
+    let (total, available) = (bytes(stat.blocks()), bytes(stat.blocks_available()));
+    (total > 0 && available <= total).then_some(Amount { total, available })
 }
 
 /// The default thresholds on this architecture. On `x86_64` a zone without a passive trip point is
@@ -159,6 +176,7 @@ pub async fn watch(
     tracing::debug!(trigger = trigger.is_there(), "the kernel notifies of memory pressure");
     let mut sensors = Some(sensors);
     let mut stage = PressureStage::Calm;
+    let mut roles = Vec::new();
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reading = None;
@@ -196,6 +214,7 @@ pub async fn watch(
             sample.stall = Some(sample.stall.unwrap_or(0.0).max(STALL_SHORT));
         }
         let device_pressure = gauge.on(&sample, Time::default() + started.elapsed());
+        log_roles(&sample, gauge.roles(), &mut roles);
         if device_pressure.stage != stage {
             stage = device_pressure.stage;
             let (stage, cause) = (stage.name(), device_pressure.cause.name());
@@ -214,8 +233,39 @@ pub async fn watch(
             }
             changed
         });
-        readings.send_replace(SensorReading { sample, device_pressure });
+        let counted = sample.zones.iter().zip(gauge.roles()).filter(|(_, role)| role.counts());
+        let hottest_c = counted.filter_map(|(zone, _)| zone.celsius).reduce(f64::max);
+        readings.send_replace(SensorReading { sample, device_pressure, hottest_c });
     }
+}
+
+/// Tells of every thermal zone that begins or ceases to count, and of a device without one.
+fn log_roles(sample: &SensorSample, roles: &[ZoneRole], known: &mut Vec<ZoneRole>) {
+    if roles == known.as_slice() {
+        return;
+    }
+    for (at, (zone, role)) in sample.zones.iter().zip(roles).enumerate() {
+        if known.get(at) != Some(role) {
+            let (zone, kind, why) = (&zone.name, &zone.kind, role.reason());
+            tracing::debug!(zone, kind, why, "thermal zone");
+            if *role == ZoneRole::Stuck {
+                tracing::warn!(
+                    zone,
+                    kind,
+                    celsius = sample.zones[at].celsius,
+                    "thermal zone {why}"
+                );
+            }
+        }
+    }
+    let is_known = |roles: &[ZoneRole]| roles.iter().any(|role| role.counts());
+    if !roles.is_empty() && !is_known(roles) && (known.is_empty() || is_known(known)) {
+        tracing::warn!(
+            "no thermal zone can be believed: the heat is unknown; see pilotlight doctor"
+        );
+    }
+    known.clear();
+    known.extend_from_slice(roles);
 }
 
 /// Whether the scheduler might decide differently. Changes below 0.01 of a figure do not wake it.

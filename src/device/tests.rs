@@ -3,6 +3,8 @@
 use std::fs;
 
 use super::*;
+use crate::pressure::level::PressureCause;
+use crate::pressure::limit::{ZoneLimit, ZoneUse};
 
 /// A folder with the procfs and sysfs files of a board.
 fn board(name: &str) -> tempfile::TempDir {
@@ -87,6 +89,144 @@ fn the_sensors_of_an_orin_nano_are_read() {
     assert!(!sensors.read(None).board.unwrap().under_voltage);
     write(root.path(), "sys/class/thermal/cooling_device1/cur_state", "4");
     assert!(sensors.read(None).board.unwrap().capped);
+}
+
+/// The zones that count, and the stage of a board that is cool.
+fn counted(root: &Path) -> (Vec<String>, DevicePressure) {
+    let sample = sensors(root).read(None);
+    let mut gauge = Gauge::default();
+    let pressure = gauge.on(&sample, Time(0));
+    let counted = sample.zones.iter().zip(gauge.roles()).filter(|(_, role)| role.counts());
+    (counted.map(|(zone, _)| zone.kind.clone()).collect(), pressure)
+}
+
+#[test]
+fn only_the_zones_of_the_processor_count() {
+    for (name, expected) in [
+        ("jetson-nano", "AO-therm CPU-therm GPU-therm PLL-therm"),
+        (
+            "rk3588",
+            "soc-thermal bigcore0-thermal bigcore1-thermal littlecore-thermal center-thermal \
+             gpu-thermal npu-thermal",
+        ),
+        ("pc", "x86_pkg_temp"),
+        ("pi4", "cpu-thermal"),
+        ("pi5", "cpu-thermal"),
+        ("orin-nano", "cpu-thermal gpu-thermal soc0-thermal soc1-thermal soc2-thermal tj-thermal"),
+    ] {
+        let root = board(name);
+        let (counted, pressure) = counted(root.path());
+        assert_eq!(counted.join(" "), expected, "{name}");
+        // the supply of the Pi 4 is weak
+        let is_cool = pressure.stage < PressureStage::Shed || pressure.cause != PressureCause::Heat;
+        assert!(is_cool, "{name}: {pressure:?}");
+    }
+}
+
+#[test]
+fn every_zone_is_shown_with_its_use() {
+    let root = board("jetson-nano");
+    let said = |limits: ZoneLimits| {
+        let found = sensors(root.path()).with_limits(limits).findings().into_iter();
+        let heat = found.filter(|finding| finding.what == "heat");
+        heat.map(|finding| (finding.found, finding.said)).collect::<Vec<_>>()
+    };
+    let plain = said(ZoneLimits::new());
+    assert_eq!(plain.len(), 7, "{plain:?}");
+    let expected = "CPU-therm (thermal_zone1): 34.0 °C, passive 97, hot 100, critical 102; used";
+    assert!(plain[1].0 && plain[1].1.starts_with(expected), "{plain:?}");
+    let expected = "PMIC-Die (thermal_zone4): 100.0 °C, critical 124; not used: no processor's";
+    assert!(!plain[4].0 && plain[4].1.starts_with(expected), "{plain:?}");
+    let limits = ZoneLimits::from([
+        ("cpu-therm".to_owned(), ZoneLimit::Named(ZoneUse::Ignore)),
+        ("thermal_zone4".to_owned(), ZoneLimit::Between(90.0, 110.0)),
+        ("gone".to_owned(), ZoneLimit::Named(ZoneUse::Use)),
+    ]);
+    let configured = said(limits);
+    assert!(configured[1].1.contains("ignored in device_limits.zones"), "{configured:?}");
+    assert!(configured[4].0 && configured[4].1.contains("used: named"), "{configured:?}");
+    assert!(configured[7].1.contains("no zone has the name gone"), "{configured:?}");
+    // no zone can be believed
+    for zone in 0..7 {
+        write(root.path(), &format!("sys/class/thermal/thermal_zone{zone}/temp"), "-273000");
+    }
+    let none = said(ZoneLimits::new());
+    assert!(!none[0].0 && none[0].1.contains("the heat is unknown"), "{none:?}");
+    let (counted, pressure) = counted(root.path());
+    assert!(counted.is_empty(), "{counted:?}");
+    assert_eq!((pressure.stage, pressure.heat), (PressureStage::Calm, 0.0));
+}
+
+#[test]
+fn a_part_of_the_chip_that_is_switched_off_does_not_count_as_warming() {
+    let root = board("orin-nano");
+    let mut sensors = sensors(root.path());
+    let mut gauge = Gauge::default();
+    let cv = "sys/class/thermal/thermal_zone2/temp";
+    write(root.path(), cv, "51000");
+    gauge.on(&sensors.read(None), Time(0));
+    write(root.path(), cv, "");
+    let pressure = gauge.on(&sensors.read(None), Time(600_000_000));
+    assert_eq!(pressure.stage, PressureStage::Calm, "{pressure:?}");
+}
+
+#[test]
+fn readings_beyond_sense_are_none() {
+    let root = board("pi5");
+    let flags = "sys/devices/platform/soc/soc:firmware/get_throttled";
+    let clock = "sys/class/thermal/cooling_device1";
+    let group = "sys/fs/cgroup/system.slice/pilotlight.service";
+    write(root.path(), &format!("{clock}/type"), "cpufreq-cpu0");
+    let mut sensors = sensors(root.path());
+    for (path, value) in [
+        (flags, "ffffffff"),
+        (flags, "80000000"),
+        (&format!("{clock}/cur_state"), "-1"),
+        (&format!("{clock}/cur_state"), "4294967295"),
+        ("sys/class/hwmon/hwmon3/in0_lcrit_alarm", "-5"),
+        ("sys/class/hwmon/hwmon3/in0_lcrit_alarm", "99999"),
+    ] {
+        write(root.path(), path, value);
+        let board = sensors.read(None).board.unwrap_or_default();
+        assert_eq!(board, crate::pressure::BoardReading::default(), "{path}: {value}");
+    }
+    write(root.path(), &format!("{clock}/max_state"), "4");
+    write(root.path(), &format!("{clock}/cur_state"), "5");
+    assert!(!sensors.read(None).board.unwrap_or_default().capped, "beyond its highest state");
+    write(root.path(), &format!("{clock}/cur_state"), "4");
+    assert!(sensors.read(None).board.unwrap().capped);
+
+    let mut megabytes = |path: &str, value: &str| {
+        write(root.path(), path, value);
+        sensors.read(None).memory.map(|memory| (memory.total >> 20, memory.available >> 20))
+    };
+    // a control group that could not hold this service, or uses far more than its limit
+    assert_eq!(megabytes(&format!("{group}/memory.max"), "0"), Some((8051, 6652)));
+    assert_eq!(megabytes(&format!("{group}/memory.max"), "9000000"), Some((8051, 6652)));
+    assert_eq!(megabytes(&format!("{group}/memory.max"), "max"), Some((8051, 6652)));
+    // a limit that is less, or that of a group above
+    assert_eq!(megabytes(&format!("{group}/memory.high"), "536870912"), Some((512, 256)));
+    let above = "sys/fs/cgroup/system.slice";
+    write(root.path(), &format!("{above}/memory.current"), "104857600");
+    assert_eq!(megabytes(&format!("{above}/memory.max"), "268435456"), Some((256, 156)));
+    write(root.path(), &format!("{above}/memory.max"), "max");
+    write(root.path(), &format!("{group}/memory.high"), "max");
+    let info = |total: &str, free: &str, available: &str| {
+        format!("MemTotal: {total} kB\nMemFree: {free} kB\nMemAvailable: {available} kB\n")
+    };
+    for (text, expected) in [
+        (info("8245120", "1024000", "0"), Some((8051, 1000))),
+        (info("8245120", "0", "0"), Some((8051, 0))),
+        (info("0", "0", "0"), None),
+        (info("9007199254740992", "1024", "1024"), None),
+        (info("-1", "1024", "1024"), None),
+    ] {
+        assert_eq!(megabytes("proc/meminfo", &text), expected, "{text}");
+    }
+    write(root.path(), "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "not a \u{1b}[31m");
+    assert_eq!(governor(root.path()), None);
+    // a file system that is no disk has no size
+    assert_eq!(disk(Path::new("/proc")), None);
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::path::Path;
 use super::SensorFinding;
 use super::files::{folders, number, text};
 use crate::limits::ZONES_MAX;
-use crate::pressure::Zone;
+use crate::pressure::limit::ZoneLimits;
+use crate::pressure::zones::{ZoneHistory, ZoneRole, roles};
+use crate::pressure::{SensorSample, Zone};
 
 /// The most trip points of a zone that are read.
 const TRIPS_MAX: usize = 16;
@@ -44,15 +46,11 @@ fn zone(path: &Path) -> Zone {
     zone
 }
 
-pub(super) fn findings(root: &Path) -> Vec<SensorFinding> {
-    let zones = zones(root);
-    if zones.is_empty() {
-        let said =
-            "no thermal zone in /sys/class/thermal; heat is inferred from a slower decode rate"
-                .to_owned();
-        return vec![SensorFinding { what: "heat", found: false, said }];
-    }
-    let say = |zone: &Zone| {
+/// Every zone with its trip points, whether it counts and why; then what is missing.
+pub(super) fn findings(root: &Path, limits: &ZoneLimits) -> Vec<SensorFinding> {
+    let sample = SensorSample { zones: zones(root), ..SensorSample::default() };
+    let roles = roles(&sample, limits, |_| ZoneHistory::default());
+    let say = |(zone, role): (&Zone, &ZoneRole)| {
         let trip = |name: &str, celsius: Option<f64>| {
             celsius.map_or(String::new(), |c| format!(", {name} {c:.0}"))
         };
@@ -64,9 +62,32 @@ pub(super) fn findings(root: &Path) -> Vec<SensorFinding> {
             [trip("passive", zone.passive), trip("hot", zone.hot), trip("critical", zone.critical)];
         SensorFinding {
             what: "heat",
-            found: zone.celsius.is_some(),
-            said: format!("{} ({}): {reading}{}", zone.kind, zone.name, trips.concat()),
+            found: role.counts(),
+            said: format!(
+                "{} ({}): {reading}{}; {}",
+                zone.kind,
+                zone.name,
+                trips.concat(),
+                role.reason()
+            ),
         }
     };
-    zones.iter().map(say).collect()
+    let mut found: Vec<SensorFinding> = sample.zones.iter().zip(&roles).map(say).collect();
+    let missing = |said: String| SensorFinding { what: "heat", found: false, said };
+    let is_there = |name: &String| {
+        let is = |zone: &Zone| [&zone.name, &zone.kind].iter().any(|n| n.to_lowercase() == *name);
+        sample.zones.iter().any(is)
+    };
+    for name in limits.keys().filter(|name| !is_there(name)) {
+        found.push(missing(format!("no zone has the name {name} of device_limits.zones")));
+    }
+    if !roles.iter().any(|role| role.counts()) {
+        let why = if sample.zones.is_empty() {
+            "no thermal zone in /sys/class/thermal"
+        } else {
+            "no thermal zone can be believed, so the heat is unknown; name one in device_limits.zones"
+        };
+        found.insert(0, missing(format!("{why}; heat is inferred from a slower decode rate")));
+    }
+    found
 }

@@ -45,10 +45,10 @@ impl From<&ConnectionState> for BrokerStatus {
 
 impl From<&SensorReading> for DeviceStatus {
     fn from(reading: &SensorReading) -> DeviceStatus {
-        let SensorReading { sample, device_pressure: pressure } = reading;
+        let SensorReading { sample, device_pressure: pressure, hottest_c } = reading;
         let left = |share: f32| f64::from(1.0 - share);
         DeviceStatus {
-            temperature_c: sample.zones.iter().filter_map(|zone| zone.celsius).reduce(f64::max),
+            temperature_c: *hottest_c,
             headroom: Headroom {
                 heat: left(pressure.heat),
                 memory: left(pressure.memory),

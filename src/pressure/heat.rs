@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::level::PressureStage;
+use super::limit::ZoneLimit;
+use super::stuck::StuckZones;
 use super::trend::Trend;
+use super::zones::{ZoneRole, limit_of, plausible, roles};
 use super::{Bounds, SensorSample, Zone};
 use crate::limits::ZONES_MAX;
 use crate::time::Time;
@@ -13,9 +16,9 @@ const AHEAD_S: f64 = 10.0;
 /// The assumed warming of a sensor that stopped answering, in degrees Celsius per second: about
 /// twice that of a small board at full load without a fan.
 const SILENT_C_PER_S: f64 = 0.5;
-/// The temperatures that a working board can have, in degrees Celsius. A reading outside counts as
+/// The passive and hot trip points that a processor can have, in degrees Celsius. Another one counts as
 /// none.
-const POSSIBLE_C: std::ops::RangeInclusive<f64> = -40.0..=150.0;
+const TRIP_C: std::ops::RangeInclusive<f64> = 40.0..=125.0;
 /// The least duty cycle while the device is not closed.
 const DUTY_MIN: f64 = 0.05;
 /// The duty cycle while the firmware reports throttling or under-voltage, or an engine is slow.
@@ -32,10 +35,13 @@ const WIDTH_C: f64 = 5.0;
 /// How far below the lower temperature the thermal headroom is complete, in degrees Celsius.
 const COOL_BELOW_C: f64 = 30.0;
 
-/// The thermal zones that have answered at least once.
+/// The thermal zones that count and have answered at least once.
 #[derive(Debug, Default)]
 pub(super) struct HeatGauge {
     zones: BTreeMap<String, KnownReading>,
+    stuck: StuckZones,
+    /// The roles of the zones of the last sample, in their order.
+    pub(super) roles: Vec<ZoneRole>,
 }
 
 #[derive(Debug)]
@@ -58,14 +64,36 @@ pub(super) struct Heat {
 impl HeatGauge {
     pub(super) fn on(&mut self, sample: &SensorSample, bounds: &Bounds, now: Time) -> Heat {
         let mut worst = Heat { share: 0.0, duty: 1.0, closed: false };
-        for zone in sample.zones.iter().take(ZONES_MAX) {
+        self.stuck.on(sample, now);
+        self.roles = roles(sample, &bounds.zones, |zone| self.stuck.history(&zone.name));
+        // while a zone of the chip answers, the heat is known without those that stopped: a part of the
+        // chip that is switched off has none
+        let is_known = self.roles.iter().any(|role| role.counts());
+        for (at, zone) in sample.zones.iter().take(ZONES_MAX).enumerate() {
+            match self.roles[at] {
+                ZoneRole::Unreadable if is_known => continue,
+                ZoneRole::Processor
+                | ZoneRole::Only
+                | ZoneRole::Configured
+                | ZoneRole::Unreadable => {}
+                ZoneRole::Ignored
+                | ZoneRole::Other(_)
+                | ZoneRole::Unknown
+                | ZoneRole::Round
+                | ZoneRole::Stuck => {
+                    self.zones.remove(&zone.name);
+                    continue;
+                }
+            }
             if let Some(heat) = self.zone(zone, bounds, now) {
                 worst.share = worst.share.max(heat.share);
                 worst.duty = worst.duty.min(heat.duty);
                 worst.closed |= heat.closed;
             }
         }
-        self.vanished(sample, bounds, now, &mut worst);
+        if !is_known {
+            self.vanished(sample, bounds, now, &mut worst);
+        }
         if self.is_throttled(sample) {
             worst.duty = worst.duty.min(DUTY_THROTTLED);
             worst.share = worst.share.max(1.0);
@@ -75,8 +103,7 @@ impl HeatGauge {
 
     /// The heat of a zone, extrapolated by its trend; none if the zone has never answered.
     fn zone(&mut self, zone: &Zone, bounds: &Bounds, now: Time) -> Option<Heat> {
-        let read = zone.celsius.filter(|c| POSSIBLE_C.contains(c));
-        let celsius = match (read, self.zones.get_mut(&zone.name)) {
+        let celsius = match (plausible(zone), self.zones.get_mut(&zone.name)) {
             (Some(celsius), Some(known)) => {
                 (known.last, known.at) = (celsius, now);
                 known.trend.push(now, celsius);
@@ -92,7 +119,7 @@ impl HeatGauge {
             (None, None) => return None,
         };
         let (low, high) = range(zone, bounds);
-        Some(heat_at(celsius, low, high, zone.hot))
+        Some(heat_at(celsius, low, high, zone.hot.filter(|c| TRIP_C.contains(c))))
     }
 
     /// Zones that answered once and are absent from this sample. They lower the duty cycle and never
@@ -146,7 +173,10 @@ impl Heat {
 /// The temperatures between which the duty cycle falls: configured, derived from the passive trip
 /// point, or the board's default.
 fn range(zone: &Zone, bounds: &Bounds) -> (f64, f64) {
-    let passive = zone.passive.filter(|c| (40.0..=*POSSIBLE_C.end()).contains(c));
+    let passive = zone.passive.filter(|c| TRIP_C.contains(c));
+    if let Some(ZoneLimit::Between(low, high)) = limit_of(zone, &bounds.zones) {
+        return (low, high);
+    }
     match (bounds.heat_c, passive) {
         (Some(range), _) => range,
         (None, Some(passive)) => (passive - BELOW_PASSIVE_C - WIDTH_C, passive - BELOW_PASSIVE_C),

@@ -6,22 +6,27 @@
 //! - **Memory and disk** enter a stage at once and leave it after a delay, because both fail
 //!   abruptly.
 //! - **A sensor that stops answering** counts as warming. A sensor that has never answered is taken
-//!   to be absent.
+//!   to be absent, and so is one that can't be believed (`zones`).
 
 mod heat;
 pub mod latch;
 pub mod level;
+pub mod limit;
 mod reserve;
+mod stuck;
 #[cfg(test)]
 mod tests;
 pub mod trend;
+pub mod zones;
 
 use serde::{Deserialize, Serialize};
 
 use self::heat::HeatGauge;
 use self::level::{DevicePressure, PressureCause, PressureStage};
+use self::limit::ZoneLimits;
 use self::reserve::ReserveGauge;
 pub use self::reserve::STALL_SHORT;
+use self::zones::ZoneRole;
 use crate::time::Time;
 
 /// One sample of all sensors.
@@ -94,6 +99,8 @@ pub struct Bounds {
     pub heat_c: Option<(f64, f64)>,
     /// The same for a zone without a passive trip point.
     pub heat_c_unknown: (f64, f64),
+    /// What the configuration states of single zones.
+    pub zones: ZoneLimits,
     /// The memory that is kept free, in bytes.
     pub memory_reserve: u64,
     /// The disk space that is kept free, in bytes.
@@ -106,6 +113,7 @@ impl Default for Bounds {
             heat_c: None,
             // a Raspberry Pi throttles from 80 °C on and states no passive trip point
             heat_c_unknown: (74.0, 79.0),
+            zones: ZoneLimits::new(),
             memory_reserve: 128 << 20,
             disk_reserve: 64 << 20,
         }
@@ -125,6 +133,11 @@ impl Gauge {
     /// A gauge with these thresholds.
     pub fn new(bounds: Bounds) -> Gauge {
         Gauge { bounds, ..Gauge::default() }
+    }
+
+    /// The roles of the zones of the last sample, in their order.
+    pub fn roles(&self) -> &[ZoneRole] {
+        &self.heat.roles
     }
 
     /// Takes a sample and returns the device pressure.

@@ -16,6 +16,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("request/skill", 1),
     ("model/context", 2),
     ("pressure/level", 2),
+    ("pressure/limit", 2),
     ("request/format", 2),
     ("request/labels", 2),
     ("request/schema", 2),
