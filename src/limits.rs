@@ -181,6 +181,9 @@ pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 pub const DEADLINE_MIN: Duration = Duration::from_millis(1);
 /// See [`DEADLINE_MIN`]. One hour is enough for a batch job on the slowest board.
 pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+/// Longest predicted time of an answer, and longest measured one: no answer may take longer than
+/// [`DEADLINE_MAX`]. What is beyond counts as unknown.
+pub const PREDICTION_MAX: Duration = DEADLINE_MAX;
 /// Longest time after its deadline until a request has its one reply.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 /// Longest time that running jobs may take after a stop of the service was requested (drain).
@@ -216,6 +219,9 @@ pub const LOOKUP_WAIT_MAX: Duration = Duration::from_millis(500);
 pub const LOOKUP_STALE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Longest `retry_after` of a failed backend that its circuit breaker obeys.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+/// Longest `retry_after` that another service states and a client is told: a day, the longest time after
+/// which a used-up budget is worth another try.
+pub const RETRY_STATED_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Most bytes of a provider's response that are read, with the JSON around each token.
 pub const PROVIDER_BYTES_MAX: usize = 16 * ANSWER_BYTES_MAX;
 /// Most bytes of a provider's response that are buffered: one event of a stream, or a response that

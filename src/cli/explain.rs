@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{BROKE, DONE};
-use crate::scheduler::decision::{Attempt, Decision, Figures, Reason};
+use crate::scheduler::decision::{Attempt, Decision, Figures, Predicted, Reason};
 use crate::scheduler::explain;
 
 /// Maximum size of a record in bytes.
@@ -69,7 +69,7 @@ fn print(decision: &Decision) -> std::io::Result<()> {
         let Attempt { server, outcome, ms, .. } = attempt;
         print_line!("Attempt: {server}: {} after {ms} ms", outcome.name());
     }
-    if let Some(predicted) = decision.predicted_ms {
+    if let Some(predicted) = decision.predicted_ms.filter(Predicted::is_plausible) {
         print_line!(
             "Predicted at arrival: {:.0} ms (median), {:.0} ms (95 %)",
             predicted.p50,

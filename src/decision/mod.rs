@@ -5,6 +5,7 @@ pub mod spread;
 use serde::{Deserialize, Serialize};
 
 use self::spread::Spread;
+use crate::limits::PREDICTION_MAX;
 use crate::model::context::Locality;
 use crate::money::Usd;
 use crate::pressure::level::{PressureCause, PressureStage};
@@ -252,6 +253,14 @@ pub struct Predicted {
     pub p50: f64,
     /// The 95 % quantile.
     pub p95: f64,
+}
+
+impl Predicted {
+    /// Whether the time is one that an answer can take: a time beyond every deadline is no prediction.
+    pub fn is_plausible(&self) -> bool {
+        let most = PREDICTION_MAX.as_secs_f64() * 1e3;
+        [self.p50, self.p95].iter().all(|ms| (0.0..=most).contains(ms))
+    }
 }
 
 /// The decision record of one job.

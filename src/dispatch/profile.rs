@@ -1,5 +1,6 @@
 //! The backend profile that the scheduler gets of a model.
 
+use crate::limits::ENGINE_SILENCE_MAX;
 use crate::model::context::ModelContext;
 use crate::model::link::BackendHandle;
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE, LOGPROBS};
@@ -31,8 +32,11 @@ pub(super) fn of(backend: &BackendHandle, context: &ModelContext) -> BackendProf
     }
 }
 
+/// Milliseconds a token at this rate; none for a rate that no model has: an engine that takes longer than
+/// [`ENGINE_SILENCE_MAX`] for a token counts as hung.
 fn ms_a_token(tokens_per_s: f64) -> Option<f64> {
-    (tokens_per_s.is_finite() && tokens_per_s > 0.0).then(|| 1e3 / tokens_per_s)
+    let longest = ENGINE_SILENCE_MAX.as_secs_f64();
+    (tokens_per_s.is_finite() && tokens_per_s * longest >= 1.0).then(|| 1e3 / tokens_per_s)
 }
 
 /// The skills of a model: those that it states, those that follow from its capabilities, and those

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::limits::{
-    DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX,
+    DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX, RETRY_STATED_MAX,
     TOP_LOGPROBS_MAX,
 };
 use crate::model::generate::{Fault, Usage};
@@ -100,6 +100,7 @@ impl NotGenerated {
     pub fn fault(self) -> Fault {
         let WireError { code, message, field, retry_after_ms } = self.error;
         let retry_after = retry_after_ms.map(Duration::from_millis);
+        let retry_after = retry_after.map(|wait| wait.min(RETRY_STATED_MAX));
         match self.fault.as_str() {
             "cancelled" => Fault::Cancelled,
             "unfit" => {

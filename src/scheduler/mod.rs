@@ -58,7 +58,7 @@ use self::running::RunningJobs;
 pub use crate::decision;
 pub use crate::decision::spread::Spread;
 use crate::decision::{Decision, Pressure, Reason, Route};
-use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX};
+use crate::limits::{BATCH_SHARE, DRAIN_MAX, HOPS_MAX, RETRY_AFTER_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::money::account::SpendingAccount;
@@ -322,7 +322,7 @@ impl Scheduler {
             return self.refuse(entry, why, now);
         }
         self.pick_engine(&mut entry);
-        entry.predicted = self.predict(&entry, now);
+        entry.predicted = self.predict(&entry);
         self.admit(entry, now);
     }
 
@@ -416,7 +416,7 @@ impl Scheduler {
             let backend = &self.backends[at];
             backend.rates.usual_ms().map(|ms| ms / f64::from(backend.parallel()))
         });
-        Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3)
+        Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3).min(RETRY_AFTER_MAX)
     }
 
     /// Unloads idle engines while memory is short, and loads them again when it is not.

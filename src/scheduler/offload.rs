@@ -423,9 +423,13 @@ impl Scheduler {
         states
     }
 
-    /// The predicted time of the answer of this device, for a job that arrives.
-    pub(super) fn predict(&self, entry: &QueuedJob, now: Time) -> Option<Predicted> {
+    /// The predicted time of the answer of this device, for a job that arrives; none if the device takes
+    /// no jobs for its pressure, or the time is beyond [`PREDICTION_MAX`].
+    pub(super) fn predict(&self, entry: &QueuedJob) -> Option<Predicted> {
         let engine = entry.home?;
+        if self.device_pressure.usable() <= 0.0 {
+            return None;
+        }
         let backend = &self.backends[engine];
         let mut before = Spread::default();
         for other in self.queue.iter().filter(|other| other.home == Some(engine)) {
@@ -445,9 +449,10 @@ impl Scheduler {
         let speed = self.speed();
         let end = |level| {
             let ms = (before.at(level) / f64::from(backend.parallel()) + own.at(level)) / speed;
-            (ms.min(ms_until(now, Time(u64::MAX))) * 10.0).round() / 10.0
+            (ms * 10.0).round() / 10.0
         };
-        Some(Predicted { p50: end(Level::Likely), p95: end(Level::Careful) })
+        let predicted = Predicted { p50: end(Level::Likely), p95: end(Level::Careful) };
+        predicted.is_plausible().then_some(predicted)
     }
 }
 

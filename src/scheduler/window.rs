@@ -3,8 +3,11 @@
 use heapless::{Deque, Vec as Bounded};
 use serde::{Deserialize, Serialize};
 
-/// Largest measurement; in milliseconds eleven days.
-const VALUE_MAX: f64 = 1e9;
+use crate::limits::PREDICTION_MAX;
+
+/// Largest measurement, in milliseconds.
+#[expect(clippy::cast_precision_loss, reason = "an hour")]
+const VALUE_MAX: f64 = PREDICTION_MAX.as_millis() as f64;
 
 /// The last `N` measurements, in order of time and of size. It is kept as a list in order of time,
 /// to seven digits.

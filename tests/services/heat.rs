@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::support::PROGRAM;
 use crate::support::mqtt::App;
-use crate::support::service::{Service, catalog};
+use crate::support::service::{Service, catalog, program};
 use serde_json::{Value, json};
 
 const ZONE: &str = "sys/class/thermal/thermal_zone0";
@@ -23,6 +23,66 @@ fn two() -> Value {
     catalog["pilotlight"]["servers"] = json!({"cloud": {"reach": "cloud"}});
     catalog["pilotlight"]["device_limits"] = json!({"heat_c": [60, 70]});
     catalog
+}
+
+/// A Jetson Nano that is cool: its `PMIC-Die` always reads 100 °C.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_zone_that_always_reads_100_degrees_closes_nothing() {
+    let board = tempfile::tempdir().unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/boards/jetson-nano.txt");
+    for file in std::fs::read_to_string(path).unwrap().split("== ").skip(1) {
+        let (path, content) = file.split_once('\n').unwrap();
+        write(board.path(), path, content);
+    }
+    let sensors = board.path().display().to_string();
+    let mut catalog = two();
+    catalog["pilotlight"]["device_limits"] = json!({});
+    let env = [("PILOTLIGHT_SENSORS", sensors.as_str())];
+    let service = Service::launch(&catalog, "embedded", &env);
+    service.ready_all().await;
+    service.ready().await;
+    let seen = |celsius: f64| move |state: &Value| state["device"]["temperature_c"] == celsius;
+    let state = service.until("measured", seen(41.5)).await;
+    assert_eq!(
+        (&state["device"]["stage"], &state["device"]["duty"]),
+        (&json!("calm"), &json!(1.0))
+    );
+    let mut app = App::of(service.mqtt, "app").await;
+    assert_eq!(app.ask("app", "hello").await["source"]["server"], "local");
+    let (_, out, _) = program(service.folder.path(), &["doctor"], &env).await;
+    let line = out.lines().find(|line| line.contains("PMIC-Die")).unwrap_or_default();
+    assert!(line.contains("100.0 °C") && line.contains("not used: no processor's"), "{out}");
+
+    // the processor is hot
+    write(board.path(), "sys/class/thermal/thermal_zone1/temp", "101000");
+    let state = service.until("closed", |state| state["device"]["stage"] == "closed").await;
+    assert_eq!(state["device"]["temperature_c"], 101.0);
+    // while the device is closed no time is predicted for it
+    let private = json!({"prompt": "hello", "mode": "local-only"}).to_string();
+    let reply = app.ask("app", private).await;
+    assert_eq!(reply["status"], "ok", "{reply}");
+    assert!(reply["decision"].get("predicted_ms").is_none(), "{}", reply["decision"]);
+    drop(service);
+
+    // named in the configuration it counts
+    catalog["pilotlight"]["device_limits"] = json!({"zones": {"PMIC-Die": [90, 95]}});
+    write(board.path(), "sys/class/thermal/thermal_zone1/temp", "34000");
+    let service = Service::launch(&catalog, "off", &env);
+    service.until("closed", |state| state["device"]["stage"] == "closed").await;
+}
+
+/// A record with a time that no answer can take.
+#[test]
+fn a_prediction_beyond_every_deadline_is_none() {
+    let record = json!({
+        "route": "local", "reason": "rule", "attempts": [], "pressure": {},
+        "predicted_ms": {"p50": 201_821_539.0, "p95": 201_821_539.0},
+    });
+    let (output, _) = explained(&record);
+    assert!(output.contains("Route: local") && !output.contains("Predicted"), "{output}");
+    let mut known = record.clone();
+    known["predicted_ms"] = json!({"p50": 1_000.0, "p95": 2_000.0});
+    assert!(explained(&known).0.contains("Predicted at arrival: 1000 ms"), "{known}");
 }
 
 /// The output of `pilotlight explain` for a reply, and whether the replay decides the same.
