@@ -22,16 +22,17 @@ use crate::ingress::http::AccessGuard;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls;
 use crate::request::name::is_name;
-use crate::store::files;
+use crate::store::{broker_password, files};
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
-pub const VARIABLES: [(&str, &str); 11] = [
+pub const VARIABLES: [(&str, &str); 12] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     ("PILOTLIGHT_DEVICE", "name of this device in topics (default: the host's name)"),
     ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
     ("PILOTLIGHT_MQTT_USERNAME", "user name at the broker"),
     ("PILOTLIGHT_MQTT_PASSWORD", "password at the broker"),
     ("PILOTLIGHT_BROKER", "address of the embedded broker (default: 127.0.0.1:1883)"),
+    ("PILOTLIGHT_BROKER_ANONYMOUS", "yes: the embedded broker asks for no password, for a try-out"),
     ("PILOTLIGHT_HTTP", "address of the HTTP interface (default: 127.0.0.1:8080), or off"),
     ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
     ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
@@ -50,8 +51,8 @@ pub struct Config {
     pub device: String,
     /// Connection to a broker, unless it is off.
     pub mqtt: Option<Mqtt>,
-    /// Address of the embedded broker, if it is used.
-    pub broker: Option<SocketAddr>,
+    /// The embedded broker, if it is used.
+    pub broker: Option<EmbeddedBroker>,
     /// HTTP interface, unless it is off.
     pub http: Option<Http>,
     /// Root folder of the sensors.
@@ -60,6 +61,25 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
+}
+
+/// The embedded broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmbeddedBroker {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Whether clients must log in.
+    pub login: BrokerLogin,
+}
+
+/// Whether the clients of the embedded broker must log in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerLogin {
+    /// With the user name and the password of [`Mqtt::credentials`], or if there are none, of the file in
+    /// the state folder.
+    Required,
+    /// Never: a try-out.
+    Anonymous,
 }
 
 /// Connection to the broker.
@@ -113,6 +133,7 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
     for mistake in reader.mistakes.iter_mut().filter(|mistake| mistake.path == "mcp.json") {
         mistake.path.clone_from(&shown);
     }
+    secret::conceal(&mut reader.mistakes, file.as_ref(), variables);
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
 }
 
@@ -133,7 +154,6 @@ fn one(path: &str, message: String) -> Vec<Mistake> {
 }
 
 struct SettingsReader<'v> {
-    secret::conceal(&mut reader.mistakes, file.as_ref(), variables);
     variables: &'v Variables,
     mistakes: Vec<Mistake>,
 }
@@ -143,7 +163,8 @@ impl SettingsReader<'_> {
         self.check_names();
         self.keys(&mut catalog);
         let device = self.device(&catalog);
-        let (mqtt, broker) = self.mqtt(&catalog);
+        let state = self.state();
+        let (mqtt, broker) = self.mqtt(&catalog, state.as_deref());
         let http = self.http(&catalog);
         let needs_broker = catalog.services().next().is_some() || catalog.mqtt.serve.is_some();
         if needs_broker && mqtt.is_none() {
@@ -151,7 +172,6 @@ impl SettingsReader<'_> {
             self.mistake("pilotlight.mqtt", message);
         }
         let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned()).into();
-        let state = self.state();
         if catalog.caps.is_bound() && state.is_none() {
             let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
@@ -250,7 +270,11 @@ impl SettingsReader<'_> {
         }
     }
 
-    fn mqtt(&mut self, catalog: &Catalog) -> (Option<Mqtt>, Option<SocketAddr>) {
+    fn mqtt(
+        &mut self,
+        catalog: &Catalog,
+        state: Option<&Path>,
+    ) -> (Option<Mqtt>, Option<EmbeddedBroker>) {
         let written = &catalog.mqtt;
         let default = if cfg!(feature = "embedded-broker") { "embedded" } else { "off" };
         let url = self.get("PILOTLIGHT_MQTT").or_else(|| written.url.clone());
@@ -258,7 +282,9 @@ impl SettingsReader<'_> {
         let broker = if url == "embedded" { self.broker() } else { None };
         let address = match (url.as_str(), broker) {
             ("off", _) | ("embedded", None) => None,
-            ("embedded", Some(addr)) => Some((addr.ip().to_string(), addr.port(), false)),
+            ("embedded", Some(EmbeddedBroker { listen, .. })) => {
+                Some((listen.ip().to_string(), listen.port(), false))
+            }
             (url, _) => self.broker_url(url),
         };
         let Some((host, port, encrypted)) = address else {
@@ -287,18 +313,44 @@ impl SettingsReader<'_> {
                 format!("{prefix:?} is not a valid topic prefix"),
             );
         }
+        let credentials = self.credentials(username, password, broker, state);
         let mqtt = Mqtt {
             host,
             port,
             tls: encrypted.then_some(files),
             prefix,
-            credentials: username.map(|user| (user, Secret(password.unwrap_or_default()))),
+            credentials,
             response_prefixes: written.response_prefixes.clone(),
         };
         (Some(mqtt), broker)
     }
 
-    fn broker(&mut self) -> Option<SocketAddr> {
+    /// The login at the broker; at the embedded one with the password of its file, if there is one
+    /// already.
+    fn credentials(
+        &mut self,
+        username: Option<String>,
+        password: Option<String>,
+        broker: Option<EmbeddedBroker>,
+        state: Option<&Path>,
+    ) -> Option<(String, Secret<String>)> {
+        let password = password.map(Secret);
+        let Some(EmbeddedBroker { login: BrokerLogin::Required, .. }) = broker else {
+            return username.map(|user| (user, password.unwrap_or_default()));
+        };
+        let kept = || match broker_password::read(state?) {
+            Ok(kept) => kept,
+            Err(error) => {
+                let file = broker_password::path(state?).display().to_string();
+                self.mistake(&file, format!("the password cannot be read: {error}"));
+                None
+            }
+        };
+        let password = password.or_else(kept)?;
+        Some((username.unwrap_or_else(|| broker_password::USER.to_owned()), password))
+    }
+
+    fn broker(&mut self) -> Option<EmbeddedBroker> {
         if !cfg!(feature = "embedded-broker") {
             self.mistake(
                 "pilotlight.mqtt.url",
@@ -307,8 +359,16 @@ impl SettingsReader<'_> {
             return None;
         }
         let listen = self.get("PILOTLIGHT_BROKER").unwrap_or_else(|| "127.0.0.1:1883".to_owned());
+        let login = match self.get("PILOTLIGHT_BROKER_ANONYMOUS").as_deref() {
+            None | Some("no") => BrokerLogin::Required,
+            Some("yes") => BrokerLogin::Anonymous,
+            Some(_) => {
+                self.mistake("PILOTLIGHT_BROKER_ANONYMOUS", "must be yes or no");
+                BrokerLogin::Required
+            }
+        };
         match listen.parse() {
-            Ok(addr) => Some(addr),
+            Ok(listen) => Some(EmbeddedBroker { listen, login }),
             Err(_) => {
                 self.mistake(
                     "PILOTLIGHT_BROKER",

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backends::supervisor::supervise;
 use crate::catalog::catalog::{Catalog, DeviceLimits};
 use crate::clock;
-use crate::config::{Config, Http, Mqtt};
+use crate::config::{BrokerLogin, Config, EmbeddedBroker, Http, Mqtt};
 use crate::device;
 use crate::device::{SensorReading, Sensors};
 use crate::dispatch;
@@ -30,10 +30,13 @@ use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::mcp::over_mqtt::worker;
 use crate::metrics::Metrics;
 use crate::mqtt;
+#[cfg(feature = "embedded-broker")]
+use crate::mqtt::broker::BrokerAccess;
 use crate::mqtt::{Bus, Router, Subscription};
 use crate::net::tls;
 use crate::pressure::Bounds;
 use crate::pressure::level::DevicePressure;
+use crate::store::broker_password;
 
 /// Tasks that stop together.
 struct TaskGroup {
@@ -126,8 +129,9 @@ pub fn calm() -> watch::Receiver<DevicePressure> {
 ///
 /// # Errors
 /// If a port is taken or a certificate is not usable.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    log_in(&mut config)?;
     let mut broker = TaskGroup::new("broker");
     start_broker(&config, &mut broker).await?;
     let listener = match &config.http {
@@ -197,21 +201,70 @@ fn bounds_of(limits: &DeviceLimits) -> Bounds {
     let board = device::bounds();
     Bounds {
         heat_c: limits.heat_c.or(board.heat_c),
+        zones: limits.zones.clone(),
         memory_reserve: limits.memory_reserve_mb.map_or(board.memory_reserve, |mb| mb << 20),
         disk_reserve: limits.disk_reserve_mb.map_or(board.disk_reserve, |mb| mb << 20),
         ..board
     }
-        zones: limits.zones.clone(),
+}
+
+/// Gives the service its login at the embedded broker: with the configured password, else with that of
+/// the file in the state folder, which is generated at the first start.
+///
+/// # Errors
+/// If the file can't be read or written.
+fn log_in(config: &mut Config) -> anyhow::Result<()> {
+    let Some(EmbeddedBroker { login: BrokerLogin::Required, .. }) = config.broker else {
+        return Ok(());
+    };
+    if config.mqtt.as_ref().is_none_or(|mqtt| mqtt.credentials.is_some()) {
+        return Ok(());
+    }
+    let password = match state_folder(config) {
+        Some(folder) => broker_password::read_or_generate(folder).with_context(|| {
+            let file = broker_password::path(folder);
+            format!("the password of the embedded broker is not usable: {}", file.display())
+        })?,
+        None => {
+            tracing::warn!(
+                "no state folder for the embedded broker's password: only this service can use the \
+                 broker; set PILOTLIGHT_STATE or PILOTLIGHT_MQTT_PASSWORD"
+            );
+            broker_password::generate()?
+        }
+    };
+    if let Some(mqtt) = &mut config.mqtt {
+        mqtt.credentials = Some((broker_password::USER.to_owned(), password));
+    }
+    Ok(())
 }
 
 #[cfg(feature = "embedded-broker")]
 async fn start_broker(config: &Config, group: &mut TaskGroup) -> anyhow::Result<()> {
-    let Some(listen) = config.broker else {
+    let Some(EmbeddedBroker { listen, login }) = config.broker else {
         return Ok(());
     };
-    let (addr, serve) = crate::mqtt::broker::open(listen, group.stop.clone()).await?;
+    let credentials = config.mqtt.as_ref().and_then(|mqtt| mqtt.credentials.clone());
+    let access = match (login, credentials) {
+        (BrokerLogin::Required, Some((user, password))) => BrokerAccess::Login(user, password),
+        (BrokerLogin::Required, None) => anyhow::bail!("the embedded broker needs a password"),
+        (BrokerLogin::Anonymous, _) => BrokerAccess::Anonymous,
+    };
+    let (addr, serve) = crate::mqtt::broker::open(listen, access, group.stop.clone()).await?;
     group.add(serve);
-    tracing::info!(%addr, "the embedded broker listens");
+    match (login, config.state.as_deref()) {
+        (BrokerLogin::Anonymous, _) => tracing::warn!(
+            %addr,
+            "the embedded broker asks for no password: every program of this machine can read all \
+             prompts and answers"
+        ),
+        (BrokerLogin::Required, Some(folder)) if broker_password::path(folder).exists() => {
+            let password_file = broker_password::path(folder);
+            let password_file = password_file.display();
+            tracing::info!(%addr, %password_file, "the embedded broker listens");
+        }
+        (BrokerLogin::Required, _) => tracing::info!(%addr, "the embedded broker listens"),
+    }
     Ok(())
 }
 

@@ -135,8 +135,6 @@ pub const LEARNED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 pub const TEMPLATES_MAX: usize = 128;
 /// Applications whose spending is counted in one month; further ones may not use priced models.
 pub const SPENDERS_MAX: usize = 1024;
-/// Entries of the ledger file after which it is compacted.
-pub const LEDGER_LINES_MAX: usize = 10_000;
 /// Hours by which the ledger may be ahead of the clock; beyond it the clock was wrong before. 31 days: a
 /// budget of a month that is used up blocks no longer.
 pub const CLOCK_AHEAD_MAX: u32 = 31 * 24;
@@ -146,6 +144,8 @@ pub const CLOCK_BEHIND_TOLD: u32 = 2;
 /// The hour since 1970 before which a clock has not been set, as on a board that keeps no time without
 /// power: the beginning of 2025, before this program.
 pub const CLOCK_EARLIEST: u32 = 482_136;
+/// Entries of the ledger file after which it is compacted.
+pub const LEDGER_LINES_MAX: usize = 10_000;
 /// Largest ledger that is read, in bytes: 1.6 KB for each of [`LEDGER_LINES_MAX`] entries, which have
 /// about 100 bytes.
 pub const LEDGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -258,6 +258,37 @@ pub const MQTT_KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// MQTT session expiry: how long the broker keeps the session of a disconnected service.
 pub const MQTT_SESSION_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 
+/// Clients that are connected to the embedded broker at once.
+pub const BROKER_CLIENTS_MAX: usize = 64;
+/// Connections that the embedded broker accepts in a second: each may be silent for ten seconds before it
+/// is closed, and takes a file descriptor, of which a process mostly has 1,024.
+pub const BROKER_CONNECTS_A_SECOND_MAX: u32 = 50;
+/// Largest packet of the embedded broker, in bytes. A client that sends a larger one loses its connection,
+/// so this is far more than [`REQUEST_BYTES_MAX`]: a request of a size between is refused with a reply.
+pub const BROKER_PACKET_BYTES_MAX: usize = 12 * 1024 * 1024;
+/// Retained messages of the embedded broker. A service has two, and an application one or two.
+pub const BROKER_RETAINED_MAX: usize = 64;
+/// Longest retained message of the embedded broker, in bytes: that of a service has 1 KB. All together
+/// have at most 4 MiB.
+pub const BROKER_RETAINED_BYTES_MAX: usize = 64 * 1024;
+/// Sessions that the embedded broker keeps of clients that are not connected.
+pub const BROKER_SESSIONS_MAX: usize = BROKER_CLIENTS_MAX;
+/// Longest time for which the embedded broker keeps the session of a client that is not connected.
+pub const BROKER_SESSION_EXPIRY: Duration = Duration::from_secs(3600);
+/// Messages that the embedded broker keeps for a client that is slow or not connected, in number and
+/// bytes; the oldest are dropped.
+pub const BROKER_QUEUED_MAX: usize = 256;
+/// See [`BROKER_QUEUED_MAX`]. At least one message of the largest size.
+pub const BROKER_QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Messages on their way from the embedded broker to one client.
+pub const BROKER_CHANNEL_MAX: usize = 64;
+/// Subscriptions of one client of the embedded broker.
+pub const BROKER_SUBSCRIPTIONS_MAX: usize = 64;
+/// Topic aliases of one connection to the embedded broker: it keeps a topic for each.
+pub const BROKER_ALIASES_MAX: u16 = 16;
+/// Publishes of one client without the embedded broker's acknowledgement.
+pub const BROKER_RECEIVE_MAX: u16 = 64;
+
 /// Longest topic prefix of a service that is called over MQTT, in bytes.
 pub const SERVICE_TOPIC_BYTES_MAX: usize = 256;
 /// Longest part of a call over MQTT in one message, in bytes: many brokers accept no more than 128 or
@@ -310,4 +341,8 @@ const _: () = assert!(ANSWER_BYTES_MAX <= OUTBOX_BYTES_MAX);
 const _: () = assert!(MQTT_RECEIVE_MAX as usize <= WAITING_JOBS_MAX);
 const _: () = assert!(MQTT_INBOX_MAX > MQTT_RECEIVE_MAX as usize);
 const _: () = assert!(MQTT_PACKET_BYTES_MAX as usize > REQUEST_BYTES_MAX);
+const _: () = assert!(BROKER_PACKET_BYTES_MAX > REQUEST_BYTES_MAX);
+const _: () = assert!(BROKER_PACKET_BYTES_MAX < BROKER_QUEUED_BYTES_MAX);
+const _: () = assert!(BROKER_PACKET_BYTES_MAX <= MQTT_PACKET_BYTES_MAX as usize);
+const _: () = assert!(BROKER_RECEIVE_MAX >= MQTT_INFLIGHT_MAX);
 const _: () = assert!(TAP_CHUNKS_MAX > OUTPUT_TOKENS_MAX as usize);

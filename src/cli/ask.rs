@@ -195,7 +195,8 @@ impl AskArgs {
         if is_login {
             bail!(
                 "broker {host}:{port} refused the login ({why}); set PILOTLIGHT_MQTT_USERNAME and \
-                 PILOTLIGHT_MQTT_PASSWORD"
+                 PILOTLIGHT_MQTT_PASSWORD, or for the embedded broker PILOTLIGHT_STATE to the state \
+                 folder of the service"
             );
         }
         bail!("broker {host}:{port} is not reachable ({why}); is the service running?")

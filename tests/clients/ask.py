@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import queue
 import sys
 
@@ -19,6 +20,7 @@ def paho():
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=protocol)
         client.on_message = lambda _c, _u, message: came.put(message)
         client.on_subscribe = lambda *_: ready.put(True)
+        client.username_pw_set("pilotlight", os.environ["MQTT_PASSWORD"])
         client.connect("127.0.0.1", MQTT_PORT)
         client.loop_start()
         client.subscribe([("pilotlight/dev/reply/paho/#", 1), ("pilotlight/dev/stream/paho", 1)])

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::support::PROGRAM;
-use crate::support::service::{Service, catalog, program};
+use crate::support::service::{LOGIN, Service, catalog, program};
 use serde_json::{Value, json};
 
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
@@ -158,7 +158,9 @@ async fn ask_and_status_against_a_service() {
     let service = Service::start(&catalog(&DRY)).await;
     let (http, broker) =
         (format!("127.0.0.1:{}", service.http), format!("127.0.0.1:{}", service.mqtt));
+    let [user, password] = LOGIN;
     let env = [("PILOTLIGHT_HTTP", http.as_str()), ("PILOTLIGHT_BROKER", broker.as_str())];
+    let env = [env[0], env[1], user, password];
     let (code, out, err) = program(service.folder.path(), &["ask", "one two three"], &env).await;
     assert_eq!(code, 0, "{err}");
     assert!(out.starts_with("one two three\n") && out.contains("decision record"), "{out}");

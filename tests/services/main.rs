@@ -19,6 +19,8 @@ mod bedrock;
 #[cfg(feature = "embedded-broker")]
 mod cli;
 mod clock;
+#[cfg(feature = "embedded-broker")]
+mod embedded;
 mod files;
 #[cfg(feature = "embedded-broker")]
 mod costs;
