@@ -8,9 +8,11 @@ use serde_json::json;
 use super::{DONE, NOT_READY};
 use crate::catalog::server::Endpoint;
 use crate::config;
-use crate::config::Config;
+use crate::config::{BrokerLogin, Config};
 use crate::device::{Sensors, memory};
 use crate::limits::SAMPLE_EVERY;
+use crate::money::account::{ClockState, is_set};
+use crate::store::{broker_password, ledger};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +52,9 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     let config = config::variables().and_then(|variables| config::load(path, &variables));
     match config {
         Ok(config) => {
-            findings.extend(sensors_of(&config.sensors));
-            findings.push(configuration(&config));
+            findings.extend(sensors_of(&config));
+            findings.extend(configuration(&config));
+            findings.push(clock(&config));
             findings.extend(models(&config));
             findings.push(broker(&config).await);
         }
@@ -90,8 +93,10 @@ pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u
 }
 
 /// The sensors that the device monitor reads. A missing sensor is a note, not a fault.
-fn sensors_of(root: &Path) -> Vec<DoctorFinding> {
-    let found = Sensors::new(root, Path::new(".")).findings().into_iter();
+fn sensors_of(config: &Config) -> Vec<DoctorFinding> {
+    let limits = config.catalog.device_limits.zones.clone();
+    let sensors = Sensors::new(&config.sensors, Path::new(".")).with_limits(limits);
+    let found = sensors.findings().into_iter();
     found
         .map(|finding| DoctorFinding {
             what: finding.what,
@@ -125,20 +130,37 @@ fn memory() -> DoctorFinding {
     }
 }
 
-fn configuration(config: &Config) -> DoctorFinding {
+fn configuration(config: &Config) -> Vec<DoctorFinding> {
     let shown = config.path.display();
-    match config.warnings.first() {
-        Some(warning) => DoctorFinding {
-            what: "configuration",
-            level: FindingLevel::Warn,
-            detail: format!("{shown}: {warning}"),
-        },
-        None => DoctorFinding {
-            what: "configuration",
-            level: FindingLevel::Ok,
-            detail: format!("{shown} has no mistakes"),
-        },
+    let what = "configuration";
+    if config.warnings.is_empty() {
+        let detail = format!("{shown} has no mistakes");
+        return vec![DoctorFinding { what, level: FindingLevel::Ok, detail }];
     }
+    let warned = config.warnings.iter().map(|warning| DoctorFinding {
+        what,
+        level: FindingLevel::Warn,
+        detail: format!("{shown}: {warning}"),
+    });
+    warned.collect()
+}
+
+/// Checks that the clock is set and agrees with the ledger of spending.
+fn clock(config: &Config) -> DoctorFinding {
+    let what = "clock";
+    if !is_set(ledger::hour()) {
+        let detail = "the clock is not set: budgets count by the ledger until it is; set the time, or wait \
+                      for a time service";
+        return DoctorFinding { what, level: FindingLevel::Warn, detail: detail.to_owned() };
+    }
+    let account = config.state.as_deref().and_then(ledger::peek);
+    let (level, detail) = match account.map(|account| account.clock_state()) {
+        None => (FindingLevel::Ok, "set; there is no ledger to compare it with".to_owned()),
+        Some(state @ ClockState::Agrees) => (FindingLevel::Ok, state.to_string()),
+        Some(state @ ClockState::SetBack(_)) => (FindingLevel::Note, state.to_string()),
+        Some(state @ ClockState::Behind(_)) => (FindingLevel::Warn, state.to_string()),
+    };
+    DoctorFinding { what, level, detail }
 }
 
 /// Checks that the GGUF files of the engines exist and fit into the available memory.
@@ -171,6 +193,21 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
     config.catalog.servers.iter().filter_map(|s| file_of(&s.endpoint)).map(checked).collect()
 }
 
+/// How clients log in at the embedded broker.
+fn login(config: &Config) -> String {
+    let (broker, user) = (config.broker.map(|broker| broker.login), broker_password::USER);
+    match (broker, config.state.as_deref().map(broker_password::path)) {
+        (Some(BrokerLogin::Anonymous), _) => "it asks for no password".to_owned(),
+        (_, Some(file)) if file.exists() => {
+            format!("user {user}, password in {}", file.display())
+        }
+        (_, Some(file)) => {
+            format!("user {user}; the password is configured, or generated in {}", file.display())
+        }
+        (_, None) => "its password is configured, or known to the service alone".to_owned(),
+    }
+}
+
 async fn broker(config: &Config) -> DoctorFinding {
     let what = "broker";
     let Some(mqtt) = &config.mqtt else {
@@ -180,8 +217,13 @@ async fn broker(config: &Config) -> DoctorFinding {
     let connect = tokio::net::TcpStream::connect(place);
     let reached = matches!(tokio::time::timeout(Duration::from_secs(3), connect).await, Ok(Ok(_)));
     let detail = match (reached, config.broker.is_some()) {
-        (true, _) => format!("{}:{} accepts connections (login not tested)", mqtt.host, mqtt.port),
-        (false, true) => "embedded broker; reachable while the service runs".to_owned(),
+        (true, false) => {
+            format!("{}:{} accepts connections (login not tested)", mqtt.host, mqtt.port)
+        }
+        (true, true) => format!("embedded broker, running; {}", login(config)),
+        (false, true) => {
+            format!("embedded broker; reachable while the service runs; {}", login(config))
+        }
         (false, false) => format!("{}:{} does not answer", mqtt.host, mqtt.port),
     };
     DoctorFinding { what, level: FindingLevel::of(reached || config.broker.is_some()), detail }
