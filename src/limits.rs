@@ -84,10 +84,54 @@ pub const CHUNKS_WAITING_MAX: usize = 64;
 /// One more than an answer can have: a slow reader never blocks the connection, which other calls
 /// share, and a server that sends more violates the protocol.
 pub const TAP_CHUNKS_MAX: usize = OUTPUT_TOKENS_MAX as usize + 1;
+/// Progress notifications of one call to an MCP server: each chunk, and three signs of life for it.
+pub const PROGRESS_MAX: usize = 4 * TAP_CHUNKS_MAX;
+/// Notifications besides progress that an MCP server may send at once, and then each second. They are
+/// not used; a chatty server logs a hundred lines a second.
+pub const SERVER_NOTES_MAX: u32 = 4096;
+/// See [`SERVER_NOTES_MAX`].
+pub const SERVER_NOTES_PER_S: u32 = 256;
+/// Requests that an MCP server may make at once, and then each second: a ping every few seconds.
+pub const SERVER_REQUESTS_MAX: u32 = 256;
+/// See [`SERVER_REQUESTS_MAX`].
+pub const SERVER_REQUESTS_PER_S: u32 = 1;
+/// Pages, entries and bytes of a list that is read from an MCP server when a connection is opened. A
+/// service lists one resource for each of [`SERVERS_MAX`] models.
+pub const LIST_PAGES_MAX: usize = 16;
+/// See [`LIST_PAGES_MAX`].
+pub const LIST_ITEMS_MAX: usize = 1024;
+/// See [`LIST_PAGES_MAX`].
+pub const LIST_BYTES_MAX: usize = 1024 * 1024;
+/// Largest `ModelContext` that is read, in bytes: those of engines have about 2 KB.
+pub const CONTEXT_BYTES_MAX: usize = 256 * 1024;
+/// Largest message of an MCP server that is no child process, in bytes: an answer is three times in a
+/// result with embeddings, and its JSON escapes.
+pub const REMOTE_MESSAGE_BYTES_MAX: usize = 4 * ANSWER_BYTES_MAX;
+/// Most bytes of one stream of events of an MCP server, with the JSON around each piece.
+pub const MCP_STREAM_BYTES_MAX: usize = 16 * ANSWER_BYTES_MAX;
+/// How often in a row an interrupted stream of events is tried to be resumed.
+pub const MCP_RESUME_MAX: usize = 5;
+/// Longest reason that a remote server states for a failure, in bytes; it is shown and logged.
+pub const REASON_BYTES_MAX: usize = 512;
+/// Most bytes of an error response of a remote server that are read.
+pub const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// Cancelled calls to one MCP server whose notification waits to be sent.
 pub const CANCELS_WAITING_MAX: usize = RUNNING_JOBS_MAX;
 /// Settled decisions that wait for one subscriber; a slower one loses the oldest.
 pub const SETTLED_WAITING_MAX: usize = 256;
+/// Longest text in a `ModelContext`, in bytes: a digest has 64, the reason of a fallback some more.
+pub const CLAIM_BYTES_MAX: usize = 512;
+/// Most entries of a list in a `ModelContext`: a multilingual model states some 30 languages.
+pub const CLAIMS_MAX: usize = 64;
+/// Most prompts at once that a server may state: the highest that a provider's entry may have.
+pub const SLOTS_STATED_MAX: u32 = 256;
+/// How far beyond twice its bound a figure that a backend states of its answer may be before it counts
+/// as impossible: the text that gateways add to a prompt, in tokens, or a late clock, in milliseconds.
+pub const FIGURE_SLACK: u32 = 1024;
+/// Implausible answers of one backend, with none between that was plausible, after which it rests.
+pub const IMPLAUSIBLE_MAX: u32 = 3;
+/// How long it rests: so long that its answers can't disturb the scheduling of the others.
+pub const IMPLAUSIBLE_REST: Duration = Duration::from_secs(600);
 /// Longest answer that is kept in memory, in bytes: [`OUTPUT_TOKENS_MAX`] tokens are about 40 KB of
 /// text, embeddings of many texts are the largest answers.
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -156,6 +200,14 @@ pub const LEDGER_WAITING_MAX: usize = 4 * RUNNING_JOBS_MAX;
 pub const LEDGER_REST: Duration = Duration::from_millis(20);
 /// Longest wait at the start for the lock of the ledger, which an ending service may still hold.
 pub const LEDGER_LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Corrections of the ledger that are kept with it, and that may wait to be applied.
+pub const CORRECTIONS_MAX: usize = 64;
+/// Longest reason of a correction, in bytes.
+pub const CORRECTION_REASON_BYTES_MAX: usize = 256;
+/// Interval at which a running service looks for corrections: a look into an empty folder.
+pub const CORRECTIONS_EVERY: Duration = Duration::from_secs(2);
+/// Longest time that the command waits for a running service to apply a correction.
+pub const CORRECTION_WAIT_MAX: Duration = Duration::from_secs(15);
 /// Models that answer a prompt in parallel with the strategy `compare`.
 pub const COMPARED_MAX: usize = 3;
 /// Most tokens in which a judge model selects one of several answers.

@@ -57,6 +57,7 @@ pub fn read(text: &str, variables: &Variables) -> (Catalog, Vec<Mistake>) {
 
 fn read_file(file: Value, variables: &Variables, mistakes: &mut Mistakes) -> Catalog {
     let secrets = secret::variables(&file);
+    let written = file.get("mcpServers").or(file.get("servers")).cloned().unwrap_or_default();
     let Value::Object(mut file) = expand_all(file, &mut mistakes.at(""), variables) else {
         mistakes.at("mcp.json").add("must be a JSON object");
         return Catalog::default();
@@ -71,6 +72,7 @@ fn read_file(file: Value, variables: &Variables, mistakes: &mut Mistakes) -> Cat
     refuse_not_implemented(&mut ours, mistakes);
     let parts = Members::read(ours, &PARTS, &mut mistakes.at("pilotlight"));
     let mut catalog = read_parts(servers, parts, mistakes);
+    read_server::check_plain_text(&catalog.servers, &written, mistakes);
     for server in &mut catalog.servers {
         if let Endpoint::Child { hidden, .. } = &mut server.endpoint {
             hidden.clone_from(&secrets);

@@ -156,16 +156,19 @@ fn region_of(url: &str) -> Option<String> {
     (parts.next() == Some("amazonaws")).then(|| region.to_owned())
 }
 
+/// Whether the host of the URL is this device.
+pub(super) fn is_loopback(uri: &http::Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_numeric = |text: &str| text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    matches!(host, "localhost" | "::1") || host.strip_prefix("127.").is_some_and(is_numeric)
+}
+
 /// The URL is encrypted or loopback, so that the key is never sent in plain text over a network.
 fn check_url(url: &str) -> Result<(), String> {
     let uri: http::Uri = url.parse().map_err(|_| "is not a URL".to_owned())?;
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let is_numeric = |text: &str| text.chars().all(|c| c.is_ascii_digit() || c == '.');
-    let is_loopback =
-        matches!(host, "localhost" | "::1") || host.strip_prefix("127.").is_some_and(is_numeric);
     match uri.scheme_str() {
-        Some("https") if !host.is_empty() => Ok(()),
-        Some("http") if is_loopback => Ok(()),
+        Some("https") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(()),
+        Some("http") if is_loopback(&uri) => Ok(()),
         Some("http") => Err("must begin with https://; http would expose the key".to_owned()),
         _ => Err("must begin with https://".to_owned()),
     }?;

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::mistake::{Mistakes, Scope};
 use super::read_budget::RawPrice;
-use super::secret::Secret;
+use super::read_provider::is_loopback;
+use super::secret::{self, Secret};
 use super::server::{Endpoint, ServerEntry};
 use super::shape;
 use crate::limits::SERVICE_TOPIC_BYTES_MAX;
@@ -108,6 +109,39 @@ pub(super) fn read(
     }
     found
 }
+
+/// Adds a mistake for each secret that an entry would send over a network in plain text: a header, or a
+/// part of the URL, for plain `http://` to another host. `written` is the part `mcpServers` before its
+/// variables were expanded.
+pub(super) fn check_plain_text(servers: &[ServerEntry], written: &Value, mistakes: &mut Mistakes) {
+    for server in servers {
+        let Endpoint::Http { url, .. } = &server.endpoint else { continue };
+        let uri: Option<http::Uri> = url.parse().ok();
+        if url.starts_with("https://") || uri.as_ref().is_some_and(is_loopback) {
+            continue;
+        }
+        let mut scope = mistakes.at("mcpServers");
+        let mut scope = scope.at(&server.name);
+        let entry = &written[server.name.as_str()];
+        for (name, value) in entry["headers"].as_object().into_iter().flatten() {
+            if secret::is_secret_field(name, value.as_str().unwrap_or_default()) {
+                scope.at("headers").at(name).add(PLAIN_TEXT);
+            }
+        }
+        let authority = url.split('/').nth(2).unwrap_or_default();
+        let query = url.split_once('?').map_or("", |(_, query)| query);
+        let names = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+        if authority.contains('@')
+            || names.into_iter().any(|name| secret::is_secret_field(name, ""))
+        {
+            scope.at("url").add(PLAIN_TEXT);
+        }
+    }
+}
+
+/// The message of [`check_plain_text`].
+const PLAIN_TEXT: &str = "http:// would send a secret in plain text over the network; use https://, or a \
+                          loopback address";
 
 impl RawServer {
     /// The endpoint, if the entry names exactly one.

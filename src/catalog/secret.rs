@@ -111,6 +111,17 @@ fn is_below_secret(path: &[&str]) -> bool {
         || path.iter().rev().skip(1).any(|key| *key == "headers")
 }
 
+/// Further parts of the names of HTTP headers and query parameters that hold secrets.
+const HEADER_PARTS: [&str; 5] = ["auth", "key", "cookie", "session", "signature"];
+
+/// Whether a header or a query parameter holds a secret, by its name or because its value in the file is
+/// that of a variable.
+pub(super) fn is_secret_field(name: &str, written: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let mut parts = KEY_PARTS.iter().chain(&HEADER_PARTS);
+    written.contains("${") || parts.any(|part| name.contains(part))
+}
+
 fn is_secret(path: &[&str]) -> bool {
     let name = path.last().copied().unwrap_or_default().to_ascii_lowercase();
     matches!(path, ["pilotlight", "providers", _, "key"])

@@ -7,15 +7,13 @@ use std::time::Duration;
 use rmcp::RoleClient;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CallToolResult, ClientConfig, ClientNotification,
-    ClientRequest, CustomNotification, ErrorCode, JsonObject, ProtocolVersion,
-    ReadResourceRequestParams, ReadResourceResponse, RequestMetaObject, ResourceContents,
+    ClientRequest, CustomNotification, ErrorCode, JsonObject, ProtocolVersion, RequestMetaObject,
     ServerResult,
 };
 use rmcp::service::{
     ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions, RequestHandle, RunningService,
     RunningServiceCancellationToken, ServiceError,
 };
-use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use rmcp::transport::{StreamableHttpClientTransport, Transport};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -23,17 +21,24 @@ use tokio::task::JoinSet;
 
 use super::contract::{
     Generated, LOST, META_CACHE_GROUP, META_DEADLINE, META_HOPS, META_OPEN_BYTES, NOT_TAKEN,
-    NotGenerated, PACE, Pace, TOOL, context_uri, model_of_uri,
+    NotGenerated, PACE, Pace, TOOL,
 };
+use super::handshake::read_context;
+use super::http_client::{self, BoundedHttpClient};
 use super::tap::{OrderedProgress, ProgressEvent, ProgressSink};
 use super::transport::BoxTransport;
-use crate::limits::{ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, TAP_CHUNKS_MAX};
+use crate::limits::{
+    ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, PROGRESS_MAX, TAP_CHUNKS_MAX,
+    TOOL_CALL_ID_BYTES_MAX, TOOL_CALLS_MAX,
+};
 use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
+use crate::model::generate::{BoxFuture, Fault, Finish, Generate, Usage};
 use crate::model::out::Out;
 use crate::net::client;
+use crate::request::format::Format;
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
+use crate::request::tools::ToolCall;
 use crate::time::millis;
 use crate::wire::Ask;
 
@@ -159,7 +164,7 @@ where
             .serve_with_lifecycle(OrderedProgress::new(BoxTransport::new(transport)), lifecycle),
     )
     .await
-    .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")))?;
+    .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")).bounded())?;
     let peer = service.peer().clone();
     let (pace, told) = watch::channel(1.0);
     let (cancels, cancelled) = mpsc::channel(CANCELS_WAITING_MAX);
@@ -193,46 +198,15 @@ pub async fn connect_http(
         })?;
         custom.insert(name, value);
     }
-    let config = StreamableHttpClientTransportConfig::with_uri(url)
-        .custom_headers(custom)
-        .max_sse_event_size(4 * ANSWER_BYTES_MAX)
-        .max_json_response_size(4 * ANSWER_BYTES_MAX);
+    let config = http_client::config(url, custom);
     let parsed = reqwest::Url::parse(url);
     let client = client::builder(
         &parsed.map_err(|e| Fault::unavailable(format!("{url} is not a URL: {e}")))?,
     )
     .build()
     .map_err(|e| Fault::unavailable(format!("the HTTP client cannot be created: {e}")))?;
+    let client = BoundedHttpClient(client);
     connect(StreamableHttpClientTransport::with_client(client, config), patience).await
-}
-
-async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext, Fault> {
-    let away =
-        |e: ServiceError| Fault::unavailable(format!("its ModelContext cannot be read: {e}"));
-    let resources = peer.list_all_resources().await.map_err(away)?;
-    let uri = resources
-        .iter()
-        .map(|resource| resource.uri.as_str())
-        .find(|uri| model_of_uri(uri).is_some())
-        .ok_or_else(|| {
-            let wanted = context_uri("NAME");
-            Fault::ProtocolError(format!("not a model server: no resource {wanted}"))
-        })?;
-    let params = ReadResourceRequestParams::new(uri);
-    let ReadResourceResponse::Complete(read) =
-        peer.read_resource_once(params).await.map_err(away)?
-    else {
-        return Err(Fault::ProtocolError("it wants input before it states its context".to_owned()));
-    };
-    let text = read.contents.iter().find_map(|content| match content {
-        ResourceContents::TextResourceContents { text, .. } => Some(text),
-        // the enum is non-exhaustive; a context is text
-        ResourceContents::BlobResourceContents { .. } | _ => None,
-    });
-    let text = text
-        .ok_or_else(|| Fault::ProtocolError("the ModelContext resource is not text".to_owned()))?;
-    serde_json::from_str(text)
-        .map_err(|e| Fault::ProtocolError(format!("its ModelContext cannot be parsed: {e}")))
 }
 
 impl Generate for Remote {
@@ -265,6 +239,8 @@ impl Remote {
             .await
             .map_err(|e| fault_of(&e))?;
         let mut call = PendingCall { handle: Some(handle), cancels: &self.cancels };
+        let (mut bytes, mut signs) = (0, 0);
+        // bounded by the pieces, bytes and signs of life that one answer may have
         loop {
             let beat = tokio::select! {
                 beat = beats.recv() => beat,
@@ -276,20 +252,26 @@ impl Remote {
             };
             match beat {
                 Some(ProgressEvent::Piece(text)) => {
+                    bytes += text.len();
+                    if bytes > ANSWER_BYTES_MAX || out.written() as usize >= TAP_CHUNKS_MAX {
+                        return Err(too_much("pieces or bytes"));
+                    }
                     out.write(text).await.map_err(|_| Fault::Cancelled)?;
                 }
-                Some(ProgressEvent::Alive) => out.alive(),
-                Some(ProgressEvent::Overflow) => {
-                    return Err(Fault::ProtocolError(
-                        "the server sent more pieces than max_tokens allows".into(),
-                    ));
+                Some(ProgressEvent::Alive) => {
+                    signs += 1;
+                    if signs > PROGRESS_MAX {
+                        return Err(too_much("progress notifications"));
+                    }
+                    out.alive();
                 }
+                Some(ProgressEvent::Overflow) => return Err(too_much("pieces")),
                 // the response has passed, or the connection has broken
                 None => break,
             }
         }
         let result = call.result().await?;
-        usage_of(result, &mut out).await
+        usage_of(job, result, &mut out).await
     }
 }
 
@@ -343,6 +325,11 @@ fn meta_of(job: &Job, tags: &RandomState) -> RequestMetaObject {
     meta
 }
 
+/// The fault of an answer beyond its bounds.
+fn too_much(what: &str) -> Fault {
+    Fault::ProtocolError(format!("the server sent more {what} than an answer may have"))
+}
+
 fn fault_of(error: &ServiceError) -> Fault {
     match error {
         ServiceError::McpError(error) if error.code == ErrorCode::INVALID_PARAMS => {
@@ -355,7 +342,8 @@ fn fault_of(error: &ServiceError) -> Fault {
             Fault::unavailable(error.message.to_string())
         }
         ServiceError::McpError(error) => Fault::ProtocolError(error.message.to_string()),
-        ServiceError::Cancelled { .. } => Fault::Cancelled,
+        // this side has not cancelled it: it would not wait for the result
+        ServiceError::Cancelled { .. } => cancelled_there(),
         ServiceError::Timeout { .. } => Fault::TimedOut("no answer in time".to_owned()),
         ServiceError::TransportClosed => {
             Fault::Crashed("connection lost during the call".to_owned())
@@ -367,8 +355,13 @@ fn fault_of(error: &ServiceError) -> Fault {
     }
 }
 
-/// Reads the result and checks that no piece was lost.
-async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
+/// The fault of a call that the server states as cancelled, although its client waits for it.
+fn cancelled_there() -> Fault {
+    Fault::ProtocolError("the server cancelled the call".to_owned())
+}
+
+/// Reads the result and checks that no piece was lost, and that the answer is one that was asked for.
+async fn usage_of(job: &Job, result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
     let ServerResult::CallToolResult(CallToolResult {
         structured_content, is_error, content, ..
     }) = result
@@ -381,17 +374,55 @@ async fn usage_of(result: ServerResult, out: &mut Out) -> Result<Usage, Fault> {
         return Err(Fault::ProtocolError(format!("the tool's result cannot be used: {text}")));
     };
     if is_error == Some(true) {
-        return Err(read::<NotGenerated>(structured)?.fault());
+        let fault = read::<NotGenerated>(structured)?.fault();
+        return Err(if fault == Fault::Cancelled { cancelled_there() } else { fault });
     }
     let generated: Generated = read(structured)?;
     let (sent, had) = (generated.usage.chunks, out.written());
     if had == 0 && sent > 0 && !generated.text.is_empty() {
+        if generated.text.len() > ANSWER_BYTES_MAX {
+            return Err(too_much("bytes"));
+        }
         // a server without progress notifications sends the whole answer at once
         out.write(generated.text).await.map_err(|_| Fault::Cancelled)?;
     } else if had != sent {
         return Err(Fault::ProtocolError(format!("{sent} pieces were sent and {had} arrived")));
     }
+    check_answer(job, &generated.usage)?;
     Ok(Usage { chunks: out.written(), ..generated.usage })
+}
+
+/// Checks that calls are of offered tools, and that a label is one of those that were asked for.
+fn check_answer(job: &Job, usage: &Usage) -> Result<(), Fault> {
+    let calls = &usage.tool_calls;
+    let is_long = |call: &ToolCall| call.id.len() > TOOL_CALL_ID_BYTES_MAX;
+    if calls.len() > TOOL_CALLS_MAX || calls.iter().any(is_long) {
+        return Err(too_much("tool calls, or longer identifiers of them,"));
+    }
+    match &job.tools {
+        // an answer that was cut off has no calls
+        Some(_) if usage.finish == Finish::Length && calls.is_empty() => {}
+        Some(tools) => tools.allow(calls).map_err(Fault::ProtocolError)?,
+        None if calls.is_empty() => {}
+        None => {
+            let why = "a tool call although no tools were offered";
+            return Err(Fault::ProtocolError(why.to_owned()));
+        }
+    }
+    let is_asked = match (&job.format, &usage.classification) {
+        (Format::Label(labels), Some(chosen)) => {
+            let is_known = |label: &String| labels.examples.contains_key(label);
+            is_known(&chosen.label) && chosen.scores.keys().all(is_known)
+        }
+        (Format::Label(_), None) => false,
+        (Format::Text | Format::Json | Format::Schema(_) | Format::Embedding, chosen) => {
+            chosen.is_none()
+        }
+    };
+    if is_asked {
+        return Ok(());
+    }
+    Err(Fault::ProtocolError("it chose no label, or one that was not asked for".to_owned()))
 }
 
 fn read<T: serde::de::DeserializeOwned>(structured: JsonObject) -> Result<T, Fault> {

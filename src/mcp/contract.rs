@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::limits::{
-    DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX, RETRY_STATED_MAX,
-    TOP_LOGPROBS_MAX,
+    DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, HOPS_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX,
+    RETRY_STATED_MAX, TOP_LOGPROBS_MAX,
 };
 use crate::model::generate::{Fault, Usage};
 use crate::request::job::{Message, Role};
@@ -115,7 +115,8 @@ impl NotGenerated {
     }
 }
 
-/// Time left, from a request's meta.
+/// Time left, from a request's meta. It shortens the deadline that the request asks for, and never
+/// extends it: anybody can state it.
 pub fn deadline_of(meta: &RequestMetaObject) -> Option<Duration> {
     let left = Duration::from_millis(meta.get(META_DEADLINE)?.as_u64()?);
     Some(left.clamp(DEADLINE_MIN, DEADLINE_MAX))
@@ -133,10 +134,13 @@ pub fn open_bytes_of(meta: &RequestMetaObject) -> usize {
     usize::try_from(bytes).unwrap_or(0)
 }
 
-/// The number of services that the request has passed, from its meta.
+/// The number of services that the request has passed. It restricts the request and never frees it,
+/// because anybody can state it: one at least if any number is stated, and [`HOPS_MAX`] if what is stated
+/// is no number.
 pub fn hops_of(meta: &RequestMetaObject) -> u8 {
-    let hops = meta.get(META_HOPS).and_then(Value::as_u64).unwrap_or(0);
-    u8::try_from(hops).unwrap_or(u8::MAX)
+    let Some(stated) = meta.get(META_HOPS) else { return 0 };
+    let hops = stated.as_u64().map(|hops| u8::try_from(hops).unwrap_or(u8::MAX));
+    hops.unwrap_or(HOPS_MAX).max(1)
 }
 
 /// The tool as it is listed.

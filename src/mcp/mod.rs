@@ -2,6 +2,8 @@
 
 pub mod client;
 pub mod contract;
+mod handshake;
+mod http_client;
 pub mod over_mqtt;
 pub mod pair;
 pub mod server;

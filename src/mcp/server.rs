@@ -238,7 +238,7 @@ impl McpServer {
         let mut job = ask.check("mcp", self.host.catalog())?;
         job.streamed = stream.unwrap_or(context.meta.get_progress_token().is_some());
         if let Some(left) = deadline_of(&context.meta) {
-            job.time_left = left;
+            job.time_left = job.time_left.min(left);
         }
         job.hops = hops_of(&context.meta);
         job.cache_group = format!("{}/{}", job.cache_group, cache_group_of(&context.meta));

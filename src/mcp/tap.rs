@@ -1,24 +1,35 @@
-//! Diverts progress notifications from the transport, in their order, before rmcp handles them.
+//! Diverts progress notifications from the transport, in their order, before rmcp handles them, and
+//! bounds what a server sends without having been asked.
 //!
 //! rmcp handles each incoming notification in a task of its own, so that progress arrives at a
 //! handler in any order, and the result before the last of it. `Transport::receive` is called one
 //! message after the other: here each progress notification goes straight to the reader of its
 //! request, and the reader's channel is closed when the response passes.
+//!
+//! rmcp spawns a task for each notification and each request of a server. This client uses none of the
+//! other notifications: they end here. A connection with more of them, or more requests, than an
+//! [`Allowance`] permits is closed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
+use std::time::Instant;
 
 use rmcp::RoleClient;
 use rmcp::model::{
-    ClientRequest, GetMeta, JsonRpcMessage, NumberOrString, ProgressToken, RequestId,
-    ServerNotification,
+    ClientNotification, ClientRequest, GetMeta, JsonRpcMessage, NumberOrString, ProgressToken,
+    RequestId, ServerNotification,
 };
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::sync::mpsc;
 
 use super::transport::BoxTransport;
+use crate::clock::now;
+use crate::limits::{
+    PROGRESS_MAX, RUNNING_JOBS_MAX, SERVER_NOTES_MAX, SERVER_NOTES_PER_S, SERVER_REQUESTS_MAX,
+    SERVER_REQUESTS_PER_S,
+};
 
 /// A progress notification of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,18 +51,74 @@ pub(super) struct OrderedProgress {
     inner: BoxTransport<RoleClient>,
     readers: HashMap<NumberOrString, mpsc::Sender<ProgressEvent>>,
     tokens: HashMap<RequestId, NumberOrString>,
+    /// Requests without a response.
+    open: HashSet<RequestId>,
+    /// Progress notifications that may still come: [`PROGRESS_MAX`] for each call.
+    progress_left: usize,
+    /// Notifications, and responses to nothing.
+    notes: Allowance,
+    /// Requests of the server.
+    requests: Allowance,
+}
+
+/// A token bucket: so many messages at once, and then so many a second.
+struct Allowance {
+    left: f64,
+    most: f64,
+    per_s: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    fn new(most: u32, per_s: u32) -> Allowance {
+        let most = f64::from(most);
+        Allowance { left: most, most, per_s: f64::from(per_s), at: now() }
+    }
+
+    /// Takes one message; false if there are too many.
+    fn take(&mut self) -> bool {
+        let now = now();
+        let refilled = now.duration_since(self.at).as_secs_f64() * self.per_s;
+        (self.left, self.at) = ((self.left + refilled).min(self.most) - 1.0, now);
+        self.left >= 0.0
+    }
+}
+
+/// What becomes of a message of the server.
+enum Diverted {
+    /// rmcp handles it.
+    Pass,
+    /// It ends here.
+    Stop,
+    /// The server sends without end: the connection is closed.
+    Close(&'static str),
 }
 
 impl OrderedProgress {
     pub(super) fn new(inner: BoxTransport<RoleClient>) -> OrderedProgress {
-        OrderedProgress { inner, readers: HashMap::new(), tokens: HashMap::new() }
+        OrderedProgress {
+            inner,
+            readers: HashMap::new(),
+            tokens: HashMap::new(),
+            open: HashSet::new(),
+            progress_left: 0,
+            notes: Allowance::new(SERVER_NOTES_MAX, SERVER_NOTES_PER_S),
+            requests: Allowance::new(SERVER_REQUESTS_MAX, SERVER_REQUESTS_PER_S),
+        }
     }
 
     /// Stores the reader of this request's progress.
     fn note(&mut self, message: &mut TxJsonRpcMessage<RoleClient>) {
+        if let JsonRpcMessage::Notification(note) = message
+            && let ClientNotification::CancelledNotification(cancelled) = &note.notification
+            && let Some(id) = &cancelled.params.request_id
+        {
+            self.open.remove(id);
+        }
         let JsonRpcMessage::Request(request) = message else {
             return;
         };
+        self.open.insert(request.id.clone());
         let token = request.request.get_meta().get_progress_token();
         let ClientRequest::CallToolRequest(call) = &mut request.request else {
             return;
@@ -64,40 +131,57 @@ impl OrderedProgress {
         };
         self.tokens.insert(request.id.clone(), token.clone());
         self.readers.insert(token, reader);
+        self.progress_left =
+            (self.progress_left + PROGRESS_MAX).min(PROGRESS_MAX * RUNNING_JOBS_MAX);
     }
 
-    /// Sends progress to its reader; returns every other message.
-    fn divert(
-        &mut self,
-        message: RxJsonRpcMessage<RoleClient>,
-    ) -> Option<RxJsonRpcMessage<RoleClient>> {
-        match &message {
-            JsonRpcMessage::Notification(note) => {
-                let ServerNotification::ProgressNotification(progress) = &note.notification else {
-                    return Some(message);
-                };
-                let ProgressToken(token) = &progress.params.progress_token;
-                if !self.readers.contains_key(token) {
-                    return Some(message);
-                }
-                let beat = match &progress.params.message {
-                    Some(text) => ProgressEvent::Piece(text.clone()),
-                    None => ProgressEvent::Alive,
-                };
-                self.hand_on(token, beat);
-                None
-            }
-            JsonRpcMessage::Response(response) => {
-                self.forget(&response.id);
-                Some(message)
-            }
-            JsonRpcMessage::Error(error) => {
-                if let Some(id) = &error.id {
-                    self.forget(id);
-                }
-                Some(message)
-            }
-            JsonRpcMessage::Request(_) => Some(message),
+    /// Sends progress to its reader, and passes responses and requests on.
+    fn divert(&mut self, message: &RxJsonRpcMessage<RoleClient>) -> Diverted {
+        match message {
+            JsonRpcMessage::Notification(note) => self.noted(&note.notification),
+            JsonRpcMessage::Response(response) => self.answered(&response.id),
+            JsonRpcMessage::Error(error) => match &error.id {
+                Some(id) => self.answered(id),
+                None if self.notes.take() => Diverted::Pass,
+                None => Diverted::Close("errors"),
+            },
+            JsonRpcMessage::Request(_) if self.requests.take() => Diverted::Pass,
+            JsonRpcMessage::Request(_) => Diverted::Close("requests"),
+        }
+    }
+
+    fn noted(&mut self, note: &ServerNotification) -> Diverted {
+        let ServerNotification::ProgressNotification(progress) = note else {
+            return if self.notes.take() {
+                Diverted::Stop
+            } else {
+                Diverted::Close("notifications")
+            };
+        };
+        if self.progress_left == 0 {
+            return Diverted::Close("progress notifications");
+        }
+        self.progress_left -= 1;
+        let ProgressToken(token) = &progress.params.progress_token;
+        let beat = match &progress.params.message {
+            Some(text) => ProgressEvent::Piece(text.clone()),
+            None => ProgressEvent::Alive,
+        };
+        self.hand_on(token, beat);
+        Diverted::Stop
+    }
+
+    /// Passes the response to an open request on.
+    fn answered(&mut self, id: &RequestId) -> Diverted {
+        if let Some(token) = self.tokens.remove(id) {
+            self.readers.remove(&token);
+        }
+        if self.open.remove(id) {
+            Diverted::Pass
+        } else if self.notes.take() {
+            Diverted::Stop
+        } else {
+            Diverted::Close("responses to no request")
         }
     }
 
@@ -112,12 +196,6 @@ impl OrderedProgress {
         } else {
             let _ = reader.try_send(ProgressEvent::Overflow);
             self.readers.remove(token);
-        }
-    }
-
-    fn forget(&mut self, id: &RequestId) {
-        if let Some(token) = self.tokens.remove(id) {
-            self.readers.remove(&token);
         }
     }
 
@@ -145,8 +223,13 @@ impl Transport<RoleClient> for OrderedProgress {
         // bounded by what the other side sends
         loop {
             let message = self.inner.receive().await?;
-            if let Some(message) = self.divert(message) {
-                return Some(message);
+            match self.divert(&message) {
+                Diverted::Pass => return Some(message),
+                Diverted::Stop => {}
+                Diverted::Close(kind) => {
+                    tracing::warn!(kind, "a server sent too many messages without a call; closed");
+                    return None;
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::request::skill::{EMBED, GENERATE, LOGPROBS};
 
 /// All that the service and its clients know of a model.
@@ -17,6 +18,14 @@ pub struct ModelContext {
     pub tokenizer: Tokenizer,
     /// Where and how the model runs.
     pub runtime: Runtime,
+}
+
+impl ModelContext {
+    /// Most tokens of an answer to a request that asks for so many.
+    pub fn output_tokens_max(&self, asked: Option<u32>) -> u32 {
+        let own = Some(self.capabilities.max_output_tokens).filter(|most| *most > 0);
+        asked.unwrap_or(u32::MAX).min(own.unwrap_or(OUTPUT_TOKENS_MAX))
+    }
 }
 
 /// The identity of a model.

@@ -73,6 +73,14 @@ pub struct Price {
 const PRICE_MAX: f64 = 10_000.0;
 
 impl Price {
+    /// No charge.
+    pub const FREE: Price = Price { input: Usd::NONE, output: Usd::NONE };
+
+    /// The highest valid price: no answer of a server without a configured price has cost more.
+    pub fn highest() -> Price {
+        Price::of_million(PRICE_MAX, PRICE_MAX).unwrap_or(Price::FREE)
+    }
+
     /// A price in US dollars per million tokens; none outside 0 to 10,000.
     pub fn of_million(input: f64, output: f64) -> Option<Price> {
         let token = |usd: f64| (0.0..=PRICE_MAX).contains(&usd).then(|| Usd::at_least(usd / 1e6));

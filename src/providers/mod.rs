@@ -38,7 +38,7 @@ use serde_json::{Value, json};
 
 use crate::catalog::provider::{Provider, ProviderKind};
 use crate::clock;
-use crate::limits::RETRY_AFTER_MAX;
+use crate::limits::{ERROR_BYTES_MAX, RETRY_AFTER_MAX};
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime,
 };
@@ -54,8 +54,6 @@ use crate::request::tools::{Name, Tool, ToolChoice, Tools, any_object};
 
 /// Most characters of a provider's error message that a fault repeats.
 const ERROR_CHARS_MAX: usize = 300;
-/// Most bytes of an error response that are read.
-const ERROR_BYTES_MAX: usize = 64 * 1024;
 
 /// Name of the tool whose forced call emulates JSON mode.
 const ANSWER_TOOL: &str = "answer";

@@ -28,6 +28,7 @@ use crate::request::labels::Labels;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::schema::{Schema, SchemaBounds};
 use crate::request::tools::{Tool, ToolChoice};
+use crate::time::millis;
 
 /// A request as written by the client, not checked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -263,7 +264,7 @@ impl Ask {
         })
     }
 
-    /// The request of this job, for another service. Its deadline is sent separately.
+    /// The request of this job, for another service.
     pub fn of(job: &Job) -> Ask {
         let (mut format, mut schema, mut labels) = (None, None, None);
         match &job.format {
@@ -296,6 +297,7 @@ impl Ask {
             logprobs: sampling.logprobs.map(|_| true),
             top_logprobs: sampling.logprobs.filter(|top| *top > 0),
             stream: Some(job.streamed),
+            deadline_ms: Some(millis(job.time_left.clamp(DEADLINE_MIN, DEADLINE_MAX))),
             priority: Some(job.priority),
             // local and cloud are relative to the service; a private request is private everywhere
             mode: Some(job.mode).filter(|mode| *mode == Mode::LocalOnly),

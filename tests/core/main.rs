@@ -21,6 +21,7 @@ mod privacy;
 mod properties;
 mod sim;
 mod spend;
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 mod tools;

@@ -25,6 +25,8 @@ mod files;
 #[cfg(feature = "embedded-broker")]
 mod costs;
 #[cfg(feature = "embedded-broker")]
+mod floods;
+#[cfg(feature = "embedded-broker")]
 mod heat;
 #[cfg(feature = "embedded-broker")]
 mod http;

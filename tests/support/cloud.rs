@@ -164,7 +164,8 @@ pub fn proof_of(name: &str) -> (rustls::ServerConfig, String) {
     (config, made.cert.pem())
 }
 
-async fn read(line: &mut (impl AsyncRead + Unpin)) -> Option<Asked> {
+/// Reads one request.
+pub async fn read(line: &mut (impl AsyncRead + Unpin)) -> Option<Asked> {
     let mut bytes = Vec::new();
     let mut part = [0; 4096];
     loop {

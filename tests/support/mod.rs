@@ -14,6 +14,7 @@ pub mod network;
 pub mod pace;
 pub mod reports;
 pub mod service;
+pub mod untrusted;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

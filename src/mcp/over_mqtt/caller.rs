@@ -22,6 +22,7 @@ use crate::limits::{
 use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
 use crate::model::generate::Fault;
 use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Router, Subscription};
+use crate::request::name::is_name;
 
 /// Routes messages to and from all services that this device calls; cheap to clone.
 #[derive(Clone)]
@@ -86,7 +87,9 @@ impl CallRouter {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
             if let Some(worker) = message.topic.strip_prefix(&service.topics.workers()) {
-                let is_there = message.payload.as_ref().is_ok_and(|said| said == ONLINE);
+                // a name of any length would be kept
+                let is_there =
+                    is_name(worker) && message.payload.as_ref().is_ok_and(|said| said == ONLINE);
                 service.workers.send_if_modified(|all| {
                     if is_there {
                         all.len() < WORKERS_MAX && all.insert(worker.to_owned())

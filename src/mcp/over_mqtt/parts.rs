@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::{MORE, SEQ, property};
-use crate::limits::{LINE_BYTES_MAX, MQTT_PART_BYTES_MAX};
+use crate::limits::{MQTT_PART_BYTES_MAX, REMOTE_MESSAGE_BYTES_MAX};
 
 /// Numbers the messages of one answer.
 #[derive(Debug, Default)]
@@ -57,7 +57,7 @@ impl Parts {
             return Err(format!("message {} of the answer was lost", self.next));
         }
         self.next += 1;
-        if self.text.len() + payload.len() > LINE_BYTES_MAX {
+        if self.text.len() + payload.len() > REMOTE_MESSAGE_BYTES_MAX {
             return Err("a message of the answer exceeds the size limit".to_owned());
         }
         let goes_on = property(properties, MORE).is_some();
@@ -115,7 +115,7 @@ mod tests {
     fn a_text_without_end_is_refused() {
         let mut parts = Parts::default();
         let part = Bytes::from(vec![0; MQTT_PART_BYTES_MAX]);
-        let most = LINE_BYTES_MAX / MQTT_PART_BYTES_MAX;
+        let most = REMOTE_MESSAGE_BYTES_MAX / MQTT_PART_BYTES_MAX;
         let properties =
             |seq: usize| vec![(SEQ.into(), seq.to_string()), (MORE.into(), "1".into())];
         for seq in 0..most {
