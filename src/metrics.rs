@@ -32,6 +32,7 @@ pub struct Metrics {
     duty: Gauge<f64, AtomicU64>,
     cost: Counter<f64, AtomicU64>,
     spent: Family<SpanLabels, Gauge<f64, AtomicU64>>,
+    implausible: Family<ServerLabels, Counter>,
 }
 
 /// The interface has the public label `door`.
@@ -89,6 +90,7 @@ impl Default for Metrics {
             duty: Gauge::default(),
             cost: Counter::default(),
             spent: Family::default(),
+            implausible: Family::default(),
         };
         let mut all = Registry::with_prefix("pilotlight");
         all.register("replies", "Replies sent", metrics.replies.clone());
@@ -105,6 +107,8 @@ impl Default for Metrics {
         let help = "Spent in the current hour, day and month; running calls at their highest \
                     possible cost";
         all.register("spent_usd", help, metrics.spent.clone());
+        let help = "Answers with figures that cannot be true";
+        all.register("implausible_answers", help, metrics.implausible.clone());
         metrics.registry = Arc::new(all);
         metrics
     }
@@ -123,6 +127,11 @@ impl Metrics {
             };
             tokens("prompt").inc_by(usage.prompt_tokens.into());
             tokens("completion").inc_by(usage.completion_tokens.into());
+        }
+        let attempts = reply.decision.iter().flat_map(|decision| &decision.attempts);
+        for attempt in attempts.filter(|attempt| attempt.implausible) {
+            let server = attempt.server.clone();
+            self.implausible.get_or_create_owned(&ServerLabels { server }).inc();
         }
         self.cost.inc_by(reply.decision.as_ref().map_or(0.0, Decision::cost_usd));
         if let Some(timing) = &reply.timing {

@@ -230,6 +230,9 @@ pub struct Attempt {
     /// Values of the prompt that were hidden from it.
     #[serde(default, skip_serializing_if = "is_none")]
     pub redacted: usize,
+    /// It stated figures of its answer that cannot be true.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub implausible: bool,
 }
 
 /// How full the device is, each from 0 (empty) to 1 (full).

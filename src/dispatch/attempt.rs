@@ -5,10 +5,13 @@ use std::time::Instant;
 
 use super::egress::EgressGuard;
 use crate::clock;
-use crate::limits::ANSWER_BYTES_MAX;
+use crate::limits::{ANSWER_BYTES_MAX, IMPLAUSIBLE_MAX, IMPLAUSIBLE_REST};
+use crate::model::figures::{Credibility, FigureBounds, FigureCheck};
 use crate::model::generate::{Fault, Generate, Usage};
 use crate::model::out::{Filter, Gone, Out, SharedFilter};
+use crate::money::Price;
 use crate::redact::Restorer;
+use crate::scheduler::BackendId;
 use crate::store::ledger::Pending;
 
 /// A successful attempt.
@@ -18,19 +21,54 @@ pub(super) struct AttemptAnswer {
     pub(super) buffered: Option<String>,
     /// When the first piece of a buffered answer came.
     pub(super) first: Option<Instant>,
+    /// Its figures that were replaced.
+    pub(super) check: FigureCheck,
+}
+
+/// What one attempt may cost.
+pub(super) struct CallBudget {
+    /// Its reservation, while that is being written to the ledger.
+    pub(super) on_hold: Option<Pending>,
+    /// The configured price of the server.
+    pub(super) price: Price,
+    /// Most tokens that the prompt has with any tokenizer.
+    pub(super) prompt_tokens: u32,
+}
+
+impl AttemptAnswer {
+    /// Warns of figures that cannot be true. A server that repeats them is rested, so that the log stays
+    /// short.
+    pub(super) fn log_implausible(&self, server: &BackendId) {
+        if self.check.credibility() == Credibility::Plausible {
+            return;
+        }
+        tracing::warn!(
+            server = server.as_str(),
+            figures = self.check.replaced.join(", "),
+            "impossible figures of an answer were replaced; after {IMPLAUSIBLE_MAX} such answers the \
+             server is not asked for {IMPLAUSIBLE_REST:?}"
+        );
+    }
 }
 
 /// Runs an attempt once the ledger has its reservation on disk.
 pub(super) async fn paid(
-    on_hold: Option<Pending>,
+    budget: CallBudget,
     generate: &dyn Generate,
     guard: EgressGuard<'_>,
     out: &mut Out,
 ) -> Result<AttemptAnswer, Fault> {
+    let CallBudget { on_hold, price, prompt_tokens } = budget;
     if let Some(on_hold) = on_hold {
         on_hold.done().await?;
     }
-    attempt(generate, guard, out).await
+    let started = clock::now();
+    let completion_tokens = generate.context().output_tokens_max(guard.job().sampling.max_tokens);
+    let mut answer = attempt(generate, guard, out).await.map_err(Fault::bounded)?;
+    let ms = started.elapsed().as_secs_f64() * 1e3;
+    let bounds = FigureBounds { prompt_tokens, completion_tokens, ms, price };
+    answer.check = FigureCheck::of(&mut answer.usage, &bounds);
+    Ok(answer)
 }
 
 /// Runs an attempt. The backend writes into the client's channel itself; a filter buffers the answer if
@@ -45,7 +83,12 @@ async fn attempt(
     if !is_buffered && restorer.is_none() {
         let (lent, _lease) = out.lend(None);
         let usage = generate.generate(guard.job(), lent).await?;
-        return Ok(AttemptAnswer { usage, buffered: None, first: None });
+        return Ok(AttemptAnswer {
+            usage,
+            buffered: None,
+            first: None,
+            check: FigureCheck::default(),
+        });
     }
     let buffered = is_buffered.then(String::new);
     let filter =
@@ -66,12 +109,17 @@ async fn attempt(
         out.write(rest).await.map_err(|_| Fault::Cancelled)?;
     }
     guard.restore(&mut usage);
-    let AnswerFilter { buffered, first, .. } = filter;
+    let AnswerFilter { mut buffered, first, .. } = filter;
+    if let (Some(chosen), Some(text)) = (&usage.classification, &mut buffered) {
+        // the label was checked, the text beside it was not
+        text.clone_from(&chosen.label);
+    }
     let chunks = match &buffered {
         Some(text) => u32::from(!text.is_empty()),
         None => out.written(),
     };
-    Ok(AttemptAnswer { usage: Usage { chunks, ..usage }, buffered, first })
+    let usage = Usage { chunks, ..usage };
+    Ok(AttemptAnswer { usage, buffered, first, check: FigureCheck::default() })
 }
 
 /// Restores what was redacted, and buffers the answer up to [`ANSWER_BYTES_MAX`].

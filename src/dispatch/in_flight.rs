@@ -26,6 +26,8 @@ pub(super) struct InFlight {
     /// The application and the task, for [`Settled`](super::settled::Settled).
     pub(super) origin: (String, Option<String>),
     pub(super) arrived: Time,
+    /// Most tokens that its prompt has with any tokenizer, as it is or redacted.
+    pub(super) input_max: u32,
     pub(super) started: Option<Time>,
     pub(super) stop: CancellationToken,
     /// Stops the present attempt and not the job.
@@ -54,7 +56,7 @@ impl InFlight {
         backend: Option<&BackendId>,
     ) -> (Option<Usage>, Option<String>, Option<Instant>) {
         let answer = self.answers.drain(..).rev().find(|(of, _)| Some(of) == backend);
-        if let Some((_, AttemptAnswer { usage, buffered, first })) = answer {
+        if let Some((_, AttemptAnswer { usage, buffered, first, .. })) = answer {
             return (Some(usage), buffered, first);
         }
         let ruled = self.waiting.as_mut().and_then(|(job, _)| job.ruled.take());

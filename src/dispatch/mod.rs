@@ -22,7 +22,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::attempt::{AttemptAnswer, paid};
+use self::attempt::{AttemptAnswer, CallBudget, paid};
 use self::backends::KnownBackend;
 use self::egress::EgressGuard;
 pub use self::handle::{Answer, Dispatch, JobEnd};
@@ -275,6 +275,7 @@ impl Dispatcher {
             hidden,
             origin,
             arrived: now,
+            input_max: spec.input_max,
             started: None,
             stop: stop.clone(),
             recall: stop.child_token(),
@@ -303,7 +304,8 @@ impl Dispatcher {
             Ok(answer) => {
                 let confidence = answer.usage.classification.as_ref().map(|label| label.confidence);
                 let took = Some(TokenTimes::from(&answer.usage));
-                let cost_usd = answer.usage.cost_usd;
+                let (cost_usd, credibility) = (answer.usage.cost_usd, answer.check.credibility());
+                answer.log_implausible(&backend);
                 if let Some(known) = self.backends.get_mut(&backend)
                     && known.handle.locality == Locality::Device
                     && let Some(rate) = known.rate.beat(&answer.usage)
@@ -315,7 +317,7 @@ impl Dispatcher {
                     self.keep_at.get_or_insert_with(|| clock::now() + LEARNED_EVERY);
                 }
                 let cost = Usd::at_least(cost_usd);
-                Ok(Answered { confidence, cost, spent: took })
+                Ok(Answered { confidence, cost, spent: took, credibility })
             }
             Err(fault) => {
                 tracing::debug!(job = id.0, %fault, "an attempt failed");
@@ -388,6 +390,7 @@ impl Dispatcher {
         };
         let link = to.link.borrow().clone();
         let (locality, hidden) = (to.locality, held.hidden.clone());
+        let budget = CallBudget { on_hold, price: to.price, prompt_tokens: held.input_max };
         if hidden.is_some() && egress::hides(locality) {
             held.hidden_from.push(to.server.clone());
         }
@@ -398,7 +401,7 @@ impl Dispatcher {
                 BackendState::Up(generate) => {
                     match EgressGuard::new(&job, locality, hidden.as_deref()) {
                         Ok(guard) => tokio::select! {
-                            answer = paid(on_hold, generate.as_ref(), guard, &mut out) => answer,
+                            answer = paid(budget, generate.as_ref(), guard, &mut out) => answer,
                             () = stop.cancelled() => Err(Fault::Cancelled),
                         },
                         Err(fault) => Err(fault),

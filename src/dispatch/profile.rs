@@ -24,6 +24,7 @@ pub(super) fn of(backend: &BackendHandle, context: &ModelContext) -> BackendProf
         read_ms: context.runtime.prefill_tokens_per_s.and_then(ms_a_token),
         write_ms: context.runtime.decode_tokens_per_s.and_then(ms_a_token),
         max_tokens: context.inference_settings.max_tokens,
+        output_tokens_max: context.output_tokens_max(None),
         context_tokens: context.capabilities.context_tokens,
         json_schema: context.capabilities.json_schema,
         tools: context.capabilities.tools,

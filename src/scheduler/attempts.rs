@@ -5,6 +5,7 @@ use super::event::{Answered, Effect, Sent, Verdict};
 use super::queued::{Classified, QueuedJob, RunningJob, Tried};
 use crate::decision::{Attempt, Outcome, Reason};
 use crate::limits::ATTEMPTS_MAX;
+use crate::model::figures::Credibility;
 use crate::model::generate::Fault;
 use crate::money::Usd;
 use crate::request::job::JobId;
@@ -21,7 +22,10 @@ impl Scheduler {
         let Some(mut run) = self.running.remove(job) else { return };
         let cost = self.bill(&run, &outcome);
         match outcome {
-            Ok(answered) => self.answered(run, &answered, cost, now),
+            Ok(answered) => {
+                let told = self.told(&run, &answered);
+                self.answered(run, &answered, told, now);
+            }
             Err((fault, sent)) => {
                 let is_back = fault == Fault::Cancelled && sent == Sent::Nothing;
                 if let Some((reason, figures)) = run.recalled.take_if(|_| is_back) {
@@ -49,6 +53,7 @@ impl Scheduler {
             ms: millis(now.since(run.started)),
             cost_usd: cost.dollars(),
             redacted: 0,
+            implausible: false,
         });
     }
 
@@ -56,6 +61,7 @@ impl Scheduler {
         let spec = &run.entry.spec;
         let backend = &mut self.backends[run.backend];
         backend.breaker.worked();
+        backend.breaker.stated(answered.credibility, now);
         backend.flow.worked();
         let ms = now.since(run.started).as_secs_f64() * 1e3;
         backend.rates.learn(spec, answered.spent.as_ref(), ms, &backend.profile);
@@ -65,6 +71,9 @@ impl Scheduler {
         let unsure = answered.confidence.filter(|sure| *sure < spec.margin);
         let outcome = if unsure.is_some() { Outcome::Unsure } else { Outcome::Ok };
         self.note(&mut run, outcome, (answered.confidence, cost), now);
+        if let Some(last) = run.entry.attempts.last_mut() {
+            last.implausible = answered.credibility == Credibility::Implausible;
+        }
         match unsure {
             Some(sure) => self.unsure(run, sure, now),
             None => self.settle(run.entry, Verdict::Done, Some(run.backend), run.reason),

@@ -35,7 +35,7 @@ impl Scheduler {
     /// The most that an answer of this backend can cost.
     fn most(&self, spec: &JobSpec, backend: usize) -> Usd {
         let profile = &self.backends[backend].profile;
-        let output = spec.max_tokens.unwrap_or(profile.max_tokens).min(profile.max_tokens);
+        let output = spec.max_tokens.unwrap_or(profile.max_tokens).min(profile.output_tokens_max);
         profile.price.of(spec.input_max, output)
     }
 
@@ -124,37 +124,38 @@ impl Scheduler {
         (most, Some(line))
     }
 
-    /// The cost of an attempt. A backend that was not reached or rejected the prompt has not charged
-    /// for it; the progress of any other failed attempt is not known, so it costs its maximum.
+    /// The cost of an attempt: that of its tokens at the configured price, at most its hold, whatever
+    /// the backend states. Without a configured price it is zero. A backend that was not reached or
+    /// rejected the prompt has not charged for it; the progress of any other failed attempt is not
+    /// known, so it costs its hold.
     pub(super) fn bill(
         &mut self,
         run: &RunningJob,
         outcome: &Result<Answered, (Fault, Sent)>,
     ) -> Usd {
+        if run.hold.is_none() {
+            return Usd::NONE;
+        }
         let price = self.backends[run.backend].profile.price;
         let cost = match outcome {
-            Ok(answered) => match answered.spent {
-                Some(spent) if !price.is_free() => {
-                    price.of(spent.prompt_tokens, spent.completion_tokens)
-                }
-                Some(_) | None => answered.cost,
-            },
+            Ok(answered) => answered.spent.map_or(run.hold, |spent| {
+                price.of(spent.prompt_tokens, spent.completion_tokens).min(run.hold)
+            }),
             Err((Fault::Unavailable { .. }, Sent::Nothing)) => Usd::NONE,
             // it has read the prompt, and its rules forbid the answer
             Err((Fault::Rejected(refusal), _)) if refusal.code != Code::Forbidden => Usd::NONE,
             Err(_) => run.hold,
         };
-        let call = run.entry.job().0;
-        if run.hold.is_none() {
-            if cost.is_none() {
-                return cost;
-            }
-            // a model without a configured price states a cost
-            let line = self.account.hold(call, &run.entry.spec.app, cost);
-            self.book(line);
-        }
-        self.book(LedgerEntry::Bill { call, usd: cost });
+        self.book(LedgerEntry::Bill { call: run.entry.job().0, usd: cost });
         cost
+    }
+
+    /// The cost of an answer as it is told to the client: that of the stated tokens at the configured
+    /// price, which may be more than the bill, else what the backend states of its own costs.
+    pub(super) fn told(&self, run: &RunningJob, answered: &Answered) -> Usd {
+        let price = self.backends[run.backend].profile.price;
+        let tokens = answered.spent.filter(|_| !price.is_free());
+        tokens.map_or(answered.cost, |spent| price.of(spent.prompt_tokens, spent.completion_tokens))
     }
 
     fn book(&mut self, entry: LedgerEntry) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::job::{JobSpec, TokenTimes};
 use super::profile::{BackendId, BackendProfile};
 use crate::decision::Decision;
+use crate::model::figures::Credibility;
 use crate::model::generate::Fault;
 use crate::money::account::LedgerEntry;
 use crate::money::{Hour, Usd};
@@ -49,10 +50,12 @@ pub enum Event {
 pub struct Answered {
     /// Confidence of a classification, 0 ..= 1, if the backend states it.
     pub confidence: Option<f32>,
-    /// The cost that the backend states.
+    /// The cost that a backend without a configured price states; it is told and not charged.
     pub cost: Usd,
     /// Its tokens and times, if the backend states them.
     pub spent: Option<TokenTimes>,
+    /// Whether its figures could be true.
+    pub credibility: Credibility,
 }
 
 /// Whether a part of the answer has reached the client.

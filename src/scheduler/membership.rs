@@ -29,8 +29,10 @@ impl Scheduler {
     }
 
     /// Takes a backend as up, with the profile that it states.
-    pub(super) fn up(&mut self, profile: BackendProfile, now: Time) {
+    pub(super) fn up(&mut self, mut profile: BackendProfile, now: Time) {
         let Some(slot) = self.slot_of(profile.server.as_str()) else { return };
+        // a model that states the name of another server gets no requests for that server
+        profile.model.take_if(|model| self.slot_of(model).is_some_and(|other| other != slot));
         self.rates_of(slot, &profile);
         let known = &mut self.backends[slot];
         known.profile = profile;

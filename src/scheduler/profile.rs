@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::context::{InferenceSettings, Locality};
 use crate::money::Price;
 
@@ -27,6 +28,8 @@ pub struct BackendProfile {
     pub write_ms: Option<f64>,
     /// Most tokens of an answer if a job does not say.
     pub max_tokens: u32,
+    /// Most tokens of an answer, whatever a job says.
+    pub output_tokens_max: u32,
     /// Context length.
     pub context_tokens: u32,
     /// Its output can be constrained to JSON.
@@ -54,6 +57,7 @@ impl BackendProfile {
             read_ms: None,
             write_ms: None,
             max_tokens: InferenceSettings::default().max_tokens,
+            output_tokens_max: OUTPUT_TOKENS_MAX,
             context_tokens: u32::MAX,
             json_schema: true,
             tools: true,

@@ -312,6 +312,31 @@ fn who_may_be_paid_later_waits() {
     assert_eq!(started(&effects), 1, "{effects:?}");
 }
 
+/// Whatever a backend states of its answer, the bill is at most the hold; and a backend without a price
+/// bills nothing.
+#[test]
+fn no_statement_costs_more_than_was_held() {
+    let due = Time(9_000_000);
+    for (mode, held) in [(Mode::CloudOnly, cents(7)), (Mode::LocalOnly, Usd::NONE)] {
+        let mut scheduler = scheduler_with(caps());
+        scheduler.handle_event(Event::Arrived(spec(1, 0, 7, mode, due)), Time(0));
+        assert_eq!(scheduler.account().spent(None, SPANS[0]), held);
+        let most = u32::MAX;
+        let spent = TokenTimes {
+            prompt_tokens: most,
+            completion_tokens: most,
+            cached_tokens: most,
+            prefill_ms: f64::NAN,
+            decode_ms: f64::NEG_INFINITY,
+        };
+        let outcome = Ok(Answered { cost: Usd::MOST, spent: Some(spent), ..Answered::default() });
+        scheduler.handle_event(Event::Ended { job: JobId(1), outcome }, Time(1));
+        for span in SPANS {
+            assert_eq!(scheduler.account().spent(None, span), held, "{mode:?} {span:?}");
+        }
+    }
+}
+
 /// A cloud whose answers cost what was held for them: half a dollar.
 fn half_a_dollar(url: &str) -> Value {
     let mut big = entry(url);
