@@ -153,7 +153,8 @@ fn clock(config: &Config) -> DoctorFinding {
                       for a time service";
         return DoctorFinding { what, level: FindingLevel::Warn, detail: detail.to_owned() };
     }
-    let account = config.state.as_deref().and_then(ledger::peek);
+    let folder = config.state.as_deref();
+    let account = folder.and_then(|folder| ledger::account(folder, ledger::hour()).ok().flatten());
     let (level, detail) = match account.map(|account| account.clock_state()) {
         None => (FindingLevel::Ok, "set; there is no ledger to compare it with".to_owned()),
         Some(state @ ClockState::Agrees) => (FindingLevel::Ok, state.to_string()),

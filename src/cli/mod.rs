@@ -4,6 +4,7 @@
 mod output;
 
 mod ask;
+mod budget;
 mod calibrate;
 mod doctor;
 mod engine;
@@ -75,6 +76,9 @@ enum Command {
         /// File to check (default: the file of --config).
         file: Option<PathBuf>,
     },
+    /// Show and correct what counts as spent.
+    #[command(subcommand)]
+    Budget(budget::BudgetCommand),
     /// Check sensors, memory, model files and broker of this machine.
     Doctor {
         /// Print JSON.
@@ -113,6 +117,7 @@ impl Cli {
             Command::Ask(_)
             | Command::Status { .. }
             | Command::Check { .. }
+            | Command::Budget(_)
             | Command::Doctor { .. }
             | Command::Calibrate(_)
             | Command::Explain(_)
@@ -149,6 +154,12 @@ impl Cli {
                     return Ok(ExitCode::from(WRONG));
                 };
                 status::run(&config, json).await?
+            }
+            Command::Budget(command) => {
+                let Some(config) = loaded(path) else {
+                    return Ok(ExitCode::from(WRONG));
+                };
+                command.run(&config).await?
             }
             Command::Check { file } => check(file.as_deref().or(path))?,
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,

@@ -4,6 +4,7 @@
 
 mod attempt;
 mod backends;
+mod corrections;
 mod egress;
 mod engine_rate;
 mod handle;
@@ -35,7 +36,7 @@ use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::Out;
-use crate::money::account::{ClockState, LedgerEntry};
+use crate::money::account::{ClockState, Correction, LedgerEntry};
 use crate::money::{Caps, Hour, Usd};
 use crate::pressure::level::DevicePressure;
 use crate::redact::Redactor;
@@ -153,8 +154,12 @@ enum WatchEvent {
     Gone(JobId),
     Turned(BackendId),
     Settled,
-    /// What was learned is on disk.
+    /// What was learned is on disk, or a correction.
     Kept,
+    /// It is time to look for corrections.
+    Look,
+    /// Those that wait.
+    Corrected(Vec<Correction>),
 }
 
 impl Dispatcher {
@@ -163,6 +168,7 @@ impl Dispatcher {
         let writer = self.writer.take().map(|w| tokio::task::spawn_blocking(|| w.run()));
         let first_backends = std::mem::take(&mut self.first_backends);
         self.replace_backends(first_backends);
+        self.await_corrections();
         let mut drain_until: Option<Instant> = None;
         while !self.drained {
             // no task watches the device's pressure
@@ -330,6 +336,14 @@ impl Dispatcher {
     fn watched(&mut self, event: Result<WatchEvent, tokio::task::JoinError>) -> Option<Event> {
         match event.ok()? {
             WatchEvent::Settled | WatchEvent::Kept => None,
+            WatchEvent::Look => {
+                self.look_for_corrections();
+                None
+            }
+            WatchEvent::Corrected(found) => {
+                self.correct(found);
+                None
+            }
             WatchEvent::Gone(job) => self.jobs.contains_key(&job).then_some(Event::Gone(job)),
             WatchEvent::Turned(backend) => {
                 let event = self.state_of(&backend);
@@ -344,11 +358,7 @@ impl Dispatcher {
             Effect::Start { job, backend, time_left, priority, hold } => {
                 self.start(job, backend, (time_left, priority), hold);
             }
-            Effect::Book(line) => {
-                if let Some(ledger) = &self.ledger {
-                    ledger.note(line);
-                }
-            }
+            Effect::Book(entry) => self.book(entry),
             Effect::Stop { job } => {
                 if let Some(held) = self.jobs.get(&job) {
                     held.stop.cancel();

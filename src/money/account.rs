@@ -8,13 +8,15 @@
 //! carried into the present hour, day and month. Each span remembers the one before it, so that a clock
 //! that jumps between two times, as on a board without a battery for it, finds what was spent in either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Caps, Hour, Limits, SPANS, Span, Usd};
-use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_BEHIND_TOLD, CLOCK_EARLIEST, SPENDERS_MAX};
+use crate::limits::{
+    CLOCK_AHEAD_MAX, CLOCK_BEHIND_TOLD, CLOCK_EARLIEST, CORRECTIONS_MAX, SPENDERS_MAX,
+};
 
 /// One line of the account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,34 @@ pub enum LedgerEntry {
         /// What it has cost.
         usd: Usd,
     },
+    /// The operator corrects what counts as spent.
+    Correction(Correction),
+}
+
+/// A correction of what counts as spent by an application, in the present hour, day and month.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Correction {
+    /// Its number, at random: a correction counts once, however often it is read.
+    pub id: u64,
+    /// The application.
+    pub app: String,
+    /// By how much.
+    pub change: Change,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub at: Hour,
+}
+
+/// The change of a [`Correction`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// So much less was spent; holds of calls under way stay.
+    Subtract(Usd),
+    /// So much more was spent.
+    Add(Usd),
 }
 
 /// Whether an amount may be spent.
@@ -118,6 +148,8 @@ pub struct SpendingAccount {
     /// The hour that the clock shows.
     #[serde(skip)]
     clock: Option<Hour>,
+    /// The last [`CORRECTIONS_MAX`] corrections.
+    corrections: VecDeque<Correction>,
 }
 
 /// Whether a clock that shows this hour has been set since the board was started.
@@ -192,6 +224,15 @@ impl Totals {
     fn replace(&mut self, at: Hour, hold: Usd, bill: Usd) {
         for (used, span) in self.0.iter_mut().zip(SPANS) {
             used.replace(at.number(span), hold, bill);
+        }
+    }
+
+    /// Takes these amounts off the spans of that hour which still last.
+    fn take(&mut self, at: Hour, amounts: [Usd; 3]) {
+        for ((used, span), usd) in self.0.iter_mut().zip(SPANS).zip(amounts) {
+            if used.span == at.number(span) {
+                used.change(|known| known.minus(usd));
+            }
         }
     }
 
@@ -325,7 +366,48 @@ impl SpendingAccount {
                     account.replace(hold.at, hold.usd, *usd);
                 }
             }
+            LedgerEntry::Correction(correction) => self.correct(correction),
         }
+    }
+
+    /// Applies a correction, unless it has been applied.
+    fn correct(&mut self, correction: &Correction) {
+        if self.has(correction) {
+            return;
+        }
+        let Correction { app, change, at, .. } = correction;
+        self.advance(*at);
+        match change {
+            Change::Add(usd) => {
+                self.device.add(self.now, *usd);
+                if self.apps.contains_key(app) || self.apps.len() < SPENDERS_MAX {
+                    self.apps.entry(app.clone()).or_default().add(self.now, *usd);
+                }
+            }
+            Change::Subtract(usd) => {
+                let (open, now) = (self.open_of(Some(app)), self.now);
+                if let Some(own) = self.apps.get_mut(app) {
+                    let amounts =
+                        [0, 1, 2].map(|nth| own.spent(now, nth).minus(open[nth]).min(*usd));
+                    own.take(now, amounts);
+                    self.device.take(now, amounts);
+                }
+            }
+        }
+        if self.corrections.len() >= CORRECTIONS_MAX {
+            self.corrections.pop_front();
+        }
+        self.corrections.push_back(correction.clone());
+    }
+
+    /// Whether this correction has been applied.
+    pub fn has(&self, correction: &Correction) -> bool {
+        self.corrections.iter().any(|known| known.id == correction.id)
+    }
+
+    /// The last corrections, in the order in which they were applied.
+    pub fn corrections(&self) -> impl Iterator<Item = &Correction> {
+        self.corrections.iter()
     }
 
     /// Closes calls of which no bill will come at their hold.
@@ -343,9 +425,14 @@ impl SpendingAccount {
         account.map_or(Usd::NONE, |account| account.spent(self.now, nth))
     }
 
+    /// What is held for calls under way in a span: of all, or of one application.
+    pub fn held(&self, app: Option<&str>, span: Span) -> Usd {
+        let nth = SPANS.iter().position(|other| *other == span).unwrap_or(0);
+        self.open_of(app)[nth]
+    }
+
     /// Applications that have spent something this month.
-    #[cfg(test)]
-    fn spenders(&self) -> impl Iterator<Item = &str> {
+    pub fn spenders(&self) -> impl Iterator<Item = &str> {
         self.apps.keys().map(String::as_str)
     }
 }
@@ -515,6 +602,60 @@ mod tests {
         account.close();
         assert_eq!(account.fits(&caps(), "a", usd(20)), Fits::No(Span::Hour));
         assert_eq!(account.spent(None, Span::Day), usd(30));
+    }
+
+    fn correction(id: u64, app: &str, change: Change, at: Hour) -> LedgerEntry {
+        let reason = "a wrong bill".to_owned();
+        LedgerEntry::Correction(Correction { id, app: app.to_owned(), change, reason, at })
+    }
+
+    #[test]
+    fn a_correction_counts_once_and_spares_holds_and_others() {
+        let mut account = SpendingAccount::default();
+        let at = Hour::at(DAY);
+        account.turn(at);
+        spend(&mut account, 1, "a", 90, Some(90));
+        spend(&mut account, 2, "a", 5, None);
+        spend(&mut account, 3, "b", 7, Some(7));
+        for _ in 0..2 {
+            account.write(&correction(1, "a", Change::Subtract(usd(50)), at));
+        }
+        assert_eq!(account.spent(Some("a"), Span::Month), usd(45));
+        assert_eq!(account.spent(None, Span::Hour), usd(52));
+        account.write(&correction(2, "a", Change::Subtract(Usd::MOST), at));
+        assert_eq!(account.spent(Some("a"), Span::Day), usd(5));
+        assert_eq!(account.held(Some("a"), Span::Day), usd(5));
+        assert_eq!(account.spent(None, Span::Day), usd(12));
+        account.write(&LedgerEntry::Bill { call: 2, usd: usd(1) });
+        assert_eq!(account.spent(None, Span::Day), usd(8));
+        account.write(&correction(3, "b", Change::Add(usd(3)), at));
+        assert_eq!(account.spent(Some("b"), Span::Month), usd(10));
+        // of an application that has spent nothing there is nothing to take
+        account.write(&correction(4, "c", Change::Subtract(usd(3)), at));
+        assert_eq!(account.spent(None, Span::Month), usd(11));
+        assert_eq!(account.corrections().count(), 4);
+    }
+
+    #[test]
+    fn a_late_correction_counts_for_the_spans_that_last() {
+        let mut account = SpendingAccount::default();
+        account.turn(Hour::at(30 * DAY));
+        spend(&mut account, 1, "a", 40, Some(40));
+        let before = Hour::at(30 * DAY);
+        account.turn(Hour::at(30 * DAY + 3600));
+        spend(&mut account, 2, "a", 10, Some(10));
+        account.write(&correction(1, "a", Change::Subtract(usd(40)), before));
+        assert_eq!(account.spent(Some("a"), Span::Hour), usd(10));
+        assert_eq!(account.spent(Some("a"), Span::Day), usd(10));
+    }
+
+    #[test]
+    fn corrections_are_bounded() {
+        let mut account = SpendingAccount::default();
+        for id in 0..2 * CORRECTIONS_MAX as u64 {
+            account.write(&correction(id, "a", Change::Add(usd(1)), Hour::default()));
+        }
+        assert_eq!(account.corrections().count(), CORRECTIONS_MAX);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob, RunningJob};
 use crate::decision::Reason;
 use crate::model::generate::Fault;
-use crate::money::account::{ClockState, Fits, LedgerEntry, SpendingAccount};
+use crate::money::account::{ClockState, Correction, Fits, LedgerEntry, SpendingAccount};
 use crate::money::{Caps, Hour, Span, Usd};
 use crate::request::refusal::{Code, Refusal};
 use crate::time::Time;
@@ -156,6 +156,13 @@ impl Scheduler {
         let price = self.backends[run.backend].profile.price;
         let tokens = answered.spent.filter(|_| !price.is_free());
         tokens.map_or(answered.cost, |spent| price.of(spent.prompt_tokens, spent.completion_tokens))
+    }
+
+    /// Corrects what counts as spent, once.
+    pub(super) fn correct(&mut self, correction: Correction) {
+        if !self.account.has(&correction) {
+            self.book(LedgerEntry::Correction(correction));
+        }
     }
 
     fn book(&mut self, entry: LedgerEntry) {

@@ -7,7 +7,7 @@ use super::profile::{BackendId, BackendProfile};
 use crate::decision::Decision;
 use crate::model::figures::Credibility;
 use crate::model::generate::Fault;
-use crate::money::account::LedgerEntry;
+use crate::money::account::{Correction, LedgerEntry};
 use crate::money::{Hour, Usd};
 use crate::pressure::level::DevicePressure;
 use crate::request::job::{JobId, Priority};
@@ -37,6 +37,8 @@ pub enum Event {
     Down(BackendId),
     /// The device pressure has changed.
     Strained(DevicePressure),
+    /// The operator corrects what counts as spent.
+    Corrected(Correction),
     /// The hour of the calendar, when it has changed.
     Clock(Hour),
     /// The time of [`Scheduler::wake_at`](super::Scheduler::wake_at) has come.

@@ -185,6 +185,7 @@ impl Scheduler {
             Event::Down(backend) => self.down(&backend),
             Event::Catalog(profiles) => self.replace_catalog(profiles, now),
             Event::Strained(device_pressure) => self.pressure_changed(device_pressure),
+            Event::Corrected(correction) => self.correct(correction),
             Event::Clock(hour) => self.turn(hour),
             Event::Tick => {}
             Event::Drain => self.draining = true,

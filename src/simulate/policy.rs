@@ -173,6 +173,7 @@ impl Decider for SimplePolicy {
             | Event::Catalog(_)
             | Event::Strained(_)
             | Event::Clock(_)
+            | Event::Corrected(_)
             | Event::Tick
             | Event::Drain => {}
         }

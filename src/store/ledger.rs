@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::files;
+use super::{corrections, files};
 use crate::clock;
 use crate::limits::{
     LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_LOCK_WAIT, LEDGER_REST, LEDGER_WAITING_MAX,
@@ -110,12 +110,60 @@ pub(crate) fn open(
     (Ledger { to, is_binding }, Writer { from, disk, is_binding }, books)
 }
 
-/// The account of this folder as it is on disk; none without a readable ledger. A running service may
-/// have newer entries.
-pub(crate) fn peek(folder: &Path) -> Option<SpendingAccount> {
-    let mut books = read(&folder.join(NAME)).ok()?;
-    books.turn(hour());
-    Some(books)
+/// Whether the waiting corrections are in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// They are.
+    Now,
+    /// A running service holds the ledger, and will apply them.
+    ByService,
+}
+
+/// The account of the ledger in this state folder at this hour; none if there is no ledger.
+///
+/// # Errors
+/// If the ledger can't be read.
+pub(crate) fn account(folder: &Path, hour: Hour) -> io::Result<Option<SpendingAccount>> {
+    match read(&folder.join(NAME)) {
+        Ok(mut account) => {
+            account.turn(hour);
+            Ok(Some(account))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Appends the waiting corrections to the ledger, unless a running service holds it.
+///
+/// # Errors
+/// If the ledger can't be written.
+pub(crate) fn apply_corrections(folder: &Path) -> io::Result<Applied> {
+    let lock = files::own().open(folder.join(LOCK))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(Applied::ByService),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    let (path, waiting) = (folder.join(NAME), corrections::waiting(folder));
+    // an incomplete last line was never acknowledged
+    let whole = files::read(&path, LEDGER_BYTES_MAX)?;
+    let end = whole.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let mut file = File::options().append(true).open(&path)?;
+    if end < whole.len() {
+        file.set_len(end as u64)?;
+    }
+    let mut text = Vec::new();
+    for correction in &waiting {
+        serde_json::to_writer(&mut text, &LedgerEntry::Correction(correction.clone()))?;
+        text.push(b'\n');
+    }
+    file.write_all(&text)?;
+    file.sync_all()?;
+    for one in &waiting {
+        corrections::applied(folder, one);
+    }
+    Ok(Applied::Now)
 }
 
 impl Ledger {
@@ -125,6 +173,11 @@ impl Ledger {
             self.note(entry);
             return Pending::Free;
         }
+        self.durable(entry)
+    }
+
+    /// Queues an entry that must be durable, caps or not.
+    pub(crate) fn durable(&self, entry: LedgerEntry) -> Pending {
         let (done, is_done) = oneshot::channel();
         match self.to.try_send(LedgerWrite { entry, done: Some(done) }) {
             Ok(()) => Pending::Written(is_done),
@@ -215,7 +268,14 @@ impl Disk {
             }
         };
         books.close();
+        let waiting = corrections::waiting(folder);
+        for one in &waiting {
+            books.write(&LedgerEntry::Correction(one.clone()));
+        }
         let file = begin(&path, &books)?;
+        for one in &waiting {
+            corrections::applied(folder, one);
+        }
         Ok(Disk { path, file, books, lines: 0, is_torn: false, _lock: lock })
     }
 
@@ -280,6 +340,7 @@ fn begin(path: &Path, books: &SpendingAccount) -> io::Result<File> {
     files::replace(path, &text)
 }
 
+/// The account that the ledger states, with calls that were open at its last entry.
 fn read(path: &Path) -> io::Result<SpendingAccount> {
     let text = String::from_utf8(files::read(path, LEDGER_BYTES_MAX)?).map_err(io::Error::other)?;
     let wrong = |n: usize, why: String| io::Error::other(format!("line {}: {why}", n + 1));
@@ -299,6 +360,7 @@ fn read(path: &Path) -> io::Result<SpendingAccount> {
 mod tests {
     use super::*;
     use crate::money::Span;
+    use crate::money::account::{Change, Correction};
 
     fn usd(cents: u32) -> Usd {
         Usd::at_least(f64::from(cents) / 100.0)
@@ -366,6 +428,57 @@ mod tests {
             // and that is stored
             assert_eq!(spent(folder.path()), Usd::MOST, "{text:?}");
         }
+    }
+
+    fn correction(id: u64) -> Correction {
+        let (app, reason) = ("app".to_owned(), "a wrong bill".to_owned());
+        Correction { id, app, change: Change::Subtract(Usd::MOST), reason, at: day() }
+    }
+
+    fn left(folder: &Path) -> Usd {
+        account(folder, day()).unwrap().unwrap().spent(Some("app"), Span::Month)
+    }
+
+    #[test]
+    fn a_correction_is_appended_and_nothing_is_rewritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, path) = (folder.path(), folder.path().join(NAME));
+        assert_eq!(account(folder, day()).unwrap(), None);
+        hold(&mut disk(folder), 1, 500);
+        let before = fs::read_to_string(&path).unwrap();
+        assert_eq!(left(folder), usd(500));
+        // an entry that was being written at a sudden end
+        fs::write(&path, format!("{before}{{\"hold\": {{\"call\"")).unwrap();
+        corrections::put(folder, &correction(7)).unwrap();
+        // the call is still open: after a sudden end it has cost its hold
+        drop(disk(folder));
+        let before = fs::read_to_string(&path).unwrap();
+        corrections::put(folder, &correction(8)).unwrap();
+        fs::write(&path, format!("{before}{{\"hold\": {{\"call\"")).unwrap();
+        assert_eq!(apply_corrections(folder).unwrap(), Applied::Now);
+        let after = fs::read_to_string(&path).unwrap();
+        assert!(after.starts_with(&before) && after.contains("a wrong bill"), "{after}");
+        assert_eq!(left(folder), Usd::NONE);
+        assert!(!corrections::is_waiting(folder, &correction(8)));
+        // the reasons are still there after a service has begun the file anew, twice
+        for _ in 0..2 {
+            drop(disk(folder));
+        }
+        let account = account(folder, day()).unwrap().unwrap();
+        assert!(account.corrections().eq([&correction(7), &correction(8)]));
+    }
+
+    #[test]
+    fn a_running_service_keeps_the_ledger_and_one_that_starts_takes_what_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut running = disk(folder.path());
+        hold(&mut running, 1, 500);
+        corrections::put(folder.path(), &correction(8)).unwrap();
+        assert_eq!(apply_corrections(folder.path()).unwrap(), Applied::ByService);
+        assert!(corrections::is_waiting(folder.path(), &correction(8)));
+        drop(running);
+        assert_eq!(spent(folder.path()), Usd::NONE);
+        assert!(!corrections::is_waiting(folder.path(), &correction(8)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! All files that the service writes in its state folder.
 
 pub(crate) mod broker_password;
+pub(crate) mod corrections;
 pub(crate) mod files;
 pub(crate) mod learned;
 pub(crate) mod ledger;

@@ -40,3 +40,5 @@ mod secrets;
 mod support;
 #[cfg(feature = "embedded-broker")]
 mod together;
+#[cfg(feature = "embedded-broker")]
+mod untrusted;
