@@ -1,7 +1,6 @@
 //! `ask`: sends a prompt by MQTT or to models in this process, prints the answer while it is
 //! generated, and the decision record.
 
-use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -10,6 +9,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use super::output::write_piece;
 use super::{DONE, NOT_ANSWERED};
 use crate::config::Config;
 use crate::daemon::{Core, calm, connection_options, keep_of};
@@ -121,7 +121,7 @@ impl AskArgs {
         let mut text = String::new();
         while let Some(chunk) = answer.next().await {
             if !self.json {
-                print(&chunk.text)?;
+                write_piece(&chunk.text)?;
             }
             text.push_str(&chunk.text);
         }
@@ -216,7 +216,7 @@ impl AskArgs {
                 let reply: Reply = serde_json::from_slice(&payload)
                     .context("invalid reply: not the expected JSON")?;
                 if !self.json {
-                    print(&shown.rest(reply.text.as_deref().unwrap_or_default()))?;
+                    write_piece(&shown.rest(reply.text.as_deref().unwrap_or_default()))?;
                 }
                 return Ok(reply);
             }
@@ -225,7 +225,7 @@ impl AskArgs {
                 bail!("the service is offline; start it with: pilotlight serve");
             }
             if message.topic == topics.stream(app) && !self.json {
-                print(shown.add(&value))?;
+                write_piece(shown.add(&value))?;
             }
         }
         bail!("the connection to the broker closed")
@@ -266,12 +266,6 @@ impl Shown {
     }
 }
 
-fn print(piece: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout();
-    out.write_all(piece.as_bytes())?;
-    out.flush()
-}
-
 /// Parses `NAME=VALUE`; a value that is not JSON is text.
 fn input(text: &str) -> Result<(String, Value), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
@@ -281,7 +275,7 @@ fn input(text: &str) -> Result<(String, Value), String> {
 
 fn print_record(reply: &Reply) -> anyhow::Result<()> {
     if let Some(error) = &reply.error {
-        eprintln!("{:?}: {}: {}", reply.status, error.code, error.message);
+        print_error!("{:?}: {}: {}", reply.status, error.code, error.message);
     }
     let mut record = serde_json::json!({
         "status": reply.status,

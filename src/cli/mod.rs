@@ -210,7 +210,7 @@ impl Cli {
 /// Loads the configuration; its mistakes are printed on standard error.
 fn loaded(path: Option<&std::path::Path>) -> Option<Config> {
     if let Err(error) = start::disable_core_dumps() {
-        eprintln!("error: {error:#}");
+        print_error!("error: {error:#}");
         return None;
     }
     let config = config::variables().and_then(|variables| config::load(path, &variables));
@@ -228,7 +228,7 @@ fn loaded(path: Option<&std::path::Path>) -> Option<Config> {
 
 fn print_mistakes(kind: &str, mistakes: &[Mistake]) {
     for mistake in mistakes {
-        eprintln!("{kind}: {mistake}");
+        print_error!("{kind}: {mistake}");
     }
 }
 
