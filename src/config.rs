@@ -137,6 +137,12 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
 }
 
+/// Whether the user named the configuration: with `path` or with the variable of the environment. That
+/// of `.env` does not count, because the file may be part of a stranger's folder.
+pub fn is_named(path: Option<&Path>) -> bool {
+    path.is_some() || std::env::var_os("PILOTLIGHT_CONFIG").is_some_and(|name| !name.is_empty())
+}
+
 /// The message for a file that cannot be read, with the path that was tried.
 fn unreadable(path: &Path, error: &std::io::Error) -> String {
     let mut message = format!("cannot be read: {error}");

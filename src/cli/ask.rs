@@ -66,6 +66,11 @@ pub(super) struct AskArgs {
 }
 
 impl AskArgs {
+    /// Whether the models are loaded in this process.
+    pub(super) fn is_local(&self) -> bool {
+        self.local
+    }
+
     pub(super) async fn run(self, config: Config) -> anyhow::Result<u8> {
         let ask = self.wire()?;
         let reply = if self.local {

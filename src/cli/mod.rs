@@ -9,6 +9,7 @@ mod calibrate;
 mod doctor;
 mod engine;
 mod explain;
+mod foreign;
 mod live;
 mod model;
 mod simulate;
@@ -140,11 +141,13 @@ impl Cli {
                     return Ok(ExitCode::from(WRONG));
                 };
                 let config = if dry { config::dry(config) } else { config };
+                foreign::log(&config, path);
                 daemon::run(config).await?;
                 DONE
             }
             Command::Ask(ask) => {
-                let Some(config) = loaded(path) else {
+                let config = if ask.is_local() { loaded_to_start(path)? } else { loaded(path) };
+                let Some(config) = config else {
                     return Ok(ExitCode::from(WRONG));
                 };
                 ask.run(config).await?
@@ -165,21 +168,21 @@ impl Cli {
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
             Command::Calibrate(calibrate) => {
-                let Some(config) = loaded(path) else {
+                let Some(config) = loaded_to_start(path)? else {
                     return Ok(ExitCode::from(WRONG));
                 };
                 calibrate.run(config).await?
             }
             Command::Explain(explain) => explain.run()?,
             Command::Simulate(simulate) if simulate.is_live() => {
-                let Some(config) = loaded(path) else {
+                let Some(config) = loaded_to_start(path)? else {
                     return Ok(ExitCode::from(WRONG));
                 };
                 simulate.run(Some(config)).await?
             }
             Command::Simulate(simulate) => simulate.run(None).await?,
             Command::Mcp => {
-                let Some(config) = loaded(path) else {
+                let Some(config) = loaded_to_start(path)? else {
                     return Ok(ExitCode::from(WRONG));
                 };
                 engine::serve_service(config).await?;
@@ -224,6 +227,18 @@ fn loaded(path: Option<&std::path::Path>) -> Option<Config> {
             None
         }
     }
+}
+
+/// [`loaded`], for a command that starts the models itself.
+///
+/// # Errors
+/// If it would start programs of a file that was not named.
+fn loaded_to_start(path: Option<&std::path::Path>) -> anyhow::Result<Option<Config>> {
+    let config = loaded(path);
+    if let Some(config) = &config {
+        foreign::refuse(config, path)?;
+    }
+    Ok(config)
 }
 
 fn print_mistakes(kind: &str, mistakes: &[Mistake]) {

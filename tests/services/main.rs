@@ -39,6 +39,8 @@ mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(feature = "embedded-broker")]
+mod terminal;
+#[cfg(feature = "embedded-broker")]
 mod together;
 #[cfg(feature = "embedded-broker")]
 mod untrusted;

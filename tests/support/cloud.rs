@@ -221,6 +221,25 @@ pub fn error(status: &str, more: &str, message: &str) -> Act {
     Act::Say(format!("{}{body}", head(status, "application/json", more)).into())
 }
 
+/// The answer of an MCP server that has no resources, and says why.
+pub fn no_model(message: &Value, why: &str) -> Vec<u8> {
+    if message["id"].is_null() {
+        return head("202 Accepted", "text/plain", "").into();
+    }
+    let said = match message["method"].as_str() {
+        Some("initialize") => json!({"result": {
+            "protocolVersion": message["params"]["protocolVersion"], "capabilities": {"resources": {}},
+            "serverInfo": {"name": "no model", "version": "1"},
+        }}),
+        Some("resources/list") => json!({"error": {"code": -32000, "message": why}}),
+        _ => json!({"error": {"code": -32601, "message": "method not found"}}),
+    };
+    let mut said = said;
+    said["jsonrpc"] = json!("2.0");
+    said["id"] = message["id"].clone();
+    format!("{}{said}", head("200 OK", "application/json", "")).into()
+}
+
 /// What must never be seen.
 pub const KEY: &str = "sk-canary-7f3a9d51";
 
