@@ -18,7 +18,7 @@ use crate::catalog::read;
 use crate::catalog::secret;
 use crate::catalog::secret::Secret;
 use crate::catalog::server::{Endpoint, ServerEntry};
-use crate::ingress::http::AccessGuard;
+use crate::ingress::http::{AccessGuard, is_origin};
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls;
 use crate::request::name::is_name;
@@ -431,6 +431,16 @@ impl SettingsReader<'_> {
                  PILOTLIGHT_HTTP_TOKEN"
             );
             self.mistake("pilotlight.http.token", message);
+        }
+        for (n, origin) in part.allowed_origins.iter().enumerate() {
+            if !is_origin(origin) {
+                let path = format!("pilotlight.http.allowed_origins[{n}]");
+                let message = format!(
+                    "{origin:?} is no origin; write it as a browser sends it: https://app.example or \
+                     http://localhost:3000, without path, default port and *"
+                );
+                self.mistake(&path, message);
+            }
         }
         let guard = AccessGuard {
             token: token.map(Secret),

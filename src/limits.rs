@@ -355,10 +355,31 @@ pub const CALLS_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
 /// Identifiers of served calls that a worker keeps, so that it serves none twice.
 pub const CALLS_REMEMBERED_MAX: usize = 1024;
 
-/// Most concurrent HTTP connections: as many as there can be queued and running jobs.
-pub const HTTP_CONNECTIONS_MAX: usize = 128;
+/// Most concurrent HTTP requests with an answer: as many as there can be queued and running jobs.
+pub const HTTP_REQUESTS_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
+/// Most of these requests of all other machines together: a quarter is left for this machine.
+pub const HTTP_REMOTE_REQUESTS_MAX: usize = HTTP_REQUESTS_MAX / 4 * 3;
+/// Most of these requests of one other machine. The programs of this machine share one address.
+pub const HTTP_ADDRESS_REQUESTS_MAX: usize = HTTP_REQUESTS_MAX / 4;
+/// HTTP connections in excess of each of these bounds, so that a health check finds one while as many
+/// requests as permitted are answered.
+pub const HTTP_RESERVE: usize = 8;
 /// Longest time in which an HTTP client may send the head of its request.
 pub const HTTP_HEAD_MAX: Duration = Duration::from_secs(10);
+/// Largest head of an HTTP request, in bytes: common servers accept 8 to 64 KB.
+pub const HTTP_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Longest time for the body of an HTTP request: [`REQUEST_BYTES_MAX`] over a line of 140 kbit/s.
+pub const HTTP_BODY_MAX: Duration = Duration::from_secs(60);
+/// Longest time without progress while an HTTP client sends a body or receives a response.
+pub const HTTP_STALL_MAX: Duration = Duration::from_secs(10);
+/// Least rate of an HTTP client, in bytes per second, as the mean beyond [`HTTP_STALL_MAX`]: without
+/// it, one byte now and then would hold a connection. A GSM line has 1.2 KB/s.
+pub const HTTP_RATE_MIN: usize = 1024;
+/// Most bytes of request bodies that are partly received, all connections together: as in the queue.
+pub const HTTP_BODIES_BYTES_MAX: usize = WAITING_BYTES_MAX;
+/// Send buffer of an HTTP connection, in bytes, of which the kernel takes the double. Its own choice is
+/// up to 4 MB for each client that does not read.
+pub const HTTP_SEND_BUFFER_BYTES: u32 = 128 * 1024;
 /// Most bytes of a refused body that are read before the connection is closed. Without that the
 /// kernel resets the connection, and the client may not receive the reply.
 pub const HTTP_LINGER_BYTES_MAX: usize = 16 * REQUEST_BYTES_MAX;
@@ -390,6 +411,9 @@ const _: () = assert!(INBOX_MAX >= WAITING_JOBS_MAX);
 const _: () = assert!(OUTBOX_MAX >= WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
 const _: () = assert!(REPLAY_MAX > WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
 const _: () = assert!(ANSWER_BYTES_MAX <= OUTBOX_BYTES_MAX);
+const _: () = assert!(REQUEST_BYTES_MAX < HTTP_BODIES_BYTES_MAX);
+const _: () = assert!(HTTP_ADDRESS_REQUESTS_MAX < HTTP_REMOTE_REQUESTS_MAX);
+const _: () = assert!(HTTP_REMOTE_REQUESTS_MAX + HTTP_RESERVE < HTTP_REQUESTS_MAX);
 const _: () = assert!(MQTT_RECEIVE_MAX as usize <= WAITING_JOBS_MAX);
 const _: () = assert!(MQTT_INBOX_MAX > MQTT_RECEIVE_MAX as usize);
 const _: () = assert!(MQTT_PACKET_BYTES_MAX as usize > REQUEST_BYTES_MAX);

@@ -1,8 +1,10 @@
 //! `status`: the state of the running service, read from its HTTP interface.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use reqwest::header::HOST;
 use serde_json::Value;
 
 use super::{DONE, NOT_READY};
@@ -16,23 +18,45 @@ pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
     let Some(http) = &config.http else {
         bail!("status needs the HTTP interface, which is off; set PILOTLIGHT_HTTP");
     };
-    let addr = http.listen;
+    let addr = local(http.listen);
     let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
-    let answer = client.get(format!("http://{addr}/readyz")).send().await;
-    let Ok(answer) = answer else {
-        eprintln!("no service is reachable at {addr}");
+    let mut request = client.get(format!("http://{addr}/readyz")).header(HOST, "localhost");
+    if let Some(token) = &http.guard.token {
+        request = request.bearer_auth(&token.0);
+    }
+    let Ok(answer) = request.send().await else {
+        print_error!("no service is reachable at {addr}");
         return Ok(NOT_READY);
     };
     let body: Value = answer.json().await?;
     if json {
         print_line!("{body:#}");
     }
+    let code = if body["ready"] == true { DONE } else { NOT_READY };
+    if body["ready"].is_boolean() && body["version"].is_null() {
+        let ready = if code == DONE { "ready" } else { "not ready" };
+        print_error!(
+            "pilotlight at {addr}: {ready}; its details need the token of the service: set \
+             PILOTLIGHT_HTTP_TOKEN"
+        );
+        return Ok(code);
+    }
     let status: ServiceStatus = serde_json::from_value(body)
         .with_context(|| format!("{addr} answers, but not as this version of pilotlight"))?;
     if !json {
         print(&status, &addr.to_string())?;
     }
-    Ok(if status.ready { DONE } else { NOT_READY })
+    Ok(code)
+}
+
+/// The address by which this machine reaches a service that listens at `addr`.
+fn local(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
+    };
+    SocketAddr::new(ip, addr.port())
 }
 
 fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {

@@ -1,6 +1,6 @@
 //! The HTTP door: the chat API plain and streamed, models, health, metrics, and who is let in.
 
-use crate::support::service::{Service, catalog, client};
+use crate::support::service::{Service, catalog, client, program};
 use serde_json::{Value, json};
 
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
@@ -80,7 +80,10 @@ async fn bad_requests_are_told_and_the_next_is_unharmed() {
         assert_eq!(answer["error"]["param"].as_str().unwrap_or(""), param, "{name}: {answer}");
         assert!(!answer["error"]["message"].as_str().unwrap().is_empty(), "{name}");
     }
-    let post = |body: Vec<u8>| client().post(service.url("/v1/chat/completions")).body(body).send();
+    let post = |body: Vec<u8>| {
+        let request = client().post(service.url("/v1/chat/completions"));
+        request.header("content-type", "application/json").body(body).send()
+    };
     assert_eq!(post(b"{".to_vec()).await.unwrap().status(), 400);
     assert_eq!(post(vec![0xFF]).await.unwrap().status(), 400);
     assert_eq!(post(vec![b' '; 10 * 1024 * 1024]).await.unwrap().status(), 413);
@@ -136,13 +139,113 @@ async fn who_is_let_in() {
     check("/v1/models", &[("authorization", "s3cret")], 401).await;
     check("/v1/models", &[token], 200).await;
     check("/metrics", &[], 401).await;
+    check("/metrics", &[token], 200).await;
     check("/mcp", &[], 401).await;
     check("/v1/models", &[token, ("host", "pi.lan:8080")], 200).await;
     check("/v1/models", &[token, ("host", "evil.example")], 403).await;
     check("/healthz", &[("host", "evil.example")], 403).await;
-    check("/v1/models", &[token, ("origin", "https://app.example")], 200).await;
-    check("/v1/models", &[token, ("origin", "https://evil.example")], 403).await;
-    check("/mcp", &[token, ("origin", "https://evil.example")], 403).await;
+    let app = ("origin", "https://app.example");
+    check("/v1/models", &[token, app], 200).await;
+    check("/v1/models", &[token, app, ("sec-fetch-site", "cross-site")], 200).await;
+    for path in ["/v1/models", "/mcp", "/metrics", "/readyz"] {
+        for page in ["https://evil.example", "http://localhost:3000", "http://127.0.0.1", "null"] {
+            check(path, &[token, ("origin", page)], 403).await;
+        }
+        check(path, &[token, ("sec-fetch-site", "cross-site")], 403).await;
+        check(path, &[token, ("sec-fetch-site", "same-site")], 403).await;
+        check(path, &[token, token], 400).await;
+        check(path, &[token, app, app], 400).await;
+    }
+}
+
+/// A page can send a form or a text anywhere without its browser asking first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_json_is_taken() {
+    let service = Service::start(&catalog(&DRY)).await;
+    let chat = ask("x").to_string();
+    let list = json!({"jsonrpc": "2.0", "id": 1, "method": "ping"}).to_string();
+    for (path, body) in
+        [("/v1/chat/completions", &chat), ("/v1/embeddings", &chat), ("/mcp", &list)]
+    {
+        let post = async |kind: Option<&str>| {
+            let mut request = client().post(service.url(path)).body(body.clone());
+            request = request.header("accept", "application/json, text/event-stream");
+            if let Some(kind) = kind {
+                request = request.header("content-type", kind);
+            }
+            request.send().await.unwrap()
+        };
+        let forms = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"];
+        for kind in forms.map(Some).into_iter().chain([None, Some("application/jsonp")]) {
+            let answer = post(kind).await;
+            assert_eq!(answer.status(), 415, "{path} {kind:?}");
+            let told = answer.text().await.unwrap();
+            assert!(told.contains("application/json"), "{told}");
+        }
+        for kind in ["application/json", "Application/JSON; charset=utf-8"] {
+            assert_ne!(post(Some(kind)).await.status(), 415, "{path} {kind}");
+        }
+    }
+}
+
+/// A browser asks before a page of another origin sends JSON, and lets it read what names its origin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_a_listed_origin_can_ask() {
+    let mut catalog = catalog(&DRY);
+    catalog["pilotlight"]["http"] = json!({"allowed_origins": ["https://app.example"]});
+    let service = Service::launch(&catalog, "off", &[("PILOTLIGHT_HTTP_TOKEN", "s3cret")]);
+    service.ready().await;
+    let url = service.url("/v1/chat/completions");
+    let preflight = async |origin: &str| {
+        let request = client().request(reqwest::Method::OPTIONS, &url).header("origin", origin);
+        let request = request.header("access-control-request-method", "POST");
+        let names = "authorization,content-type";
+        request.header("access-control-request-headers", names).send().await.unwrap()
+    };
+    let asked = preflight("https://app.example").await;
+    assert_eq!(asked.status(), 200);
+    assert_eq!(asked.headers()["access-control-allow-origin"], "https://app.example");
+    assert_eq!(asked.headers()["access-control-allow-headers"], "authorization,content-type");
+    assert_eq!(preflight("https://evil.example").await.status(), 403);
+    let request = client().post(&url).header("origin", "https://app.example").json(&ask("x"));
+    let answer = request.bearer_auth("s3cret").send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_is_for_those_with_the_token() {
+    let service = Service::launch(&catalog(&DRY), "off", &[("PILOTLIGHT_HTTP_TOKEN", "s3cret")]);
+    service.ready().await;
+    let ready = async |token: Option<&str>| -> Value {
+        let mut request = client().get(service.url("/readyz"));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        request.send().await.unwrap().json().await.unwrap()
+    };
+    assert_eq!(ready(None).await, json!({"ready": true}));
+    assert_eq!(ready(Some("other")).await, json!({"ready": true}));
+    assert_eq!(ready(Some("s3cret")).await["servers"][0]["server"], "local");
+    let http = format!("127.0.0.1:{}", service.http);
+    let status = async |more: &[(&str, &str)]| {
+        let mut env = vec![("PILOTLIGHT_HTTP", http.as_str())];
+        env.extend(more);
+        program(service.folder.path(), &["status"], &env).await
+    };
+    let (code, out, err) = status(&[]).await;
+    assert!(code == 0 && out.is_empty() && err.contains("PILOTLIGHT_HTTP_TOKEN"), "{out}{err}");
+    let (code, out, err) = status(&[("PILOTLIGHT_HTTP_TOKEN", "s3cret")]).await;
+    assert!(code == 0 && out.contains("local (device): ready"), "{out}{err}");
+
+    // without a token, for the programs of this machine
+    let open = Service::start(&catalog(&DRY)).await;
+    assert_eq!(open.state().await.unwrap()["servers"][0]["server"], "local");
+    for path in ["/readyz", "/metrics"] {
+        let request = client().get(open.url(path)).header("x-forwarded-for", "192.0.2.1");
+        let told = request.send().await.unwrap().text().await.unwrap();
+        assert!(!told.contains("local") && !told.contains("version"), "{told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

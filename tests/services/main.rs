@@ -31,6 +31,8 @@ mod heat;
 #[cfg(feature = "embedded-broker")]
 mod http;
 #[cfg(feature = "embedded-broker")]
+mod http_limits;
+#[cfg(feature = "embedded-broker")]
 mod mqtt;
 mod network;
 mod over_mqtt;

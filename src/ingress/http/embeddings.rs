@@ -13,10 +13,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::HttpInterface;
+use super::body::JsonBody;
 use super::chat::{ANY_MODEL, MetadataOptions};
 use super::completion::PilotlightFields;
-use super::errors::{not_ok, refused};
-use super::openai::{Body, body_of};
+use super::errors::not_ok;
 use crate::ingress::answers;
 use crate::ingress::answers::ReplyOrigin;
 use crate::request::format::Format;
@@ -77,9 +77,12 @@ impl EmbeddingsRequest {
 }
 
 /// `POST /v1/embeddings`
-pub(super) async fn embed(State(interface): State<Arc<HttpInterface>>, body: Body) -> Response {
+pub(super) async fn embed(
+    State(interface): State<Arc<HttpInterface>>,
+    JsonBody(body): JsonBody,
+) -> Response {
     let started = async {
-        let request: EmbeddingsRequest = read(&body_of(body)?)?;
+        let request: EmbeddingsRequest = read(&body?)?;
         let encoding = request.encoding_format;
         let job = request.ask()?.check("http", &interface.catalog)?;
         let id = job.key.clone();
@@ -88,10 +91,10 @@ pub(super) async fn embed(State(interface): State<Arc<HttpInterface>>, body: Bod
     };
     let (answer, origin, id, encoding) = match started.await {
         Ok(started) => started,
-        Err(refusal) => {
-            let reply = Reply::refused(None, &refusal);
+        Err(refused) => {
+            let reply = Reply::refused(None, &refused.refusal);
             answers::replied(&interface.metrics, &ReplyOrigin::unread("http", "http"), &reply);
-            return refused(&refusal);
+            return refused.into_response();
         }
     };
     let (text, end) = answer.collect().await;

@@ -30,14 +30,14 @@ pub(super) fn error_body(refusal: &Refusal) -> Value {
     }})
 }
 
-/// The response to a refused request.
-pub(super) fn refused(refusal: &Refusal) -> Response {
-    refused_as(refusal, &error_body(refusal))
+/// The response to a refused request, with this status.
+pub(super) fn refused(status: StatusCode, refusal: &Refusal) -> Response {
+    refused_as(status, refusal, &error_body(refusal))
 }
 
-/// The response to a refused request, with this body.
-fn refused_as(refusal: &Refusal, body: &Value) -> Response {
-    let status = match refusal.code {
+/// The status of a response to a refused request.
+pub(super) fn status_of(code: Code) -> StatusCode {
+    match code {
         Code::Malformed | Code::Invalid | Code::Incapable => StatusCode::BAD_REQUEST,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::Unknown => StatusCode::NOT_FOUND,
@@ -45,7 +45,11 @@ fn refused_as(refusal: &Refusal, body: &Value) -> Response {
         Code::Conflict => StatusCode::CONFLICT,
         Code::Busy => StatusCode::TOO_MANY_REQUESTS,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-    };
+    }
+}
+
+/// The response to a refused request, with this status and body.
+fn refused_as(status: StatusCode, refusal: &Refusal, body: &Value) -> Response {
     let mut response = (status, Json(body)).into_response();
     if let Some(wait) = refusal.retry_after {
         let seconds = wait.as_secs_f64().ceil().max(1.0);
@@ -83,7 +87,7 @@ pub(super) fn not_ok(reply: &Reply) -> Response {
         };
         let mut body = error_body(&refusal);
         body["pilotlight"] = json!(PilotlightFields::of(reply));
-        return refused_as(&refusal, &body);
+        return refused_as(status_of(code), &refusal, &body);
     }
     let status = match reply.status {
         Status::Expired => StatusCode::GATEWAY_TIMEOUT,

@@ -1,17 +1,37 @@
-//! Access checks of the HTTP interface: Host, Origin and bearer token.
+//! Access checks of the HTTP interface: Host, Origin, bearer token, and who may read the status.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use subtle::ConstantTimeEq;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use super::errors::refused;
 use crate::catalog::secret::Secret;
 use crate::net::client::is_loopback;
 use crate::request::refusal::{Code, Refusal};
+
+/// Headers whose repetition makes a request ambiguous: two programs on its way may take different ones.
+const SINGLE: [HeaderName; 8] = [
+    header::HOST,
+    header::ORIGIN,
+    header::AUTHORIZATION,
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    FETCH_SITE,
+    MCP_SESSION,
+    HeaderName::from_static("mcp-protocol-version"),
+];
+/// The relation of a page to this service, as its browser states it (Fetch Metadata Request Headers).
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const MCP_SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
+/// Headers that a proxy adds: the client is not this machine, although the connection is its own.
+const FORWARDED: [HeaderName; 3] =
+    [header::FORWARDED, HeaderName::from_static("x-forwarded-for"), header::VIA];
 
 /// The permitted requests.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +40,7 @@ pub struct AccessGuard {
     pub token: Option<Secret<String>>,
     /// Permitted Host names besides loopback.
     pub hosts: Vec<String>,
-    /// Permitted Origins besides loopback; browsers send one, programs send none.
+    /// Permitted Origins, exactly as browsers send them; programs send none.
     pub origins: Vec<String>,
     /// MCP clients of older revisions get a session each, which takes memory.
     pub mcp_sessions: bool,
@@ -29,29 +49,22 @@ pub struct AccessGuard {
 /// Puts the checks before all routes; those of `open` need no token.
 pub fn protect(routes: Router, open: Router, guard: AccessGuard) -> Router {
     let guard = Arc::new(guard);
-    routes
-        .layer(from_fn_with_state(Arc::clone(&guard), check_token))
-        .merge(open)
-        .layer(from_fn_with_state(guard, check_host_and_origin))
+    let cors = guard.cors();
+    let routes = routes.layer(from_fn_with_state(Arc::clone(&guard), check_token)).merge(open);
+    // a browser asks without the token first
+    let routes = if let Some(cors) = cors { routes.layer(cors) } else { routes };
+    routes.layer(from_fn_with_state(guard, check_head))
 }
 
-async fn check_host_and_origin(
+async fn check_head(
     State(guard): State<Arc<AccessGuard>>,
     request: Request,
     next: Next,
 ) -> Response {
-    // against DNS rebinding: a page of another name must not reach the service
-    if !host_of(request.headers()).is_some_and(|host| guard.knows_host(host)) {
-        let message = "host not allowed; add it to pilotlight.http.allowed_hosts";
-        return refuse(StatusCode::FORBIDDEN, message);
+    match guard.check_head(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(response) => response,
     }
-    if let Some(origin) = request.headers().get(header::ORIGIN)
-        && !origin.to_str().is_ok_and(|origin| guard.knows_origin(origin))
-    {
-        let message = "origin not allowed; add it to pilotlight.http.allowed_origins";
-        return refuse(StatusCode::FORBIDDEN, message);
-    }
-    next.run(request).await
 }
 
 async fn check_token(
@@ -59,23 +72,15 @@ async fn check_token(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(token) = &guard.token else {
-        return next.run(request).await;
-    };
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
-    let given = given.and_then(|h| h.strip_prefix("Bearer "));
-    if given.is_some_and(|given| same(given.trim().as_bytes(), token.0.as_bytes())) {
-        return next.run(request).await;
+    match guard.check_token(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(response) => response,
     }
-    let mut response = refuse(StatusCode::UNAUTHORIZED, "a bearer token is required");
-    let challenge = http::HeaderValue::from_static("Bearer");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    response
 }
 
-fn refuse(status: StatusCode, message: &str) -> Response {
-    let refusal = Refusal::new(Code::Forbidden, message);
-    (status, axum::Json(super::errors::error_body(&refusal))).into_response()
+fn refuse(status: StatusCode, message: impl Into<String>) -> Response {
+    let code = if status == StatusCode::BAD_REQUEST { Code::Malformed } else { Code::Forbidden };
+    refused(status, &Refusal::new(code, message))
 }
 
 /// Compares in constant time for texts of the same length, so that the time does not tell how many
@@ -84,72 +89,243 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }
 
-/// The host name of a request, without its port.
-fn host_of(headers: &HeaderMap) -> Option<&str> {
-    let host = headers.get(header::HOST)?.to_str().ok()?;
+/// The host name of an authority, without its port.
+fn name_of(host: &str) -> &str {
     if let Some(rest) = host.strip_prefix('[') {
-        return rest.split_once(']').map(|(address, _)| address);
+        return rest.split_once(']').map_or("", |(address, _)| address);
     }
-    Some(host.split_once(':').map_or(host, |(name, _)| name))
+    host.split_once(':').map_or(host, |(name, _)| name)
 }
 
 impl AccessGuard {
-    /// Loopback origins are permitted, as MCP requires; others must be configured.
-    fn knows_origin(&self, origin: &str) -> bool {
-        let local = origin.parse::<Uri>().is_ok_and(|origin| {
-            origin.scheme().is_some() && origin.host().is_some_and(is_loopback)
-        });
-        local || self.origins.iter().any(|known| known == origin)
+    #[expect(clippy::result_large_err, reason = "the response is sent at once")]
+    fn check_head(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Response> {
+        let ambiguous = |message: String| Err(refuse(StatusCode::BAD_REQUEST, message));
+        let is_repeated = |name: &&HeaderName| headers.get_all(*name).iter().nth(1).is_some();
+        if let Some(name) = SINGLE.iter().find(is_repeated) {
+            return ambiguous(format!("the header {name} is there more than once; send it once"));
+        }
+        // RFC 9112, 3.2: a request without one is malformed
+        let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else {
+            return ambiguous("the header host is missing or no text".to_owned());
+        };
+        if uri.authority().is_some_and(|target| !target.as_str().eq_ignore_ascii_case(host)) {
+            return ambiguous("the request's target and its header host differ".to_owned());
+        }
+        // against DNS rebinding: a page of another name must not reach the service
+        if !self.knows_host(name_of(host)) {
+            let message = "host not allowed; add it to pilotlight.http.allowed_hosts";
+            return Err(refuse(StatusCode::FORBIDDEN, message));
+        }
+        if !self.knows_page(host, headers) {
+            let message = "origin not allowed; add it to pilotlight.http.allowed_origins";
+            return Err(refuse(StatusCode::FORBIDDEN, message));
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::result_large_err, reason = "the response is sent at once")]
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), Response> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let given = headers.get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
+        let given = given.and_then(|h| h.strip_prefix("Bearer "));
+        if given.is_some_and(|given| same(given.trim().as_bytes(), token.0.as_bytes())) {
+            return Ok(());
+        }
+        let mut response = refuse(StatusCode::UNAUTHORIZED, "a bearer token is required");
+        let challenge = HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        Err(response)
+    }
+
+    /// Whether this client may read the status: with the token, or if there is none, a program of this
+    /// machine, which may use the models too.
+    ///
+    /// # Errors
+    /// The response for a client that may not.
+    #[expect(clippy::result_large_err, reason = "the response is sent at once")]
+    pub(super) fn check_details(&self, headers: &HeaderMap) -> Result<(), Response> {
+        if self.token.is_some() {
+            return self.check_token(headers);
+        }
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let is_local = host.is_some_and(|host| is_loopback(name_of(host)))
+            && !FORWARDED.iter().any(|name| headers.contains_key(name));
+        let refused = || {
+            let message = "without a token the status is for programs of this machine; set \
+                           PILOTLIGHT_HTTP_TOKEN";
+            refuse(StatusCode::FORBIDDEN, message)
+        };
+        is_local.then_some(()).ok_or_else(refused)
+    }
+
+    /// Whether the request comes from a program, from a page of this service itself, or from a page of a
+    /// listed origin. Pages of other ports of this machine are other origins.
+    fn knows_page(&self, host: &str, headers: &HeaderMap) -> bool {
+        if let Some(origin) = headers.get(header::ORIGIN) {
+            return origin.to_str().is_ok_and(|origin| {
+                let own = origin.split_once("://").filter(|(_, own)| *own == host);
+                own.is_some_and(|(scheme, _)| matches!(scheme, "http" | "https"))
+                    || self.origins.iter().any(|known| known == origin)
+            });
+        }
+        // requests for images and scripts have no origin
+        let site = headers.get(FETCH_SITE).map(HeaderValue::as_bytes);
+        site.is_none_or(|site| matches!(site, b"same-origin" | b"none"))
     }
 
     fn knows_host(&self, host: &str) -> bool {
         is_loopback(host) || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
     }
+
+    /// Lets pages of the listed origins send JSON and read the answers (CORS).
+    fn cors(&self) -> Option<CorsLayer> {
+        let origins: Vec<HeaderValue> =
+            self.origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+        (!origins.is_empty()).then(|| {
+            CorsLayer::new()
+                .allow_origin(AllowOrigin::list(origins))
+                .allow_methods([Method::GET, Method::POST, Method::DELETE])
+                .allow_headers(AllowHeaders::mirror_request())
+                .expose_headers([header::RETRY_AFTER, MCP_SESSION])
+        })
+    }
+}
+
+/// Whether a browser can send this text as an Origin: scheme, host and port, without a default port,
+/// in lower case and ASCII.
+pub fn is_origin(text: &str) -> bool {
+    let Ok(uri) = text.parse::<Uri>() else { return false };
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
+    let default = match scheme {
+        "http" => 80,
+        "https" => 443,
+        _ => 0,
+    };
+    // also without path, query and user name
+    let has_form = text == format!("{scheme}://{authority}") && !authority.as_str().contains('@');
+    let is_host = !matches!(authority.host(), "" | "*") && authority.port_u16() != Some(default);
+    has_form && is_host && text.is_ascii() && !text.contains(|c: char| c.is_ascii_uppercase())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn hosts() {
-        let guard = AccessGuard { hosts: vec!["pi.lan".to_owned()], ..AccessGuard::default() };
-        let check = |host: &str, expected: bool| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, host.parse().unwrap());
-            let known = host_of(&headers).is_some_and(|host| guard.knows_host(host));
-            assert_eq!(known, expected, "{host}");
-        };
-        check("localhost", true);
-        check("localhost:8080", true);
-        check("127.0.0.1:8080", true);
-        check("[::1]:8080", true);
-        check("PI.lan:8080", true);
-        check("evil.example", false);
-        check("localhost.evil.example", false);
-        check("192.168.1.4", false);
-        assert_eq!(host_of(&HeaderMap::new()), None);
+    fn status(guard: &AccessGuard, target: &str, headers: &[(&'static str, &str)]) -> u16 {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        let checked = guard.check_head(&target.parse().unwrap(), &map);
+        checked.map_or_else(|response| response.status().as_u16(), |()| 200)
     }
 
     #[test]
-    fn origins() {
+    fn hosts() {
+        let guard = AccessGuard { hosts: vec!["pi.lan".to_owned()], ..AccessGuard::default() };
+        let check = |host: &str, expected: u16| {
+            assert_eq!(status(&guard, "/", &[("host", host)]), expected, "{host}");
+        };
+        check("localhost", 200);
+        check("localhost:8080", 200);
+        check("127.0.0.1:8080", 200);
+        check("[::1]:8080", 200);
+        check("PI.lan:8080", 200);
+        check("evil.example", 403);
+        check("localhost.evil.example", 403);
+        check("192.168.1.4", 403);
+        check("[::1", 403);
+        assert_eq!(status(&guard, "/", &[]), 400);
+        assert_eq!(status(&guard, "http://localhost/", &[("host", "localhost")]), 200);
+        assert_eq!(status(&guard, "http://evil.example/", &[("host", "localhost")]), 400);
+    }
+
+    #[test]
+    fn repeated_headers() {
+        let guard = AccessGuard::default();
+        for name in SINGLE.iter().map(HeaderName::as_str) {
+            let twice: &'static str = Box::leak(name.to_owned().into_boxed_str());
+            let headers = [("host", "localhost"), (twice, "localhost"), (twice, "localhost")];
+            assert_eq!(status(&guard, "/", &headers), 400, "{name}");
+        }
+        let twice = [("host", "localhost"), ("accept", "a/b"), ("accept", "c/d")];
+        assert_eq!(status(&guard, "/", &twice), 200);
+    }
+
+    #[test]
+    fn pages() {
         let guard = AccessGuard {
-            origins: vec!["https://app.example".to_owned()],
+            origins: vec!["https://app.example".to_owned(), "http://localhost:3000".to_owned()],
             ..AccessGuard::default()
         };
-        let check = |origin: &str, expected: bool| {
-            assert_eq!(guard.knows_origin(origin), expected, "{origin}");
+        let check = |header: &'static str, value: &str, expected: u16| {
+            let headers = [("host", "localhost:8080"), (header, value)];
+            assert_eq!(status(&guard, "/", &headers), expected, "{header}: {value}");
         };
-        check("http://localhost:3000", true);
-        check("http://127.0.0.1", true);
-        check("http://[::1]:8080", true);
-        check("https://app.example", true);
-        check("http://app.example", false);
-        check("https://app.example.evil", false);
-        check("http://localhost.evil.example", false);
-        check("null", false);
-        check("localhost", false);
-        check("", false);
+        check("origin", "http://localhost:3000", 200);
+        check("origin", "https://app.example", 200);
+        check("origin", "http://localhost:8080", 200);
+        check("origin", "http://localhost:3001", 403);
+        check("origin", "http://localhost", 403);
+        check("origin", "http://127.0.0.1:8080", 403);
+        check("origin", "http://app.example", 403);
+        check("origin", "https://app.example.evil", 403);
+        check("origin", "file://localhost:8080", 403);
+        check("origin", "null", 403);
+        check("origin", "", 403);
+        check("sec-fetch-site", "cross-site", 403);
+        check("sec-fetch-site", "same-site", 403);
+        check("sec-fetch-site", "same-origin", 200);
+        check("sec-fetch-site", "none", 200);
+        let listed = [
+            ("host", "localhost:8080"),
+            ("origin", "https://app.example"),
+            ("sec-fetch-site", "cross-site"),
+        ];
+        assert_eq!(status(&guard, "/", &listed), 200);
+    }
+
+    #[test]
+    fn origins_are_written_as_browsers_send_them() {
+        for origin in ["https://app.example", "http://localhost:3000", "http://[::1]:3000"] {
+            assert!(is_origin(origin), "{origin}");
+        }
+        for other in [
+            "*",
+            "null",
+            "app.example",
+            "https://app.example/",
+            "https://app.example:443",
+            "http://app.example:80",
+            "https://App.example",
+            "https://*",
+            "https://user@app.example",
+            "https://app.example/path",
+            "",
+        ] {
+            assert!(!is_origin(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn details_are_for_this_machine_or_the_token() {
+        let open = AccessGuard::default();
+        let closed = AccessGuard { token: Some(Secret("t".to_owned())), ..AccessGuard::default() };
+        let check = |guard: &AccessGuard, headers: &[(&'static str, &str)], expected: bool| {
+            let headers = headers.iter().map(|(name, value)| {
+                (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+            });
+            assert_eq!(guard.check_details(&headers.collect()).is_ok(), expected);
+        };
+        let host = ("host", "127.0.0.1:8080");
+        check(&open, &[host], true);
+        check(&open, &[("host", "pi.lan")], false);
+        check(&open, &[host, ("x-forwarded-for", "192.0.2.1")], false);
+        check(&open, &[host, ("forwarded", "for=192.0.2.1")], false);
+        check(&closed, &[host], false);
+        check(&closed, &[host, ("authorization", "Bearer other")], false);
+        check(&closed, &[host, ("authorization", "Bearer t")], true);
     }
 
     #[test]

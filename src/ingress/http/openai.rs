@@ -7,48 +7,39 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use futures::StreamExt;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::HttpInterface;
+use super::body::{JsonBody, RefusedBody};
 use super::chat::{ChatRequest, with_api_field};
 use super::completion::Head;
-use super::errors::{error_of, not_ok, refused};
+use super::errors::{error_of, not_ok};
 use crate::dispatch::{Answer, BackendStatus};
 use crate::ingress::answers;
 use crate::ingress::answers::ReplyOrigin;
 use crate::request::format::Format;
-use crate::request::refusal::{Code, Refusal};
+use crate::request::refusal::Refusal;
 use crate::strategy;
 use crate::wire::{Reply, Status, read};
 
-/// A request body as axum has read it.
-pub(super) type Body = Result<Bytes, axum::extract::rejection::BytesRejection>;
-
-/// The body, or a refusal with the reason why it could not be read.
-pub(super) fn body_of(body: Body) -> Result<Bytes, Refusal> {
-    body.map_err(|e| match e.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let most = crate::limits::REQUEST_BYTES_MAX;
-            Refusal::new(Code::TooLarge, format!("the body is larger than {most} bytes"))
-        }
-        _ => Refusal::new(Code::Malformed, e.body_text()),
-    })
-}
-
 /// `POST /v1/chat/completions`
-pub(super) async fn complete(State(interface): State<Arc<HttpInterface>>, body: Body) -> Response {
-    let started = async { start(&interface, &body_of(body)?).await }.await;
+pub(super) async fn complete(
+    State(interface): State<Arc<HttpInterface>>,
+    JsonBody(body): JsonBody,
+) -> Response {
+    let started = match body {
+        Ok(body) => start(&interface, &body).await.map_err(RefusedBody::from),
+        Err(refused) => Err(refused),
+    };
     match started {
-        Err(refusal) => {
-            let reply = Reply::refused(None, &refusal);
+        Err(refused) => {
+            let reply = Reply::refused(None, &refused.refusal);
             answers::replied(&interface.metrics, &ReplyOrigin::unread("http", "http"), &reply);
-            refused(&refusal)
+            refused.into_response()
         }
         Ok(started) if started.stream => streamed(interface, started).into_response(),
         Ok(started) => buffered(interface, started).await,
