@@ -267,7 +267,7 @@ impl Supervisor {
                 Ok(Reached::mcp(connect_stateless(caller, patience).await?, None))
             }
             Entry::Http { url, headers } => {
-                Ok(Reached::mcp(connect_http(url, &headers.0, patience).await?, None))
+                Ok(Reached::mcp(connect_http(&url.0, &headers.0, patience).await?, None))
             }
         }
     }

@@ -23,8 +23,8 @@ pub fn expand(text: &str, variables: &Variables) -> Result<String, String> {
             rest = after;
         } else if let Some(after) = rest.strip_prefix("${") {
             let Some(end) = after.find('}') else {
-                // the text may be a secret
-                return Err("has a `${` that is not closed; `$$` is a dollar sign".to_owned());
+                // without the text, which may be a secret
+                return Err("has a ${ that is not closed; write $$ for a dollar sign".to_owned());
             };
             out.push_str(&value_of(&after[..end], variables)?);
             rest = &after[end + 1..];

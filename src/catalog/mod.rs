@@ -23,3 +23,4 @@ pub mod secret;
 pub mod server;
 mod shape;
 pub mod task;
+pub mod url;

@@ -115,7 +115,7 @@ pub(super) fn read(
 /// variables were expanded.
 pub(super) fn check_plain_text(servers: &[ServerEntry], written: &Value, mistakes: &mut Mistakes) {
     for server in servers {
-        let Endpoint::Http { url, .. } = &server.endpoint else { continue };
+        let Endpoint::Http { url: Secret(url), .. } = &server.endpoint else { continue };
         let uri: Option<http::Uri> = url.parse().ok();
         if url.starts_with("https://") || uri.as_ref().is_some_and(is_loopback) {
             continue;
@@ -172,7 +172,7 @@ impl RawServer {
             (None | Some("http" | "streamable-http"), None, Some(url))
                 if url.starts_with("http://") || url.starts_with("https://") =>
             {
-                Some(Endpoint::Http { url, headers: Secret(raw.headers) })
+                Some(Endpoint::Http { url: Secret(url), headers: Secret(raw.headers) })
             }
             (None | Some("http" | "streamable-http"), None, Some(_)) => {
                 mistake("url must start with http:// or https://")

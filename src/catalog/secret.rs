@@ -1,4 +1,6 @@
 //! Secrets: the wrapper that keeps a value out of logs, and the places of secrets in `mcp.json`.
+//!
+//! A URL is such a place: its user name and password, its query and its path may be a key.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,6 +11,7 @@ use serde_json::Value;
 use super::expand;
 use super::expand::Variables;
 use super::mistake::{Mistake, Mistakes};
+use super::url;
 
 /// A value that never appears in logs, errors or debug output.
 #[derive(Clone, PartialEq, Eq, Default, Deserialize)]
@@ -33,8 +36,14 @@ const CONCEALED_BYTES_MIN: usize = 3;
 pub fn literal(file: &Value) -> Vec<Mistake> {
     let mut found = Mistakes::default();
     each(file, &mut Vec::new(), &mut |path, text| {
-        if is_secret(path) && !text.contains("${") && !text.starts_with("cred:") {
+        let is_written = !text.contains("${") && !text.starts_with("cred:");
+        if is_written && is_secret(path) {
             let message = "looks like a secret; write ${NAME} or cred:NAME instead of the value";
+            found.at(&path.join(".")).add(message);
+        } else if is_url(path)
+            && url::has_literal_secret(text, |name| name == "key" || has_key_name(name))
+        {
+            let message = "the URL contains what looks like a secret; write ${NAME} instead of it";
             found.at(&path.join(".")).add(message);
         }
     });
@@ -47,6 +56,10 @@ pub(super) fn variables(file: &Value) -> BTreeSet<String> {
     each(file, &mut Vec::new(), &mut |path, text| {
         if is_secret(path) || path.iter().rev().nth(1) == Some(&"headers") {
             found.extend(expand::names(text).map(str::to_owned));
+        } else if is_url(path) {
+            for part in url::secret_parts(text) {
+                found.extend(expand::names(part).map(str::to_owned));
+            }
         }
     });
     found
@@ -122,10 +135,18 @@ pub(super) fn is_secret_field(name: &str, written: &str) -> bool {
     written.contains("${") || parts.any(|part| name.contains(part))
 }
 
+fn is_url(path: &[&str]) -> bool {
+    matches!(path.last(), Some(&("url" | "base_url")))
+}
+
 fn is_secret(path: &[&str]) -> bool {
-    let name = path.last().copied().unwrap_or_default().to_ascii_lowercase();
     matches!(path, ["pilotlight", "providers", _, "key"])
-        || KEY_PARTS.iter().any(|part| name.contains(part)) && !name.ends_with("_tokens")
+        || path.last().is_some_and(|name| has_key_name(name))
+}
+
+fn has_key_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    KEY_PARTS.iter().any(|part| name.contains(part)) && !name.ends_with("_tokens")
 }
 
 /// Calls `visit` with every string below an object's key, and with the keys on its path.
@@ -176,18 +197,27 @@ mod tests {
         let file = json!({
             "mcpServers": {
                 "far": {"url": "https://far.example", "headers": {"X-Who": "${WHO}", "Accept": "*/*"}},
+                "place": {"url": "https://${HOST}:8443/hooks/${HOOK}?key=${QUERY:-none}"},
+                "user": {"url": "https://me:word-1@far.example/mcp"},
+                "query": {"url": "https://far.example/mcp?api_key=1234"},
                 "tool": {"command": "tool", "args": ["${HOME}/x"], "env": {
                     "GIT_TOKEN": "${GIT:-none}", "PLACE": "${HOME}", "HALF_SECRET": "literal"
                 }},
             },
             "pilotlight": {
-                "providers": {"big": {"key": "${env:BIG}"}, "other": {"key": "sk-1"}, "c": {"key": "cred:c"}},
+                "providers": {"big": {"key": "${env:BIG}"}, "other": {"key": "sk-1"}, "c": {"key": "cred:c", "base_url": "${BASE}"}},
                 "mqtt": {"key": "client.key", "password": "a$$${PASS}b${WORD}"},
             },
         });
         let named: Vec<String> = variables(&file).into_iter().collect();
-        assert_eq!(named, ["BIG", "GIT", "PASS", "WHO", "WORD"]);
+        assert_eq!(named, ["BASE", "BIG", "GIT", "HOOK", "PASS", "QUERY", "WHO", "WORD"]);
         let paths: Vec<String> = literal(&file).into_iter().map(|found| found.path).collect();
-        assert_eq!(paths, ["mcpServers.tool.env.HALF_SECRET", "pilotlight.providers.other.key"]);
+        let expected = [
+            "mcpServers.user.url",
+            "mcpServers.query.url",
+            "mcpServers.tool.env.HALF_SECRET",
+            "pilotlight.providers.other.key",
+        ];
+        assert_eq!(paths, expected);
     }
 }

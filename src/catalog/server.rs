@@ -44,8 +44,8 @@ pub enum Endpoint {
     },
     /// MCP over streamable HTTP.
     Http {
-        /// The URL of the MCP endpoint.
-        url: String,
+        /// The URL of the MCP endpoint, in which a key may stand.
+        url: Secret<String>,
         /// The headers of every request.
         headers: Secret<BTreeMap<String, String>>,
     },

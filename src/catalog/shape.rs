@@ -29,7 +29,7 @@ pub(super) fn read<T: DeserializeOwned>(mut value: Value, scope: &mut Scope<'_>)
         let original = original(&steps, &removed);
         let message = error.inner().to_string();
         if !is_consequence(&message, &original, &removed) {
-            add(with_nearest(message), &original, scope);
+            add(with_nearest(without_text(message)), &original, scope);
         }
         if !remove(&mut value, &steps) {
             return None;
@@ -147,6 +147,19 @@ fn remove(value: &mut Value, path: &[Step]) -> bool {
     }
 }
 
+/// The message without the text that has the wrong type: it may be a secret, which a variable has put
+/// into the wrong place.
+fn without_text(message: String) -> String {
+    for kind in ["invalid type: string", "invalid value: string"] {
+        // what is expected is in serde's words, and may be quoted
+        let end = message.starts_with(kind).then(|| message.rfind(", expected ")).flatten();
+        if let Some(end) = end {
+            return format!("{kind}{}", &message[end..]);
+        }
+    }
+    message
+}
+
 /// The message of an unknown field or variant together with the nearest known name, if one is near.
 ///
 /// Serde names in backticks first the unknown name, then all known ones.
@@ -220,7 +233,7 @@ mod tests {
                 "part.names[3]: invalid type: integer `4`",
                 "part.inner.x[1].size: invalid value: integer `-1`",
                 "part.inner.x[2]: missing field `size`",
-                "part.inner.x[3].size: invalid type: string \"x\"",
+                "part.inner.x[3].size: invalid type: string, expected u32",
                 "part.inner.y: invalid type: integer `3`",
                 "part: missing field `count`",
             ],
@@ -229,6 +242,6 @@ mod tests {
 
     #[test]
     fn a_removed_value_is_not_also_missing() {
-        check(json!({"count": "one"}), &["part.count: invalid type: string \"one\""]);
+        check(json!({"count": "one"}), &["part.count: invalid type: string, expected u32"]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::RoleClient;
@@ -25,8 +26,10 @@ use super::contract::{
 };
 use super::handshake::read_context;
 use super::http_client::{self, BoundedHttpClient};
+use super::http_errors::McpHttpClient;
 use super::tap::{OrderedProgress, ProgressEvent, ProgressSink};
 use super::transport::BoxTransport;
+use crate::catalog::url::ServerSecrets;
 use crate::limits::{
     ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, PROGRESS_MAX, TAP_CHUNKS_MAX,
     TOOL_CALL_ID_BYTES_MAX, TOOL_CALLS_MAX,
@@ -52,6 +55,8 @@ pub struct Remote {
     cancels: mpsc::Sender<CallHandle>,
     /// Makes the tags of cache groups.
     tags: RandomState,
+    /// What its faults must not contain.
+    secrets: Arc<ServerSecrets>,
     /// Closes the connection when the last owner goes.
     _line: LineGuard,
 }
@@ -128,11 +133,14 @@ pub async fn connect<T>(transport: T, patience: Patience) -> Result<(Remote, Clo
 where
     T: Transport<RoleClient> + Send + 'static,
 {
-    let lifecycle = ClientLifecycleMode::Auto {
+    connect_by(transport, either_lifecycle(), patience, Arc::default()).await
+}
+
+fn either_lifecycle() -> ClientLifecycleMode {
+    ClientLifecycleMode::Auto {
         preferred_versions: vec![ProtocolVersion::V_2026_07_28],
         legacy_version: Some(ProtocolVersion::V_2025_11_25),
-    };
-    connect_by(transport, lifecycle, patience).await
+    }
 }
 
 /// [`connect`] over a transport that carries single requests without a session.
@@ -147,13 +155,29 @@ where
     T: Transport<RoleClient> + Send + 'static,
 {
     let preferred_versions = vec![ProtocolVersion::V_2026_07_28];
-    connect_by(transport, ClientLifecycleMode::Discover { preferred_versions }, patience).await
+    let lifecycle = ClientLifecycleMode::Discover { preferred_versions };
+    connect_by(transport, lifecycle, patience, Arc::default()).await
 }
 
 async fn connect_by<T>(
     transport: T,
     lifecycle: ClientLifecycleMode,
     patience: Patience,
+    secrets: Arc<ServerSecrets>,
+) -> Result<(Remote, Closed), Fault>
+where
+    T: Transport<RoleClient> + Send + 'static,
+{
+    let hidden = Arc::clone(&secrets);
+    let connected = connect_with(transport, lifecycle, patience, secrets).await;
+    connected.map_err(|fault| fault.map_text(|text| hidden.hide(text)))
+}
+
+async fn connect_with<T>(
+    transport: T,
+    lifecycle: ClientLifecycleMode,
+    patience: Patience,
+    secrets: Arc<ServerSecrets>,
 ) -> Result<(Remote, Closed), Fault>
 where
     T: Transport<RoleClient> + Send + 'static,
@@ -175,7 +199,7 @@ where
     let context = read_context(&peer).await?;
     let tags = RandomState::new();
     let silence = patience.silence;
-    let remote = Remote { peer, context, silence, pace, cancels, tags, _line: guard };
+    let remote = Remote { peer, context, silence, pace, cancels, tags, secrets, _line: guard };
     Ok((remote, Closed(service)))
 }
 
@@ -199,19 +223,24 @@ pub async fn connect_http(
         custom.insert(name, value);
     }
     let config = http_client::config(url, custom);
-    let parsed = reqwest::Url::parse(url);
-    let client = client::builder(
-        &parsed.map_err(|e| Fault::unavailable(format!("{url} is not a URL: {e}")))?,
-    )
-    .build()
-    .map_err(|e| Fault::unavailable(format!("the HTTP client cannot be created: {e}")))?;
-    let client = BoundedHttpClient(client);
-    connect(StreamableHttpClientTransport::with_client(client, config), patience).await
+    let secrets = Arc::new(ServerSecrets::new(url, headers.values().map(String::as_str)));
+    // without the URL, in which a key may stand
+    let parsed = reqwest::Url::parse(url)
+        .map_err(|e| Fault::unavailable(format!("the value of url is not a URL: {e}")))?;
+    let client = client::builder(&parsed).build().map_err(|e| {
+        Fault::unavailable(format!("the HTTP client cannot be created: {}", e.without_url()))
+    })?;
+    let client = McpHttpClient { client: BoundedHttpClient(client), secrets: Arc::clone(&secrets) };
+    let transport = StreamableHttpClientTransport::with_client(client, config);
+    connect_by(transport, either_lifecycle(), patience, secrets).await
 }
 
 impl Generate for Remote {
     fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
-        Box::pin(self.call(job, out))
+        Box::pin(async move {
+            let called = self.call(job, out).await;
+            called.map_err(|fault| fault.map_text(|text| self.secrets.hide(text)))
+        })
     }
 
     fn context(&self) -> &ModelContext {

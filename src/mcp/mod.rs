@@ -4,6 +4,7 @@ pub mod client;
 pub mod contract;
 mod handshake;
 mod http_client;
+mod http_errors;
 pub mod over_mqtt;
 pub mod pair;
 pub mod server;

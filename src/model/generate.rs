@@ -160,6 +160,23 @@ impl Fault {
         Fault::Unavailable { reason: reason.into(), retry_after: None }
     }
 
+    /// The fault with its message changed.
+    #[must_use]
+    pub fn map_text(self, change: impl Fn(&str) -> String) -> Fault {
+        match self {
+            Fault::Cancelled => Fault::Cancelled,
+            Fault::Rejected(refusal) => {
+                Fault::Rejected(Refusal { message: change(&refusal.message), ..refusal })
+            }
+            Fault::Unavailable { reason, retry_after } => {
+                Fault::Unavailable { reason: change(&reason), retry_after }
+            }
+            Fault::Crashed(why) => Fault::Crashed(change(&why)),
+            Fault::TimedOut(why) => Fault::TimedOut(change(&why)),
+            Fault::ProtocolError(why) => Fault::ProtocolError(change(&why)),
+        }
+    }
+
     /// Its name in decision records and metrics.
     pub fn name(&self) -> &'static str {
         match self {

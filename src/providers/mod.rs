@@ -37,6 +37,7 @@ use reqwest::{Response, StatusCode, Url};
 use serde_json::{Value, json};
 
 use crate::catalog::provider::{Provider, ProviderKind};
+use crate::catalog::url::ServerSecrets;
 use crate::clock;
 use crate::limits::{ERROR_BYTES_MAX, RETRY_AFTER_MAX};
 use crate::model::context::{
@@ -111,6 +112,8 @@ struct CloudModel {
     entry: Provider,
     protocol: &'static Protocol,
     url: Url,
+    /// What its faults must not contain, besides the key.
+    secrets: ServerSecrets,
     #[cfg(feature = "bedrock")]
     signer: Option<bedrock::Signer>,
     client: reqwest::Client,
@@ -134,18 +137,22 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         headers_of(entry).ok_or_else(|| Fault::unavailable("the key is no valid header value"))?;
     let protocol = protocol_of(entry.kind);
     let url = format!("{}/{}", entry.base_url, (protocol.path)(entry));
-    let url =
-        Url::parse(&url).map_err(|e| Fault::unavailable(format!("{url} is not a URL: {e}")))?;
+    let url = Url::parse(&url)
+        .map_err(|e| Fault::unavailable(format!("the value of base_url is not a URL: {e}")))?;
     let client = client::builder(&url)
         .tls_backend_preconfigured(tls)
         .default_headers(headers)
         .read_timeout(silence)
         .build()
-        .map_err(|e| Fault::unavailable(format!("the HTTP client cannot be created: {e}")))?;
+        .map_err(|e| {
+            let why = e.without_url();
+            Fault::unavailable(format!("the HTTP client cannot be created: {why}"))
+        })?;
     Ok(Arc::new(CloudModel {
         entry: entry.clone(),
         protocol,
         url,
+        secrets: ServerSecrets::new(&entry.base_url, std::iter::empty()),
         #[cfg(feature = "bedrock")]
         signer: match entry.kind {
             ProviderKind::Bedrock => Some(bedrock::Signer::of(entry)?),
@@ -273,16 +280,8 @@ fn context_of(entry: &Provider) -> ModelContext {
 impl Generate for CloudModel {
     fn generate<'a>(&'a self, job: &'a Job, mut out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
-            let body = (self.protocol.request)(job, &self.entry)?;
-            let response = tokio::select! {
-                response = self.send(&body) => response?,
-                () = out.gone() => return Err(Fault::Cancelled),
-            };
-            let mut usage = answer::read(response, self.protocol, job, &mut out).await?;
-            usage.cost_usd =
-                self.entry.price.of(usage.prompt_tokens, usage.completion_tokens).dollars();
-            usage.model.clone_from(&self.entry.model);
-            Ok(usage)
+            let answered = self.answer(job, &mut out).await;
+            answered.map_err(|fault| fault.map_text(|text| self.without_key(text)))
         })
     }
 
@@ -292,6 +291,19 @@ impl Generate for CloudModel {
 }
 
 impl CloudModel {
+    async fn answer(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
+        let body = (self.protocol.request)(job, &self.entry)?;
+        let response = tokio::select! {
+            response = self.send(&body) => response?,
+            () = out.gone() => return Err(Fault::Cancelled),
+        };
+        let mut usage = answer::read(response, self.protocol, job, out).await?;
+        usage.cost_usd =
+            self.entry.price.of(usage.prompt_tokens, usage.completion_tokens).dollars();
+        usage.model.clone_from(&self.entry.model);
+        Ok(usage)
+    }
+
     async fn send(&self, body: &Value) -> Result<Response, Fault> {
         let key = format!("{:032x}", fastrand::u128(..));
         let body = body.to_string();
@@ -330,13 +342,14 @@ impl CloudModel {
         fault_of(status, &message, wait)
     }
 
-    /// Removes the key from a text: a provider may repeat it in its error message.
+    /// Removes the key, and the secrets of URLs, from a text: a provider may repeat them in its error
+    /// message.
     fn without_key(&self, text: &str) -> String {
         // a key for signatures has several parts
         let parts = self.entry.key.iter().flat_map(|key| key.0.split(':'));
         parts
             .filter(|part| !part.is_empty())
-            .fold(text.to_owned(), |text, part| text.replace(part, "(the key)"))
+            .fold(self.secrets.hide(text), |text, part| text.replace(part, "(the key)"))
     }
 }
 

@@ -1,8 +1,6 @@
 //! Tools: each provider is asked for calls in its own words, what it calls comes back in ours, and an
 //! asker that offers tools is sent to who can call them.
 
-use std::sync::Arc;
-
 use crate::support::cloud::{Act, Cloud, answer, ending, entry, event, head, open_as};
 use crate::support::contract::run;
 #[cfg(feature = "embedded-broker")]

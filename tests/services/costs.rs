@@ -52,7 +52,8 @@ async fn a_costly_schema_is_refused_before_others_notice() {
         let ask = json!({"id": "x", "prompt": "hi", "tools": [tool]}).to_string();
         let (reply, other) = tokio::join!(
             app.ask("app", ask.clone()),
-            service.chat(json!({"model": "auto", "messages": [{"role": "user", "content": "a b"}]})),
+            service
+                .chat(json!({"model": "auto", "messages": [{"role": "user", "content": "a b"}]})),
         );
         assert_eq!((&reply["id"], &reply["status"]), (&json!("x"), &json!("refused")), "{reply}");
         assert_eq!(reply["error"]["field"], field, "{reply}");

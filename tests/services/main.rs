@@ -20,10 +20,10 @@ mod bedrock;
 mod cli;
 mod clock;
 #[cfg(feature = "embedded-broker")]
+mod costs;
+#[cfg(feature = "embedded-broker")]
 mod embedded;
 mod files;
-#[cfg(feature = "embedded-broker")]
-mod costs;
 #[cfg(feature = "embedded-broker")]
 mod floods;
 #[cfg(feature = "embedded-broker")]

@@ -1,7 +1,6 @@
 //! Cloud models in `OpenAI`'s protocol: answers, every kind of failure, the key, and prompts that must stay
 //! on the device.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::cloud::{

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::cloud::{Cloud, KEY, answer, entry, trusting};
-use crate::support::service::{Service, catalog, signal};
+use crate::support::cloud::{
+    Act, Cloud, KEY, answer, entry, event, head, no_model, piece, trusting,
+};
+use crate::support::service::{Service, catalog, program, signal};
 use crate::support::{PROGRAM, SOON};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -168,4 +170,111 @@ async fn a_proxy_is_followed_but_not_to_this_machine() {
     let sent = String::from_utf8_lossy(&seen.lock().unwrap()).into_owned();
     assert!(sent.starts_with("CONNECT cloud.test:"), "{sent}");
     assert!(!sent.contains(KEY) && !sent.contains("lighthouse"), "{sent}");
+}
+
+/// What must stay out of the log, the status and the replies.
+const CANARY: &str = "canary-41c7";
+/// What a server may repeat of it.
+const REPEATED: &str =
+    "Cannot POST /canary-41c7-path/mcp?key=canary-41c7-query with canary-41c7-header";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_url_with_keys_is_not_told() {
+    // a common server repeats the path, another one repeats what it was sent
+    let page = format!(
+        "{}Cannot POST /{CANARY}-path/mcp?key={CANARY}-query at https://x:{CANARY}@up.example/?k={CANARY}",
+        head("404 Not Found", "text/plain", "")
+    );
+    let not_found = Cloud::start([Act::Say(page.into_bytes())]).await;
+    let repeats = Cloud::start([Act::Make(|message| no_model(message, REPEATED))]).await;
+    let header = format!("www-authenticate: Basic realm={CANARY}-user\r\n");
+    let asks = Cloud::start([Act::Say(head("401 No", "text/plain", &header).into())]).await;
+    let moves = format!("location: http://127.0.0.1:9/{CANARY}-path\r\n");
+    let moves = Cloud::start([Act::Say(head("302 Found", "text/plain", &moves).into())]).await;
+    let gone = crate::support::service::free_port();
+    let gone = format!("http://127.0.0.1:{gone}/v1");
+    let nowhere = "http://no-such-host.invalid/v1".to_owned();
+    let with_keys = |url: &str| {
+        let place = url.trim_start_matches("http://").trim_end_matches("/v1");
+        json!({
+            "url": "http://${KEY}-user:${KEY}-word@".to_owned() + place + "/${KEY}-path/mcp?key=${KEY}-query",
+            "headers": {"x-key": "${KEY}-header"},
+        })
+    };
+    let mut catalog = catalog(&["--scripted", "small"]);
+    let all = [&not_found.url, &repeats.url, &asks.url, &moves.url, &gone, &nowhere];
+    for (n, url) in all.iter().enumerate() {
+        catalog["mcpServers"][format!("far{n}")] = with_keys(url);
+    }
+    catalog["mcpServers"]["bad"] = json!({"url": "http://[${KEY}/mcp"});
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let env = [("KEY", CANARY), ("PILOTLIGHT_LOG", "debug")];
+    let service = Service::launch_logged(&catalog, "off", &env, file.into());
+    let failed = |state: &Value| {
+        let servers = state["servers"].as_array().unwrap();
+        servers.iter().filter(|one| one["health"]["reason"].is_string()).count() == all.len() + 1
+    };
+    let state = service.until("all have failed", failed).await;
+    let reply = ask(&service, "cloud-only").await;
+    let log = std::fs::read_to_string(&log).unwrap();
+    for text in [state.to_string(), reply.to_string(), log.clone()] {
+        assert!(!text.contains("canary"), "{text}");
+    }
+    assert!(log.contains("Cannot POST"), "the log has what the server said, but for this: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_repeats_the_key_in_an_answer_is_not_repeated() {
+    let url = "https://me:canary@up.example/v1?key=canary";
+    let error = json!({"error": {"message": format!("{KEY} is wrong for {url}"), "code": "x"}});
+    let stream = head("200 OK", "text/event-stream", "") + &piece("a") + &event(&error);
+    let cloud = Cloud::start([Act::Say(stream.into_bytes())]).await;
+    let mut catalog = catalog(&["--scripted", "small"]);
+    catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
+    let service = Service::launch(&catalog, "off", &[]);
+    service.ready_all().await;
+    let reply = ask(&service, "cloud-only").await.to_string();
+    assert!(reply.contains("is wrong for https://up.example/v1"), "{reply}");
+    assert!(!reply.contains(KEY) && !reply.contains("canary"), "{reply}");
+}
+
+/// A value in the wrong place of the file is named, not shown.
+#[tokio::test]
+async fn a_mistake_does_not_show_the_value() {
+    let config = json!({
+        "mcpServers": {
+            "a": {"url": "https://x", "headers": "${KEY}"},
+            "b": {"url": ["${KEY}"], "args": "${KEY}"},
+            "c": {"url": "https://x/${KEY"},
+        },
+        "pilotlight": {
+            "servers": {"a": {"silence_ms": "${KEY}", "price": "${KEY}"}},
+            "providers": {"p": {"kind": "openai", "base_url": "ht tp://${KEY}", "model": "m"}},
+            "http": "${KEY}",
+            "mqtt": {"url": "mqtt://me:${KEY}@host"},
+        },
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mcp.json"), config.to_string()).unwrap();
+    let (code, out, err) = program(folder.path(), &["check"], &[("KEY", CANARY)]).await;
+    assert_eq!(code, 2, "{err}");
+    for path in
+        ["a.headers", "b.url", "b.args", "c.url", "silence_ms", "price", "p.base_url", "mqtt"]
+    {
+        assert!(err.contains(path), "{path} is not in {err}");
+    }
+    assert!(!format!("{out}{err}").contains(CANARY), "{err}");
+
+    let literal = json!({"mcpServers": {
+        "a": {"url": "https://me:word@x/mcp"}, "b": {"url": "https://x/mcp?token=word"},
+        "c": {"url": "https://x/mcp?page=1"}, "d": {"url": "https://me:${KEY}@x/mcp?token=${KEY}"},
+    }});
+    std::fs::write(folder.path().join("mcp.json"), literal.to_string()).unwrap();
+    let (code, _, err) = program(folder.path(), &["check"], &[("KEY", CANARY)]).await;
+    let named: Vec<&str> =
+        err.lines().filter_map(|line| line.split("mcpServers.").nth(1)).collect();
+    let named: Vec<&str> = named.iter().filter_map(|line| line.split(": ").next()).collect();
+    assert_eq!((code, named), (0, vec!["a.url", "b.url"]), "{err}");
 }

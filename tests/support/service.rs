@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -67,8 +68,19 @@ impl Service {
 
     /// Starts the program and does not wait.
     pub fn launch(catalog: &Value, mqtt: &str, more: &[(&str, &str)]) -> Service {
+        Service::launch_logged(catalog, mqtt, more, Stdio::inherit())
+    }
+
+    /// The same with its log where it is wanted.
+    pub fn launch_logged(
+        catalog: &Value,
+        mqtt: &str,
+        more: &[(&str, &str)],
+        log: Stdio,
+    ) -> Service {
         let login: &[_] = if mqtt == "embedded" { &LOGIN } else { &[] };
-        Service::launch_in(tempfile::tempdir().unwrap(), catalog, mqtt, &[login, more].concat())
+        let more = [login, more].concat();
+        Service::launch_with(tempfile::tempdir().unwrap(), catalog, mqtt, &more, log)
     }
 
     /// Starts the program in this folder, with no more settings than these, and does not wait.
@@ -77,6 +89,16 @@ impl Service {
         catalog: &Value,
         mqtt: &str,
         more: &[(&str, &str)],
+    ) -> Service {
+        Service::launch_with(folder, catalog, mqtt, more, Stdio::inherit())
+    }
+
+    fn launch_with(
+        folder: tempfile::TempDir,
+        catalog: &Value,
+        mqtt: &str,
+        more: &[(&str, &str)],
+        log: Stdio,
     ) -> Service {
         pace::watch();
         std::fs::write(folder.path().join("mcp.json"), catalog.to_string()).unwrap();
@@ -91,6 +113,7 @@ impl Service {
             .env("PILOTLIGHT_SENSORS", folder.path().join("sensors"))
             .env("PILOTLIGHT_STATE", folder.path().join("state"))
             .envs(more.iter().copied())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .unwrap();

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::HttpInterface;
-use super::body::JsonBody;
+use super::body::{JsonBody, RefusedBody};
 use super::chat::{ANY_MODEL, MetadataOptions};
 use super::completion::PilotlightFields;
 use super::errors::not_ok;
@@ -87,7 +87,8 @@ pub(super) async fn embed(
         let job = request.ask()?.check("http", &interface.catalog)?;
         let id = job.key.clone();
         let origin = ReplyOrigin::of("http", &job);
-        Ok((strategy::submit(&interface.dispatch, job).await?, origin, id, encoding))
+        let answer = strategy::submit(&interface.dispatch, job).await?;
+        Ok::<_, RefusedBody>((answer, origin, id, encoding))
     };
     let (answer, origin, id, encoding) = match started.await {
         Ok(started) => started,
