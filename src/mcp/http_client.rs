@@ -20,7 +20,7 @@ use crate::limits::{
 };
 
 type SseEvents = BoxStream<'static, Result<Sse, SseError>>;
-type Headers = HashMap<HeaderName, HeaderValue>;
+pub(super) type Headers = HashMap<HeaderName, HeaderValue>;
 type Failure = StreamableHttpError<reqwest::Error>;
 
 /// First interval before an interrupted stream is resumed.

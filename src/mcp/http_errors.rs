@@ -1,11 +1,9 @@
 //! The errors of the HTTP client of MCP servers, without the secrets of the server's URL and headers.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use http::{HeaderName, HeaderValue};
 use rmcp::model::ClientJsonRpcMessage;
 use rmcp::transport::streamable_http_client::{
     AuthRequiredError, SseError, StreamableHttpClient, StreamableHttpError,
@@ -13,7 +11,7 @@ use rmcp::transport::streamable_http_client::{
 };
 use sse_stream::Sse;
 
-use super::http_client::BoundedHttpClient;
+use super::http_client::{BoundedHttpClient, Headers};
 use crate::catalog::url::ServerSecrets;
 
 /// An HTTP client of one MCP server. The transport logs errors itself, so that they are changed here.
@@ -24,7 +22,6 @@ pub(super) struct McpHttpClient {
 }
 
 type HttpError = StreamableHttpError<reqwest::Error>;
-type Headers = HashMap<HeaderName, HeaderValue>;
 
 impl McpHttpClient {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the other errors have no foreign text")]

@@ -32,20 +32,20 @@ type Active<'a> = BTreeMap<*const Value, (&'a Value, u64)>;
 pub(super) fn steps_max(schema: &Value, value: &Value) -> u64 {
     let mut anchors = BTreeMap::new();
     anchors_of(schema, &mut anchors);
-    let mut count = Count { root: schema, anchors, steps: 0 };
+    let mut count = StepCount { root: schema, anchors, steps: 0 };
     let mut active = Active::new();
     add(&mut active, schema, 1);
     count.part(&active, value);
     count.steps
 }
 
-struct Count<'a> {
+struct StepCount<'a> {
     root: &'a Value,
     anchors: BTreeMap<&'a str, &'a Value>,
     steps: u64,
 }
 
-impl<'a> Count<'a> {
+impl<'a> StepCount<'a> {
     /// Counts one part of the value and the parts below it. The depth is that of the value, which
     /// `serde_json` bounds.
     fn part(&mut self, asked: &Active<'a>, value: &Value) {
