@@ -385,12 +385,12 @@ impl SpendingAccount {
                 }
             }
             Change::Subtract(usd) => {
-                let (open, now) = (self.open_of(Some(app)), self.now);
+                let open = self.open_of(Some(app));
                 if let Some(own) = self.apps.get_mut(app) {
                     let amounts =
-                        [0, 1, 2].map(|nth| own.spent(now, nth).minus(open[nth]).min(*usd));
-                    own.take(now, amounts);
-                    self.device.take(now, amounts);
+                        [0, 1, 2].map(|nth| own.spent(*at, nth).minus(open[nth]).min(*usd));
+                    own.take(*at, amounts);
+                    self.device.take(*at, amounts);
                 }
             }
         }
