@@ -320,6 +320,24 @@ mod tests {
     }
 
     #[test]
+    fn a_redaction_rule_is_named_by_its_index() {
+        let own = json!({"name": "a b", "pattern": "x"});
+        let file = json!({
+            "mcpServers": {"a": {"command": "x"}},
+            "pilotlight": {"policy": {"redact": ["email", "emial", own]}},
+        });
+        let expected = [
+            "pilotlight.policy.redact[1]: \"emial\" is not one of email",
+            "pilotlight.policy.redact[2]: name must be",
+        ];
+        let found = mistakes(&file);
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{found} is not {expected}");
+        }
+    }
+
+    #[test]
     fn an_unreadable_server_can_still_be_named() {
         let file = json!({
             "mcpServers": {"a": {"command": 1}, "b": {"command": "x"}},

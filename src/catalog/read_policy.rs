@@ -142,7 +142,7 @@ fn redactor(rules: &[RawRule], scope: &mut Scope<'_>) -> Redactor {
             },
         };
         if let Err(message) = added {
-            scope.at(&n.to_string()).add(message);
+            scope.item(n).add(message);
         }
     }
     redactor
