@@ -55,6 +55,8 @@ fn spec(job: u64, now: Time, random: &mut fastrand::Rng, budget: Duration) -> Jo
         bytes: 400,
         input_max: 100,
         hops: 0,
+        furthest: Locality::Cloud,
+        unfit: None,
     }
 }
 

@@ -98,6 +98,7 @@ fn meaning(reason: Reason) -> &'static str {
         Reason::CutOff => "the first answer was cut off",
         Reason::Strategy => "models cooperated as requested",
         Reason::Policy => "the usage policy of the preferred model forbids the answer",
+        Reason::Redaction => "a value that cannot be redacted keeps the request on this device",
         Reason::Budget => "a spending cap leaves nothing for the preferred model",
         Reason::Unhealthy => "the preferred model failed or is unavailable",
         Reason::Deadline => "the preferred model would have been late, or was late",

@@ -50,6 +50,9 @@ pub enum Reason {
     /// The rules of the preferred model forbid the answer, or it is no fallback of one that refused.
     #[serde(rename = "policy")]
     Policy,
+    /// It holds a value that can't be redacted, and must not leave the device.
+    #[serde(rename = "redaction")]
+    Redaction,
     /// A cap on spending leaves nothing for the preferred model.
     #[serde(rename = "budget")]
     Budget,
@@ -101,6 +104,7 @@ impl Reason {
             Reason::CutOff => "quality:cut-off",
             Reason::Strategy => "strategy",
             Reason::Policy => "policy",
+            Reason::Redaction => "redaction",
             Reason::Budget => "budget",
             Reason::Rule => "rule",
             Reason::Model => "capability:model",

@@ -21,8 +21,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::contract::{
-    Generated, LOST, META_CACHE_GROUP, META_DEADLINE, META_HOPS, META_OPEN_BYTES, NOT_TAKEN,
-    NotGenerated, PACE, Pace, TOOL,
+    Generated, LOST, META_CACHE_GROUP, META_DEADLINE, META_FURTHEST, META_HOPS, META_OPEN_BYTES,
+    NOT_TAKEN, NotGenerated, PACE, Pace, TOOL,
 };
 use super::handshake::read_context;
 use super::http_client::{self, BoundedHttpClient};
@@ -34,7 +34,7 @@ use crate::limits::{
     ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, PROGRESS_MAX, TAP_CHUNKS_MAX,
     TOOL_CALL_ID_BYTES_MAX, TOOL_CALLS_MAX,
 };
-use crate::model::context::ModelContext;
+use crate::model::context::{Locality, ModelContext};
 use crate::model::generate::{BoxFuture, Fault, Finish, Generate, Usage};
 use crate::model::out::Out;
 use crate::net::client;
@@ -351,6 +351,9 @@ fn meta_of(job: &Job, tags: &RandomState) -> RequestMetaObject {
     let left = millis(job.time_left).max(1);
     meta.insert(META_DEADLINE.to_owned(), Value::from(left));
     meta.insert(META_HOPS.to_owned(), Value::from(job.hops.saturating_add(1)));
+    if job.furthest < Locality::Cloud {
+        meta.insert(META_FURTHEST.to_owned(), Value::from(job.furthest.name()));
+    }
     meta
 }
 

@@ -11,6 +11,7 @@ use crate::limits::{
     DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, HOPS_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX,
     RETRY_STATED_MAX, TOP_LOGPROBS_MAX,
 };
+use crate::model::context::Locality;
 use crate::model::generate::{Fault, Usage};
 use crate::request::job::{Message, Role};
 use crate::request::refusal::{Code, Refusal};
@@ -30,6 +31,9 @@ pub const META_HOPS: &str = "io.pilotlight/hops";
 pub const META_CACHE_GROUP: &str = "io.pilotlight/cache-group";
 /// Meta key: leading bytes of the first message that all groups may share, a number.
 pub const META_OPEN_BYTES: &str = "io.pilotlight/open-bytes";
+/// Meta key: the furthest locality that may read the request, `device`, `peer` or `cloud`. The server
+/// obeys it, and sends it on.
+pub const META_FURTHEST: &str = "io.pilotlight/reach";
 
 /// Notification from a client to a model that it runs: `{"n": 1, "duty": 0.5}`, the share of the time
 /// for which the model may compute. The greatest `n` counts, because notifications may overtake
@@ -141,6 +145,18 @@ pub fn hops_of(meta: &RequestMetaObject) -> u8 {
     let Some(stated) = meta.get(META_HOPS) else { return 0 };
     let hops = stated.as_u64().map(|hops| u8::try_from(hops).unwrap_or(u8::MAX));
     hops.unwrap_or(HOPS_MAX).max(1)
+}
+
+/// The furthest locality that may read the request, from its meta.
+///
+/// # Errors
+/// [`Code::Invalid`] if it is none that is known: a limit that can't be read must not be passed over.
+pub fn furthest_of(meta: &RequestMetaObject) -> Result<Locality, Refusal> {
+    let Some(stated) = meta.get(META_FURTHEST) else { return Ok(Locality::Cloud) };
+    serde_json::from_value(stated.clone()).map_err(|_| {
+        let message = format!("{stated} must be \"device\", \"peer\" or \"cloud\"");
+        Refusal::field(Code::Invalid, format!("_meta.{META_FURTHEST}"), message)
+    })
 }
 
 /// The tool as it is listed.

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::contract::{
     EMBED_TOOL, Embed, Generated, NotGenerated, PACE, Pace, TOOL, cache_group_of, context_uri,
-    deadline_of, embed_tool, hops_of, model_of_uri, open_bytes_of, tool,
+    deadline_of, embed_tool, furthest_of, hops_of, model_of_uri, open_bytes_of, tool,
 };
 use super::transport::BoxTransport;
 use crate::catalog::catalog::Catalog;
@@ -245,6 +245,7 @@ impl McpServer {
         if self.host.is_private() {
             job.open_bytes = open_bytes_of(&context.meta);
         }
+        job.furthest = job.furthest.min(furthest_of(&context.meta)?);
         Ok(job)
     }
 

@@ -217,6 +217,9 @@ pub enum Locality {
 }
 
 impl Locality {
+    /// All, the nearest first.
+    pub const ALL: [Locality; 3] = [Locality::Device, Locality::Peer, Locality::Cloud];
+
     /// Its name in replies.
     pub fn name(self) -> &'static str {
         match self {

@@ -10,6 +10,7 @@ use super::labels::Classification;
 use super::schema::Schema;
 use super::tools::{ToolCall, Tools};
 use crate::limits::FRAME_TOKENS_MAX;
+use crate::model::context::Locality;
 
 /// Frames that stand for the provider's own instructions on tool calls. Anthropic's are the longest
 /// with 530 tokens (its price documentation).
@@ -178,6 +179,8 @@ pub struct Job {
     pub priority: Priority,
     /// Where the request may be answered.
     pub mode: Mode,
+    /// The furthest locality that may read the request, whatever its mode.
+    pub furthest: Locality,
     /// Name of the model to use; none lets the scheduler select.
     pub model: Option<String>,
     /// Skill that the model must state, besides that of the format.
@@ -261,6 +264,7 @@ impl Job {
             time_left,
             priority: Priority::default(),
             mode: Mode::default(),
+            furthest: Locality::Cloud,
             model: None,
             skill: None,
             ruled: None,

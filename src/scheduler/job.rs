@@ -1,8 +1,10 @@
 //! The job specification: what the scheduler knows of a job, and the measured times of its answer.
 
+use crate::model::context::Locality;
 use crate::model::generate::Usage;
 use crate::request::format::Format;
 use crate::request::job::{Job, JobId, Mode, Priority};
+use crate::request::refusal::Refusal;
 use crate::request::skill::LOGPROBS;
 use crate::time::Time;
 
@@ -47,6 +49,10 @@ pub struct JobSpec {
     pub input_max: u32,
     /// Services it has passed.
     pub hops: u8,
+    /// The furthest locality to which it may go, whatever its mode.
+    pub furthest: Locality,
+    /// Why nothing of it may leave this device, if redaction forbids that.
+    pub unfit: Option<Refusal>,
 }
 
 impl JobSpec {
@@ -82,6 +88,8 @@ impl JobSpec {
             bytes: job.prompt_bytes(),
             input_max: job.input_tokens_max(),
             hops: job.hops,
+            furthest: job.furthest,
+            unfit: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use super::event::{Answered, Sent, Verdict};
 use super::feasibility::{LINE_MAX, OrderedJob, ServiceOrder, find_offloads};
 use super::predict::{Load, Rates};
 use super::queued::{Classified, QueuedJob, RunningJob, SLOTS_MAX, Tried};
+use super::route::mode_allows;
 use super::{BackendProfile, Effect, Event, JobSpec, Scheduler, strategy};
 use crate::decision::{Decision, Figures, Outcome, Reason, Route, ServerState};
 use crate::limits::{HOPS_MAX, WAITING_JOBS_MAX};
@@ -106,6 +107,8 @@ fn plain(job: u64) -> JobSpec {
         bytes: 0,
         input_max: 1,
         hops: 0,
+        furthest: Locality::Cloud,
+        unfit: None,
     }
 }
 
@@ -333,6 +336,7 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
     let is_refused = figures.line.get(figures.own).is_none();
     let no_name = listed().next().is_none() && decision.reason == Reason::Model;
     let left = figures.line.get(figures.own).map_or(3.6e6, |case| case.left);
+    let unfit = lacked(Reason::Redaction).then(|| Refusal::new(Code::Incapable, String::new()));
     let spec = JobSpec {
         due: after(left),
         mode: figures.mode,
@@ -344,6 +348,8 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
         skills: if lacked(Reason::Skill) { vec![SKILL.to_owned()] } else { Vec::new() },
         bytes: if lacked(Reason::Context) { 64 } else { 0 },
         hops: u8::from(lacked(Reason::Hops)),
+        furthest: furthest_of(figures),
+        unfit,
         ..plain(figures.own as u64)
     };
     let mut own = scheduler.entry(spec);
@@ -400,6 +406,19 @@ fn subject(scheduler: &mut Scheduler, decision: &Decision, figures: &Figures) ->
     let _ = scheduler.afford(&mut own);
     scheduler.pick_engine(&mut own);
     own
+}
+
+/// The furthest locality to which the job was allowed to go: nearer than each model that its mode alone
+/// would not forbid.
+fn furthest_of(figures: &Figures) -> Locality {
+    let beyond = |state: &&ServerState| {
+        let is_forbidden = state.lacks == Some(Reason::Mode) && !state.removed;
+        is_forbidden && mode_allows(figures.mode, state.locality)
+    };
+    let is_within = |locality: &Locality| {
+        figures.servers.iter().filter(beyond).all(|state| *locality < state.locality)
+    };
+    Locality::ALL.into_iter().filter(is_within).max().unwrap_or(Locality::Device)
 }
 
 /// Whether the job is offloaded, given the service order of the record.

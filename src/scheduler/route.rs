@@ -2,8 +2,9 @@
 //!
 //! The decision, in order; the code below has the same numbers:
 //! 1. *Asked for by name*: only the model of that name.
-//! 2. *Privacy*: no backend beyond the localities that the job's mode allows; a job that came from a
-//!    peer does not go to another peer.
+//! 2. *Privacy*: no backend beyond the localities that the job's mode and its sender allow; none beyond
+//!    this device for a job that can't be redacted; a job that came from a peer does not go to another
+//!    peer.
 //! 3. *Capability*: the skills, context length, JSON and schema, tools; and a model that was not sure
 //!    enough of this job is not asked again.
 //! 4. *Budget*: only models that can be paid for, whatever the call may cost.
@@ -82,6 +83,12 @@ pub(super) fn able(
 ) -> Result<BackendSet, (Refusal, Reason)> {
     let may = allowed(spec, backends)?;
     let can: BackendSet = may.iter().filter(|&b| lacks(spec, &backends[b]).is_none()).collect();
+    if can.is_empty()
+        && let Some(refusal) = &spec.unfit
+        && backends.iter().any(|b| is_kept_from(spec, b))
+    {
+        return Err((refusal.clone(), Reason::Redaction));
+    }
     if can.is_empty() {
         let lack = nearest(may, spec.mode, backends).and_then(|b| lacks(spec, &backends[b]));
         return Err(incapable(spec, lack.unwrap_or(Reason::Context)));
@@ -122,8 +129,15 @@ fn allowed(spec: &JobSpec, backends: &[BackendSlot]) -> Result<BackendSet, (Refu
         let message = "the request came from a peer and is not forwarded to another peer";
         return Err((Refusal::field(Code::Incapable, "hops", message), Reason::Hops));
     }
+    let is_kept = |b: usize| is_kept_from(spec, &backends[b]);
+    if let (true, Some(refusal)) = (may.is_empty() && named.iter().any(is_kept), &spec.unfit) {
+        return Err((refusal.clone(), Reason::Redaction));
+    }
     if may.is_empty() {
         let message = match spec.mode {
+            _ if spec.furthest < Locality::Cloud => {
+                "no model is configured within the reach that the request allows"
+            }
             Mode::LocalOnly => "mode local-only: no local model is configured for this request",
             Mode::CloudOnly => "mode cloud-only: no remote model is configured for this request",
             Mode::PreferLocal | Mode::PreferCloud => "no model is configured",
@@ -140,12 +154,16 @@ pub(super) fn why(
     backends: &[BackendSlot],
     open: Reason,
 ) -> Reason {
-    let wanted = match entry.spec.mode {
-        Mode::PreferLocal | Mode::LocalOnly => Reason::Feasible,
-        Mode::PreferCloud | Mode::CloudOnly => Reason::Mode,
-    };
     let distance = |b: usize| distance(entry.spec.mode, backends[b].profile.locality);
     let is_away = backends[chosen].profile.locality != Locality::Device;
+    let is_kept = |b: &BackendSlot| is_kept_from(&entry.spec, b);
+    let wanted = match entry.spec.mode {
+        Mode::PreferLocal | Mode::LocalOnly => Reason::Feasible,
+        Mode::PreferCloud | Mode::CloudOnly if !is_away && backends.iter().any(is_kept) => {
+            Reason::Redaction
+        }
+        Mode::PreferCloud | Mode::CloudOnly => Reason::Mode,
+    };
     if let (Some(reason), true) = (entry.offload, is_away) {
         return reason;
     }
@@ -178,7 +196,19 @@ pub(super) fn forbidden(spec: &JobSpec, backend: &BackendSlot) -> Option<Reason>
     if !mode_allows(spec.mode, locality) {
         return Some(Reason::Mode);
     }
+    if spec.unfit.is_some() && locality != Locality::Device {
+        return Some(Reason::Redaction);
+    }
+    if locality > spec.furthest {
+        return Some(Reason::Mode);
+    }
     (spec.hops > 0 && locality == Locality::Peer).then_some(Reason::Hops)
+}
+
+/// Whether the job would be allowed to go to this backend if it could be redacted.
+fn is_kept_from(spec: &JobSpec, backend: &BackendSlot) -> bool {
+    let is_meant = spec.model.as_ref().is_none_or(|name| backend.profile.answers_to(name));
+    is_meant && !backend.retired && forbidden(spec, backend) == Some(Reason::Redaction)
 }
 
 /// Whether text of a job with this mode may go that far.
@@ -235,6 +265,7 @@ pub(super) fn incapable(spec: &JobSpec, lack: Reason) -> (Refusal, Reason) {
         Reason::Policy => ("prompt", "no model that is left may answer what another has refused"),
         Reason::Context
         | Reason::Confidence
+        | Reason::Redaction
         | Reason::Budget
         | Reason::Shape
         | Reason::CutOff

@@ -30,6 +30,8 @@ pub(super) fn spec(id: u64) -> JobSpec {
         bytes: 100,
         input_max: 100,
         hops: 0,
+        furthest: Locality::Cloud,
+        unfit: None,
     }
 }
 
@@ -118,6 +120,18 @@ fn where_a_job_goes() {
     let schema = JobSpec { wants_json: true, ..plain.clone() };
     check("a neighbour's, schema", passed_on(schema), Some("cloud"), Reason::Schema);
     check("a neighbour's, for another", passed_on(named("peer")), None, Reason::Hops);
+    let unfit = |mode| {
+        let refusal = Refusal::new(Code::Incapable, "a pattern");
+        JobSpec { unfit: Some(refusal), ..with_mode(mode) }
+    };
+    check("unredactable", unfit(Mode::PreferLocal), Some("local"), Reason::Feasible);
+    check("unredactable, prefer-cloud", unfit(Mode::PreferCloud), Some("local"), Reason::Redaction);
+    check("unredactable, cloud-only", unfit(Mode::CloudOnly), None, Reason::Redaction);
+    let schema = JobSpec { wants_json: true, ..unfit(Mode::PreferLocal) };
+    check("unredactable, schema", schema, None, Reason::Redaction);
+    let within = |furthest, mode| JobSpec { furthest, ..with_mode(mode) };
+    check("a peer at most", within(Locality::Peer, Mode::CloudOnly), Some("peer"), Reason::Mode);
+    check("this device at most", within(Locality::Device, Mode::CloudOnly), None, Reason::Mode);
     check("too many hops", JobSpec { hops: HOPS_MAX + 1, ..plain }, None, Reason::Hops);
 }
 

@@ -321,6 +321,8 @@ impl<'a> World<'a> {
             bytes,
             input_max: u32::try_from(bytes).unwrap_or(u32::MAX),
             hops: 0,
+            furthest: Locality::Cloud,
+            unfit: None,
         };
         self.waiting += 1;
         self.out.tokens += u64::from(order.prompt + order.answer);

@@ -102,8 +102,7 @@ impl StrategyRun {
             Strategy::Refine => true,
             Strategy::Single | Strategy::Compare => false,
         };
-        let is_remote =
-            |locality| locality != Locality::Device && mode_allows(self.job.mode, locality);
+        let is_remote = |locality| locality != Locality::Device && self.allows(locality);
         let others = self.dispatch.backends();
         let has_others = others.iter().any(|status| is_remote(status.locality));
         wants && is_local && has_others && may_leave(self.job.mode) && !self.left().is_zero()
@@ -115,7 +114,7 @@ impl StrategyRun {
         let can = |status: &&BackendStatus| {
             let can = status.context.as_ref().map(|context| &context.capabilities);
             let calls_tools = |can: &Capabilities| can.tools || !self.job.wants_tools();
-            mode_allows(self.job.mode, status.locality)
+            self.allows(status.locality)
                 && can.is_some_and(|can| can.has(GENERATE) && calls_tools(can))
         };
         let is_judge = |status: &&BackendStatus| {
@@ -222,6 +221,11 @@ impl StrategyRun {
             Ok(answer) => read(answer).await,
             Err(refusal) => Part::refused(refusal),
         }
+    }
+
+    /// Whether a model of this locality may be asked.
+    fn allows(&self, locality: Locality) -> bool {
+        mode_allows(self.job.mode, locality) && locality <= self.job.furthest
     }
 
     fn left(&self) -> Duration {

@@ -22,6 +22,7 @@ use crate::limits::{
     DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, KEY_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX,
     PROMPT_BYTES_MAX, TOP_LOGPROBS_MAX,
 };
+use crate::model::context::Locality;
 use crate::request::format::Format;
 use crate::request::job::{Job, JobId, Message, Mode, Priority, Role, Sampling, Strategy};
 use crate::request::labels::Labels;
@@ -253,6 +254,7 @@ impl Ask {
             time_left: deadline,
             priority,
             mode: self.mode.unwrap_or(catalog.default_mode),
+            furthest: Locality::Cloud,
             key: self.id,
             task: self.task,
             model: self.model,
@@ -264,21 +266,46 @@ impl Ask {
         })
     }
 
-    /// The request of this job, for another service.
+    /// The request of this job, for another service. The furthest locality is sent separately.
     pub fn of(job: &Job) -> Ask {
+        // what is ignored here is not sent; what is sent is redacted by `redact::pieces`
+        let Job {
+            id: _,
+            app: _,
+            key,
+            task: _,
+            cache_group: _,
+            open_bytes: _,
+            messages,
+            format: asked_format,
+            tools,
+            sampling,
+            time_left,
+            priority,
+            mode,
+            furthest: _,
+            model: _,
+            skill: _,
+            ruled: _,
+            strategy: _,
+            threshold: _,
+            judge: _,
+            hops: _,
+            streamed,
+        } = job;
         let (mut format, mut schema, mut labels) = (None, None, None);
-        match &job.format {
+        match asked_format {
             Format::Text => {}
             Format::Json => format = Some(AskFormat::Json),
             Format::Schema(asked) => schema = Some(asked.clone()),
             Format::Label(asked) => labels = Some(asked.as_ref().clone()),
             Format::Embedding => format = Some(AskFormat::Embedding),
         }
-        let sampling = job.sampling.clone();
-        let tools = job.tools.as_deref();
+        let sampling = sampling.clone();
+        let tools = tools.as_deref();
         Ask {
-            id: job.key.clone(),
-            messages: Some(job.messages.clone()),
+            id: key.clone(),
+            messages: Some(messages.clone()),
             tools: tools.map(|tools| tools.offered.clone()),
             tool_choice: tools.map(|tools| tools.choice.clone()),
             parallel_tool_calls: tools.map(|tools| tools.parallel),
@@ -296,11 +323,11 @@ impl Ask {
             stop: Some(sampling.stop).filter(|stop| !stop.is_empty()),
             logprobs: sampling.logprobs.map(|_| true),
             top_logprobs: sampling.logprobs.filter(|top| *top > 0),
-            stream: Some(job.streamed),
-            deadline_ms: Some(millis(job.time_left.clamp(DEADLINE_MIN, DEADLINE_MAX))),
-            priority: Some(job.priority),
+            stream: Some(*streamed),
+            deadline_ms: Some(millis((*time_left).clamp(DEADLINE_MIN, DEADLINE_MAX))),
+            priority: Some(*priority),
             // local and cloud are relative to the service; a private request is private everywhere
-            mode: Some(job.mode).filter(|mode| *mode == Mode::LocalOnly),
+            mode: Some(*mode).filter(|mode| *mode == Mode::LocalOnly),
             ..Ask::default()
         }
     }

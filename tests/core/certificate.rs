@@ -95,6 +95,8 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
                         bytes,
                         input_max: 100,
                         hops: 0,
+                        furthest: Locality::Cloud,
+                        unfit: None,
                     })
                 }
             };

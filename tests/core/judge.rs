@@ -63,6 +63,8 @@ fn spec(job: u64, tokens: u32, now: u64, within: u64) -> JobSpec {
         bytes: 36,
         input_max: 36,
         hops: 0,
+        furthest: Locality::Cloud,
+        unfit: None,
     }
 }
 

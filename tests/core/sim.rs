@@ -28,6 +28,8 @@ struct Book {
     /// Of the prompt.
     bytes: usize,
     mode: Mode,
+    /// The furthest locality that may have it.
+    furthest: Locality,
     starts: usize,
     runs_on: Option<BackendId>,
     settled: bool,
@@ -146,6 +148,7 @@ impl World {
         self.next += 1;
         let modes = [Mode::LocalOnly, Mode::PreferLocal, Mode::PreferCloud, Mode::CloudOnly];
         let classes = [Priority::Interactive, Priority::Normal, Priority::Batch];
+        let furthest = [Locality::Cloud, Locality::Cloud, Locality::Peer, Locality::Device];
         // often enough that several wait at once
         let bytes = if random.u8(0..6) == 0 {
             random.usize(0..WAITING_BYTES_MAX / 3)
@@ -173,11 +176,14 @@ impl World {
             bytes,
             input_max: 100,
             hops: random.u8(0..6),
+            furthest: *random.choice(&furthest).unwrap(),
+            unfit: (random.u8(0..8) == 0).then(|| Refusal::new(Code::Incapable, "unredactable")),
         };
         let book = Book {
             due: spec.due,
             bytes: spec.bytes,
             mode: spec.mode,
+            furthest: if spec.unfit.is_some() { Locality::Device } else { spec.furthest },
             starts: 0,
             runs_on: None,
             settled: false,
@@ -357,6 +363,7 @@ impl World {
         assert!(!asked_again, "{job:?} was given to who was not sure of it");
         let can = profile.skills.as_ref().unwrap().iter().any(|skill| skill == book.skill);
         assert!(can, "{job:?} went to a model without the talent");
+        let allowed = allowed && profile.locality <= book.furthest;
         assert!(allowed, "{job:?} with {:?} went to {:?}", book.mode, profile.locality);
         let here = profile.locality == Locality::Device;
         let shed = here
@@ -449,6 +456,8 @@ fn an_idle_model_never_lets_a_job_wait() {
                     bytes: 10,
                     input_max: 10,
                     hops: 0,
+                    furthest: Locality::Cloud,
+                    unfit: None,
                 })
             } else {
                 let job = running.swap_remove(random.usize(0..running.len()));
