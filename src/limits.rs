@@ -394,6 +394,12 @@ pub const REDACT_NAME_BYTES_MAX: usize = 16;
 pub const REDACT_PATTERN_BYTES_MAX: usize = 1024;
 /// Largest compiled pattern, in bytes: `regex`'s own default is 10 MB.
 pub const REDACT_PROGRAM_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Most levels of escapes that are decoded before a text is matched, as in `%2540` and `&amp;#64;`. Text
+/// that passed two programs has two; each level costs one more match of the text.
+pub const REDACT_DECODINGS_MAX: usize = 4;
+/// Most bytes of each end of a long line in which a value is found that the next line or message
+/// continues: an e-mail address has at most 254 bytes (RFC 5321, 4.5.3.1.3).
+pub const REDACT_JOINT_BYTES_MAX: usize = 256;
 /// Most samples of one calibration.
 pub const CALIBRATION_LINES_MAX: usize = 10_000;
 /// Largest file of calibration samples, in bytes.

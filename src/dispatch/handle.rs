@@ -17,7 +17,7 @@ use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::{Chunk, Out, channel};
 use crate::money::Span;
 use crate::money::account::{ClockState, SpendingAccount};
-use crate::redact::{Hidden, Redactor};
+use crate::redact::{Redaction, Redactor};
 use crate::request::job::{Job, JobId, Mode};
 use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
@@ -115,8 +115,8 @@ pub(super) struct Submission {
     pub(super) out: Out,
     pub(super) end: oneshot::Sender<JobEnd>,
     pub(super) gone: CancellationToken,
-    /// The prompt for a cloud, if some of it is redacted.
-    pub(super) hidden: Option<Arc<Hidden>>,
+    /// What of the job may leave this device.
+    pub(super) redaction: Redaction,
 }
 
 /// Tells the dispatcher that the client has gone, unless the job has ended.
@@ -211,8 +211,10 @@ impl Dispatch {
         let (end, to_end) = oneshot::channel();
         let gone = CancellationToken::new();
         let guard = CancelGuard(gone.clone());
-        let hidden = if job.mode == Mode::LocalOnly { None } else { self.redactor.hide(&job) };
-        let order = Submission { job, out, end, gone, hidden: hidden.map(Arc::new) };
+        // nothing of a private job is sent
+        let is_private = job.mode == Mode::LocalOnly || job.furthest == Locality::Device;
+        let redaction = if is_private { Redaction::Unneeded } else { self.redactor.hide(&job) };
+        let order = Submission { job, out, end, gone, redaction };
         self.orders.try_send(order).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => {
                 Refusal::new(Code::Busy, "too many requests at once; retry later")

@@ -1,6 +1,5 @@
 //! A job between its arrival and its settlement.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -10,7 +9,7 @@ use super::attempt::AttemptAnswer;
 use super::handle::JobEnd;
 use crate::model::generate::Usage;
 use crate::model::out::Out;
-use crate::redact::Hidden;
+use crate::redact::Redaction;
 use crate::request::job::Job;
 use crate::scheduler::BackendId;
 use crate::scheduler::decision::Decision;
@@ -21,8 +20,8 @@ pub(super) struct InFlight {
     /// None while an attempt has them.
     pub(super) waiting: Option<(Job, Out)>,
     pub(super) end: oneshot::Sender<JobEnd>,
-    /// The prompt for a cloud, if some of it is redacted.
-    pub(super) hidden: Option<Arc<Hidden>>,
+    /// What of the job may leave this device.
+    pub(super) redaction: Redaction,
     /// The application and the task, for [`Settled`](super::settled::Settled).
     pub(super) origin: (String, Option<String>),
     pub(super) arrived: Time,
@@ -34,14 +33,14 @@ pub(super) struct InFlight {
     pub(super) recall: CancellationToken,
     /// The answers of all attempts, each with its backend.
     pub(super) answers: Vec<(BackendId, AttemptAnswer)>,
-    /// The servers that were given the redacted prompt.
+    /// The servers that were sent the redacted job.
     pub(super) hidden_from: Vec<String>,
 }
 
 impl InFlight {
     /// Adds to each attempt how many values of the prompt were redacted for its server.
     pub(super) fn note_redacted(&self, decision: &mut Decision) {
-        let Some(hidden) = &self.hidden else { return };
+        let Redaction::Done(hidden) = &self.redaction else { return };
         for attempt in &mut decision.attempts {
             if self.hidden_from.contains(&attempt.server) {
                 attempt.redacted = hidden.count();

@@ -39,7 +39,7 @@ use crate::model::out::Out;
 use crate::money::account::{ClockState, Correction, LedgerEntry};
 use crate::money::{Caps, Hour, Usd};
 use crate::pressure::level::DevicePressure;
-use crate::redact::Redactor;
+use crate::redact::{Redaction, Redactor};
 use crate::request::job::{Job, JobId, Priority};
 use crate::scheduler::decision::Decision;
 use crate::scheduler::{
@@ -55,7 +55,7 @@ use crate::time::Time;
 pub struct DispatchPolicy {
     /// Upper bounds of the spending.
     pub caps: Caps,
-    /// What is redacted for models in a cloud.
+    /// What is redacted before a request leaves this device.
     pub redactor: Redactor,
 }
 
@@ -267,10 +267,14 @@ impl Dispatcher {
 
     fn arrived(&mut self, order: Submission) -> Event {
         let now = self.now();
-        let Submission { job, out, end, gone, hidden } = order;
+        let Submission { job, out, end, gone, redaction } = order;
         let mut spec = JobSpec::of(&job, now);
-        if let Some(hidden) = &hidden {
-            spec.input_max = spec.input_max.max(hidden.input_tokens_max(&job));
+        match &redaction {
+            Redaction::Unneeded => {}
+            Redaction::Done(hidden) => {
+                spec.input_max = spec.input_max.max(hidden.input_tokens_max());
+            }
+            Redaction::Impossible(unfit) => spec.unfit = Some(unfit.refusal()),
         }
         let id = job.id;
         let origin = (job.app.clone(), job.task.clone());
@@ -278,7 +282,7 @@ impl Dispatcher {
         let held = InFlight {
             waiting: Some((job, out)),
             end,
-            hidden,
+            redaction,
             origin,
             arrived: now,
             input_max: spec.input_max,
@@ -399,24 +403,22 @@ impl Dispatcher {
             return;
         };
         let link = to.link.borrow().clone();
-        let (locality, hidden) = (to.locality, held.hidden.clone());
+        let (locality, redaction) = (to.locality, held.redaction.clone());
         let budget = CallBudget { on_hold, price: to.price, prompt_tokens: held.input_max };
-        if hidden.is_some() && egress::hides(locality) {
+        if matches!(redaction, Redaction::Done(_)) && locality != Locality::Device {
             held.hidden_from.push(to.server.clone());
         }
         held.recall = held.stop.child_token();
         let stop = held.recall.clone();
         self.attempts.spawn(async move {
             let result = match link {
-                BackendState::Up(generate) => {
-                    match EgressGuard::new(&job, locality, hidden.as_deref()) {
-                        Ok(guard) => tokio::select! {
-                            answer = paid(budget, generate.as_ref(), guard, &mut out) => answer,
-                            () = stop.cancelled() => Err(Fault::Cancelled),
-                        },
-                        Err(fault) => Err(fault),
-                    }
-                }
+                BackendState::Up(generate) => match EgressGuard::new(&job, locality, &redaction) {
+                    Ok(guard) => tokio::select! {
+                        answer = paid(budget, generate.as_ref(), guard, &mut out) => answer,
+                        () = stop.cancelled() => Err(Fault::Cancelled),
+                    },
+                    Err(fault) => Err(fault),
+                },
                 BackendState::Down(_) => Err(Fault::unavailable("the backend became unavailable")),
             };
             EndedAttempt { job, out, backend, result }

@@ -1,25 +1,34 @@
-//! Redaction: personal data in a prompt is replaced by placeholders before the prompt leaves the
+//! Redaction: personal data in a request is replaced by placeholders before the request leaves the
 //! device, and restored in the answer.
 //!
-//! Each value has one placeholder, such as `[EMAIL_1]`, in the whole conversation. The known patterns
+//! Each value has one placeholder, such as `[EMAIL_1]`, in the whole request. The known patterns
 //! prefer false positives to false negatives. They find addresses, numbers and coordinates by their
 //! form; names of persons and streets are not found.
+//!
+//! `pieces` goes through all texts of a job, `find` matches them in the spellings that `fold` makes of
+//! them, `placeholders` replaces what was found, and `restore` puts it back.
 
-mod calls;
+mod find;
+mod fold;
+mod pieces;
+mod placeholders;
+mod restore;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use regex::{Regex, RegexBuilder};
 
+use self::find::Collected;
+use self::pieces::{Kind, rebuilt};
+use self::placeholders::{Placeholders, Replacer};
+pub use self::restore::Restorer;
 use crate::limits::{REDACT_NAME_BYTES_MAX, REDACT_PATTERN_BYTES_MAX, REDACT_PROGRAM_BYTES_MAX};
 use crate::request::format::Format;
-use crate::request::job::{Job, Message};
-
-/// The longest placeholder: brackets, a rule's name and two numbers.
-const PLACEHOLDER_BYTES_MAX: usize = REDACT_NAME_BYTES_MAX + 48;
+use crate::request::job::Job;
+use crate::request::refusal::{Code, Refusal};
 
 /// A built-in pattern, selected by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,56 +149,45 @@ impl Redactor {
         self.rules.is_empty()
     }
 
-    /// Redacts the prompt; none if no rule matches.
-    pub fn hide(&self, job: &Job) -> Option<Hidden> {
+    /// What of the job leaves this device.
+    pub fn hide(&self, job: &Job) -> Redaction {
         if self.is_empty() {
-            return None;
+            return Redaction::Unneeded;
         }
-        let mut placeholders = Placeholders::of(&job.messages);
-        let messages: Vec<Message> = job
-            .messages
-            .iter()
-            .map(|turn| Message {
-                role: turn.role,
-                content: self.hide_in(&turn.content, &mut placeholders),
-                tool_calls: self.hide_in_calls(&turn.tool_calls, &mut placeholders),
-                tool_call_id: turn.tool_call_id.clone(),
-            })
-            .collect();
-        let is_json = matches!(job.format, Format::Json | Format::Schema(_));
-        (!placeholders.values.is_empty()).then(|| {
-            let plain = placeholders.back();
-            let back = if is_json { Arc::new(quoted(&plain)) } else { Arc::clone(&plain) };
-            Hidden { messages, back, plain }
-        })
-    }
-
-    fn hide_in(&self, text: &str, placeholders: &mut Placeholders) -> String {
-        // by the start of a match: its end and the rule's name
-        let mut found: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
-        for rule in &self.rules {
-            for Range { start, end } in rule.find(text) {
-                // a match must not overlap that of a rule with precedence
-                let before = found.range(..end).next_back();
-                if before.is_none_or(|(_, (other, _))| *other <= start) {
-                    found.insert(start, (end, &rule.name));
-                }
+        let mut collected = Collected::default();
+        rebuilt(job, &mut collected);
+        let values = self.find(&collected);
+        if values.is_empty() {
+            return Redaction::Unneeded;
+        }
+        for piece in values.keys() {
+            if let Kind::Fixed(part) = collected.pieces[*piece].kind {
+                return Redaction::Impossible(Unfit::new(
+                    &collected.field(*piece).to_string(),
+                    part,
+                ));
             }
         }
-        let mut hidden = String::with_capacity(text.len());
-        let mut at = 0;
-        for (start, (end, name)) in found {
-            hidden.push_str(&text[at..start]);
-            hidden.push_str(&placeholders.of_value(name, &text[start..end]));
-            at = end;
+        if job.format == Format::Embedding {
+            return Redaction::Impossible(Unfit::new("messages", "a text to embed"));
         }
-        hidden.push_str(&text[at..]);
-        hidden
+        let placeholders = Placeholders::of(&collected);
+        let mut replacer = Replacer { rules: &self.rules, values: &values, next: 0, placeholders };
+        let sent = rebuilt(job, &mut replacer);
+        let is_json = matches!(job.format, Format::Json | Format::Schema(_));
+        let plain = Arc::new(replacer.placeholders.back());
+        let back = if is_json { Arc::new(quoted(&plain)) } else { Arc::clone(&plain) };
+        let input_tokens_max = sent.input_tokens_max();
+        Redaction::Done(Arc::new(Hidden { job: sent, input_tokens_max, back, plain }))
     }
 }
 
 impl RedactionRule {
-    fn find<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Range<usize>> + 'a {
+    /// The values in the text, each with the whole match.
+    fn find<'a>(
+        &'a self,
+        text: &'a str,
+    ) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + 'a {
         self.pattern.captures_iter(text).filter_map(|found| {
             let all = found.get(0)?;
             let part = self.known.and(found.name("value")).unwrap_or(all).range();
@@ -197,7 +195,7 @@ impl RedactionRule {
                 Some(KnownPattern::Phone) => is_phone(text, &part),
                 Some(KnownPattern::Email | KnownPattern::Coordinates) | None => true,
             };
-            (counts && !part.is_empty()).then_some(part)
+            (counts && !part.is_empty()).then(|| (part, all.range()))
         })
     }
 }
@@ -229,46 +227,6 @@ fn compiled(pattern: &str) -> Result<Regex, String> {
     })
 }
 
-/// The placeholders of one prompt.
-struct Placeholders {
-    /// A part of each placeholder, so that no text of the prompt is taken for a placeholder.
-    salt: String,
-    /// The placeholders by rule and value.
-    values: BTreeMap<(String, String), String>,
-    /// The number of values of each rule.
-    counts: BTreeMap<String, usize>,
-}
-
-impl Placeholders {
-    fn of(messages: &[Message]) -> Placeholders {
-        let texts = messages.iter().flat_map(|turn| salts(&turn.content));
-        let called = messages.iter().flat_map(|turn| &turn.tool_calls);
-        let called = called.flat_map(|call| salts(&call.text()).collect::<Vec<u32>>());
-        let taken: BTreeSet<u32> = texts.chain(called).collect();
-        let free = (0..u32::MAX).find(|n| !taken.contains(n)).unwrap_or_default();
-        let salt = if free == 0 { "_".to_owned() } else { format!("_{free}_") };
-        Placeholders { salt, values: BTreeMap::new(), counts: BTreeMap::new() }
-    }
-
-    fn of_value(&mut self, name: &str, value: &str) -> String {
-        let key = (name.to_owned(), value.to_owned());
-        if let Some(placeholder) = self.values.get(&key) {
-            return placeholder.clone();
-        }
-        let count = self.counts.entry(name.to_owned()).or_default();
-        *count += 1;
-        let placeholder = format!("[{name}{}{count}]", self.salt);
-        self.values.insert(key, placeholder.clone());
-        placeholder
-    }
-
-    fn back(self) -> Arc<BTreeMap<String, String>> {
-        Arc::new(
-            self.values.into_iter().map(|((_, value), placeholder)| (placeholder, value)).collect(),
-        )
-    }
-}
-
 /// The values escaped as within a JSON string.
 fn quoted(plain: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let text = |value: &String| {
@@ -278,98 +236,63 @@ fn quoted(plain: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     plain.iter().map(|(placeholder, value)| (placeholder.clone(), text(value))).collect()
 }
 
-/// The salts of texts that have the form of a placeholder: 2 in `[EMAIL_2_1]`, 0 in `[EMAIL_1]`.
-fn salts(text: &str) -> impl Iterator<Item = u32> {
-    text.split('[').skip(1).filter_map(|rest| {
-        let (_, rest) = rest
-            .split_once('_')
-            .filter(|(name, _)| name.bytes().all(|b| b.is_ascii_alphanumeric()))?;
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let is_salt = rest[digits..].starts_with('_');
-        Some(if is_salt { rest[..digits].parse().unwrap_or(0) } else { 0 })
-    })
+/// The redaction of a job: what of it may be sent beyond this device.
+#[derive(Clone)]
+pub enum Redaction {
+    /// No rule matches: the job as it is.
+    Unneeded,
+    /// The job with placeholders.
+    Done(Arc<Hidden>),
+    /// A value can't be replaced: nothing.
+    Impossible(Unfit),
 }
 
-/// A redacted prompt.
-#[derive(Clone)]
+/// The place of a value that can't be replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    field: String,
+    part: &'static str,
+}
+
+impl Unfit {
+    fn new(field: &str, part: &'static str) -> Unfit {
+        Unfit { field: field.to_owned(), part }
+    }
+
+    /// The refusal of a job that no model on this device can answer.
+    pub fn refusal(&self) -> Refusal {
+        let Unfit { field, part } = self;
+        let message = format!(
+            "policy.redact matches a value in {part}, where no placeholder can stand, so that the              request must not leave this device, and no model here can answer it; remove the value"
+        );
+        Refusal::field(Code::Incapable, field.clone(), message)
+    }
+}
+
+/// A redacted job.
 pub struct Hidden {
-    /// The conversation with placeholders.
-    pub messages: Vec<Message>,
+    job: Job,
+    input_tokens_max: u32,
     /// The values by placeholder, as they are inserted into the answer.
     back: Arc<BTreeMap<String, String>>,
-    /// The values by placeholder, as they were in the prompt.
+    /// The values by placeholder, as they were in the request.
     plain: Arc<BTreeMap<String, String>>,
 }
 
 impl Hidden {
+    /// The job with placeholders, and without what no backend is told.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
     /// The number of different hidden values.
     pub fn count(&self) -> usize {
-        self.back.len()
+        self.plain.len()
     }
 
     /// The upper bound on the tokens of the redacted prompt for any model.
-    pub fn input_tokens_max(&self, job: &Job) -> u32 {
-        Job { messages: self.messages.clone(), ..job.clone() }.input_tokens_max()
-    }
-
-    /// A restorer for one answer.
-    pub fn restorer(&self) -> Restorer {
-        Restorer::new(&self.back)
-    }
-}
-
-/// Restores the values in a streamed answer.
-pub struct Restorer {
-    back: Arc<BTreeMap<String, String>>,
-    /// The end of the text so far, if a placeholder may begin there.
-    waiting: String,
-}
-
-impl Restorer {
-    fn new(back: &Arc<BTreeMap<String, String>>) -> Restorer {
-        Restorer { back: Arc::clone(back), waiting: String::new() }
-    }
-
-    /// Takes a piece of the answer and returns the text that is complete with it.
-    pub fn push(&mut self, piece: &str) -> String {
-        self.waiting.push_str(piece);
-        let text = std::mem::take(&mut self.waiting);
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text.as_str();
-        while let Some(at) = rest.find('[') {
-            out.push_str(&rest[..at]);
-            rest = &rest[at..];
-            if let Some((placeholder, value)) = self.placeholder_at(rest) {
-                out.push_str(value);
-                rest = &rest[placeholder..];
-            } else if self.is_begun(rest) {
-                rest.clone_into(&mut self.waiting);
-                return out;
-            } else {
-                out.push('[');
-                rest = &rest[1..];
-            }
-        }
-        out.push_str(rest);
-        out
-    }
-
-    /// The length and the value of the placeholder at the beginning of this text.
-    fn placeholder_at(&self, text: &str) -> Option<(usize, &str)> {
-        let end = text.bytes().take(PLACEHOLDER_BYTES_MAX).position(|b| b == b']')?;
-        let value = self.back.get(text.get(..=end)?)?;
-        Some((end + 1, value))
-    }
-
-    /// Whether this whole text is the beginning of a placeholder.
-    fn is_begun(&self, text: &str) -> bool {
-        let next = self.back.range::<str, _>((Bound::Included(text), Bound::Unbounded)).next();
-        next.is_some_and(|(placeholder, _)| placeholder.starts_with(text))
-    }
-
-    /// The rest of the text at the end of the answer.
-    pub fn finish(self) -> String {
-        self.waiting
+    pub fn input_tokens_max(&self) -> u32 {
+        self.input_tokens_max
     }
 }
 

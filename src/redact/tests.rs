@@ -1,10 +1,13 @@
-//! The patterns' matches, and restored answers.
+//! The patterns' matches in every field of a job, and restored answers.
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::*;
-use crate::request::job::Role;
-use crate::request::tools::ToolCall;
+use crate::request::job::{Message, Role, Sampling};
+use crate::request::labels::{Classification, Labels};
+use crate::request::tools::{Tool, ToolCall, ToolChoice, Tools};
 
 fn all() -> Redactor {
     let mut redactor = Redactor::default();
@@ -18,8 +21,33 @@ fn job(text: &str) -> Job {
     Job::plain(text, Duration::from_secs(1))
 }
 
+/// The redacted job.
+fn hide(redactor: &Redactor, job: &Job) -> Arc<Hidden> {
+    match redactor.hide(job) {
+        Redaction::Done(hidden) => hidden,
+        Redaction::Unneeded => panic!("nothing was found"),
+        Redaction::Impossible(unfit) => panic!("{}", unfit.refusal()),
+    }
+}
+
 fn hidden(text: &str) -> String {
-    all().hide(&job(text)).map_or_else(|| text.to_owned(), |h| h.messages[0].content.clone())
+    match all().hide(&job(text)) {
+        Redaction::Done(hidden) => hidden.job().messages[0].content.clone(),
+        Redaction::Unneeded => text.to_owned(),
+        Redaction::Impossible(unfit) => panic!("{}", unfit.refusal()),
+    }
+}
+
+/// The contents of the messages as they are sent; the texts are one message each.
+fn contents(redactor: &Redactor, texts: &[(Role, &str)]) -> Vec<String> {
+    let messages = texts.iter().map(|(role, text)| Message::new(*role, *text)).collect();
+    let asked = Job { messages, ..job("") };
+    let sent = match redactor.hide(&asked) {
+        Redaction::Done(hidden) => hidden.job().messages.clone(),
+        Redaction::Unneeded => asked.messages,
+        Redaction::Impossible(unfit) => panic!("{}", unfit.refusal()),
+    };
+    sent.into_iter().map(|message| message.content).collect()
 }
 
 /// The restored answer, given in pieces of `size` bytes or slightly more.
@@ -83,7 +111,7 @@ fn other_numbers_are_kept() {
 
 #[test]
 fn answers_are_restored_for_any_size_of_pieces() {
-    let hidden = all().hide(&job("a@b.de, +49 30 901820 and c@d.fr at 52.5200, 13.4050")).unwrap();
+    let hidden = hide(&all(), &job("a@b.de, +49 30 901820 and c@d.fr at 52.5200, 13.4050"));
     let answer = "[[EMAIL_2] wrote [EMAIL_1], [EMAIL_3] [PHONE_1][PLACE_1] [PHONE_ [x] ü[";
     let want = "[c@d.fr wrote a@b.de, [EMAIL_3] +49 30 90182052.5200, 13.4050 [PHONE_ [x] ü[";
     for size in 1..=answer.len() {
@@ -96,8 +124,8 @@ fn a_restored_json_answer_is_valid_json() {
     let mut redactor = Redactor::default();
     redactor.add("quote", r#""[^"]*"\\?"#).unwrap();
     let asked = Job { format: Format::Json, ..job(r#"he said "x y"\"#) };
-    let hidden = redactor.hide(&asked).unwrap();
-    assert_eq!(hidden.messages[0].content, "he said [QUOTE_1]");
+    let hidden = hide(&redactor, &asked);
+    assert_eq!(hidden.job().messages[0].content, "he said [QUOTE_1]");
     let answer = restored(&hidden, r#"{"said": "[QUOTE_1]"}"#, 3);
     let value: serde_json::Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(value["said"], r#""x y"\"#);
@@ -105,8 +133,8 @@ fn a_restored_json_answer_is_valid_json() {
 
 #[test]
 fn placeholder_like_text_of_the_prompt_is_kept() {
-    let hidden = all().hide(&job("what is [EMAIL_1]? and [PHONE_1_2], ask a@b.de")).unwrap();
-    let text = &hidden.messages[0].content;
+    let hidden = hide(&all(), &job("what is [EMAIL_1]? and [PHONE_1_2], ask a@b.de"));
+    let text = &hidden.job().messages[0].content;
     assert_eq!(text, "what is [EMAIL_1]? and [PHONE_1_2], ask [EMAIL_2_1]");
     assert_eq!(restored(&hidden, "[EMAIL_1] [EMAIL_2_1]", 4), "[EMAIL_1] a@b.de");
 }
@@ -119,11 +147,12 @@ fn all_messages_are_redacted() {
         turn(Role::User, "a@b.de"),
         turn(Role::Assistant, "so c@d.fr"),
     ];
-    let hidden = all().hide(&Job { messages, ..job("") }).unwrap();
-    let texts: Vec<&str> = hidden.messages.iter().map(|turn| turn.content.as_str()).collect();
+    let hidden = hide(&all(), &Job { messages, ..job("") });
+    let sent = &hidden.job().messages;
+    let texts: Vec<&str> = sent.iter().map(|turn| turn.content.as_str()).collect();
     assert_eq!(texts, ["you serve [EMAIL_1]", "[EMAIL_2]", "so [EMAIL_1]"]);
     assert_eq!(hidden.count(), 2);
-    assert!(all().hide(&job("nothing to see")).is_none());
+    assert!(matches!(all().hide(&job("nothing to see")), Redaction::Unneeded));
 }
 
 #[test]
@@ -131,8 +160,8 @@ fn configured_patterns_take_precedence_and_invalid_ones_are_refused() {
     let mut redactor = all();
     redactor.add("badge", r"B-[0-9]{5}").unwrap();
     redactor.add("user", r"[a-z]+@corp\.example").unwrap();
-    let hidden = redactor.hide(&job("B-12345 ann@corp.example bob@x.example")).unwrap();
-    assert_eq!(hidden.messages[0].content, "[BADGE_1] [USER_1] [EMAIL_1]");
+    let hidden = hide(&redactor, &job("B-12345 ann@corp.example bob@x.example"));
+    assert_eq!(hidden.job().messages[0].content, "[BADGE_1] [USER_1] [EMAIL_1]");
     for (name, pattern, why) in [
         ("badge", "x", "duplicate"),
         ("e mail", "x", "letters"),
@@ -160,23 +189,195 @@ fn tool_calls_are_redacted_and_restored() {
     };
     let sent = |arguments: &str| {
         let messages = vec![Message::new(Role::User, "tell a@b.de"), turn(arguments)];
-        let hidden = all().hide(&Job { messages, ..job("") }).unwrap();
-        (hidden.messages[1].tool_calls[0].text(), hidden)
+        let hidden = hide(&all(), &Job { messages, ..job("") });
+        (hidden.job().messages[1].tool_calls[0].text(), hidden)
     };
     let (text, hidden) =
         sent(r#"{"to": ["a@b.de"], "c@d.fr": {"say": "\na@b.de\n\"hi\""}, "n": 3}"#);
-    let value = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap() };
+    let value = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
     let expected = r#"{"[EMAIL_2]":{"say":"\n[EMAIL_1]\n\"hi\""},"n":3,"to":["[EMAIL_1]"]}"#;
     assert_eq!(value(&text), value(expected));
     let mut calls = [call(r#"{"to": "[EMAIL_1]", "[EMAIL_2]": ["[EMAIL_1] [EMAIL_9] [EMA"]}"#)];
-    hidden.restore(&mut calls);
+    hidden.restore_calls(&mut calls);
     let expected = r#"{"c@d.fr":["a@b.de [EMAIL_9] [EMA"],"to":"a@b.de"}"#;
     assert_eq!(value(&calls[0].text()), value(expected));
     // coordinates as numbers
-    for place in [r#"{"lat": 52.5201, "lon": 13.4051}"#, r#"{"at": [52.5201, 13.4051]}"#] {
-        let (text, _) = sent(place);
-        assert!(text.contains("PLACE_1") && !text.contains("5201"), "{text}");
+    for (place, expected) in [
+        (r#"{"lat": 52.5201, "lon": 13.4051}"#, r#"{"lat":"[PLACE_1]","lon":"[PLACE_2]"}"#),
+        (r#"{"at": [52.5201, 13.4051]}"#, r#"{"at":["[PLACE_1]","[PLACE_2]"]}"#),
+    ] {
+        assert_eq!(sent(place).0, expected);
     }
     // placeholder-like text of a call is kept
-    assert!(sent(r#"{"x": "[EMAIL_1]"}"#).1.messages[0].content.ends_with("[EMAIL_1_1]"));
+    assert!(sent(r#"{"x": "[EMAIL_1]"}"#).1.job().messages[0].content.ends_with("[EMAIL_1_1]"));
+}
+
+#[test]
+fn spellings_are_found_and_restored_as_they_were() {
+    for (text, want) in [
+        ("to ann\u{ff20}mail.example now", "to [EMAIL_1] now"),
+        ("to ann@ma\u{ad}il.example, now", "to [EMAIL_1], now"),
+        ("?to=ann%40mail.example&cc=", "?to=[EMAIL_1]&cc="),
+        ("<a href='mailto:ann&#64;mail.example'>", "<a href='mailto:[EMAIL_1]'>"),
+        (r#"{\"to\": \"ann\u0040mail.example\"}"#, r#"{\"to\": \"[EMAIL_1]\"}"#),
+        ("j\u{75}\u{308}rgen@mu\u{308}ller.example", "[EMAIL_1]"),
+        (
+            "call +\u{664}\u{669} \u{663}\u{660} \u{669}\u{660}\u{661}\u{668}\u{662}\u{660}",
+            "call [PHONE_1]",
+        ),
+        ("call +49\u{2011}30\u{2011}901820", "call [PHONE_1]"),
+        ("at \u{2212}33.8600, 151.2100", "at [PLACE_1]"),
+        // a spelling is no reason to lose a match
+        ("tel=0301234567 and ann%20x@mail.example", "tel=[PHONE_1] and [EMAIL_1]"),
+        ("lat=40.7128", "lat=[PLACE_1]"),
+    ] {
+        let hidden = hide(&all(), &job(text));
+        assert_eq!(hidden.job().messages[0].content, want);
+        assert_eq!(restored(&hidden, want, 3), text);
+    }
+}
+
+#[test]
+fn values_are_found_across_lines_and_messages() {
+    use Role::{Assistant, System, User};
+    let mut redactor = all();
+    redactor.add("badge", "B-[0-9]{5}").unwrap();
+    let check = |texts: &[(Role, &str)], want: &[&str]| {
+        assert_eq!(contents(&redactor, texts), want, "{texts:?}");
+    };
+    check(&[(User, "I am ann@"), (User, "mail.example, hi")], &["I am [EMAIL_1]", "[EMAIL_2], hi"]);
+    check(&[(User, "badge B-12"), (Assistant, "345?")], &["badge [BADGE_1]", "[BADGE_2]?"]);
+    check(
+        &[(User, "I am ann@"), (User, "mail.example"), (User, "ann@mail.example")],
+        &["I am [EMAIL_1]", "[EMAIL_2]", "[EMAIL_3]"],
+    );
+    // the parts of one message are its lines
+    check(&[(User, "ann@\nmail.example")], &["[EMAIL_1]\n[EMAIL_2]"]);
+    check(&[(User, "call +49 30"), (User, "901820")], &["call [PHONE_1]", "[PHONE_2]"]);
+    check(&[(User, "52.5200"), (User, "13.4050")], &["[PLACE_1]", "[PLACE_2]"]);
+    // with the answer of the model between
+    let asked = [(User, "it begins with ann@"), (Assistant, "And then?"), (User, "mail.example")];
+    check(&asked, &["it begins with [EMAIL_1]", "And then?", "[EMAIL_2]"]);
+    // the end of a long line
+    let long = "x ".repeat(1000);
+    check(
+        &[(User, &format!("{long}ann@")), (User, &format!("mail.example {long}"))],
+        &[&format!("{long}[EMAIL_1]"), &format!("[EMAIL_2] {long}")],
+    );
+    // what stands before or behind a whole value is no part of it
+    check(&[(System, "say ok"), (User, "a@b.de is")], &["say ok", "[EMAIL_1] is"]);
+    check(&[(User, "to a@b.de\nok?")], &["to [EMAIL_1]\nok?"]);
+    let readings = "readings:\n0\n12\n13\n14\n15.2\n16.7 V\n17";
+    check(&[(User, readings), (Assistant, "0.5")], &[readings, "0.5"]);
+}
+
+/// The tools of a request with one tool.
+fn offering(name: &str, description: &str, input_schema: Value) -> Arc<Tools> {
+    let description = Some(description.to_owned());
+    let offered = vec![Tool { name: name.to_owned(), description, input_schema }];
+    Arc::new(Tools { offered, choice: ToolChoice::Auto, parallel: true })
+}
+
+#[test]
+fn every_field_that_is_sent_is_redacted() {
+    let mut redactor = all();
+    redactor.add("badge", "B-[0-9]{5}").unwrap();
+    let schema = json!({
+        "type": "object",
+        "description": "for a@b.de",
+        "properties": {
+            "a@b.de": {"const": "a@b.de"},
+            "to": {"enum": ["a@b.de", "nobody"], "default": "a@b.de", "examples": ["a@b.de"]},
+            "at": {"examples": [{"lat": 52.5201}], "x-note": "a@b.de", "minimum": 3},
+        },
+        "required": ["a@b.de"],
+    });
+    let expected = json!({
+        "type": "object",
+        "description": "for [EMAIL_1]",
+        "properties": {
+            "[EMAIL_1]": {"const": "[EMAIL_1]"},
+            "to": {"enum": ["[EMAIL_1]", "nobody"], "default": "[EMAIL_1]", "examples": ["[EMAIL_1]"]},
+            "at": {"examples": [{"lat": "[PLACE_1]"}], "x-note": "[EMAIL_1]", "minimum": 3},
+        },
+        "required": ["[EMAIL_1]"],
+    });
+    let call = ToolCall {
+        id: "B-11111".to_owned(),
+        name: "open-B-12345".to_owned(),
+        arguments: serde_json::Map::new(),
+    };
+    let asked = Job {
+        key: Some("request of a@b.de".to_owned()),
+        format: Format::Schema(Arc::new(schema.clone())),
+        tools: Some(offering("open-B-12345", "Opens the gate of a@b.de.", schema)),
+        sampling: Sampling { stop: vec!["a@b.de".to_owned()], ..Sampling::default() },
+        messages: vec![
+            Message { tool_calls: vec![call.clone()], ..Message::new(Role::Assistant, "") },
+            Message { tool_call_id: Some("B-11111".to_owned()), ..Message::new(Role::Tool, "ok") },
+        ],
+        ..job("")
+    };
+    let hidden = hide(&redactor, &asked);
+    let sent = hidden.job();
+    assert_eq!(sent.format, Format::Schema(Arc::new(expected.clone())));
+    let tools = sent.tools.as_deref().unwrap();
+    tools.check().unwrap();
+    assert_eq!(tools.offered[0].input_schema, expected);
+    assert_eq!(tools.offered[0].description.as_deref(), Some("Opens the gate of [EMAIL_1]."));
+    assert_eq!(sent.sampling.stop, ["[EMAIL_1]"]);
+    // names and ids have no brackets, and are equal where they were
+    assert_eq!(tools.offered[0].name, "BADGE_2");
+    assert_eq!(sent.messages[0].tool_calls[0].name, "BADGE_2");
+    assert_eq!(sent.messages[0].tool_calls[0].id, "BADGE_1");
+    assert_eq!(sent.messages[1].tool_call_id.as_deref(), Some("BADGE_1"));
+    assert_eq!(sent.key.as_deref(), Some("EMAIL_2"));
+    let mut calls = [ToolCall { name: "BADGE_2".to_owned(), ..call }];
+    hidden.restore_calls(&mut calls);
+    assert_eq!(calls[0].name, "open-B-12345");
+    assert_eq!(restored(&hidden, r#"{"[EMAIL_1]": "[EMAIL_1]"}"#, 2), r#"{"a@b.de": "a@b.de"}"#);
+}
+
+#[test]
+fn labels_are_redacted_and_restored() {
+    let examples = [("a@b.de", vec!["from a@b.de".to_owned()]), ("other", Vec::new())];
+    let examples = examples.into_iter().map(|(label, texts)| (label.to_owned(), texts)).collect();
+    let format = Format::Label(Arc::new(Labels { examples, margin: 0.5 }));
+    let hidden = hide(&all(), &Job { format, ..job("who wrote this?") });
+    let Format::Label(sent) = &hidden.job().format else { panic!("it has no labels") };
+    assert_eq!(sent.examples["[EMAIL_1]"], ["from [EMAIL_1]"]);
+    let mut found = Classification::of(sent, &[0.75, 0.25]).unwrap();
+    hidden.restore_labels(&mut found);
+    assert_eq!((found.label.as_str(), found.scores["a@b.de"]), ("a@b.de", 0.75));
+}
+
+#[test]
+fn what_no_placeholder_can_replace_does_not_leave() {
+    let format = |schema: Value| Format::Schema(Arc::new(schema));
+    let property = |schema: Value| json!({"type": "object", "properties": {"x": schema}});
+    for (asked, field, part) in [
+        (Job { format: format(json!({"pattern": "^a@b\\.de$"})), ..job("x") }, "schema", "pattern"),
+        (Job { format: format(json!({"$ref": "#/$defs/a@b.de"})), ..job("x") }, "schema", "$ref"),
+        (Job { format: format(json!({"$defs": {"a@b.de": {}}})), ..job("x") }, "schema", "$defs"),
+        (
+            Job { format: format(json!({"enum": [[52.5201, 13.4051]]})), ..job("x") },
+            "schema",
+            "a number of enum or const",
+        ),
+        (
+            Job {
+                tools: Some(offering("a", "b", property(json!({"pattern": "a@b.de"})))),
+                ..job("x")
+            },
+            "tools[0]",
+            "pattern",
+        ),
+        (Job { format: Format::Embedding, ..job("a@b.de") }, "messages", "a text to embed"),
+    ] {
+        let Redaction::Impossible(unfit) = all().hide(&asked) else { panic!("{asked:?}") };
+        let refusal = unfit.refusal();
+        assert_eq!((refusal.code, refusal.field.as_deref()), (Code::Incapable, Some(field)));
+        let message = refusal.message;
+        assert!(message.contains(part) && !message.contains("a@b"), "{message}");
+    }
 }

@@ -64,6 +64,7 @@ pub const WORDS: &[Word] = &[
             "src/ingress/http/chat.rs",
             "src/limits.rs",
             "src/mcp/contract.rs",
+            "src/redact/pieces.rs",
             "src/request/",
             "src/decision/",
             "src/scheduler/strategy.rs",

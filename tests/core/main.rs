@@ -19,6 +19,7 @@ mod judge;
 mod peers;
 mod privacy;
 mod properties;
+mod redaction;
 mod sim;
 mod spend;
 mod strangers;

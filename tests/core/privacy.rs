@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::support::cloud::{Cloud, answer, entry, error};
+use crate::support::cloud::{Act, Cloud, answer, entry, error, stream};
 use crate::support::service::{Service, catalog, client};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -85,6 +85,174 @@ async fn a_json_answer_is_restored_as_json() {
     let (_, reply) = service.chat(ask).await;
     let value: Value = serde_json::from_str(text(&reply).as_str().unwrap()).unwrap();
     assert_eq!(value, json!({"to": ADDRESS}), "{reply}");
+}
+
+/// The answer of a cloud that repeats the text of the last message.
+fn echo(body: &Value) -> Vec<u8> {
+    let said = body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap();
+    stream(&[said])
+}
+
+/// A device without rules of its own, whose only model for other devices is this cloud.
+async fn neighbour(cloud: &Cloud) -> Service {
+    let mut catalog = catalog(&["--scripted", "near"]);
+    catalog["pilotlight"]["device"]["name"] = json!("near");
+    catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
+    catalog["pilotlight"]["policy"] = json!({"default_mode": "cloud-only"});
+    let service = Service::launch(&catalog, "off", &[]);
+    service.ready_all().await;
+    service
+}
+
+/// A device that redacts addresses and has this peer.
+async fn beside(peer: &Service) -> Service {
+    let mut catalog = catalog(&["--scripted", "small"]);
+    catalog["mcpServers"]["near"] = json!({"type": "http", "url": peer.url("/mcp")});
+    catalog["pilotlight"]["servers"] = json!({"near": {"reach": "peer"}});
+    catalog["pilotlight"]["policy"] = json!({"redact": ["email"]});
+    let service = Service::launch(&catalog, "off", &[]);
+    service.ready_all().await;
+    service
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redaction_does_not_end_at_a_neighbour() {
+    let cloud = Cloud::start([Act::Make(echo)]).await;
+    let near = neighbour(&cloud).await;
+    let service = beside(&near).await;
+    let prompt = format!("write to {ADDRESS}");
+    let mut ask = chat(&prompt, &json!({"mode": "cloud-only"}));
+    let (_, reply) = service.chat(ask.clone()).await;
+    assert_eq!(text(&reply), prompt.as_str(), "{reply}");
+    let record = &reply["pilotlight"];
+    assert_eq!(record["source"]["where"], "peer", "{reply}");
+    assert_eq!(record["decision"]["attempts"][0]["redacted"], 1, "{reply}");
+    ask["stream"] = json!(true);
+    assert_eq!(told(&service, &ask).await, prompt);
+    let asked = cloud.asked();
+    assert!(!format!("{asked:?}").contains(ADDRESS), "{asked:?}");
+    assert_eq!(asked[1].body["messages"][0]["content"], "write to [EMAIL_1]");
+}
+
+/// What the service answers to a call by the book, from a client that passed no other service.
+async fn call(url: &str, reach: &str) -> String {
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {
+        "name": "generate", "arguments": {"prompt": "hello", "mode": "cloud-only"},
+        "_meta": {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientInfo": {"name": "by-the-book", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.pilotlight/reach": reach,
+        },
+    }});
+    let request = client().post(url).json(&body);
+    let request = request.header("accept", "application/json, text/event-stream");
+    let request = request.header("mcp-protocol-version", "2026-07-28");
+    let request = request.header("mcp-method", "tools/call").header("mcp-name", "generate");
+    request.send().await.unwrap().text().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_obeys_the_reach_of_a_request() {
+    let cloud = Cloud::start([answer(&["from ", "afar"])]).await;
+    let near = neighbour(&cloud).await;
+    let between = beside(&near).await;
+    let too_far = "no model is configured within the reach that the request allows";
+    for (url, reach, why) in [
+        (near.url("/mcp"), "device", too_far),
+        (near.url("/mcp"), "peer", too_far),
+        (near.url("/mcp"), "lan", "_meta.io.pilotlight/reach"),
+        (between.url("/mcp"), "device", too_far),
+        // the neighbour is a peer, and is told that it may not ask a cloud
+        (between.url("/mcp"), "peer", too_far),
+    ] {
+        let said = call(&url, reach).await;
+        assert!(said.contains(why), "{url} {reach}: {said}");
+        assert_eq!(cloud.opened(), 0, "{url} {reach}: {said}");
+    }
+    let said = call(&between.url("/mcp"), "cloud").await;
+    assert!(said.contains("from afar") && cloud.opened() == 1, "{said}");
+}
+
+/// The text of a streamed answer.
+async fn told(service: &Service, ask: &Value) -> String {
+    let url = service.url("/v1/chat/completions");
+    let stream = client().post(url).json(ask).send().await.unwrap().text().await.unwrap();
+    let events = stream.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let pieces =
+        events.map(|rest| -> Value { serde_json::from_str(&format!("{{{rest}")).unwrap() });
+    pieces
+        .filter_map(|event| Some(event["choices"][0]["delta"]["content"].as_str()?.to_owned()))
+        .collect()
+}
+
+/// The answer of a cloud that fills in the first values of the schema, in short pieces.
+fn obedient(body: &Value) -> Vec<u8> {
+    let schema = &body["response_format"]["json_schema"]["schema"]["properties"];
+    let first = |of: &Value| of["const"].as_str().map_or(of["enum"][0].clone(), Value::from);
+    let members = schema.as_object().unwrap().iter().map(|(name, of)| (name.clone(), first(of)));
+    let text = Value::Object(members.collect()).to_string();
+    let pieces: Vec<&str> =
+        text.as_bytes().chunks(5).map(|piece| std::str::from_utf8(piece).unwrap()).collect();
+    stream(&pieces)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_is_sent_holds_a_value_in_any_spelling() {
+    let cloud = Cloud::start([Act::Make(obedient)]).await;
+    let service = hiding(&cloud).await;
+    let spelled = ["ann\u{ff20}mail.example", "ann%40mail.example", "ann@ma\u{ad}il.example"];
+    let schema = json!({
+        "type": "object",
+        "properties": {"to": {"enum": [ADDRESS, "none"]}, ADDRESS: {"const": spelled[0]}},
+        "required": ["to"],
+    });
+    let mut ask = chat("Who is it?", &json!({"mode": "cloud-only"}));
+    ask["messages"] = json!([
+        {"role": "system", "content": format!("badge B-\u{661}\u{662}\u{663}\u{664}\u{665}, {}", spelled[1])},
+        {"role": "user", "content": [{"type": "text", "text": "I am ann@"}, {"type": "text", "text": "mail.example"}]},
+        {"role": "assistant", "tool_calls": [{"id": ADDRESS, "type": "function", "function": {
+            "name": "write", "arguments": json!({"to": spelled[2]}).to_string()}}]},
+        {"role": "tool", "tool_call_id": ADDRESS, "content": "done for ann@"},
+        {"role": "user", "content": "mail.example, as I said"},
+    ]);
+    ask["tools"] = json!([{"type": "function", "function": {
+        "name": "write", "description": format!("Writes to {ADDRESS}."), "parameters": schema,
+    }}]);
+    ask["stop"] = json!([ADDRESS]);
+    ask["response_format"] =
+        json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let (_, reply) = service.chat(ask.clone()).await;
+    let value: Value = serde_json::from_str(text(&reply).as_str().unwrap()).unwrap();
+    let sent = cloud.asked()[0].body.clone();
+    assert_eq!(value, json!({"to": ADDRESS, ADDRESS: spelled[0]}), "{reply}\n{sent}");
+    let all = sent.to_string();
+    for secret in [ADDRESS, "mail.example", "ma\u{ad}il.example", "B-\u{661}"] {
+        assert!(!all.contains(secret), "{secret}: {all}");
+    }
+    ask["stream"] = json!(true);
+    assert_eq!(told(&service, &ask).await, text(&reply).as_str().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_cannot_be_replaced_stays_here() {
+    let cloud = Cloud::start([answer(&["{}"])]).await;
+    let service = hiding(&cloud).await;
+    let schema =
+        json!({"type": "object", "properties": {"to": {"pattern": "^ann@mail\\.example$"}}});
+    let mut ask = chat("Who is it?", &json!({"mode": "cloud-only"}));
+    ask["response_format"] =
+        json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let (code, reply) = service.chat(ask.clone()).await;
+    let message = reply["error"]["message"].as_str().unwrap();
+    assert!(message.contains("policy.redact") && message.contains("pattern"), "{code} {reply}");
+    assert!(reply["error"]["param"] == "schema", "{reply}");
+
+    // the device's own model supports no schema
+    ask["metadata"]["mode"] = json!("prefer-cloud");
+    let (_, again) = service.chat(ask).await;
+    assert_eq!(again["error"]["message"], message, "{again}");
+    assert_eq!(cloud.opened(), 0);
 }
 
 /// A port that leads to the other, and all that was said to it there.

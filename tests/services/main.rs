@@ -37,6 +37,7 @@ mod mqtt;
 mod network;
 mod over_mqtt;
 mod provider;
+mod redaction;
 mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
