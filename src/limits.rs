@@ -361,6 +361,11 @@ pub const HTTP_REQUESTS_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
 pub const HTTP_REMOTE_REQUESTS_MAX: usize = HTTP_REQUESTS_MAX / 4 * 3;
 /// Most of these requests of one other machine. The programs of this machine share one address.
 pub const HTTP_ADDRESS_REQUESTS_MAX: usize = HTTP_REQUESTS_MAX / 4;
+/// Time for which a connection may wait for its client before it can be closed for another one: a request
+/// that is on its way is not cut off.
+pub const HTTP_SHED_AFTER: Duration = Duration::from_millis(500);
+/// Longest wait of a new connection of this machine for a place.
+pub const HTTP_PLACE_WAIT: Duration = Duration::from_secs(2);
 /// HTTP connections in excess of each of these bounds, so that a health check finds one while as many
 /// requests as permitted are answered.
 pub const HTTP_RESERVE: usize = 8;

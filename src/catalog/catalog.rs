@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
 use super::task::Task;
+use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::pressure::limit::ZoneLimits;
 use crate::redact::Redactor;
@@ -25,6 +26,8 @@ pub struct Catalog {
     pub tasks: BTreeMap<String, Task>,
     /// The privacy mode of a request that states none.
     pub default_mode: Mode,
+    /// The furthest locality that may read a request, whatever the request states.
+    pub reach: Locality,
     /// What the policy states for single applications.
     pub apps: BTreeMap<String, AppPolicy>,
     /// The spending caps.
@@ -58,6 +61,14 @@ impl Catalog {
         self.apps.get(app).and_then(|policy| policy.trust_group.as_deref()).unwrap_or(app)
     }
 
+    /// The furthest locality that may read a request of this application and task: the nearest of what
+    /// the policy, the application's policy and the task state.
+    pub fn furthest(&self, app: &str, task: Option<&Task>) -> Locality {
+        let of_app = self.apps.get(app).and_then(|policy| policy.reach);
+        let stated = of_app.into_iter().chain(task.and_then(|task| task.reach));
+        stated.fold(self.reach, Locality::min)
+    }
+
     /// The deadline of a request of this priority that states none: the configured one, or 30 s,
     /// 120 s and 900 s for `interactive`, `normal` and `batch`.
     pub fn deadline(&self, priority: Priority) -> Duration {
@@ -74,6 +85,8 @@ impl Catalog {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AppPolicy {
+    /// The furthest locality that may read its requests, if that is nearer than the policy's.
+    pub reach: Option<Locality>,
     /// Applications of one group share an engine's prefix cache, and so can tell from the speed of an
     /// answer how another application's prompt begins.
     pub trust_group: Option<String>,

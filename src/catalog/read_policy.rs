@@ -11,6 +11,7 @@ use super::mistake::Scope;
 use super::read_budget::RawBudget;
 use super::shape::{Members, entries, read, read_or_default};
 use crate::limits::{DEADLINE_MAX, REDACT_RULES_MAX};
+use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::redact::{KnownPattern, Redactor};
 use crate::request::job::{Mode, Priority};
@@ -20,6 +21,7 @@ use crate::request::name::is_name;
 #[derive(Debug, Default)]
 pub(super) struct CheckedPolicy {
     pub(super) default_mode: Mode,
+    pub(super) reach: Locality,
     pub(super) apps: BTreeMap<String, AppPolicy>,
     pub(super) caps: Caps,
     pub(super) redactor: Redactor,
@@ -51,10 +53,25 @@ struct RawClass {
 impl CheckedPolicy {
     pub(super) fn read(policy: Option<Value>, scope: &mut Scope<'_>) -> CheckedPolicy {
         let policy = policy.unwrap_or(Value::Object(Map::new()));
-        let mut parts =
-            Members::read(policy, &["default_mode", "apps", "budget", "redact", "classes"], scope);
+        let mut parts = Members::read(
+            policy,
+            &["default_mode", "reach", "apps", "budget", "redact", "classes"],
+            scope,
+        );
         let default_mode =
             read_or_default(parts.take("default_mode"), &mut scope.at("default_mode"));
+        // a policy that keeps requests on the device is no mere default
+        let by_mode = match default_mode {
+            Mode::LocalOnly => Locality::Device,
+            Mode::PreferLocal | Mode::PreferCloud | Mode::CloudOnly => Locality::Cloud,
+        };
+        let stated: Option<Locality> = read_or_default(parts.take("reach"), &mut scope.at("reach"));
+        let reach = stated.unwrap_or(by_mode);
+        if default_mode == Mode::CloudOnly && reach == Locality::Device {
+            scope
+                .at("reach")
+                .add("is device, but default_mode is cloud-only: no model could answer");
+        }
         let apps = entries(parts.take("apps"), &mut scope.at("apps"));
         let apps = apps_of(apps, &mut scope.at("apps"));
         let classes = entries(parts.take("classes"), &mut scope.at("classes"));
@@ -63,7 +80,7 @@ impl CheckedPolicy {
         let caps = budget.check(&mut scope.at("budget"));
         let rules: Vec<RawRule> = read_or_default(parts.take("redact"), &mut scope.at("redact"));
         let redactor = redactor(&rules, &mut scope.at("redact"));
-        CheckedPolicy { default_mode, apps, caps, redactor, deadlines }
+        CheckedPolicy { default_mode, reach, apps, caps, redactor, deadlines }
     }
 }
 

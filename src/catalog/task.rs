@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::rule::TaskRule;
+use crate::model::context::Locality;
 use crate::request::job::Strategy;
 use crate::request::labels::{Classification, Labels};
 use crate::request::refusal::{Code, Refusal};
@@ -44,6 +45,9 @@ pub struct Task {
     /// A skill that the model must state.
     #[serde(rename = "talent", default)]
     pub skill: Option<String>,
+    /// The furthest locality that may read its requests, if that is nearer than the policy's.
+    #[serde(default)]
+    pub reach: Option<Locality>,
     /// The most tokens of the answer.
     #[serde(default)]
     pub max_tokens: Option<u32>,

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::request::format::Format;
 use crate::request::job::{Job, Message, Role, Sampling};
 use crate::request::labels::Labels;
+use crate::request::schema::Schema;
 use crate::request::tools::{Name, Tool, ToolCall, ToolChoice, Tools};
 
 /// What may stand in place of a piece.
@@ -71,6 +72,8 @@ pub(super) fn rebuilt(job: &Job, pieces: &mut impl Pieces) -> Job {
         app: _,
         key,
         task: _,
+        cache_group,
+        open_bytes: _,
         messages,
         format,
         tools,
@@ -92,6 +95,9 @@ pub(super) fn rebuilt(job: &Job, pieces: &mut impl Pieces) -> Job {
         id: *id,
         app: String::new(),
         task: None,
+        cache_group: cache_group.clone(),
+        // the texts have other lengths
+        open_bytes: 0,
         messages: messages.iter().enumerate().map(|turn| message(turn, pieces)).collect(),
         format: format_of(format, pieces),
         tools: tools.as_ref().map(|tools| Arc::new(tools_of(tools, pieces))),
@@ -145,7 +151,7 @@ fn format_of(format: &Format, pieces: &mut impl Pieces) -> Format {
         Format::Embedding => Format::Embedding,
         Format::Schema(asked) => {
             pieces.begin(Field::Schema, None);
-            Format::Schema(Arc::new(schema(asked, pieces)))
+            Format::Schema(same_or_new(asked, schema(asked, pieces)))
         }
         Format::Label(labels) => {
             let Labels { examples, margin } = labels.as_ref();
@@ -159,6 +165,11 @@ fn format_of(format: &Format, pieces: &mut impl Pieces) -> Format {
     }
 }
 
+/// A schema that is sent as it is stays compiled.
+fn same_or_new(asked: &Schema, sent: Value) -> Schema {
+    if **asked == sent { asked.clone() } else { sent.into() }
+}
+
 fn tools_of(tools: &Tools, pieces: &mut impl Pieces) -> Tools {
     let Tools { offered, choice, parallel } = tools;
     let mut tool = |(n, tool): (usize, &Tool)| {
@@ -167,7 +178,8 @@ fn tools_of(tools: &Tools, pieces: &mut impl Pieces) -> Tools {
         let name = single(name, field, Kind::Name, pieces);
         let description = description.as_ref().map(|text| single(text, field, Kind::Text, pieces));
         pieces.begin(field, None);
-        Tool { name, description, input_schema: schema(input_schema, pieces) }
+        let sent = schema(input_schema, pieces);
+        Tool { name, description, input_schema: same_or_new(input_schema, sent) }
     };
     let offered = offered.iter().enumerate().map(&mut tool).collect();
     let choice = match choice {

@@ -274,7 +274,8 @@ fn values_are_found_across_lines_and_messages() {
 /// The tools of a request with one tool.
 fn offering(name: &str, description: &str, input_schema: Value) -> Arc<Tools> {
     let description = Some(description.to_owned());
-    let offered = vec![Tool { name: name.to_owned(), description, input_schema }];
+    let offered =
+        vec![Tool { name: name.to_owned(), description, input_schema: input_schema.into() }];
     Arc::new(Tools { offered, choice: ToolChoice::Auto, parallel: true })
 }
 
@@ -309,7 +310,7 @@ fn every_field_that_is_sent_is_redacted() {
     };
     let asked = Job {
         key: Some("request of a@b.de".to_owned()),
-        format: Format::Schema(Arc::new(schema.clone())),
+        format: Format::Schema(schema.clone().into()),
         tools: Some(offering("open-B-12345", "Opens the gate of a@b.de.", schema)),
         sampling: Sampling { stop: vec!["a@b.de".to_owned()], ..Sampling::default() },
         messages: vec![
@@ -320,10 +321,10 @@ fn every_field_that_is_sent_is_redacted() {
     };
     let hidden = hide(&redactor, &asked);
     let sent = hidden.job();
-    assert_eq!(sent.format, Format::Schema(Arc::new(expected.clone())));
+    assert_eq!(sent.format, Format::Schema(expected.clone().into()));
     let tools = sent.tools.as_deref().unwrap();
     tools.check().unwrap();
-    assert_eq!(tools.offered[0].input_schema, expected);
+    assert_eq!(*tools.offered[0].input_schema, expected);
     assert_eq!(tools.offered[0].description.as_deref(), Some("Opens the gate of [EMAIL_1]."));
     assert_eq!(sent.sampling.stop, ["[EMAIL_1]"]);
     // names and ids have no brackets, and are equal where they were
@@ -353,7 +354,7 @@ fn labels_are_redacted_and_restored() {
 
 #[test]
 fn what_no_placeholder_can_replace_does_not_leave() {
-    let format = |schema: Value| Format::Schema(Arc::new(schema));
+    let format = |schema: Value| Format::Schema(schema.into());
     let property = |schema: Value| json!({"type": "object", "properties": {"x": schema}});
     for (asked, field, part) in [
         (Job { format: format(json!({"pattern": "^a@b\\.de$"})), ..job("x") }, "schema", "pattern"),

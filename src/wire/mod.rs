@@ -240,6 +240,12 @@ impl Ask {
             return Err(Refusal::field(Code::Invalid, "judge", message));
         }
         let own_labels = self.labels.is_some();
+        let mode = self.mode.unwrap_or(catalog.default_mode);
+        let furthest = catalog.furthest(app, task);
+        if mode == Mode::CloudOnly && furthest == Locality::Device {
+            let message = "the policy keeps this request on the device (reach); use another mode";
+            return Err(Refusal::field(Code::Forbidden, "mode", message));
+        }
         Ok(Job {
             id: JobId(0),
             app: app.to_owned(),
@@ -253,8 +259,8 @@ impl Ask {
             skill: self.skill.or_else(|| task.and_then(|t| t.skill.clone())),
             time_left: deadline,
             priority,
-            mode: self.mode.unwrap_or(catalog.default_mode),
-            furthest: Locality::Cloud,
+            mode,
+            furthest,
             key: self.id,
             task: self.task,
             model: self.model,

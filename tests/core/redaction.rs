@@ -86,7 +86,7 @@ fn job(field: usize, text: &str) -> Job {
     };
     let tools = |description: &str, input_schema: Value| {
         let (name, description) = ("write".to_owned(), Some(description.to_owned()));
-        let offered = vec![Tool { name, description, input_schema }];
+        let offered = vec![Tool { name, description, input_schema: input_schema.into() }];
         Some(Arc::new(Tools { offered, choice: ToolChoice::Auto, parallel: true }))
     };
     let property = |schema: Value| json!({"type": "object", "properties": {"x": schema}});
@@ -108,14 +108,14 @@ fn job(field: usize, text: &str) -> Job {
         5 => job.messages.push(calling(&text, Map::new())),
         6 => job.messages[0].tool_call_id = Some(text),
         7 => job.sampling.stop = vec![text],
-        8 => job.format = Format::Schema(Arc::new(property(json!({"enum": [text, "none"]})))),
-        9 => job.format = Format::Schema(Arc::new(property(json!({"const": text})))),
-        10 => job.format = Format::Schema(Arc::new(property(json!({"description": text})))),
-        11 => job.format = Format::Schema(Arc::new(property(json!({"examples": [text]})))),
-        12 => job.format = Format::Schema(Arc::new(json!({"required": [text]}))),
-        13 => job.format = Format::Schema(Arc::new(property(json!({"x-note": {"of": text}})))),
-        14 => job.format = Format::Schema(Arc::new(property(json!({"pattern": text})))),
-        15 => job.format = Format::Schema(Arc::new(property(json!({"default": text})))),
+        8 => job.format = Format::Schema(property(json!({"enum": [text, "none"]})).into()),
+        9 => job.format = Format::Schema(property(json!({"const": text})).into()),
+        10 => job.format = Format::Schema(property(json!({"description": text})).into()),
+        11 => job.format = Format::Schema(property(json!({"examples": [text]})).into()),
+        12 => job.format = Format::Schema(json!({"required": [text]}).into()),
+        13 => job.format = Format::Schema(property(json!({"x-note": {"of": text}})).into()),
+        14 => job.format = Format::Schema(property(json!({"pattern": text})).into()),
+        15 => job.format = Format::Schema(property(json!({"default": text})).into()),
         16 => job.tools = tools(&text, property(json!({}))),
         17 => job.tools = tools("Writes.", property(json!({"title": text}))),
         18 => job.format = labels(&text, "as an example"),

@@ -36,6 +36,8 @@ mod http_limits;
 mod mqtt;
 mod network;
 mod over_mqtt;
+#[cfg(feature = "embedded-broker")]
+mod policy;
 mod provider;
 mod redaction;
 mod secrets;

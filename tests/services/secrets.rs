@@ -193,11 +193,11 @@ async fn a_url_with_keys_is_not_told() {
     let moves = Cloud::start([Act::Say(head("302 Found", "text/plain", &moves).into())]).await;
     let gone = crate::support::service::free_port();
     let gone = format!("http://127.0.0.1:{gone}/v1");
-    let nowhere = "http://no-such-host.invalid/v1".to_owned();
+    let nowhere = "https://no-such-host.invalid/v1".to_owned();
     let with_keys = |url: &str| {
-        let place = url.trim_start_matches("http://").trim_end_matches("/v1");
+        let (scheme, place) = url.trim_end_matches("/v1").split_once("://").unwrap();
         json!({
-            "url": "http://${KEY}-user:${KEY}-word@".to_owned() + place + "/${KEY}-path/mcp?key=${KEY}-query",
+            "url": scheme.to_owned() + "://${KEY}-user:${KEY}-word@" + place + "/${KEY}-path/mcp?key=${KEY}-query",
             "headers": {"x-key": "${KEY}-header"},
         })
     };
@@ -206,7 +206,7 @@ async fn a_url_with_keys_is_not_told() {
     for (n, url) in all.iter().enumerate() {
         catalog["mcpServers"][format!("far{n}")] = with_keys(url);
     }
-    catalog["mcpServers"]["bad"] = json!({"url": "http://[${KEY}/mcp"});
+    catalog["mcpServers"]["bad"] = json!({"url": "https://[${KEY}/mcp"});
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let file = std::fs::File::create(&log).unwrap();

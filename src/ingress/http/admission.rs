@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::limits::{
-    HTTP_ADDRESS_REQUESTS_MAX, HTTP_BODIES_BYTES_MAX, HTTP_REMOTE_REQUESTS_MAX, HTTP_REQUESTS_MAX,
-    HTTP_RESERVE,
+    HTTP_ADDRESS_REQUESTS_MAX, HTTP_BODIES_BYTES_MAX, HTTP_PLACE_WAIT, HTTP_REMOTE_REQUESTS_MAX,
+    HTTP_REQUESTS_MAX, HTTP_RESERVE, HTTP_SHED_AFTER,
 };
 use crate::request::refusal::{Code, Refusal};
 
@@ -63,16 +63,29 @@ enum Phase {
 }
 
 impl Admission {
-    /// Adds a connection of this address; `None` if there are too many and none can be closed for it.
-    pub(super) fn admit(&self, address: IpAddr) -> Option<Connection> {
-        let closing = CancellationToken::new();
-        let number = self.lock().admit(grouped(address), closing.clone(), clock::now())?;
-        Some(Connection { admission: self.clone(), number, closing })
+    /// Adds a connection of this address; `None` if there are too many and none can be closed for it. For
+    /// a program of this machine a place is awaited for [`HTTP_PLACE_WAIT`]: many that connect at once
+    /// are no attack.
+    pub(super) async fn admit(&self, address: IpAddr) -> Option<Connection> {
+        let address = grouped(address);
+        let began = clock::now();
+        // bounded by the time
+        loop {
+            let closing = CancellationToken::new();
+            let now = clock::now();
+            if let Some(number) = self.lock().admit(address, closing.clone(), now) {
+                return Some(Connection { admission: self.clone(), number, closing });
+            }
+            if !address.is_loopback() || now.duration_since(began) > HTTP_PLACE_WAIT {
+                return None;
+            }
+            tokio::time::sleep(HTTP_PLACE_WAIT / 100).await;
+        }
     }
 
     /// Closes the connection that has waited longest, if any waits.
     pub(super) fn close_one(&self) {
-        self.lock().close(|_| true);
+        self.lock().close(clock::now(), |_| true);
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -145,10 +158,10 @@ impl Table {
         let is_there = if address.is_loopback() {
             true
         } else {
-            self.has_room(HTTP_ADDRESS_REQUESTS_MAX, is_same)
-                && self.has_room(HTTP_REMOTE_REQUESTS_MAX, is_remote)
+            self.has_room(HTTP_ADDRESS_REQUESTS_MAX, now, is_same)
+                && self.has_room(HTTP_REMOTE_REQUESTS_MAX, now, is_remote)
         };
-        if !is_there || !self.has_room(HTTP_REQUESTS_MAX, |_| true) {
+        if !is_there || !self.has_room(HTTP_REQUESTS_MAX, now, |_| true) {
             return None;
         }
         let number = self.next;
@@ -160,18 +173,28 @@ impl Table {
 
     /// Whether one more of these connections may be opened, for which another one of them may have to be
     /// closed.
-    fn has_room(&mut self, requests: usize, belongs: impl Fn(&Entry) -> bool) -> bool {
+    fn has_room(
+        &mut self,
+        requests: usize,
+        now: Instant,
+        belongs: impl Fn(&Entry) -> bool,
+    ) -> bool {
         let count = self.open.values().filter(|entry| belongs(entry)).count();
-        count < requests + HTTP_RESERVE || self.close(belongs)
+        count < requests + HTTP_RESERVE || self.close(now, belongs)
     }
 
-    /// Closes one of these connections that waits for its client; false if none does.
-    fn close(&mut self, belongs: impl Fn(&Entry) -> bool) -> bool {
+    /// Closes one of these connections that has waited for its client for [`HTTP_SHED_AFTER`]; false if
+    /// none has.
+    fn close(&mut self, now: Instant, belongs: impl Fn(&Entry) -> bool) -> bool {
         let mut held: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for entry in self.open.values() {
             *held.entry(entry.address).or_default() += 1;
         }
-        let waiting = self.open.iter().filter(|(_, e)| e.phase != Phase::Answer && belongs(e));
+        let has_waited = |entry: &Entry| {
+            let waited = now.saturating_duration_since(entry.since);
+            entry.phase != Phase::Answer && waited >= HTTP_SHED_AFTER
+        };
+        let waiting = self.open.iter().filter(|(_, entry)| has_waited(entry) && belongs(entry));
         let most = |entry: &Entry| std::cmp::Reverse(held.get(&entry.address).copied());
         let first = waiting.min_by_key(|(_, entry)| (most(entry), entry.phase, entry.since));
         let number = first.map(|(number, _)| *number);

@@ -41,7 +41,7 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
         match accepted {
             Ok((stream, peer)) => {
                 is_failing = false;
-                if let Some(connection) = admission.admit(peer.ip()) {
+                if let Some(connection) = admission.admit(peer.ip()).await {
                     let service = serve_one(stream, connection, routes.clone(), stop.clone());
                     connections.spawn(service);
                 }
