@@ -27,7 +27,7 @@ pub struct Catalog {
     /// The privacy mode of a request that states none.
     pub default_mode: Mode,
     /// The furthest locality that may read a request, whatever the request states.
-    pub reach: Locality,
+    pub furthest: Locality,
     /// What the policy states for single applications.
     pub apps: BTreeMap<String, AppPolicy>,
     /// The spending caps.
@@ -64,9 +64,9 @@ impl Catalog {
     /// The furthest locality that may read a request of this application and task: the nearest of what
     /// the policy, the application's policy and the task state.
     pub fn furthest(&self, app: &str, task: Option<&Task>) -> Locality {
-        let of_app = self.apps.get(app).and_then(|policy| policy.reach);
-        let stated = of_app.into_iter().chain(task.and_then(|task| task.reach));
-        stated.fold(self.reach, Locality::min)
+        let of_app = self.apps.get(app).and_then(|policy| policy.furthest);
+        let stated = of_app.into_iter().chain(task.and_then(|task| task.furthest));
+        stated.fold(self.furthest, Locality::min)
     }
 
     /// The deadline of a request of this priority that states none: the configured one, or 30 s,
@@ -86,7 +86,8 @@ impl Catalog {
 #[serde(deny_unknown_fields, default)]
 pub struct AppPolicy {
     /// The furthest locality that may read its requests, if that is nearer than the policy's.
-    pub reach: Option<Locality>,
+    #[serde(rename = "reach")]
+    pub furthest: Option<Locality>,
     /// Applications of one group share an engine's prefix cache, and so can tell from the speed of an
     /// answer how another application's prompt begins.
     pub trust_group: Option<String>,

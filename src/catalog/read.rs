@@ -160,7 +160,7 @@ fn read_parts(servers: Option<Value>, mut parts: Members, mistakes: &mut Mistake
         servers,
         tasks,
         default_mode: policy.default_mode,
-        reach: policy.reach,
+        furthest: policy.furthest,
         apps: policy.apps,
         caps: policy.caps,
         redactor: policy.redactor,

@@ -21,7 +21,7 @@ use crate::request::name::is_name;
 #[derive(Debug, Default)]
 pub(super) struct CheckedPolicy {
     pub(super) default_mode: Mode,
-    pub(super) reach: Locality,
+    pub(super) furthest: Locality,
     pub(super) apps: BTreeMap<String, AppPolicy>,
     pub(super) caps: Caps,
     pub(super) redactor: Redactor,
@@ -66,8 +66,8 @@ impl CheckedPolicy {
             Mode::PreferLocal | Mode::PreferCloud | Mode::CloudOnly => Locality::Cloud,
         };
         let stated: Option<Locality> = read_or_default(parts.take("reach"), &mut scope.at("reach"));
-        let reach = stated.unwrap_or(by_mode);
-        if default_mode == Mode::CloudOnly && reach == Locality::Device {
+        let furthest = stated.unwrap_or(by_mode);
+        if default_mode == Mode::CloudOnly && furthest == Locality::Device {
             scope
                 .at("reach")
                 .add("is device, but default_mode is cloud-only: no model could answer");
@@ -80,7 +80,7 @@ impl CheckedPolicy {
         let caps = budget.check(&mut scope.at("budget"));
         let rules: Vec<RawRule> = read_or_default(parts.take("redact"), &mut scope.at("redact"));
         let redactor = redactor(&rules, &mut scope.at("redact"));
-        CheckedPolicy { default_mode, reach, apps, caps, redactor, deadlines }
+        CheckedPolicy { default_mode, furthest, apps, caps, redactor, deadlines }
     }
 }
 

@@ -46,8 +46,8 @@ pub struct Task {
     #[serde(rename = "talent", default)]
     pub skill: Option<String>,
     /// The furthest locality that may read its requests, if that is nearer than the policy's.
-    #[serde(default)]
-    pub reach: Option<Locality>,
+    #[serde(rename = "reach", default)]
+    pub furthest: Option<Locality>,
     /// The most tokens of the answer.
     #[serde(default)]
     pub max_tokens: Option<u32>,

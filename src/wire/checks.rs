@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::limits::{STOP_BYTES_MAX, STOPS_MAX};
+use crate::limits::{STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX};
+use crate::model::context::Locality;
+use crate::request::job::Mode;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::schema::{SchemaBounds, SchemaMistake};
 
@@ -53,4 +55,32 @@ pub(super) fn check_schema(
         SchemaMistake::TooLarge(message) => Refusal::field(Code::TooLarge, field, message),
         SchemaMistake::Invalid(message) => Refusal::field(Code::Invalid, field, message),
     })
+}
+
+/// A request that asks for what the policy forbids is refused; any other is narrowed by the policy.
+pub(super) fn check_mode(mode: Mode, furthest: Locality) -> Result<(), Refusal> {
+    if mode == Mode::CloudOnly && furthest == Locality::Device {
+        let message = "the policy keeps this request on the device (reach); use another mode";
+        return Err(Refusal::field(Code::Forbidden, "mode", message));
+    }
+    Ok(())
+}
+
+/// The number of alternatives for each token, if log-probabilities are wanted.
+pub(super) fn check_logprobs(
+    logprobs: Option<bool>,
+    top: Option<u8>,
+) -> Result<Option<u8>, Refusal> {
+    match (logprobs.unwrap_or(false), top) {
+        (false, None) => Ok(None),
+        (false, Some(_)) => {
+            let message = "requires logprobs: true";
+            Err(Refusal::field(Code::Invalid, "top_logprobs", message))
+        }
+        (true, Some(top)) if top > TOP_LOGPROBS_MAX => {
+            let message = format!("{top}, must be 0 to {TOP_LOGPROBS_MAX}");
+            Err(Refusal::field(Code::Invalid, "top_logprobs", message))
+        }
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+    }
 }

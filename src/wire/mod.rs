@@ -15,14 +15,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use self::checks::{check_length, check_range, check_schema, check_stops};
+use self::checks::{
+    check_length, check_logprobs, check_mode, check_range, check_schema, check_stops,
+};
 use crate::catalog::catalog::Catalog;
 use crate::catalog::task::Task;
 use crate::limits::{
     DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, KEY_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX,
-    PROMPT_BYTES_MAX, TOP_LOGPROBS_MAX,
+    PROMPT_BYTES_MAX,
 };
-use crate::model::context::Locality;
 use crate::request::format::Format;
 use crate::request::job::{Job, JobId, Message, Mode, Priority, Role, Sampling, Strategy};
 use crate::request::labels::Labels;
@@ -242,10 +243,7 @@ impl Ask {
         let own_labels = self.labels.is_some();
         let mode = self.mode.unwrap_or(catalog.default_mode);
         let furthest = catalog.furthest(app, task);
-        if mode == Mode::CloudOnly && furthest == Locality::Device {
-            let message = "the policy keeps this request on the device (reach); use another mode";
-            return Err(Refusal::field(Code::Forbidden, "mode", message));
-        }
+        check_mode(mode, furthest)?;
         Ok(Job {
             id: JobId(0),
             app: app.to_owned(),
@@ -479,24 +477,7 @@ impl Ask {
             repeat_penalty: self.repeat_penalty,
             seed: self.seed,
             stop,
-            logprobs: self.logprobs_of()?,
+            logprobs: check_logprobs(self.logprobs, self.top_logprobs)?,
         })
-    }
-}
-
-impl Ask {
-    fn logprobs_of(&self) -> Result<Option<u8>, Refusal> {
-        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
-            (false, None) => Ok(None),
-            (false, Some(_)) => {
-                let message = "requires logprobs: true";
-                Err(Refusal::field(Code::Invalid, "top_logprobs", message))
-            }
-            (true, Some(top)) if top > TOP_LOGPROBS_MAX => {
-                let message = format!("{top}, must be 0 to {TOP_LOGPROBS_MAX}");
-                Err(Refusal::field(Code::Invalid, "top_logprobs", message))
-            }
-            (true, top) => Ok(Some(top.unwrap_or(0))),
-        }
     }
 }
