@@ -18,8 +18,9 @@ use crate::catalog::read;
 use crate::catalog::secret;
 use crate::catalog::secret::Secret;
 use crate::catalog::server::{Endpoint, ServerEntry};
+use crate::device::identity::machine_suffix;
 use crate::ingress::http::{AccessGuard, is_origin};
-use crate::limits::CONFIG_BYTES_MAX;
+use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX};
 use crate::net::tls;
 use crate::request::name::is_name;
 use crate::store::{broker_password, files};
@@ -27,7 +28,10 @@ use crate::store::{broker_password, files};
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
 pub const VARIABLES: [(&str, &str); 12] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
-    ("PILOTLIGHT_DEVICE", "name of this device in topics (default: the host's name)"),
+    (
+        "PILOTLIGHT_DEVICE",
+        "name of this device in topics (default: HOST-ID, the host's name and an id)",
+    ),
     ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
     ("PILOTLIGHT_MQTT_USERNAME", "user name at the broker"),
     ("PILOTLIGHT_MQTT_PASSWORD", "password at the broker"),
@@ -165,10 +169,17 @@ struct SettingsReader<'v> {
 }
 
 impl SettingsReader<'_> {
-    fn config(&mut self, path: PathBuf, mut catalog: Catalog, warnings: Vec<Mistake>) -> Config {
+    fn config(
+        &mut self,
+        path: PathBuf,
+        mut catalog: Catalog,
+        mut warnings: Vec<Mistake>,
+    ) -> Config {
         self.check_names();
         self.keys(&mut catalog);
-        let device = self.device(&catalog);
+        let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned());
+        let sensors = PathBuf::from(sensors);
+        let device = self.device(&catalog, &sensors, &mut warnings);
         let state = self.state();
         let (mqtt, broker) = self.mqtt(&catalog, state.as_deref());
         let http = self.http(&catalog);
@@ -177,7 +188,6 @@ impl SettingsReader<'_> {
             let message = "a service on MQTT needs a broker; set pilotlight.mqtt.url";
             self.mistake("pilotlight.mqtt", message);
         }
-        let sensors = self.get("PILOTLIGHT_SENSORS").unwrap_or_else(|| "/".to_owned()).into();
         if catalog.caps.is_bound() && state.is_none() {
             let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
@@ -221,14 +231,23 @@ impl SettingsReader<'_> {
         }
     }
 
-    fn device(&mut self, catalog: &Catalog) -> String {
-        let host = || {
-            let name = sysinfo::System::host_name().ok()?;
-            name.split('.').next().map(str::to_owned)
-        };
-        let name =
-            self.get("PILOTLIGHT_DEVICE").or_else(|| catalog.device.name.clone()).or_else(host);
-        let name = name.unwrap_or_else(|| "device".to_owned());
+    /// The configured name; else the host's name and a part of the machine's identity, because many
+    /// boards have the host name of their image, and a name must belong to one device.
+    fn device(&mut self, catalog: &Catalog, root: &Path, warnings: &mut Vec<Mistake>) -> String {
+        let named = self.get("PILOTLIGHT_DEVICE").or_else(|| catalog.device.name.clone());
+        let name = named.unwrap_or_else(|| {
+            let host = sysinfo::System::host_name().unwrap_or_default();
+            let host = host.split('.').next().filter(|host| !host.is_empty()).unwrap_or("device");
+            let Some(suffix) = machine_suffix(root) else {
+                let message = "this machine has no /etc/machine-id: another device may have the same \
+                               default name; set PILOTLIGHT_DEVICE";
+                let path = "pilotlight.device.name".to_owned();
+                warnings.push(Mistake { path, message: message.to_owned() });
+                return host.to_owned();
+            };
+            let bytes_left = NAME_BYTES_MAX - suffix.len() - 1;
+            format!("{}-{suffix}", host.get(..bytes_left).unwrap_or(host))
+        });
         if !is_name(&name) {
             let message = format!("{name:?} is not valid in a topic; use [A-Za-z0-9_-]{{1,64}}");
             self.mistake("pilotlight.device.name", message);

@@ -2,6 +2,7 @@
 
 mod board;
 mod files;
+pub mod identity;
 pub mod memory;
 mod thermal;
 mod trigger;
