@@ -155,7 +155,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let bounds = bounds_of(&catalog.device_limits);
     let rate = core.dispatch.rate();
     sensors.add(device::watch(all, bounds, rate, (readings, pressures), sensors.stop.clone()));
-    let connection = broker_connection.as_ref().map(|connection| connection.bus.connection());
+    let broker_bus = broker_connection.as_ref().map(|connection| connection.bus.clone());
     if let Some(BrokerConnection { bus, requests, topics, calls: _ }) = broker_connection {
         serve_calls(&config, Arc::clone(&service), &mut interfaces, &mut connections)?;
         let (dispatch, catalog, metrics) =
@@ -174,9 +174,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {
         let addr = listener.local_addr()?;
         let dispatch = core.dispatch.clone();
-        let mcp = service;
+        let (mcp, broker) = (service, broker_bus);
         let interface =
-            ingress::http::HttpInterface { dispatch, mcp, catalog, metrics, connection, reading };
+            ingress::http::HttpInterface { dispatch, mcp, catalog, metrics, broker, reading };
         let routes = ingress::http::routes(interface, guard, interfaces.stop.clone());
         interfaces.add(ingress::http::serve(listener, routes, interfaces.stop.clone()));
         tracing::info!(%addr, "the HTTP interface listens");
@@ -320,7 +320,8 @@ fn serve_calls(
     let name = config.device.clone();
     let options = mqtt::ConnectionOptions {
         presence: Some(worker::presence(&topics, &name)),
-        ..connection_options(mqtt, format!("pilotlight-{name}-worker"))?
+        // a colon is in no device's name: no device has this identifier
+        ..connection_options(mqtt, format!("pilotlight-{name}:worker"))?
     };
     let mut router = Router::default();
     let calls = router.subscribe(worker::filters(&topics), MQTT_INBOX_MAX);
@@ -339,11 +340,14 @@ fn service_options(
     topics: &DeviceTopics,
 ) -> anyhow::Result<mqtt::ConnectionOptions> {
     let epoch = clock::since_epoch().as_secs();
+    // two boards that start together have one epoch
+    let instance = format!("{:08x}", fastrand::u32(..));
     let presence = |state: &str| {
         let message = json!({
             "state": state,
             "device": device,
             "epoch": epoch,
+            "instance": instance,
             "version": env!("CARGO_PKG_VERSION"),
         });
         Bytes::from(message.to_string())

@@ -305,6 +305,51 @@ pub const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const RECONNECT_MIN: Duration = Duration::from_millis(200);
 /// See [`RECONNECT_MIN`].
 pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
+/// Budget of reconnections to a broker that accepts connections and ends them: one for each such
+/// interval, and [`RECONNECT_BURST`] at once. A connection publishes up to four messages at its start,
+/// so that there is less than one publish a second.
+pub const RECONNECT_EVERY: Duration = Duration::from_secs(4);
+/// See [`RECONNECT_EVERY`]. A weak network loses connections in bursts.
+pub const RECONNECT_BURST: u32 = 10;
+/// Least wait before a reconnection to a broker that is overloaded, by its reason code.
+pub const RECONNECT_LATER: Duration = Duration::from_secs(10);
+/// Wait before a reconnection that an operator has to make possible (login, identifier, ban): brokers
+/// such as EMQX ban a client that connects more than 15 times in a minute.
+pub const RECONNECT_RARELY: Duration = Duration::from_secs(60);
+/// Interval between two attempts of a subscription that the broker refuses.
+pub const SUBSCRIBE_EVERY: Duration = Duration::from_secs(60);
+/// Most further attempts of a publish that the broker refuses for a cause that may pass.
+pub const PUBLISH_RETRIES_MAX: u32 = 3;
+/// First and longest time in which nothing is published to a topic that the broker refuses: it bounds
+/// refused publishes to one a second for each topic.
+pub const PUBLISH_REST_MIN: Duration = Duration::from_secs(1);
+/// See [`PUBLISH_REST_MIN`].
+pub const PUBLISH_REST_MAX: Duration = Duration::from_secs(30);
+/// Publishes that wait for a further attempt: fewer than requests without acknowledgement, so that one
+/// refused topic does not hold up the requests of others.
+pub const PUBLISH_RETRIES_WAITING_MAX: usize = 16;
+/// Topics whose refusals are remembered, of each connection.
+pub const REFUSED_TOPICS_MAX: usize = 256;
+/// Connections that end while the same message is the only one in flight, until it counts as the
+/// cause: a network that fails does so at other moments too.
+pub const CLOSES_MAX: u8 = 3;
+/// Longest time in which a message that is suspected to end the connection is alone in flight: a broker
+/// that closes the connection for a message does so when it receives it.
+pub const SUSPECT_ALONE_MAX: Duration = Duration::from_secs(2);
+/// How long a packet size that the broker did not state, but closed the connection for, is obeyed.
+pub const PACKET_MAX_LEARNED: Duration = Duration::from_secs(3600);
+/// Problems with the broker that the status lists, and how long it lists each after its last
+/// occurrence.
+pub const BROKER_PROBLEMS_MAX: usize = 32;
+/// See [`BROKER_PROBLEMS_MAX`].
+pub const BROKER_PROBLEM_KEPT: Duration = Duration::from_secs(3600);
+/// Interval between two log lines about the same problem with the broker.
+pub const BROKER_REPEAT_EVERY: Duration = Duration::from_secs(600);
+/// Most log lines about problems with the broker in each [`BROKER_LINES_EVERY`]: topics are chosen by
+/// clients, and a flash card wears out.
+pub const BROKER_LINES_MAX: u32 = 20;
+/// See [`BROKER_LINES_MAX`].
+pub const BROKER_LINES_EVERY: Duration = Duration::from_secs(60);
 /// MQTT keep-alive: the longest interval without a packet on the connection to the broker.
 pub const MQTT_KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// MQTT session expiry: how long the broker keeps the session of a disconnected service.
@@ -432,4 +477,5 @@ const _: () = assert!(BROKER_PACKET_BYTES_MAX > REQUEST_BYTES_MAX);
 const _: () = assert!(BROKER_PACKET_BYTES_MAX < BROKER_QUEUED_BYTES_MAX);
 const _: () = assert!(BROKER_PACKET_BYTES_MAX <= MQTT_PACKET_BYTES_MAX as usize);
 const _: () = assert!(BROKER_RECEIVE_MAX >= MQTT_INFLIGHT_MAX);
+const _: () = assert!(PUBLISH_RETRIES_WAITING_MAX < MQTT_RECEIVE_MAX as usize);
 const _: () = assert!(TAP_CHUNKS_MAX > OUTPUT_TOKENS_MAX as usize);

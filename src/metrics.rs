@@ -1,7 +1,7 @@
 //! Metrics in the text format of Prometheus.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 
 use crate::model::health::Health;
 use crate::scheduler::decision::{Decision, Route};
-use crate::status::{BrokerStatus, ServiceStatus};
+use crate::status::{BrokerState, ServiceStatus};
 use crate::wire::Reply;
 
 /// All metrics; cheap to clone.
@@ -28,6 +28,7 @@ pub struct Metrics {
     running: Gauge,
     up: Family<ServerLabels, Gauge>,
     mqtt: Gauge,
+    undelivered: Family<UndeliveredLabels, Counter>,
     pressure: Family<PressureLabels, Gauge<f64, AtomicU64>>,
     duty: Gauge<f64, AtomicU64>,
     cost: Counter<f64, AtomicU64>,
@@ -62,6 +63,11 @@ struct ServerLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct UndeliveredLabels {
+    kind: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PressureLabels {
     of: String,
 }
@@ -86,6 +92,7 @@ impl Default for Metrics {
             running: Gauge::default(),
             up: Family::default(),
             mqtt: Gauge::default(),
+            undelivered: Family::default(),
             pressure: Family::default(),
             duty: Gauge::default(),
             cost: Counter::default(),
@@ -101,6 +108,8 @@ impl Default for Metrics {
         all.register("running_jobs", "Running jobs", metrics.running.clone());
         all.register("server_up", "1 if the model is available", metrics.up.clone());
         all.register("mqtt_up", "1 if connected to the broker", metrics.mqtt.clone());
+        let help = "MQTT messages that were not delivered";
+        all.register("mqtt_undelivered", help, metrics.undelivered.clone());
         all.register("pressure", "Pressure: 0 none, 1 at the limit", metrics.pressure.clone());
         all.register("duty", "Duty cycle of the engines, 0 to 1", metrics.duty.clone());
         all.register("cost_usd", "Cost of answers in US dollars", metrics.cost.clone());
@@ -152,7 +161,12 @@ impl Metrics {
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.waiting.set(gauge(status.waiting));
         self.running.set(gauge(status.running));
-        self.mqtt.set((status.mqtt == Some(BrokerStatus::Up)).into());
+        let broker = status.mqtt.as_ref();
+        self.mqtt.set(broker.is_some_and(|broker| broker.state == BrokerState::Up).into());
+        for (kind, count) in broker.iter().flat_map(|broker| &broker.undelivered) {
+            let labels = UndeliveredLabels { kind: kind.clone() };
+            self.undelivered.get_or_create(&labels).inner().store(*count, Ordering::Relaxed);
+        }
         let left = status.device.headroom;
         for (of, left) in [("heat", left.heat), ("memory", left.memory), ("disk", left.disk)] {
             let labels = PressureLabels { of: of.to_owned() };

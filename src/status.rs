@@ -1,6 +1,8 @@
 //! Status of the service as one type: `/readyz`, the MQTT health topic, `pilotlight status` and the
 //! metrics are views of it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::model::context::{Locality, ModelContext};
@@ -59,10 +61,24 @@ pub struct Spending {
     pub month: f64,
 }
 
+/// The connection to the MQTT broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerStatus {
+    /// Whether it is connected.
+    #[serde(flatten)]
+    pub state: BrokerState,
+    /// What the broker refuses, each in one sentence with the remedy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    /// Messages that were not delivered since the start, by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub undelivered: BTreeMap<String, u64>,
+}
+
 /// The state of the connection to the MQTT broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
-pub enum BrokerStatus {
+pub enum BrokerState {
     /// Connected and subscribed.
     Up,
     /// Not connected.
@@ -187,7 +203,11 @@ mod tests {
             running: 2,
             spent_usd: Spending { hour: 0.5, day: 1.0, month: 2.0 },
             clock: None,
-            mqtt: Some(BrokerStatus::Down { reason: "refused".to_owned() }),
+            mqtt: Some(BrokerStatus {
+                state: BrokerState::Down { reason: "refused".to_owned() },
+                problems: vec!["a topic is refused".to_owned()],
+                undelivered: BTreeMap::from([("refused".to_owned(), 3)]),
+            }),
             device: DeviceStatus {
                 temperature_c: Some(51.25),
                 headroom: Headroom { heat: 0.987_654, memory: 1.0, disk: 0.5 },
@@ -231,7 +251,12 @@ mod tests {
             "waiting": 1,
             "running": 2,
             "spent_usd": spent,
-            "mqtt": {"state": "down", "reason": "refused"},
+            "mqtt": {
+                "state": "down",
+                "reason": "refused",
+                "problems": ["a topic is refused"],
+                "undelivered": {"refused": 3},
+            },
             "device": device,
         });
         assert_eq!(json!(status()).to_string(), expected.to_string());

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::mistake::Scope;
 use crate::money::{Caps, Limits, Price, Usd};
-use crate::request::name::is_name;
+use crate::request::name::is_app_name;
 
 /// The highest spending cap, in US dollars.
 const CAP_MAX: f64 = 1_000_000.0;
@@ -53,7 +53,7 @@ impl RawBudget {
     pub(super) fn check(self, scope: &mut Scope<'_>) -> Caps {
         let RawBudget { usd_per_hour, usd_per_day, usd_per_month, per_app, apps } = self;
         let device = RawLimits { usd_per_hour, usd_per_day, usd_per_month };
-        for name in apps.keys().filter(|name| !is_name(name)) {
+        for name in apps.keys().filter(|name| !is_app_name(name)) {
             scope.at("apps").at(name).add("an application's name is [A-Za-z0-9_-]{1,64}");
         }
         let app = |(name, limits): (String, RawLimits)| {

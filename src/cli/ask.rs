@@ -141,7 +141,8 @@ impl AskArgs {
         };
         let app = format!("cli-{}", std::process::id());
         let topics = DeviceTopics::new(&mqtt.prefix, &config.device, Vec::new());
-        let options = connection_options(mqtt, format!("pilotlight-{app}"))?;
+        let client_id = format!("pilotlight-{app}-{:x}", fastrand::u32(..));
+        let options = connection_options(mqtt, client_id)?;
         let mut router = Router::default();
         let filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];
         let mut inbox = router.subscribe(filters, MQTT_INBOX_MAX);
@@ -156,11 +157,22 @@ impl AskArgs {
                 correlation: id.clone().map(Bytes::from),
                 ..Outgoing::default()
             };
-            let _sent = bus.publish(request).map_err(|_| {
+            let sent = bus.publish(request).map_err(|_| {
                 anyhow::anyhow!("the request could not be published: the outbox is full")
             })?;
             let patience = Duration::from_millis(self.deadline_ms) + DEADLINE_GRACE;
-            let read = self.read(&mut inbox, &topics, &app);
+            let refused = async {
+                // an answered publish is waited for by `read`
+                if !matches!(sent.await, Ok(Err(_))) {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let read = async {
+                tokio::select! {
+                    reply = self.read(&mut inbox, &topics, &app) => reply,
+                    () = refused => bail!("{}", bus.report().problems().join("; ")),
+                }
+            };
             tokio::time::timeout(patience, read).await.with_context(|| {
                 format!(
                     "no answer in {patience:?}; is the service running as device {:?}?",
@@ -195,8 +207,7 @@ impl AskArgs {
             ConnectionState::Down(why) => why.clone(),
             ConnectionState::Up => String::new(),
         };
-        let is_login =
-            ["NotAuthorized", "BadUserNamePassword"].iter().any(|code| why.contains(code));
+        let is_login = ["(0x86)", "(0x87)"].iter().any(|code| why.contains(code));
         if is_login {
             bail!(
                 "broker {host}:{port} refused the login ({why}); set PILOTLIGHT_MQTT_USERNAME and \

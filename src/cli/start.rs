@@ -24,7 +24,7 @@ use crate::net::tls;
 /// `rmcp::service` logs each closed connection as an error; the caller of the connection reports
 /// it.
 const LOG: &str =
-    "info,rmcp=error,rmcp::service=off,llama-cpp-2=warn,ort=warn,mqtt5=error,rumqttc=warn";
+    "info,rmcp=error,rmcp::service=off,llama-cpp-2=warn,ort=warn,mqtt5=error,rumqttc=error";
 /// Default log filter of short commands.
 const LOG_QUIET: &str = "error,rmcp=off,llama-cpp-2=error,ort=error";
 /// Filter of libraries that log whole messages, prompts among them; only `trace` includes them.

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::model::context::{ModelContext, Runtime};
 use crate::model::health::Health;
 use crate::pressure::level::PressureStage;
-use crate::status::{BrokerStatus, DeviceStatus, ServiceStatus};
+use crate::status::{BrokerState, BrokerStatus, DeviceStatus, ServiceStatus};
 
 pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
     let Some(http) = &config.http else {
@@ -72,10 +72,17 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
         print_line!("clock: {clock}");
     }
     print_line!("device: {}", device(&status.device));
-    match &status.mqtt {
-        Some(BrokerStatus::Up) => print_line!("broker: up"),
-        Some(BrokerStatus::Down { reason }) => print_line!("broker: down {reason}"),
-        None => {}
+    if let Some(BrokerStatus { state, problems, undelivered }) = &status.mqtt {
+        match state {
+            BrokerState::Up => print_line!("broker: up"),
+            BrokerState::Down { reason } => print_line!("broker: down {reason}"),
+        }
+        for problem in problems {
+            print_line!("  {problem}");
+        }
+        for (kind, count) in undelivered {
+            print_line!("  {count} message(s) not delivered: {kind}");
+        }
     }
     for server in &status.servers {
         let (name, place) = (&server.server, server.locality.name());

@@ -1,18 +1,16 @@
 //! Gathers the status of the service from its modules.
 
-use tokio::sync::watch;
-
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
 use crate::model::health::Health;
 use crate::money::account::ClockState;
-use crate::mqtt::ConnectionState;
-use crate::status::{BrokerStatus, DeviceStatus, Headroom, ServiceStatus};
+use crate::mqtt::{Bus, ConnectionState};
+use crate::status::{BrokerState, BrokerStatus, DeviceStatus, Headroom, ServiceStatus};
 
-/// The present status; `connection` is that to the MQTT broker, if one is configured.
+/// The present status; `broker` is the connection to the MQTT broker, if one is configured.
 pub(super) fn gather(
     dispatch: &Dispatch,
-    connection: Option<&watch::Receiver<ConnectionState>>,
+    broker: Option<&Bus>,
     reading: &SensorReading,
 ) -> ServiceStatus {
     let (waiting, running) = dispatch.load();
@@ -25,7 +23,7 @@ pub(super) fn gather(
         running,
         spent_usd: dispatch.spending(),
         clock: clock_note(dispatch.clock_state()),
-        mqtt: connection.map(|connection| BrokerStatus::from(&*connection.borrow())),
+        mqtt: broker.map(BrokerStatus::from),
         device: DeviceStatus::from(reading),
     }
 }
@@ -34,12 +32,14 @@ fn clock_note(state: ClockState) -> Option<String> {
     (state != ClockState::Agrees).then(|| state.to_string())
 }
 
-impl From<&ConnectionState> for BrokerStatus {
-    fn from(state: &ConnectionState) -> BrokerStatus {
-        match state {
-            ConnectionState::Up => BrokerStatus::Up,
-            ConnectionState::Down(reason) => BrokerStatus::Down { reason: reason.clone() },
-        }
+impl From<&Bus> for BrokerStatus {
+    fn from(bus: &Bus) -> BrokerStatus {
+        let state = match &*bus.connection().borrow() {
+            ConnectionState::Up => BrokerState::Up,
+            ConnectionState::Down(reason) => BrokerState::Down { reason: reason.clone() },
+        };
+        let (problems, undelivered) = (bus.report().problems(), bus.report().counts());
+        BrokerStatus { state, problems, undelivered }
     }
 }
 

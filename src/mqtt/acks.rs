@@ -84,11 +84,6 @@ impl Unsettled {
         self.messages.push_back((Publish { payload: Bytes::new(), ..publish }, false));
     }
 
-    /// Forgets all messages: their connection has ended.
-    pub(super) fn clear(&mut self) {
-        self.messages.clear();
-    }
-
     /// Notes the outcome of a message. A message that is left no longer holds up those behind it.
     pub(super) fn settle(&mut self, packet: u16, outcome: Settlement) {
         let unsettled = |(publish, is_done): &(Publish, bool)| publish.pkid == packet && !is_done;

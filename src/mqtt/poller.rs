@@ -1,137 +1,248 @@
-//! One client of the MQTT library: handles its events, subscribes, acknowledges, reconnects.
+//! One connection of the MQTT library: handles its events, subscribes, acknowledges.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{Packet, Publish, SubscribeReasonCode};
-use rumqttc::{AsyncClient, Event, EventLoop, PublishOptions, SubscribeFilter};
+use rumqttc::mqttbytes::v5::{Packet, Publish};
+use rumqttc::{AsyncClient, Event, EventLoop, PublishOptions, SubscribeFilter, SubscribeNotice};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::acks::{AckGuard, SettledMessage, Unsettled};
+use super::loss::Loss;
+use super::reasons::{ReasonCode, SESSION_TAKEN_OVER, SubscribeFate, of_suback};
+use super::report::BrokerReport;
 use super::router::Router;
-use super::{ConnectionOptions, ConnectionState, Incoming};
-use crate::limits::{MQTT_INBOX_MAX, RECONNECT_MAX, RECONNECT_MIN, REQUEST_BYTES_MAX};
+use super::terms::{RefusedFeatures, Terms};
+use super::{ConnectionOptions, ConnectionState, Incoming, Outgoing, size_of};
+use crate::clock;
+use crate::limits::{
+    MQTT_INBOX_MAX, MQTT_KEEP_ALIVE, RECONNECT_MIN, REQUEST_BYTES_MAX, SUBSCRIBE_EVERY,
+};
+use crate::model::generate::BoxFuture;
+
+/// A connection that the broker has accepted.
+#[derive(Debug, Clone)]
+pub(super) struct Accepted {
+    pub(super) terms: Terms,
+    /// The broker has answered every subscription.
+    pub(super) is_subscribed: bool,
+}
+
+/// Why a connection has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ConnectionEnd {
+    Stopped,
+    Lost(Loss),
+}
 
 pub(super) struct Poller<'d> {
     pub(super) options: &'d ConnectionOptions,
     pub(super) client: AsyncClient,
     pub(super) router: &'d Router,
     pub(super) state: &'d watch::Sender<ConnectionState>,
+    pub(super) accepted: watch::Sender<Option<Accepted>>,
+    pub(super) refused: &'d mut RefusedFeatures,
+    pub(super) report: &'d BrokerReport,
     /// Given to the guard of each message.
     pub(super) acks: &'d mpsc::Sender<SettledMessage>,
     pub(super) settled: &'d mut mpsc::Receiver<SettledMessage>,
     /// Number of the present connection.
-    pub(super) generation: &'d mut u64,
+    pub(super) generation: u64,
     pub(super) unsettled: Unsettled,
+    pub(super) subscriptions: Subscriptions,
+    pub(super) identity: Identity,
+}
+
+/// Whether another client uses the identifier of this one.
+///
+/// A broker such as mosquitto 2.0 closes the connection of the one when the other connects, and gives
+/// no reason. The presence topic then has a message that this client has not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// There is no reason to look.
+    Assumed,
+    /// The presence topic is subscribed to.
+    Watched,
+    /// The presence topic has the message of another client.
+    Shared,
+}
+
+/// The subscriptions of one connection.
+#[derive(Default)]
+pub(super) struct Subscriptions {
+    /// Asked for and not answered.
+    asked: FuturesUnordered<BoxFuture<'static, (String, Option<ReasonCode>)>>,
+    granted: usize,
+    /// The first refusal; the status has it if nothing is granted.
+    refusal: Option<String>,
+    /// Refused for a cause that may pass.
+    again: Vec<String>,
+    again_at: Option<Instant>,
 }
 
 impl Poller<'_> {
-    /// Handles events until `stop` and the end of the connection. The library's `poll` must not be
-    /// cancelled, so it runs in a task of its own and sends its events.
-    pub(super) async fn poll(&mut self, events: EventLoop, stop: &CancellationToken) {
+    /// Handles events until the connection ends, after `stop` or by a loss. The library's `poll` must
+    /// not be cancelled, so it runs in a task of its own and sends its events.
+    pub(super) async fn poll(
+        &mut self,
+        events: EventLoop,
+        tasks: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) -> ConnectionEnd {
         let (to, mut from) = mpsc::channel(MQTT_INBOX_MAX);
-        let (go_on, may_go_on) = mpsc::channel(1);
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(pump(events, to, may_go_on));
-        let mut wait = RECONNECT_MIN;
+        tasks.spawn(pump(events, to));
         let mut is_leaving = false;
-        // ends with the connection after `stop`
+        // ends with the connection
         loop {
+            let again_at = self.subscriptions.again_at.map(tokio::time::Instant::from);
+            let is_asking = !self.subscriptions.asked.is_empty();
             tokio::select! {
                 event = from.recv() => match event {
-                    Some(Ok(event)) => {
-                        if self.on(event, stop).await {
-                            wait = RECONNECT_MIN;
-                        }
-                    }
-                    Some(Err(_)) if is_leaving => return,
-                    Some(Err(error)) => {
-                        self.lost(&error);
-                        tokio::time::sleep(jittered(wait)).await;
-                        wait = (wait * 2).min(RECONNECT_MAX);
-                        let _ = go_on.send(()).await;
-                    }
-                    None => return,
+                    Some(Ok(event)) => self.on(event, stop).await,
+                    Some(Err(_)) if is_leaving => return ConnectionEnd::Stopped,
+                    Some(Err(loss)) => return ConnectionEnd::Lost(loss),
+                    None => return ConnectionEnd::Stopped,
                 },
                 Some(settled) = self.settled.recv() => self.settle(settled),
+                Some((filter, answer)) = self.subscriptions.asked.next(), if is_asking => {
+                    self.subscribed(filter, answer);
+                }
+                () = sleep_until(again_at), if again_at.is_some() => {
+                    self.subscriptions.again_at = None;
+                    let filters = std::mem::take(&mut self.subscriptions.again);
+                    self.subscribe(filters.into_iter());
+                }
                 () = stop.cancelled(), if !is_leaving => {
                     is_leaving = true;
                     if !self.disconnect() {
-                        return;
+                        return ConnectionEnd::Stopped;
                     }
                 }
             }
         }
     }
 
-    /// Handles one event; true if a connection was made.
-    async fn on(&mut self, event: Event, stop: &CancellationToken) -> bool {
+    async fn on(&mut self, event: Event, stop: &CancellationToken) {
         match event {
-            Event::Incoming(Packet::ConnAck(_)) => {
-                *self.generation += 1;
-                self.unsettled.clear();
-                self.subscribe();
-                true
+            Event::Incoming(Packet::ConnAck(connack)) => {
+                let terms = Terms::of(&connack, self.refused);
+                self.refused.connected(&terms);
+                let (host, port) = (&self.options.host, self.options.port);
+                let packet_max = terms.packet_max;
+                tracing::info!(host, port, packet_max, "connected to the broker");
+                self.report.set_packet_max(packet_max);
+                let now = Accepted { terms, is_subscribed: false };
+                self.accepted.send_replace(Some(now.clone()));
+                self.watch_presence();
+                let filters: Vec<String> = self.router.filters().map(str::to_owned).collect();
+                self.subscribe(filters.into_iter());
             }
-            Event::Incoming(Packet::SubAck(ack)) => {
-                let refused = ack
-                    .return_codes
-                    .iter()
-                    .any(|code| !matches!(code, SubscribeReasonCode::Success(_)));
-                if refused {
-                    tracing::error!(codes = ?ack.return_codes, "the broker rejected the subscriptions");
-                    self.state.send_replace(ConnectionState::Down(
-                        "the broker rejected the subscriptions".to_owned(),
-                    ));
-                } else {
-                    self.state.send_replace(ConnectionState::Up);
+            Event::Incoming(Packet::Publish(publish)) if self.is_presence(&publish) => {
+                let _ = self.client.try_ack(&publish);
+            }
+            Event::Incoming(Packet::Publish(publish)) => self.received(publish, stop).await,
+            Event::Incoming(_) | Event::Outgoing(_) | Event::Auth(_) => {}
+        }
+    }
+
+    /// Subscribes to the own presence topic, if another client may write to it. A refusal is no problem.
+    fn watch_presence(&mut self) {
+        let Some(presence) = self.options.presence.as_ref() else { return };
+        let filter = SubscribeFilter {
+            nolocal: true,
+            ..SubscribeFilter::new(&presence.topic, QoS::AtMostOnce)
+        };
+        let terms = self.accepted.borrow().as_ref().map(|accepted| accepted.terms.clone());
+        let may_ask = terms.is_some_and(|terms| terms.may_subscribe(&presence.topic).is_ok());
+        if self.identity != Identity::Assumed && may_ask {
+            let _ = self.client.try_subscribe_many([filter]);
+        }
+    }
+
+    /// Whether this is a message on the own presence topic.
+    fn is_presence(&mut self, publish: &Publish) -> bool {
+        let presence = self.options.presence.as_ref();
+        let Some(presence) = presence.filter(|presence| presence.topic.as_bytes() == publish.topic)
+        else {
+            return false;
+        };
+        if publish.payload != presence.online && publish.payload != presence.offline {
+            self.identity = Identity::Shared;
+            let (topic, remedy) = (&presence.topic, ReasonCode::of(SESSION_TAKEN_OVER).remedy);
+            let text = format!("{topic} has a message that this service has not written; {remedy}");
+            self.report.problem("identity", &text);
+        }
+        true
+    }
+
+    /// Subscribes, also to a session that the broker has resumed: one packet for each filter, so that
+    /// none is too large and a refused filter does not concern the others.
+    fn subscribe(&mut self, filters: impl Iterator<Item = String>) {
+        let terms = self.accepted.borrow().as_ref().map(|accepted| accepted.terms.clone());
+        for filter in filters {
+            if let Some(Err(why)) = terms.as_ref().map(|terms| terms.may_subscribe(&filter)) {
+                self.refused_subscription(&filter, &why);
+                continue;
+            }
+            match self.client.try_subscribe_tracked(filter.clone(), QoS::AtLeastOnce) {
+                Ok(notice) => {
+                    self.subscriptions.asked.push(Box::pin(answer_of(filter, notice)));
                 }
-                false
+                Err(error) => self.refused_subscription(&filter, &error.to_string()),
             }
-            Event::Incoming(Packet::Publish(publish)) => {
-                self.received(publish, stop).await;
-                false
-            }
-            Event::Incoming(_) | Event::Outgoing(_) | Event::Auth(_) => false,
         }
+        self.update();
     }
 
-    /// Subscribes, also to a session that the broker has resumed, and publishes the presence.
-    fn subscribe(&mut self) {
-        let filters =
-            self.router.filters().map(|f| SubscribeFilter::new(f.to_owned(), QoS::AtLeastOnce));
-        if self.client.try_subscribe_many(filters).is_err() {
-            tracing::error!("the subscriptions were not sent: the client's queue is full");
+    /// Notes the answer to a subscription; none if the connection has ended before.
+    fn subscribed(&mut self, filter: String, answer: Option<ReasonCode>) {
+        let Some(reason) = answer else { return };
+        match reason.subscribe {
+            SubscribeFate::Granted => {
+                self.subscriptions.granted += 1;
+                self.report.solved(&format!("subscription {filter}"));
+            }
+            SubscribeFate::Retry => {
+                self.refused_subscription(&filter, &reason.text());
+                self.subscriptions.again.push(filter);
+                self.subscriptions.again_at = Some(clock::now() + SUBSCRIBE_EVERY);
+            }
+            SubscribeFate::Stop => self.refused_subscription(&filter, &reason.text()),
         }
-        if let Some(presence) = &self.options.presence {
-            let online = PublishOptions::new(QoS::AtLeastOnce).retained();
-            let _ =
-                self.client.try_publish(presence.topic.clone(), presence.online.clone(), online);
-        }
-        tracing::info!(
-            host = self.options.host,
-            port = self.options.port,
-            "connected to the broker"
-        );
+        self.update();
     }
 
-    fn lost(&mut self, error: &str) {
-        self.unsettled.clear();
-        let reason = error.to_owned();
-        if *self.state.borrow() != ConnectionState::Down(reason.clone()) {
-            tracing::warn!(
-                reason,
-                host = self.options.host,
-                port = self.options.port,
-                "broker connection lost"
-            );
-            self.state.send_replace(ConnectionState::Down(reason));
+    fn refused_subscription(&mut self, filter: &str, why: &str) {
+        let text = format!("the broker refuses the subscription to {filter}: {why}");
+        self.report.problem(&format!("subscription {filter}"), &text);
+        self.subscriptions.refusal.get_or_insert(text);
+    }
+
+    /// The connection is up when every subscription is answered and one is granted.
+    fn update(&mut self) {
+        if !self.subscriptions.asked.is_empty() {
+            return;
         }
+        self.accepted.send_if_modified(|accepted| {
+            accepted.as_mut().is_some_and(|a| !std::mem::replace(&mut a.is_subscribed, true))
+        });
+        let state = match &self.subscriptions.refusal {
+            Some(why) if self.subscriptions.granted == 0 => ConnectionState::Down(why.clone()),
+            Some(_) | None => ConnectionState::Up,
+        };
+        self.state.send_if_modified(|old| {
+            let differs = *old != state;
+            *old = state;
+            differs
+        });
     }
 
     async fn received(&mut self, publish: Publish, stop: &CancellationToken) {
-        let owed = (publish.qos != QoS::AtMostOnce).then_some((*self.generation, publish.pkid));
+        let owed = (publish.qos != QoS::AtMostOnce).then_some((self.generation, publish.pkid));
         let properties = publish.properties.clone().unwrap_or_default();
         let size = publish.payload.len();
         let message = Incoming {
@@ -154,7 +265,7 @@ impl Poller<'_> {
 
     /// Notes the outcome of a message, and acknowledges in order.
     fn settle(&mut self, SettledMessage { generation, packet, outcome }: SettledMessage) {
-        if generation != *self.generation {
+        if generation != self.generation {
             return;
         }
         self.unsettled.settle(packet, outcome);
@@ -163,38 +274,52 @@ impl Poller<'_> {
 
     /// Publishes the offline presence and disconnects; false if not connected.
     fn disconnect(&self) -> bool {
-        if *self.state.borrow() != ConnectionState::Up {
-            return false;
-        }
+        let Some(Accepted { terms, .. }) = self.accepted.borrow().clone() else { return false };
         if let Some(presence) = &self.options.presence {
-            let offline = PublishOptions::new(QoS::AtLeastOnce).retained();
-            let _ =
-                self.client.try_publish(presence.topic.clone(), presence.offline.clone(), offline);
+            let (topic, payload) = (presence.topic.clone(), presence.offline.clone());
+            let message = Outgoing { topic, payload, ..Outgoing::default() };
+            if size_of(&message, terms.qos) <= self.report.packet_max() {
+                let options = PublishOptions::new(terms.qos).retain(terms.retain);
+                let _ = self.client.try_publish(message.topic, message.payload, options);
+            }
         }
         self.client.try_disconnect_with_timeout(RECONNECT_MIN * 5).is_ok()
     }
 }
 
-/// Runs the library's event loop; after an error it waits for the permission to reconnect.
-async fn pump(
-    mut events: EventLoop,
-    to: mpsc::Sender<Result<Event, String>>,
-    mut may_go_on: mpsc::Receiver<()>,
-) {
-    // ends with the receiver
+async fn answer_of(filter: String, notice: SubscribeNotice) -> (String, Option<ReasonCode>) {
+    let answer = notice.wait_async().await.ok();
+    (filter, answer.and_then(|suback| suback.return_codes.first().copied()).map(of_suback))
+}
+
+async fn sleep_until(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs the library's event loop until its connection ends.
+async fn pump(mut events: EventLoop, to: mpsc::Sender<Result<Event, Loss>>) {
+    // ends with the connection, or with the receiver
     loop {
         let event = events.poll().await;
-        let failed = event.is_err();
-        if to.send(event.map_err(|e| e.to_string())).await.is_err() {
-            return;
+        if matches!(event, Ok(Event::Incoming(Packet::ConnAck(_)))) {
+            keep_alive(&mut events);
         }
-        if failed && may_go_on.recv().await.is_none() {
+        let has_failed = event.is_err();
+        if to.send(event.map_err(|error| Loss::from(&error))).await.is_err() || has_failed {
             return;
         }
     }
 }
 
-/// Between half and all of `wait`, so that many devices do not reconnect at once.
-fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+/// Sends a sign of life at least as often as the broker asks, and no more seldom than this client
+/// wants to notice a lost connection: a broker may ask for none, or for one in 18 hours.
+fn keep_alive(events: &mut EventLoop) {
+    let asked = events.options.keep_alive();
+    if asked.is_zero() || asked > MQTT_KEEP_ALIVE {
+        let seconds = u16::try_from(MQTT_KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX);
+        events.options.set_keep_alive(seconds);
+    }
 }

@@ -39,7 +39,7 @@ use crate::dispatch::Dispatch;
 use crate::limits::{HTTP_SEND_BUFFER_BYTES, REQUEST_BYTES_MAX};
 use crate::mcp::server::{McpServer, ModelHost};
 use crate::metrics::Metrics;
-use crate::mqtt::ConnectionState;
+use crate::mqtt::Bus;
 use crate::status::ServiceStatus;
 
 /// Connections that may wait to be accepted: the standard library's own choice is 128.
@@ -55,8 +55,8 @@ pub struct HttpInterface {
     pub catalog: Arc<Catalog>,
     /// Counts the replies.
     pub metrics: Metrics,
-    /// State of the connection to the MQTT broker, if one is configured.
-    pub connection: Option<watch::Receiver<ConnectionState>>,
+    /// The connection to the MQTT broker, if one is configured.
+    pub broker: Option<Bus>,
     /// Readings of the sensors.
     pub reading: watch::Receiver<SensorReading>,
 }
@@ -146,6 +146,6 @@ async fn metrics(State((interface, guard)): State<Open>, headers: HeaderMap) -> 
 
 impl HttpInterface {
     fn status(&self) -> ServiceStatus {
-        gather(&self.dispatch, self.connection.as_ref(), &self.reading.borrow())
+        gather(&self.dispatch, self.broker.as_ref(), &self.reading.borrow())
     }
 }

@@ -24,7 +24,7 @@ pub async fn publish(
     loop {
         let now = reading.borrow_and_update().clone();
         let state = (now.device_pressure.stage, now.device_pressure.cause);
-        let status = gather(&dispatch, Some(&bus.connection()), &now);
+        let status = gather(&dispatch, Some(&bus), &now);
         let payload = Bytes::from(json!(HealthMessage::from(status)).to_string());
         let message =
             Outgoing { topic: topic.clone(), payload, retain: true, ..Outgoing::default() };

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::replay::{Key, ReplayCache, ReplayLookup};
+use self::replay::{Key, Receipt, ReplayCache, ReplayLookup};
 use self::topics::{DeviceTopics, RequestTopic};
 use super::answers;
 use super::answers::ReplyOrigin;
@@ -25,7 +25,7 @@ use crate::clock;
 use crate::dispatch::{Answer, Dispatch};
 use crate::limits::{DRAIN_MAX, REQUEST_BYTES_MAX};
 use crate::metrics::Metrics;
-use crate::mqtt::{AckGuard, Bus, Incoming, Outgoing, Subscription};
+use crate::mqtt::{AckGuard, Bus, Incoming, Outgoing, Subscription, Undeliverable, Undelivered};
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
 use crate::strategy;
@@ -58,18 +58,26 @@ struct ReplyContext {
 enum AnswerStep {
     /// The reply is known and not yet published. It is stored first: its client may have it, and
     /// repeat the request, before the next message is read.
-    Answered(Box<AnsweredRequest>),
+    Answered(Box<StoredReply>),
     /// The reply was published and the requests are acknowledged.
-    Published,
+    Published(Option<Key>),
 }
 
+/// What remains of a request when it is answered.
 struct AnsweredRequest {
     key: Option<Key>,
-    /// The reply, if it is to be stored.
-    keep: Option<Bytes>,
-    reply: Bytes,
+    id: Option<String>,
     back: ReplyContext,
-    ack: AckGuard,
+    /// The acknowledgements of the request and of its repetitions.
+    acks: Vec<AckGuard>,
+}
+
+/// A reply before it is published.
+struct StoredReply {
+    request: AnsweredRequest,
+    reply: Bytes,
+    /// Whether the reply is stored for repetitions.
+    is_kept: bool,
 }
 
 impl MqttInterface {
@@ -89,13 +97,14 @@ impl MqttInterface {
                     self.received(message, &mut replays, &mut running);
                 }
                 Some(done) = running.join_next(), if !running.is_empty() => {
-                    if let Ok(AnswerStep::Answered(answered)) = done {
-                        let AnsweredRequest { key, keep, reply, back, ack } = *answered;
-                        let mut acks = vec![ack];
-                        if let Some(key) = key {
-                            acks.extend(replays.ended(&key, keep));
+                    match done {
+                        Ok(AnswerStep::Answered(stored)) => {
+                            self.answered(*stored, &mut replays, &mut running);
                         }
-                        self.send(reply, back, acks, &mut running);
+                        Ok(AnswerStep::Published(Some(key))) => {
+                            replays.published(&key).into_iter().for_each(AckGuard::ack);
+                        }
+                        Ok(AnswerStep::Published(None)) | Err(_) => {}
                     }
                 }
                 () = stop.cancelled(), if drain_until.is_none() => {
@@ -115,13 +124,11 @@ impl MqttInterface {
         replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
-        if message.retained {
-            tracing::debug!(topic = message.topic, "a retained request is ignored");
-            return message.ack.ack();
-        }
-        let Some(asked) = self.topics.read(&message.topic) else {
-            tracing::debug!(topic = message.topic, "request on a topic that is not served");
-            return message.ack.ack();
+        let is_task = |name: &str| self.catalog.tasks.contains_key(name);
+        let (asked, valid) = match self.topics.read(&message.topic, is_task) {
+            Some(read) if !message.retained => read,
+            Some(_) => return self.unanswerable(message, "a retained message is no request"),
+            None => return self.unanswerable(message, "the topic is not served"),
         };
         let own = self.topics.reply_to(&asked);
         let topic = self.topics.answer_to(&asked, message.response_topic.as_deref());
@@ -134,41 +141,44 @@ impl MqttInterface {
             stream: None,
             correlation: message.correlation.clone(),
         };
-        let read = topic.and_then(|_| self.job_of(&asked, &message, &mut back));
-        let (job, content) = match read {
-            Ok(read) => read,
-            Err(refusal) => {
-                let id = id_of(&message);
-                return self.refuse(id, &refusal, back, message.ack, running);
+        let content = content_of(&message, &asked);
+        let job = valid.and(topic).and_then(|_| self.job_of(&asked, &message, &mut back));
+        let id = match &job {
+            Ok(job) => job.key.clone(),
+            Err(_) => id_of(&message),
+        };
+        let (key, receipt) = key_of(&message, id.as_deref(), &asked.app);
+        let request =
+            |key: Option<Key>, ack: AckGuard| AnsweredRequest { key, id, back, acks: vec![ack] };
+        match replays.look_up(&key, content, receipt, message.ack) {
+            ReplayLookup::New(ack) => self.start(job, request(Some(key), ack), replays, running),
+            ReplayLookup::Unkeyed(ack) => self.start(job, request(None, ack), replays, running),
+            ReplayLookup::Runs => {}
+            ReplayLookup::Replied(ack) => ack.ack(),
+            ReplayLookup::Answered(reply, ack) => self.send(reply, request(None, ack), running),
+            ReplayLookup::Conflict(ack) => {
+                let message = "this id was already used for a different request; use another id";
+                let refusal = job.err();
+                let refusal =
+                    refusal.unwrap_or_else(|| Refusal::field(Code::Conflict, "id", message));
+                self.refuse(&refusal, request(None, ack), replays, running);
             }
-        };
-        let key = key_of(&message, &job, &asked.app, content);
-        let ack = match &key {
-            None => message.ack,
-            Some(key) => match replays.look_up(key, content, message.ack) {
-                ReplayLookup::New(ack) => ack,
-                ReplayLookup::Runs => return,
-                ReplayLookup::Answered(reply, ack) => {
-                    return self.send(reply, back, vec![ack], running);
-                }
-                ReplayLookup::Conflict(ack) => {
-                    let message =
-                        "this id was already used for a different request; use another id";
-                    let refusal = Refusal::field(Code::Conflict, "id", message);
-                    return self.refuse(job.key, &refusal, back, ack, running);
-                }
-            },
-        };
-        self.start(job, key, back, ack, running);
+        }
     }
 
-    /// Reads the payload; also returns a hash that tells requests apart.
+    /// Settles a message that can't have a reply.
+    fn unanswerable(&self, message: Incoming, why: &str) {
+        self.bus.report().undelivered(Undelivered::Unanswerable, &message.topic, why);
+        message.ack.ack();
+    }
+
+    /// Reads the payload. One that begins with `{` is a JSON request, any other is a prompt.
     fn job_of(
         &self,
         asked: &RequestTopic,
         message: &Incoming,
         back: &mut ReplyContext,
-    ) -> Result<(Job, u64), Refusal> {
+    ) -> Result<Job, Refusal> {
         let payload = message.payload.as_ref().map_err(|bytes| {
             let message = format!("{bytes} bytes, at most {REQUEST_BYTES_MAX}");
             Refusal::new(Code::TooLarge, message)
@@ -177,8 +187,9 @@ impl MqttInterface {
             let at = e.valid_up_to();
             Refusal::new(Code::Malformed, format!("not valid UTF-8 at byte {at}"))
         })?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut ask: Ask = if text.trim_start().starts_with('{') {
-            read(payload)?
+            read(text.as_bytes()).map_err(|refusal| no_request(text, refusal))?
         } else {
             Ask { prompt: Some(text.to_owned()), ..Ask::default() }
         };
@@ -198,68 +209,77 @@ impl MqttInterface {
         if let Some(expiry) = message.expiry {
             job.time_left = job.time_left.min(expiry.max(Duration::from_millis(1)));
         }
-        let mut hash = DefaultHasher::new();
-        (payload, &asked.task).hash(&mut hash);
-        Ok((job, hash.finish()))
+        Ok(job)
     }
 
     fn start(
         &self,
-        job: Job,
-        key: Option<Key>,
-        back: ReplyContext,
-        ack: AckGuard,
+        job: Result<Job, Refusal>,
+        request: AnsweredRequest,
+        replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
-        let id = job.key.clone();
-        let format = job.format.clone();
+        let job = match job {
+            Ok(job) => job,
+            Err(refusal) => return self.refuse(&refusal, request, replays, running),
+        };
         let (dispatch, bus, metrics) =
             (self.dispatch.clone(), self.bus.clone(), self.metrics.clone());
         running.spawn(async move {
+            let format = job.format.clone();
             let reply = match strategy::submit(&dispatch, job).await {
-                Err(refusal) => Reply::refused(id, &refusal),
+                Err(refusal) => Reply::refused(request.id.clone(), &refusal),
                 Ok(answer) => {
-                    let (text, end) =
-                        deliver(&bus, answer, back.stream.as_deref(), id.as_ref()).await;
-                    answers::reply(id, &format, text, end)
+                    let stream = request.back.stream.as_deref();
+                    let (text, end) = deliver(&bus, answer, stream, request.id.as_ref()).await;
+                    answers::reply(request.id.clone(), &format, text, end)
                 }
             };
-            answers::replied(&metrics, &back.origin, &reply);
-            let payload = encode(&reply);
-            let keep = (reply.status == Status::Ok).then(|| payload.clone());
-            let answered = AnsweredRequest { key, keep, reply: payload, back, ack };
-            AnswerStep::Answered(Box::new(answered))
+            answers::replied(&metrics, &request.back.origin, &reply);
+            let is_kept = reply.status == Status::Ok;
+            let reply = encode(&reply);
+            AnswerStep::Answered(Box::new(StoredReply { request, reply, is_kept }))
         });
     }
 
     fn refuse(
         &self,
-        id: Option<String>,
         refusal: &Refusal,
-        back: ReplyContext,
-        ack: AckGuard,
+        request: AnsweredRequest,
+        replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
-        let reply = Reply::refused(id, refusal);
-        answers::replied(&self.metrics, &back.origin, &reply);
-        self.send(encode(&reply), back, vec![ack], running);
+        let reply = Reply::refused(request.id.clone(), refusal);
+        answers::replied(&self.metrics, &request.back.origin, &reply);
+        let stored = StoredReply { request, reply: encode(&reply), is_kept: false };
+        self.answered(stored, replays, running);
     }
 
-    /// Publishes a reply, then acknowledges its requests.
-    fn send(
+    /// Stores a reply, then publishes it.
+    fn answered(
         &self,
-        reply: Bytes,
-        back: ReplyContext,
-        acks: Vec<AckGuard>,
+        StoredReply { mut request, reply, is_kept }: StoredReply,
+        replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
+        if let Some(key) = &request.key {
+            request.acks.extend(replays.answered(key, reply.clone(), is_kept));
+        }
+        self.send(reply, request, running);
+    }
+
+    /// Publishes a reply, then acknowledges its requests, also if the broker does not take the reply:
+    /// it would deliver the requests again, and refuse their replies again.
+    fn send(&self, reply: Bytes, request: AnsweredRequest, running: &mut JoinSet<AnswerStep>) {
         let bus = self.bus.clone();
+        let AnsweredRequest { key, id: _, back, acks } = request;
         running.spawn(async move {
-            publish(&bus, reply, back).await;
-            for ack in acks {
-                ack.ack();
-            }
-            AnswerStep::Published
+            let settle = match publish(&bus, reply, back).await {
+                Ok(()) => AckGuard::ack,
+                Err(Unpublished) => AckGuard::leave,
+            };
+            acks.into_iter().for_each(settle);
+            AnswerStep::Published(key)
         });
     }
 }
@@ -294,20 +314,57 @@ fn publish_chunk(bus: &Bus, topic: &str, message: &serde_json::Value) {
     let _ = bus.once(Outgoing { topic: topic.to_owned(), payload, ..Outgoing::default() });
 }
 
-/// Publishes a reply and waits until the broker has acknowledged it.
-async fn publish(bus: &Bus, payload: Bytes, back: ReplyContext) {
-    let message = Outgoing {
-        topic: back.topic,
+/// The connection has ended for good.
+struct Unpublished;
+
+/// Publishes a reply and waits until the broker has answered. A reply that is too large for the broker
+/// is replaced by a short one that says so.
+async fn publish(bus: &Bus, payload: Bytes, back: ReplyContext) -> Result<(), Unpublished> {
+    let message = |payload: Bytes| Outgoing {
+        topic: back.topic.clone(),
         payload,
-        correlation: back.correlation,
+        correlation: back.correlation.clone(),
         ..Outgoing::default()
     };
-    match bus.publish(message) {
-        Ok(acknowledged) => {
-            let _ = acknowledged.await;
-        }
-        Err(_) => tracing::error!("the outbox is full; a reply was dropped"),
+    let outcome = publish_once(bus, message(payload.clone())).await?;
+    if let Some(Undeliverable::TooLarge { size, most }) = outcome {
+        publish_once(bus, message(too_large(&payload, size, most))).await?;
     }
+    Ok(())
+}
+
+/// Publishes a message; returns why the broker did not take it, if so.
+async fn publish_once(bus: &Bus, message: Outgoing) -> Result<Option<Undeliverable>, Unpublished> {
+    let topic = message.topic.clone();
+    match bus.publish(message) {
+        Ok(answered) => answered.await.map(Result::err).map_err(|_| Unpublished),
+        Err(_) => {
+            bus.report().undelivered(Undelivered::Full, &topic, "the outbox is full");
+            Ok(None)
+        }
+    }
+}
+
+/// The reply that stands for one which the broker does not take because of its size.
+fn too_large(reply: &Bytes, size: usize, most: usize) -> Bytes {
+    let reply: Option<Reply> = serde_json::from_slice(reply).ok();
+    let message = format!("the reply's packet has {size} bytes, the broker accepts {most}");
+    let refused =
+        Reply::refused(reply.and_then(|reply| reply.id), &Refusal::new(Code::TooLarge, message));
+    encode(&Reply { status: Status::Failed, ..refused })
+}
+
+/// The refusal of a text that begins like a JSON request and is none: it also says how such a text is
+/// sent as a prompt.
+fn no_request(text: &str, refusal: Refusal) -> Refusal {
+    let value: Option<serde_json::Value> = serde_json::from_str(text).ok();
+    let has = |key: &str| value.as_ref().is_some_and(|value| value.get(key).is_some());
+    if ["prompt", "messages", "task", "input"].into_iter().any(has) {
+        return refusal;
+    }
+    let hint = "a payload that begins with { is read as a JSON request: a text of this form goes \
+                into \"prompt\"";
+    Refusal { message: format!("{}; {hint}", refusal.message), ..refusal }
 }
 
 fn encode(reply: &Reply) -> Bytes {
@@ -320,14 +377,31 @@ fn id_of(message: &Incoming) -> Option<String> {
     value.get("id")?.as_str().map(str::to_owned)
 }
 
-/// The idempotency key: correlation data, else the `id`. A message without either has one, its hash,
-/// only if the broker delivers it again.
-fn key_of(message: &Incoming, job: &Job, app: &str, content: u64) -> Option<Key> {
-    let name = match (&message.correlation, &job.key) {
+/// A hash that tells requests apart.
+fn content_of(message: &Incoming, asked: &RequestTopic) -> u64 {
+    let mut hash = DefaultHasher::new();
+    (&message.payload, &asked.task).hash(&mut hash);
+    hash.finish()
+}
+
+/// The idempotency key: correlation data, else the `id`, else a hash of the payload. Empty ones count as
+/// none. A request that the hash names is only recognised if the broker delivers it again.
+fn key_of(message: &Incoming, id: Option<&str>, app: &str) -> (Key, Receipt) {
+    let data = message.correlation.as_ref().filter(|data| !data.is_empty());
+    let id = id.filter(|id| !id.is_empty());
+    let name = match (data, id) {
         (Some(data), _) => [b"c:", data.as_ref()].concat(),
         (None, Some(id)) => [b"i:", id.as_bytes()].concat(),
-        (None, None) => [b"h:".as_slice(), &content.to_be_bytes()].concat(),
+        (None, None) => {
+            let mut hash = DefaultHasher::new();
+            (&message.payload, &message.topic).hash(&mut hash);
+            [b"h:".as_slice(), &hash.finish().to_be_bytes()].concat()
+        }
     };
-    let named = message.correlation.is_some() || job.key.is_some();
-    (named || message.again).then(|| (app.to_owned(), name))
+    let receipt = match (message.again, data.is_some() || id.is_some()) {
+        (true, _) => Receipt::Again,
+        (false, true) => Receipt::Named,
+        (false, false) => Receipt::Unnamed,
+    };
+    ((app.to_owned(), name), receipt)
 }

@@ -1,4 +1,5 @@
-//! Replay cache: a request repeated under its idempotency key gets the stored answer.
+//! Replay cache: a request repeated under its idempotency key gets the stored answer, and one that the
+//! broker delivers again has no second reply.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,8 +15,8 @@ pub(super) type Key = (String, Vec<u8>);
 #[derive(Debug, Default)]
 pub(super) struct ReplayCache {
     entries: BTreeMap<Key, ReplayEntry>,
-    /// Keys of stored answers, oldest first.
-    answered: VecDeque<Key>,
+    /// Keys of replied requests, oldest first; one may be listed several times.
+    replied: VecDeque<Key>,
     bytes: usize,
 }
 
@@ -30,7 +31,21 @@ struct ReplayEntry {
 enum ReplayState {
     /// With the repetitions that wait for the same answer.
     Running(Vec<AckGuard>),
-    Answered(Bytes),
+    /// Answered, and the broker has not taken the reply yet; with what the broker delivered again.
+    Publishing { reply: Bytes, is_kept: bool, repeated: Vec<AckGuard> },
+    /// The broker has taken the reply; it is stored, if its client may ask for it again.
+    Replied(Option<Bytes>),
+}
+
+/// How a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Receipt {
+    /// From its client, with a key of the client's.
+    Named,
+    /// From its client, without a key.
+    Unnamed,
+    /// From the broker, which delivers it again since it was not acknowledged.
+    Again,
 }
 
 /// The result of a lookup.
@@ -38,8 +53,12 @@ enum ReplayState {
 pub(super) enum ReplayLookup {
     /// The key is new: the request has to be run.
     New(AckGuard),
+    /// An equal request is known; this one has no key of its client's, and has to be run too.
+    Unkeyed(AckGuard),
     /// The request is running; its acknowledgement is kept until it ends.
     Runs,
+    /// The request has had its reply, and was not acknowledged in time.
+    Replied(AckGuard),
     /// The stored answer.
     Answered(Bytes, AckGuard),
     /// The key belongs to a different request.
@@ -48,59 +67,99 @@ pub(super) enum ReplayLookup {
 
 impl ReplayCache {
     /// Looks a key up; a new one is entered as running.
-    pub(super) fn look_up(&mut self, key: &Key, content: u64, ack: AckGuard) -> ReplayLookup {
-        match self.entries.get_mut(key) {
-            None => {
-                let entry = ReplayEntry { content, state: ReplayState::Running(Vec::new()) };
-                self.entries.insert(key.clone(), entry);
-                ReplayLookup::New(ack)
+    pub(super) fn look_up(
+        &mut self,
+        key: &Key,
+        content: u64,
+        receipt: Receipt,
+        ack: AckGuard,
+    ) -> ReplayLookup {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return self.enter(key, content, ack);
+        };
+        let is_same = entry.content == content;
+        match (&mut entry.state, receipt) {
+            (ReplayState::Running(_) | ReplayState::Publishing { .. }, Receipt::Unnamed) => {
+                ReplayLookup::Unkeyed(ack)
             }
-            Some(entry) if entry.content != content => ReplayLookup::Conflict(ack),
-            Some(ReplayEntry { state: ReplayState::Running(acks), .. }) => {
+            // a failed answer is not stored: its client may try again
+            (ReplayState::Replied(_), Receipt::Unnamed)
+            | (ReplayState::Replied(None), Receipt::Named) => self.enter(key, content, ack),
+            (_, Receipt::Named | Receipt::Again) if !is_same => ReplayLookup::Conflict(ack),
+            (ReplayState::Running(acks), Receipt::Named | Receipt::Again) => {
                 acks.push(ack);
                 ReplayLookup::Runs
             }
-            Some(ReplayEntry { state: ReplayState::Answered(reply), .. }) => {
-                ReplayLookup::Answered(reply.clone(), ack)
+            (ReplayState::Publishing { repeated, .. }, Receipt::Again) => {
+                repeated.push(ack);
+                ReplayLookup::Runs
             }
+            (ReplayState::Replied(_), Receipt::Again) => ReplayLookup::Replied(ack),
+            (
+                ReplayState::Publishing { reply, .. } | ReplayState::Replied(Some(reply)),
+                Receipt::Named,
+            ) => ReplayLookup::Answered(reply.clone(), ack),
         }
     }
 
-    /// Ends a running request; `keep` is the answer to store, if any. Returns the acknowledgements of
-    /// its repetitions.
-    pub(super) fn ended(&mut self, key: &Key, keep: Option<Bytes>) -> Vec<AckGuard> {
-        let Some(entry) = self.entries.get_mut(key) else {
-            return Vec::new();
-        };
-        let ReplayState::Running(acks) = &mut entry.state else {
-            return Vec::new();
-        };
-        let acks = std::mem::take(acks);
-        match keep.filter(|reply| reply.len() <= REPLAY_BYTES_MAX) {
-            Some(reply) => {
-                self.bytes += reply.len();
-                entry.state = ReplayState::Answered(reply);
-                self.answered.push_back(key.clone());
-                self.shrink();
-            }
-            None => {
-                self.entries.remove(key);
-            }
+    fn enter(&mut self, key: &Key, content: u64, ack: AckGuard) -> ReplayLookup {
+        let entry = ReplayEntry { content, state: ReplayState::Running(Vec::new()) };
+        if let Some(old) = self.entries.insert(key.clone(), entry) {
+            self.bytes -= old.state.bytes(key);
         }
+        ReplayLookup::New(ack)
+    }
+
+    /// Notes the reply of a running request; `is_kept` states whether it is stored once it is published.
+    /// Returns the acknowledgements of its repetitions.
+    pub(super) fn answered(&mut self, key: &Key, reply: Bytes, is_kept: bool) -> Vec<AckGuard> {
+        let Some(entry) = self.entries.get_mut(key) else { return Vec::new() };
+        // a later request with the same text is another request
+        let is_hash = key.1.starts_with(b"h:");
+        let is_kept = is_kept && !is_hash && reply.len() <= REPLAY_BYTES_MAX;
+        let publishing = ReplayState::Publishing { reply, is_kept, repeated: Vec::new() };
+        match std::mem::replace(&mut entry.state, publishing) {
+            ReplayState::Running(acks) => acks,
+            ReplayState::Publishing { repeated, .. } => repeated,
+            ReplayState::Replied(_) => Vec::new(),
+        }
+    }
+
+    /// Notes that a reply was published. Returns the acknowledgements of what the broker delivered
+    /// again meanwhile.
+    pub(super) fn published(&mut self, key: &Key) -> Vec<AckGuard> {
+        let Some(entry) = self.entries.get_mut(key) else { return Vec::new() };
+        let ReplayState::Publishing { reply, is_kept, repeated } = &mut entry.state else {
+            return Vec::new();
+        };
+        let acks = std::mem::take(repeated);
+        let stored = is_kept.then(|| std::mem::take(reply));
+        entry.state = ReplayState::Replied(stored);
+        self.bytes += entry.state.bytes(key);
+        self.replied.push_back(key.clone());
+        self.shrink();
         acks
     }
 
-    /// Removes the oldest answers until [`REPLAY_MAX`] and [`REPLAY_BYTES_MAX`] hold.
+    /// Removes the oldest replied requests until [`REPLAY_MAX`] and [`REPLAY_BYTES_MAX`] hold.
     fn shrink(&mut self) {
-        while self.answered.len() > REPLAY_MAX || self.bytes > REPLAY_BYTES_MAX {
-            let Some(oldest) = self.answered.pop_front() else {
-                return;
-            };
-            if let Some(ReplayEntry { state: ReplayState::Answered(reply), .. }) =
-                self.entries.remove(&oldest)
-            {
-                self.bytes -= reply.len();
+        while self.replied.len() > REPLAY_MAX || self.bytes > REPLAY_BYTES_MAX {
+            let Some(oldest) = self.replied.pop_front() else { return };
+            let state = self.entries.get(&oldest).map(|entry| &entry.state);
+            if let Some(state @ ReplayState::Replied(_)) = state {
+                self.bytes -= state.bytes(&oldest);
+                self.entries.remove(&oldest);
             }
+        }
+    }
+}
+
+impl ReplayState {
+    /// The bytes of a replied request: a client's key may have 64 KiB.
+    fn bytes(&self, key: &Key) -> usize {
+        match self {
+            ReplayState::Replied(stored) => key.1.len() + stored.as_ref().map_or(0, Bytes::len),
+            ReplayState::Running(_) | ReplayState::Publishing { .. } => 0,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::limits::{
 };
 use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
 use crate::model::generate::Fault;
-use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Router, Subscription};
+use crate::mqtt::{Bus, ConnectionState, Incoming, NotSent, Outgoing, Router, Subscription};
 use crate::request::name::is_name;
 
 /// Routes messages to and from all services that this device calls; cheap to clone.
@@ -215,9 +215,13 @@ impl Caller {
                     ..Outgoing::default()
                 };
                 // at most once: a call that was sent again might be paid for again
-                self.bus
-                    .once(message)
-                    .map_err(|_| io::Error::other("the broker is not reachable"))?;
+                self.bus.once(message).map_err(|failed| match failed {
+                    NotSent::Busy => io::Error::other("the broker is not reachable"),
+                    NotSent::Unacceptable => io::Error::other(format!(
+                        "the call is too large: the broker accepts {} bytes",
+                        self.bus.packet_max()
+                    )),
+                })?;
                 let taken_by = Instant::from(clock::now()) + CALL_TAKEN_MAX;
                 let call = OutgoingCall {
                     id: request.id.clone(),

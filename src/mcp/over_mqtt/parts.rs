@@ -10,13 +10,18 @@ use crate::limits::{MQTT_PART_BYTES_MAX, REMOTE_MESSAGE_BYTES_MAX};
 pub(super) struct Numbers(u64);
 
 impl Numbers {
-    /// Splits a text into messages: payload and properties.
-    pub(super) fn split(&mut self, text: Bytes) -> Vec<(Bytes, Vec<(String, String)>)> {
+    /// Splits a text into messages of at most `most` bytes: payload and properties.
+    pub(super) fn split(
+        &mut self,
+        text: Bytes,
+        most: usize,
+    ) -> Vec<(Bytes, Vec<(String, String)>)> {
+        let most = most.clamp(1, MQTT_PART_BYTES_MAX);
         let mut left = text;
         let mut parts = Vec::new();
         // bounded: each turn shortens the text
         loop {
-            let part = left.split_to(left.len().min(MQTT_PART_BYTES_MAX));
+            let part = left.split_to(left.len().min(most));
             let mut properties = vec![(SEQ.to_owned(), self.0.to_string())];
             if !left.is_empty() {
                 properties.push((MORE.to_owned(), "1".to_owned()));
@@ -86,7 +91,7 @@ mod tests {
         for size in sizes {
             let text: Bytes = (0..size).map(|at| at.to_le_bytes()[at % 2]).collect();
             let mut whole = None;
-            for (payload, properties) in numbers.split(text.clone()) {
+            for (payload, properties) in numbers.split(text.clone(), usize::MAX) {
                 assert_eq!(whole, None, "{size}: more came after the end");
                 whole = parts.take(&payload, &properties).unwrap();
                 // and once more
@@ -98,7 +103,8 @@ mod tests {
 
     #[test]
     fn gaps_are_errors() {
-        let mut messages = Numbers::default().split(vec![7; 3 * MQTT_PART_BYTES_MAX].into());
+        let mut messages =
+            Numbers::default().split(vec![7; 3 * MQTT_PART_BYTES_MAX].into(), usize::MAX);
         messages.remove(1);
         let mut parts = Parts::default();
         let (payload, properties) = &messages[0];

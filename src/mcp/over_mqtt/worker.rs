@@ -21,10 +21,15 @@ use crate::limits::{CALLS_MAX, CALLS_REMEMBERED_MAX, DRAIN_MAX, NAME_BYTES_MAX};
 use crate::mcp::contract::NOT_TAKEN;
 use crate::mcp::pair::pair;
 use crate::mcp::server::{ModelHost, serve};
-use crate::mqtt::{Bus, ConnectionState, Incoming, Outgoing, Presence, Subscription};
+use crate::mqtt::{
+    Bus, ConnectionState, Incoming, NotSent, Outgoing, Presence, Subscription, Undelivered,
+};
 
 /// The delay before a message is published again, if the outbox is full.
 const ANSWER_RETRY: Duration = Duration::from_millis(2);
+/// Most bytes of an answer's packet besides payload, topic, mark and the worker's name: the names of
+/// three user properties, a number, and the heads of the packet and of each property.
+const PART_HEAD_BYTES: usize = 128;
 
 /// One worker of a service.
 pub struct Worker {
@@ -88,7 +93,12 @@ impl Worker {
                         }
                         continue;
                     }
-                    let Some(call) = call else { continue };
+                    let Some(call) = call else {
+                        let why = "a call needs correlation data, and a response topic of the service";
+                        let report = self.bus.report();
+                        report.undelivered(Undelivered::Unanswerable, &message.topic, why);
+                        continue;
+                    };
                     if recent.contains(&call.mark) {
                         continue;
                     }
@@ -126,7 +136,8 @@ impl Worker {
 
     /// A call that can be answered: it has correlation data and a response topic.
     fn call_of(&self, message: &Incoming) -> Option<IncomingCall> {
-        let mark = message.correlation.clone().filter(|mark| mark.len() <= NAME_BYTES_MAX)?;
+        let is_mark = |mark: &Bytes| (1..=NAME_BYTES_MAX).contains(&mark.len());
+        let mark = message.correlation.clone().filter(is_mark)?;
         let answer = message.response_topic.clone()?;
         let caller = answer.strip_prefix(&self.topics.answers())?;
         if !crate::request::name::is_name(caller) || message.retained {
@@ -206,7 +217,10 @@ impl IncomingCall {
 
     /// Publishes a text; waits while the outbox is full.
     async fn publish(&mut self, text: Bytes) -> Result<(), Broken> {
-        for (payload, mut properties) in self.numbers.split(text) {
+        // the rest of the packet: topic, mark, and properties with at most 20 digits
+        let rest = self.answer.len() + self.mark.len() + self.worker.len() + PART_HEAD_BYTES;
+        let most = self.bus.packet_max().saturating_sub(rest);
+        for (payload, mut properties) in self.numbers.split(text, most) {
             properties.push((WORKER.to_owned(), self.worker.clone()));
             let message = Outgoing {
                 topic: self.answer.clone(),
@@ -216,8 +230,9 @@ impl IncomingCall {
                 ..Outgoing::default()
             };
             // ends when there is room, or with the connection
-            while self.bus.once(message.clone()).is_err() {
-                if *self.bus.connection().borrow() != ConnectionState::Up {
+            while let Err(failed) = self.bus.once(message.clone()) {
+                let is_down = *self.bus.connection().borrow() != ConnectionState::Up;
+                if is_down || failed == NotSent::Unacceptable {
                     // the caller is told that this worker is gone
                     return Err(Broken);
                 }
