@@ -35,12 +35,16 @@ mod http_limits;
 #[cfg(feature = "embedded-broker")]
 mod mqtt;
 mod network;
+#[cfg(feature = "embedded-broker")]
+mod odd_topics;
 mod over_mqtt;
 #[cfg(feature = "embedded-broker")]
 mod policy;
 mod provider;
 mod redaction;
+mod refusals;
 mod secrets;
+mod storm;
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(feature = "embedded-broker")]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
 
-fn with(response: &str, correlation: &str) -> PublishProperties {
+pub(super) fn with(response: &str, correlation: &str) -> PublishProperties {
     PublishProperties {
         response_topic: Some(response.to_owned()).filter(|t| !t.is_empty()),
         correlation_data: Some(correlation.to_owned().into())
@@ -49,6 +49,7 @@ async fn the_door(service: &Service, port: u16) {
     response_topics(&mut app).await;
     keys(&mut app).await;
     bad_input(&mut app).await;
+    super::odd_topics::have_one_reply(port).await;
     let reply = app.ask("app", "and the next is unharmed").await;
     assert_eq!(reply["status"], "ok");
     assert_eq!(service.state().await.unwrap()["ready"], true);

@@ -13,6 +13,7 @@ pub mod nearness;
 pub mod network;
 pub mod pace;
 pub mod reports;
+pub mod scripted_broker;
 pub mod service;
 pub mod untrusted;
 

@@ -58,6 +58,12 @@ pub fn catalog(engine: &[&str]) -> Value {
     })
 }
 
+/// The settings, with a login at the embedded broker.
+fn with_login<'s>(mqtt: &str, more: &[(&'s str, &'s str)]) -> Vec<(&'s str, &'s str)> {
+    let login: &[_] = if mqtt == "embedded" { &LOGIN } else { &[] };
+    [login, more].concat()
+}
+
 impl Service {
     /// Starts the program with this catalog and its embedded broker, and waits until it is ready.
     pub async fn start(catalog: &Value) -> Service {
@@ -78,9 +84,20 @@ impl Service {
         more: &[(&str, &str)],
         log: Stdio,
     ) -> Service {
-        let login: &[_] = if mqtt == "embedded" { &LOGIN } else { &[] };
-        let more = [login, more].concat();
-        Service::launch_with(tempfile::tempdir().unwrap(), catalog, mqtt, &more, log)
+        let folder = tempfile::tempdir().unwrap();
+        Service::launch_with(folder, catalog, mqtt, &with_login(mqtt, more), log)
+    }
+
+    /// The same, with its log in a file; see [`Service::log`].
+    pub fn launch_with_log(catalog: &Value, mqtt: &str, more: &[(&str, &str)]) -> Service {
+        let folder = tempfile::tempdir().unwrap();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        Service::launch_with(folder, catalog, mqtt, &with_login(mqtt, more), log.into())
+    }
+
+    /// What the program has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
     /// Starts the program in this folder, with no more settings than these, and does not wait.
