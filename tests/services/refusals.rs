@@ -54,7 +54,7 @@ async fn a_refused_reply_topic_is_said_once_and_frees_its_requests() {
         format!("acl_file {}\n", rules.display())
     })
     .await;
-    let service = Service::launch_logged(&catalog(&DRY), &url(broker.port), &[]);
+    let service = Service::launch_with_log(&catalog(&DRY), &url(broker.port), &[]);
     service.ready().await;
     let mut open = App::of(broker.port, "open").await;
     // more than the service has without acknowledgement at once
@@ -87,7 +87,7 @@ async fn a_refused_reply_topic_is_said_once_and_frees_its_requests() {
     assert_eq!(lines(&broker, "New client connected from 127.0.0.1"), 2);
     // none is delivered again: each was acknowledged
     assert!(service.stop().await);
-    let service = Service::launch_logged(&catalog(&DRY), &url(broker.port), &[]);
+    let service = Service::launch_with_log(&catalog(&DRY), &url(broker.port), &[]);
     service.ready().await;
     assert_eq!(open.ask("open", "three").await["status"], "ok");
     assert!(!service.log().contains("reply/locked"), "{}", service.log());
@@ -99,7 +99,7 @@ async fn a_reply_beyond_the_packet_size_is_a_short_one_that_says_so() {
     for (limit, is_stated) in [("max_packet_size 400\n", true), ("message_size_limit 400\n", false)]
     {
         let broker = mosquitto(|_, _| limit.to_owned()).await;
-        let service = Service::launch_logged(&catalog(&DRY), &url(broker.port), &[]);
+        let service = Service::launch_with_log(&catalog(&DRY), &url(broker.port), &[]);
         service.ready().await;
         let mut app = App::of(broker.port, "app").await;
         let ask = json!({"id": "long", "prompt": "/tokens=60 word"}).to_string();
@@ -128,7 +128,7 @@ async fn retain_and_quality_of_service_are_what_the_broker_offers() {
     for limit in ["retain_available false\n", "max_qos 0\n"] {
         let broker = mosquitto(|_, _| limit.to_owned()).await;
         let mut watcher = App::connect(broker.port, "watcher", &["pilotlight/dev/status"]).await;
-        let service = Service::launch_logged(&catalog(&DRY), &url(broker.port), &[]);
+        let service = Service::launch_with_log(&catalog(&DRY), &url(broker.port), &[]);
         service.ready().await;
         let presence = watcher.next().await;
         assert!(presence.payload.windows(6).any(|part| part == b"online"), "{limit}");
@@ -149,9 +149,9 @@ async fn retain_and_quality_of_service_are_what_the_broker_offers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_services_with_one_name_say_so_and_slow_down() {
     let broker = mosquitto(|_, _| String::new()).await;
-    let one = Service::launch_logged(&catalog(&DRY), &url(broker.port), &[]);
+    let one = Service::launch_with_log(&catalog(&DRY), &url(broker.port), &[]);
     one.ready().await;
-    let two = Service::launch_logged(&catalog(&DRY), &url(broker.port), &[]);
+    let two = Service::launch_with_log(&catalog(&DRY), &url(broker.port), &[]);
     two.ready().await;
     for service in [&one, &two] {
         let told = |state: &Value| problems(state).contains("PILOTLIGHT_DEVICE");
@@ -196,7 +196,7 @@ async fn the_default_name_belongs_to_one_board() {
         std::fs::write(root.path().join("etc/machine-id"), id).unwrap();
         let sensors = root.path().display().to_string();
         let more = [("PILOTLIGHT_SENSORS", sensors.as_str())];
-        let service = Service::launch_logged(&unnamed, &url(broker.port), &more);
+        let service = Service::launch_with_log(&unnamed, &url(broker.port), &more);
         service.ready().await;
         services.push(service);
         folders.push(root);
@@ -222,7 +222,7 @@ async fn what_ends_the_connection_is_found_and_not_sent_again() {
     let check = async |which: Which, is_short: bool| {
         let script = Script { publish: Some((which, Act::Close)), ..Script::default() };
         let broker = ScriptedBroker::start(script).await;
-        let service = Service::launch_logged(&catalog(&DRY), &url(broker.port), &[]);
+        let service = Service::launch_with_log(&catalog(&DRY), &url(broker.port), &[]);
         let ask = |app: &str, id: &str, prompt: &str| {
             let payload = json!({"id": id, "prompt": prompt}).to_string();
             broker.request(&format!("pilotlight/dev/request/{app}"), &payload);
@@ -269,7 +269,7 @@ async fn a_request_that_comes_again_before_its_reply_is_taken_has_one_reply() {
         };
         let broker = ScriptedBroker::start(script).await;
         let gate = crate::support::mqtt::Gate::to(broker.port).await;
-        let service = Service::launch_logged(&catalog(&DRY), &url(gate.port), &[]);
+        let service = Service::launch_with_log(&catalog(&DRY), &url(gate.port), &[]);
         broker.request("pilotlight/dev/request/app", &payload);
         let replies = |seen: &crate::support::scripted_broker::Seen| {
             let all = seen.publishes.iter().filter(|publish| publish.topic.contains("reply/app"));
