@@ -296,7 +296,7 @@ impl BrokerConnection {
         let mut router = Router::default();
         let requests = router.subscribe(topics.filters(), MQTT_INBOX_MAX);
         let answers = CallRouter::subscribe(&mut router, device, catalog.services());
-        let options = service_options(mqtt, device, &topics)?;
+        let options = service_options(mqtt, config, &topics)?;
         let (bus, driver) = mqtt::open(options, router, connections.stop.clone());
         connections.add(driver);
         let calls = CallRouter::new(bus.clone(), device, catalog.services());
@@ -336,9 +336,10 @@ fn serve_calls(
 /// The options of the service's own connection: with presence and a kept session.
 fn service_options(
     mqtt: &Mqtt,
-    device: &str,
+    config: &Config,
     topics: &DeviceTopics,
 ) -> anyhow::Result<mqtt::ConnectionOptions> {
+    let device = &config.device;
     let epoch = clock::since_epoch().as_secs();
     // two boards that start together have one epoch
     let instance = format!("{:08x}", fastrand::u32(..));
@@ -360,6 +361,7 @@ fn service_options(
             offline: presence("offline"),
         }),
         session: mqtt::Session::Kept,
+        spool: state_folder(config).map(|folder| folder.join("spool")),
         ..base
     })
 }
@@ -381,6 +383,7 @@ pub fn connection_options(
         credentials: mqtt.credentials.clone().map(|(user, password)| (user, password.0)),
         presence: None,
         session: mqtt::Session::Clean,
+        spool: None,
     })
 }
 

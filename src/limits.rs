@@ -291,6 +291,13 @@ pub const MQTT_INBOX_MAX: usize = 128;
 pub const MQTT_ANSWERS_MAX: usize = 8 * MQTT_INBOX_MAX;
 /// Requests of the broker without acknowledgement (MQTT 5 receive maximum).
 pub const MQTT_RECEIVE_MAX: u16 = 32;
+/// Payload bytes of unacknowledged requests that are kept in memory, so that they can be written to disk.
+pub const MQTT_HELD_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Requests on disk that are acknowledged and not answered, in number and bytes: more than can be queued
+/// and running.
+pub const SPOOL_MAX: usize = 256;
+/// See [`SPOOL_MAX`].
+pub const SPOOL_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Publishes of the service without the broker's acknowledgement.
 pub const MQTT_INFLIGHT_MAX: u16 = 64;
 /// Replies that wait in memory for the broker, in number and bytes.
@@ -471,6 +478,7 @@ const _: () = assert!(REQUEST_BYTES_MAX < HTTP_BODIES_BYTES_MAX);
 const _: () = assert!(HTTP_ADDRESS_REQUESTS_MAX < HTTP_REMOTE_REQUESTS_MAX);
 const _: () = assert!(HTTP_REMOTE_REQUESTS_MAX + HTTP_RESERVE < HTTP_REQUESTS_MAX);
 const _: () = assert!(MQTT_RECEIVE_MAX as usize <= WAITING_JOBS_MAX);
+const _: () = assert!(SPOOL_MAX >= WAITING_JOBS_MAX + RUNNING_JOBS_MAX);
 const _: () = assert!(MQTT_INBOX_MAX > MQTT_RECEIVE_MAX as usize);
 const _: () = assert!(MQTT_PACKET_BYTES_MAX as usize > REQUEST_BYTES_MAX);
 const _: () = assert!(BROKER_PACKET_BYTES_MAX > REQUEST_BYTES_MAX);

@@ -19,11 +19,14 @@ mod reasons;
 mod report;
 mod resume;
 mod router;
+mod spool;
 mod terms;
+mod window;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rumqttc::mqttbytes::QoS;
@@ -34,18 +37,20 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::acks::{SettledMessage, Unsettled};
+use self::acks::SettledMessage;
 use self::backoff::{Acceptance, Backoff};
 use self::loss::Loss;
 use self::outbox::{Outbox, PublishesInFlight};
 use self::poller::{ConnectionEnd, Identity, Poller, Subscriptions};
 use self::reasons::{Pause, ReasonCode, SESSION_TAKEN_OVER};
 use self::resume::EmptyHalf;
+use self::spool::Spool;
 use self::terms::RefusedFeatures;
+use self::window::Window;
 use crate::clock;
 use crate::limits::{
     MQTT_INBOX_MAX, MQTT_INFLIGHT_MAX, MQTT_KEEP_ALIVE, MQTT_PACKET_BYTES_MAX, MQTT_RECEIVE_MAX,
-    MQTT_SESSION_EXPIRY, OUTBOX_BYTES_MAX, OUTBOX_MAX,
+    MQTT_SESSION_EXPIRY, OUTBOX_BYTES_MAX, OUTBOX_MAX, SPOOL_MAX,
 };
 
 pub use self::acks::AckGuard;
@@ -69,6 +74,8 @@ pub struct ConnectionOptions {
     pub presence: Option<Presence>,
     /// Whether the broker keeps the session while this client is disconnected.
     pub session: Session,
+    /// Folder for requests that are acknowledged before their answer; without one, none are.
+    pub spool: Option<PathBuf>,
 }
 
 /// A retained message that states whether this client is connected; its offline form is the last
@@ -130,6 +137,8 @@ pub struct Incoming {
     pub expiry: Option<Duration>,
     /// User properties.
     pub properties: Vec<(String, String)>,
+    /// When this process, or an earlier one, received it.
+    pub arrived: Instant,
     /// Acknowledges the message when the request has its answer.
     pub ack: AckGuard,
 }
@@ -281,7 +290,8 @@ pub fn open(
     let (outbox, posted) = mpsc::channel(OUTBOX_MAX);
     let (state, connection) = watch::channel(ConnectionState::Down("not connected yet".to_owned()));
     let (client_out, client) = watch::channel(None);
-    let (acks, settled) = mpsc::channel(4 * MQTT_RECEIVE_MAX as usize);
+    let (acks, settled) = mpsc::channel(4 * MQTT_RECEIVE_MAX as usize + 2 * SPOOL_MAX);
+    let spool = options.spool.as_deref().and_then(open_spool);
     let report = Arc::new(BrokerReport::default());
     let presence = options.presence.as_ref().map(|presence| Outgoing {
         topic: presence.topic.clone(),
@@ -297,12 +307,21 @@ pub fn open(
         client: client_out,
         acks,
         settled,
-        generation: 0,
+        window: Window::new(spool),
         refused: RefusedFeatures::default(),
         closes: 0,
         report: Arc::clone(&report),
     };
     (Bus { outbox, bytes: Arc::default(), client, connection, report }, driver.run(stop))
+}
+
+/// Without its folder the service works: requests that take long then keep others at the broker.
+fn open_spool(folder: &Path) -> Option<Spool> {
+    let opened = Spool::open(folder);
+    if let Err(error) = &opened {
+        tracing::warn!(path = %folder.display(), %error, "the spool cannot be opened");
+    }
+    opened.ok()
 }
 
 fn publish_options(qos: QoS, message: &Outgoing) -> PublishOptions {
@@ -337,7 +356,7 @@ struct Driver {
     client: watch::Sender<Option<AsyncClient>>,
     acks: mpsc::Sender<SettledMessage>,
     settled: mpsc::Receiver<SettledMessage>,
-    generation: u64,
+    window: Window,
     refused: RefusedFeatures,
     /// Connections in succession that the broker accepted and closed without a reason.
     closes: u32,
@@ -347,6 +366,7 @@ struct Driver {
 impl Driver {
     async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(clock::now());
+        self.restore(&stop).await;
         // ends with the service
         while let (ConnectionEnd::Lost(loss), attempt) = self.connect(&stop).await {
             let wait = backoff.after(attempt, self.lost(&loss), clock::now());
@@ -357,13 +377,36 @@ impl Driver {
         self.state.send_replace(ConnectionState::Down("stopped".to_owned()));
     }
 
+    /// Delivers the requests that an earlier process acknowledged and did not finish.
+    async fn restore(&mut self, stop: &CancellationToken) {
+        let left = self.window.restore();
+        if !left.is_empty() {
+            tracing::info!(requests = left.len(), "requests of the last start are taken up again");
+        }
+        for (number, message) in left {
+            let now = clock::now();
+            let incoming = Incoming {
+                correlation: message.correlation(),
+                expiry: message.expiry(),
+                arrived: now.checked_sub(message.age()).unwrap_or(now),
+                topic: message.topic,
+                payload: Ok(message.payload),
+                retained: false,
+                again: true,
+                response_topic: message.response_topic,
+                properties: message.properties,
+                ack: AckGuard::new(Some(number), self.acks.clone()),
+            };
+            self.router.deliver(incoming, stop).await;
+        }
+    }
+
     /// Serves one connection; returns its end, and whether the broker accepted it. Each has a client of the library
     /// of its own, which publishes nothing before the limits of the broker are known.
     async fn connect(&mut self, stop: &CancellationToken) -> (ConnectionEnd, Acceptance) {
         let mqtt = mqtt_options(&self.options, self.refused.will());
         let (client, events) = AsyncClient::builder(mqtt).capacity(MQTT_INBOX_MAX).build();
         self.client.send_replace(Some(client.clone()));
-        self.generation += 1;
         let (accepted, acceptance) = watch::channel(None);
         let (mut in_flight, mut tasks) = (PublishesInFlight::default(), JoinSet::new());
         let mut poller = Poller {
@@ -376,8 +419,7 @@ impl Driver {
             report: &self.report,
             acks: &self.acks,
             settled: &mut self.settled,
-            generation: self.generation,
-            unsettled: Unsettled::default(),
+            window: &mut self.window,
             subscriptions: Subscriptions::default(),
             // not each time: a broker may close the connection for this subscription
             identity: if self.closes % 2 == 1 { Identity::Watched } else { Identity::Assumed },
@@ -390,6 +432,7 @@ impl Driver {
         };
         let is_shared = poller.identity == Identity::Shared;
         drop(poller);
+        self.window.disconnected();
         self.client.send_replace(None);
         drop(client);
         tasks.shutdown().await;
@@ -431,7 +474,7 @@ impl Driver {
         }
     }
 
-    /// Waits, and drops the outcomes of messages of connections that have ended; returns false if the
+    /// Waits, and notes the ends of messages meanwhile; returns false if the
     /// service stops.
     async fn wait(&mut self, wait: Duration, stop: &CancellationToken) -> bool {
         let over = tokio::time::sleep(wait);
@@ -440,7 +483,8 @@ impl Driver {
         loop {
             tokio::select! {
                 () = &mut over => return true,
-                Some(_) = self.settled.recv() => {}
+                Some(settled) = self.settled.recv() => self.window.settle(settled),
+                () = self.window.written() => {}
                 () = stop.cancelled() => return false,
             }
         }

@@ -11,12 +11,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::acks::{AckGuard, SettledMessage, Unsettled};
+use super::acks::{AckGuard, SettledMessage};
 use super::loss::Loss;
 use super::reasons::{ReasonCode, SESSION_TAKEN_OVER, SubscribeFate, of_suback};
 use super::report::BrokerReport;
 use super::router::Router;
 use super::terms::{RefusedFeatures, Terms};
+use super::window::Window;
 use super::{ConnectionOptions, ConnectionState, Incoming, Outgoing, size_of};
 use crate::clock;
 use crate::limits::{
@@ -50,9 +51,7 @@ pub(super) struct Poller<'d> {
     /// Given to the guard of each message.
     pub(super) acks: &'d mpsc::Sender<SettledMessage>,
     pub(super) settled: &'d mut mpsc::Receiver<SettledMessage>,
-    /// Number of the present connection.
-    pub(super) generation: u64,
-    pub(super) unsettled: Unsettled,
+    pub(super) window: &'d mut Window,
     pub(super) subscriptions: Subscriptions,
     pub(super) identity: Identity,
 }
@@ -107,7 +106,11 @@ impl Poller<'_> {
                     Some(Err(loss)) => return ConnectionEnd::Lost(loss),
                     None => return ConnectionEnd::Stopped,
                 },
-                Some(settled) = self.settled.recv() => self.settle(settled),
+                Some(settled) = self.settled.recv() => {
+                    self.window.settle(settled);
+                    self.acknowledge();
+                }
+                () = self.window.written() => self.acknowledge(),
                 Some((filter, answer)) = self.subscriptions.asked.next(), if is_asking => {
                     self.subscribed(filter, answer);
                 }
@@ -242,34 +245,28 @@ impl Poller<'_> {
     }
 
     async fn received(&mut self, publish: Publish, stop: &CancellationToken) {
-        let owed = (publish.qos != QoS::AtMostOnce).then_some((self.generation, publish.pkid));
+        let owed = (publish.qos != QoS::AtMostOnce).then(|| self.window.received(publish.clone()));
         let properties = publish.properties.clone().unwrap_or_default();
         let size = publish.payload.len();
         let message = Incoming {
             topic: String::from_utf8_lossy(&publish.topic).into_owned(),
-            payload: if size > REQUEST_BYTES_MAX { Err(size) } else { Ok(publish.payload.clone()) },
+            payload: if size > REQUEST_BYTES_MAX { Err(size) } else { Ok(publish.payload) },
             retained: publish.retain,
             again: publish.dup,
             response_topic: properties.response_topic,
             correlation: properties.correlation_data,
             expiry: properties.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
             properties: properties.user_properties,
+            arrived: clock::now(),
             ack: AckGuard::new(owed, self.acks.clone()),
         };
-        if owed.is_some() {
-            self.unsettled.received(publish);
-        }
+        self.window.relieve();
         // QoS 1 is bounded by the receive maximum; QoS 0 is bounded by reading no further
         self.router.deliver(message, stop).await;
     }
 
-    /// Notes the outcome of a message, and acknowledges in order.
-    fn settle(&mut self, SettledMessage { generation, packet, outcome }: SettledMessage) {
-        if generation != self.generation {
-            return;
-        }
-        self.unsettled.settle(packet, outcome);
-        self.unsettled.acknowledge(|publish| self.client.try_ack(publish).is_ok());
+    fn acknowledge(&mut self) {
+        self.window.acknowledge(|publish| self.client.try_ack(publish).is_ok());
     }
 
     /// Publishes the offline presence and disconnects; false if not connected.

@@ -96,7 +96,7 @@ mod tests {
     use super::super::acks::{AckGuard, SettledMessage, Settlement};
     use super::*;
 
-    fn message(topic: &str, packet: u16, to: &mpsc::Sender<SettledMessage>) -> Incoming {
+    fn message(topic: &str, number: u64, to: &mpsc::Sender<SettledMessage>) -> Incoming {
         Incoming {
             topic: topic.to_owned(),
             payload: Ok(bytes::Bytes::new()),
@@ -106,7 +106,8 @@ mod tests {
             correlation: None,
             expiry: None,
             properties: Vec::new(),
-            ack: AckGuard::new(Some((1, packet)), to.clone()),
+            arrived: crate::clock::now(),
+            ack: AckGuard::new(Some(number), to.clone()),
         }
     }
 
@@ -140,11 +141,11 @@ mod tests {
         let mut subscriptions = [one, two];
         assert_eq!(router.filters().collect::<Vec<_>>(), ["a/+", "b", "a/#"]);
         for (packet, topic) in ["a/x", "a/x/y", "b", "c"].into_iter().enumerate() {
-            router.deliver(message(topic, u16::try_from(packet).unwrap(), &to), &stop).await;
+            router.deliver(message(topic, u64::try_from(packet).unwrap(), &to), &stop).await;
         }
         // no subscriber: acknowledged
         let done = settled.try_recv().unwrap();
-        assert_eq!((done.packet, done.outcome), (3, Settlement::Acknowledged));
+        assert_eq!((done.number, done.outcome), (3, Settlement::Acknowledged));
         for (at, topic) in [(0, "a/x"), (1, "a/x/y"), (1, "b")] {
             let message = subscriptions[at].recv().await.unwrap();
             assert_eq!(message.topic, topic);
@@ -167,7 +168,7 @@ mod tests {
         router.deliver(message("a", 3, &to), &stop).await;
         for packet in [2, 1, 3] {
             let left = settled.try_recv().unwrap();
-            assert_eq!((left.packet, left.outcome), (packet, Settlement::Left));
+            assert_eq!((left.number, left.outcome), (packet, Settlement::Left));
         }
     }
 }

@@ -30,6 +30,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("pressure", 5),
     ("scheduler", 5),
     ("clock", 6),
+    ("store/files", 6),
     ("device", 7),
     ("mqtt", 7),
     ("net", 7),

@@ -221,6 +221,7 @@ fn serve(
     let mut router = Router::default();
     let requests = router.subscribe(topics.filters(), 128);
     let options = ConnectionOptions {
+        spool: None,
         host: "127.0.0.1".to_owned(),
         port,
         tls: None,

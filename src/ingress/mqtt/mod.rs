@@ -209,6 +209,7 @@ impl MqttInterface {
         if let Some(expiry) = message.expiry {
             job.time_left = job.time_left.min(expiry.max(Duration::from_millis(1)));
         }
+        job.time_left = job.time_left.saturating_sub(message.arrived.elapsed());
         Ok(job)
     }
 
