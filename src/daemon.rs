@@ -168,7 +168,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
             interfaces.stop.clone(),
         );
         interfaces.add(health);
-        let interface = ingress::mqtt::MqttInterface { bus, dispatch, catalog, topics, metrics };
+        let state = state_folder(&config).map(Path::to_owned);
+        let interface =
+            ingress::mqtt::MqttInterface { bus, dispatch, catalog, topics, metrics, state };
         interfaces.add(interface.run(requests, interfaces.stop.clone()));
     }
     if let (Some(listener), Some(Http { guard, .. })) = (listener, config.http.clone()) {

@@ -304,6 +304,12 @@ pub const MQTT_INFLIGHT_MAX: u16 = 64;
 pub const OUTBOX_MAX: usize = 256;
 /// See [`OUTBOX_MAX`].
 pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Messages in hand that are marked on disk: all that the broker may have delivered, and as many that
+/// an earlier process left.
+pub const MARKS_MAX: usize = 2 * (MQTT_RECEIVE_MAX as usize + SPOOL_MAX);
+/// Most times that the process may die with an accepted message in hand before it is refused. A power
+/// failure or a kill is not its fault; so many in a row are.
+pub const DEATHS_MAX: u8 = 5;
 /// Replies that are kept for repeated requests with the same `id`.
 pub const REPLAY_MAX: usize = 256;
 /// Bytes of these replies.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 /// The end of a received message, sent to the task that owns the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SettledMessage {
-    /// See [`Window::received`](super::window::Window::received).
+    /// See [`ReceiveWindow::received`](super::window::ReceiveWindow::received).
     pub(super) number: u64,
     pub(super) outcome: Settlement,
 }

@@ -13,6 +13,7 @@ mod breaker;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 mod loss;
+mod message;
 mod outbox;
 mod poller;
 mod reasons;
@@ -26,7 +27,7 @@ mod window;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::mqttbytes::QoS;
@@ -46,7 +47,7 @@ use self::reasons::{Pause, ReasonCode, SESSION_TAKEN_OVER};
 use self::resume::EmptyHalf;
 use self::spool::Spool;
 use self::terms::RefusedFeatures;
-use self::window::Window;
+use self::window::ReceiveWindow;
 use crate::clock;
 use crate::limits::{
     MQTT_INBOX_MAX, MQTT_INFLIGHT_MAX, MQTT_KEEP_ALIVE, MQTT_PACKET_BYTES_MAX, MQTT_RECEIVE_MAX,
@@ -54,6 +55,7 @@ use crate::limits::{
 };
 
 pub use self::acks::AckGuard;
+pub use self::message::{Incoming, Outgoing};
 pub use self::report::{BrokerReport, Undelivered};
 pub use self::router::{Router, Subscription};
 
@@ -97,50 +99,6 @@ pub enum Session {
     Kept,
     /// Nothing.
     Clean,
-}
-
-/// A message to publish.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Outgoing {
-    /// Topic.
-    pub topic: String,
-    /// Payload.
-    pub payload: Bytes,
-    /// Correlation data of the client's request, returned to it.
-    pub correlation: Option<Bytes>,
-    /// The broker keeps the message for later subscribers.
-    pub retain: bool,
-    /// Topic for the answer, if one is wanted.
-    pub response_topic: Option<String>,
-    /// Message expiry interval; whole seconds on the wire, rounded up.
-    pub expiry: Option<Duration>,
-    /// User properties.
-    pub properties: Vec<(String, String)>,
-}
-
-/// A received message.
-#[derive(Debug)]
-pub struct Incoming {
-    /// Topic.
-    pub topic: String,
-    /// Payload; or its length in bytes, if that is more than a request may have.
-    pub payload: Result<Bytes, usize>,
-    /// The broker had retained it.
-    pub retained: bool,
-    /// The broker has delivered it before (the DUP flag).
-    pub again: bool,
-    /// Topic for the answer.
-    pub response_topic: Option<String>,
-    /// Correlation data.
-    pub correlation: Option<Bytes>,
-    /// Message expiry interval.
-    pub expiry: Option<Duration>,
-    /// User properties.
-    pub properties: Vec<(String, String)>,
-    /// When this process, or an earlier one, received it.
-    pub arrived: Instant,
-    /// Acknowledges the message when the request has its answer.
-    pub ack: AckGuard,
 }
 
 /// The state of the connection to the broker.
@@ -307,7 +265,7 @@ pub fn open(
         client: client_out,
         acks,
         settled,
-        window: Window::new(spool),
+        window: ReceiveWindow::new(spool),
         refused: RefusedFeatures::default(),
         closes: 0,
         report: Arc::clone(&report),
@@ -356,7 +314,7 @@ struct Driver {
     client: watch::Sender<Option<AsyncClient>>,
     acks: mpsc::Sender<SettledMessage>,
     settled: mpsc::Receiver<SettledMessage>,
-    window: Window,
+    window: ReceiveWindow,
     refused: RefusedFeatures,
     /// Connections in succession that the broker accepted and closed without a reason.
     closes: u32,
@@ -384,19 +342,8 @@ impl Driver {
             tracing::info!(requests = left.len(), "requests of the last start are taken up again");
         }
         for (number, message) in left {
-            let now = clock::now();
-            let incoming = Incoming {
-                correlation: message.correlation(),
-                expiry: message.expiry(),
-                arrived: now.checked_sub(message.age()).unwrap_or(now),
-                topic: message.topic,
-                payload: Ok(message.payload),
-                retained: false,
-                again: true,
-                response_topic: message.response_topic,
-                properties: message.properties,
-                ack: AckGuard::new(Some(number), self.acks.clone()),
-            };
+            let ack = AckGuard::new(Some(number), self.acks.clone());
+            let Some(incoming) = message.incoming(ack) else { continue };
             self.router.deliver(incoming, stop).await;
         }
     }

@@ -17,7 +17,7 @@ use super::reasons::{ReasonCode, SESSION_TAKEN_OVER, SubscribeFate, of_suback};
 use super::report::BrokerReport;
 use super::router::Router;
 use super::terms::{RefusedFeatures, Terms};
-use super::window::Window;
+use super::window::ReceiveWindow;
 use super::{ConnectionOptions, ConnectionState, Incoming, Outgoing, size_of};
 use crate::clock;
 use crate::limits::{
@@ -51,7 +51,7 @@ pub(super) struct Poller<'d> {
     /// Given to the guard of each message.
     pub(super) acks: &'d mpsc::Sender<SettledMessage>,
     pub(super) settled: &'d mut mpsc::Receiver<SettledMessage>,
-    pub(super) window: &'d mut Window,
+    pub(super) window: &'d mut ReceiveWindow,
     pub(super) subscriptions: Subscriptions,
     pub(super) identity: Identity,
 }

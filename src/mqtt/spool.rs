@@ -11,6 +11,8 @@ use bytes::Bytes;
 use rumqttc::mqttbytes::v5::Publish;
 use serde::{Deserialize, Serialize};
 
+use super::Incoming;
+use super::acks::AckGuard;
 use crate::clock;
 use crate::limits::{REQUEST_BYTES_MAX, SPOOL_BYTES_MAX, SPOOL_MAX};
 use crate::store::files;
@@ -33,12 +35,13 @@ pub(super) struct Spool {
 /// A request on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SpooledMessage {
-    pub(super) topic: String,
-    #[serde(with = "base64_text")]
-    pub(super) payload: Bytes,
-    pub(super) response_topic: Option<String>,
+    topic: String,
+    /// Base64.
+    payload: String,
+    response_topic: Option<String>,
+    /// Base64.
     correlation: Option<String>,
-    pub(super) properties: Vec<(String, String)>,
+    properties: Vec<(String, String)>,
     /// When it was received, milliseconds since the epoch.
     received_ms: u64,
     /// Message expiry interval that was left then, milliseconds.
@@ -52,7 +55,7 @@ impl SpooledMessage {
         let bytes = publish.payload.len();
         (1..=REQUEST_BYTES_MAX).contains(&bytes).then(|| SpooledMessage {
             topic: String::from_utf8_lossy(&publish.topic).into_owned(),
-            payload: publish.payload.clone(),
+            payload: STANDARD.encode(&publish.payload),
             response_topic: properties.response_topic,
             correlation: properties.correlation_data.map(|data| STANDARD.encode(data)),
             properties: properties.user_properties,
@@ -61,19 +64,24 @@ impl SpooledMessage {
         })
     }
 
-    pub(super) fn correlation(&self) -> Option<Bytes> {
-        STANDARD.decode(self.correlation.as_ref()?).ok().map(Bytes::from)
-    }
-
-    /// Time since it was received; none if the clock was set back.
-    pub(super) fn age(&self) -> Duration {
-        clock::since_epoch().saturating_sub(Duration::from_millis(self.received_ms))
-    }
-
-    /// Message expiry interval that is left.
-    pub(super) fn expiry(&self) -> Option<Duration> {
-        let then = Duration::from_millis(self.expiry_ms?);
-        Some(then.saturating_sub(self.age()))
+    /// The message as it is delivered again; none if its payload was changed on disk.
+    pub(super) fn incoming(self, ack: AckGuard) -> Option<Incoming> {
+        let decoded = |text: &String| STANDARD.decode(text).ok().map(Bytes::from);
+        let received = Duration::from_millis(self.received_ms);
+        let age = clock::since_epoch().saturating_sub(received);
+        let (now, expiry) = (clock::now(), self.expiry_ms.map(Duration::from_millis));
+        Some(Incoming {
+            payload: Ok(decoded(&self.payload)?),
+            correlation: self.correlation.as_ref().and_then(decoded),
+            expiry: expiry.map(|expiry| expiry.saturating_sub(age)),
+            arrived: now.checked_sub(age).unwrap_or(now),
+            topic: self.topic,
+            retained: false,
+            again: true,
+            response_topic: self.response_topic,
+            properties: self.properties,
+            ack,
+        })
     }
 }
 
@@ -144,22 +152,5 @@ impl Spool {
 
     fn path(&self, id: FileId) -> PathBuf {
         self.folder.join(format!("{id}.json"))
-    }
-}
-
-/// Bytes as base64 text.
-mod base64_text {
-    use base64::Engine;
-    use base64::engine::general_purpose::STANDARD;
-    use bytes::Bytes;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&STANDARD.encode(bytes))
-    }
-
-    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Bytes, D::Error> {
-        let text = String::deserialize(from)?;
-        STANDARD.decode(text).map(Bytes::from).map_err(serde::de::Error::custom)
     }
 }

@@ -17,7 +17,7 @@ use super::spool::{FileId, Spool, SpooledMessage};
 use crate::limits::{MQTT_HELD_BYTES_MAX, MQTT_RECEIVE_MAX};
 
 /// Messages in hand: those of the present connection, and those on disk.
-pub(super) struct Window {
+pub(super) struct ReceiveWindow {
     next: u64,
     /// Not acknowledged, in the order of receipt.
     held: VecDeque<Held>,
@@ -45,10 +45,10 @@ enum Stage {
     Done,
 }
 
-impl Window {
-    pub(super) fn new(spool: Option<Spool>) -> Window {
+impl ReceiveWindow {
+    pub(super) fn new(spool: Option<Spool>) -> ReceiveWindow {
         let (held, spooled, writing) = (VecDeque::new(), BTreeMap::new(), JoinSet::new());
-        Window { next: 0, held, held_bytes: 0, spool, spooled, writing }
+        ReceiveWindow { next: 0, held, held_bytes: 0, spool, spooled, writing }
     }
 
     /// The messages that an earlier process acknowledged and did not finish, each with its number.
@@ -166,6 +166,7 @@ impl Window {
 mod tests {
     use rumqttc::mqttbytes::QoS;
 
+    use super::super::acks::AckGuard;
     use super::*;
 
     fn publish(packet: u16) -> Publish {
@@ -174,7 +175,7 @@ mod tests {
         publish
     }
 
-    fn acknowledged(window: &mut Window) -> Vec<u16> {
+    fn acknowledged(window: &mut ReceiveWindow) -> Vec<u16> {
         let mut sent = Vec::new();
         window.acknowledge(|publish| {
             sent.push(publish.pkid);
@@ -185,7 +186,7 @@ mod tests {
 
     #[test]
     fn messages_are_acknowledged_in_the_order_of_receipt() {
-        let mut window = Window::new(None);
+        let mut window = ReceiveWindow::new(None);
         let numbers: Vec<u64> = (1..=5).map(|packet| window.received(publish(packet))).collect();
         let mut check = |at: usize, outcome: Settlement, expected: &[u16]| {
             window.settle(SettledMessage { number: numbers[at - 1], outcome });
@@ -202,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_acknowledgement_without_room_is_tried_again() {
-        let mut window = Window::new(None);
+        let mut window = ReceiveWindow::new(None);
         let number = window.received(publish(1));
         window.settle(SettledMessage { number, outcome: Settlement::Acknowledged });
         window.acknowledge(|_| false);
@@ -210,8 +211,8 @@ mod tests {
     }
 
     /// A window that is half full of unfinished messages.
-    fn half_full(folder: &tempfile::TempDir) -> (Window, Vec<u64>) {
-        let mut window = Window::new(Spool::open(folder.path()).ok());
+    fn half_full(folder: &tempfile::TempDir) -> (ReceiveWindow, Vec<u64>) {
+        let mut window = ReceiveWindow::new(Spool::open(folder.path()).ok());
         assert!(window.restore().is_empty());
         let half = MQTT_RECEIVE_MAX / 2;
         let numbers = (1..=half).map(|packet| window.received(publish(packet))).collect();
@@ -229,15 +230,17 @@ mod tests {
         // less than half: the next one waits for its answer
         assert!(window.writing.is_empty());
         // after a crash the message comes from the disk, once
-        let mut again = Window::new(Spool::open(folder.path()).ok());
+        let mut again = ReceiveWindow::new(Spool::open(folder.path()).ok());
         let left = again.restore();
         assert_eq!(left.len(), 1);
-        assert_eq!(
-            (left[0].1.topic.as_str(), &left[0].1.payload[..]),
-            ("t/request/app", &b"x"[..])
-        );
-        again.settle(SettledMessage { number: left[0].0, outcome: Settlement::Acknowledged });
-        assert!(Window::new(Spool::open(folder.path()).ok()).restore().is_empty());
+        let (number, message) = left.into_iter().next().unwrap();
+        let (to, mut settled) = tokio::sync::mpsc::channel(1);
+        let message = message.incoming(AckGuard::new(Some(number), to)).unwrap();
+        assert_eq!(message.topic, "t/request/app");
+        assert_eq!(message.payload.as_deref(), Ok(&b"x"[..]));
+        message.ack.ack();
+        again.settle(settled.try_recv().unwrap());
+        assert!(ReceiveWindow::new(Spool::open(folder.path()).ok()).restore().is_empty());
     }
 
     #[tokio::test]
@@ -248,7 +251,7 @@ mod tests {
             window.relieve();
             window.settle(SettledMessage { number: numbers[0], outcome });
             window.written().await;
-            assert!(Window::new(Spool::open(folder.path()).ok()).restore().is_empty());
+            assert!(ReceiveWindow::new(Spool::open(folder.path()).ok()).restore().is_empty());
         }
     }
 
@@ -260,6 +263,6 @@ mod tests {
         window.written().await;
         assert_eq!(acknowledged(&mut window), [1]);
         window.settle(SettledMessage { number: numbers[0], outcome: Settlement::Left });
-        assert_eq!(Window::new(Spool::open(folder.path()).ok()).restore().len(), 1);
+        assert_eq!(ReceiveWindow::new(Spool::open(folder.path()).ok()).restore().len(), 1);
     }
 }

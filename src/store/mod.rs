@@ -5,3 +5,4 @@ pub(crate) mod corrections;
 pub(crate) mod files;
 pub(crate) mod learned;
 pub(crate) mod ledger;
+pub(crate) mod marks;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::mqtt::App;
+use crate::support::mqtt::{App, Mosquitto};
 use crate::support::pace;
 use crate::support::service::{Service, catalog};
 
@@ -80,4 +81,71 @@ async fn a_task_with_an_unusable_schema_is_a_mistake_of_the_configuration() {
         assert_ne!(status, 0);
         assert!(said.contains("pilotlight.tasks.label.schema"), "{said}");
     }
+}
+
+/// Requests of one application that take long fill the receive maximum, and more of them follow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_take_long_keep_nobody_at_the_broker() {
+    for broker in ["embedded", "mosquitto"] {
+        let mosquitto = if broker == "mosquitto" { Some(Mosquitto::start().await) } else { None };
+        let mut catalog = catalog(&["--scripted", "dry", "--slots", "1"]);
+        catalog["mcpServers"]["quick"] =
+            json!({"command": "pilotlight", "args": ["engine", "--scripted", "quick"]});
+        let service = match &mosquitto {
+            None => Service::start(&catalog).await,
+            Some(mosquitto) => {
+                let url = format!("mqtt://127.0.0.1:{}", mosquitto.port);
+                let service = Service::launch(&catalog, &url, &[]);
+                service.ready().await;
+                service
+            }
+        };
+        service.ready_all().await;
+        let port = mosquitto.as_ref().map_or(service.mqtt, |mosquitto| mosquitto.port);
+        let slow = App::of(port, "slow").await;
+        let topic = "pilotlight/dev/request/slow";
+        for n in 0..48 {
+            let ask = json!({"id": format!("s{n}"), "prompt": "/delay-us=60000000 a b", "model": "dry",
+                             "deadline_ms": 600_000});
+            slow.send(topic, ask.to_string(), PublishProperties::default()).await;
+        }
+        let mut other = App::of(port, "other").await;
+        let began = Instant::now();
+        let ask = json!({"prompt": "a b", "model": "quick", "deadline_ms": 10_000}).to_string();
+        let reply =
+            tokio::time::timeout(pace::stretched(Duration::from_secs(10)), other.ask("other", ask));
+        let reply = reply.await.unwrap_or_else(|_| panic!("{broker}: no reply"));
+        assert_eq!(reply["status"], "ok", "{broker}, {:?}: {reply}", began.elapsed());
+        // what was acknowledged is on disk
+        let spooled = std::fs::read_dir(service.folder.path().join("state/spool")).unwrap().count();
+        assert!(spooled >= 16, "{broker}: {spooled}");
+    }
+}
+
+/// What was acknowledged before its answer is answered after a kill.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_on_disk_are_answered_after_a_kill() {
+    let mosquitto = Mosquitto::start().await;
+    let url = format!("mqtt://127.0.0.1:{}", mosquitto.port);
+    let catalog = catalog(&["--scripted", "dry", "--slots", "1"]);
+    let mut service = Service::launch(&catalog, &url, &[]);
+    service.ready().await;
+    let mut app = App::of(mosquitto.port, "app").await;
+    let ids: Vec<String> = (0..40).map(|n| format!("k{n}")).collect();
+    for id in &ids {
+        let ask = json!({"id": id, "prompt": "/delay-us=300000 a b", "deadline_ms": 600_000});
+        let topic = "pilotlight/dev/request/app";
+        app.send(topic, ask.to_string(), PublishProperties::default()).await;
+    }
+    service.until("all are taken", |state| state["waiting"].as_u64() >= Some(39)).await;
+    service.child.kill().await.unwrap();
+    let folder = std::mem::replace(&mut service.folder, tempfile::tempdir().unwrap());
+    let _service = Service::launch_in(folder, &catalog, &url, &[]);
+    let mut answered = std::collections::BTreeMap::new();
+    while answered.len() < ids.len() {
+        let reply = app.reply().await;
+        assert_eq!(reply["status"], "ok", "{reply}");
+        *answered.entry(reply["id"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+    }
+    assert!(answered.values().all(|count| *count == 1), "{answered:?}");
 }

@@ -242,6 +242,7 @@ fn serve(
         catalog: Arc::new(config.catalog.clone()),
         topics,
         metrics: Metrics::default(),
+        state: None,
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(driver);

@@ -8,6 +8,7 @@ mod replay;
 pub mod topics;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::mqtt::{AckGuard, Bus, Incoming, Outgoing, Subscription, Undeliverable, Undelivered};
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
+use crate::store::marks::{Mark, Marks, Suspect};
 use crate::strategy;
 use crate::wire::{Ask, Reply, Status, read};
 
@@ -43,6 +45,8 @@ pub struct MqttInterface {
     pub topics: DeviceTopics,
     /// Counts the replies.
     pub metrics: Metrics,
+    /// The folder in which messages in hand are marked, if there is one.
+    pub state: Option<PathBuf>,
 }
 
 /// The origin of a request, the topics of its answer, and its correlation data.
@@ -67,6 +71,8 @@ enum AnswerStep {
 struct AnsweredRequest {
     key: Option<Key>,
     id: Option<String>,
+    /// Its mark on disk, if it is being answered.
+    mark: Option<Mark>,
     back: ReplyContext,
     /// The acknowledgements of the request and of its repetitions.
     acks: Vec<AckGuard>,
@@ -85,20 +91,22 @@ impl MqttInterface {
     /// [`DRAIN_MAX`]. Requests that were not read stay at the broker for the next start.
     pub async fn run(self, mut inbox: Subscription, stop: CancellationToken) {
         let mut replays = ReplayCache::default();
+        let mut marks = Marks::open(self.state.as_deref());
         let mut running: JoinSet<AnswerStep> = JoinSet::new();
         let mut drain_until = None;
         // ends after `stop`
         loop {
             if drain_until.is_some() && running.is_empty() {
-                return;
+                return marks.close();
             }
             tokio::select! {
                 Some(message) = inbox.recv(), if drain_until.is_none() => {
-                    self.received(message, &mut replays, &mut running);
+                    self.received(message, &mut marks, &mut replays, &mut running);
                 }
                 Some(done) = running.join_next(), if !running.is_empty() => {
                     match done {
                         Ok(AnswerStep::Answered(stored)) => {
+                            stored.request.mark.into_iter().for_each(|mark| marks.answered(mark));
                             self.answered(*stored, &mut replays, &mut running);
                         }
                         Ok(AnswerStep::Published(Some(key))) => {
@@ -112,7 +120,7 @@ impl MqttInterface {
                 }
                 Some(()) = OptionFuture::from(drain_until.map(tokio::time::sleep_until)) => {
                     tracing::warn!(left = running.len(), "stopped before all replies were out");
-                    return;
+                    return marks.close();
                 }
             }
         }
@@ -121,6 +129,7 @@ impl MqttInterface {
     fn received(
         &self,
         message: Incoming,
+        marks: &mut Marks,
         replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
@@ -142,15 +151,25 @@ impl MqttInterface {
             correlation: message.correlation.clone(),
         };
         let content = content_of(&message, &asked);
-        let job = valid.and(topic).and_then(|_| self.job_of(&asked, &message, &mut back));
+        let mark = marks.check(content);
+        let job = mark.map_err(died_with).and_then(|_| valid.and(topic));
+        let job = job.and_then(|_| self.job_of(&asked, &message, &mut back));
         let id = match &job {
             Ok(job) => job.key.clone(),
             Err(_) => id_of(&message),
         };
         let (key, receipt) = key_of(&message, id.as_deref(), &asked.app);
-        let request =
-            |key: Option<Key>, ack: AckGuard| AnsweredRequest { key, id, back, acks: vec![ack] };
-        match replays.look_up(&key, content, receipt, message.ack) {
+        let found = replays.look_up(&key, content, receipt, message.ack);
+        let is_new = matches!(found, ReplayLookup::New(_) | ReplayLookup::Unkeyed(_));
+        let mark = mark.ok().filter(|mark| marks.checked(*mark, job.is_ok() && is_new));
+        let request = |key: Option<Key>, ack: AckGuard| AnsweredRequest {
+            key,
+            id,
+            mark,
+            back,
+            acks: vec![ack],
+        };
+        match found {
             ReplayLookup::New(ack) => self.start(job, request(Some(key), ack), replays, running),
             ReplayLookup::Unkeyed(ack) => self.start(job, request(None, ack), replays, running),
             ReplayLookup::Runs => {}
@@ -273,7 +292,7 @@ impl MqttInterface {
     /// it would deliver the requests again, and refuse their replies again.
     fn send(&self, reply: Bytes, request: AnsweredRequest, running: &mut JoinSet<AnswerStep>) {
         let bus = self.bus.clone();
-        let AnsweredRequest { key, id: _, back, acks } = request;
+        let AnsweredRequest { key, id: _, mark: _, back, acks } = request;
         running.spawn(async move {
             let settle = match publish(&bus, reply, back).await {
                 Ok(()) => AckGuard::ack,
@@ -313,6 +332,17 @@ async fn deliver(
 fn publish_chunk(bus: &Bus, topic: &str, message: &serde_json::Value) {
     let payload = Bytes::from(message.to_string());
     let _ = bus.once(Outgoing { topic: topic.to_owned(), payload, ..Outgoing::default() });
+}
+
+/// The refusal of a message that the broker delivers again after it ended the service.
+fn died_with(suspect: Suspect) -> Refusal {
+    let times = suspect.deaths;
+    let message = format!(
+        "the service ended {times} time(s) with this message in hand, so it is not taken again; send a \
+         different request, or this one anew"
+    );
+    tracing::error!(times, "a message is refused with which the service has ended before");
+    Refusal::new(Code::Invalid, message)
 }
 
 /// The connection has ended for good.
