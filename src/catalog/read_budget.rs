@@ -8,6 +8,9 @@ use super::mistake::Scope;
 use crate::money::{Caps, Limits, Price, Usd};
 use crate::request::name::is_app_name;
 
+/// The message for a name that no application can have.
+pub(super) const APP_NAME: &str =
+    "an application's name is one topic level: 1 to 64 bytes without / + # and control characters";
 /// The highest spending cap, in US dollars.
 const CAP_MAX: f64 = 1_000_000.0;
 
@@ -54,7 +57,7 @@ impl RawBudget {
         let RawBudget { usd_per_hour, usd_per_day, usd_per_month, per_app, apps } = self;
         let device = RawLimits { usd_per_hour, usd_per_day, usd_per_month };
         for name in apps.keys().filter(|name| !is_app_name(name)) {
-            scope.at("apps").at(name).add("an application's name is [A-Za-z0-9_-]{1,64}");
+            scope.at("apps").at(name).add(APP_NAME);
         }
         let app = |(name, limits): (String, RawLimits)| {
             let limits = limits.check(&mut scope.at("apps").at(&name));

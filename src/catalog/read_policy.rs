@@ -8,14 +8,14 @@ use serde_json::{Map, Value};
 
 use super::catalog::AppPolicy;
 use super::mistake::Scope;
-use super::read_budget::RawBudget;
+use super::read_budget::{APP_NAME, RawBudget};
 use super::shape::{Members, entries, read, read_or_default};
 use crate::limits::{DEADLINE_MAX, REDACT_RULES_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::redact::{KnownPattern, Redactor};
 use crate::request::job::{Mode, Priority};
-use crate::request::name::is_name;
+use crate::request::name::{is_app_name, is_name};
 
 /// The policy, checked.
 #[derive(Debug, Default)]
@@ -89,8 +89,8 @@ fn apps_of(entries: Vec<(String, Value)>, scope: &mut Scope<'_>) -> BTreeMap<Str
     let mut apps = BTreeMap::new();
     for (name, value) in entries {
         let mut scope = scope.at(&name);
-        if !is_name(&name) {
-            scope.add("an application's name is [A-Za-z0-9_-]{1,64}");
+        if !is_app_name(&name) {
+            scope.add(APP_NAME);
         }
         let Some(app) = read::<AppPolicy>(value, &mut scope) else { continue };
         if app.trust_group.as_ref().is_some_and(|group| !is_name(group)) {

@@ -152,10 +152,10 @@ impl Dispatch {
             return Ok(job);
         }
         let began = clock::now();
-        let compiles = Arc::clone(&self.compiles);
+        let turns = Arc::clone(&self.compiles);
         let mut work = JoinSet::new();
-        let compiled = async {
-            let turn = compiles.acquire_owned().await;
+        let work_done = async {
+            let turn = turns.acquire_owned().await;
             work.spawn_blocking(move || {
                 let _turn = turn;
                 schemas.into_iter().try_for_each(|(field, schema)| {
@@ -164,8 +164,8 @@ impl Dispatch {
             });
             work.join_next().await
         };
-        match tokio::time::timeout(job.time_left, compiled).await {
-            Ok(Some(Ok(compiled))) => compiled?,
+        match tokio::time::timeout(job.time_left, work_done).await {
+            Ok(Some(Ok(result))) => result?,
             Ok(Some(Err(_)) | None) => {
                 let message = "the schemas of this request cannot be compiled";
                 return Err(Refusal::new(Code::Invalid, message));

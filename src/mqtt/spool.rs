@@ -127,9 +127,9 @@ impl Spool {
     /// Reserves a file; the returned function writes it and blocks. None if the spool is full.
     pub(super) fn write(
         &mut self,
-        message: SpooledMessage,
+        message: &SpooledMessage,
     ) -> Option<(FileId, impl FnOnce() -> io::Result<()> + Send + use<>)> {
-        let bytes = serde_json::to_vec(&message).ok()?;
+        let bytes = serde_json::to_vec(message).ok()?;
         let size = bytes.len() as u64;
         let used: u64 = self.files.values().sum();
         if self.files.len() >= SPOOL_MAX || used + size > SPOOL_BYTES_MAX {

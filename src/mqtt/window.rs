@@ -120,7 +120,7 @@ impl ReceiveWindow {
         let oldest = self.held.iter_mut().find(|held| held.stage == Stage::Unfinished);
         let Some(oldest) = oldest else { return };
         let Some(message) = SpooledMessage::of(&oldest.publish) else { return };
-        let Some((file, write)) = spool.write(message) else { return };
+        let Some((file, write)) = spool.write(&message) else { return };
         oldest.stage = Stage::Writing;
         let number = oldest.number;
         self.writing.spawn_blocking(move || (number, file, write()));
@@ -143,7 +143,9 @@ impl ReceiveWindow {
             (held, Err(error)) => {
                 tracing::warn!(%error, "requests that take long keep others at the broker: the spool \
                                         cannot be written");
-                held.into_iter().for_each(|held| held.stage = Stage::Unfinished);
+                if let Some(held) = held {
+                    held.stage = Stage::Unfinished;
+                }
                 self.spool = None;
             }
         }

@@ -39,7 +39,7 @@ async fn every_mistake_is_named_with_its_path() {
             "mqtt": {"url": "http://x"},
             "http": {"listen": "0.0.0.0:8080"},
             "tasks": {"bad name": {"template": "x"}, "t": {"template": " ", "max_tokens": 0}},
-            "policy": {"classes": {"vip": {}, "batch": {"deadline_ms": 0}}, "budget": {"usd_per_day": -1, "apps": {"a b": {}}}}
+            "policy": {"classes": {"vip": {}, "batch": {"deadline_ms": 0}}, "budget": {"usd_per_day": -1, "apps": {"a/b": {}}}}
         }
     });
     let (code, _, err) = check(&config.to_string(), &[("PILOTLIGHT_HTP", "x")]).await;
@@ -57,7 +57,7 @@ async fn every_mistake_is_named_with_its_path() {
         "pilotlight.mqtt.url: ",
         "pilotlight.http.token: ",
         "pilotlight.policy.budget.usd_per_day: ",
-        "pilotlight.policy.budget.apps.a b: ",
+        "pilotlight.policy.budget.apps.a/b: ",
         "pilotlight.servers.nobody: ",
         "pilotlight.tasks.bad name: ",
         "pilotlight.tasks.t.template: ",

@@ -152,7 +152,11 @@ fn item<'a>(active: &Active<'a>, at: usize) -> Active<'a> {
                 Value::Array(positions) => {
                     positions.get(at).into_iter().for_each(|inner| add(&mut below, inner, n));
                 }
-                _ => add(&mut below, inner, n),
+                Value::Null
+                | Value::Bool(_)
+                | Value::Number(_)
+                | Value::String(_)
+                | Value::Object(_) => add(&mut below, inner, n),
             }
         }
         let positions = schema.get("prefixItems").and_then(Value::as_array);

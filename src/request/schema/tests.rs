@@ -1,4 +1,5 @@
 //! Tests of bounds and costs of schemas.
+#![expect(clippy::disallowed_methods, reason = "costs are measured")]
 
 use std::time::{Duration, Instant};
 
