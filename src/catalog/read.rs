@@ -325,10 +325,10 @@ mod tests {
         let own = json!({"name": "a b", "pattern": "x"});
         let file = json!({
             "mcpServers": {"a": {"command": "x"}},
-            "pilotlight": {"policy": {"redact": ["email", "emial", own]}},
+            "pilotlight": {"policy": {"redact": ["email", "mail-address", own]}},
         });
         let expected = [
-            "pilotlight.policy.redact[1]: \"emial\" is not one of email",
+            "pilotlight.policy.redact[1]: \"mail-address\" is not one of email",
             "pilotlight.policy.redact[2]: name must be",
         ];
         let found = mistakes(&file);

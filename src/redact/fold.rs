@@ -205,7 +205,7 @@ fn ascii_like(c: char) -> Option<char> {
         '\u{2018}' | '\u{2019}' | '\u{2032}' | '\u{2bc}' => '\'',
         '\u{201c}'..='\u{201e}' | '\u{2033}' => '"',
         // the masculine ordinal indicator stands for the degree sign
-        '\u{ba}' => '\u{b0}',
+        'º' => '\u{b0}',
         _ => return None,
     })
 }
