@@ -424,7 +424,7 @@ impl Scheduler {
     }
 
     /// The predicted time of the answer of this device, for a job that arrives; none if the device takes
-    /// no jobs for its pressure, or the time is beyond [`PREDICTION_MAX`].
+    /// no jobs for its pressure, or the time is beyond [`PREDICTION_MAX`](crate::limits::PREDICTION_MAX).
     pub(super) fn predict(&self, entry: &QueuedJob) -> Option<Predicted> {
         let engine = entry.home?;
         if self.device_pressure.usable() <= 0.0 {
