@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::server::{Endpoint as Entry, ServerEntry};
 use crate::clock::now;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
-use crate::mcp::client::{Closed, Patience, Remote, connect, connect_http, connect_stateless};
+use crate::mcp::client::{
+    Closed, LineEnd, Patience, Remote, connect_http, connect_stateless, connect_watched,
+};
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
@@ -88,10 +90,7 @@ impl Supervisor {
                 return;
             }
             let started = now();
-            let reason = tokio::select! {
-                reason = self.run_once(&stop) => reason,
-                () = stop.cancelled() => return,
-            };
+            let reason = self.run_once(&stop).await;
             if stop.is_cancelled() {
                 return;
             }
@@ -166,7 +165,11 @@ impl Supervisor {
 
     /// Starts or reaches the server and waits until it ends; returns the reason.
     async fn run_once(&self, stop: &CancellationToken) -> String {
-        let reached = match tokio::time::timeout(ENGINE_LOAD_MAX, self.open_connection()).await {
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(ENGINE_LOAD_MAX, self.open_connection()) => opened,
+            () = stop.cancelled() => return "stopped".to_owned(),
+        };
+        let reached = match opened {
             Ok(Ok(reached)) => reached,
             Ok(Err(fault)) => return fault.to_string(),
             Err(_) => return format!("no ModelContext within {ENGINE_LOAD_MAX:?}"),
@@ -210,12 +213,15 @@ impl Supervisor {
         };
         tokio::select! {
             status = child.wait() => how_it_ended(status.ok()),
-            () = closed.wait() => {
-                match tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await {
-                    Ok(status) => how_it_ended(status.ok()),
-                    Err(_) => end(&mut child, "the process closed its output").await,
+            how = closed.wait_or_hung() => match how {
+                LineEnd::Hung => end(&mut child, "no reaction to a cancelled request").await,
+                LineEnd::Closed => {
+                    match tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await {
+                        Ok(status) => how_it_ended(status.ok()),
+                        Err(_) => end(&mut child, "the process closed its output").await,
+                    }
                 }
-            }
+            },
             why = trouble_of(&mut troubled) => end(&mut child, why).await,
             () = self.unwanted() => self.let_end(&mut child, ("unloading", "unloaded")).await,
             () = stop.cancelled() => self.let_end(&mut child, ("stopping", "stopped")).await,
@@ -241,7 +247,7 @@ impl Supervisor {
                 };
                 let line = AsyncRwTransport::new_client(output, input)
                     .with_max_line_length(LINE_BYTES_MAX);
-                let reached = connect(line, patience).await;
+                let reached = connect_watched(line, patience).await;
                 match reached {
                     Ok(reached) => Ok(Reached::mcp(reached, Some(child))),
                     Err(fault) => {

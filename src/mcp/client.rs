@@ -12,7 +12,7 @@ use rmcp::model::{
     ServerResult,
 };
 use rmcp::service::{
-    ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions, RequestHandle, RunningService,
+    ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions, RunningService,
     RunningServiceCancellationToken, ServiceError,
 };
 use rmcp::transport::{StreamableHttpClientTransport, Transport};
@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::cancels::{CallHandle, Reaction, send_cancels};
 use super::contract::{
     Generated, LOST, META_CACHE_GROUP, META_DEADLINE, META_FURTHEST, META_HOPS, META_OPEN_BYTES,
     NOT_TAKEN, NotGenerated, PACE, Pace, TOOL,
@@ -61,8 +62,6 @@ pub struct Remote {
     _line: LineGuard,
 }
 
-type CallHandle = RequestHandle<RoleClient>;
-
 struct LineGuard {
     line: Option<RunningServiceCancellationToken>,
     /// The tasks that send paces and cancellations; aborted with the connection.
@@ -73,16 +72,6 @@ impl Drop for LineGuard {
     fn drop(&mut self) {
         if let Some(token) = self.line.take() {
             token.cancel();
-        }
-    }
-}
-
-/// Tells the server to stop calls whose client has gone.
-async fn send_cancels(mut cancels: mpsc::Receiver<CallHandle>) {
-    // ends with the connection
-    while let Some(call) = cancels.recv().await {
-        if let Err(error) = call.cancel(Some("the client has gone".to_owned())).await {
-            tracing::debug!(%error, "a call could not be cancelled");
         }
     }
 }
@@ -103,12 +92,40 @@ async fn tell_pace(peer: Peer<RoleClient>, mut pace: watch::Receiver<f32>) {
 }
 
 /// An open connection. Dropping it closes the connection.
-pub struct Closed(RunningService<RoleClient, ClientConfig>);
+pub struct Closed {
+    service: RunningService<RoleClient, ClientConfig>,
+    /// Whether the server did not react to a cancellation.
+    hangs: watch::Receiver<bool>,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineEnd {
+    /// Either side closed it.
+    Closed,
+    /// The server did not react to a cancellation within [`crate::limits::ENGINE_CANCEL_MAX`].
+    Hung,
+}
 
 impl Closed {
     /// Waits until either side has closed the connection.
     pub async fn wait(self) {
-        let _ = self.0.waiting().await;
+        let _ = self.service.waiting().await;
+    }
+
+    /// Waits until either side has closed the connection, or a server of [`connect_watched`] hangs.
+    pub async fn wait_or_hung(self) -> LineEnd {
+        let Closed { service, mut hangs } = self;
+        let hung = async {
+            if hangs.wait_for(|hangs| *hangs).await.is_err() {
+                // the connection is not watched, or it has ended
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = service.waiting() => LineEnd::Closed,
+            () = hung => LineEnd::Hung,
+        }
     }
 }
 
@@ -133,7 +150,18 @@ pub async fn connect<T>(transport: T, patience: Patience) -> Result<(Remote, Clo
 where
     T: Transport<RoleClient> + Send + 'static,
 {
-    connect_by(transport, either_lifecycle(), patience, Arc::default()).await
+    connect_by(transport, either_lifecycle(), patience, Arc::default(), Reaction::Unwatched).await
+}
+
+/// [`connect`] to a process that must react to cancellations, see [`Closed::wait_or_hung`].
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_watched<T>(transport: T, patience: Patience) -> Result<(Remote, Closed), Fault>
+where
+    T: Transport<RoleClient> + Send + 'static,
+{
+    connect_by(transport, either_lifecycle(), patience, Arc::default(), Reaction::Watched).await
 }
 
 fn either_lifecycle() -> ClientLifecycleMode {
@@ -156,7 +184,7 @@ where
 {
     let preferred_versions = vec![ProtocolVersion::V_2026_07_28];
     let lifecycle = ClientLifecycleMode::Discover { preferred_versions };
-    connect_by(transport, lifecycle, patience, Arc::default()).await
+    connect_by(transport, lifecycle, patience, Arc::default(), Reaction::Unwatched).await
 }
 
 async fn connect_by<T>(
@@ -164,12 +192,13 @@ async fn connect_by<T>(
     lifecycle: ClientLifecycleMode,
     patience: Patience,
     secrets: Arc<ServerSecrets>,
+    reaction: Reaction,
 ) -> Result<(Remote, Closed), Fault>
 where
     T: Transport<RoleClient> + Send + 'static,
 {
     let hidden = Arc::clone(&secrets);
-    let connected = connect_with(transport, lifecycle, patience, secrets).await;
+    let connected = connect_with(transport, lifecycle, patience, secrets, reaction).await;
     connected.map_err(|fault| fault.map_text(|text| hidden.hide(text)))
 }
 
@@ -178,6 +207,7 @@ async fn connect_with<T>(
     lifecycle: ClientLifecycleMode,
     patience: Patience,
     secrets: Arc<ServerSecrets>,
+    reaction: Reaction,
 ) -> Result<(Remote, Closed), Fault>
 where
     T: Transport<RoleClient> + Send + 'static,
@@ -194,13 +224,15 @@ where
     let (cancels, cancelled) = mpsc::channel(CANCELS_WAITING_MAX);
     let mut senders = JoinSet::new();
     senders.spawn(tell_pace(peer.clone(), told));
-    senders.spawn(send_cancels(cancelled));
+    let (hangs, is_hung) = watch::channel(false);
+    let watched = (reaction == Reaction::Watched).then_some(hangs);
+    senders.spawn(send_cancels(peer.clone(), cancelled, watched));
     let guard = LineGuard { line: Some(service.cancellation_token()), _senders: senders };
     let context = read_context(&peer).await?;
     let tags = RandomState::new();
     let silence = patience.silence;
     let remote = Remote { peer, context, silence, pace, cancels, tags, secrets, _line: guard };
-    Ok((remote, Closed(service)))
+    Ok((remote, Closed { service, hangs: is_hung }))
 }
 
 /// [`connect`] over streamable HTTP.
@@ -232,7 +264,7 @@ pub async fn connect_http(
     })?;
     let client = McpHttpClient { client: BoundedHttpClient(client), secrets: Arc::clone(&secrets) };
     let transport = StreamableHttpClientTransport::with_client(client, config);
-    connect_by(transport, either_lifecycle(), patience, secrets).await
+    connect_by(transport, either_lifecycle(), patience, secrets, Reaction::Unwatched).await
 }
 
 impl Generate for Remote {

@@ -1,5 +1,6 @@
 //! MCP: every model as an MCP server, and every MCP server with the `generate` tool as a model.
 
+mod cancels;
 pub mod client;
 pub mod contract;
 mod handshake;

@@ -45,6 +45,8 @@ mod redaction;
 mod refusals;
 mod secrets;
 mod storm;
+#[cfg(feature = "embedded-broker")]
+mod supervised;
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(feature = "embedded-broker")]

@@ -215,6 +215,11 @@ impl Service {
 
     /// The process of the first engine.
     pub fn engine(&self) -> i32 {
+        *self.engines().first().expect("the service has no child")
+    }
+
+    /// The processes of all engines.
+    pub fn engines(&self) -> Vec<i32> {
         let parent = self.child.id().unwrap();
         let children = format!("/proc/{parent}/task");
         let mut found = Vec::new();
@@ -223,7 +228,7 @@ impl Service {
             let list = std::fs::read_to_string(path).unwrap_or_default();
             found.extend(list.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
         }
-        *found.first().expect("the service has no child")
+        found
     }
 
     /// Asks the program to stop and waits for it; says whether it ended well.
