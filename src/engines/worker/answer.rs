@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::mpsc;
 use toktrie::SimpleVob;
 
 use super::constraint::{Constraint, Factory};
@@ -10,6 +11,7 @@ use super::engine::Engine;
 use super::labels::Chosen;
 use super::pacer::Duty;
 use super::preemption::{ActivePrompt, run_prompt};
+use super::watchdog::Stopped;
 use super::{Decoder, EngineModel, PrefixScope, PromptProgress, log_probabilities};
 use crate::clock::now;
 use crate::engines::sampler::Sampler;
@@ -26,6 +28,10 @@ use crate::request::refusal::{Code, Refusal};
 impl<D: Decoder> EngineModel for Engine<D> {
     fn set_duty(&mut self, duty: Duty) {
         self.pacer.duty = duty;
+    }
+
+    fn set_watchdog(&mut self, stopped: mpsc::Sender<Stopped>) {
+        self.watchdog = Some(stopped);
     }
 
     fn context(&mut self) -> &mut ModelContext {
@@ -84,7 +90,7 @@ impl<D: Decoder> Engine<D> {
         out: &mut Out,
         active: &mut ActivePrompt<'_>,
     ) -> Result<Usage, Fault> {
-        let constraint = self.constrain(&job.format)?;
+        let constraint = self.constrain(&job.format, active)?;
         let prompt = self.decoder.tokens(&job.messages).map_err(Fault::Rejected)?;
         self.check_length(prompt.len())?;
         let started = now();
@@ -137,7 +143,11 @@ impl<D: Decoder> Engine<D> {
         })
     }
 
-    fn constrain(&mut self, format: &Format) -> Result<Option<Constraint>, Fault> {
+    fn constrain(
+        &mut self,
+        format: &Format,
+        active: &ActivePrompt<'_>,
+    ) -> Result<Option<Constraint>, Fault> {
         if !matches!(format, Format::Json | Format::Schema(_)) {
             return Ok(None);
         }
@@ -145,7 +155,12 @@ impl<D: Decoder> Engine<D> {
             Some(factory) => factory,
             none => none.insert(Factory::new(self.decoder.trie())?),
         };
-        factory.constrain(format)
+        let constraint = factory.constrain(format, active.grammar, self.watchdog.as_ref())?;
+        // the client may have gone before the grammar could be cancelled
+        if active.stop.load(Ordering::Acquire) {
+            return Err(Fault::Cancelled);
+        }
+        Ok(constraint)
     }
 
     fn decode(

@@ -3,11 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
+
 use super::calibration::{Calibration, LearnedLabels};
 use super::constraint::Factory;
 use super::label_cache::LabelCache;
 use super::pacer::Pacer;
 use super::preemption::SLOTS;
+use super::watchdog::Stopped;
 use super::{Decoder, PrefixScope, same_tokens};
 use crate::clock::now;
 use crate::model::context::ModelContext;
@@ -36,6 +39,8 @@ pub(crate) struct Engine<D> {
     pub(super) calibration: Calibration,
     pub(super) label_cache: LabelCache<LearnedLabels>,
     pub(super) pacer: Pacer,
+    /// Where work is reported that was stopped and has not ended.
+    pub(super) watchdog: Option<mpsc::Sender<Stopped>>,
 }
 
 impl<D: Decoder> Engine<D> {
@@ -54,6 +59,7 @@ impl<D: Decoder> Engine<D> {
             calibration,
             label_cache: LabelCache::default(),
             pacer,
+            watchdog: None,
         }
     }
 

@@ -12,12 +12,14 @@ mod labels;
 pub(super) mod memory;
 mod pacer;
 mod preemption;
+mod watchdog;
 
 use std::fs::File;
 use std::io;
+use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,8 +33,10 @@ pub(super) use self::label_cache::LabelCache;
 use self::pacer::Duty;
 pub(super) use self::preemption::{ActivePrompt, SLOTS};
 use self::preemption::{PromptQueue, Urgency, run_prompt};
+use self::watchdog::{GrammarStop, PendingPrompt, Stopped};
 use super::template::ChatTemplate;
 use crate::clock::now;
+use crate::limits::{DEADLINE_GRACE, ENGINE_CANCEL_MAX, ENGINE_CANCELS_MAX};
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
 use crate::model::out::Out;
@@ -46,6 +50,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 pub(crate) trait EngineModel {
     /// Sets the duty cycle; the default ignores it.
     fn set_duty(&mut self, _duty: Duty) {}
+
+    /// Sets where work is reported that was stopped and has not ended; the default has none.
+    fn set_watchdog(&mut self, _stopped: mpsc::Sender<Stopped>) {}
 
     /// What the model states about itself.
     fn context(&mut self) -> &mut ModelContext;
@@ -166,6 +173,8 @@ struct Prompt {
     out: Out,
     /// Set when no client waits for the answer.
     stop: Arc<AtomicBool>,
+    /// The same for the grammar of the answer, if it has one.
+    grammar: Arc<GrammarStop>,
     done: oneshot::Sender<Result<Usage, Fault>>,
     urgency: Urgency,
 }
@@ -184,6 +193,10 @@ pub struct OnThread {
     context: ModelContext,
     duty: Duty,
     tasks: mpsc::Sender<EngineTask>,
+    /// Work that was stopped and has not ended.
+    stopped: mpsc::Sender<Stopped>,
+    /// The other end of `stopped`, until [`OnThread::stuck`] takes it.
+    stopped_work: Mutex<Option<mpsc::Receiver<Stopped>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -191,6 +204,7 @@ pub struct OnThread {
 pub(crate) struct EngineWorker {
     ready: oneshot::Sender<Result<ModelContext, Fault>>,
     duty: Duty,
+    stopped: mpsc::Sender<Stopped>,
     inbox: mpsc::Receiver<EngineTask>,
 }
 
@@ -207,6 +221,7 @@ impl EngineWorker {
             return self.fail(fault);
         }
         model.set_duty(self.duty.clone());
+        model.set_watchdog(self.stopped.clone());
         if self.ready.send(Ok(model.context().clone())).is_err() {
             return;
         }
@@ -230,8 +245,9 @@ impl OnThread {
     ) -> Result<OnThread, Fault> {
         let (ready, is_ready) = oneshot::channel();
         let (tasks, inbox) = mpsc::channel(SLOTS as usize);
+        let (stopped, stopped_work) = mpsc::channel(ENGINE_CANCELS_MAX);
         let duty = Duty::default();
-        let worker = EngineWorker { ready, duty: duty.clone(), inbox };
+        let worker = EngineWorker { ready, duty: duty.clone(), stopped: stopped.clone(), inbox };
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || run(worker))
@@ -239,7 +255,19 @@ impl OnThread {
         let context = is_ready
             .await
             .map_err(|_| Fault::unavailable("the engine ended while it loaded".to_owned()))??;
-        Ok(OnThread { context, duty, tasks, thread: Some(thread) })
+        let stopped_work = Mutex::new(Some(stopped_work));
+        Ok(OnThread { context, duty, tasks, stopped, stopped_work, thread: Some(thread) })
+    }
+
+    /// Waits until work that was stopped has not ended for [`ENGINE_CANCEL_MAX`]: the
+    /// process must end then, because a thread can't be ended from outside. The second call waits for
+    /// ever.
+    pub async fn stuck(&self) {
+        let work = self.stopped_work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match work {
+            Some(work) => watchdog::stuck(work, &self.duty, ENGINE_CANCEL_MAX).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Evaluates a text and returns the model's prediction at each position, to compare two engines
@@ -256,21 +284,35 @@ impl OnThread {
 
     async fn ask(&self, job: &Job, out: Out) -> Result<Usage, Fault> {
         let reader = out.watch();
-        let (done, mut ended) = oneshot::channel();
-        let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
-        let stop_flag = Arc::clone(&stop.0);
-        let urgency = (job.priority, now() + job.time_left);
-        let prompt = Prompt { job: job.clone(), out, stop: stop_flag, done, urgency };
+        let (done, ended) = oneshot::channel();
+        let mut pending = PendingPrompt::new(&self.stopped);
+        let prompt = Prompt {
+            job: job.clone(),
+            out,
+            stop: Arc::clone(&pending.stop),
+            grammar: Arc::clone(&pending.grammar),
+            done,
+            urgency: (job.priority, now() + job.time_left),
+        };
+        // a client that keeps its deadline cancels before
+        let late = tokio::time::sleep(job.time_left + DEADLINE_GRACE);
+        let mut late = std::pin::pin!(late);
         let task = EngineTask::Answer(Box::new(prompt));
         tokio::select! {
             sent = self.tasks.send(task) => sent.map_err(|_| ended_early())?,
             () = reader.gone() => return Err(Fault::Cancelled),
+            () = &mut late => return Err(Fault::Cancelled),
         }
+        let ended = pending.ended.insert(ended);
         let mut steps = self.duty.steps();
         loop {
             tokio::select! {
-                result = &mut ended => return result.map_err(|_| ended_early())?,
+                result = &mut *ended => {
+                    pending.ended = None;
+                    return result.map_err(|_| ended_early())?;
+                }
                 () = reader.gone() => return Err(Fault::Cancelled),
+                () = &mut late => return Err(Fault::Cancelled),
                 () = tokio::time::sleep(KEEP_ALIVE) => {
                     // the thread may be working on a more urgent prompt
                     let before = std::mem::replace(&mut steps, self.duty.steps());
@@ -285,15 +327,6 @@ impl OnThread {
 
 fn ended_early() -> Fault {
     Fault::Crashed("the engine's thread has ended".to_owned())
-}
-
-/// Stops the request when its client is gone.
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 impl Generate for OnThread {
@@ -359,8 +392,16 @@ pub(super) fn log_probabilities(logits: &[f32]) -> Vec<f32> {
 /// # Errors
 /// If the file can't be read.
 pub(crate) fn sha256(path: &Path) -> io::Result<String> {
+    sha256_of(File::open(path)?)
+}
+
+/// SHA-256 of what is left to read, hexadecimal.
+///
+/// # Errors
+/// If it can't be read.
+pub(crate) fn sha256_of(mut from: impl Read) -> io::Result<String> {
     let mut hash = Sha256::new();
-    io::copy(&mut File::open(path)?, &mut hash)?;
+    io::copy(&mut from, &mut hash)?;
     Ok(format!("{:x}", hash.finalize()))
 }
 

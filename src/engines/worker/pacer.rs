@@ -32,6 +32,11 @@ impl Duty {
         f32::from_bits(self.0.0.load(Ordering::Relaxed))
     }
 
+    /// Counts a completed step.
+    pub(super) fn count_step(&self) {
+        self.0.1.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Steps that the engine has completed.
     pub(super) fn steps(&self) -> u64 {
         self.0.1.load(Ordering::Relaxed)
@@ -48,7 +53,7 @@ pub(super) struct Pacer {
 impl Pacer {
     /// Pauses after a step of this duration; ends early when `stop` is set.
     pub(super) fn pause(&mut self, computed: Duration, stop: Option<&AtomicBool>) {
-        self.duty.0.1.fetch_add(1, Ordering::Relaxed);
+        self.duty.count_step();
         let duty = self.duty.get();
         if duty >= 1.0 {
             return;

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::watchdog::GrammarStop;
 use super::{EngineModel, EngineTask, PrefixScope, Prompt};
 use crate::model::generate::Fault;
 use crate::request::job::Priority;
@@ -39,6 +40,8 @@ pub(crate) struct ActivePrompt<'q> {
     pub(super) scope: PrefixScope,
     /// Set when no client waits for the answer.
     pub(crate) stop: &'q Arc<AtomicBool>,
+    /// The same for the grammar of the answer.
+    pub(super) grammar: &'q GrammarStop,
 }
 
 impl PromptQueue {
@@ -92,10 +95,15 @@ impl EngineTask {
 
 /// Answers one prompt and sends the result.
 pub(super) fn run_prompt(model: &mut impl EngineModel, prompt: Prompt, queue: &mut PromptQueue) {
-    let Prompt { job, mut out, stop, done, urgency } = prompt;
+    let Prompt { job, mut out, stop, grammar, done, urgency } = prompt;
     queue.started += 1;
-    let mut active =
-        ActivePrompt { queue: &mut *queue, urgency, scope: PrefixScope::default(), stop: &stop };
+    let mut active = ActivePrompt {
+        queue: &mut *queue,
+        urgency,
+        scope: PrefixScope::default(),
+        stop: &stop,
+        grammar: &grammar,
+    };
     let result = model.answer(&job, &mut out, &mut active);
     queue.started -= 1;
     let gone = stop.load(Ordering::Relaxed) || out.is_gone();
