@@ -27,7 +27,7 @@
 //!    10 strategies  strategy                              several models for one job
 //!     9 execution   dispatch, backends, simulate, convert
 //!     8 models      engines, providers, mcp; metrics
-//!     7 resources   mqtt, net, store, device, wire, status
+//!     7 resources   mqtt, net, store, device, wire, status, gguf, sandbox
 //!     6 clock       clock                                 the only reader of a clock
 //!   4-5 decisions   scheduler, decision, catalog, pressure, redact, model,      PURE
 //!                   calibrate
@@ -78,10 +78,14 @@ pub mod strategy;
 // protocols, connections, disk, sensors
 pub mod clock;
 pub mod device;
+#[cfg(feature = "gguf")]
+pub mod gguf;
 pub mod mcp;
 pub mod metrics;
 pub mod mqtt;
 pub mod net;
+#[cfg(feature = "engine")]
+pub mod sandbox;
 pub mod status;
 pub mod store;
 pub mod wire;

@@ -12,13 +12,16 @@ use super::read_provider::is_loopback;
 use super::secret::{self, Secret};
 use super::server::{Endpoint, ServerEntry};
 use super::shape;
-use crate::limits::SERVICE_TOPIC_BYTES_MAX;
+use crate::limits::{ENGINE_MEMORY_MB, SERVICE_TOPIC_BYTES_MAX};
 use crate::model::context::Locality;
 use crate::request::name::is_name;
 
 /// The message for a topic prefix of the wrong form.
 pub(super) const TOPIC_LEVELS: &str =
     "topic must consist of levels [A-Za-z0-9_-]{1,64}, separated by /";
+
+/// Before the hexadecimal digits of a pinned digest.
+const DIGEST_PREFIX: &str = "sha256:";
 
 /// Whether this text can be the topic prefix of a service.
 pub(super) fn is_topic(topic: &str) -> bool {
@@ -54,6 +57,8 @@ struct RawServerOptions {
     skills: Vec<String>,
     fallbacks: Vec<String>,
     price: RawPrice,
+    digest: Option<String>,
+    memory_mb: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -84,12 +89,24 @@ pub(super) fn read(
             continue;
         }
         let price = extra.price.check(&mut ours);
+        let bounds = extra.engine_options(&mut ours);
         let endpoint =
             server.and_then(|server| server.endpoint(&mut mistakes.at("mcpServers").at(&name)));
-        let Some(endpoint) = endpoint else {
+        let Some(mut endpoint) = endpoint else {
             unread.insert(name);
             continue;
         };
+        match (&mut endpoint, bounds.first()) {
+            (Endpoint::Child { command, args, .. }, _) if is_engine(command, args) => {
+                args.extend(bounds);
+            }
+            (_, Some(_)) => {
+                let message = "digest and memory_mb are for engines of this program: command \
+                               \"pilotlight\", args [\"engine\", ...]";
+                mistakes.at("pilotlight").at("servers").at(&name).add(message);
+            }
+            (_, None) => {}
+        }
         let locality = extra.locality.unwrap_or(match endpoint {
             Endpoint::Child { .. } => Locality::Device,
             Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => {
@@ -143,6 +160,40 @@ pub(super) fn check_plain_text(servers: &[ServerEntry], written: &Value, mistake
 const PLAIN_TEXT: &str = "http:// would send a secret in plain text over the network; use https://, or a \
                           loopback address";
 
+impl RawServerOptions {
+    /// The arguments of an engine that carry its options.
+    fn engine_options(&self, scope: &mut Scope<'_>) -> Vec<String> {
+        let mut args = Vec::new();
+        if let Some(digest) = &self.digest {
+            match digest.strip_prefix(DIGEST_PREFIX) {
+                Some(hex) if is_sha256(hex) => args.extend(["--digest".to_owned(), digest.clone()]),
+                Some(_) | None => {
+                    scope.at("digest").add("must be \"sha256:\" and 64 digits 0-9a-f");
+                }
+            }
+        }
+        if let Some(mb) = self.memory_mb {
+            if ENGINE_MEMORY_MB.contains(&mb) {
+                args.extend(["--memory-mb".to_owned(), mb.to_string()]);
+            } else {
+                let (least, most) = ENGINE_MEMORY_MB.into_inner();
+                scope.at("memory_mb").add(format!("{mb} must be {least} to {most}"));
+            }
+        }
+        args
+    }
+}
+
+/// Whether an entry starts an engine of this program.
+fn is_engine(command: &str, args: &[String]) -> bool {
+    command.rsplit('/').next() == Some("pilotlight")
+        && args.first().is_some_and(|first| first == "engine")
+}
+
+fn is_sha256(hex: &str) -> bool {
+    hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 impl RawServer {
     /// The endpoint, if the entry names exactly one.
     fn endpoint(self, scope: &mut Scope<'_>) -> Option<Endpoint> {
@@ -181,6 +232,55 @@ impl RawServer {
                 mistake("needs either command (a child process) or url (streamable HTTP), not both")
             }
             (Some(_), _, _) => mistake("type must be stdio, http, streamable-http or mqtt"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The arguments of the engine `a` with these options, or the mistakes.
+    fn read_with(server: Value, ours: Value) -> Result<Vec<String>, Vec<String>> {
+        let mut mistakes = Mistakes::default();
+        let servers = vec![("a".to_owned(), server)];
+        let ours = vec![("a".to_owned(), ours)];
+        let found = read(servers, ours, &mut BTreeSet::new(), &mut mistakes);
+        let mistakes: Vec<String> = mistakes.into_vec().iter().map(ToString::to_string).collect();
+        match found.into_iter().next().map(|server| server.endpoint) {
+            Some(Endpoint::Child { args, .. }) if mistakes.is_empty() => Ok(args),
+            _ => Err(mistakes),
+        }
+    }
+
+    #[test]
+    fn the_bounds_of_an_engine_become_its_arguments() {
+        let engine = || json!({"command": "pilotlight", "args": ["engine", "--gguf", "m"]});
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        let args = read_with(engine(), json!({"digest": digest, "memory_mb": 512})).unwrap();
+        assert_eq!(args[3..], ["--digest", &digest, "--memory-mb", "512"]);
+        let path = json!({"command": "/usr/bin/pilotlight", "args": ["engine"]});
+        assert_eq!(read_with(path, json!({"memory_mb": 64})).unwrap()[1..], ["--memory-mb", "64"]);
+        for (ours, expected) in [
+            (json!({"digest": "0a".repeat(32)}), "pilotlight.servers.a.digest: must be"),
+            (json!({"digest": "sha256:0a"}), "pilotlight.servers.a.digest: must be"),
+            (
+                json!({"digest": format!("sha256:{}", "0A".repeat(32))}),
+                "pilotlight.servers.a.digest: must be",
+            ),
+            (json!({"digest": 5}), "pilotlight.servers.a.digest: invalid type"),
+            (json!({"memory_mb": 63}), "pilotlight.servers.a.memory_mb: 63 must be 64 to"),
+            (json!({"memory_mb": 1 << 30}), "pilotlight.servers.a.memory_mb: 1073741824 must be"),
+        ] {
+            let mistakes = read_with(engine(), ours).unwrap_err();
+            assert!(mistakes.len() == 1 && mistakes[0].starts_with(expected), "{mistakes:?}");
+        }
+        // silently ignored, they would be taken for protection
+        for other in [json!({"command": "tool"}), json!({"url": "https://far.example"})] {
+            let mistakes = read_with(other, json!({"memory_mb": 512})).unwrap_err();
+            assert!(mistakes[0].contains("are for engines of this program"), "{mistakes:?}");
         }
     }
 }

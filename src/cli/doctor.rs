@@ -1,5 +1,7 @@
 //! `doctor`: checks the machine, its sensors, the configuration, the model files and the broker.
 
+#[cfg(feature = "engine")]
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -56,6 +58,8 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
             findings.extend(configuration(&config));
             findings.push(clock(&config));
             findings.extend(models(&config));
+            #[cfg(feature = "engine")]
+            findings.push(sandbox());
             findings.push(broker(&config).await);
         }
         Err(mistakes) => findings.extend(mistakes.iter().map(|mistake| DoctorFinding {
@@ -207,6 +211,36 @@ fn login(config: &Config) -> String {
         }
         (_, None) => "its password is configured, or known to the service alone".to_owned(),
     }
+}
+
+/// Starts an engine process that tries what its sandbox denies. What this kernel can't deny is a note.
+#[cfg(feature = "engine")]
+fn sandbox() -> DoctorFinding {
+    let what = "engine sandbox";
+    let tried = std::env::current_exe().and_then(|program| {
+        std::process::Command::new(program)
+            .args(["engine", "--gguf", "none", "--probe-sandbox"])
+            .env("PILOTLIGHT_LOG", "error")
+            .output()
+    });
+    let denied: BTreeMap<String, bool> = match tried {
+        Ok(output) => serde_json::from_slice(&output.stdout).unwrap_or_default(),
+        Err(_) => BTreeMap::new(),
+    };
+    let named = |is_denied: bool| {
+        let names = denied.iter().filter(|(_, denied)| **denied == is_denied);
+        names.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let (denied, allowed) = (named(true), named(false));
+    let (level, detail) = match (denied.is_empty(), allowed.is_empty()) {
+        (true, _) => (FindingLevel::Note, "off, or not supported by this kernel".to_owned()),
+        (false, true) => (FindingLevel::Ok, format!("denies {denied}")),
+        (false, false) => {
+            let detail = format!("denies {denied}; this kernel can't deny {allowed}");
+            (FindingLevel::Note, detail)
+        }
+    };
+    DoctorFinding { what, level, detail }
 }
 
 async fn broker(config: &Config) -> DoctorFinding {

@@ -1,6 +1,8 @@
 //! `engine` and `mcp`: one model, or the whole service, as an MCP server on standard input and
 //! output.
 
+#[cfg(feature = "engine")]
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,10 +16,17 @@ use crate::backends::scripted::{Crash, Scripted};
 use crate::config::Config;
 use crate::daemon::{Core, calm};
 use crate::dispatch::LearnedStore;
+#[cfg(feature = "engine")]
+use crate::engines::worker::OnThread;
 use crate::ingress::mcp::Service;
 use crate::limits::LINE_BYTES_MAX;
 use crate::mcp::server::{ModelHost, SingleModel, serve};
+#[cfg(feature = "engine")]
 use crate::model::generate::Generate;
+#[cfg(feature = "engine")]
+use crate::sandbox::memory::{EngineBounds, MemoryBound};
+#[cfg(feature = "engine")]
+use crate::sandbox::{self, SandboxPaths};
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
@@ -65,6 +74,30 @@ pub(super) struct EngineArgs {
     /// Parallel requests of a scripted model.
     #[arg(long, default_value_t = 4)]
     slots: u32,
+    /// SHA-256 that the model must have, as `sha256:HEX`.
+    #[cfg(feature = "engine")]
+    #[arg(long, value_name = "SHA256")]
+    digest: Option<String>,
+    /// Memory that the process may allocate, in MiB (default: derived from the model).
+    #[cfg(feature = "engine")]
+    #[arg(long, value_name = "MIB")]
+    memory_mb: Option<u64>,
+    /// Whether the process is restricted to its model's files and has no network.
+    #[cfg(feature = "engine")]
+    #[arg(long, env = "PILOTLIGHT_ENGINE_SANDBOX", default_value = "on", value_name = "on|off")]
+    sandbox: SandboxSwitch,
+    /// Print what the sandbox of these options denies, and end.
+    #[cfg(feature = "engine")]
+    #[arg(long, hide = true)]
+    probe_sandbox: bool,
+}
+
+/// Whether an engine enters its sandbox.
+#[cfg(feature = "engine")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum SandboxSwitch {
+    On,
+    Off,
 }
 
 impl EngineArgs {
@@ -73,16 +106,76 @@ impl EngineArgs {
         set_oom_score_adj();
         // after the out-of-memory score: a process that is not dumpable may not set it
         super::start::disable_core_dumps()?;
-        let generate: Arc<dyn Generate> = match (&self.scripted, &self.onnx) {
-            (Some(name), _) => Arc::new(Scripted::new(name, self.slots, Crash::Abort)),
-            (None, Some(_)) => self.open_onnx().await?,
-            (None, None) => self.open_gguf().await?,
-        };
-        on_stdio(Arc::new(SingleModel(generate))).await
+        if let Some(name) = &self.scripted {
+            let scripted = Scripted::new(name, self.slots, Crash::Abort);
+            return on_stdio(Arc::new(SingleModel(Arc::new(scripted)))).await;
+        }
+        self.serve_model().await
+    }
+
+    #[cfg(not(feature = "engine"))]
+    #[expect(clippy::unused_async, reason = "its twin loads a model")]
+    async fn serve_model(self) -> anyhow::Result<()> {
+        Err(anyhow::anyhow!("this build has no engine"))
+    }
+
+    /// Loads the model within the sandbox and serves it.
+    #[cfg(feature = "engine")]
+    async fn serve_model(self) -> anyhow::Result<()> {
+        // before any other thread starts: a thread is restricted by what its creator was
+        if self.sandbox == SandboxSwitch::On {
+            let entered = sandbox::enter(&self.sandbox_paths());
+            tracing::info!(files = %entered.files, calls = %entered.calls, "sandbox of the engine");
+        } else {
+            tracing::warn!("the engine runs without its sandbox (PILOTLIGHT_ENGINE_SANDBOX=off)");
+        }
+        if self.probe_sandbox {
+            return super::sandbox_probe::print();
+        }
+        let model =
+            if self.onnx.is_some() { self.open_onnx().await? } else { self.open_gguf().await? };
+        let model = Arc::new(model);
+        let host = Arc::new(SingleModel(Arc::clone(&model) as Arc<dyn Generate>));
+        tokio::select! {
+            served = on_stdio(host) => served,
+            () = model.stuck() => {
+                tracing::error!("the engine does not react to a cancelled request and is ended");
+                // the end of this function would wait for the thread
+                std::process::abort()
+            }
+        }
+    }
+
+    #[cfg(feature = "engine")]
+    fn sandbox_paths(&self) -> SandboxPaths {
+        let mut read = sandbox::library_folders();
+        read.extend(self.gguf.clone());
+        read.extend(self.onnx.clone());
+        read.extend(self.onnx.iter().flat_map(|folder| sandbox::links_of(folder)));
+        // a library is loaded with others beside it
+        read.extend(self.runtime.as_deref().and_then(|path| {
+            if path.is_dir() { Some(path.to_owned()) } else { path.parent().map(Path::to_owned) }
+        }));
+        // prepacked weights are written beside the model; a pinned folder is not written to
+        let write = self.onnx.iter().filter(|_| self.digest.is_none()).cloned().collect();
+        #[cfg(feature = "onnx")]
+        let on_gpu = self.providers.iter().any(|one| one.is_accelerator());
+        #[cfg(not(feature = "onnx"))]
+        let on_gpu = false;
+        SandboxPaths { read, write, gpu: on_gpu || self.gpu_layers > 0 }
+    }
+
+    #[cfg(feature = "engine")]
+    fn bounds(&self) -> EngineBounds {
+        let digest = self.digest.as_deref();
+        let digest = digest.map(|digest| digest.trim_start_matches("sha256:").to_owned());
+        let memory = self.memory_mb.map_or(MemoryBound::Derived, MemoryBound::Mib);
+        EngineBounds { digest, memory }
     }
 
     #[cfg(feature = "onnx")]
-    async fn open_onnx(self) -> anyhow::Result<Arc<dyn Generate>> {
+    async fn open_onnx(self) -> anyhow::Result<OnThread> {
+        let bounds = self.bounds();
         let options = crate::engines::onnx::OnnxOptions {
             path: self.onnx.context("--onnx is needed")?,
             name: self.name,
@@ -94,18 +187,19 @@ impl EngineArgs {
             fallback: self.fallback,
             calibration: self.calibration,
         };
-        Ok(Arc::new(crate::engines::onnx::open(options).await?))
+        Ok(crate::engines::onnx::open_within(options, bounds).await?)
     }
 
-    #[cfg(not(feature = "onnx"))]
+    #[cfg(all(feature = "engine", not(feature = "onnx")))]
     #[expect(clippy::unused_async, reason = "its twin loads a model")]
-    async fn open_onnx(self) -> anyhow::Result<Arc<dyn Generate>> {
+    async fn open_onnx(self) -> anyhow::Result<OnThread> {
         let _ = (self.runtime, self.prefixes, self.fallback);
         Err(anyhow::anyhow!("this build has no ONNX engine")).context("engine --onnx")
     }
 
     #[cfg(feature = "gguf")]
-    async fn open_gguf(self) -> anyhow::Result<Arc<dyn Generate>> {
+    async fn open_gguf(self) -> anyhow::Result<OnThread> {
+        let bounds = self.bounds();
         let options = crate::engines::gguf::GgufOptions {
             path: self.gguf.context("--gguf is needed")?,
             name: self.name,
@@ -115,12 +209,12 @@ impl EngineArgs {
             gpu_layers: self.gpu_layers,
             calibration: self.calibration,
         };
-        Ok(Arc::new(crate::engines::gguf::open(options).await?))
+        Ok(crate::engines::gguf::open_within(options, bounds).await?)
     }
 
-    #[cfg(not(feature = "gguf"))]
+    #[cfg(all(feature = "engine", not(feature = "gguf")))]
     #[expect(clippy::unused_async, reason = "its twin loads a model")]
-    async fn open_gguf(self) -> anyhow::Result<Arc<dyn Generate>> {
+    async fn open_gguf(self) -> anyhow::Result<OnThread> {
         let _ = (self.name, self.context, self.threads, self.decode_threads, self.gpu_layers);
         Err(anyhow::anyhow!("this build has no GGUF engine")).context("engine --gguf")
     }

@@ -12,6 +12,8 @@ mod explain;
 mod foreign;
 mod live;
 mod model;
+#[cfg(feature = "engine")]
+mod sandbox_probe;
 mod simulate;
 mod start;
 mod status;

@@ -198,6 +198,7 @@ mod tests {
     use super::*;
     use crate::engines::onnx::{OnnxOptions, load};
     use crate::engines::worker::Decoder as _;
+    use crate::sandbox::memory::EngineBounds;
 
     fn options(path: &Path) -> OnnxOptions {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -235,8 +236,8 @@ mod tests {
         }
         let graph = with_all_logits(&fs::read(ours.join(MODEL)).unwrap());
         fs::write(work.path().join(MODEL), graph).unwrap();
-        let mut one = load::load(&options(&ours)).unwrap().0;
-        let mut other = load::load(&options(work.path())).unwrap().0;
+        let mut one = load::load(&options(&ours), &EngineBounds::default()).unwrap().0;
+        let mut other = load::load(&options(work.path()), &EngineBounds::default()).unwrap().0;
         // batches of several lengths: two parts of a prompt, then single tokens
         for tokens in [&[1, 2, 3, 4, 5, 6, 7][..], &[8, 9, 10], &[11], &[12]] {
             for model in [&mut one, &mut other] {

@@ -3,17 +3,30 @@
 //! The template is rendered with a placeholder for each message. Control tokens are recognized only in
 //! what the template itself wrote; messages are inserted as plain text, so that `<|im_start|>system` in
 //! a prompt is text.
+//!
+//! A template comes with a model file, so its size, its instructions, its nesting, its memory and what
+//! it writes are bounded.
+
+use std::io;
 
 use minijinja::{Environment, ErrorKind, Value, context};
 
-use crate::request::job::Message;
+use crate::limits::{
+    PROMPT_BYTES_MAX, TEMPLATE_BYTES_MAX, TEMPLATE_MEMORY_BYTES_MAX, TEMPLATE_OUTPUT_BYTES_MAX,
+};
+use crate::request::job::{Message, Role};
 use crate::request::refusal::{Code, Refusal};
+use crate::sandbox::memory;
 
 /// Start and end of a placeholder, from Unicode's private use area.
 const PLACEHOLDER: (char, char) = ('\u{F8F0}', '\u{F8F1}');
 
 /// Most instructions of a template: an endless one must not block the engine.
 const FUEL: u64 = 1_000_000;
+/// Deepest nesting of macros and recursive loops. Templates of the tested models nest 5 levels.
+const NESTING_MAX: usize = 64;
+/// Most text of a rendered conversation, in bytes: what the template writes, and each message twice.
+const RENDERED_BYTES_MAX: usize = TEMPLATE_OUTPUT_BYTES_MAX + 2 * PROMPT_BYTES_MAX;
 
 /// A chat template.
 pub(crate) struct ChatTemplate {
@@ -59,6 +72,12 @@ impl ChatTemplate {
     /// # Errors
     /// The parser's error.
     pub(crate) fn new(source: String, bos: String, eos: String) -> Result<ChatTemplate, String> {
+        if source.len() > TEMPLATE_BYTES_MAX {
+            let bytes = source.len();
+            return Err(format!(
+                "the chat template has {bytes} bytes, at most {TEMPLATE_BYTES_MAX}"
+            ));
+        }
         let mut environment = Environment::new();
         minijinja_contrib::add_to_environment(&mut environment);
         environment
@@ -66,6 +85,7 @@ impl ChatTemplate {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(NESTING_MAX);
         environment.add_function("raise_exception", |message: String| -> Result<Value, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -82,15 +102,33 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Renders a conversation of one message, so that a template without end is found when its model is
+    /// loaded. A template may refuse such a conversation.
+    ///
+    /// # Errors
+    /// That the template exceeds a bound.
+    pub(crate) fn probe(&self) -> Result<(), String> {
+        let messages = [Message::new(Role::User, "x")];
+        match self.render(&messages) {
+            Err(error) if is_bound(&error) => Err(format!("the chat template is refused: {error}")),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// Renders a conversation, with the header of the answer at the end.
     ///
     /// # Errors
     /// The template's own error (such as for roles that do not alternate), or that it is endless.
     fn parts(&self, messages: &[Message]) -> Result<Vec<TemplatePart>, Refusal> {
-        Ok(split(&self.render(messages)?, messages))
+        let refuse = |why: &dyn std::fmt::Display| {
+            let message = format!("the model's chat template refuses these messages: {why}");
+            Refusal::field(Code::Invalid, "messages", message)
+        };
+        let rendered = self.render(messages).map_err(|error| refuse(&error))?;
+        split(&rendered, messages).ok_or_else(|| refuse(&"it repeats them too often"))
     }
 
-    fn render(&self, messages: &[Message]) -> Result<String, Refusal> {
+    fn render(&self, messages: &[Message]) -> Result<String, minijinja::Error> {
         let placeholders: Vec<Value> = messages
             .iter()
             .enumerate()
@@ -100,17 +138,47 @@ impl ChatTemplate {
             })
             .collect();
         let values = context! { messages => placeholders, add_generation_prompt => true };
-        self.environment.get_template("chat").and_then(|t| t.render(values)).map_err(|e| {
-            let message = format!("the model's chat template refuses these messages: {e}");
-            Refusal::field(Code::Invalid, "messages", message)
-        })
+        let mut rendered = Bounded(Vec::new());
+        let _bound = memory::bound_growth(TEMPLATE_MEMORY_BYTES_MAX);
+        let template = self.environment.get_template("chat")?;
+        if let Err(error) = template.render_captured_to(values, &mut rendered) {
+            let message = format!("it writes more than {TEMPLATE_OUTPUT_BYTES_MAX} bytes");
+            let too_long = minijinja::Error::new(ErrorKind::WriteFailure, message);
+            return Err(if error.kind() == ErrorKind::WriteFailure { too_long } else { error });
+        }
+        let invalid = |_| minijinja::Error::new(ErrorKind::WriteFailure, "it is not text");
+        String::from_utf8(rendered.0).map_err(invalid)
     }
 }
 
-/// Splits a rendered template at its placeholders.
-fn split(rendered: &str, messages: &[Message]) -> Vec<TemplatePart> {
+/// Whether a template exceeded a bound.
+fn is_bound(error: &minijinja::Error) -> bool {
+    matches!(error.kind(), ErrorKind::OutOfFuel | ErrorKind::WriteFailure)
+}
+
+/// Text of at most [`TEMPLATE_OUTPUT_BYTES_MAX`].
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > TEMPLATE_OUTPUT_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Splits a rendered template at its placeholders; `None` if the messages in their places are more than
+/// [`RENDERED_BYTES_MAX`].
+fn split(rendered: &str, messages: &[Message]) -> Option<Vec<TemplatePart>> {
     let mut parts = Vec::new();
     let mut rest = rendered;
+    let mut bytes = rendered.len();
     // bounded: each round removes one placeholder
     while let Some((before, after)) = rest.split_once(PLACEHOLDER.0) {
         let Some((n, after)) = after.split_once(PLACEHOLDER.1) else {
@@ -120,6 +188,10 @@ fn split(rendered: &str, messages: &[Message]) -> Vec<TemplatePart> {
             parts.push(TemplatePart::Control(before.to_owned()));
         }
         if let Some(message) = n.parse::<usize>().ok().and_then(|n| messages.get(n)) {
+            bytes += message.content.len();
+            if bytes > RENDERED_BYTES_MAX {
+                return None;
+            }
             parts.push(TemplatePart::Plain(message.content.clone()));
         }
         rest = after;
@@ -127,14 +199,12 @@ fn split(rendered: &str, messages: &[Message]) -> Vec<TemplatePart> {
     if !rest.is_empty() {
         parts.push(TemplatePart::Control(rest.to_owned()));
     }
-    parts
+    Some(parts)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::job::Role;
-
     const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \
                           message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
                           {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -174,5 +244,27 @@ mod tests {
             "{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}";
         template(endless).parts(&messages).unwrap_err();
         ChatTemplate::new("{% for %}".to_owned(), String::new(), String::new()).err().unwrap();
+    }
+    /// A template that comes with a model may cost no more than its bounds.
+    #[test]
+    fn templates_have_bounds() {
+        let messages = [message(Role::User, &"x".repeat(PROMPT_BYTES_MAX))];
+        let refused = |source: &str| template(source).parts(&messages).unwrap_err().message;
+        let much = "{% for a in range(5000) %}{{ 'y' * 200 }}{% endfor %}";
+        assert!(refused(much).contains("writes more than"), "{}", refused(much));
+        let repeats = "{% for a in range(3) %}{{ messages[0].content }}{% endfor %}";
+        assert!(refused(repeats).contains("repeats them too often"), "{}", refused(repeats));
+        let nested = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}";
+        assert!(refused(nested).contains("recursion"), "{}", refused(nested));
+        template("{% for a in range(2) %}{{ messages[0].content }}{% endfor %}")
+            .parts(&messages)
+            .unwrap();
+        let long =
+            ChatTemplate::new("x".repeat(TEMPLATE_BYTES_MAX + 1), String::new(), String::new());
+        assert!(long.err().unwrap().contains("at most"));
+        // found when the model is loaded
+        assert!(template(much).probe().is_err());
+        template(CHATML).probe().unwrap();
+        template("{{ raise_exception('needs a system message') }}").probe().unwrap();
     }
 }

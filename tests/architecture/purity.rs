@@ -49,6 +49,11 @@ const THREADS: &[(&str, &str, &str)] = &[
     ("device", BLOCKING, "the loop that reads sensors keeps the handle; one reading at a time"),
     ("dispatch", BLOCKING, "the writer of the ledger is awaited when the dispatcher has drained"),
     ("engines/worker", THREAD, "the engine's thread is joined when its worker is dropped"),
+    (
+        "engines/worker/constraint",
+        THREAD,
+        "a compilation can't be cancelled; one late one at a time, then the process ends",
+    ),
     ("net/lookup", THREAD, "the system's lookup can't be cancelled; one for each host at a time"),
 ];
 const BLOCKING: &str = "tokio::task::spawn_blocking";

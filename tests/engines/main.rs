@@ -13,6 +13,7 @@
     reason = "a test ends at the first surprise"
 )]
 
+mod bounds;
 mod gguf;
 #[cfg(feature = "onnx")]
 mod onnx;

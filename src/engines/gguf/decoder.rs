@@ -21,12 +21,13 @@ use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
-    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, log_probabilities, sha256, threads_or_all,
+    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, log_probabilities, sha256_of, threads_or_all,
 };
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
+use crate::sandbox::memory::EngineBounds;
 
 /// Sequences of the KV cache: conversations and branches.
 const SEQUENCES: u32 = CONVERSATIONS + BRANCHES;
@@ -46,11 +47,12 @@ struct CachedPrompt {
 }
 
 /// Body of the worker thread: loads the model and serves it.
-pub(super) fn run(mut options: GgufOptions, worker: EngineWorker) {
+pub(super) fn run(mut options: GgufOptions, bounds: &EngineBounds, worker: EngineWorker) {
     llama_cpp_2::send_logs_to_tracing(llama_cpp_2::LogOptions::default());
     options.threads = threads_or_all(options.threads);
     let started = now();
-    let loaded = backend().and_then(|backend| Ok((load::load(backend, &options)?, backend)));
+    let loaded =
+        backend().and_then(|backend| Ok((load::load(backend, &options, bounds)?, backend)));
     let (loaded, backend) = match loaded {
         Ok(loaded) => loaded,
         Err(fault) => return worker.fail(fault),
@@ -113,6 +115,7 @@ impl<'m> LlamaDecoder<'m> {
     ) -> Result<(LlamaDecoder<'m>, ModelContext), Fault> {
         let model = &loaded.model;
         let template = template::of(model).map_err(Fault::unavailable)?;
+        template.as_ref().map_or(Ok(()), ChatTemplate::probe).map_err(Fault::unavailable)?;
         let length = options.context_tokens.min(model.n_ctx_train());
         let threads = |n: u32| i32::try_from(n.max(1)).unwrap_or(1);
         let params = LlamaContextParams::default()
@@ -125,11 +128,14 @@ impl<'m> LlamaDecoder<'m> {
             .with_n_threads(threads(options.decode_threads))
             .with_n_threads_batch(threads(options.threads));
         let params = with_stop_signal(params, stop);
-        // the file is hashed while the context is allocated
+        // the file is hashed while the context is allocated, unless it was before
         let (context, digest) = std::thread::scope(|threads| {
-            let digest = threads.spawn(|| sha256(&options.path).ok());
+            let hash =
+                || loaded.digest.clone().or_else(|| loaded.file.reader().and_then(sha256_of).ok());
+            let digest = threads.spawn(hash);
             (model.new_context(backend, params), digest.join().unwrap_or_default())
         });
+        loaded.file.check_unchanged(&options.path)?;
         let context = context.map_err(|e| {
             Fault::unavailable(format!(
                 "llama.cpp cannot allocate a context of {length} tokens: {e}"

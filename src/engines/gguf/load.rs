@@ -1,25 +1,23 @@
 //! Loads a GGUF file after checks of its header and of the available memory, and describes the model.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use llama_cpp_2::gguf::GgufContext;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 
 use super::GgufOptions;
 use crate::engines::template::ChatTemplate;
-use crate::engines::worker::memory;
 use crate::engines::worker::memory::WORK_BYTES;
-use crate::engines::worker::template_digest;
+use crate::engines::worker::{memory, sha256_of, template_digest};
+use crate::gguf::file::ModelFile;
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime, Tokenizer,
 };
 use crate::model::generate::Fault;
 use crate::request::skill;
+use crate::sandbox::memory::EngineBounds;
 
 /// Tokens of one batch. A larger batch needs more working memory and is hardly faster.
 pub(super) const BATCH_TOKENS: u32 = 256;
@@ -29,47 +27,60 @@ pub(super) struct Loaded {
     pub(super) model: LlamaModel,
     /// Weights, KV cache and working memory, bytes.
     pub(super) memory_bytes: u64,
+    pub(super) file: ModelFile,
+    /// SHA-256 of the file, if it was pinned.
+    pub(super) digest: Option<String>,
 }
 
 /// Checks and loads the file.
 ///
 /// # Errors
 /// [`Fault::Unavailable`] that says what is wrong and what to do.
-pub(super) fn load(backend: &LlamaBackend, options: &GgufOptions) -> Result<Loaded, Fault> {
+pub(super) fn load(
+    backend: &LlamaBackend,
+    options: &GgufOptions,
+    bounds: &EngineBounds,
+) -> Result<Loaded, Fault> {
     let path = &options.path;
     let shown = path.display();
     memory::check_context(options.context_tokens)?;
-    let bytes = std::fs::metadata(path)
-        .map_err(|e| Fault::unavailable(format!("the model file {shown} cannot be read: {e}")))?
-        .len();
-    let memory_bytes = needed_bytes(path, bytes, options.context_tokens)?;
+    let file = ModelFile::open(path)?;
+    let memory_bytes = needed_bytes(&file, options.context_tokens);
     memory::check_model(path, memory_bytes)?;
+    let digest = bounds.digest.as_deref().map(|pinned| check_digest(&file, path, pinned));
+    let digest = digest.transpose()?;
+    if options.gpu_layers == 0 {
+        // weights may be copied into another order
+        bounds.memory.set(memory_bytes, 2);
+    }
     let params =
         LlamaModelParams::default().with_use_mmap(true).with_n_gpu_layers(options.gpu_layers);
-    let model = LlamaModel::load_from_file(backend, path, &params).map_err(|e| {
-        Fault::unavailable(format!("llama.cpp cannot load {shown}: {e}; the file may be truncated"))
+    let model = LlamaModel::load_from_file(backend, file.path(), &params).map_err(|e| {
+        Fault::unavailable(format!("llama.cpp cannot load {shown}: {e}; see its log above"))
     })?;
-    Ok(Loaded { model, memory_bytes })
+    Ok(Loaded { model, memory_bytes, file, digest })
+}
+
+/// Checks the digest of the file and returns it.
+fn check_digest(file: &ModelFile, path: &Path, pinned: &str) -> Result<String, Fault> {
+    let shown = path.display();
+    let digest = file
+        .reader()
+        .and_then(sha256_of)
+        .map_err(|e| Fault::unavailable(format!("the model file {shown} cannot be read: {e}")))?;
+    if digest == pinned {
+        return Ok(digest);
+    }
+    Err(Fault::unavailable(format!(
+        "{shown} has the SHA-256 {digest} and {pinned} is pinned: it is not loaded; restore the \
+         file, or change pilotlight.servers.NAME.digest"
+    )))
 }
 
 /// Bytes of weights, KV cache and working memory.
-fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault> {
-    let shown = path.display();
-    let mut magic = [0_u8; 4];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    if read.is_err() || &magic != b"GGUF" {
-        return Err(Fault::unavailable(format!("{shown} is not a GGUF file")));
-    }
-    let file = GgufContext::from_file(path)
-        .ok_or_else(|| Fault::unavailable(format!("the GGUF head of {shown} is damaged")))?;
-    let number = |key: &str| -> Option<u64> {
-        let at = file.find_key(key);
-        // 4 is the format's number for a 32-bit unsigned integer
-        (at >= 0 && file.kv_type(at) == 4).then(|| u64::from(file.val_u32(at)))
-    };
-    let at = file.find_key("general.architecture");
-    let arch = if at >= 0 { file.val_str(at).unwrap_or_default() } else { "" }.to_owned();
-    let of = |key: &str| number(&format!("{arch}.{key}"));
+fn needed_bytes(file: &ModelFile, context: u32) -> u64 {
+    let arch = file.head.text("general.architecture").unwrap_or_default();
+    let of = |key: &str| file.head.number(&format!("{arch}.{key}"));
     let layers = of("block_count").unwrap_or(0);
     let heads = of("attention.head_count").unwrap_or(1).max(1);
     let kv_heads = of("attention.head_count_kv").unwrap_or(heads);
@@ -77,14 +88,17 @@ fn needed_bytes(path: &Path, file_bytes: u64, context: u32) -> Result<u64, Fault
         of("attention.key_length").unwrap_or_else(|| of("embedding_length").unwrap_or(0) / heads);
     // the context is bounded by the length that the model was trained for
     let context = u64::from(context).min(of("context_length").unwrap_or(u64::MAX));
-    // keys and values, two bytes each
-    let cache = layers * kv_heads * head * 2 * 2 * context;
-    Ok(file_bytes + cache + WORK_BYTES)
+    // keys and values, two bytes each; what can't be counted does not fit
+    let cache = [kv_heads, head, 2 * 2, context]
+        .iter()
+        .try_fold(layers, |all, n| all.checked_mul(*n))
+        .unwrap_or(u64::MAX);
+    file.bytes().saturating_add(cache).saturating_add(WORK_BYTES)
 }
 
 /// Describes the model by the metadata of the file; the measured rates are added later.
 pub(super) fn describe(
-    Loaded { model, memory_bytes }: &Loaded,
+    Loaded { model, memory_bytes, .. }: &Loaded,
     template: Option<&ChatTemplate>,
     options: &GgufOptions,
     digest: Option<String>,

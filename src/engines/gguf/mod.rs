@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use super::worker::{Calibration, OnThread};
 use crate::model::generate::Fault;
+use crate::sandbox::memory::EngineBounds;
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -39,5 +40,13 @@ pub struct GgufOptions {
 /// # Errors
 /// [`Fault::Unavailable`] states what is wrong with the file, the available memory or the options.
 pub async fn open(options: GgufOptions) -> Result<OnThread, Fault> {
-    OnThread::open(move |worker| decoder::run(options, worker)).await
+    open_within(options, EngineBounds::default()).await
+}
+
+/// [`open`] in a process that is held to `bounds`.
+///
+/// # Errors
+/// As [`open`]; also if the file is not the pinned one.
+pub async fn open_within(options: GgufOptions, bounds: EngineBounds) -> Result<OnThread, Fault> {
+    OnThread::open(move |worker| decoder::run(options, &bounds, worker)).await
 }

@@ -318,6 +318,7 @@ mod tests {
 
     use super::*;
     use crate::engines::onnx::{OnnxOptions, load};
+    use crate::sandbox::memory::EngineBounds;
 
     /// The model that `scripts/test` converts, with a context of 16 tokens.
     fn small() -> Onnx {
@@ -330,7 +331,7 @@ mod tests {
             runtime: Some(here.join(".tools/onnxruntime")),
             ..OnnxOptions::of(path)
         };
-        load::load(&options).unwrap().0
+        load::load(&options, &EngineBounds::default()).unwrap().0
     }
 
     /// Tokens that would end the process, or read outside of a buffer, do not reach the runtime, and

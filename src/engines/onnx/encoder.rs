@@ -30,6 +30,7 @@ use crate::request::job::Job;
 use crate::request::labels::{Classification, Labels};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::skill;
+use crate::sandbox::memory::EngineBounds;
 
 /// File with the longest text, in tokens.
 pub(crate) const LENGTH_CONFIG: &str = "sentence_bert_config.json";
@@ -100,12 +101,13 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Fault::Unavailable`] that states what is wrong and what to do.
-    pub(super) fn load(options: &OnnxOptions) -> Result<Encoder, Fault> {
+    pub(super) fn load(options: &OnnxOptions, bounds: &EngineBounds) -> Result<Encoder, Fault> {
         let files = FolderFiles::read(&options.path, MODEL)?;
         let memory_bytes = files.bytes() + WORK_BYTES;
         memory::check_model(&files.path, memory_bytes)?;
+        graph::bound_memory(bounds, options, memory_bytes);
         let runtime = runtime::start(options.runtime.as_deref())?;
-        let (opened, digest) = graph::open(&files, runtime, options)?;
+        let (opened, digest) = graph::open(&files, runtime, options, bounds)?;
         let config = json(&files.path.join(MODEL_CONFIG))?.unwrap_or_default();
         let longest = longest(&files, &config)?;
         let mut tokenizer = tokenizer(&files.path.join(TOKENIZER))?;

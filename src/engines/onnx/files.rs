@@ -22,6 +22,11 @@ pub(crate) const CONFIG: &str = "genai_config.json";
 /// Origin and digests of the files.
 pub(crate) const ORIGIN: &str = "pilotlight.json";
 
+/// Prefix of the folder with prepacked weights.
+pub(super) const PREPARED: &str = "prepared-";
+/// Most files of a folder whose digest is pinned; those of the tested models have up to 12.
+const FILES_MAX: usize = 256;
+
 /// Origin of a converted model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -76,6 +81,53 @@ impl FolderFiles {
             all.update(sha256(&path).map_err(|e| damaged(&path, &e))?);
         }
         Ok(format!("{:x}", all.finalize()))
+    }
+
+    /// Checks the digest of the whole folder: the SHA-256 of what `sha256sum` prints for all its files in
+    /// the order of their paths. The folder of the prepacked weights is not part of it.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] that names the file that can't be read, or both digests.
+    pub(super) fn check_pinned(&self, pinned: &str) -> Result<(), Fault> {
+        let mut paths = Vec::new();
+        self.collect(&self.path, &mut paths)?;
+        paths.sort();
+        let mut all = Sha256::new();
+        for name in paths {
+            let path = self.path.join(&name);
+            let digest = sha256(&path).map_err(|e| damaged(&path, &e))?;
+            all.update(format!("{digest}  ./{name}\n"));
+        }
+        let digest = format!("{:x}", all.finalize());
+        if digest == pinned {
+            return Ok(());
+        }
+        Err(Fault::unavailable(format!(
+            "{} has the SHA-256 {digest} and {pinned} is pinned: it is not loaded; restore the \
+             folder, or change pilotlight.servers.NAME.digest",
+            self.path.display()
+        )))
+    }
+
+    /// Adds the paths of all files below a folder, relative to this one.
+    fn collect(&self, folder: &Path, into: &mut Vec<String>) -> Result<(), Fault> {
+        let entries = fs::read_dir(folder).map_err(|e| damaged(folder, &e))?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let below = path.strip_prefix(&self.path).unwrap_or(&path);
+            let name = below.to_string_lossy().into_owned();
+            if into.len() >= FILES_MAX {
+                return Err(damaged(folder, &format!("more than {FILES_MAX} files")));
+            }
+            if name.starts_with(PREPARED) {
+                continue;
+            }
+            if path.is_dir() && !path.is_symlink() {
+                self.collect(&path, into)?;
+            } else {
+                into.push(name);
+            }
+        }
+        Ok(())
     }
 
     /// Verifies the SHA-256 of all files but the weights.

@@ -10,29 +10,30 @@ use super::folder::Folder;
 use super::vocabulary::Vocabulary;
 use super::{encoder, graph, runtime};
 use crate::clock::now;
-use crate::engines::worker::memory;
+use crate::engines::template::ChatTemplate;
 use crate::engines::worker::memory::WORK_BYTES;
-use crate::engines::worker::{Engine, EngineWorker, template_digest, threads_or_all};
+use crate::engines::worker::{Engine, EngineWorker, memory, template_digest, threads_or_all};
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::model::context;
 use crate::model::context::{Capabilities, InferenceSettings, ModelContext};
 use crate::model::generate::Fault;
 use crate::request::skill;
+use crate::sandbox::memory::EngineBounds;
 
 /// Most conversations in the prefix cache.
 const PREFIXES_MAX: u32 = 64;
 
 /// Body of the worker thread: loads the model and serves it.
-pub(super) fn run(mut options: OnnxOptions, worker: EngineWorker) {
+pub(super) fn run(mut options: OnnxOptions, bounds: &EngineBounds, worker: EngineWorker) {
     options.threads = threads_or_all(options.threads);
     let started = now();
     if encoder::is_encoder(&options.path) {
-        return match encoder::Encoder::load(&options) {
+        return match encoder::Encoder::load(&options, bounds) {
             Ok(encoder) => worker.serve(encoder, started),
             Err(fault) => worker.fail(fault),
         };
     }
-    match load(&options) {
+    match load(&options, bounds) {
         Ok((decoder, facts)) => {
             worker.serve(Engine::new(decoder, facts, options.calibration), started);
         }
@@ -44,7 +45,10 @@ pub(super) fn run(mut options: OnnxOptions, worker: EngineWorker) {
 ///
 /// # Errors
 /// [`Fault::Unavailable`] that states what is wrong and what to do.
-pub(crate) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault> {
+pub(crate) fn load(
+    options: &OnnxOptions,
+    bounds: &EngineBounds,
+) -> Result<(Onnx, ModelContext), Fault> {
     memory::check_context(options.context_tokens)?;
     if !(1..=PREFIXES_MAX).contains(&options.prefixes) {
         let asked = options.prefixes;
@@ -56,6 +60,8 @@ pub(crate) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault>
     let length = options.context_tokens.min(folder.context);
     let memory_bytes = needed_bytes(&folder, length, options.prefixes);
     memory::check_model(&folder.files.path, memory_bytes)?;
+    graph::bound_memory(bounds, options, memory_bytes);
+    folder.template.as_ref().map_or(Ok(()), ChatTemplate::probe).map_err(Fault::unavailable)?;
     let runtime = runtime::start(options.runtime.as_deref())?;
     let (opened, vocabulary) = std::thread::scope(|threads| {
         let vocabulary = threads.spawn(|| {
@@ -63,7 +69,7 @@ pub(crate) fn load(options: &OnnxOptions) -> Result<(Onnx, ModelContext), Fault>
             let path = folder.files.path.join(TOKENIZER);
             Vocabulary::read(&path, bos, &folder.ends, folder.eos.as_deref())
         });
-        (graph::open(&folder.files, runtime, options), vocabulary.join())
+        (graph::open(&folder.files, runtime, options, bounds), vocabulary.join())
     });
     let broken = |_| Fault::ProtocolError("a loader thread failed".to_owned());
     let (opened, digest) = opened?;

@@ -21,6 +21,7 @@ pub use self::session::ExecutionProvider;
 
 use super::worker::{Calibration, OnThread};
 use crate::model::generate::Fault;
+use crate::sandbox::memory::EngineBounds;
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -68,5 +69,13 @@ impl OnnxOptions {
 /// [`Fault::Unavailable`] states what is wrong with the runtime, the folder, the available memory or
 /// the options.
 pub async fn open(options: OnnxOptions) -> Result<OnThread, Fault> {
-    OnThread::open(move |worker| load::run(options, worker)).await
+    open_within(options, EngineBounds::default()).await
+}
+
+/// [`open`] in a process that is held to `bounds`.
+///
+/// # Errors
+/// As [`open`]; also if the folder is not the pinned one.
+pub async fn open_within(options: OnnxOptions, bounds: EngineBounds) -> Result<OnThread, Fault> {
+    OnThread::open(move |worker| load::run(options, &bounds, worker)).await
 }

@@ -13,7 +13,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files::{FolderFiles, MODEL};
+use super::files::{FolderFiles, MODEL, PREPARED};
 use super::runtime::OnnxRuntime;
 use crate::device::disk;
 use crate::engines::worker::sha256;
@@ -23,8 +23,6 @@ use crate::model::generate::Fault;
 const DATA: &str = "model.onnx.data";
 /// File with the digests of the prepacked files.
 const SEAL: &str = "seal.json";
-/// Prefix of the folder's name.
-const PREFIX: &str = "prepared-";
 /// Extension of an incomplete folder.
 const PART: &str = "part";
 /// Free disk space that is required, as a multiple of the weights.
@@ -47,7 +45,7 @@ pub(super) fn graph(
     digest: &str,
     runtime: &OnnxRuntime,
 ) -> Result<Option<PathBuf>, Fault> {
-    let home = folder.path.join(format!("{PREFIX}{}", key(digest, &runtime.version)));
+    let home = folder.path.join(format!("{PREPARED}{}", key(digest, &runtime.version)));
     match check(&home) {
         Ok(true) => return Ok(Some(home.join(MODEL))),
         Ok(false) => {}
@@ -128,7 +126,7 @@ fn remove_others(folder: &FolderFiles, home: &Path) {
     let entries = fs::read_dir(&folder.path).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with(PREFIX) && path != home && !is_being_made(&name) {
+        if name.starts_with(PREPARED) && path != home && !is_being_made(&name) {
             let _ = fs::remove_dir_all(&path);
         }
     }

@@ -23,6 +23,11 @@ pub enum ExecutionProvider {
 }
 
 impl ExecutionProvider {
+    /// Whether it computes on a GPU.
+    pub fn is_accelerator(self) -> bool {
+        self != ExecutionProvider::Cpu
+    }
+
     fn name(self) -> &'static str {
         match self {
             ExecutionProvider::Cpu => "cpu",
