@@ -12,7 +12,8 @@ use super::read_provider::is_loopback;
 use super::secret::{self, Secret};
 use super::server::{Endpoint, ServerEntry};
 use super::shape;
-use crate::limits::{ENGINE_MEMORY_MB, SERVICE_TOPIC_BYTES_MAX};
+use crate::limits::SERVICE_TOPIC_BYTES_MAX;
+use crate::limits::engine::ENGINE_MEMORY_MB;
 use crate::model::context::Locality;
 use crate::request::name::is_name;
 

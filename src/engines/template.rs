@@ -11,8 +11,9 @@ use std::io;
 
 use minijinja::{Environment, ErrorKind, Value, context};
 
-use crate::limits::{
-    PROMPT_BYTES_MAX, TEMPLATE_BYTES_MAX, TEMPLATE_MEMORY_BYTES_MAX, TEMPLATE_OUTPUT_BYTES_MAX,
+use crate::limits::PROMPT_BYTES_MAX;
+use crate::limits::engine::{
+    TEMPLATE_BYTES_MAX, TEMPLATE_MEMORY_BYTES_MAX, TEMPLATE_OUTPUT_BYTES_MAX,
 };
 use crate::request::job::{Message, Role};
 use crate::request::refusal::{Code, Refusal};

@@ -9,7 +9,7 @@ use std::io::{BufReader, Read};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::limits::{
+use crate::limits::engine::{
     GGUF_ALIGNMENT_MAX, GGUF_ENTRIES_MAX, GGUF_HEAD_BYTES_MAX, GGUF_LAYERS_MAX, TEMPLATE_BYTES_MAX,
 };
 

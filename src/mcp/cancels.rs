@@ -4,7 +4,7 @@ use rmcp::RoleClient;
 use rmcp::service::{Peer, RequestHandle};
 use tokio::sync::{mpsc, watch};
 
-use crate::limits::ENGINE_CANCEL_MAX;
+use crate::limits::engine::ENGINE_CANCEL_MAX;
 
 /// A call without a result yet.
 pub(super) type CallHandle = RequestHandle<RoleClient>;

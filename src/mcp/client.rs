@@ -103,7 +103,7 @@ pub struct Closed {
 pub enum LineEnd {
     /// Either side closed it.
     Closed,
-    /// The server did not react to a cancellation within [`crate::limits::ENGINE_CANCEL_MAX`].
+    /// The server did not react to a cancellation within [`crate::limits::engine::ENGINE_CANCEL_MAX`].
     Hung,
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::limits::{MULTIPLE_OF_MAX, PATTERN_PROPERTIES_MAX, PATTERNS_JOINED_MAX};
+use crate::limits::engine::{MULTIPLE_OF_MAX, PATTERN_PROPERTIES_MAX, PATTERNS_JOINED_MAX};
 
 /// Most schemas that are looked at for the patterns of one `allOf`: references can lead to any number.
 const VISITS_MAX: usize = 256;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::limits::ENGINE_MEMORY_EXTRA_BYTES;
+use crate::limits::engine::ENGINE_MEMORY_EXTRA_BYTES;
 
 /// Whether [`MemoryBound::set`] has bounded this process.
 static IS_BOUND: AtomicBool = AtomicBool::new(false);

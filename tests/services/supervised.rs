@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use pilotlight::limits::ENGINE_CANCEL_MAX;
+use pilotlight::limits::engine::ENGINE_CANCEL_MAX;
 use serde_json::json;
 
 use crate::support::service::{Service, catalog, signal};

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use super::watchdog::{GrammarStop, Stopped};
-use crate::limits::{
+use crate::limits::engine::{
     GRAMMAR_BUILD_FUEL_MAX, GRAMMAR_BUILD_MAX, GRAMMAR_BYTES_MAX, GRAMMAR_ROW_ITEMS_MAX,
     GRAMMAR_STACK_BYTES, GRAMMAR_STATES_MAX, GRAMMAR_STEP_FUEL_MAX, GRAMMAR_STEP_ITEMS_MAX,
     GRAMMAR_SYMBOLS_MAX,
