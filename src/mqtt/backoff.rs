@@ -28,12 +28,12 @@ impl Backoff {
     /// That the broker accepted it does not start the back-off again: two clients with one identifier
     /// would take the session from each other without a pause.
     pub(super) fn after(&mut self, attempt: Acceptance, pause: Pause, now: Instant) -> Duration {
-        self.due = self.due.max(now) + RECONNECT_EVERY;
-        let over_budget = (self.due - now).saturating_sub(RECONNECT_EVERY * RECONNECT_BURST);
         let wait = match attempt {
             Acceptance::Accepted => {
                 self.wait = RECONNECT_MIN;
-                RECONNECT_MIN
+                self.due = self.due.max(now) + RECONNECT_EVERY;
+                let over_budget = self.due - now;
+                over_budget.saturating_sub(RECONNECT_EVERY * RECONNECT_BURST).max(RECONNECT_MIN)
             }
             Acceptance::Failed => {
                 let wait = self.wait;
@@ -46,7 +46,7 @@ impl Backoff {
             Pause::Later => RECONNECT_LATER,
             Pause::Rarely => RECONNECT_RARELY,
         };
-        jittered(wait.max(over_budget).max(least))
+        jittered(wait.max(least))
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Poller<'d> {
     pub(super) window: &'d mut ReceiveWindow,
     pub(super) subscriptions: Subscriptions,
     pub(super) identity: Identity,
+    /// Whether the log has the loss of the connection before.
+    pub(super) is_logged: bool,
 }
 
 /// Whether another client uses the identifier of this one.
@@ -136,7 +138,9 @@ impl Poller<'_> {
                 self.refused.connected(&terms);
                 let (host, port) = (&self.options.host, self.options.port);
                 let packet_max = terms.packet_max;
-                tracing::info!(host, port, packet_max, "connected to the broker");
+                if self.is_logged {
+                    tracing::info!(host, port, packet_max, "connected to the broker");
+                }
                 self.report.set_packet_max(packet_max);
                 let now = Accepted { terms, is_subscribed: false };
                 self.accepted.send_replace(Some(now.clone()));

@@ -96,12 +96,12 @@ macro_rules! reasons {
 
 /// All reason codes of the standard. Columns: code, name, pause, publish, subscribe, suspicion, remedy.
 const REASONS: [ReasonCode; 45] = reasons![
-    0x00 "success" Soon Delivered Granted None NO_REMEDY;
-    0x01 "granted QoS 1" Soon Delivered Granted None NO_REMEDY;
-    0x02 "granted QoS 2" Soon Delivered Granted None NO_REMEDY;
-    0x04 "disconnected with will message" Soon Delivered Retry None NO_REMEDY;
-    0x10 "no matching subscribers" Soon Delivered Granted None NO_REMEDY;
-    0x11 "no subscription existed" Soon Delivered Granted None NO_REMEDY;
+    0x00 "success" Soon Delivered Granted Possible NO_REMEDY;
+    0x01 "granted QoS 1" Soon Delivered Granted Possible NO_REMEDY;
+    0x02 "granted QoS 2" Soon Delivered Granted Possible NO_REMEDY;
+    0x04 "disconnected with will message" Soon Delivered Retry Possible NO_REMEDY;
+    0x10 "no matching subscribers" Soon Delivered Granted Possible NO_REMEDY;
+    0x11 "no subscription existed" Soon Delivered Granted Possible NO_REMEDY;
     0x18 "continue authentication" Rarely Drop Stop None CREDENTIALS;
     0x19 "re-authenticate" Rarely Drop Stop None CREDENTIALS;
     0x80 "unspecified error" Soon Retry Retry Possible NO_REMEDY;
@@ -117,28 +117,28 @@ const REASONS: [ReasonCode; 45] = reasons![
     0x8A "banned" Rarely Drop Stop None "lift the ban at the broker";
     0x8B "server shutting down" Later Retry Retry None NO_REMEDY;
     0x8C "bad authentication method" Rarely Drop Stop None CREDENTIALS;
-    0x8D "keep alive timeout" Soon Retry Retry None NO_REMEDY;
+    0x8D "keep alive timeout" Soon Retry Retry Possible NO_REMEDY;
     0x8E "session taken over" Rarely Drop Stop None IDENTITY;
-    0x8F "topic filter invalid" Soon Drop Stop None ACL;
+    0x8F "topic filter invalid" Soon Drop Stop Possible ACL;
     0x90 "topic name invalid" Soon Drop Stop Named ACL;
-    0x91 "packet identifier in use" Soon Retry Retry None NO_REMEDY;
-    0x92 "packet identifier not found" Soon Delivered Retry None NO_REMEDY;
+    0x91 "packet identifier in use" Soon Retry Retry Possible NO_REMEDY;
+    0x92 "packet identifier not found" Soon Delivered Retry Possible NO_REMEDY;
     0x93 "receive maximum exceeded" Later Retry Retry None NO_REMEDY;
-    0x94 "topic alias invalid" Soon Drop Stop None NO_REMEDY;
+    0x94 "topic alias invalid" Soon Drop Stop Possible NO_REMEDY;
     0x95 "packet too large" Soon TooLarge Stop Named SIZE;
     0x96 "message rate too high" Later Retry Retry None "raise the broker's message rate limit";
     0x97 "quota exceeded" Later Retry Retry None "raise the broker's quota for this client";
     0x98 "administrative action" Rarely Drop Stop None "ask the broker's administrator";
     0x99 "payload format invalid" Soon Drop Stop Named NO_REMEDY;
-    0x9A "retain not supported" Soon Drop Stop None NO_REMEDY;
-    0x9B "QoS not supported" Soon Drop Stop None NO_REMEDY;
+    0x9A "retain not supported" Soon Drop Stop Possible NO_REMEDY;
+    0x9B "QoS not supported" Soon Drop Stop Possible NO_REMEDY;
     0x9C "use another server" Rarely Drop Stop None ADDRESS;
     0x9D "server moved" Rarely Drop Stop None ADDRESS;
-    0x9E "shared subscriptions not supported" Soon Drop Stop None "use a broker with shared subscriptions";
+    0x9E "shared subscriptions not supported" Soon Drop Stop Possible "use a broker with shared subscriptions";
     0x9F "connection rate exceeded" Later Retry Retry None "raise the broker's connection rate limit";
-    0xA0 "maximum connect time" Soon Retry Retry None NO_REMEDY;
-    0xA1 "subscription identifiers not supported" Soon Drop Stop None NO_REMEDY;
-    0xA2 "wildcard subscriptions not supported" Soon Drop Stop None "use a broker with wildcard subscriptions";
+    0xA0 "maximum connect time" Soon Retry Retry Possible NO_REMEDY;
+    0xA1 "subscription identifiers not supported" Soon Drop Stop Possible NO_REMEDY;
+    0xA2 "wildcard subscriptions not supported" Soon Drop Stop Possible "use a broker with wildcard subscriptions";
     0xFE "unknown reason" Soon Drop Retry Possible NO_REMEDY;
     0xFF "unknown reason" Soon Drop Retry Possible NO_REMEDY;
 ];

@@ -202,11 +202,12 @@ async fn the_default_name_belongs_to_one_board() {
         folders.push(root);
     }
     let mut names = BTreeSet::new();
-    while names.len() < 2 {
+    for _ in 0..2 {
         let status: Value = serde_json::from_slice(&watcher.next().await.payload).unwrap();
         assert_eq!(status["state"], "online");
         names.insert(status["device"].as_str().unwrap().to_owned());
     }
+    assert_eq!(names.len(), 2, "{names:?}");
     for service in &services {
         assert_eq!(service.state().await.unwrap()["mqtt"]["state"], "up");
         assert!(!service.log().contains("taken over"), "{}", service.log());
