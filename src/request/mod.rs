@@ -6,7 +6,5 @@ pub mod labels;
 pub mod name;
 pub mod refusal;
 pub mod schema;
-#[cfg(feature = "engine")]
-pub(crate) mod schema_cost;
 pub mod skill;
 pub mod tools;

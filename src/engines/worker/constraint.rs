@@ -27,7 +27,7 @@ use crate::limits::engine::{
 use crate::model::generate::Fault;
 use crate::request::format::Format;
 use crate::request::refusal::{Code, Refusal};
-use crate::request::schema_cost;
+use crate::request::schema::constraint::excess;
 
 /// Compiles grammars for one vocabulary; building the factory takes about 100 ms.
 pub(super) struct Factory {
@@ -82,7 +82,7 @@ impl Factory {
             Format::Json => json!({"type": "object"}),
             Format::Schema(schema) => (**schema).clone(),
         };
-        if let Some(message) = schema_cost::excess(&schema) {
+        if let Some(message) = excess(&schema) {
             return Err(refuse(message));
         }
         let mut parser = self.compile(schema, watchdog)?;

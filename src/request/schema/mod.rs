@@ -1,6 +1,8 @@
 //! JSON Schema of an answer or of a tool's arguments: bounds, compilation, and validation of values.
 
 mod bounds;
+#[cfg(feature = "engine")]
+pub(crate) mod constraint;
 mod steps;
 
 use std::fmt;

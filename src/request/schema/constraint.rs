@@ -1,4 +1,4 @@
-//! Parts of a JSON Schema whose compilation the library does not bound.
+//! What a JSON Schema costs as a constraint of an engine: parts whose compilation the library does not bound.
 
 use serde_json::{Map, Value};
 
