@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use pilotlight::limits::WAITING_JOBS_MAX;
 use pilotlight::model::context::Locality;
+use pilotlight::request::client::Client;
 use pilotlight::request::job::{JobId, Mode, Priority};
 use pilotlight::scheduler::{
     Answered, BackendProfile, Effect, Event, JobSpec, Scheduler, TokenTimes,
@@ -36,7 +37,7 @@ fn profile(locality: Locality, slots: u32) -> BackendProfile {
 fn spec(job: u64, now: Time, random: &mut fastrand::Rng, budget: Duration) -> JobSpec {
     JobSpec {
         job: JobId(job),
-        app: format!("app-{}", random.u8(0..8)),
+        client: Client::known(format!("app-{}", random.u8(0..8))),
         template: format!("task-{}", random.u8(0..8)),
         due: now + budget,
         priority: *random

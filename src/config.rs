@@ -1,6 +1,7 @@
 //! Configuration: environment, `.env` and `mcp.json`, checked together.
 
 mod environment;
+mod http;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,9 +20,10 @@ use crate::catalog::secret;
 use crate::catalog::secret::Secret;
 use crate::catalog::server::{Endpoint, ServerEntry};
 use crate::device::identity::machine_suffix;
-use crate::ingress::http::{AccessGuard, is_origin};
+use crate::ingress::http::AccessGuard;
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX};
 use crate::net::tls;
+use crate::request::client::UNLISTED;
 use crate::request::name::is_name;
 use crate::store::{broker_password, files};
 
@@ -159,6 +161,18 @@ fn unreadable(path: &Path, error: &std::io::Error) -> String {
     message + "; set --config or PILOTLIGHT_CONFIG, or copy the example mcp.json"
 }
 
+/// A warning, if the policy of single applications rests on names that only the clients of a broker state.
+fn names_believed(catalog: &Catalog) -> Option<Mistake> {
+    let has_apps = catalog.apps.keys().chain(catalog.caps.apps.keys()).any(|name| name != UNLISTED);
+    (has_apps && catalog.mqtt.identity.is_none()).then(|| Mistake {
+        path: "pilotlight.mqtt.identity".to_owned(),
+        message: "is not set: a client of the broker can take the name of a listed application; let the \
+                  broker's access rules tie topics to users and write \"topic\", name a user property that \
+                  the broker sets, or write \"listed\" to accept it"
+            .to_owned(),
+    })
+}
+
 fn one(path: &str, message: String) -> Vec<Mistake> {
     vec![Mistake { path: path.to_owned(), message }]
 }
@@ -182,6 +196,9 @@ impl SettingsReader<'_> {
         let device = self.device(&catalog, &sensors, &mut warnings);
         let state = self.state();
         let (mqtt, broker) = self.mqtt(&catalog, state.as_deref());
+        if mqtt.is_some() && broker.is_none() {
+            warnings.extend(names_believed(&catalog));
+        }
         let http = self.http(&catalog);
         let needs_broker = catalog.services().next().is_some() || catalog.mqtt.serve.is_some();
         if needs_broker && mqtt.is_none() {
@@ -426,48 +443,6 @@ impl SettingsReader<'_> {
                 None
             }
         }
-    }
-
-    fn http(&mut self, catalog: &Catalog) -> Option<Http> {
-        let part = &catalog.http;
-        let listen = self.get("PILOTLIGHT_HTTP").or_else(|| part.listen.clone());
-        let listen = listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-        if listen == "off" {
-            return None;
-        }
-        let Ok(addr) = listen.parse::<SocketAddr>() else {
-            self.mistake(
-                "pilotlight.http.listen",
-                format!("{listen:?} is neither an address with a port nor off"),
-            );
-            return None;
-        };
-        let token = self.get("PILOTLIGHT_HTTP_TOKEN").or_else(|| part.token.clone().map(|t| t.0));
-        let token = self.secret("pilotlight.http.token", token);
-        if token.is_none() && !addr.ip().is_loopback() {
-            let message = format!(
-                "{addr} is reachable from other machines; a token is required: set \
-                 PILOTLIGHT_HTTP_TOKEN"
-            );
-            self.mistake("pilotlight.http.token", message);
-        }
-        for (n, origin) in part.allowed_origins.iter().enumerate() {
-            if !is_origin(origin) {
-                let path = format!("pilotlight.http.allowed_origins[{n}]");
-                let message = format!(
-                    "{origin:?} is no origin; write it as a browser sends it: https://app.example or \
-                     http://localhost:3000, without path, default port and *"
-                );
-                self.mistake(&path, message);
-            }
-        }
-        let guard = AccessGuard {
-            token: token.map(Secret),
-            hosts: part.allowed_hosts.clone(),
-            origins: part.allowed_origins.clone(),
-            mcp_sessions: false,
-        };
-        Some(Http { listen: addr, guard })
     }
 }
 

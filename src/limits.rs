@@ -179,7 +179,8 @@ pub const LEARNED_EVERY: Duration = Duration::from_secs(600);
 pub const LEARNED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Templates whose answer lengths are kept.
 pub const TEMPLATES_MAX: usize = 128;
-/// Applications whose spending is counted in one month; further ones may not use priced models.
+/// Applications whose spending is counted by itself in one month; further ones share the account of those that
+/// are not listed.
 pub const SPENDERS_MAX: usize = 1024;
 /// Hours by which the ledger may be ahead of the clock; beyond it the clock was wrong before. 31 days: a
 /// budget of a month that is used up blocks no longer.
@@ -421,6 +422,8 @@ pub const HTTP_REQUESTS_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
 pub const HTTP_REMOTE_REQUESTS_MAX: usize = HTTP_REQUESTS_MAX / 4 * 3;
 /// Most of these requests of one other machine. The programs of this machine share one address.
 pub const HTTP_ADDRESS_REQUESTS_MAX: usize = HTTP_REQUESTS_MAX / 4;
+/// Most of these requests of one application that has a token of its own.
+pub const HTTP_APP_REQUESTS_MAX: usize = HTTP_REQUESTS_MAX / 2;
 /// Time for which a connection may wait for its client before it can be closed for another one: a request
 /// that is on its way is not cut off.
 pub const HTTP_SHED_AFTER: Duration = Duration::from_millis(500);

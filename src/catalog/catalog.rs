@@ -12,6 +12,7 @@ use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::pressure::limit::ZoneLimits;
 use crate::redact::Redactor;
+use crate::request::client::{Client, INTERFACES, UNLISTED};
 use crate::request::job::{Mode, Priority};
 
 /// The content of one `mcp.json`.
@@ -28,7 +29,7 @@ pub struct Catalog {
     pub default_mode: Mode,
     /// The furthest locality that may read a request, whatever the request states.
     pub furthest: Locality,
-    /// What the policy states for single applications.
+    /// What the policy states for single applications, and for all others together as [`UNLISTED`].
     pub apps: BTreeMap<String, AppPolicy>,
     /// The spending caps.
     pub caps: Caps,
@@ -55,16 +56,37 @@ impl Catalog {
         })
     }
 
-    /// The applications whose prompts may share an engine's prefix cache with those of `app`: its group
-    /// of `policy.apps`, else the application alone.
-    pub fn cache_group<'a>(&'a self, app: &'a str) -> &'a str {
-        self.apps.get(app).and_then(|policy| policy.trust_group.as_deref()).unwrap_or(app)
+    /// The client of a request, if only itself states its application's name: that name counts if
+    /// `policy.apps` or `policy.budget.apps` list it.
+    pub fn client_named(&self, app: &str) -> Client {
+        let is_listed = self.apps.contains_key(app) || self.caps.apps.contains_key(app);
+        if is_listed && !INTERFACES.contains(&app) {
+            Client::known(app)
+        } else {
+            Client::unlisted(app)
+        }
+    }
+
+    /// What `policy.apps` states for the client's principal.
+    pub fn app_policy(&self, client: &Client) -> &AppPolicy {
+        self.apps.get(&client.principal).unwrap_or(&AppPolicy::DEFAULT)
+    }
+
+    /// Whose prompts may share an engine's prefix cache with those of this client: the group of
+    /// `policy.apps` that it trusts, else the application alone. An application that is not listed can
+    /// share with one of the same name that is not listed either.
+    pub fn cache_group(&self, client: &Client) -> String {
+        match &self.app_policy(client).trust_group {
+            Some(group) => group.clone(),
+            None if client.principal == UNLISTED => format!("{UNLISTED}/{}", client.app),
+            None => client.principal.clone(),
+        }
     }
 
     /// The furthest locality that may read a request of this application and task: the nearest of what
     /// the policy, the application's policy and the task state.
-    pub fn furthest(&self, app: &str, task: Option<&Task>) -> Locality {
-        let of_app = self.apps.get(app).and_then(|policy| policy.furthest);
+    pub fn furthest(&self, client: &Client, task: Option<&Task>) -> Locality {
+        let of_app = self.app_policy(client).furthest;
         let stated = of_app.into_iter().chain(task.and_then(|task| task.furthest));
         stated.fold(self.furthest, Locality::min)
     }
@@ -81,16 +103,40 @@ impl Catalog {
     }
 }
 
-/// The policy for one application.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+/// The policy for one application, or for all that are not listed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AppPolicy {
+    /// Its requests are refused.
+    pub refuse: bool,
+    /// The most urgent priority that its requests may have.
+    #[serde(rename = "class")]
+    pub most_urgent: Priority,
+    /// The bearer token by which the HTTP interface knows its requests.
+    pub http_token: Option<Secret<String>>,
     /// The furthest locality that may read its requests, if that is nearer than the policy's.
     #[serde(rename = "reach")]
     pub furthest: Option<Locality>,
     /// Applications of one group share an engine's prefix cache, and so can tell from the speed of an
     /// answer how another application's prompt begins.
     pub trust_group: Option<String>,
+}
+
+impl AppPolicy {
+    /// The policy of an application for which nothing is stated.
+    pub const DEFAULT: AppPolicy = AppPolicy {
+        refuse: false,
+        most_urgent: Priority::Interactive,
+        http_token: None,
+        furthest: None,
+        trust_group: None,
+    };
+}
+
+impl Default for AppPolicy {
+    fn default() -> AppPolicy {
+        AppPolicy::DEFAULT
+    }
 }
 
 /// The names of the device.
@@ -142,6 +188,20 @@ pub struct MqttPart {
     pub response_prefixes: Vec<String>,
     /// The topic prefix of a service that this process serves as a worker.
     pub serve: Option<String>,
+    /// How the broker tells who sent a request; [`MqttIdentity::Listed`] if not stated.
+    pub identity: Option<MqttIdentity>,
+}
+
+/// How the broker tells which application sent a request. MQTT itself does not name the sender.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MqttIdentity {
+    /// It does not: a name in a topic counts if the policy or the budget lists it.
+    Listed,
+    /// The broker's access rules let each user publish under its own name only.
+    Topic,
+    /// The broker puts the user's name into this user property of each message.
+    UserProperty(String),
 }
 
 /// The HTTP listener.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::mistake::Scope;
 use crate::money::{Caps, Limits, Price, Usd};
+use crate::request::client::UNLISTED;
 use crate::request::name::is_app_name;
 
 /// The message for a name that no application can have.
@@ -56,7 +57,7 @@ impl RawBudget {
     pub(super) fn check(self, scope: &mut Scope<'_>) -> Caps {
         let RawBudget { usd_per_hour, usd_per_day, usd_per_month, per_app, apps } = self;
         let device = RawLimits { usd_per_hour, usd_per_day, usd_per_month };
-        for name in apps.keys().filter(|name| !is_app_name(name)) {
+        for name in apps.keys().filter(|name| !is_app_name(name) && *name != UNLISTED) {
             scope.at("apps").at(name).add(APP_NAME);
         }
         let app = |(name, limits): (String, RawLimits)| {

@@ -14,6 +14,7 @@ use crate::limits::{DEADLINE_MAX, REDACT_RULES_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::redact::{KnownPattern, Redactor};
+use crate::request::client::{INTERFACES, UNLISTED};
 use crate::request::job::{Mode, Priority};
 use crate::request::name::{is_app_name, is_name};
 
@@ -89,12 +90,17 @@ fn apps_of(entries: Vec<(String, Value)>, scope: &mut Scope<'_>) -> BTreeMap<Str
     let mut apps = BTreeMap::new();
     for (name, value) in entries {
         let mut scope = scope.at(&name);
-        if !is_app_name(&name) {
+        if !is_app_name(&name) && name != UNLISTED {
             scope.add(APP_NAME);
         }
         let Some(app) = read::<AppPolicy>(value, &mut scope) else { continue };
         if app.trust_group.as_ref().is_some_and(|group| !is_name(group)) {
             scope.at("trust_group").add("must be [A-Za-z0-9_-]{1,64}");
+        }
+        if app.http_token.is_some() && (name == UNLISTED || INTERFACES.contains(&name.as_str())) {
+            scope
+                .at("http_token")
+                .add(format!("a token belongs to one application of its own; {name:?} is none"));
         }
         apps.insert(name, app);
     }

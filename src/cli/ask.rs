@@ -18,6 +18,7 @@ use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX, MQTT_INBOX_MAX};
 use crate::mqtt;
 use crate::mqtt::{ConnectionState, Outgoing, Router, Subscription};
+use crate::request::client::Client;
 use crate::request::job::{Mode, Priority};
 use crate::strategy;
 use crate::wire;
@@ -116,7 +117,7 @@ impl AskArgs {
     /// Answers the request with models in this process.
     async fn ask_local(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
         let id = ask.id.clone();
-        let job = ask.check("cli", &config.catalog)?;
+        let job = ask.check(&Client::known("cli"), &config.catalog)?;
         let format = job.format.clone();
         let core = Core::start(&config.catalog, calm(), keep_of(&config), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {

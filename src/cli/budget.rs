@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::limits::{CORRECTION_REASON_BYTES_MAX, CORRECTION_WAIT_MAX, CORRECTIONS_EVERY};
 use crate::money::account::{Change, Correction, SpendingAccount};
 use crate::money::{Caps, Limits, SPANS, Span, Usd};
+use crate::request::client::UNLISTED;
 use crate::store::corrections;
 use crate::store::ledger::{self, Applied};
 
@@ -166,7 +167,11 @@ async fn await_service(folder: &Path, correction: &Correction) -> anyhow::Result
 fn print(account: &SpendingAccount, caps: &Caps) -> std::io::Result<()> {
     print_line!("all: {}", spans(account, None, &caps.device));
     for app in account.spenders() {
-        let name = if app.is_empty() { "(a damaged ledger, --app \"\")" } else { app };
+        let name = match app {
+            "" => "(a damaged ledger, --app \"\")",
+            UNLISTED => "+ (applications that are not listed)",
+            app => app,
+        };
         print_line!("{name}: {}", spans(account, Some(app), caps.of(app)));
     }
     for Correction { app, change, reason, .. } in account.corrections() {

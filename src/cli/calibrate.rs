@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::daemon::{Core, calm};
 use crate::dispatch::{Dispatch, LearnedStore};
 use crate::limits::{CALIBRATION_BYTES_MAX, CALIBRATION_LINES_MAX, ENGINE_LOAD_MAX};
+use crate::request::client::Client;
 use crate::request::job::{Mode, Priority, Strategy};
 use crate::scheduler::Verdict;
 use crate::scheduler::strategy::{lacks, mean_logprob};
@@ -64,7 +65,8 @@ impl CalibrateArgs {
         let lines = self.lines()?;
         let asks = lines.iter().enumerate().map(|(n, line)| {
             let ask = self.ask(&line.input);
-            ask.check("calibrate", &config.catalog).with_context(|| format!("line {}", n + 1))
+            ask.check(&Client::known("calibrate"), &config.catalog)
+                .with_context(|| format!("line {}", n + 1))
         });
         let jobs: Vec<_> = asks.collect::<Result<_, _>>()?;
         let needed = least(aim);

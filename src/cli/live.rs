@@ -20,6 +20,7 @@ use crate::model::context::Locality;
 use crate::model::health::Health;
 use crate::pressure::level::{DevicePressure, PressureStage};
 use crate::pressure::{Gauge, SensorSample, Zone};
+use crate::request::client::Client;
 use crate::request::job::Job;
 use crate::scheduler::Verdict;
 use crate::simulate::board::{Chip, SimulatedBoard};
@@ -220,7 +221,7 @@ fn job_of(order: &Arrival) -> Job {
     let rest = WORDS.chars().cycle().take(bytes(prompt - cached).saturating_sub(own.len()));
     let text = format!("{priority:?}. {shared}{own}{}", rest.collect::<String>());
     let mut job = Job::plain(text, order.time_left);
-    job.app = format!("app-{}", order.app);
+    job.client = Client::known(format!("app-{}", order.app));
     (job.priority, job.mode, job.streamed) = (priority, order.mode, !order.whole);
     job.sampling.max_tokens = Some(order.most);
     job

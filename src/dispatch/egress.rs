@@ -70,6 +70,7 @@ impl<'a> EgressGuard<'a> {
 mod tests {
     use super::*;
     use crate::redact::Redactor;
+    use crate::request::client::Client;
     use crate::request::format::Format;
     use crate::request::job::Mode;
 
@@ -100,11 +101,11 @@ mod tests {
     fn only_the_redacted_job_leaves_the_device() {
         let mut redactor = Redactor::default();
         redactor.add("badge", "B-[0-9]{5}").unwrap();
-        let job = Job { app: "B-54321".to_owned(), ..job("I am B-12345") };
+        let job = Job { client: Client::known("B-54321"), ..job("I am B-12345") };
         let redaction = redactor.hide(&job);
         let sent = LOCALITIES.map(|locality| {
             let guard = EgressGuard::new(&job, locality, &redaction).unwrap();
-            (guard.job().messages[0].content.clone(), guard.job().app.clone())
+            (guard.job().messages[0].content.clone(), guard.job().client.app.clone())
         });
         let sent = sent.each_ref().map(|(content, app)| (content.as_str(), app.as_str()));
         let redacted = ("I am [BADGE_1]", "");

@@ -277,7 +277,7 @@ impl Dispatcher {
             Redaction::Impossible(unfit) => spec.unfit = Some(unfit.refusal()),
         }
         let id = job.id;
-        let origin = (job.app.clone(), job.task.clone());
+        let origin = (job.client.app.clone(), job.task.clone());
         let stop = CancellationToken::new();
         let held = InFlight {
             waiting: Some((job, out)),

@@ -16,6 +16,7 @@ use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::Out;
 use crate::money::Price;
 use crate::pressure::level::DevicePressure;
+use crate::request::client::Client;
 use crate::request::job::Job;
 use crate::scheduler::Verdict;
 
@@ -54,7 +55,7 @@ async fn over(model: Arc<dyn Generate>, test: impl AsyncFnOnce(Dispatch)) {
 
 fn job(prompt: &str) -> Job {
     let job = Job::plain(prompt, Duration::from_secs(5));
-    Job { app: "thermostat".to_owned(), task: Some("answer".to_owned()), ..job }
+    Job { client: Client::known("thermostat"), task: Some("answer".to_owned()), ..job }
 }
 
 #[tokio::test]

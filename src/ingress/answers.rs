@@ -27,7 +27,7 @@ pub struct ReplyOrigin {
 impl ReplyOrigin {
     /// The origin of a job.
     pub fn of(interface: &'static str, job: &Job) -> ReplyOrigin {
-        ReplyOrigin { interface, app: job.app.clone(), task: job.task.clone() }
+        ReplyOrigin { interface, app: job.client.app.clone(), task: job.task.clone() }
     }
 
     /// The origin of a request of which only the application is known.

@@ -26,6 +26,7 @@ use crate::limits::ANSWER_BYTES_MAX;
 use crate::model::context::ModelContext;
 use crate::model::generate::{Fault, Generate};
 use crate::model::out::channel;
+use crate::request::client::{Client, INTERFACES};
 use crate::request::format::Format;
 use crate::request::job::Job;
 use crate::request::refusal::Refusal;
@@ -73,6 +74,8 @@ impl ModelHost for SingleModel {
 #[derive(Clone)]
 pub struct McpServer {
     host: Arc<dyn ModelHost>,
+    /// Whose requests these are, if they do not say it.
+    client: Client,
     /// The number of the last [`Pace`] that was obeyed.
     paced: Arc<AtomicU64>,
 }
@@ -211,7 +214,7 @@ impl ServerHandler for McpServer {
 impl McpServer {
     /// A handler of this model host.
     pub fn new(host: Arc<dyn ModelHost>) -> McpServer {
-        McpServer { host, paced: Arc::default() }
+        McpServer { host, client: Client::known("mcp"), paced: Arc::default() }
     }
 
     /// The tools that can be called: embeddings only if a model has the skill.
@@ -221,6 +224,16 @@ impl McpServer {
 
     fn embeds(&self) -> bool {
         self.host.models().iter().any(|model| model.capabilities.has(EMBED))
+    }
+
+    /// The application whose token the HTTP request has, else the one that this server is for.
+    fn client_of(&self, context: &RequestContext<RoleServer>) -> Client {
+        let parts = context.extensions.get::<http::request::Parts>();
+        let holder = parts.and_then(|parts| parts.extensions.get::<Client>());
+        holder
+            .filter(|client| !INTERFACES.contains(&client.app.as_str()))
+            .unwrap_or(&self.client)
+            .clone()
     }
 
     fn job_of(
@@ -235,7 +248,7 @@ impl McpServer {
             read_value(arguments)?
         };
         let stream = ask.stream;
-        let mut job = ask.check("mcp", self.host.catalog())?;
+        let mut job = ask.check(&self.client_of(context), self.host.catalog())?;
         job.streamed = stream.unwrap_or(context.meta.get_progress_token().is_some());
         if let Some(left) = deadline_of(&context.meta) {
             job.time_left = job.time_left.min(left);

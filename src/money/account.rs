@@ -17,6 +17,7 @@ use super::{Caps, Hour, Limits, SPANS, Span, Usd};
 use crate::limits::{
     CLOCK_AHEAD_MAX, CLOCK_BEHIND_TOLD, CLOCK_EARLIEST, CORRECTIONS_MAX, SPENDERS_MAX,
 };
+use crate::request::client::UNLISTED;
 
 /// One line of the account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -304,10 +305,8 @@ impl SpendingAccount {
 
     /// Whether the application may spend this.
     pub fn fits(&self, caps: &Caps, app: &str, usd: Usd) -> Fits {
+        let app = self.account_of(app);
         let own = self.apps.get(app);
-        if own.is_none() && self.apps.len() >= SPENDERS_MAX {
-            return Fits::No(Span::Month);
-        }
         let none = Totals::default();
         let device = self.device.fits(&caps.device, self.now, usd, self.open_of(None));
         let own = own.unwrap_or(&none).fits(caps.of(app), self.now, usd, self.open_of(Some(app)));
@@ -318,9 +317,17 @@ impl SpendingAccount {
         }
     }
 
+    /// The account of an application: its own, or, if there are so many that it can have none, the one of
+    /// all that are not listed.
+    fn account_of<'a>(&self, app: &'a str) -> &'a str {
+        let has_room = self.apps.len() < SPENDERS_MAX;
+        if has_room || self.apps.contains_key(app) { app } else { UNLISTED }
+    }
+
     /// What is left for the application of this span's caps, and the lowest of these caps; none if
     /// there is no cap on the span. Holds count as spent.
     pub fn left(&self, caps: &Caps, app: &str, span: Span) -> Option<(Usd, Usd)> {
+        let app = self.account_of(app);
         let nth = SPANS.iter().position(|other| *other == span)?;
         let left = |account: Option<&Totals>, limits: &Limits| {
             let most = limits.of(span)?;
@@ -345,7 +352,7 @@ impl SpendingAccount {
 
     /// The entry of a call that begins now.
     pub fn hold(&self, call: u64, app: &str, usd: Usd) -> LedgerEntry {
-        LedgerEntry::Hold { call, app: app.to_owned(), usd, at: self.now }
+        LedgerEntry::Hold { call, app: self.account_of(app).to_owned(), usd, at: self.now }
     }
 
     /// Applies an entry. A bill without a hold is passed over, a second hold of the same name adds to
@@ -380,9 +387,8 @@ impl SpendingAccount {
         match change {
             Change::Add(usd) => {
                 self.device.add(self.now, *usd);
-                if self.apps.contains_key(app) || self.apps.len() < SPENDERS_MAX {
-                    self.apps.entry(app.clone()).or_default().add(self.now, *usd);
-                }
+                let app = self.account_of(app).to_owned();
+                self.apps.entry(app).or_default().add(self.now, *usd);
             }
             Change::Subtract(usd) => {
                 let open = self.open_of(Some(app));
@@ -664,7 +670,13 @@ mod tests {
         for call in 0..SPENDERS_MAX as u64 {
             spend(&mut account, call, &format!("app-{call}"), 0, Some(0));
         }
-        assert_eq!(account.fits(&caps(), "one-more", usd(1)), Fits::No(Span::Month));
-        assert_eq!(account.fits(&caps(), "app-7", usd(1)), Fits::Yes);
+        // further ones have the account of all that are not listed
+        spend(&mut account, 5000, "one-more", 30, Some(30));
+        assert_eq!(account.spenders().count(), SPENDERS_MAX + 1);
+        assert_eq!(account.spent(Some(UNLISTED), Span::Hour), usd(30));
+        assert_eq!(account.fits(&caps(), "one-more", usd(11)), Fits::No(Span::Hour));
+        assert_eq!(account.fits(&caps(), "another", usd(11)), Fits::No(Span::Hour));
+        assert_eq!(account.left(&caps(), "another", Span::Hour), Some((usd(10), usd(40))));
+        assert_eq!(account.fits(&caps(), "app-7", usd(11)), Fits::Yes);
     }
 }

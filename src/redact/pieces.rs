@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::request::client::Client;
 use crate::request::format::Format;
 use crate::request::job::{Job, Message, Role, Sampling};
 use crate::request::labels::Labels;
@@ -69,7 +70,7 @@ pub(super) fn rebuilt(job: &Job, pieces: &mut impl Pieces) -> Job {
     // what is ignored here does not leave the device, and is left out of the job that is sent
     let Job {
         id,
-        app: _,
+        client: _,
         key,
         task: _,
         cache_group,
@@ -93,7 +94,7 @@ pub(super) fn rebuilt(job: &Job, pieces: &mut impl Pieces) -> Job {
     } = job;
     Job {
         id: *id,
-        app: String::new(),
+        client: Client::default(),
         task: None,
         cache_group: cache_group.clone(),
         // the texts have other lengths

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::client::Client;
 use super::format::Format;
 use super::labels::Classification;
 use super::schema::Schema;
@@ -152,8 +153,8 @@ pub struct Sampling {
 pub struct Job {
     /// Given by the dispatcher.
     pub id: JobId,
-    /// Application of the client.
-    pub app: String,
+    /// Who sent it.
+    pub client: Client,
     /// The client's id of the request (idempotency key): a repeated key gets the same answer.
     pub key: Option<String>,
     /// Task whose template produced the prompt.
@@ -252,7 +253,7 @@ impl Job {
     pub fn plain(prompt: impl Into<String>, time_left: Duration) -> Job {
         Job {
             id: JobId(0),
-            app: "cli".into(),
+            client: Client::known("cli"),
             key: None,
             task: None,
             cache_group: String::new(),

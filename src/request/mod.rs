@@ -1,5 +1,6 @@
 //! A request as the service understands it: checked once at an interface, trusted afterwards.
 
+pub mod client;
 pub mod format;
 pub mod job;
 pub mod labels;

@@ -54,7 +54,7 @@ impl Scheduler {
             if most.is_none() {
                 continue;
             }
-            match self.account.fits(&self.caps, &entry.spec.app, most) {
+            match self.account.fits(&self.caps, &entry.spec.client.principal, most) {
                 Fits::Yes => continue,
                 Fits::Later => may_come = true,
                 Fits::No(span) => {
@@ -69,7 +69,7 @@ impl Scheduler {
         }
         match over {
             Some(span) if entry.candidates().is_empty() && !may_come => {
-                Err((self.over(span, &entry.spec.app, cheapest), Reason::Budget))
+                Err((self.over(span, &entry.spec.client.principal, cheapest), Reason::Budget))
             }
             Some(_) | None => Ok(()),
         }
@@ -91,7 +91,7 @@ impl Scheduler {
                 "this answer may cost up to {most}; {left} of the budget of {cap} are left for this \
                  {name}; see pilotlight.policy.budget"
             ),
-            None => format!("too many applications have a budget for this {name}; retry later"),
+            None => format!("the budget of this {name} is used up; see pilotlight.policy.budget"),
         };
         let account = &self.account;
         let hours = u64::from(account.now().left_of(span)) + u64::from(account.hours_behind());
@@ -118,7 +118,7 @@ impl Scheduler {
         if most.is_none() {
             return (most, None);
         }
-        let line = self.account.hold(entry.job().0, &entry.spec.app, most);
+        let line = self.account.hold(entry.job().0, &entry.spec.client.principal, most);
         self.account.write(&line);
         self.budgets_dirty = true;
         (most, Some(line))

@@ -2,11 +2,15 @@
 
 use crate::model::context::Locality;
 use crate::model::generate::Usage;
+use crate::request::client::{Client, UNLISTED};
 use crate::request::format::Format;
 use crate::request::job::{Job, JobId, Mode, Priority};
 use crate::request::refusal::Refusal;
 use crate::request::skill::LOGPROBS;
 use crate::time::Time;
+
+/// What stands before the name of an application in a template, if the application is not listed.
+pub(super) const UNLISTED_APP: &str = "app +/";
 
 /// What the scheduler knows of a job.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -14,8 +18,8 @@ use crate::time::Time;
 pub struct JobSpec {
     /// Which job.
     pub job: JobId,
-    /// The application that asks.
-    pub app: String,
+    /// Who asks.
+    pub client: Client,
     /// What its answer is likely to resemble: its task, or its application's other prompts.
     pub template: String,
     /// Its deadline.
@@ -59,13 +63,15 @@ impl JobSpec {
     /// The specification of a job that arrived at `now`.
     pub fn of(job: &Job, now: Time) -> JobSpec {
         let skill = job.format.skill();
+        let Client { app, principal } = &job.client;
         let from = match &job.task {
             Some(task) => format!("task {task}"),
-            None => format!("app {}", job.app),
+            None if principal == UNLISTED => format!("{UNLISTED_APP}{app}"),
+            None => format!("app {app}"),
         };
         JobSpec {
             job: job.id,
-            app: job.app.clone(),
+            client: job.client.clone(),
             template: format!("{skill} for {from}"),
             due: now + job.time_left,
             priority: job.priority,

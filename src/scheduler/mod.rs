@@ -329,7 +329,7 @@ impl Scheduler {
 
     fn entry(&mut self, spec: JobSpec) -> QueuedJob {
         QueuedJob {
-            app: self.shares.enter(&spec.app),
+            app: self.shares.enter(&spec.client),
             order: (spec.priority, spec.due, spec.job),
             spec: Box::new(spec),
             able: BackendSet::default(),
@@ -375,7 +375,7 @@ impl Scheduler {
     fn admit(&mut self, entry: QueuedJob, now: Time) {
         let Err(back) = self.queue.offer(entry) else { return };
         let Some(mut back) = self.start_remote(*back, now) else { return };
-        if let Some(other) = self.queue.evict(back.app) {
+        if let Some(other) = self.queue.evict(back.app, back.spec.bytes) {
             match self.queue.offer(back) {
                 Ok(()) => {
                     if let Some(other) = self.start_remote(other, now) {

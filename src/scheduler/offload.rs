@@ -94,12 +94,12 @@ impl Scheduler {
     /// The jobs of an engine in service order, without recalled ones.
     fn order(&self, engine: usize) -> Bounded<(ServiceKey, JobPlace), LINE_MAX> {
         let backend = &self.backends[engine];
-        let share = self.shares.equal_share();
+        let shares = self.shares.equal_shares();
         let mut order: Bounded<(ServiceKey, JobPlace), LINE_MAX> = Bounded::new();
         for (at, entry) in self.queue.iter().enumerate() {
             if entry.home == Some(engine) && entry.offload.is_none() {
                 let (priority, due, job) = entry.order();
-                let above = self.shares.is_above(entry.app, share);
+                let above = self.shares.is_above(entry.app, shares);
                 let _ = order.push(((true, priority, above, due, job), JobPlace::Waiting(at)));
             }
         }
@@ -113,7 +113,7 @@ impl Scheduler {
             let (priority, due, job) = run.entry.order();
             let first =
                 run.promoted || (holds_all && (!backend.profile.preemptive || top == Some(job)));
-            let above = self.shares.is_above(run.entry.app, share);
+            let above = self.shares.is_above(run.entry.app, shares);
             let place = (!first, priority, above, due, job);
             let at = order.partition_point(|(other, _)| *other < place);
             let _ = order.insert(at, (place, JobPlace::Running(job)));

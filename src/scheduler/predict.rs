@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::job::{JobSpec, TokenTimes};
+use super::job::{JobSpec, TokenTimes, UNLISTED_APP};
 use super::profile::BackendProfile;
 use super::window::{Window, nearest_rank};
 use crate::decision::spread::Spread;
@@ -344,11 +344,15 @@ impl Predictor {
         }
     }
 
-    /// The measurements of such answers; the least recently used template is evicted.
+    /// The measurements of such answers; the least recently used template is evicted, first of those of
+    /// applications that are not listed, because their names can be invented.
     fn template(&mut self, spec: &JobSpec) -> &mut TemplateStats {
         self.clock += 1;
         if !self.templates.contains_key(&spec.template) && self.templates.len() >= TEMPLATES_MAX {
-            let oldest = self.templates.iter().min_by_key(|(_, t)| t.used);
+            let oldest = self
+                .templates
+                .iter()
+                .min_by_key(|(name, t)| (!name.contains(UNLISTED_APP), t.used));
             if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
                 self.templates.remove(&oldest);
             }
@@ -413,5 +417,13 @@ mod tests {
         }
         assert_eq!(predictor.templates.len(), TEMPLATES_MAX);
         assert!(!predictor.templates.contains_key("t0"));
+        // a name that is not listed evicts none that is
+        for n in 0..2 * TEMPLATES_MAX {
+            let invented = JobSpec { template: format!("text for {UNLISTED_APP}{n}"), ..spec(1) };
+            predictor.learn(&invented, &spent, true);
+        }
+        let kept =
+            predictor.templates.keys().filter(|name| name.starts_with('t') && name.len() < 6);
+        assert_eq!(kept.count(), TEMPLATES_MAX - 1);
     }
 }

@@ -15,6 +15,28 @@ pub(super) struct Queue {
     bytes: usize,
 }
 
+/// What some jobs take of the queue.
+#[derive(Debug, Clone, Copy, Default)]
+struct Room {
+    jobs: usize,
+    bytes: usize,
+}
+
+impl Room {
+    /// In bytes, of which each job takes an equal part of the queue at least.
+    fn size(self) -> usize {
+        self.bytes.max(self.jobs * (WAITING_BYTES_MAX / WAITING_JOBS_MAX))
+    }
+
+    fn with(self, bytes: usize) -> Room {
+        Room { jobs: self.jobs + 1, bytes: self.bytes + bytes }
+    }
+
+    fn without(self, bytes: usize) -> Room {
+        Room { jobs: self.jobs - 1, bytes: self.bytes - bytes }
+    }
+}
+
 impl Queue {
     /// Gives the job back if there is no room for it.
     pub(super) fn offer(&mut self, entry: QueuedJob) -> Result<(), Box<QueuedJob>> {
@@ -57,21 +79,58 @@ impl Queue {
         Some(self.take(at))
     }
 
-    /// The least urgent job of the application that has the most jobs here, taken out, if that
-    /// application has at least two more than `than`.
-    pub(super) fn evict(&mut self, than: AppId) -> Option<QueuedJob> {
-        let mut counts: LinearMap<AppId, usize, WAITING_JOBS_MAX> = LinearMap::new();
-        for entry in &self.waiting {
-            let count = counts.get(&entry.app).copied().unwrap_or(0);
-            let _ = counts.insert(entry.app, count + 1);
-        }
-        let (most, count) = counts.iter().max_by_key(|(_, count)| **count)?;
-        if *count < counts.get(&than).copied().unwrap_or(0) + 2 {
+    /// Makes room for a job of this client and size: the least urgent job of the principal that takes the
+    /// most room, taken out, if that principal still takes as much as the client's own would then. Among
+    /// applications that are not listed the same holds for each name.
+    pub(super) fn evict(&mut self, than: AppId, bytes: usize) -> Option<QueuedJob> {
+        let principal = |app: AppId| Some(app.principal);
+        let of_names = |app: AppId| app.unlisted;
+        let at = self
+            .last_of_fullest(principal, than, bytes)
+            .or_else(|| self.last_of_fullest(of_names, than, bytes))?;
+        Some(self.take(at))
+    }
+
+    /// The place of the least urgent job of those that take the most room, by `group`.
+    fn last_of_fullest(
+        &self,
+        group: impl Fn(AppId) -> Option<usize>,
+        than: AppId,
+        bytes: usize,
+    ) -> Option<usize> {
+        let own = group(than)?;
+        let rooms = self.rooms(&group);
+        let wanted = rooms.get(&own).copied().unwrap_or_default().with(bytes);
+        let (most, room) = rooms.iter().max_by_key(|(_, room)| room.size())?;
+        let at = self.waiting.iter().rposition(|entry| group(entry.app) == Some(*most))?;
+        let left = room.without(self.waiting[at].spec.bytes);
+        if *most == own || left.size() < wanted.size() {
             return None;
         }
-        let most = *most;
-        let at = self.waiting.iter().rposition(|entry| entry.app == most)?;
-        Some(self.take(at))
+        // of names that share the room, the fullest gives it
+        let name = self.waiting[at].app.unlisted.and_then(|_| self.fullest_name());
+        let of_name = |entry: &QueuedJob| entry.app.unlisted == name;
+        if name.is_some() { self.waiting.iter().rposition(of_name) } else { Some(at) }
+    }
+
+    /// The application that takes the most room of those that are not listed.
+    fn fullest_name(&self) -> Option<usize> {
+        let rooms = self.rooms(|app| app.unlisted);
+        rooms.iter().max_by_key(|(_, room)| room.size()).map(|(name, _)| *name)
+    }
+
+    /// The room that the jobs of each group take.
+    fn rooms(
+        &self,
+        group: impl Fn(AppId) -> Option<usize>,
+    ) -> LinearMap<usize, Room, WAITING_JOBS_MAX> {
+        let mut rooms: LinearMap<usize, Room, WAITING_JOBS_MAX> = LinearMap::new();
+        for entry in &self.waiting {
+            let Some(group) = group(entry.app) else { continue };
+            let room = rooms.get(&group).copied().unwrap_or_default();
+            let _ = rooms.insert(group, room.with(entry.spec.bytes));
+        }
+        rooms
     }
 
     /// The earliest deadline of all waiting jobs.
@@ -102,6 +161,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::client::Client;
     use crate::request::job::Priority;
     use crate::scheduler::JobSpec;
     use crate::scheduler::fairness::Shares;
@@ -151,18 +211,56 @@ mod tests {
         assert!((queue.fullness() - 1.0).abs() < f32::EPSILON);
     }
 
-    #[test]
-    fn eviction_takes_from_the_application_with_the_most_jobs() {
-        let mut shares = Shares::default();
-        let (flood, quiet) = (shares.enter("flood"), shares.enter("quiet"));
+    /// Fills a queue with jobs of these clients and sizes, in this order.
+    fn filled(jobs: &[(AppId, usize)]) -> Queue {
         let mut queue = Queue::default();
-        for id in 0..5 {
-            let app = if id == 1 { quiet } else { flood };
-            queue.offer(QueuedJob { app, ..entry(spec(id)) }).unwrap();
+        for (id, (app, bytes)) in (0..).zip(jobs) {
+            let spec = JobSpec { bytes: *bytes, ..spec(id) };
+            queue.offer(QueuedJob { app: *app, ..entry(spec) }).unwrap();
         }
-        assert!(queue.evict(flood).is_none());
-        assert_eq!(queue.evict(quiet).unwrap().job(), JobId(4));
-        assert!(queue.evict(quiet).is_some_and(|entry| entry.job() == JobId(3)));
-        assert!(queue.evict(quiet).is_none(), "two are not two more than one");
+        queue
+    }
+
+    #[test]
+    fn eviction_takes_from_the_principal_with_the_most_jobs() {
+        let mut shares = Shares::default();
+        let (flood, quiet) =
+            (shares.enter(&Client::known("flood")), shares.enter(&Client::known("quiet")));
+        let mut queue = filled(&[(flood, 9), (quiet, 9), (flood, 9), (flood, 9), (flood, 9)]);
+        assert!(queue.evict(flood, 9).is_none());
+        assert_eq!(queue.evict(quiet, 9).unwrap().job(), JobId(4));
+        assert!(queue.evict(quiet, 9).is_some_and(|entry| entry.job() == JobId(3)));
+        assert!(queue.evict(quiet, 9).is_none(), "two are not two more than one");
+    }
+
+    #[test]
+    fn eviction_takes_from_the_principal_with_the_most_bytes() {
+        let mut shares = Shares::default();
+        let (large, small) =
+            (shares.enter(&Client::known("large")), shares.enter(&Client::known("small")));
+        let many = [(small, 9); 8];
+        let mut queue = filled(&[&[(large, 1 << 20); 4], many.as_slice()].concat());
+        assert_eq!(queue.evict(small, 9).unwrap().job(), JobId(3));
+        assert!(queue.evict(large, 1 << 20).is_none());
+    }
+
+    #[test]
+    fn invented_names_have_the_room_of_one_principal() {
+        let mut shares = Shares::default();
+        let camera = shares.enter(&Client::known("camera"));
+        let mut name = |n: usize| shares.enter(&Client::unlisted(format!("name-{n}")));
+        let mut jobs = vec![(camera, 9); 3];
+        jobs.extend((0..30).map(|n| (name(n), 9)));
+        // this one has two
+        jobs.insert(5, (name(20), 9));
+        let mut queue = filled(&jobs);
+        let evicted = queue.evict(camera, 9).unwrap();
+        assert_eq!((evicted.app, evicted.job()), (name(20), JobId(24)));
+        assert_eq!(queue.evict(camera, 9).unwrap().app.principal, name(0).principal);
+        // within the pool each name has its own
+        assert!(queue.evict(name(7), 9).is_none());
+        let mut queue = filled(&[(name(1), 9), (name(1), 9), (name(1), 9), (name(2), 9)]);
+        assert_eq!(queue.evict(name(2), 9).unwrap().job(), JobId(2));
+        assert!(queue.evict(name(2), 9).is_none());
     }
 }

@@ -14,6 +14,7 @@ use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::money::{Caps, Limits, Price, Usd};
 use crate::pressure::level::DevicePressure;
+use crate::request::client::Client;
 use crate::request::job::{JobId, Mode, Priority};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::skill::GENERATE;
@@ -90,7 +91,7 @@ fn explain_one(decision: &Decision) -> Result<(Route, Reason), String> {
 fn plain(job: u64) -> JobSpec {
     JobSpec {
         job: JobId(job),
-        app: "explain".to_owned(),
+        client: Client::known("explain"),
         template: "explain".to_owned(),
         due: Time::default() + Duration::from_secs(3600),
         priority: Priority::Normal,

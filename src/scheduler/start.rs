@@ -51,8 +51,8 @@ impl Scheduler {
 
     /// The first job in the order of service that can start, and where.
     fn first_to_start(&self, open: BackendSet) -> Option<(usize, usize)> {
-        let share = self.shares.equal_share();
-        let is_above = |entry: &QueuedJob| self.shares.is_above(entry.app, share);
+        let shares = self.shares.equal_shares();
+        let is_above = |entry: &QueuedJob| self.shares.is_above(entry.app, shares);
         let place = |at: usize, entry: &QueuedJob| Some((at, self.place_for(entry, open)?));
         if !self.queue.iter().any(is_above) {
             return self.queue.iter().enumerate().find_map(|(at, entry)| place(at, entry));

@@ -6,6 +6,7 @@ use super::*;
 use crate::decision::Outcome;
 use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
 use crate::model::generate::Fault;
+use crate::request::client::Client;
 use crate::request::job::{Mode, Priority};
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE};
 
@@ -13,7 +14,7 @@ use crate::request::skill::{CLASSIFY, EMBED, GENERATE};
 pub(super) fn spec(id: u64) -> JobSpec {
     JobSpec {
         job: JobId(id),
-        app: "app".to_owned(),
+        client: Client::known("app"),
         template: "app".to_owned(),
         due: Time(60_000_000),
         priority: Priority::Normal,
@@ -249,7 +250,7 @@ fn full_means_busy_with_a_time_to_come_back() {
     let effects = scheduler.handle_event(Event::Ended { job: JobId(1000), outcome }, now);
     assert_eq!(settled(&effects).unwrap().1.reason, Reason::Queue);
     // and another application is not kept out
-    let other = JobSpec { app: "other".to_owned(), ..private(1001) };
+    let other = JobSpec { client: Client::known("other"), ..private(1001) };
     let effects = scheduler.handle_event(Event::Arrived(other), now);
     let (verdict, _) = settled(&effects).unwrap();
     assert!(matches!(verdict, Verdict::Refused(_)), "{effects:?}");

@@ -14,6 +14,7 @@ use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::pressure::level::{DevicePressure, PressureStage};
 use crate::pressure::{Amount, Gauge, SensorSample, Zone};
+use crate::request::client::Client;
 use crate::request::job::{JobId, Priority};
 use crate::scheduler::decision::Reason;
 use crate::scheduler::{
@@ -304,7 +305,7 @@ impl<'a> World<'a> {
         let kind = order.priority;
         let spec = JobSpec {
             job: JobId(at as u64),
-            app: format!("app-{}", order.app),
+            client: Client::known(format!("app-{}", order.app)),
             template: format!("{kind:?}"),
             due: self.now + order.time_left,
             priority: order.priority,

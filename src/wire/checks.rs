@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 
+use crate::catalog::catalog::AppPolicy;
 use crate::limits::{STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX};
 use crate::model::context::Locality;
+use crate::request::client::{Client, UNLISTED};
 use crate::request::job::Mode;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::schema::{SchemaBounds, SchemaMistake};
@@ -55,6 +57,22 @@ pub(super) fn check_schema(
         SchemaMistake::TooLarge(message) => Refusal::field(Code::TooLarge, field, message),
         SchemaMistake::Invalid(message) => Refusal::field(Code::Invalid, field, message),
     })
+}
+
+/// An application that the policy refuses is told where it could be listed.
+pub(super) fn check_admitted(client: &Client, policy: &AppPolicy) -> Result<(), Refusal> {
+    if !policy.refuse {
+        return Ok(());
+    }
+    let Client { app, principal } = client;
+    let message = if principal == UNLISTED {
+        format!(
+            "the policy refuses applications that are not listed; list {app:?} in pilotlight.policy.apps"
+        )
+    } else {
+        format!("the policy refuses the application {principal:?} (pilotlight.policy.apps)")
+    };
+    Err(Refusal::new(Code::Forbidden, message))
 }
 
 /// A request that asks for what the policy forbids is refused; any other is narrowed by the policy.

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use self::checks::{
-    check_length, check_logprobs, check_mode, check_range, check_schema, check_stops,
+    check_admitted, check_length, check_logprobs, check_mode, check_range, check_schema,
+    check_stops,
 };
 use crate::catalog::catalog::Catalog;
 use crate::catalog::task::Task;
@@ -24,6 +25,7 @@ use crate::limits::{
     DEADLINE_MAX, DEADLINE_MIN, EMBED_TEXTS_MAX, KEY_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX,
     PROMPT_BYTES_MAX,
 };
+use crate::request::client::Client;
 use crate::request::format::Format;
 use crate::request::job::{Job, JobId, Message, Mode, Priority, Role, Sampling, Strategy};
 use crate::request::labels::Labels;
@@ -191,7 +193,9 @@ impl Ask {
     ///
     /// # Errors
     /// A refusal that names the first invalid field.
-    pub fn check(self, app: &str, catalog: &Catalog) -> Result<Job, Refusal> {
+    pub fn check(self, client: &Client, catalog: &Catalog) -> Result<Job, Refusal> {
+        let policy = catalog.app_policy(client);
+        check_admitted(client, policy)?;
         let task = self.task_of(catalog)?;
         let input = self.input_of(task)?;
         let messages = self.messages_of(task, input.as_deref())?;
@@ -205,7 +209,7 @@ impl Ask {
             let message = format!("{prompt_bytes} bytes, at most {PROMPT_BYTES_MAX}");
             return Err(Refusal::field(Code::TooLarge, "prompt", message));
         }
-        let priority = self.priority.unwrap_or_default();
+        let priority = self.priority.unwrap_or_default().max(policy.most_urgent);
         let deadline = self
             .deadline_ms
             .or(task.and_then(|t| t.deadline_ms))
@@ -242,12 +246,12 @@ impl Ask {
         }
         let own_labels = self.labels.is_some();
         let mode = self.mode.unwrap_or(catalog.default_mode);
-        let furthest = catalog.furthest(app, task);
+        let furthest = catalog.furthest(client, task);
         check_mode(mode, furthest)?;
         Ok(Job {
             id: JobId(0),
-            app: app.to_owned(),
-            cache_group: catalog.cache_group(app).to_owned(),
+            cache_group: catalog.cache_group(client),
+            client: client.clone(),
             open_bytes: task.filter(|_| !own_labels).map_or(0, Task::open_bytes),
             tools: self.tools_of(&format, &messages, &mut bounds)?,
             format,
@@ -275,7 +279,7 @@ impl Ask {
         // what is ignored here is not sent; what is sent is redacted by `redact::pieces`
         let Job {
             id: _,
-            app: _,
+            client: _,
             key,
             task: _,
             cache_group: _,

@@ -120,10 +120,11 @@ mod tests {
 
     use super::*;
     use crate::catalog::catalog::Catalog;
+    use crate::request::client::Client;
     use crate::wire::read_value;
 
     fn checked(request: Value) -> Result<crate::request::job::Job, Refusal> {
-        read_value::<Ask>(request)?.check("app", &Catalog::default())
+        read_value::<Ask>(request)?.check(&Client::known("app"), &Catalog::default())
     }
 
     fn call(id: &str) -> Value {

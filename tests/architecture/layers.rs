@@ -8,6 +8,7 @@ use super::source::Tree;
 pub const LAYERS: &[(&str, u8)] = &[
     ("limits", 0),
     ("money", 0),
+    ("request/client", 0),
     ("time", 0),
     ("model/health", 1),
     ("money/account", 1),

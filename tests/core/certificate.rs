@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
+use pilotlight::request::client::Client;
 use pilotlight::request::job::{JobId, Mode, Priority};
 use pilotlight::scheduler::{Answered, BackendProfile, Effect, Event, JobSpec, Scheduler, Sent};
 use pilotlight::time::Time;
@@ -78,7 +79,7 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
                     promises.insert(JobId(id), promise);
                     Event::Arrived(JobSpec {
                         job: JobId(id),
-                        app: "app".into(),
+                        client: Client::known("app"),
                         template: "app".into(),
                         due,
                         priority,

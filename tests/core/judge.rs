@@ -5,6 +5,7 @@ use std::time::Duration;
 use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
 use pilotlight::pressure::level::{DevicePressure, PressureCause, PressureStage};
+use pilotlight::request::client::Client;
 use pilotlight::request::job::{JobId, Mode, Priority};
 use pilotlight::scheduler::decision::Reason;
 use pilotlight::scheduler::{
@@ -46,7 +47,7 @@ fn scheduler_with(slots: u32) -> Scheduler {
 fn spec(job: u64, tokens: u32, now: u64, within: u64) -> JobSpec {
     JobSpec {
         job: JobId(job),
-        app: "app".into(),
+        client: Client::known("app"),
         template: "task".into(),
         due: at(now + within),
         priority: Priority::Normal,
@@ -300,7 +301,7 @@ fn an_idle_engine_is_ended_for_want_of_memory_and_started_again() {
 fn an_application_that_floods_does_not_push_the_others_back() {
     let mut scheduler = scheduler_with(1);
     let private = |job, app: &str, now| JobSpec {
-        app: app.to_owned(),
+        client: Client::known(app),
         mode: Mode::LocalOnly,
         ..spec(job, 400, now, 600_000)
     };

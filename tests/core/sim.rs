@@ -7,6 +7,7 @@ use pilotlight::limits::{ATTEMPTS_MAX, RUNNING_JOBS_MAX, WAITING_BYTES_MAX, WAIT
 use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
 use pilotlight::pressure::level::{DevicePressure, PressureCause, PressureStage};
+use pilotlight::request::client::Client;
 use pilotlight::request::job::{JobId, Mode, Priority};
 use pilotlight::request::refusal::{Code, Refusal};
 use pilotlight::request::skill::{CLASSIFY, GENERATE};
@@ -159,7 +160,7 @@ impl World {
         let margin = if skill == CLASSIFY { random.f32() } else { 0.0 };
         let spec = JobSpec {
             job,
-            app: format!("app-{}", random.u8(0..3)),
+            client: Client::known(format!("app-{}", random.u8(0..3))),
             template: format!("app-{}", random.u8(0..3)),
             is_word: skill == CLASSIFY,
             is_buffered: random.bool() || skill == CLASSIFY,
@@ -445,7 +446,7 @@ fn an_idle_model_never_lets_a_job_wait() {
                     model: None,
                     wants_json: false,
                     wants_tools: false,
-                    app: "app".into(),
+                    client: Client::known("app"),
                     template: "app".into(),
                     is_word: false,
                     is_buffered: true,

@@ -15,6 +15,7 @@ use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
 use pilotlight::money::account::{LedgerEntry, SpendingAccount};
 use pilotlight::money::{Caps, Hour, Limits, Price, SPANS, Usd};
+use pilotlight::request::client::Client;
 use pilotlight::request::job::{Job, JobId, Mode};
 use pilotlight::request::refusal::{Code, Refusal};
 use pilotlight::scheduler::decision::Reason;
@@ -70,7 +71,7 @@ fn scheduler_with(caps: Caps) -> Scheduler {
 
 fn spec(job: u64, app: u8, tokens: u32, mode: Mode, due: Time) -> JobSpec {
     let mut plain = Job::plain("hello", Duration::from_secs(1));
-    (plain.id, plain.app, plain.mode) = (JobId(job), format!("app-{app}"), mode);
+    (plain.id, plain.client, plain.mode) = (JobId(job), Client::known(format!("app-{app}")), mode);
     plain.sampling.max_tokens = Some(tokens);
     JobSpec { due, ..JobSpec::of(&plain, Time(0)) }
 }

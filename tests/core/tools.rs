@@ -10,6 +10,7 @@ use crate::support::over_channels;
 use crate::support::service::{Service, catalog, client};
 use pilotlight::catalog::catalog::Catalog;
 use pilotlight::model::generate::{Fault, Finish, Generate, Usage};
+use pilotlight::request::client::Client;
 use pilotlight::request::format::Format;
 use pilotlight::request::job::Job;
 use pilotlight::wire::{Ask, read_value};
@@ -64,7 +65,7 @@ fn tools() -> Value {
 }
 
 fn job(request: Value) -> Job {
-    read_value::<Ask>(request).unwrap().check("app", &Catalog::default()).unwrap()
+    read_value::<Ask>(request).unwrap().check(&Client::known("app"), &Catalog::default()).unwrap()
 }
 
 /// A conversation in which two tools were called.

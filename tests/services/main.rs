@@ -40,6 +40,8 @@ mod odd_topics;
 mod over_mqtt;
 #[cfg(feature = "embedded-broker")]
 mod policy;
+#[cfg(feature = "embedded-broker")]
+mod principals;
 mod provider;
 mod redaction;
 mod refusals;

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::limits::{
-    HTTP_ADDRESS_REQUESTS_MAX, HTTP_BODIES_BYTES_MAX, HTTP_PLACE_WAIT, HTTP_REMOTE_REQUESTS_MAX,
-    HTTP_REQUESTS_MAX, HTTP_RESERVE, HTTP_SHED_AFTER,
+    HTTP_ADDRESS_REQUESTS_MAX, HTTP_APP_REQUESTS_MAX, HTTP_BODIES_BYTES_MAX, HTTP_PLACE_WAIT,
+    HTTP_REMOTE_REQUESTS_MAX, HTTP_REQUESTS_MAX, HTTP_RESERVE, HTTP_SHED_AFTER,
 };
 use crate::request::refusal::{Code, Refusal};
 
@@ -43,6 +43,8 @@ struct Table {
 
 struct Entry {
     address: IpAddr,
+    /// The application of its last request, if that has a token of its own.
+    app: Option<String>,
     phase: Phase,
     /// When the phase began.
     since: Instant,
@@ -120,12 +122,13 @@ impl Connection {
         self.admission.lock().received(self.number, bytes);
     }
 
-    /// The body has arrived and the request is to be answered.
+    /// The body has arrived and the request is to be answered: of the application that has a token of its
+    /// own, if it is one's.
     ///
     /// # Errors
     /// A refusal if as many requests as permitted are being answered.
-    pub(super) fn has_request(&self) -> Result<(), Refusal> {
-        let is_admitted = self.admission.lock().request(self.number, clock::now());
+    pub(super) fn has_request(&self, app: Option<&str>) -> Result<(), Refusal> {
+        let is_admitted = self.admission.lock().request(self.number, app, clock::now());
         let refusal = || {
             let message = "too many requests are being answered; try again later";
             Refusal::new(Code::Busy, message).retry_after(RETRY_AFTER)
@@ -166,7 +169,7 @@ impl Table {
         }
         let number = self.next;
         self.next += 1;
-        let entry = Entry { address, phase: Phase::Head, since: now, body: 0, closing };
+        let entry = Entry { address, app: None, phase: Phase::Head, since: now, body: 0, closing };
         self.open.insert(number, entry);
         Some(number)
     }
@@ -228,15 +231,17 @@ impl Table {
     }
 
     /// Whether this connection's request may be answered; if so, it counts.
-    fn request(&mut self, number: u64, now: Instant) -> bool {
-        let Some(address) = self.open.get(&number).map(|entry| entry.address) else {
-            return false;
-        };
+    fn request(&mut self, number: u64, app: Option<&str>, now: Instant) -> bool {
+        let Some(entry) = self.open.get_mut(&number) else { return false };
+        entry.app = app.map(str::to_owned);
+        let address = entry.address;
         let answered = |belongs: &dyn Fn(&Entry) -> bool| {
             let others = self.open.iter().filter(|(other, _)| **other != number);
             others.filter(|(_, e)| e.phase == Phase::Answer && belongs(e)).count()
         };
+        let is_same_app = |entry: &Entry| entry.app.as_deref() == app;
         let is_admitted = answered(&|_| true) < HTTP_REQUESTS_MAX
+            && (app.is_none() || answered(&is_same_app) < HTTP_APP_REQUESTS_MAX)
             && (address.is_loopback()
                 || answered(&|entry| entry.address == address) < HTTP_ADDRESS_REQUESTS_MAX
                     && answered(&|entry| !entry.address.is_loopback()) < HTTP_REMOTE_REQUESTS_MAX);
@@ -274,7 +279,7 @@ mod tests {
 
         fn answer(&mut self, number: u64) -> bool {
             let now = self.now();
-            self.table.request(number, now)
+            self.table.request(number, None, now)
         }
 
         fn is_closed(&self, number: u64) -> bool {
@@ -319,6 +324,18 @@ mod tests {
         assert!(!case.answer(more[0]), "refused with a reply");
         case.admit("127.0.0.1").unwrap();
         assert!(case.is_closed(more[1]));
+    }
+
+    #[test]
+    fn an_application_with_a_token_leaves_room_for_others() {
+        let mut case = Case::default();
+        let mut ask = |app: Option<&str>| {
+            let (number, now) = (case.admit("127.0.0.1").unwrap(), case.now());
+            case.table.request(number, app, now)
+        };
+        let admitted = (0..HTTP_APP_REQUESTS_MAX + 5).filter(|_| ask(Some("camera"))).count();
+        assert_eq!(admitted, HTTP_APP_REQUESTS_MAX);
+        assert!(ask(Some("door")) && ask(None));
     }
 
     #[test]

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
@@ -19,6 +19,7 @@ use super::completion::PilotlightFields;
 use super::errors::not_ok;
 use crate::ingress::answers;
 use crate::ingress::answers::ReplyOrigin;
+use crate::request::client::Client;
 use crate::request::format::Format;
 use crate::request::job::{Message, Role};
 use crate::request::refusal::{Code, Refusal};
@@ -79,12 +80,13 @@ impl EmbeddingsRequest {
 /// `POST /v1/embeddings`
 pub(super) async fn embed(
     State(interface): State<Arc<HttpInterface>>,
+    Extension(client): Extension<Client>,
     JsonBody(body): JsonBody,
 ) -> Response {
     let started = async {
         let request: EmbeddingsRequest = read(&body?)?;
         let encoding = request.encoding_format;
-        let job = request.ask()?.check("http", &interface.catalog)?;
+        let job = request.ask()?.check(&client, &interface.catalog)?;
         let id = job.key.clone();
         let origin = ReplyOrigin::of("http", &job);
         let answer = strategy::submit(&interface.dispatch, job).await?;
@@ -94,7 +96,7 @@ pub(super) async fn embed(
         Ok(started) => started,
         Err(refused) => {
             let reply = Reply::refused(None, &refused.refusal);
-            answers::replied(&interface.metrics, &ReplyOrigin::unread("http", "http"), &reply);
+            answers::replied(&interface.metrics, &ReplyOrigin::unread("http", &client.app), &reply);
             return refused.into_response();
         }
     };

@@ -13,6 +13,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use super::errors::refused;
 use crate::catalog::secret::Secret;
 use crate::net::client::is_loopback;
+use crate::request::client::Client;
 use crate::request::refusal::{Code, Refusal};
 
 /// Headers whose repetition makes a request ambiguous: two programs on its way may take different ones.
@@ -33,11 +34,16 @@ const MCP_SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 const FORWARDED: [HeaderName; 3] =
     [header::FORWARDED, HeaderName::from_static("x-forwarded-for"), header::VIA];
 
+/// The application of requests without a token of their own.
+const HTTP: &str = "http";
+
 /// The permitted requests.
 #[derive(Debug, Clone, Default)]
 pub struct AccessGuard {
-    /// The bearer token that a request must have, if any.
+    /// The bearer token of the operator, if any: its requests may also read the status.
     pub token: Option<Secret<String>>,
+    /// The bearer tokens of applications. If there is any token, a request must have one of them.
+    pub apps: Vec<(String, Secret<String>)>,
     /// Permitted Host names besides loopback.
     pub hosts: Vec<String>,
     /// Permitted Origins, exactly as browsers send them; programs send none.
@@ -67,13 +73,17 @@ async fn check_head(
     }
 }
 
+/// Lets the holder of a token pass, and notes which client that is.
 async fn check_token(
     State(guard): State<Arc<AccessGuard>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    match guard.check_token(request.headers()) {
-        Ok(()) => next.run(request).await,
+    match guard.client_of(request.headers()) {
+        Ok(client) => {
+            request.extensions_mut().insert(client);
+            next.run(request).await
+        }
         Err(response) => response,
     }
 }
@@ -124,13 +134,21 @@ impl AccessGuard {
         Ok(())
     }
 
+    /// The client that holds the token of a request; the interface itself, if no token is required or the
+    /// token is the operator's.
     #[expect(clippy::result_large_err, reason = "the response is sent at once")]
-    fn check_token(&self, headers: &HeaderMap) -> Result<(), Response> {
-        let Some(token) = &self.token else { return Ok(()) };
+    fn client_of(&self, headers: &HeaderMap) -> Result<Client, Response> {
+        if self.token.is_none() && self.apps.is_empty() {
+            return Ok(Client::known(HTTP));
+        }
         let given = headers.get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
-        let given = given.and_then(|h| h.strip_prefix("Bearer "));
-        if given.is_some_and(|given| same(given.trim().as_bytes(), token.0.as_bytes())) {
-            return Ok(());
+        let given = given.and_then(|h| h.strip_prefix("Bearer ")).unwrap_or_default().trim();
+        let is_given = |token: &Secret<String>| same(given.as_bytes(), token.0.as_bytes());
+        if self.token.as_ref().is_some_and(is_given) {
+            return Ok(Client::known(HTTP));
+        }
+        if let Some((app, _)) = self.apps.iter().find(|(_, token)| is_given(token)) {
+            return Ok(Client::known(app));
         }
         let mut response = refuse(StatusCode::UNAUTHORIZED, "a bearer token is required");
         let challenge = HeaderValue::from_static("Bearer");
@@ -146,7 +164,13 @@ impl AccessGuard {
     #[expect(clippy::result_large_err, reason = "the response is sent at once")]
     pub(super) fn check_details(&self, headers: &HeaderMap) -> Result<(), Response> {
         if self.token.is_some() {
-            return self.check_token(headers);
+            return match self.client_of(headers) {
+                Ok(client) if client.app == HTTP => Ok(()),
+                Ok(_) => {
+                    Err(refuse(StatusCode::FORBIDDEN, "the status is for the operator's token"))
+                }
+                Err(response) => Err(response),
+            };
         }
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
         let is_local = host.is_some_and(|host| is_loopback(name_of(host)))

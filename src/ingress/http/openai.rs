@@ -5,10 +5,10 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures::StreamExt;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,6 +21,7 @@ use super::errors::{error_of, not_ok};
 use crate::dispatch::{Answer, BackendStatus};
 use crate::ingress::answers;
 use crate::ingress::answers::ReplyOrigin;
+use crate::request::client::Client;
 use crate::request::format::Format;
 use crate::request::refusal::Refusal;
 use crate::strategy;
@@ -29,16 +30,17 @@ use crate::wire::{Reply, Status, read};
 /// `POST /v1/chat/completions`
 pub(super) async fn complete(
     State(interface): State<Arc<HttpInterface>>,
+    Extension(client): Extension<Client>,
     JsonBody(body): JsonBody,
 ) -> Response {
     let started = match body {
-        Ok(body) => start(&interface, &body).await.map_err(RefusedBody::from),
+        Ok(body) => start(&interface, &client, &body).await.map_err(RefusedBody::from),
         Err(refused) => Err(refused),
     };
     match started {
         Err(refused) => {
             let reply = Reply::refused(None, &refused.refusal);
-            answers::replied(&interface.metrics, &ReplyOrigin::unread("http", "http"), &reply);
+            answers::replied(&interface.metrics, &ReplyOrigin::unread("http", &client.app), &reply);
             refused.into_response()
         }
         Ok(started) if started.stream => streamed(interface, started).into_response(),
@@ -56,12 +58,16 @@ struct Started {
     head: Head,
 }
 
-async fn start(interface: &HttpInterface, body: &[u8]) -> Result<Started, Refusal> {
+async fn start(
+    interface: &HttpInterface,
+    client: &Client,
+    body: &[u8],
+) -> Result<Started, Refusal> {
     let request: ChatRequest = read(body)?;
     let stream = request.stream;
     let include_usage = request.includes_usage();
     let model = request.model.clone();
-    let job = request.ask()?.check("http", &interface.catalog).map_err(with_api_field)?;
+    let job = request.ask()?.check(client, &interface.catalog).map_err(with_api_field)?;
     let (id, format) = (job.key.clone(), job.format.clone());
     let origin = ReplyOrigin::of("http", &job);
     let answer = strategy::submit(&interface.dispatch, job).await.map_err(with_api_field)?;

@@ -4,6 +4,7 @@
 //! fails in between, the broker delivers the request again.
 
 pub mod health;
+mod identity;
 mod replay;
 pub mod topics;
 
@@ -17,6 +18,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::identity::client_of;
 use self::replay::{Key, Receipt, ReplayCache, ReplayLookup};
 use self::topics::{DeviceTopics, RequestTopic};
 use super::answers;
@@ -27,6 +29,7 @@ use crate::dispatch::{Answer, Dispatch};
 use crate::limits::{DRAIN_MAX, REQUEST_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::mqtt::{AckGuard, Bus, Incoming, Outgoing, Subscription, Undeliverable, Undelivered};
+use crate::request::client::Client;
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
 use crate::store::marks::{Mark, Marks, Suspect};
@@ -150,15 +153,16 @@ impl MqttInterface {
             stream: None,
             correlation: message.correlation.clone(),
         };
+        let client = client_of(&self.catalog, &asked.app, &message.properties);
         let content = content_of(&message, &asked);
         let mark = marks.check(content);
         let job = mark.map_err(died_with).and_then(|_| valid.and(topic));
-        let job = job.and_then(|_| self.job_of(&asked, &message, &mut back));
+        let job = job.and_then(|_| self.job_of(&asked, &client, &message, &mut back));
         let id = match &job {
             Ok(job) => job.key.clone(),
             Err(_) => id_of(&message),
         };
-        let (key, receipt) = key_of(&message, id.as_deref(), &asked.app);
+        let (key, receipt) = key_of(&message, id.as_deref(), client);
         let found = replays.look_up(&key, content, receipt, message.ack);
         let is_new = matches!(found, ReplayLookup::New(_) | ReplayLookup::Unkeyed(_));
         let mark = mark.ok().filter(|mark| marks.checked(*mark, job.is_ok() && is_new));
@@ -195,6 +199,7 @@ impl MqttInterface {
     fn job_of(
         &self,
         asked: &RequestTopic,
+        client: &Client,
         message: &Incoming,
         back: &mut ReplyContext,
     ) -> Result<Job, Refusal> {
@@ -224,7 +229,7 @@ impl MqttInterface {
         if ask.stream == Some(true) {
             back.stream = Some(self.topics.stream_to(asked));
         }
-        let mut job = ask.check(&asked.app, &self.catalog)?;
+        let mut job = ask.check(client, &self.catalog)?;
         if let Some(expiry) = message.expiry {
             job.time_left = job.time_left.min(expiry.max(Duration::from_millis(1)));
         }
@@ -417,7 +422,7 @@ fn content_of(message: &Incoming, asked: &RequestTopic) -> u64 {
 
 /// The idempotency key: correlation data, else the `id`, else a hash of the payload. Empty ones count as
 /// none. A request that the hash names is only recognised if the broker delivers it again.
-fn key_of(message: &Incoming, id: Option<&str>, app: &str) -> (Key, Receipt) {
+fn key_of(message: &Incoming, id: Option<&str>, client: Client) -> (Key, Receipt) {
     let data = message.correlation.as_ref().filter(|data| !data.is_empty());
     let id = id.filter(|id| !id.is_empty());
     let name = match (data, id) {
@@ -434,5 +439,5 @@ fn key_of(message: &Incoming, id: Option<&str>, app: &str) -> (Key, Receipt) {
         (false, true) => Receipt::Named,
         (false, false) => Receipt::Unnamed,
     };
-    ((app.to_owned(), name), receipt)
+    ((client, name), receipt)
 }

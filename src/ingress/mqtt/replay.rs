@@ -7,16 +7,24 @@ use bytes::Bytes;
 
 use crate::limits::{REPLAY_BYTES_MAX, REPLAY_MAX};
 use crate::mqtt::AckGuard;
+use crate::request::client::Client;
 
-/// An idempotency key: the application, and its name for the request.
-pub(super) type Key = (String, Vec<u8>);
+/// An idempotency key: the client, and its name for the request.
+pub(super) type Key = (Client, Vec<u8>);
 
 /// Running requests and stored answers, by idempotency key.
 #[derive(Debug, Default)]
 pub(super) struct ReplayCache {
     entries: BTreeMap<Key, ReplayEntry>,
-    /// Keys of replied requests, oldest first; one may be listed several times.
-    replied: VecDeque<Key>,
+    /// What was replied, by principal.
+    replied: BTreeMap<String, Replied>,
+}
+
+/// The replied requests of one principal.
+#[derive(Debug, Default)]
+struct Replied {
+    /// Their keys, oldest first; one may be listed several times.
+    keys: VecDeque<Key>,
     bytes: usize,
 }
 
@@ -104,8 +112,10 @@ impl ReplayCache {
 
     fn enter(&mut self, key: &Key, content: u64, ack: AckGuard) -> ReplayLookup {
         let entry = ReplayEntry { content, state: ReplayState::Running(Vec::new()) };
-        if let Some(old) = self.entries.insert(key.clone(), entry) {
-            self.bytes -= old.state.bytes(key);
+        if let Some(old) = self.entries.insert(key.clone(), entry)
+            && let Some(replied) = self.replied.get_mut(&key.0.principal)
+        {
+            replied.bytes -= old.state.bytes(key);
         }
         ReplayLookup::New(ack)
     }
@@ -135,22 +145,43 @@ impl ReplayCache {
         let acks = std::mem::take(repeated);
         let stored = is_kept.then(|| std::mem::take(reply));
         entry.state = ReplayState::Replied(stored);
-        self.bytes += entry.state.bytes(key);
-        self.replied.push_back(key.clone());
+        let replied = self.replied.entry(key.0.principal.clone()).or_default();
+        replied.bytes += entry.state.bytes(key);
+        replied.keys.push_back(key.clone());
         self.shrink();
         acks
     }
 
-    /// Removes the oldest replied requests until [`REPLAY_MAX`] and [`REPLAY_BYTES_MAX`] hold.
+    /// Removes the oldest replied requests of the principal that has the most, until [`REPLAY_MAX`] and
+    /// [`REPLAY_BYTES_MAX`] hold for all together.
     fn shrink(&mut self) {
-        while self.replied.len() > REPLAY_MAX || self.bytes > REPLAY_BYTES_MAX {
-            let Some(oldest) = self.replied.pop_front() else { return };
+        // bounded: each turn takes one key away
+        while self.replied.values().map(|replied| replied.keys.len()).sum::<usize>() > REPLAY_MAX
+            || self.replied.values().map(|replied| replied.bytes).sum::<usize>() > REPLAY_BYTES_MAX
+        {
+            let Some((principal, most)) =
+                self.replied.iter_mut().max_by_key(|(_, replied)| replied.size())
+            else {
+                return;
+            };
+            let Some(oldest) = most.keys.pop_front() else { return };
             let state = self.entries.get(&oldest).map(|entry| &entry.state);
             if let Some(state @ ReplayState::Replied(_)) = state {
-                self.bytes -= state.bytes(&oldest);
+                most.bytes -= state.bytes(&oldest);
                 self.entries.remove(&oldest);
             }
+            if most.keys.is_empty() {
+                let principal = principal.clone();
+                self.replied.remove(&principal);
+            }
         }
+    }
+}
+
+impl Replied {
+    /// How much it has of both bounds, in bytes.
+    fn size(&self) -> usize {
+        self.bytes.max(self.keys.len() * (REPLAY_BYTES_MAX / REPLAY_MAX))
     }
 }
 
