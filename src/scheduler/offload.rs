@@ -22,13 +22,13 @@ use heapless::Vec as Bounded;
 
 use super::feasibility;
 use super::feasibility::{LINE_MAX, Offload, OrderedJob, ServiceOrder, find_offloads};
-use super::queued::{BackendSet, QueuedJob, RunningJob};
+use super::queued::{BackendSet, QueuedJob, RunningJob, ServiceTurn};
 use super::{Effect, Scheduler, route};
 use crate::decision::spread::{Level, Spread};
 use crate::decision::{Case, Figures, Predicted, Reason, ServerState};
 use crate::model::context::Locality;
 use crate::pressure::level::PressureCause;
-use crate::request::job::{JobId, Mode, Priority};
+use crate::request::job::{JobId, Mode};
 use crate::time::Time;
 
 /// Lower bound of the speed in estimates, so that every time is finite.
@@ -41,8 +41,8 @@ enum JobPlace {
     Running(JobId),
 }
 
-/// The key of the service order: not served before all others, priority, above its share, deadline.
-type ServiceKey = (bool, Priority, bool, Time, JobId);
+/// The key of the service order: not served before all others, and the turn.
+type ServiceKey = (bool, ServiceTurn);
 
 impl Scheduler {
     /// Finds the jobs to offload, and when to decide again.
@@ -98,9 +98,8 @@ impl Scheduler {
         let mut order: Bounded<(ServiceKey, JobPlace), LINE_MAX> = Bounded::new();
         for (at, entry) in self.queue.iter().enumerate() {
             if entry.home == Some(engine) && entry.offload.is_none() {
-                let (priority, due, job) = entry.order();
-                let above = self.shares.is_above(entry.app, shares);
-                let _ = order.push(((true, priority, above, due, job), JobPlace::Waiting(at)));
+                let _ =
+                    order.push(((true, self.service_turn(entry, shares)), JobPlace::Waiting(at)));
             }
         }
         let holds_all = !backend.profile.preemptive || !self.has_free_slot(engine);
@@ -110,11 +109,10 @@ impl Scheduler {
             order.sort_unstable_by_key(|(order, _)| *order);
         }
         for run in self.running.at(engine).filter(|run| run.recalled.is_none()) {
-            let (priority, due, job) = run.entry.order();
+            let job = run.entry.job();
             let first =
                 run.promoted || (holds_all && (!backend.profile.preemptive || top == Some(job)));
-            let above = self.shares.is_above(run.entry.app, shares);
-            let place = (!first, priority, above, due, job);
+            let place = (!first, self.service_turn(&run.entry, shares));
             let at = order.partition_point(|(other, _)| *other < place);
             let _ = order.insert(at, (place, JobPlace::Running(job)));
         }
@@ -143,7 +141,7 @@ impl Scheduler {
         let backend = &self.backends[engine];
         let parallel = f64::from(backend.parallel());
         let mut before = 0.0;
-        order.iter().all(|((_, _, _, due, _), place)| {
+        order.iter().all(|((_, (_, _, due, _)), place)| {
             let own = match place {
                 JobPlace::Waiting(at) => {
                     let entry = self.queue.iter().nth(*at);
@@ -169,7 +167,7 @@ impl Scheduler {
         let slow = 1.0 / self.speed();
         let mut line = ServiceOrder::new();
         let mut places = Bounded::new();
-        for ((after, priority, above, ..), place) in order {
+        for ((after, (priority, above, ..)), place) in order {
             let Some((entry, own, served)) = self.remaining(engine, *place) else { continue };
             let left = ms_until(now, entry.due());
             let may_offload = match place {

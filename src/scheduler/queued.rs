@@ -197,6 +197,10 @@ impl QueuedJob {
     }
 }
 
+/// The place of a job in the order of service: its priority, whether its client had more than its share of
+/// the engines, its deadline and its identifier. The least is served first.
+pub(super) type ServiceTurn = (Priority, bool, Time, JobId);
+
 /// A job that runs at a backend.
 #[derive(Debug)]
 pub(super) struct RunningJob {
@@ -210,6 +214,8 @@ pub(super) struct RunningJob {
     pub(super) recalled: Option<(Reason, Box<Figures>)>,
     /// It is served before all others: the turn of a batch job.
     pub(super) promoted: bool,
+    /// The priority that its engine was told.
+    pub(super) told: Priority,
     /// The most that the attempt can cost.
     pub(super) hold: Usd,
 }
@@ -223,6 +229,7 @@ impl RunningJob {
         now: Time,
     ) -> RunningJob {
         RunningJob {
+            told: entry.spec.priority,
             entry,
             backend,
             started: now,
@@ -236,8 +243,8 @@ impl RunningJob {
 
     /// Its key in the service order of one engine; the least is computed first.
     pub(super) fn order(&self) -> (bool, Priority, Time, JobId) {
-        let (priority, due, job) = self.entry.order();
-        (!self.promoted, priority, due, job)
+        let (_, due, job) = self.entry.order();
+        (!self.promoted, self.told, due, job)
     }
 
     /// Remaining work at full speed, in milliseconds.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use heapless::Vec as Bounded;
 
 use super::event::Effect;
-use super::queued::{BackendSet, QueuedJob, RunningJob};
+use super::fairness::EqualShares;
+use super::queued::{BackendSet, QueuedJob, RunningJob, ServiceTurn};
 use super::{Scheduler, route};
 use crate::decision::Reason;
 use crate::limits::{RUNNING_JOBS_MAX, WAITING_JOBS_MAX};
@@ -57,12 +58,31 @@ impl Scheduler {
         if !self.queue.iter().any(is_above) {
             return self.queue.iter().enumerate().find_map(|(at, entry)| place(at, entry));
         }
-        let mut order: Bounded<(Priority, bool, usize), WAITING_JOBS_MAX> = Bounded::new();
+        let mut order: Bounded<(ServiceTurn, usize), WAITING_JOBS_MAX> = Bounded::new();
         for (at, entry) in self.queue.iter().enumerate() {
-            let _ = order.push((entry.spec.priority, is_above(entry), at));
+            let _ = order.push((self.service_turn(entry, shares), at));
         }
         order.sort_unstable();
-        order.iter().find_map(|(_, _, at)| place(*at, self.queue.iter().nth(*at)?))
+        order.iter().find_map(|(_, at)| place(*at, self.queue.iter().nth(*at)?))
+    }
+
+    /// The turn of a job. A client that had more than its share of the engines is served as the last of
+    /// its class, and has no `interactive` one: else a single client could keep all others waiting.
+    pub(super) fn service_turn(&self, entry: &QueuedJob, shares: EqualShares) -> ServiceTurn {
+        let (priority, due, job) = entry.order();
+        let is_above = self.shares.is_above(entry.app, shares);
+        let priority = if is_above { priority.max(Priority::Normal) } else { priority };
+        (priority, is_above, due, job)
+    }
+
+    /// The priority that an engine is told. A job goes before those of clients that had more than their
+    /// share, though they were started with a higher one.
+    fn priority_at(&self, entry: &QueuedJob, engine: usize) -> Priority {
+        let shares = self.shares.equal_shares();
+        let (own, is_above, _, _) = self.service_turn(entry, shares);
+        let excess = self.running.at(engine);
+        let excess = excess.filter(|run| !is_above && self.shares.is_above(run.entry.app, shares));
+        excess.map(|run| run.told).fold(own, Priority::min)
     }
 
     /// Starts a batch job at each engine where enough time is reserved for one.
@@ -140,10 +160,8 @@ impl Scheduler {
         // an engine that preempts gains from a second job only if that is the most urgent
         let known = &self.backends[backend];
         self.running.count_at(backend) == 0 || !known.profile.preemptive || {
-            let here = self.running.at(backend);
-            let order = entry.order();
-            let most = here.map(|run| (run.order().0, run.entry.order())).min();
-            most.is_none_or(|most| (true, order) < most)
+            let order = (true, self.priority_at(entry, backend), entry.due(), entry.job());
+            self.running.at(backend).map(RunningJob::order).min().is_none_or(|most| order < most)
         }
     }
 
@@ -176,7 +194,11 @@ impl Scheduler {
             self.update_remote_states(&mut entry);
         }
         let time_left: Duration = now.until(entry.due());
-        let priority = if promoted { Priority::Interactive } else { entry.spec.priority };
+        let priority = match (promoted, self.sides.device.has(backend)) {
+            (true, _) => Priority::Interactive,
+            (false, true) => self.priority_at(&entry, backend),
+            (false, false) => entry.spec.priority,
+        };
         let (job, backend_id) = (entry.job(), self.named(backend).0);
         let (hold, line) = self.hold(&entry, backend);
         self.effects.push(Effect::Start {
@@ -187,7 +209,7 @@ impl Scheduler {
             hold: line,
         });
         let run = RunningJob::started(entry, backend, reason, now);
-        self.running.add(RunningJob { promoted, hold, ..run });
+        self.running.add(RunningJob { promoted, hold, told: priority, ..run });
     }
 
     fn open_reason_near(&self, entry: &QueuedJob) -> Reason {

@@ -258,6 +258,46 @@ fn full_means_busy_with_a_time_to_come_back() {
 }
 
 #[test]
+fn a_client_above_its_share_makes_way() {
+    let engine =
+        BackendProfile { preemptive: true, slots: 3, ..profile("local", Locality::Device) };
+    let mut scheduler = Scheduler::new(vec![engine.clone()]);
+    scheduler.handle_event(Event::Up(engine), Time(0));
+    let second = |s: u64| Time(s * 1_000_000);
+    let long = |id| JobSpec {
+        client: Client::known("greedy"),
+        priority: Priority::Interactive,
+        due: second(3600),
+        mode: Mode::LocalOnly,
+        ..spec(id)
+    };
+    let short = |id, at: u64| JobSpec { due: second(at + 4), mode: Mode::LocalOnly, ..spec(id) };
+    let starts = |effects: &[Effect]| -> Vec<(u64, Priority)> {
+        let all = effects.iter().filter_map(|effect| match effect {
+            Effect::Start { job, priority, .. } => Some((job.0, *priority)),
+            _ => None,
+        });
+        all.collect()
+    };
+    for id in [1, 2] {
+        scheduler.handle_event(Event::Arrived(long(id)), Time(0));
+    }
+    // while others have had as much, the class decides
+    let effects = scheduler.handle_event(Event::Arrived(short(3, 1)), second(1));
+    assert_eq!(starts(&effects), []);
+    scheduler.handle_event(Event::Gone(JobId(3)), second(1));
+    scheduler.handle_event(Event::Tick, second(10));
+    let effects = scheduler.handle_event(Event::Arrived(short(4, 10)), second(10));
+    assert_eq!(starts(&effects), [(4, Priority::Interactive)]);
+    let done = |job| Event::Ended { job: JobId(job), outcome: Ok(Answered::default()) };
+    assert_eq!(starts(&scheduler.handle_event(done(4), second(11))), []);
+    // a job that waits goes before the next one
+    scheduler.handle_event(Event::Arrived(short(5, 11)), second(11));
+    scheduler.handle_event(Event::Arrived(short(6, 11)), second(11));
+    assert_eq!(starts(&scheduler.handle_event(done(5), second(12)))[0].0, 6);
+}
+
+#[test]
 fn deadlines_end_waiting_and_running_jobs() {
     let mut scheduler = scheduler_of_three();
     let due = |id, us| JobSpec { due: Time(us), ..spec(id) };
