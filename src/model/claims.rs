@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use super::context::{Capabilities, ModelContext, Setting};
-use super::figures::one_line;
 use crate::limits::{
     CLAIM_BYTES_MAX, CLAIMS_MAX, KEY_BYTES_MAX, OUTPUT_TOKENS_MAX, SLOTS_STATED_MAX,
     STOP_BYTES_MAX, STOPS_MAX,
 };
 use crate::request::name::is_name;
+use crate::request::refusal::one_line;
 
 /// Token rates that a device can have, in tokens a second: from a swapping board to a data centre.
 const RATES: RangeInclusive<f64> = 1e-3..=1e7;

@@ -5,6 +5,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::REASON_BYTES_MAX;
+
+/// Longest message of a refusal, and longest path of its field, in bytes: they may repeat names of the
+/// request, and are sent and logged. Our longest list of known names is the fields of a request, 700 bytes.
+const REFUSAL_BYTES_MAX: usize = 2 * REASON_BYTES_MAX;
+
 /// Why a request is not served, as reported to the client. It has no status code: each client
 /// protocol maps it to its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,14 +67,20 @@ impl Code {
 }
 
 impl Refusal {
-    /// A refusal about the request as a whole.
+    /// A refusal about the request as a whole. A message may repeat a part of the request, so it is cut
+    /// off at [`REFUSAL_BYTES_MAX`], as one line.
     pub fn new(code: Code, message: impl Into<String>) -> Refusal {
-        Refusal { code, message: message.into(), field: None, retry_after: None }
+        let message = one_line(&message.into(), REFUSAL_BYTES_MAX);
+        Refusal { code, message, field: None, retry_after: None }
     }
 
-    /// A refusal about one field.
+    /// A refusal about one field; about the whole if its name is empty.
     pub fn field(code: Code, field: impl Into<String>, message: impl Into<String>) -> Refusal {
-        Refusal { field: Some(field.into()), ..Refusal::new(code, message) }
+        let field = one_line(&field.into(), REFUSAL_BYTES_MAX);
+        Refusal {
+            field: Some(field).filter(|field| !field.is_empty()),
+            ..Refusal::new(code, message)
+        }
     }
 
     /// The same refusal with the time after which to retry.
@@ -88,3 +100,44 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// A text of a client or a remote server as one line of at most `most` bytes, without control characters: it is
+/// shown in logs and on terminals.
+pub fn one_line(text: &str, most: usize) -> String {
+    let mut line = String::new();
+    for shown in text.chars().filter(|c| !c.is_control() && !is_direction(*c)) {
+        if line.len() + shown.len_utf8() > most {
+            break;
+        }
+        line.push(shown);
+    }
+    line
+}
+
+/// Whether the character changes the direction in which a terminal shows the text around it.
+fn is_direction(c: char) -> bool {
+    matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_others_are_one_line() {
+        assert_eq!(one_line("a\u{1b}[2Jb\r\nc\u{202E}d", 64), "a[2Jbcd");
+        assert_eq!(one_line("ääää", 5), "ää");
+    }
+
+    #[test]
+    fn a_refusal_repeats_little_of_a_request() {
+        let long = "ä\u{1b}[2J\n".repeat(REFUSAL_BYTES_MAX);
+        let refusal = Refusal::field(Code::Invalid, long.clone(), long);
+        for text in [&refusal.message, refusal.field.as_ref().unwrap()] {
+            assert!((1..=REFUSAL_BYTES_MAX).contains(&text.len()), "{}", text.len());
+            assert!(!text.contains(char::is_control), "{text:?}");
+        }
+        // the name of a member may be empty
+        assert_eq!(Refusal::field(Code::Invalid, "\0", "unknown").field, None);
+    }
+}
