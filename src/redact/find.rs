@@ -17,6 +17,12 @@ const GAP: &str = "\n|\n";
 /// Fewest bytes on each side of a joint, up to the next space: a value that has spaces is not longer.
 const JOINT_BYTES: usize = 64;
 
+/// How often a text is matched again beside the values that were found in it.
+const BESIDE_ROUNDS_MAX: usize = 4;
+
+/// Stands for each byte of a value that was found.
+const COVER: u8 = b'\x01';
+
 /// The pieces of a job in their order.
 #[derive(Default)]
 pub(super) struct Collected {
@@ -163,8 +169,24 @@ impl Redactor {
         values.values_mut().for_each(merge);
     }
 
-    /// The matches in each spelling of the text; with `only`, those of one built-in pattern.
+    /// The matches in each spelling of the text; with `only`, those of one built-in pattern. What stands
+    /// beside a value is matched as it is sent, beside a placeholder: a number that follows another one
+    /// without a space is none of its own before.
     fn matches(&self, text: &str, only: Option<KnownPattern>) -> Vec<Match> {
+        let mut found = self.matches_once(text, only);
+        for _ in 0..BESIDE_ROUNDS_MAX {
+            let Some(covered) = covered(text, &found) else { break };
+            let mut more = self.matches_once(&covered, only);
+            more.retain(|new| !found.iter().any(|value| overlap(&value.at, &new.at)));
+            if more.is_empty() {
+                break;
+            }
+            found.append(&mut more);
+        }
+        found
+    }
+
+    fn matches_once(&self, text: &str, only: Option<KnownPattern>) -> Vec<Match> {
         let mut found = Vec::new();
         self.match_view(text, only, &mut found, Range::clone);
         for view in fold::views(text) {
@@ -198,6 +220,18 @@ impl Redactor {
             }
         }
     }
+}
+
+/// The text with a character of no pattern in place of each byte of the values; none without values.
+fn covered(text: &str, found: &[Match]) -> Option<String> {
+    if found.is_empty() {
+        return None;
+    }
+    let mut bytes = text.as_bytes().to_vec();
+    for value in found {
+        bytes.get_mut(value.at.clone())?.fill(COVER);
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// A line of a piece.

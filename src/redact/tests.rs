@@ -82,6 +82,8 @@ fn personal_data_is_found() {
         ("at -33.86 151.21", "at [PLACE_1]"),
         ("52.5200° N, 13.4050° E", "[PLACE_1]"),
         (r#"48° 51' 29.6" N"#, "[PLACE_1]"),
+        // one value directly behind another
+        ("at 52.5200, 13.405+49 30 901820", "at [PLACE_1][PHONE_1]"),
         (r#"{"lat": 52.52, "lon": -13.405}"#, r#"{"lat": [PLACE_1], "lon": [PLACE_2]}"#),
         ("latitude=52.5", "latitude=[PLACE_1]"),
     ] {
