@@ -61,6 +61,11 @@
 //! 8. A peer is trusted no more than a client; the number of hops is bounded.
 //! 9. An MQTT request is acknowledged explicitly, and only after its reply: [`mqtt::AckGuard::ack`].
 
+#![cfg_attr(
+    fuzzing,
+    allow(dead_code, unused_imports, reason = "the engines that use it are not built")
+)]
+
 // entry points
 pub mod cli;
 pub mod config;
@@ -78,7 +83,7 @@ pub mod strategy;
 // protocols, connections, disk, sensors
 pub mod clock;
 pub mod device;
-#[cfg(feature = "gguf")]
+#[cfg(any(feature = "gguf", fuzzing))]
 pub mod gguf;
 pub mod mcp;
 pub mod metrics;

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "onnx")]
 mod classifier;
+#[cfg(all(feature = "engine", fuzzing))]
+pub mod fuzzing;
 #[cfg(feature = "gguf")]
 pub mod gguf;
 #[cfg(feature = "onnx")]

@@ -22,6 +22,8 @@ mod anthropic;
 mod bedrock;
 #[cfg(feature = "bedrock")]
 mod frames;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod openai;
 mod stream;
 

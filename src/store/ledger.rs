@@ -35,8 +35,8 @@ const LOST: u64 = u64::MAX;
 /// The first line of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Begin {
-    books: SpendingAccount,
+pub(super) struct Begin {
+    pub(super) books: SpendingAccount,
 }
 
 /// An entry to write, and the sender to notify when it is durable.
@@ -343,6 +343,11 @@ fn begin(path: &Path, books: &SpendingAccount) -> io::Result<File> {
 /// The account that the ledger states, with calls that were open at its last entry.
 fn read(path: &Path) -> io::Result<SpendingAccount> {
     let text = String::from_utf8(files::read(path, LEDGER_BYTES_MAX)?).map_err(io::Error::other)?;
+    stated(&text)
+}
+
+/// The account that the lines of a ledger state.
+pub(super) fn stated(text: &str) -> io::Result<SpendingAccount> {
     let wrong = |n: usize, why: String| io::Error::other(format!("line {}: {why}", n + 1));
     // an incomplete last line was never acknowledged
     let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate();

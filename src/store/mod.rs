@@ -3,6 +3,8 @@
 pub(crate) mod broker_password;
 pub(crate) mod corrections;
 pub(crate) mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub(crate) mod learned;
 pub(crate) mod ledger;
 pub(crate) mod marks;

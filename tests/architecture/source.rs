@@ -38,7 +38,7 @@ pub struct Source {
     pub comments: Vec<(usize, String)>,
     /// Lines of the file without its tests.
     pub lines: usize,
-    /// Submodules that exist only for tests: `#[cfg(test)] mod tests;`.
+    /// Submodules that exist only for tests: `#[cfg(test)] mod tests;`, `#[cfg(fuzzing)] mod fuzzing;`.
     test_modules: Vec<String>,
 }
 
@@ -237,15 +237,22 @@ fn end_of_raw(chars: &[char], at: usize, prefix: &str) -> Option<usize> {
     }
 }
 
-/// The spans of the items behind `#[cfg(test)]`, from the attribute to the last token.
+/// The spans of the items behind `#[cfg(test)]` and `#[cfg(fuzzing)]`, from the attribute to the last
+/// token: both are left out of the program.
 fn test_items(tokens: &[Token]) -> Vec<(usize, usize)> {
+    let is_left_out = |at: usize, open: &[&str]| {
+        starts_with(&tokens[at..], open)
+            && ["test", "fuzzing"]
+                .iter()
+                .any(|cfg| starts_with(&tokens[at + open.len()..], &[*cfg, ")", "]"]))
+    };
     let mut found = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
-        if starts_with(&tokens[at..], &["#", "!", "[", "cfg", "(", "test", ")", "]"]) {
+        if is_left_out(at, &["#", "!", "[", "cfg", "("]) {
             return vec![(0, tokens.len() - 1)];
         }
-        if starts_with(&tokens[at..], &["#", "[", "cfg", "(", "test", ")", "]"]) {
+        if is_left_out(at, &["#", "[", "cfg", "("]) {
             let mut item = at;
             while tokens.get(item).is_some_and(|token| token.is("#")) {
                 item = closing(tokens, item + 1) + 1;
@@ -320,12 +327,16 @@ fn comments_literals_and_tests_are_no_code() {
 #[test]
 fn a_file_of_tests_is_no_part_of_src() {
     let tree = Tree::of(&[
-        ("src/a/mod.rs", "pub mod b;\n#[cfg(test)]\nmod tests;\n"),
+        (
+            "src/a/mod.rs",
+            "pub mod b;\n#[cfg(test)]\nmod tests;\n#[cfg(fuzzing)]\npub mod fuzzing;\n",
+        ),
         ("src/a/b.rs", ""),
+        ("src/a/fuzzing.rs", ""),
         ("src/a/tests.rs", ""),
         ("tests/c.rs", ""),
     ]);
     let paths = |files: &[Source]| files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
     assert_eq!(paths(&tree.src), ["src/a/mod.rs", "src/a/b.rs"]);
-    assert_eq!(paths(&tree.others), ["src/a/tests.rs", "tests/c.rs"]);
+    assert_eq!(paths(&tree.others), ["src/a/fuzzing.rs", "src/a/tests.rs", "tests/c.rs"]);
 }

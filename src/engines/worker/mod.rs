@@ -7,6 +7,8 @@ mod answer;
 mod calibration;
 pub mod constraint;
 mod engine;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod label_cache;
 mod labels;
 pub(super) mod memory;

@@ -28,7 +28,7 @@ use crate::wire::{Ask, AskFormat, Reply, Status, read};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EmbeddingsRequest {
+pub(super) struct EmbeddingsRequest {
     model: String,
     input: Input,
     #[serde(default)]
@@ -56,7 +56,7 @@ enum Encoding {
 }
 
 impl EmbeddingsRequest {
-    fn ask(self) -> Result<Ask, Refusal> {
+    pub(super) fn ask(self) -> Result<Ask, Refusal> {
         if self.dimensions.is_some() {
             let message = "is not supported; omit it";
             return Err(Refusal::field(Code::Invalid, "dimensions", message));

@@ -7,6 +7,8 @@ mod completion;
 mod connection;
 mod embeddings;
 mod errors;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guard;
 mod openai;
 mod progress;

@@ -3,6 +3,8 @@
 //! A request is acknowledged to the broker after the broker has acknowledged its reply: if the power
 //! fails in between, the broker delivers the request again.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod health;
 mod identity;
 mod replay;
@@ -195,7 +197,7 @@ impl MqttInterface {
         message.ack.ack();
     }
 
-    /// Reads the payload. One that begins with `{` is a JSON request, any other is a prompt.
+    /// Reads the payload, and checks the request.
     fn job_of(
         &self,
         asked: &RequestTopic,
@@ -207,16 +209,7 @@ impl MqttInterface {
             let message = format!("{bytes} bytes, at most {REQUEST_BYTES_MAX}");
             Refusal::new(Code::TooLarge, message)
         })?;
-        let text = std::str::from_utf8(payload).map_err(|e| {
-            let at = e.valid_up_to();
-            Refusal::new(Code::Malformed, format!("not valid UTF-8 at byte {at}"))
-        })?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let mut ask: Ask = if text.trim_start().starts_with('{') {
-            read(text.as_bytes()).map_err(|refusal| no_request(text, refusal))?
-        } else {
-            Ask { prompt: Some(text.to_owned()), ..Ask::default() }
-        };
+        let mut ask = ask_of(payload)?;
         match (&asked.task, &ask.task) {
             (Some(topic), Some(field)) if topic != field => {
                 let message = format!("differs from the task of the topic, {topic:?}");
@@ -388,6 +381,20 @@ fn too_large(reply: &Bytes, size: usize, most: usize) -> Bytes {
     let refused =
         Reply::refused(reply.and_then(|reply| reply.id), &Refusal::new(Code::TooLarge, message));
     encode(&Reply { status: Status::Failed, ..refused })
+}
+
+/// A payload that begins with `{` is a JSON request, any other is a prompt.
+fn ask_of(payload: &[u8]) -> Result<Ask, Refusal> {
+    let text = std::str::from_utf8(payload).map_err(|e| {
+        let at = e.valid_up_to();
+        Refusal::new(Code::Malformed, format!("not valid UTF-8 at byte {at}"))
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.trim_start().starts_with('{') {
+        read(text.as_bytes()).map_err(|refusal| no_request(text, refusal))
+    } else {
+        Ok(Ask { prompt: Some(text.to_owned()), ..Ask::default() })
+    }
 }
 
 /// The refusal of a text that begins like a JSON request and is none: it also says how such a text is

@@ -3,6 +3,8 @@
 //! `docs/mcp-over-mqtt.md` specifies the binding: topics, properties, order of messages, failures.
 
 pub mod caller;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod parts;
 pub mod worker;
 
