@@ -12,7 +12,7 @@ use crate::time::Time;
 const HALF_LIFE_MS: f64 = 60_000.0;
 /// Factor by which a principal may exceed an equal share, and time that it may exceed it by in any case.
 const TOLERANCE: f64 = 1.25;
-const SLACK_MS: f64 = 2_000.0;
+const SLACK_MS: f64 = 500.0;
 
 /// One principal, or one application that is not listed.
 #[derive(Debug)]
