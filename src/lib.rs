@@ -89,6 +89,7 @@ pub mod mcp;
 pub mod metrics;
 pub mod mqtt;
 pub mod net;
+pub mod random;
 #[cfg(feature = "engine")]
 pub mod sandbox;
 pub mod status;

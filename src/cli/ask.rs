@@ -18,6 +18,7 @@ use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX, MQTT_INBOX_MAX};
 use crate::mqtt;
 use crate::mqtt::{ConnectionState, Outgoing, Router, Subscription};
+use crate::random;
 use crate::request::client::Client;
 use crate::request::job::{Mode, Priority};
 use crate::strategy;
@@ -96,7 +97,8 @@ impl AskArgs {
         }
         let prompt = input.is_empty().then(|| self.prompt.clone());
         Ok(wire::Ask {
-            id: Some(format!("cli-{}-{:x}", std::process::id(), fastrand::u64(..))),
+            // whoever could guess it could answer on the reply topic
+            id: Some(format!("cli-{}-{}", std::process::id(), random::id()?)),
             prompt,
             task: self.task.clone(),
             input: Some(input).filter(|input| !input.is_empty()),
@@ -142,7 +144,7 @@ impl AskArgs {
         };
         let app = format!("cli-{}", std::process::id());
         let topics = DeviceTopics::new(&mqtt.prefix, &config.device, Vec::new());
-        let client_id = format!("pilotlight-{app}-{:x}", fastrand::u32(..));
+        let client_id = format!("pilotlight-{app}-{}", random::id()?);
         let options = connection_options(mqtt, client_id)?;
         let mut router = Router::default();
         let filters = vec![topics.reply(&app), topics.stream(&app), topics.status()];

@@ -49,6 +49,7 @@ use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
 use crate::model::out::Out;
 use crate::net::client;
 use crate::net::tls;
+use crate::random;
 use crate::request::format::Format;
 use crate::request::job::{Job, Message, Role};
 use crate::request::refusal::{Code, Refusal};
@@ -307,7 +308,7 @@ impl CloudModel {
     }
 
     async fn send(&self, body: &Value) -> Result<Response, Fault> {
-        let key = format!("{:032x}", fastrand::u128(..));
+        let key = random::id().map_err(|error| Fault::unavailable(error.to_string()))?;
         let body = body.to_string();
         let request = self.client.post(self.url.clone()).header("idempotency-key", key);
         let request = request.header(CONTENT_TYPE, "application/json");

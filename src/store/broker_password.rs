@@ -1,17 +1,15 @@
 //! The password of the embedded broker: generated at the first start, in a file of the state folder that
 //! only its owner can read.
 
-use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::files;
-use crate::catalog::file_text;
+use super::secret_file;
 use crate::catalog::secret::Secret;
+use crate::random;
 
 /// The user name at the embedded broker.
 pub(crate) const USER: &str = "pilotlight";
@@ -19,8 +17,8 @@ pub(crate) const USER: &str = "pilotlight";
 const NAME: &str = "broker.password";
 /// Random bytes of a generated password: 192 bits can't be guessed.
 const RANDOM_BYTES: usize = 24;
-/// Longest password file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 1024;
+/// What the file holds, in errors.
+const WHAT: &str = "password";
 
 /// The path of the file in this state folder.
 pub(crate) fn path(folder: &Path) -> PathBuf {
@@ -32,20 +30,7 @@ pub(crate) fn path(folder: &Path) -> PathBuf {
 /// # Errors
 /// If the file can't be read or holds no password.
 pub(crate) fn read(folder: &Path) -> io::Result<Option<Secret<String>>> {
-    let bytes = match files::read(&path(folder), FILE_BYTES_MAX) {
-        Ok(bytes) => bytes,
-        // no folder either: the service tells that it keeps nothing
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    let text = file_text::decode(&bytes).map_err(io::Error::other)?.trim();
-    if text.is_empty() || text.contains(char::is_control) {
-        let why = "it does not hold one line with a password; remove it to have one generated";
-        return Err(io::Error::other(why));
-    }
-    Ok(Some(Secret(text.to_owned())))
+    secret_file::read(&path(folder), WHAT)
 }
 
 /// The same; a missing file is written with a generated password.
@@ -53,20 +38,7 @@ pub(crate) fn read(folder: &Path) -> io::Result<Option<Secret<String>>> {
 /// # Errors
 /// If the file can't be read or written.
 pub(crate) fn read_or_generate(folder: &Path) -> io::Result<Secret<String>> {
-    if let Some(known) = read(folder)? {
-        let mode = std::fs::metadata(path(folder))?.permissions().mode();
-        if mode & 0o077 != 0 {
-            let file = path(folder);
-            tracing::warn!(file = %file.display(), "other users can read the password; run chmod 600");
-        }
-        return Ok(known);
-    }
-    let password = generate()?;
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(path(folder))?;
-    file.write_all(format!("{}\n", password.0).as_bytes())?;
-    file.sync_all()?;
-    Ok(password)
+    secret_file::read_or_generate(&path(folder), WHAT, generate)
 }
 
 /// A random password.
@@ -74,14 +46,13 @@ pub(crate) fn read_or_generate(folder: &Path) -> io::Result<Secret<String>> {
 /// # Errors
 /// If the system has no random numbers.
 pub(crate) fn generate() -> io::Result<Secret<String>> {
-    let mut bytes = [0; RANDOM_BYTES];
-    let random = rustls::crypto::ring::default_provider().secure_random;
-    random.fill(&mut bytes).map_err(|_| io::Error::other("the system has no random numbers"))?;
-    Ok(Secret(URL_SAFE_NO_PAD.encode(bytes)))
+    Ok(Secret(URL_SAFE_NO_PAD.encode(random::bytes::<RANDOM_BYTES>()?)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

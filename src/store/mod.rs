@@ -8,3 +8,4 @@ pub mod fuzzing;
 pub(crate) mod learned;
 pub(crate) mod ledger;
 pub(crate) mod marks;
+pub(crate) mod secret_file;
