@@ -2,6 +2,7 @@
 
 mod environment;
 mod http;
+mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 pub use self::environment::variables;
 use self::environment::{env_file_warnings, readable_by_others};
+pub use self::proof::CallSecrets;
 use crate::catalog::catalog::Catalog;
 use crate::catalog::expand::Variables;
 use crate::catalog::file_text;
@@ -103,6 +105,8 @@ pub struct Mqtt {
     pub credentials: Option<(String, Secret<String>)>,
     /// Prefixes of further topics that a response may be sent to.
     pub response_prefixes: Vec<String>,
+    /// The private keys for encrypted calls that the file names; others are in the state folder.
+    pub secrets: CallSecrets,
 }
 
 /// HTTP interface.
@@ -205,6 +209,7 @@ impl SettingsReader<'_> {
             let message = "a service on MQTT needs a broker; set pilotlight.mqtt.url";
             self.mistake("pilotlight.mqtt", message);
         }
+        self.check_proof(&catalog, mqtt.as_ref(), state.as_deref(), &mut warnings);
         if catalog.caps.is_bound() && state.is_none() {
             let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
@@ -363,6 +368,7 @@ impl SettingsReader<'_> {
             prefix,
             credentials,
             response_prefixes: written.response_prefixes.clone(),
+            secrets: self.call_secrets(written),
         };
         (Some(mqtt), broker)
     }

@@ -1,5 +1,7 @@
 //! Starts the modules of the service, connects them, waits for a signal, and stops them in order.
 
+pub(crate) mod call_keys;
+
 use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -297,11 +299,13 @@ impl BrokerConnection {
             .in_group(&mqtt.prefix, catalog.device.group.as_deref());
         let mut router = Router::default();
         let requests = router.subscribe(topics.filters(), MQTT_INBOX_MAX);
-        let answers = CallRouter::subscribe(&mut router, device, catalog.services());
+        let bases = catalog.services().map(|(base, _)| base);
+        let answers = CallRouter::subscribe(&mut router, device, bases);
+        let pair = call_keys::caller(config).context("the key of this caller is not usable")?;
         let options = service_options(mqtt, config, &topics)?;
         let (bus, driver) = mqtt::open(options, router, connections.stop.clone());
         connections.add(driver);
-        let calls = CallRouter::new(bus.clone(), device, catalog.services());
+        let calls = CallRouter::new(bus.clone(), (device, pair), catalog.services());
         connections.add(calls.clone().run(answers));
         Ok(BrokerConnection { bus, requests, topics, calls })
     }
@@ -320,16 +324,20 @@ fn serve_calls(
     };
     let topics = over_mqtt::ServiceTopics::new(base);
     let name = config.device.clone();
+    let identity =
+        call_keys::worker(config, &topics).context("the key of the service is not usable")?;
+    let identity = identity.map(Arc::new);
     let options = mqtt::ConnectionOptions {
-        presence: Some(worker::presence(&topics, &name)),
+        presence: Some(worker::presence(&topics, &name, identity.clone())),
         // a colon is in no device's name: no device has this identifier
         ..connection_options(mqtt, format!("pilotlight-{name}:worker"))?
     };
     let mut router = Router::default();
-    let calls = router.subscribe(worker::filters(&topics), MQTT_INBOX_MAX);
+    let calls =
+        router.subscribe(worker::filters(&topics, &name, identity.is_some()), MQTT_INBOX_MAX);
     let (bus, driver) = mqtt::open(options, router, connections.stop.clone());
     connections.add(driver);
-    let worker = worker::Worker { bus, host, topics, name };
+    let worker = worker::Worker { bus, host, topics, name, identity };
     interfaces.add(worker.run(calls, interfaces.stop.clone()));
     tracing::info!(topic = base, "serves calls over MQTT");
     Ok(())
@@ -359,8 +367,11 @@ fn service_options(
     Ok(mqtt::ConnectionOptions {
         presence: Some(mqtt::Presence {
             topic: topics.status(),
-            online: presence("online"),
-            offline: presence("offline"),
+            messages: Arc::new(mqtt::FixedPresence {
+                online: presence("online"),
+                offline: presence("offline"),
+            }),
+            is_asserted: false,
         }),
         session: mqtt::Session::Kept,
         spool: state_folder(config).map(|folder| folder.join("spool")),

@@ -3,6 +3,7 @@
 //! Sizes are in bytes unless stated otherwise. Relations between bounds are checked at compile time
 //! at the end of the file.
 
+pub mod call;
 pub mod engine;
 
 use std::time::Duration;
@@ -368,6 +369,9 @@ pub const BROKER_LINES_MAX: u32 = 20;
 pub const BROKER_LINES_EVERY: Duration = Duration::from_secs(60);
 /// MQTT keep-alive: the longest interval without a packet on the connection to the broker.
 pub const MQTT_KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Shortest time between two publishes of the presence on one connection: another client may write to
+/// its topic without end.
+pub const PRESENCE_EVERY: Duration = Duration::from_secs(2);
 /// MQTT session expiry: how long the broker keeps the session of a disconnected service.
 pub const MQTT_SESSION_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 
@@ -401,20 +405,6 @@ pub const BROKER_SUBSCRIPTIONS_MAX: usize = 64;
 pub const BROKER_ALIASES_MAX: u16 = 16;
 /// Publishes of one client without the embedded broker's acknowledgement.
 pub const BROKER_RECEIVE_MAX: u16 = 64;
-
-/// Longest topic prefix of a service that is called over MQTT, in bytes.
-pub const SERVICE_TOPIC_BYTES_MAX: usize = 256;
-/// Longest part of a call over MQTT in one message, in bytes: many brokers accept no more than 128 or
-/// 256 KiB.
-pub const MQTT_PART_BYTES_MAX: usize = 64 * 1024;
-/// Longest time until a worker accepts a call over MQTT.
-pub const CALL_TAKEN_MAX: Duration = Duration::from_secs(5);
-/// Workers of one service that a caller keeps track of.
-pub const WORKERS_MAX: usize = 1024;
-/// Calls over MQTT that a worker serves concurrently.
-pub const CALLS_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;
-/// Identifiers of served calls that a worker keeps, so that it serves none twice.
-pub const CALLS_REMEMBERED_MAX: usize = 1024;
 
 /// Most concurrent HTTP requests with an answer: as many as there can be queued and running jobs.
 pub const HTTP_REQUESTS_MAX: usize = WAITING_JOBS_MAX + RUNNING_JOBS_MAX;

@@ -134,7 +134,9 @@ impl Supervisor {
     /// The router that tells when a worker of this server is there, so that connecting need not be tried.
     fn worker_router(&self) -> Option<(&CallRouter, &str)> {
         match &self.server.endpoint {
-            Entry::Mqtt { topic } => self.router.as_ref().map(|router| (router, topic.as_str())),
+            Entry::Mqtt { topic, .. } => {
+                self.router.as_ref().map(|router| (router, topic.as_str()))
+            }
             Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => None,
         }
     }
@@ -146,11 +148,20 @@ impl Supervisor {
         if router.ready(topic).now_or_never().is_some() {
             return true;
         }
-        let reason = "broker not reachable, or no worker online".to_owned();
-        self.link.send_replace(BackendState::Down(Health::Unavailable { reason }));
-        tokio::select! {
-            _ = router.ready(topic) => true,
-            () = stop.cancelled() => false,
+        let mut ignored = router.ignored(topic);
+        // bounded: a turn is a change of the reason
+        loop {
+            let reason = ignored.borrow_and_update().clone();
+            let reason = reason.map_or_else(
+                || "broker not reachable, or no worker online".to_owned(),
+                |why| format!("no worker online that can be trusted: {why}"),
+            );
+            self.link.send_replace(BackendState::Down(Health::Unavailable { reason }));
+            tokio::select! {
+                _ = router.ready(topic) => return true,
+                Ok(()) = ignored.changed() => {}
+                () = stop.cancelled() => return false,
+            }
         }
     }
 
@@ -267,7 +278,7 @@ impl Supervisor {
             Entry::Provider(entry) => {
                 providers::open(entry, patience.silence).map(Reached::Provider)
             }
-            Entry::Mqtt { topic } => {
+            Entry::Mqtt { topic, .. } => {
                 let none = || Fault::unavailable("no broker is configured".to_owned());
                 let caller = self.router.as_ref().ok_or_else(none)?.call(topic).await?;
                 Ok(Reached::mcp(connect_stateless(caller, patience).await?, None))

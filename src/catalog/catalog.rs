@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::public_key::{CallerPublicKey, ServicePublicKey};
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
 use super::task::Task;
@@ -48,10 +49,10 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// The topic prefixes of the servers that are called over MQTT.
-    pub fn services(&self) -> impl Iterator<Item = &str> {
+    /// The topic prefixes of the servers that are called over MQTT, with their keys.
+    pub fn services(&self) -> impl Iterator<Item = (&str, Option<ServicePublicKey>)> {
         self.servers.iter().filter_map(|server| match &server.endpoint {
-            Endpoint::Mqtt { topic } => Some(topic.as_str()),
+            Endpoint::Mqtt { topic, service_key } => Some((topic.as_str(), *service_key)),
             Endpoint::Child { .. } | Endpoint::Http { .. } | Endpoint::Provider(_) => None,
         })
     }
@@ -190,6 +191,13 @@ pub struct MqttPart {
     pub serve: Option<String>,
     /// How the broker tells who sent a request; [`MqttIdentity::Listed`] if not stated.
     pub identity: Option<MqttIdentity>,
+    /// The callers that this worker serves, by name, with their public keys. With this, also if it is
+    /// empty, calls must be encrypted.
+    pub callers: Option<BTreeMap<String, CallerPublicKey>>,
+    /// The private key of the service, written as `${VAR}` or `cred:NAME`; else that of the state folder.
+    pub service_secret: Option<Secret<String>>,
+    /// The private key of this device as a caller, written in the same ways.
+    pub caller_secret: Option<Secret<String>>,
 }
 
 /// How the broker tells which application sent a request. MQTT itself does not name the sender.

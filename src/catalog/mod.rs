@@ -12,6 +12,7 @@ pub mod expand;
 pub mod file_text;
 pub mod mistake;
 pub mod provider;
+pub mod public_key;
 pub mod read;
 mod read_budget;
 mod read_policy;

@@ -17,6 +17,7 @@ use super::read_task;
 use super::secret;
 use super::server::{Endpoint, ServerEntry};
 use super::shape::{Members, entries, read_or_default};
+use crate::limits::call::CALLERS_MAX;
 use crate::limits::{SERVERS_MAX, ZONES_MAX};
 use crate::pressure::limit::ZoneLimit;
 use crate::request::name::is_name;
@@ -150,6 +151,8 @@ fn read_parts(servers: Option<Value>, mut parts: Members, mistakes: &mut Mistake
     if mqtt.serve.as_ref().is_some_and(|topic| !read_server::is_topic(topic)) {
         scope.at("mqtt").at("serve").add(read_server::TOPIC_LEVELS);
     }
+    check_callers(&mqtt, &mut scope.at("mqtt"));
+    read_server::check_service_keys(&servers, &mut scope.at("servers"));
     let device: Device = read_or_default(parts.take("device"), &mut scope.at("device"));
     if device.group.as_ref().is_some_and(|group| !is_name(group)) {
         scope.at("device").at("group").add("must be [A-Za-z0-9_-]{1,64}");
@@ -169,6 +172,27 @@ fn read_parts(servers: Option<Value>, mut parts: Members, mistakes: &mut Mistake
         device_limits,
         mqtt,
         http: read_or_default(parts.take("http"), &mut scope.at("http")),
+    }
+}
+
+/// Callers are served by a worker alone, and have names of devices.
+fn check_callers(mqtt: &MqttPart, scope: &mut Scope<'_>) {
+    if mqtt.serve.is_none() {
+        let without =
+            "is for a worker, and this is none: set mqtt.serve to the topic of the service";
+        if mqtt.callers.is_some() {
+            scope.at("callers").add(without);
+        }
+        if mqtt.service_secret.is_some() {
+            scope.at("service_secret").add(without);
+        }
+    }
+    let callers = mqtt.callers.as_ref();
+    for name in callers.into_iter().flat_map(|all| all.keys()).filter(|name| !is_name(name)) {
+        scope.at("callers").at(name).add("must be the name of a device, [A-Za-z0-9_-]{1,64}");
+    }
+    if callers.is_some_and(|all| all.len() > CALLERS_MAX) {
+        scope.at("callers").add(format!("has more than {CALLERS_MAX} entries"));
     }
 }
 

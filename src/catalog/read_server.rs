@@ -7,12 +7,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::mistake::{Mistakes, Scope};
+use super::public_key::ServicePublicKey;
 use super::read_budget::RawPrice;
 use super::read_provider::is_loopback;
 use super::secret::{self, Secret};
 use super::server::{Endpoint, ServerEntry};
 use super::shape;
-use crate::limits::SERVICE_TOPIC_BYTES_MAX;
+use crate::limits::call::SERVICE_TOPIC_BYTES_MAX;
 use crate::limits::engine::ENGINE_MEMORY_MB;
 use crate::model::context::Locality;
 use crate::request::name::is_name;
@@ -60,6 +61,7 @@ struct RawServerOptions {
     price: RawPrice,
     digest: Option<String>,
     memory_mb: Option<u64>,
+    service_key: Option<ServicePublicKey>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -108,6 +110,16 @@ pub(super) fn read(
             }
             (_, None) => {}
         }
+        match (&mut endpoint, extra.service_key) {
+            (Endpoint::Mqtt { service_key, .. }, key) => *service_key = key,
+            (_, Some(_)) => mistakes
+                .at("pilotlight")
+                .at("servers")
+                .at(&name)
+                .at("service_key")
+                .add("is for servers of type mqtt"),
+            (_, None) => {}
+        }
         let locality = extra.locality.unwrap_or(match endpoint {
             Endpoint::Child { .. } => Locality::Device,
             Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => {
@@ -126,6 +138,18 @@ pub(super) fn read(
         shape::read::<RawServerOptions>(extra, &mut ours);
     }
     found
+}
+
+/// Adds a mistake for servers of one topic with different keys: their messages can't be told apart.
+pub(super) fn check_service_keys(servers: &[ServerEntry], scope: &mut Scope<'_>) {
+    let mut known: BTreeMap<&str, Option<ServicePublicKey>> = BTreeMap::new();
+    for server in servers {
+        let Endpoint::Mqtt { topic, service_key } = &server.endpoint else { continue };
+        if known.insert(topic, *service_key).is_some_and(|other| other != *service_key) {
+            let message = format!("differs from that of another server with the topic {topic}");
+            scope.at(&server.name).at("service_key").add(message);
+        }
+    }
 }
 
 /// Adds a mistake for each secret that an entry would send over a network in plain text: a header, or a
@@ -205,7 +229,9 @@ impl RawServer {
         };
         match (raw.kind.as_deref(), raw.command, raw.url) {
             (Some("mqtt"), None, None) => match raw.topic {
-                Some(topic) if is_topic(&topic) => Some(Endpoint::Mqtt { topic }),
+                Some(topic) if is_topic(&topic) => {
+                    Some(Endpoint::Mqtt { topic, service_key: None })
+                }
                 Some(_) => mistake(TOPIC_LEVELS),
                 None => mistake("needs the topic of the service, such as pilotlight/mcp/big"),
             },

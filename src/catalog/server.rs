@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::provider::Provider;
+use super::public_key::ServicePublicKey;
 use super::secret::Secret;
 use crate::model::context::Locality;
 use crate::money::Price;
@@ -53,6 +54,8 @@ pub enum Endpoint {
     Mqtt {
         /// The topic prefix of the called service.
         topic: String,
+        /// The public key of the service. Without one, calls are in plain text.
+        service_key: Option<ServicePublicKey>,
     },
     /// A cloud model, called in its provider's own protocol.
     Provider(Box<Provider>),

@@ -10,6 +10,7 @@ mod doctor;
 mod engine;
 mod explain;
 mod foreign;
+mod key;
 mod live;
 mod model;
 #[cfg(feature = "engine")]
@@ -91,6 +92,12 @@ enum Command {
         #[arg(long, value_name = "COUNT")]
         samples: Option<u32>,
     },
+    /// Print the public keys of this device for calls over MQTT; they are generated if there are none.
+    Key {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Find and save a task's cascade threshold from labelled examples.
     Calibrate(calibrate::CalibrateArgs),
     /// Explain a decision record, and replay the decision from its figures.
@@ -122,6 +129,7 @@ impl Cli {
             | Command::Check { .. }
             | Command::Budget(_)
             | Command::Doctor { .. }
+            | Command::Key { .. }
             | Command::Calibrate(_)
             | Command::Explain(_)
             | Command::Simulate(_)
@@ -169,6 +177,7 @@ impl Cli {
             Command::Check { file } => check(file.as_deref().or(path))?,
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
+            Command::Key { json } => key::run(path, json)?,
             Command::Calibrate(calibrate) => {
                 let Some(config) = loaded_to_start(path)? else {
                     return Ok(ExitCode::from(WRONG));

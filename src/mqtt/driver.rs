@@ -107,6 +107,11 @@ impl Driver {
     /// Serves one connection; returns its end, and whether the broker accepted it. Each has a client of the library
     /// of its own, which publishes nothing before the limits of the broker are known.
     async fn connect(&mut self, stop: &CancellationToken) -> (ConnectionEnd, Acceptance) {
+        let presence = self.options.presence.as_ref();
+        if let Some(presence) = presence {
+            presence.messages.begin();
+        }
+        let is_asserted = presence.is_some_and(|presence| presence.is_asserted);
         let mqtt = mqtt_options(&self.options, self.refused.will());
         let (client, events) = AsyncClient::builder(mqtt).capacity(MQTT_INBOX_MAX).build();
         self.client.send_replace(Some(client.clone()));
@@ -126,7 +131,12 @@ impl Driver {
             subscriptions: Subscriptions::default(),
             is_logged: self.losses_left_out == 0,
             // not each time: a broker may close the connection for this subscription
-            identity: if self.closes % 2 == 1 { Identity::Watched } else { Identity::Assumed },
+            identity: if (self.closes % 2 == 1) == is_asserted {
+                Identity::Assumed
+            } else {
+                Identity::Watched
+            },
+            announce: self.outbox.announce(),
         };
         let mut end = tokio::select! {
             () = self.outbox.send_all(&client, acceptance.clone(), &mut in_flight) => {
@@ -242,9 +252,9 @@ fn mqtt_options(options: &ConnectionOptions, will: Option<(QoS, bool)>) -> MqttO
     network.set_tcp_nodelay(true);
     network.set_connection_timeout(10);
     mqtt.set_network_options(network);
-    if let (Some(Presence { topic, offline, .. }), Some((qos, retain))) = (&options.presence, will)
+    if let (Some(Presence { topic, messages, .. }), Some((qos, retain))) = (&options.presence, will)
     {
-        let will = LastWill::new(topic.clone(), offline.clone(), qos, retain, None);
+        let will = LastWill::new(topic.clone(), messages.offline(), qos, retain, None);
         mqtt.set_last_will(will);
     }
     if let Some((user, password)) = &options.credentials {

@@ -17,6 +17,7 @@ mod loss;
 mod message;
 mod outbox;
 mod poller;
+mod presence;
 mod reasons;
 mod report;
 mod resume;
@@ -30,12 +31,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{Publish, PublishProperties};
 use rumqttc::{AsyncClient, ClientError, PublishOptions};
 use rustls::ClientConfig;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::driver::Driver;
@@ -44,6 +44,7 @@ use crate::limits::{OUTBOX_BYTES_MAX, OUTBOX_MAX};
 
 pub use self::acks::AckGuard;
 pub use self::message::{Incoming, Outgoing};
+pub use self::presence::{FixedPresence, Presence, PresenceMessages};
 pub use self::report::{BrokerReport, Undelivered};
 pub use self::router::{Router, Subscription};
 
@@ -66,18 +67,6 @@ pub struct ConnectionOptions {
     pub session: Session,
     /// Folder for requests that are acknowledged before their answer; without one, none are.
     pub spool: Option<PathBuf>,
-}
-
-/// A retained message that states whether this client is connected; its offline form is the last
-/// will, which the broker publishes when the connection is lost.
-#[derive(Debug, Clone)]
-pub struct Presence {
-    /// Topic of the message.
-    pub topic: String,
-    /// Payload while connected.
-    pub online: Bytes,
-    /// Payload while disconnected.
-    pub offline: Bytes,
 }
 
 /// What the broker keeps of this client between connections.
@@ -106,6 +95,7 @@ pub struct Bus {
     client: watch::Receiver<Option<AsyncClient>>,
     connection: watch::Receiver<ConnectionState>,
     report: Arc<BrokerReport>,
+    announce: Arc<Notify>,
 }
 
 struct Posted {
@@ -220,6 +210,11 @@ impl Bus {
         &self.report
     }
 
+    /// Publishes the presence again soon: it has changed.
+    pub fn announce(&self) {
+        self.announce.notify_one();
+    }
+
     /// The state of the connection.
     pub fn connection(&self) -> watch::Receiver<ConnectionState> {
         self.connection.clone()
@@ -237,15 +232,11 @@ pub fn open(
     let (state, connection) = watch::channel(ConnectionState::Down("not connected yet".to_owned()));
     let (client_out, client) = watch::channel(None);
     let report = Arc::new(BrokerReport::default());
-    let presence = options.presence.as_ref().map(|presence| Outgoing {
-        topic: presence.topic.clone(),
-        payload: presence.online.clone(),
-        retain: true,
-        ..Outgoing::default()
-    });
-    let waiting = Outbox::new(posted, presence, Arc::clone(&report));
+    let announce = Arc::new(Notify::new());
+    let presence = options.presence.clone();
+    let waiting = Outbox::new(posted, presence, Arc::clone(&announce), Arc::clone(&report));
     let driver = Driver::new(options, router, waiting, state, client_out, Arc::clone(&report));
-    (Bus { outbox, bytes: Arc::default(), client, connection, report }, driver.run(stop))
+    (Bus { outbox, bytes: Arc::default(), client, connection, report, announce }, driver.run(stop))
 }
 
 fn publish_options(qos: QoS, message: &Outgoing) -> PublishOptions {

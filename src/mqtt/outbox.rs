@@ -11,7 +11,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rumqttc::{AsyncClient, ClientError, PublishNotice, PublishNoticeError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::breaker::{Gate, TopicBreakers};
 use super::loss::Loss;
@@ -19,10 +19,10 @@ use super::poller::Accepted;
 use super::reasons::{PublishFate, ReasonCode, Suspicion};
 use super::report::{BrokerReport, Undelivered};
 use super::terms::Terms;
-use super::{Outgoing, Posted, Undeliverable, publish_options, size_of};
+use super::{Outgoing, Posted, Presence, Undeliverable, publish_options, size_of};
 use crate::clock;
 use crate::limits::{
-    CLOSES_MAX, MQTT_INFLIGHT_MAX, MQTT_KEEP_ALIVE, OUTBOX_MAX, PACKET_MAX_LEARNED,
+    CLOSES_MAX, MQTT_INFLIGHT_MAX, MQTT_KEEP_ALIVE, OUTBOX_MAX, PACKET_MAX_LEARNED, PRESENCE_EVERY,
     PUBLISH_RETRIES_MAX, PUBLISH_RETRIES_WAITING_MAX, SUSPECT_ALONE_MAX,
 };
 use crate::model::generate::BoxFuture;
@@ -38,7 +38,13 @@ const PRESENCE: u64 = 0;
 pub(super) struct Outbox {
     posted: mpsc::Receiver<Posted>,
     /// Published at the start of each connection.
-    presence: Option<Outgoing>,
+    presence: Option<Presence>,
+    /// Notified when the presence is to be published again.
+    announce: Arc<Notify>,
+    /// The presence is to be published again, from this time on.
+    announce_at: Option<Instant>,
+    /// When the presence was published.
+    announced: Option<Instant>,
     posts: BTreeMap<u64, Post>,
     /// To be sent, for the first time or again, by closed connections and number.
     to_send: BTreeSet<(u8, u64)>,
@@ -70,12 +76,16 @@ struct Post {
 impl Outbox {
     pub(super) fn new(
         posted: mpsc::Receiver<Posted>,
-        presence: Option<Outgoing>,
+        presence: Option<Presence>,
+        announce: Arc<Notify>,
         report: Arc<BrokerReport>,
     ) -> Outbox {
         Outbox {
             posted,
             presence,
+            announce,
+            announce_at: None,
+            announced: None,
             posts: BTreeMap::new(),
             to_send: BTreeSet::new(),
             later: BTreeSet::new(),
@@ -88,6 +98,11 @@ impl Outbox {
             largest: 0,
             report,
         }
+    }
+
+    /// Says that the presence is to be published again.
+    pub(super) fn announce(&self) -> Arc<Notify> {
+        Arc::clone(&self.announce)
     }
 
     /// Publishes the messages on one connection, once the broker has answered its subscriptions. Ends only if no
@@ -103,10 +118,17 @@ impl Outbox {
         let terms = accepted.wait_for(is_subscribed).await.ok().and_then(|a| a.clone());
         let Some(Accepted { terms, .. }) = terms else { return std::future::pending().await };
         self.begin();
+        let announce = Arc::clone(&self.announce);
         // ends with the connection
         loop {
             let now = clock::now();
             self.wake(now);
+            // one at a time: the last one that is published is the one that is kept
+            let is_announced = self.posts.contains_key(&PRESENCE);
+            if !is_announced && self.announce_at.take_if(|at| *at <= now).is_some() {
+                self.put_presence(now);
+                self.to_send.insert((0, PRESENCE));
+            }
             if let Some((number, _)) = self.alone.take_if(|(_, until)| *until <= now) {
                 // the broker neither answers nor ends the connection: the others go on
                 self.suspects.remove(&number);
@@ -128,13 +150,20 @@ impl Outbox {
             let has_room = self.to_send.is_empty() && self.posts.len() < OUTBOX_MAX;
             let is_waiting = !in_flight.is_empty();
             let later = self.later.first().map(|(at, _)| *at);
-            let wake_at = [later, self.alone.map(|(_, until)| until)].into_iter().flatten().min();
+            let announce_at = self.announce_at.filter(|_| !is_announced);
+            let alone = self.alone.map(|(_, until)| until);
+            let wake_at = [later, alone, announce_at].into_iter().flatten().min();
             let wake_at = wake_at.map(tokio::time::Instant::from);
             tokio::select! {
                 Some((number, result)) = in_flight.next(), if is_waiting => {
                     self.answered(number, result, clock::now());
                 }
                 Some(posted) = self.posted.recv(), if has_room => self.take(posted),
+                () = announce.notified() => {
+                    let next = self.announced.map(|at| at + PRESENCE_EVERY);
+                    let next = next.map_or(now, |at| at.max(now));
+                    self.announce_at.get_or_insert(next);
+                }
                 () = tokio::time::sleep_until(wake_at.unwrap_or(now.into())), if wake_at.is_some() => {}
                 () = tokio::time::sleep(MQTT_KEEP_ALIVE * 2), if is_waiting => return,
                 else => return std::future::pending().await,
@@ -176,14 +205,21 @@ impl Outbox {
     fn begin(&mut self) {
         self.largest = 0;
         self.alone = None;
-        if let Some(message) = &self.presence
-            && !self.posts.contains_key(&PRESENCE)
-        {
-            self.posts.insert(PRESENCE, Post::new(Posted::unattended(message.clone())));
-        }
+        self.announce_at = None;
+        // that of an earlier connection may say something else
+        self.put_presence(clock::now());
         let waiting: BTreeSet<u64> = self.later.iter().map(|(_, number)| *number).collect();
         let to_send = self.posts.iter().filter(|(number, _)| !waiting.contains(number));
         self.to_send = to_send.map(|(number, post)| (post.closes, *number)).collect();
+    }
+
+    fn put_presence(&mut self, now: Instant) {
+        let Some(Presence { topic, messages, .. }) = &self.presence else { return };
+        let (topic, payload) = (topic.clone(), messages.online());
+        let message = Outgoing { topic, payload, retain: true, ..Outgoing::default() };
+        let closes = self.posts.get(&PRESENCE).map_or(0, |post| post.closes);
+        self.posts.insert(PRESENCE, Post { closes, ..Post::new(Posted::unattended(message)) });
+        self.announced = Some(now);
     }
 
     fn take(&mut self, posted: Posted) {

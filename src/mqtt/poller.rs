@@ -1,5 +1,6 @@
 //! One connection of the MQTT library: handles its events, subscribes, acknowledges.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -7,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{Packet, Publish};
 use rumqttc::{AsyncClient, Event, EventLoop, PublishOptions, SubscribeFilter, SubscribeNotice};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +57,8 @@ pub(super) struct Poller<'d> {
     pub(super) identity: Identity,
     /// Whether the log has the loss of the connection before.
     pub(super) is_logged: bool,
+    /// Says that the presence is to be published again.
+    pub(super) announce: Arc<Notify>,
 }
 
 /// Whether another client uses the identifier of this one.
@@ -170,16 +173,30 @@ impl Poller<'_> {
         }
     }
 
-    /// Whether this is a message on the own presence topic.
+    /// Whether this is a message on the own presence topic. What another client has written there is
+    /// replaced by the presence, or is a sign that it uses the identifier of this one.
     fn is_presence(&mut self, publish: &Publish) -> bool {
         let presence = self.options.presence.as_ref();
         let Some(presence) = presence.filter(|presence| presence.topic.as_bytes() == publish.topic)
         else {
             return false;
         };
-        if publish.payload != presence.online && publish.payload != presence.offline {
+        let topic = &presence.topic;
+        if presence.is_asserted {
+            // a retained one was there before this connection has published its own
+            if !publish.retain && publish.payload != presence.messages.online() {
+                let text = format!(
+                    "another client of the broker has written to {topic}, this worker's presence; it is \
+                     published again. Allow nobody else to write there (access rules of the broker)"
+                );
+                self.report.problem(&format!("presence {topic}"), &text);
+                self.announce.notify_one();
+            }
+        } else if publish.payload != presence.messages.online()
+            && publish.payload != presence.messages.offline()
+        {
             self.identity = Identity::Shared;
-            let (topic, remedy) = (&presence.topic, ReasonCode::of(SESSION_TAKEN_OVER).remedy);
+            let remedy = ReasonCode::of(SESSION_TAKEN_OVER).remedy;
             let text = format!("{topic} has a message that this service has not written; {remedy}");
             self.report.problem("identity", &text);
         }
@@ -277,7 +294,7 @@ impl Poller<'_> {
     fn disconnect(&self) -> bool {
         let Some(Accepted { terms, .. }) = self.accepted.borrow().clone() else { return false };
         if let Some(presence) = &self.options.presence {
-            let (topic, payload) = (presence.topic.clone(), presence.offline.clone());
+            let (topic, payload) = (presence.topic.clone(), presence.messages.offline());
             let message = Outgoing { topic, payload, ..Outgoing::default() };
             if size_of(&message, terms.qos) <= self.report.packet_max() {
                 let options = PublishOptions::new(terms.qos).retain(terms.retain);

@@ -100,7 +100,7 @@ impl BrokerReport {
     }
 
     /// Notes a problem. The log has it when it is new, and again after [`BROKER_REPEAT_EVERY`].
-    pub(super) fn problem(&self, key: &str, text: &str) {
+    pub fn problem(&self, key: &str, text: &str) {
         let now = clock::now();
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.may_log(key, text, now) {
@@ -112,7 +112,7 @@ impl BrokerReport {
     }
 
     /// Removes a problem.
-    pub(super) fn solved(&self, key: &str) {
+    pub fn solved(&self, key: &str) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.problems.remove(key);
     }

@@ -8,4 +8,6 @@ pub mod fuzzing;
 pub(crate) mod learned;
 pub(crate) mod ledger;
 pub(crate) mod marks;
+pub(crate) mod private_key;
 pub(crate) mod secret_file;
+pub(crate) mod start_number;

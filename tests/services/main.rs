@@ -17,12 +17,15 @@ mod anthropic;
 #[cfg(feature = "bedrock")]
 mod bedrock;
 #[cfg(feature = "embedded-broker")]
+mod call_keys;
+#[cfg(feature = "embedded-broker")]
 mod cli;
 mod clock;
 #[cfg(feature = "embedded-broker")]
 mod costs;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
+mod encrypted_calls;
 mod files;
 #[cfg(feature = "embedded-broker")]
 mod floods;

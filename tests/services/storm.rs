@@ -14,7 +14,7 @@ use pilotlight::daemon::{Core, calm, keep_of};
 use pilotlight::ingress::mqtt::MqttInterface;
 use pilotlight::ingress::mqtt::topics::DeviceTopics;
 use pilotlight::metrics::Metrics;
-use pilotlight::mqtt::{ConnectionOptions, Presence, Router, Session};
+use pilotlight::mqtt::{ConnectionOptions, FixedPresence, Presence, Router, Session};
 use pilotlight::{config, mqtt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -229,8 +229,11 @@ fn serve(
         credentials: None,
         presence: Some(Presence {
             topic: topics.status(),
-            online: presence("online"),
-            offline: presence("offline"),
+            messages: Arc::new(FixedPresence {
+                online: presence("online"),
+                offline: presence("offline"),
+            }),
+            is_asserted: false,
         }),
         session: Session::Kept,
     };

@@ -15,6 +15,7 @@ pub mod pace;
 pub mod reports;
 pub mod scripted_broker;
 pub mod service;
+pub mod stranger;
 pub mod untrusted;
 
 use std::collections::BTreeMap;

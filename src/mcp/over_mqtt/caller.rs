@@ -13,29 +13,37 @@ use rmcp::transport::Transport;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::parts::Parts;
-use super::{ONLINE, ServiceTopics, WORKER, property};
+use super::keys::CallerPair;
+use super::parts::{Parts, place_of};
+use super::sealed::{CALL_SEAL_BYTES, CallNames, CallSeal, call_digest, seal_call};
+use super::signed::{RefusalReason, RefusalStatement, Statement, base64};
+use super::workers::{OnlineWorkers, Workers};
+use super::{KEY, ServiceTopics, WORKER, property};
+use crate::catalog::public_key::ServicePublicKey;
 use crate::clock;
-use crate::limits::{
-    CALL_TAKEN_MAX, MQTT_ANSWERS_MAX, MQTT_INBOX_MAX, REQUEST_BYTES_MAX, WORKERS_MAX,
-};
+use crate::limits::call::CALL_TAKEN_MAX;
+use crate::limits::{MQTT_ANSWERS_MAX, MQTT_INBOX_MAX, REQUEST_BYTES_MAX};
 use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
 use crate::model::generate::Fault;
 use crate::mqtt::{Bus, ConnectionState, Incoming, NotSent, Outgoing, Router, Subscription};
-use crate::request::name::is_name;
+use crate::random;
 
 /// Routes messages to and from all services that this device calls; cheap to clone.
 #[derive(Clone)]
 pub struct CallRouter {
     bus: Bus,
     caller: String,
+    /// The key pair for services with a key.
+    pair: Option<Arc<CallerPair>>,
     services: Arc<Mutex<BTreeMap<String, ServicePresence>>>,
 }
 
 /// The state of a service.
 struct ServicePresence {
     topics: ServiceTopics,
-    workers: watch::Sender<BTreeSet<String>>,
+    /// The pinned key; a service without one is called in plain text.
+    key: Option<ServicePublicKey>,
+    workers: Workers,
     /// The transport that receives its responses at present.
     to: Option<mpsc::Sender<AnswerPart>>,
 }
@@ -48,15 +56,20 @@ struct AnswerPart {
 }
 
 impl CallRouter {
-    /// A router for these services, by the base of their topics; `caller` is this device's name.
-    pub fn new<'b>(bus: Bus, caller: &str, bases: impl Iterator<Item = &'b str>) -> CallRouter {
-        let service = |base: &str| {
+    /// A router for these services, by the base of their topics with their pinned keys; `caller` is this
+    /// device's name, `pair` its key pair for services with a key.
+    pub fn new<'b>(
+        bus: Bus,
+        (caller, pair): (&str, Option<CallerPair>),
+        services: impl Iterator<Item = (&'b str, Option<ServicePublicKey>)>,
+    ) -> CallRouter {
+        let service = |(base, key): (&str, Option<ServicePublicKey>)| {
             let topics = ServiceTopics::new(base);
-            let workers = watch::Sender::new(BTreeSet::new());
-            (base.to_owned(), ServicePresence { topics, workers, to: None })
+            let workers = Workers::new(topics.clone(), key);
+            (base.to_owned(), ServicePresence { topics, key, workers, to: None })
         };
-        let services = Arc::new(Mutex::new(bases.map(service).collect()));
-        CallRouter { bus, caller: caller.to_owned(), services }
+        let services = Arc::new(Mutex::new(services.map(service).collect()));
+        CallRouter { bus, caller: caller.to_owned(), pair: pair.map(Arc::new), services }
     }
 
     /// Subscribes to the answers to `caller` and to the workers of these services.
@@ -87,16 +100,12 @@ impl CallRouter {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
             if let Some(worker) = message.topic.strip_prefix(&service.topics.workers()) {
-                // a name of any length would be kept
-                let is_there =
-                    is_name(worker) && message.payload.as_ref().is_ok_and(|said| said == ONLINE);
-                service.workers.send_if_modified(|all| {
-                    if is_there {
-                        all.len() < WORKERS_MAX && all.insert(worker.to_owned())
-                    } else {
-                        all.remove(worker)
-                    }
-                });
+                let said = message.payload.as_deref().unwrap_or_default();
+                let noted = service.workers.note(worker, said);
+                if let Err(why) = noted {
+                    let problem = format!("presence {}", service.topics.workers());
+                    self.bus.report().problem(&problem, &why);
+                }
                 break;
             }
             if message.topic == service.topics.answer(&self.caller) {
@@ -123,7 +132,7 @@ impl CallRouter {
     pub async fn ready(&self, base: &str) -> Result<(), Fault> {
         let mut workers = {
             let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-            services.get(base).ok_or_else(|| unknown(base))?.workers.subscribe()
+            services.get(base).ok_or_else(|| unknown(base))?.workers.online()
         };
         let mut line = self.bus.connection();
         let gone = |_| Fault::unavailable("the line to the broker has ended".to_owned());
@@ -139,28 +148,45 @@ impl CallRouter {
         Ok(())
     }
 
+    /// Why a worker of this service is not called although it is there, if there is one.
+    pub fn ignored(&self, base: &str) -> watch::Receiver<Option<String>> {
+        let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        let service = services.get(base).map(|service| service.workers.ignored());
+        service.unwrap_or_else(|| watch::channel(None).1)
+    }
+
     /// A transport to a service, once one of its workers is present. It replaces an earlier one.
     ///
     /// # Errors
     /// As [`CallRouter::ready`].
     pub async fn call(&self, base: &str) -> Result<Caller, Fault> {
         let (to, inbox) = mpsc::channel(MQTT_ANSWERS_MAX);
-        let (topics, workers) = {
+        let (topics, key, workers) = {
             let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
             let service = services.get_mut(base).ok_or_else(|| unknown(base))?;
             service.to = Some(to);
-            (service.topics.clone(), service.workers.subscribe())
+            (service.topics.clone(), service.key, service.workers.online())
+        };
+        let proof = match (key, &self.pair) {
+            (None, _) => None,
+            (Some(key), Some(pair)) => Some((key, Arc::clone(pair))),
+            (Some(_), None) => {
+                return Err(Fault::unavailable("this caller has no key of its own".to_owned()));
+            }
         };
         self.ready(base).await?;
         let line = self.bus.connection();
         Ok(Caller {
             answer: topics.answer(&self.caller),
+            caller: self.caller.clone(),
             topics,
+            proof,
             bus: self.bus.clone(),
             inbox,
             line,
             workers,
             calls: HashMap::new(),
+            slow: BTreeSet::new(),
             ready: VecDeque::new(),
         })
     }
@@ -173,14 +199,19 @@ fn unknown(base: &str) -> Fault {
 /// A client's transport to one service.
 pub struct Caller {
     topics: ServiceTopics,
+    caller: String,
     /// The topic for responses.
     answer: String,
+    /// The pinned key of the service, and this caller's keys.
+    proof: Option<(ServicePublicKey, Arc<CallerPair>)>,
     bus: Bus,
     inbox: mpsc::Receiver<AnswerPart>,
     line: watch::Receiver<ConnectionState>,
-    workers: watch::Receiver<BTreeSet<String>>,
+    workers: watch::Receiver<OnlineWorkers>,
     /// Open calls by the correlation data of their messages.
     calls: HashMap<Bytes, OutgoingCall>,
+    /// Workers that did not take a call: others are preferred.
+    slow: BTreeSet<String>,
     /// Received messages that were not handed on yet.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
 }
@@ -189,9 +220,19 @@ pub struct Caller {
 struct OutgoingCall {
     id: RequestId,
     parts: Parts,
-    worker: Option<String>,
+    /// The worker that has it, and the start of its process.
+    worker: Option<(String, u64)>,
+    /// The keys of an encrypted call, and the digest that a refusal of it has.
+    seal: Option<(CallSeal, String)>,
     /// The deadline for a worker to take it.
     taken_by: Instant,
+}
+
+/// A call before it is sent.
+struct AddressedCall {
+    message: Outgoing,
+    worker: Option<(String, u64)>,
+    seal: Option<(CallSeal, String)>,
 }
 
 impl Caller {
@@ -199,21 +240,19 @@ impl Caller {
         let payload = Bytes::from(serde_json::to_vec(item)?);
         match item {
             JsonRpcMessage::Request(request) => {
-                if payload.len() > REQUEST_BYTES_MAX {
+                let most =
+                    REQUEST_BYTES_MAX - if self.proof.is_some() { CALL_SEAL_BYTES } else { 0 };
+                if payload.len() > most {
+                    let size = payload.len();
                     return Err(io::Error::other(format!(
-                        "a call of {} bytes, at most {REQUEST_BYTES_MAX}",
-                        payload.len()
+                        "a call of {size} bytes, at most {most}"
                     )));
                 }
-                let mark = Bytes::from(fastrand::u128(..).to_be_bytes().to_vec());
-                let message = Outgoing {
-                    topic: self.topics.call(),
-                    expiry: deadline_of(request.request.get_meta()),
-                    payload,
-                    correlation: Some(mark.clone()),
-                    response_topic: Some(self.answer.clone()),
-                    ..Outgoing::default()
-                };
+                let mark = Bytes::copy_from_slice(&random::bytes::<16>()?);
+                let AddressedCall { mut message, worker, seal } = self.addressed(payload, &mark)?;
+                message.expiry = deadline_of(request.request.get_meta());
+                message.response_topic = Some(self.answer.clone());
+                message.correlation = Some(mark.clone());
                 // at most once: a call that was sent again might be paid for again
                 self.bus.once(message).map_err(|failed| match failed {
                     NotSent::Busy => io::Error::other("the broker is not reachable"),
@@ -223,13 +262,8 @@ impl Caller {
                     )),
                 })?;
                 let taken_by = Instant::from(clock::now()) + CALL_TAKEN_MAX;
-                let call = OutgoingCall {
-                    id: request.id.clone(),
-                    parts: Parts::default(),
-                    worker: None,
-                    taken_by,
-                };
-                self.calls.insert(mark, call);
+                let (id, parts) = (request.id.clone(), Parts::default());
+                self.calls.insert(mark, OutgoingCall { id, parts, worker, seal, taken_by });
                 Ok(())
             }
             JsonRpcMessage::Notification(note) => {
@@ -241,7 +275,8 @@ impl Caller {
                 let id = cancelled.params.request_id.as_ref();
                 let mark = self.calls.iter().find(|(_, call)| Some(&call.id) == id);
                 let Some(mark) = mark.map(|(mark, _)| mark.clone()) else { return Ok(()) };
-                self.calls.remove(&mark);
+                let seal = self.calls.remove(&mark).and_then(|call| call.seal);
+                let payload = seal.map_or(payload, |(seal, _)| seal.cancellation());
                 let topic = self.topics.tell();
                 let told =
                     Outgoing { topic, payload, correlation: Some(mark), ..Outgoing::default() };
@@ -253,16 +288,101 @@ impl Caller {
         }
     }
 
+    /// The message of a call: to any worker in plain text, or encrypted to the one with the fewest open
+    /// calls of this caller.
+    fn addressed(&self, text: Bytes, mark: &[u8]) -> io::Result<AddressedCall> {
+        let Some((_, pair)) = &self.proof else {
+            let message =
+                Outgoing { topic: self.topics.call(), payload: text, ..Outgoing::default() };
+            return Ok(AddressedCall { message, worker: None, seal: None });
+        };
+        let open = |name: &String| {
+            let of = |call: &&OutgoingCall| call.worker.as_ref().is_some_and(|(of, _)| of == name);
+            self.calls.values().filter(of).count()
+        };
+        let workers = self.workers.borrow();
+        let known =
+            workers.iter().filter_map(|(name, worker)| Some((name, worker.key?, worker.start)));
+        let chosen = known
+            .min_by_key(|(name, _, _)| (self.slow.contains(*name), open(name), fastrand::u32(..)));
+        let (name, key, start) =
+            chosen.ok_or_else(|| io::Error::other("no worker of the service is online"))?;
+        let topic = self.topics.call_to(name);
+        let names = CallNames { topic: &topic, answer: &self.answer, mark };
+        let sealed = seal_call(pair, &key, names, &text);
+        let (payload, seal) =
+            sealed.ok_or_else(|| io::Error::other(format!("the key of {name} is not usable")))?;
+        let key = base64(&key);
+        let digest = call_digest(names, &key, &payload);
+        let properties = vec![(KEY.to_owned(), key)];
+        let message = Outgoing { topic, payload, properties, ..Outgoing::default() };
+        let worker = Some((name.clone(), start));
+        Ok(AddressedCall { message, worker, seal: Some((seal, digest)) })
+    }
+
     fn came(&mut self, message: &AnswerPart) {
         let Some(mark) = &message.correlation else { return };
         let Some(call) = self.calls.get_mut(mark) else { return };
+        if call.seal.is_some() {
+            return self.came_sealed(message);
+        }
         if let Some(worker) = property(&message.properties, WORKER) {
-            call.worker.get_or_insert_with(|| worker.to_owned());
+            call.worker.get_or_insert_with(|| (worker.to_owned(), 0));
         }
         let Ok(payload) = &message.payload else {
             return self.fail(mark, "a message of the answer exceeds the size limit");
         };
-        match call.parts.take(payload, &message.properties) {
+        self.joined(mark, payload, &message.properties);
+    }
+
+    /// A message on an encrypted call. What the call's worker has not sent does not exist.
+    fn came_sealed(&mut self, message: &AnswerPart) {
+        let (Some(mark), Ok(payload)) = (&message.correlation, &message.payload) else { return };
+        let Some(call) = self.calls.get(mark) else { return };
+        let Some((seal, digest)) = &call.seal else { return };
+        if RefusalStatement::is_form_of(payload) {
+            let said = (self.proof.as_ref())
+                .and_then(|(service, _)| RefusalStatement::verified(service, payload));
+            // of this very message, and not of one that somebody has made of it
+            let said = said.filter(|said| said.digest == *digest && !call.parts.has_begun());
+            return said.map_or((), |said| self.refused(mark, &said));
+        }
+        let place = place_of(&message.properties);
+        let opened = place.ok().and_then(|(seq, more)| seal.open(seq, more, payload));
+        let Some(text) = opened else {
+            let text = format!(
+                "a message on {} is not from the worker of its call and is ignored: a stranger, or a \
+                 broker, sends or changes answers",
+                self.answer
+            );
+            return self.bus.report().problem(&format!("forged {}", self.answer), &text);
+        };
+        if let Some((worker, _)) = &call.worker {
+            self.slow.remove(worker);
+        }
+        self.joined(mark, &text, &message.properties);
+    }
+
+    /// The worker does not serve the call.
+    fn refused(&mut self, mark: &Bytes, said: &RefusalStatement) {
+        let Some((_, pair)) = &self.proof else { return };
+        let worker = &said.worker;
+        let why = match said.reason {
+            RefusalReason::Caller => format!(
+                "the worker {worker} does not know this caller: add {:?}: \"{}\" to \
+                 pilotlight.mqtt.callers there",
+                self.caller,
+                pair.public()
+            ),
+            RefusalReason::Key => format!("the worker {worker} has a new key; call it again"),
+        };
+        self.fail(mark, &why);
+    }
+
+    /// Adds a message to the answer of its call.
+    fn joined(&mut self, mark: &Bytes, payload: &Bytes, properties: &[(String, String)]) {
+        let Some(call) = self.calls.get_mut(mark) else { return };
+        match call.parts.take(payload, properties) {
             // the worker has taken it
             Ok(Some(text)) if text.is_empty() => {}
             Ok(Some(text)) => match serde_json::from_slice::<RxJsonRpcMessage<RoleClient>>(&text) {
@@ -292,28 +412,27 @@ impl Caller {
     fn sweep(&mut self) {
         let now = Instant::from(clock::now());
         let workers = self.workers.borrow_and_update().clone();
-        let is_lost = |call: &OutgoingCall| match &call.worker {
-            Some(worker) => !workers.contains(worker),
-            None => call.taken_by <= now,
-        };
-        let lost = self.calls.iter().filter(|(_, call)| is_lost(call));
-        let lost: Vec<Bytes> = lost.map(|(mark, _)| mark.clone()).collect();
-        for mark in lost {
-            let taken = self.calls.get(&mark).is_some_and(|call| call.worker.is_some());
-            self.fail(
-                &mark,
-                if taken {
-                    "the worker went offline during the call"
-                } else {
-                    "no worker took the call"
-                },
-            );
+        let mut lost = Vec::new();
+        for (mark, call) in &self.calls {
+            let worker = call.worker.as_ref();
+            let is_gone = worker
+                .is_some_and(|(name, start)| workers.get(name).is_none_or(|w| w.start != *start));
+            if is_gone {
+                lost.push((mark.clone(), "the worker went offline during the call"));
+            } else if !call.parts.has_begun() && call.taken_by <= now {
+                self.slow.extend(worker.map(|(name, _)| name.clone()));
+                lost.push((mark.clone(), "no worker took the call"));
+            }
+        }
+        self.slow.retain(|name| workers.contains_key(name));
+        for (mark, why) in lost {
+            self.fail(&mark, why);
         }
     }
 
     /// The next deadline for a call to be taken.
     fn wake_at(&self) -> Option<Instant> {
-        let open = self.calls.values().filter(|call| call.worker.is_none());
+        let open = self.calls.values().filter(|call| !call.parts.has_begun());
         open.map(|call| call.taken_by).min()
     }
 }

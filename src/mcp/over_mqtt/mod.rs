@@ -5,13 +5,20 @@
 pub mod caller;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod identity;
+pub mod keys;
 mod parts;
+mod sealed;
+mod signed;
 pub mod worker;
+mod workers;
 
 /// User property: the place of a message among those that answer one call, from 0 on.
 const SEQ: &str = "mcp-seq";
 /// User property: the JSON text continues in the next message.
 const MORE: &str = "mcp-more";
+/// User property: the worker's key that a call is encrypted for.
+const KEY: &str = "mcp-key";
 /// User property: the name of the worker that answers.
 const WORKER: &str = "mcp-worker";
 /// The payloads of a worker's presence topic: present, and gone.
@@ -33,6 +40,11 @@ impl ServiceTopics {
     /// The topic of requests, each of which one worker receives.
     fn call(&self) -> String {
         format!("{}/call", self.base)
+    }
+
+    /// The topic of encrypted requests to this worker.
+    fn call_to(&self, worker: &str) -> String {
+        format!("{}/{worker}", self.call())
     }
 
     /// The shared subscription through which workers receive requests.

@@ -3,7 +3,8 @@
 use bytes::{Bytes, BytesMut};
 
 use super::{MORE, SEQ, property};
-use crate::limits::{MQTT_PART_BYTES_MAX, REMOTE_MESSAGE_BYTES_MAX};
+use crate::limits::REMOTE_MESSAGE_BYTES_MAX;
+use crate::limits::call::MQTT_PART_BYTES_MAX;
 
 /// Numbers the messages of one answer.
 #[derive(Debug, Default)]
@@ -35,6 +36,16 @@ impl Numbers {
     }
 }
 
+/// The number of a message, and whether its text continues in the next one.
+///
+/// # Errors
+/// A description, if it has no number.
+pub(super) fn place_of(properties: &[(String, String)]) -> Result<(u64, bool), String> {
+    let seq = property(properties, SEQ).and_then(|seq| seq.parse::<u64>().ok());
+    let seq = seq.ok_or_else(|| format!("a message has no {SEQ}"))?;
+    Ok((seq, property(properties, MORE).is_some()))
+}
+
 /// Joins the messages of one answer into texts.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
@@ -52,8 +63,7 @@ impl Parts {
         payload: &Bytes,
         properties: &[(String, String)],
     ) -> Result<Option<Bytes>, String> {
-        let seq = property(properties, SEQ).and_then(|seq| seq.parse::<u64>().ok());
-        let seq = seq.ok_or_else(|| format!("a message has no {SEQ}"))?;
+        let (seq, goes_on) = place_of(properties)?;
         if seq < self.next {
             // a broker may deliver a message twice
             return Ok(None);
@@ -65,7 +75,6 @@ impl Parts {
         if self.text.len() + payload.len() > REMOTE_MESSAGE_BYTES_MAX {
             return Err("a message of the answer exceeds the size limit".to_owned());
         }
-        let goes_on = property(properties, MORE).is_some();
         if self.text.is_empty() && !goes_on {
             return Ok(Some(payload.clone()));
         }
