@@ -13,6 +13,7 @@
     reason = "a test ends at the first surprise"
 )]
 
+mod access_rules;
 mod anthropic;
 #[cfg(feature = "bedrock")]
 mod bedrock;
