@@ -91,7 +91,22 @@ pub async fn serve<T>(
 where
     T: Transport<RoleServer> + Send + 'static,
 {
-    McpServer::new(host)
+    serve_client(host, Client::known("mcp"), transport).await
+}
+
+/// The same for a known client.
+///
+/// # Errors
+/// If the client leaves before the handshake is done.
+pub async fn serve_client<T>(
+    host: Arc<dyn ModelHost>,
+    client: Client,
+    transport: T,
+) -> Result<RunningService<RoleServer, McpServer>, Fault>
+where
+    T: Transport<RoleServer> + Send + 'static,
+{
+    McpServer { client, ..McpServer::new(host) }
         .serve(BoxTransport::new(transport))
         .await
         .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")))

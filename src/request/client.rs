@@ -25,6 +25,13 @@ impl Client {
         Client { principal: app.clone(), app }
     }
 
+    /// A client whose name somebody vouches for, such as a broker or a key. The names of interfaces are no
+    /// one's.
+    pub fn vouched(app: impl Into<String>, name: &str) -> Client {
+        let principal = if INTERFACES.contains(&name) { UNLISTED } else { name };
+        Client { app: app.into(), principal: principal.to_owned() }
+    }
+
     /// A client whose name nothing vouches for.
     pub fn unlisted(app: impl Into<String>) -> Client {
         Client { app: app.into(), principal: UNLISTED.to_owned() }

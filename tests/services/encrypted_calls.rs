@@ -393,3 +393,27 @@ async fn another_worker_takes_over() {
         assert_eq!(reply["text"], "after", "{n}: {reply}");
     }
 }
+
+/// The policy of the worker for a caller is that of its name in `mqtt.callers`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_is_an_application_of_the_worker() {
+    let broker = Mosquitto::start().await;
+    let cloud = slow_cloud().await;
+    for (apps, is_refused) in
+        [(json!({"dev": {"refuse": true}}), true), (json!({"+": {"refuse": true}}), false)]
+    {
+        let mut catalog = json!({"pilotlight": serving("w1", Some(known()))});
+        catalog["pilotlight"]["providers"] = json!({"big": entry(&cloud.url)});
+        catalog["pilotlight"]["policy"] = json!({"apps": apps});
+        let secret = SecretKind::Service.text(&[SERVICE; 32]);
+        let worker = Service::launch(&catalog, &at(broker.port), &[("SERVICE", &secret)]);
+        let device = device(broker.port, Some(SERVICE), DEVICE);
+        device.ready_all().await;
+        let mut app = App::of(broker.port, "app").await;
+        let reply = app.ask("app", far("hello", 20_000)).await;
+        let told = reply.to_string();
+        assert_eq!(told.contains("refuses the application"), is_refused, "{reply}");
+        assert_eq!(reply["text"] == "hello", !is_refused, "{reply}");
+        drop((worker, device));
+    }
+}

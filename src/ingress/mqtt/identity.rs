@@ -1,7 +1,7 @@
 //! Who sent a message, by what the broker says of it.
 
 use crate::catalog::catalog::{Catalog, MqttIdentity};
-use crate::request::client::{Client, INTERFACES};
+use crate::request::client::Client;
 use crate::request::name::is_app_name;
 
 /// The client that published a request on the topic of this application, with these user properties.
@@ -16,8 +16,8 @@ pub(super) fn client_of(catalog: &Catalog, app: &str, properties: &[(String, Str
             value.filter(|_| values.next().is_none())
         }
     };
-    match vouched.filter(|name| is_app_name(name) && !INTERFACES.contains(name)) {
-        Some(name) => Client { app: app.to_owned(), principal: name.to_owned() },
+    match vouched.filter(|name| is_app_name(name)) {
+        Some(name) => Client::vouched(app, name),
         None => Client::unlisted(app),
     }
 }

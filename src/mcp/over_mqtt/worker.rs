@@ -24,11 +24,12 @@ use crate::limits::call::{CALLS_MAX, CALLS_REMEMBERED_MAX};
 use crate::limits::{DRAIN_MAX, NAME_BYTES_MAX};
 use crate::mcp::contract::NOT_TAKEN;
 use crate::mcp::pair::pair;
-use crate::mcp::server::{ModelHost, serve};
+use crate::mcp::server::{ModelHost, serve_client};
 use crate::mqtt::{
     Bus, ConnectionState, FixedPresence, Incoming, NotSent, Outgoing, Presence, PresenceMessages,
     Subscription, Undelivered,
 };
+use crate::request::client::Client;
 use crate::request::name::is_name;
 
 /// The delay before a message is published again, if the outbox is full.
@@ -83,6 +84,8 @@ struct IncomingCall {
     bus: Bus,
     host: Arc<dyn ModelHost>,
     worker: String,
+    /// Who called: the name is proven by the key of an encrypted call, and else only stated.
+    client: Client,
     answer: String,
     mark: Bytes,
     numbers: Numbers,
@@ -193,6 +196,7 @@ impl Worker {
             bus: self.bus.clone(),
             host: Arc::clone(&self.host),
             worker: self.name.clone(),
+            client: self.host.catalog().client_named(&caller),
             answer,
             mark,
             numbers: Numbers::default(),
@@ -216,6 +220,7 @@ impl Worker {
         let reason = match identity.open(&received, clock::now()) {
             OpenedCall::New(text, seal) => {
                 call.seal = Some(seal);
+                call.client = Client::vouched(caller, caller);
                 return Some(text);
             }
             OpenedCall::Repeated => return None,
@@ -304,8 +309,8 @@ impl IncomingCall {
         // it has been taken
         self.publish(Bytes::new()).await?;
         let (mut ours, theirs) = pair();
-        let behind = Arc::clone(&self.host);
-        let served = Box::pin(async move { serve(behind, theirs).await });
+        let (behind, client) = (Arc::clone(&self.host), self.client.clone());
+        let served = Box::pin(async move { serve_client(behind, client, theirs).await });
         let answers = async {
             if ours.send(JsonRpcMessage::Request(request)).await.is_err() {
                 return Ok(());
