@@ -126,7 +126,7 @@ fn catalog() -> Value {
 }
 
 fn honest(n: usize) -> Value {
-    let deadline_ms = DEADLINE.as_millis() as u64;
+    let deadline_ms = u64::try_from(DEADLINE.as_millis()).unwrap();
     json!({"id": format!("h{n}"), "prompt": format!("Reading {n} is 21 degrees. Is it warm?"),
            "max_tokens": 8, "deadline_ms": deadline_ms})
 }
