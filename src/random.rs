@@ -19,7 +19,7 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
 /// A random identifier: 32 hexadecimal digits.
 ///
 /// # Errors
-/// As [`bytes`].
+/// As [`bytes()`].
 pub fn id() -> io::Result<String> {
     Ok(format!("{:032x}", u128::from_be_bytes(bytes()?)))
 }

@@ -68,7 +68,7 @@ impl Code {
 
 impl Refusal {
     /// A refusal about the request as a whole. A message may repeat a part of the request, so it is cut
-    /// off at [`REFUSAL_BYTES_MAX`], as one line.
+    /// off at a kilobyte, as one line.
     pub fn new(code: Code, message: impl Into<String>) -> Refusal {
         let message = one_line(&message.into(), REFUSAL_BYTES_MAX);
         Refusal { code, message, field: None, retry_after: None }
