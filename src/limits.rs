@@ -324,8 +324,8 @@ pub const RECONNECT_MIN: Duration = Duration::from_millis(200);
 pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// Budget of reconnections to a broker that accepts connections and ends them: one for each such
 /// interval, and [`RECONNECT_BURST`] at once. A connection publishes the presence and what was not
-/// acknowledged, so that there is about one publish a second.
-pub const RECONNECT_EVERY: Duration = Duration::from_secs(3);
+/// acknowledged, so that there is less than one publish a second.
+pub const RECONNECT_EVERY: Duration = Duration::from_secs(4);
 /// See [`RECONNECT_EVERY`]. A weak network loses connections in bursts.
 pub const RECONNECT_BURST: u32 = 10;
 /// Least wait before a reconnection to a broker that is overloaded, by its reason code.
