@@ -54,7 +54,7 @@ impl Scheduler {
     fn first_to_start(&self, open: BackendSet) -> Option<(usize, usize)> {
         let shares = self.shares.equal_shares();
         let is_above = |entry: &QueuedJob| self.shares.is_above(entry.app, shares);
-        let place = |at: usize, entry: &QueuedJob| Some((at, self.place_for(entry, open)?));
+        let place = |at: usize, entry: &QueuedJob| Some((at, self.place_for(entry, open, shares)?));
         if !self.queue.iter().any(is_above) {
             return self.queue.iter().enumerate().find_map(|(at, entry)| place(at, entry));
         }
@@ -77,8 +77,7 @@ impl Scheduler {
 
     /// The priority that an engine is told. A job goes before those of clients that had more than their
     /// share, though they were started with a higher one.
-    fn priority_at(&self, entry: &QueuedJob, engine: usize) -> Priority {
-        let shares = self.shares.equal_shares();
+    fn priority_at(&self, entry: &QueuedJob, engine: usize, shares: EqualShares) -> Priority {
         let (own, is_above, _, _) = self.service_turn(entry, shares);
         let excess = self.running.at(engine);
         let excess = excess.filter(|run| !is_above && self.shares.is_above(run.entry.app, shares));
@@ -112,14 +111,15 @@ impl Scheduler {
 
     /// The backend where the job can start now. An offloaded job takes any free remote backend; if
     /// there is none, an idle engine answers it after all.
-    fn place_for(&self, entry: &QueuedJob, open: BackendSet) -> Option<usize> {
+    fn place_for(&self, entry: &QueuedJob, open: BackendSet, shares: EqualShares) -> Option<usize> {
         let best = self.sides.best(entry, self.askable(entry)).and(open);
-        let fits = |b: &usize| self.may_start(entry, *b);
+        let fits = |b: &usize| self.may_start(entry, *b, shares);
         let offloaded = || {
             entry.offload?;
             let may = entry.candidates().and(open);
             let others = may.without(entry.failed()).and(self.sides.remote());
-            let idle = |b: &usize| self.running.count_at(*b) == 0 && self.may_start(entry, *b);
+            let idle =
+                |b: &usize| self.running.count_at(*b) == 0 && self.may_start(entry, *b, shares);
             self.nearest(others).or_else(|| may.and(self.sides.device).iter().find(idle))
         };
         best.iter().find(fits).or_else(offloaded)
@@ -144,7 +144,7 @@ impl Scheduler {
         self.healthy.without(self.barred(entry))
     }
 
-    fn may_start(&self, entry: &QueuedJob, backend: usize) -> bool {
+    fn may_start(&self, entry: &QueuedJob, backend: usize, shares: EqualShares) -> bool {
         if !self.sides.device.has(backend) {
             return true;
         }
@@ -160,7 +160,8 @@ impl Scheduler {
         // an engine that preempts gains from a second job only if that is the most urgent
         let known = &self.backends[backend];
         self.running.count_at(backend) == 0 || !known.profile.preemptive || {
-            let order = (true, self.priority_at(entry, backend), entry.due(), entry.job());
+            let priority = self.priority_at(entry, backend, shares);
+            let order = (true, priority, entry.due(), entry.job());
             self.running.at(backend).map(RunningJob::order).min().is_none_or(|most| order < most)
         }
     }
@@ -196,7 +197,7 @@ impl Scheduler {
         let time_left: Duration = now.until(entry.due());
         let priority = match (promoted, self.sides.device.has(backend)) {
             (true, _) => Priority::Interactive,
-            (false, true) => self.priority_at(&entry, backend),
+            (false, true) => self.priority_at(&entry, backend, self.shares.equal_shares()),
             (false, false) => entry.spec.priority,
         };
         let (job, backend_id) = (entry.job(), self.named(backend).0);
