@@ -13,7 +13,7 @@ use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::pressure::limit::ZoneLimits;
 use crate::redact::Redactor;
-use crate::request::client::{Client, INTERFACES, UNLISTED};
+use crate::request::client::{Client, UNLISTED};
 use crate::request::job::{Mode, Priority};
 
 /// The content of one `mcp.json`.
@@ -61,11 +61,7 @@ impl Catalog {
     /// `policy.apps` or `policy.budget.apps` list it.
     pub fn client_named(&self, app: &str) -> Client {
         let is_listed = self.apps.contains_key(app) || self.caps.apps.contains_key(app);
-        if is_listed && !INTERFACES.contains(&app) {
-            Client::known(app)
-        } else {
-            Client::unlisted(app)
-        }
+        if is_listed { Client::vouched(app, app) } else { Client::unlisted(app) }
     }
 
     /// What `policy.apps` states for the client's principal.
@@ -73,22 +69,10 @@ impl Catalog {
         self.apps.get(&client.principal).unwrap_or(&AppPolicy::DEFAULT)
     }
 
-    /// Whose prompts may share an engine's prefix cache with those of this client: the group of
-    /// `policy.apps` that it trusts, else the application alone. An application that is not listed can
-    /// share with one of the same name that is not listed either.
-    pub fn cache_group(&self, client: &Client) -> String {
-        match &self.app_policy(client).trust_group {
-            Some(group) => group.clone(),
-            None if client.principal == UNLISTED => format!("{UNLISTED}/{}", client.app),
-            None => client.principal.clone(),
-        }
-    }
-
-    /// The furthest locality that may read a request of this application and task: the nearest of what
-    /// the policy, the application's policy and the task state.
-    pub fn furthest(&self, client: &Client, task: Option<&Task>) -> Locality {
-        let of_app = self.app_policy(client).furthest;
-        let stated = of_app.into_iter().chain(task.and_then(|task| task.furthest));
+    /// The furthest locality that may read a request under this application's policy and of this task: the
+    /// nearest of what the policy, the application's policy and the task state.
+    pub fn furthest(&self, of_app: &AppPolicy, task: Option<&Task>) -> Locality {
+        let stated = of_app.furthest.into_iter().chain(task.and_then(|task| task.furthest));
         stated.fold(self.furthest, Locality::min)
     }
 
@@ -132,6 +116,17 @@ impl AppPolicy {
         furthest: None,
         trust_group: None,
     };
+
+    /// Whose prompts may share an engine's prefix cache with those of this client: the group that it
+    /// trusts, else the application alone. An application that is not listed can share with one of the
+    /// same name that is not listed either.
+    pub fn cache_group(&self, client: &Client) -> String {
+        match &self.trust_group {
+            Some(group) => group.clone(),
+            None if client.principal == UNLISTED => format!("{UNLISTED}/{}", client.app),
+            None => client.principal.clone(),
+        }
+    }
 }
 
 impl Default for AppPolicy {

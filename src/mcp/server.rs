@@ -26,7 +26,7 @@ use crate::limits::ANSWER_BYTES_MAX;
 use crate::model::context::ModelContext;
 use crate::model::generate::{Fault, Generate};
 use crate::model::out::channel;
-use crate::request::client::{Client, INTERFACES};
+use crate::request::client::Client;
 use crate::request::format::Format;
 use crate::request::job::Job;
 use crate::request::refusal::Refusal;
@@ -245,10 +245,7 @@ impl McpServer {
     fn client_of(&self, context: &RequestContext<RoleServer>) -> Client {
         let parts = context.extensions.get::<http::request::Parts>();
         let holder = parts.and_then(|parts| parts.extensions.get::<Client>());
-        holder
-            .filter(|client| !INTERFACES.contains(&client.app.as_str()))
-            .unwrap_or(&self.client)
-            .clone()
+        holder.filter(|client| !client.is_interface()).unwrap_or(&self.client).clone()
     }
 
     fn job_of(

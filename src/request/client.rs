@@ -25,6 +25,11 @@ impl Client {
         Client { principal: app.clone(), app }
     }
 
+    /// Whether this is an interface of this process, and not an application of its own.
+    pub fn is_interface(&self) -> bool {
+        INTERFACES.contains(&self.principal.as_str())
+    }
+
     /// A client whose name somebody vouches for, such as a broker or a key. The names of interfaces are no
     /// one's.
     pub fn vouched(app: impl Into<String>, name: &str) -> Client {

@@ -246,11 +246,11 @@ impl Ask {
         }
         let own_labels = self.labels.is_some();
         let mode = self.mode.unwrap_or(catalog.default_mode);
-        let furthest = catalog.furthest(client, task);
+        let furthest = catalog.furthest(policy, task);
         check_mode(mode, furthest)?;
         Ok(Job {
             id: JobId(0),
-            cache_group: catalog.cache_group(client),
+            cache_group: policy.cache_group(client),
             client: client.clone(),
             open_bytes: task.filter(|_| !own_labels).map_or(0, Task::open_bytes),
             tools: self.tools_of(&format, &messages, &mut bounds)?,

@@ -18,7 +18,7 @@ use super::errors::{refused, status_of};
 use super::progress::ProgressBudget;
 use crate::clock;
 use crate::limits::{HTTP_BODY_MAX, HTTP_RATE_MIN, HTTP_STALL_MAX, REQUEST_BYTES_MAX};
-use crate::request::client::{Client, INTERFACES};
+use crate::request::client::Client;
 use crate::request::refusal::{Code, Refusal};
 
 /// The body of a request, once all of it has arrived, or why it was refused.
@@ -79,9 +79,8 @@ async fn read(parts: &Parts, body: Body) -> Result<Bytes, RefusedBody> {
     let connection = parts.extensions.get::<Arc<Connection>>().map(Arc::as_ref);
     let bytes = receive(body, connection).await?;
     if let Some(connection) = connection {
-        let client = parts.extensions.get::<Client>();
-        let app = client.map(|client| client.app.as_str()).filter(|app| !INTERFACES.contains(app));
-        connection.has_request(app)?;
+        let client = parts.extensions.get::<Client>().filter(|client| !client.is_interface());
+        connection.has_request(client.map(|client| client.app.as_str()))?;
     }
     Ok(bytes)
 }

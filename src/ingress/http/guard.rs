@@ -165,7 +165,7 @@ impl AccessGuard {
     pub(super) fn check_details(&self, headers: &HeaderMap) -> Result<(), Response> {
         if self.token.is_some() {
             return match self.client_of(headers) {
-                Ok(client) if client.app == HTTP => Ok(()),
+                Ok(client) if client.is_interface() => Ok(()),
                 Ok(_) => {
                     Err(refuse(StatusCode::FORBIDDEN, "the status is for the operator's token"))
                 }
