@@ -62,7 +62,12 @@ fn text(prefix: &str, key: &[u8; KEY_BYTES]) -> String {
 }
 
 fn decode(text: &str, prefix: &str) -> Option<[u8; KEY_BYTES]> {
-    URL_SAFE_NO_PAD.decode(text.strip_prefix(prefix)?).ok()?.try_into().ok()
+    key_of(text.strip_prefix(prefix)?)
+}
+
+/// A key of its Base64 text.
+pub fn key_of(text: &str) -> Option<[u8; KEY_BYTES]> {
+    URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
 }
 
 /// A public key of a text. The message never has the text, which may be a private key.

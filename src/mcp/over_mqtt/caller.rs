@@ -40,9 +40,6 @@ pub struct CallRouter {
 
 /// The state of a service.
 struct ServicePresence {
-    topics: ServiceTopics,
-    /// The pinned key; a service without one is called in plain text.
-    key: Option<ServicePublicKey>,
     workers: Workers,
     /// The transport that receives its responses at present.
     to: Option<mpsc::Sender<AnswerPart>>,
@@ -64,9 +61,8 @@ impl CallRouter {
         services: impl Iterator<Item = (&'b str, Option<ServicePublicKey>)>,
     ) -> CallRouter {
         let service = |(base, key): (&str, Option<ServicePublicKey>)| {
-            let topics = ServiceTopics::new(base);
-            let workers = Workers::new(topics.clone(), key);
-            (base.to_owned(), ServicePresence { topics, key, workers, to: None })
+            let workers = Workers::new(ServiceTopics::new(base), key);
+            (base.to_owned(), ServicePresence { workers, to: None })
         };
         let services = Arc::new(Mutex::new(services.map(service).collect()));
         CallRouter { bus, caller: caller.to_owned(), pair: pair.map(Arc::new), services }
@@ -99,16 +95,16 @@ impl CallRouter {
     fn take(&self, message: Incoming) {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
-            if let Some(worker) = message.topic.strip_prefix(&service.topics.workers()) {
+            if let Some(worker) = message.topic.strip_prefix(&service.workers.topics.workers()) {
                 let said = message.payload.as_deref().unwrap_or_default();
                 let noted = service.workers.note(worker, said);
                 if let Err(why) = noted {
-                    let problem = format!("presence {}", service.topics.workers());
+                    let problem = format!("presence {}", service.workers.topics.workers());
                     self.bus.report().problem(&problem, &why);
                 }
                 break;
             }
-            if message.topic == service.topics.answer(&self.caller) {
+            if message.topic == service.workers.topics.answer(&self.caller) {
                 let part = AnswerPart {
                     payload: message.payload,
                     correlation: message.correlation,
@@ -165,7 +161,7 @@ impl CallRouter {
             let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
             let service = services.get_mut(base).ok_or_else(|| unknown(base))?;
             service.to = Some(to);
-            (service.topics.clone(), service.key, service.workers.online())
+            (service.workers.topics.clone(), service.workers.key, service.workers.online())
         };
         let proof = match (key, &self.pair) {
             (None, _) => None,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
-use super::signed::{Order, PresenceStatement, Statement, WorkerState, key_of};
+use super::signed::{Order, PresenceStatement, Statement, WorkerState};
 use super::{ONLINE, ServiceTopics};
-use crate::catalog::public_key::{KEY_BYTES, ServicePublicKey};
+use crate::catalog::public_key::{KEY_BYTES, ServicePublicKey, key_of};
 use crate::limits::call::WORKERS_MAX;
 use crate::request::name::is_name;
 
@@ -24,9 +24,9 @@ pub(super) type OnlineWorkers = BTreeMap<String, OnlineWorker>;
 
 /// What the presence topics of a service say.
 pub(super) struct Workers {
-    topics: ServiceTopics,
-    /// The key that must have signed it.
-    key: Option<ServicePublicKey>,
+    pub(super) topics: ServiceTopics,
+    /// The pinned key, which must have signed it; a service without one is called in plain text.
+    pub(super) key: Option<ServicePublicKey>,
     online: watch::Sender<OnlineWorkers>,
     /// The latest message of each worker, also of those that are offline.
     latest: BTreeMap<String, Order>,
