@@ -1,6 +1,6 @@
-//! One application that does its worst beside three that ask now and then: how many of their deadlines are
-//! missed, and what it costs in memory. A real model, a real broker and the HTTP interface; every row has a
-//! service of its own, all in one run.
+//! Noisy neighbour: three applications with a low request rate beside an application that overloads the
+//! service. Deadlines that the three miss, and memory of the service. A real model, a real broker and the HTTP
+//! interface; every row has a service of its own, all in one run.
 //!
 //! `SECONDS=60` sets the length of a row (20 by default), `ROWS=names` chooses those whose name has the word.
 #![allow(
@@ -31,10 +31,10 @@ use support::{model_file, print_head, print_machine, print_row, quantile};
 /// Three applications ask in turn, each this often.
 const HONEST: [&str; 3] = ["camera", "door", "lamp"];
 const EACH: Duration = Duration::from_millis(2400);
-/// What an honest request may take.
+/// Deadline of an honest request.
 const DEADLINE: Duration = Duration::from_millis(4000);
 
-/// What the other application does.
+/// Load of the other application.
 #[derive(Clone, Copy, PartialEq)]
 enum Attack {
     Nothing,
@@ -131,7 +131,7 @@ fn honest(n: usize) -> Value {
            "max_tokens": 8, "deadline_ms": deadline_ms})
 }
 
-/// What became of the honest requests.
+/// Outcomes of the honest requests.
 #[derive(Default)]
 struct Tally {
     asked: usize,

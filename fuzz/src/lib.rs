@@ -1,4 +1,4 @@
-//! What the fuzz targets share: the bounds of one input, and the checks of what is told to people.
+//! Shared code of the fuzz targets: the bounds of one input, and the checks of messages for users.
 //!
 //! An input is a finding if the decoder panics, breaks a property that its target asserts, or takes more
 //! than [`MILLISECONDS_MAX`] of processor time or [`BYTES_MAX`] of memory.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::contract::{job, run};
 use crate::support::service::{Service, catalog, program};
-use crate::support::{PROGRAM, child, model_file, pace, runtime};
+use crate::support::{child, model_file, pace, runtime};
 
 /// A value of `/proc/PID/status`, in MiB.
 fn status_mib(pid: u32, key: &str) -> u64 {
@@ -296,22 +296,13 @@ async fn the_digest_of_a_folder_can_be_pinned() {
     let said = shell.args(["-c", command]).current_dir(&folder).output().await.unwrap().stdout;
     let digest = String::from_utf8(said).unwrap().split_whitespace().next().unwrap().to_owned();
     let (folder, library) = (folder.display().to_string(), runtime().display().to_string());
-    let open = |digest: String| {
-        let args = ["engine", "--onnx", &folder, "--runtime", &library, "--digest"];
-        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).chain([digest]).collect();
-        async move {
-            let out = tokio::process::Command::new(PROGRAM)
-                .args(args)
-                .stdin(std::process::Stdio::null())
-                .output()
-                .await
-                .unwrap();
-            String::from_utf8_lossy(&out.stderr).into_owned()
-        }
+    let open = async |digest: &str| {
+        let args = ["engine", "--onnx", &folder, "--runtime", &library, "--digest", digest];
+        program(Path::new("."), &args, &[]).await.2
     };
-    let sound = open(format!("sha256:{digest}")).await;
+    let sound = open(&format!("sha256:{digest}")).await;
     assert!(!sound.contains("is pinned") && sound.contains("ONNX Runtime is loaded"), "{sound}");
-    let other = open(format!("sha256:{}", "0".repeat(64))).await;
+    let other = open(&format!("sha256:{}", "0".repeat(64))).await;
     assert!(other.contains(&digest) && other.contains("is pinned"), "{other}");
 }
 
@@ -341,7 +332,7 @@ async fn a_chat_template_has_a_memory_bound() {
     let writes = "{% for n in range(9000) %}{{ 'x' * 100 }}{% endfor %}";
     let sound = "{% for message in messages %}{{ message.content }}{% endfor %}";
     let library = runtime().display().to_string();
-    for (template, said) in [
+    for (template, expected) in [
         (doubles, "memory allocation of"),
         (writes, "it writes more than"),
         // the end of the input is the end of the connection; the model has been loaded
@@ -350,14 +341,8 @@ async fn a_chat_template_has_a_memory_bound() {
         let folder = folder_with_template(template);
         let path = folder.path().display().to_string();
         let args = ["engine", "--onnx", &path, "--runtime", &library, "--context", "64"];
-        let out = tokio::process::Command::new(PROGRAM)
-            .args(args)
-            .stdin(std::process::Stdio::null())
-            .output()
-            .await
-            .unwrap();
-        let err = String::from_utf8_lossy(&out.stderr);
-        assert!(err.contains(said), "{said}: {err}");
+        let (_, _, err) = program(Path::new("."), &args, &[]).await;
+        assert!(err.contains(expected), "{expected}: {err}");
         assert_eq!(err.contains("ONNX Runtime is loaded"), template == sound, "{err}");
     }
 }
