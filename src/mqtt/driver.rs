@@ -23,7 +23,7 @@ use super::router::Router;
 use super::spool::Spool;
 use super::terms::RefusedFeatures;
 use super::window::ReceiveWindow;
-use super::{ConnectionOptions, ConnectionState, Presence, Session};
+use super::{ConnectionOptions, ConnectionState, Login, Presence, Session};
 use crate::clock;
 use crate::limits::{
     MQTT_INBOX_MAX, MQTT_INFLIGHT_MAX, MQTT_KEEP_ALIVE, MQTT_PACKET_BYTES_MAX, MQTT_RECEIVE_MAX,
@@ -47,12 +47,14 @@ pub(super) struct Driver {
     loss_logged: Option<Instant>,
     losses_left_out: u32,
     report: Arc<BrokerReport>,
+    login: watch::Receiver<Option<Login>>,
 }
 
 impl Driver {
     pub(super) fn new(
         options: ConnectionOptions,
         router: Router,
+        login: watch::Receiver<Option<Login>>,
         outbox: Outbox,
         state: watch::Sender<ConnectionState>,
         client: watch::Sender<Option<AsyncClient>>,
@@ -74,6 +76,7 @@ impl Driver {
             loss_logged: None,
             losses_left_out: 0,
             report,
+            login,
         }
     }
 
@@ -83,7 +86,11 @@ impl Driver {
         self.restore(&stop).await;
         // ends with the service
         while let (ConnectionEnd::Lost(loss), attempt) = self.connect(&stop).await {
-            let wait = backoff.after(attempt, self.lost(&loss), clock::now());
+            let pause = self.lost(&loss);
+            if loss == Loss::Renewed {
+                continue;
+            }
+            let wait = backoff.after(attempt, pause, clock::now());
             if !self.wait(wait, &stop).await {
                 break;
             }
@@ -107,6 +114,9 @@ impl Driver {
     /// Serves one connection; returns its end, and whether the broker accepted it. Each has a client of the library
     /// of its own, which publishes nothing before the limits of the broker are known.
     async fn connect(&mut self, stop: &CancellationToken) -> (ConnectionEnd, Acceptance) {
+        if let Some(Login { tls, credentials }) = self.login.borrow_and_update().clone() {
+            (self.options.tls, self.options.credentials) = (tls, credentials);
+        }
         let presence = self.options.presence.as_ref();
         if let Some(presence) = presence {
             presence.messages.begin();
@@ -137,6 +147,7 @@ impl Driver {
                 Identity::Watched
             },
             announce: self.outbox.announce(),
+            login: &mut self.login,
         };
         let mut end = tokio::select! {
             () = self.outbox.send_all(&client, acceptance.clone(), &mut in_flight) => {
@@ -183,6 +194,7 @@ impl Driver {
             | Loss::UndefinedCode(_)
             | Loss::Closed
             | Loss::Violation(_)
+            | Loss::Renewed
             | Loss::Other(_) => loss.pause(),
         }
     }
@@ -212,6 +224,8 @@ impl Driver {
                 () = &mut over => return true,
                 Some(settled) = self.settled.recv() => self.window.settle(settled),
                 () = self.window.written() => {}
+                // it may be what the broker has refused
+                Ok(()) = self.login.changed() => return true,
                 () = stop.cancelled() => return false,
             }
         }

@@ -22,6 +22,8 @@ pub(super) enum Loss {
     Closed,
     /// The broker sent a packet that is malformed or out of place, and this client ended the connection.
     Violation(String),
+    /// This client ended the connection, to log in anew.
+    Renewed,
     /// Everything else: not reachable, no answer in time, TLS.
     Other(String),
 }
@@ -43,6 +45,7 @@ impl Loss {
             }
             Loss::Closed => "the broker closed the connection and gave no reason".to_owned(),
             Loss::Violation(text) => format!("the broker violates the protocol: {text}"),
+            Loss::Renewed => "the login has changed; connecting again".to_owned(),
             Loss::Other(text) => text.clone(),
         }
     }
@@ -51,9 +54,11 @@ impl Loss {
     pub(super) fn pause(&self) -> Pause {
         match self {
             Loss::Refused(reason) | Loss::Disconnected(reason, _) => reason.pause,
-            Loss::UndefinedCode(_) | Loss::Closed | Loss::Violation(_) | Loss::Other(_) => {
-                Pause::Soon
-            }
+            Loss::UndefinedCode(_)
+            | Loss::Closed
+            | Loss::Violation(_)
+            | Loss::Renewed
+            | Loss::Other(_) => Pause::Soon,
         }
     }
 
@@ -63,7 +68,7 @@ impl Loss {
             Loss::Disconnected(reason, _) => reason.suspicion,
             Loss::UndefinedCode(_) => Suspicion::Named,
             Loss::Closed | Loss::Violation(_) => Suspicion::Possible,
-            Loss::Refused(_) | Loss::Other(_) => Suspicion::None,
+            Loss::Refused(_) | Loss::Renewed | Loss::Other(_) => Suspicion::None,
         }
     }
 
@@ -71,7 +76,11 @@ impl Loss {
     pub(super) fn reason(&self) -> Option<ReasonCode> {
         match self {
             Loss::Disconnected(reason, _) | Loss::UndefinedCode(reason) => Some(*reason),
-            Loss::Refused(_) | Loss::Closed | Loss::Violation(_) | Loss::Other(_) => None,
+            Loss::Refused(_)
+            | Loss::Closed
+            | Loss::Violation(_)
+            | Loss::Renewed
+            | Loss::Other(_) => None,
         }
     }
 }

@@ -46,7 +46,7 @@ pub use self::acks::AckGuard;
 pub use self::message::{Incoming, Outgoing};
 pub use self::presence::{FixedPresence, Presence, PresenceMessages};
 pub use self::report::{BrokerReport, Undelivered};
-pub use self::router::{Router, Subscription};
+pub use self::router::{Router, Subscription, SubscriptionFilters};
 
 /// The broker's address, and the identity of this client.
 #[derive(Clone)]
@@ -67,6 +67,15 @@ pub struct ConnectionOptions {
     pub session: Session,
     /// Folder for requests that are acknowledged before their answer; without one, none are.
     pub spool: Option<PathBuf>,
+}
+
+/// What a client proves itself by: its certificates, and its user name and password.
+#[derive(Clone)]
+pub struct Login {
+    /// As in [`ConnectionOptions`].
+    pub tls: Option<Arc<ClientConfig>>,
+    /// As in [`ConnectionOptions`].
+    pub credentials: Option<(String, String)>,
 }
 
 /// What the broker keeps of this client between connections.
@@ -96,6 +105,7 @@ pub struct Bus {
     connection: watch::Receiver<ConnectionState>,
     report: Arc<BrokerReport>,
     announce: Arc<Notify>,
+    login: Arc<watch::Sender<Option<Login>>>,
 }
 
 struct Posted {
@@ -215,6 +225,11 @@ impl Bus {
         self.announce.notify_one();
     }
 
+    /// Connects again with another login. Messages that wait or are in flight are sent afterwards.
+    pub fn log_in(&self, login: Login) {
+        self.login.send_replace(Some(login));
+    }
+
     /// The state of the connection.
     pub fn connection(&self) -> watch::Receiver<ConnectionState> {
         self.connection.clone()
@@ -235,8 +250,12 @@ pub fn open(
     let announce = Arc::new(Notify::new());
     let presence = options.presence.clone();
     let waiting = Outbox::new(posted, presence, Arc::clone(&announce), Arc::clone(&report));
-    let driver = Driver::new(options, router, waiting, state, client_out, Arc::clone(&report));
-    (Bus { outbox, bytes: Arc::default(), client, connection, report, announce }, driver.run(stop))
+    let (login_out, login) = watch::channel(None);
+    let driver =
+        Driver::new(options, router, login, waiting, state, client_out, Arc::clone(&report));
+    let login = Arc::new(login_out);
+    let bus = Bus { outbox, bytes: Arc::default(), client, connection, report, announce, login };
+    (bus, driver.run(stop))
 }
 
 fn publish_options(qos: QoS, message: &Outgoing) -> PublishOptions {

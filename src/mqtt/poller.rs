@@ -1,5 +1,6 @@
 //! One connection of the MQTT library: handles its events, subscribes, acknowledges.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use super::report::BrokerReport;
 use super::router::Router;
 use super::terms::{RefusedFeatures, Terms};
 use super::window::ReceiveWindow;
-use super::{ConnectionOptions, ConnectionState, Incoming, Outgoing, size_of};
+use super::{ConnectionOptions, ConnectionState, Incoming, Login, Outgoing, size_of};
 use crate::clock;
 use crate::limits::{
     MQTT_INBOX_MAX, MQTT_KEEP_ALIVE, RECONNECT_MIN, REQUEST_BYTES_MAX, SUBSCRIBE_EVERY,
@@ -59,6 +60,8 @@ pub(super) struct Poller<'d> {
     pub(super) is_logged: bool,
     /// Says that the presence is to be published again.
     pub(super) announce: Arc<Notify>,
+    /// Another login for this client.
+    pub(super) login: &'d mut watch::Receiver<Option<Login>>,
 }
 
 /// Whether another client uses the identifier of this one.
@@ -78,6 +81,8 @@ pub(super) enum Identity {
 /// The subscriptions of one connection.
 #[derive(Default)]
 pub(super) struct Subscriptions {
+    /// The filters of the router that the broker was asked for, or that it refuses.
+    known: BTreeSet<String>,
     /// Asked for and not answered.
     asked: FuturesUnordered<BoxFuture<'static, (String, Option<ReasonCode>)>>,
     granted: usize,
@@ -99,7 +104,7 @@ impl Poller<'_> {
     ) -> ConnectionEnd {
         let (to, mut from) = mpsc::channel(MQTT_INBOX_MAX);
         tasks.spawn(pump(events, to));
-        let mut is_leaving = false;
+        let mut leaving = None;
         // ends with the connection
         loop {
             let again_at = self.subscriptions.again_at.map(tokio::time::Instant::from);
@@ -107,9 +112,8 @@ impl Poller<'_> {
             tokio::select! {
                 event = from.recv() => match event {
                     Some(Ok(event)) => self.on(event, stop).await,
-                    Some(Err(_)) if is_leaving => return ConnectionEnd::Stopped,
-                    Some(Err(loss)) => return ConnectionEnd::Lost(loss),
-                    None => return ConnectionEnd::Stopped,
+                    Some(Err(loss)) => return leaving.unwrap_or(ConnectionEnd::Lost(loss)),
+                    None => return leaving.unwrap_or(ConnectionEnd::Stopped),
                 },
                 Some(settled) = self.settled.recv() => {
                     self.window.settle(settled);
@@ -124,8 +128,15 @@ impl Poller<'_> {
                     let filters = std::mem::take(&mut self.subscriptions.again);
                     self.subscribe(filters.into_iter());
                 }
-                () = stop.cancelled(), if !is_leaving => {
-                    is_leaving = true;
+                () = self.router.changed() => self.change_filters(),
+                Ok(()) = self.login.changed(), if leaving.is_none() => {
+                    leaving = Some(ConnectionEnd::Lost(Loss::Renewed));
+                    if !self.disconnect() {
+                        return ConnectionEnd::Lost(Loss::Renewed);
+                    }
+                }
+                () = stop.cancelled(), if leaving != Some(ConnectionEnd::Stopped) => {
+                    leaving = Some(ConnectionEnd::Stopped);
                     if !self.disconnect() {
                         return ConnectionEnd::Stopped;
                     }
@@ -148,8 +159,8 @@ impl Poller<'_> {
                 let now = Accepted { terms, is_subscribed: false };
                 self.accepted.send_replace(Some(now.clone()));
                 self.watch_presence();
-                let filters: Vec<String> = self.router.filters().map(str::to_owned).collect();
-                self.subscribe(filters.into_iter());
+                self.subscriptions.known = self.router.filters();
+                self.subscribe(self.subscriptions.known.clone().into_iter());
             }
             Event::Incoming(Packet::Publish(publish)) if self.is_presence(&publish) => {
                 let _ = self.client.try_ack(&publish);
@@ -220,6 +231,24 @@ impl Poller<'_> {
             }
         }
         self.update();
+    }
+
+    /// Subscribes to added filters of the router, and gives up removed ones.
+    fn change_filters(&mut self) {
+        if self.accepted.borrow().is_none() {
+            // all are subscribed to once the broker has accepted the connection
+            return;
+        }
+        let wanted = self.router.filters();
+        for filter in self.subscriptions.known.difference(&wanted) {
+            // a message that still comes has no subscriber, and is acknowledged
+            let _ = self.client.try_unsubscribe(filter.clone());
+            self.report.solved(&format!("subscription {filter}"));
+        }
+        let added: Vec<String> = wanted.difference(&self.subscriptions.known).cloned().collect();
+        self.subscriptions.again.retain(|filter| wanted.contains(filter));
+        self.subscriptions.known = wanted;
+        self.subscribe(added.into_iter());
     }
 
     /// Notes the answer to a subscription; none if the connection has ended before.

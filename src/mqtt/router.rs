@@ -1,6 +1,9 @@
 //! Topic routing: each subscriber registers topic filters and receives the messages that match.
 
-use tokio::sync::mpsc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Incoming;
@@ -9,11 +12,12 @@ use super::Incoming;
 #[derive(Debug, Default)]
 pub struct Router {
     routes: Vec<TopicRoute>,
+    changed: Arc<Notify>,
 }
 
 #[derive(Debug)]
 struct TopicRoute {
-    filters: Vec<String>,
+    filters: Arc<Mutex<Vec<String>>>,
     to: mpsc::Sender<Incoming>,
 }
 
@@ -21,6 +25,26 @@ struct TopicRoute {
 #[derive(Debug)]
 pub struct Subscription {
     inbox: mpsc::Receiver<Incoming>,
+    filters: SubscriptionFilters,
+}
+
+/// The topic filters of a subscription, which can change while it is connected.
+#[derive(Debug, Clone)]
+pub struct SubscriptionFilters {
+    filters: Arc<Mutex<Vec<String>>>,
+    changed: Arc<Notify>,
+}
+
+impl SubscriptionFilters {
+    /// Subscribes to these filters in place of the present ones.
+    pub fn replace(&self, filters: Vec<String>) {
+        *locked(&self.filters) = filters;
+        self.changed.notify_one();
+    }
+}
+
+fn locked(filters: &Mutex<Vec<String>>) -> std::sync::MutexGuard<'_, Vec<String>> {
+    filters.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Router {
@@ -29,20 +53,29 @@ impl Router {
     /// wait; beyond it the connection reads no further.
     pub fn subscribe(&mut self, filters: Vec<String>, bound: usize) -> Subscription {
         let (to, inbox) = mpsc::channel(bound);
-        self.routes.push(TopicRoute { filters, to });
-        Subscription { inbox }
+        let filters = Arc::new(Mutex::new(filters));
+        self.routes.push(TopicRoute { filters: Arc::clone(&filters), to });
+        let filters = SubscriptionFilters { filters, changed: Arc::clone(&self.changed) };
+        Subscription { inbox, filters }
     }
 
     /// All topic filters.
-    pub(super) fn filters(&self) -> impl Iterator<Item = &str> {
-        self.routes.iter().flat_map(|route| &route.filters).map(String::as_str)
+    pub(super) fn filters(&self) -> BTreeSet<String> {
+        self.routes.iter().flat_map(|route| locked(&route.filters).clone()).collect()
+    }
+
+    /// Ends after a change of the filters.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Delivers a message to its subscriber; while that has no room, waits until `stop`. A message
     /// without a subscriber is acknowledged; one that its subscriber can't take is left to the
     /// broker.
     pub(super) async fn deliver(&self, message: Incoming, stop: &CancellationToken) {
-        let is_for = |route: &&TopicRoute| route.filters.iter().any(|f| matches(f, &message.topic));
+        let is_for = |route: &&TopicRoute| {
+            locked(&route.filters).iter().any(|filter| matches(filter, &message.topic))
+        };
         let Some(route) = self.routes.iter().find(is_for) else {
             tracing::debug!(topic = message.topic, "a message matches no subscription");
             return message.ack.ack();
@@ -60,6 +93,11 @@ impl Router {
 }
 
 impl Subscription {
+    /// The topic filters.
+    pub fn filters(&self) -> SubscriptionFilters {
+        self.filters.clone()
+    }
+
     /// The next message; none once the connection has ended and all messages were taken.
     pub async fn recv(&mut self) -> Option<Incoming> {
         self.inbox.recv().await
@@ -139,7 +177,7 @@ mod tests {
         let one = router.subscribe(vec!["a/+".to_owned()], 4);
         let two = router.subscribe(vec!["b".to_owned(), "a/#".to_owned()], 4);
         let mut subscriptions = [one, two];
-        assert_eq!(router.filters().collect::<Vec<_>>(), ["a/+", "b", "a/#"]);
+        assert_eq!(router.filters(), ["a/#", "a/+", "b"].map(str::to_owned).into());
         for (packet, topic) in ["a/x", "a/x/y", "b", "c"].into_iter().enumerate() {
             router.deliver(message(topic, u64::try_from(packet).unwrap(), &to), &stop).await;
         }
