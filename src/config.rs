@@ -1,8 +1,10 @@
 //! Configuration: environment, `.env` and `mcp.json`, checked together.
 
+pub mod changes;
 mod environment;
 mod http;
 mod proof;
+pub mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -49,10 +51,12 @@ pub const VARIABLES: [(&str, &str); 12] = [
 ];
 
 /// The checked configuration of the service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Path of `mcp.json`.
     pub path: PathBuf,
+    /// The digest of its bytes, see [`source::digest`].
+    pub digest: String,
     /// Models and tasks.
     pub catalog: Catalog,
     /// Name of this device.
@@ -91,7 +95,7 @@ pub enum BrokerLogin {
 }
 
 /// Connection to the broker.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mqtt {
     /// Host name or address.
     pub host: String,
@@ -103,14 +107,12 @@ pub struct Mqtt {
     pub prefix: String,
     /// User name and password.
     pub credentials: Option<(String, Secret<String>)>,
-    /// Prefixes of further topics that a response may be sent to.
-    pub response_prefixes: Vec<String>,
     /// The private keys for encrypted calls that the file names; others are in the state folder.
     pub secrets: CallSecrets,
 }
 
 /// HTTP interface.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Http {
     /// Address and port.
     pub listen: SocketAddr,
@@ -124,10 +126,7 @@ pub struct Http {
 /// # Errors
 /// All mistakes that were found.
 pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mistake>> {
-    let path = path.map_or_else(
-        || variables.get("PILOTLIGHT_CONFIG").map_or_else(|| "mcp.json".into(), PathBuf::from),
-        Path::to_owned,
-    );
+    let path = path_of(path, variables);
     let shown = path.display().to_string();
     let bytes =
         files::read(&path, CONFIG_BYTES_MAX).map_err(|e| one(&shown, unreadable(&path, &e)))?;
@@ -138,13 +137,30 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
     warnings.extend(env_file_warnings());
     warnings.extend(catalog.mqtt.key.as_ref().and_then(|key| readable_by_others(Path::new(key))));
     let mut reader = SettingsReader { variables, mistakes };
-    let config = reader.config(path, catalog, warnings);
+    let config =
+        Config { digest: source::digest(&bytes), ..reader.config(path, catalog, warnings) };
     // the catalog does not know the name of its file
     for mistake in reader.mistakes.iter_mut().filter(|mistake| mistake.path == "mcp.json") {
         mistake.path.clone_from(&shown);
     }
     secret::conceal(&mut reader.mistakes, file.as_ref(), variables);
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
+}
+
+fn path_of(path: Option<&Path>, variables: &Variables) -> PathBuf {
+    path.map_or_else(
+        || variables.get("PILOTLIGHT_CONFIG").map_or_else(|| "mcp.json".into(), PathBuf::from),
+        Path::to_owned,
+    )
+}
+
+/// The HTTP interface of the service with this configuration, as far as it can be read.
+pub fn http_of(path: Option<&Path>) -> Option<Http> {
+    let variables = &variables().unwrap_or_default();
+    let path = path_of(path, variables);
+    let text = files::read(&path, CONFIG_BYTES_MAX).unwrap_or_default();
+    let (catalog, _) = read::read(file_text::decode(&text).unwrap_or_default(), variables);
+    SettingsReader { variables, mistakes: Vec::new() }.http(&catalog)
 }
 
 /// Whether the user named the configuration: with `path` or with the variable of the environment. That
@@ -214,7 +230,8 @@ impl SettingsReader<'_> {
             let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
         }
-        Config { path, catalog, device, mqtt, broker, http, sensors, state, warnings }
+        let digest = String::new();
+        Config { path, digest, catalog, device, mqtt, broker, http, sensors, state, warnings }
     }
 
     /// The named folder, else that of systemd, else that of the user (XDG Base Directory
@@ -367,7 +384,6 @@ impl SettingsReader<'_> {
             tls: encrypted.then_some(files),
             prefix,
             credentials,
-            response_prefixes: written.response_prefixes.clone(),
             secrets: self.call_secrets(written),
         };
         (Some(mqtt), broker)

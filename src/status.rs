@@ -28,6 +28,9 @@ pub struct ServiceStatus {
     /// How the clock disagrees with the ledger of spending, and what to do; absent if it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<String>,
+    /// The configuration in force, and the last one that was offered.
+    #[serde(default)]
+    pub config: ConfigStatus,
     /// Connection to the MQTT broker, if one is configured.
     pub mqtt: Option<BrokerStatus>,
     /// Sensors of the device, and the pressure that follows from them.
@@ -47,6 +50,40 @@ pub struct BackendStatus {
     /// The model's description of itself, while it is ready.
     #[serde(rename = "model")]
     pub context: Option<ModelContext>,
+}
+
+/// The state of the configuration. As JSON it is the payload of the MQTT topic `config/reported`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// What became of the configuration that was offered last.
+    pub state: ConfigState,
+    /// The version that the author of the configuration in force states; 0 if none is stated.
+    pub version: u64,
+    /// The SHA-256 digest of the file in force, `sha256:` and 64 digits.
+    pub digest: String,
+    /// Since when it is in force, in seconds since 1970.
+    pub since: u64,
+    /// Why the configuration that was offered last is refused; empty if it is in force. At most
+    /// [`REPORTED_MISTAKES_MAX`](crate::limits::reload::REPORTED_MISTAKES_MAX).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mistakes: Vec<String>,
+    /// The digest of the configuration that was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_digest: Option<String>,
+    /// Settings of the configuration in force that count only after a restart of the service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restart_required: Vec<String>,
+}
+
+/// What became of an offered configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConfigState {
+    /// It is in force.
+    #[default]
+    Kept,
+    /// It has mistakes; the one before stays in force.
+    Refused,
 }
 
 /// Money spent in the present calendar spans (UTC), in US dollars: running calls count with the most
@@ -203,6 +240,12 @@ mod tests {
             running: 2,
             spent_usd: Spending { hour: 0.5, day: 1.0, month: 2.0 },
             clock: None,
+            config: ConfigStatus {
+                version: 3,
+                digest: "sha256:00".to_owned(),
+                since: 1_000,
+                ..ConfigStatus::default()
+            },
             mqtt: Some(BrokerStatus {
                 state: BrokerState::Down { reason: "refused".to_owned() },
                 problems: vec!["a topic is refused".to_owned()],
@@ -251,6 +294,7 @@ mod tests {
             "waiting": 1,
             "running": 2,
             "spent_usd": spent,
+            "config": {"state": "kept", "version": 3, "digest": "sha256:00", "since": 1000},
             "mqtt": {
                 "state": "down",
                 "reason": "refused",

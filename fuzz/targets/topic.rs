@@ -12,7 +12,7 @@ target!(|input| {
     if topic.contains(['+', '#', '\0']) {
         return;
     }
-    let topics = DeviceTopics::new("pilotlight", "pi-1", vec!["plant/replies".to_owned()])
+    let topics = DeviceTopics::new("pilotlight", "pi-1")
         .in_group("pilotlight", Some("line-3"));
     let Some((request, valid)) = topics.read(topic, |name| name == "topic") else { return };
     let reply = topics.reply_to(&request);
@@ -23,7 +23,7 @@ target!(|input| {
     if let Err(refusal) = &valid {
         refused(refusal);
     }
-    match topics.answer_to(&request, Some(wanted)) {
+    match topics.answer_to(&request, Some(wanted), &["plant/replies".to_owned()]) {
         Ok(to) => {
             let own = format!("{base}/reply/{}", request.app);
             let is_below = |prefix: &str| {

@@ -1,4 +1,5 @@
 //! Backends: supervisors that keep one model server reachable each, and a scripted model.
 
 pub mod scripted;
+pub mod set;
 pub mod supervisor;

@@ -29,13 +29,14 @@ use crate::request::job::Job;
 const SECRETS: [&str; 3] =
     ["PILOTLIGHT_MQTT_PASSWORD", "PILOTLIGHT_HTTP_TOKEN", "CREDENTIALS_DIRECTORY"];
 
-/// Creates the backend of a catalog entry, and the future that supervises it until `stop`. `router` routes
-/// calls to services on the broker, if there is a connection to one.
+/// Creates the backend of a catalog entry, and the future that supervises it until `stop`, or until the
+/// handle and all clones of its `wanted` are dropped. `router` routes calls to services on the broker, if
+/// there is a connection to one.
 pub fn supervise(
     server: &ServerEntry,
     router: Option<CallRouter>,
-    stop: CancellationToken,
-) -> (BackendHandle, impl Future<Output = ()> + Send + 'static) {
+    stop: &CancellationToken,
+) -> (BackendHandle, impl Future<Output = ()> + Send + use<>) {
     let (link, state) = watch::channel(BackendState::Down(Health::Starting));
     let (wanted, is_wanted) = watch::channel(true);
     let backend = BackendHandle {
@@ -47,8 +48,25 @@ pub fn supervise(
         link: state,
         wanted,
     };
+    let released = released(is_wanted.clone());
     let supervisor = Supervisor { server: server.clone(), router, link, wanted: is_wanted };
-    (backend, supervisor.run(stop))
+    let stop = stop.child_token();
+    let run = async move {
+        let supervised = supervisor.run(stop.clone());
+        tokio::pin!(supervised);
+        tokio::select! {
+            () = &mut supervised => return,
+            () = released => stop.cancel(),
+        }
+        supervised.await;
+    };
+    (backend, run)
+}
+
+/// Ends when nobody can want the server up any more: no configuration has it, and no attempt runs.
+async fn released(mut wanted: watch::Receiver<bool>) {
+    // never true: it ends when all senders are gone
+    let _ = wanted.wait_for(|_| false).await;
 }
 
 struct Supervisor {

@@ -1,6 +1,7 @@
 //! `ask`: sends a prompt by MQTT or to models in this process, prints the answer while it is
 //! generated, and the decision record.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -121,7 +122,7 @@ impl AskArgs {
         let id = ask.id.clone();
         let job = ask.check(&Client::known("cli"), &config.catalog)?;
         let format = job.format.clone();
-        let core = Core::start(&config.catalog, calm(), keep_of(&config), None);
+        let core = Core::start(Arc::new(config.catalog.clone()), calm(), keep_of(&config), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }
@@ -143,7 +144,7 @@ impl AskArgs {
             bail!("no broker is configured; use --local or set pilotlight.mqtt.url");
         };
         let app = format!("cli-{}", std::process::id());
-        let topics = DeviceTopics::new(&mqtt.prefix, &config.device, Vec::new());
+        let topics = DeviceTopics::new(&mqtt.prefix, &config.device);
         let client_id = format!("pilotlight-{app}-{}", random::id()?);
         let options = connection_options(mqtt, client_id)?;
         let mut router = Router::default();

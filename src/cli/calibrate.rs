@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
@@ -79,7 +80,8 @@ impl CalibrateArgs {
             self.confidence
         );
         // nothing is learned from it: the examples are not the device's usual load
-        let core = Core::start(&config.catalog, calm(), LearnedStore::default(), None);
+        let core =
+            Core::start(Arc::new(config.catalog.clone()), calm(), LearnedStore::default(), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }

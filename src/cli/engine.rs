@@ -222,8 +222,8 @@ impl EngineArgs {
 
 /// Serves the whole service on standard input and output.
 pub(super) async fn serve_service(config: Config) -> anyhow::Result<()> {
-    let core = Core::start(&config.catalog, calm(), LearnedStore::default(), None);
-    let service = Service::new(core.dispatch.clone(), Arc::new(config.catalog));
+    let core = Core::start(Arc::new(config.catalog), calm(), LearnedStore::default(), None);
+    let service = Service::new(core.dispatch.clone());
     let served = on_stdio(Arc::new(service)).await;
     core.stop().await;
     served

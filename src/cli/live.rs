@@ -2,6 +2,7 @@
 //! simulated, from the load of this machine's processors.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -50,7 +51,7 @@ pub(super) async fn live(
     config: Config,
 ) -> anyhow::Result<DayResult> {
     let (pressures, pressure) = watch::channel(DevicePressure::default());
-    let core = Core::start(&with_remote(config), pressure, LearnedStore::default(), None);
+    let core = Core::start(Arc::new(with_remote(config)), pressure, LearnedStore::default(), None);
     let board = with_measured_rates(&core.dispatch, board).await?;
     let orders = day(&board, demand, seed);
     eprintln!(

@@ -13,13 +13,15 @@ mod foreign;
 mod key;
 mod live;
 mod model;
+mod reload;
+mod running;
 #[cfg(feature = "engine")]
 mod sandbox_probe;
 mod simulate;
 mod start;
 mod status;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -29,6 +31,7 @@ use crate::catalog::mistake::Mistake;
 use crate::catalog::server::{Endpoint, ServerEntry};
 use crate::config;
 use crate::config::Config;
+use crate::config::source::ConfigSource;
 use crate::daemon;
 
 /// Success.
@@ -71,6 +74,12 @@ enum Command {
     Ask(ask::AskArgs),
     /// Show the state of the running service.
     Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the running service read its configuration again.
+    Reload {
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -126,6 +135,7 @@ impl Cli {
             Command::Serve { .. } | Command::Engine(_) => false,
             Command::Ask(_)
             | Command::Status { .. }
+            | Command::Reload { .. }
             | Command::Check { .. }
             | Command::Budget(_)
             | Command::Doctor { .. }
@@ -152,7 +162,8 @@ impl Cli {
                 };
                 let config = if dry { config::dry(config) } else { config };
                 foreign::log(&config, path);
-                daemon::run(config).await?;
+                let source = ConfigSource { path: path.map(Path::to_owned), is_dry: dry };
+                daemon::run(config, source).await?;
                 DONE
             }
             Command::Ask(ask) => {
@@ -162,12 +173,8 @@ impl Cli {
                 };
                 ask.run(config).await?
             }
-            Command::Status { json } => {
-                let Some(config) = loaded(path) else {
-                    return Ok(ExitCode::from(WRONG));
-                };
-                status::run(&config, json).await?
-            }
+            Command::Status { json } => status::run(path, json).await?,
+            Command::Reload { json } => reload::run(path, json).await?,
             Command::Budget(command) => {
                 let Some(config) = loaded(path) else {
                     return Ok(ExitCode::from(WRONG));

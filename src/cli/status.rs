@@ -1,34 +1,29 @@
 //! `status`: the state of the running service, read from its HTTP interface.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use reqwest::header::HOST;
-use serde_json::Value;
+use anyhow::Context;
+use reqwest::Method;
 
+use super::running::RunningService;
 use super::{DONE, NOT_READY};
-use crate::config::Config;
 use crate::model::context::{ModelContext, Runtime};
 use crate::model::health::Health;
 use crate::pressure::level::PressureStage;
-use crate::status::{BrokerState, BrokerStatus, DeviceStatus, ServiceStatus};
+use crate::status::{
+    BrokerState, BrokerStatus, ConfigState, ConfigStatus, DeviceStatus, ServiceStatus,
+};
 
-pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
-    let Some(http) = &config.http else {
-        bail!("status needs the HTTP interface, which is off; set PILOTLIGHT_HTTP");
-    };
-    let addr = local(http.listen);
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
-    let mut request = client.get(format!("http://{addr}/readyz")).header(HOST, "localhost");
-    if let Some(token) = &http.guard.token {
-        request = request.bearer_auth(&token.0);
-    }
-    let Ok(answer) = request.send().await else {
-        print_error!("no service is reachable at {addr}");
+/// Longest time for which the service's answer is waited for.
+const STATUS_MAX: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
+    let service = RunningService::find(path, STATUS_MAX)?;
+    let addr = service.addr;
+    let Some((_, body)) = service.ask(Method::GET, "/readyz").await? else {
         return Ok(NOT_READY);
     };
-    let body: Value = answer.json().await?;
     if json {
         print_line!("{body:#}");
     }
@@ -49,16 +44,6 @@ pub(super) async fn run(config: &Config, json: bool) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// The address by which this machine reaches a service that listens at `addr`.
-fn local(addr: SocketAddr) -> SocketAddr {
-    let ip = match addr.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
-    };
-    SocketAddr::new(ip, addr.port())
-}
-
 fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
     let ready = if status.ready { "ready" } else { "not ready" };
     print_line!("pilotlight {} at {addr}: {ready}", status.version);
@@ -71,6 +56,7 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
     if let Some(clock) = &status.clock {
         print_line!("clock: {clock}");
     }
+    print_config(&status.config)?;
     print_line!("device: {}", device(&status.device));
     if let Some(BrokerStatus { state, problems, undelivered }) = &status.mqtt {
         match state {
@@ -98,6 +84,22 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
             if let Some(why) = &runtime.fallback {
                 print_line!("  requested accelerator not used: {why}");
             }
+        }
+    }
+    Ok(())
+}
+
+/// The configuration in force, and what is wrong with the one that was offered after it.
+pub(super) fn print_config(config: &ConfigStatus) -> std::io::Result<()> {
+    let (version, digest) = (config.version, &config.digest);
+    print_line!("configuration: version {version}, {digest}");
+    if !config.restart_required.is_empty() {
+        print_line!("  needs a restart: {}", config.restart_required.join(", "));
+    }
+    if config.state == ConfigState::Refused {
+        print_line!("  the changed configuration is refused; the one above stays in force:");
+        for mistake in &config.mistakes {
+            print_line!("  {mistake}");
         }
     }
     Ok(())

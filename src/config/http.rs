@@ -47,7 +47,6 @@ impl SettingsReader<'_> {
             apps,
             hosts: part.allowed_hosts.clone(),
             origins: part.allowed_origins.clone(),
-            mcp_sessions: false,
         };
         Some(Http { listen: addr, guard })
     }

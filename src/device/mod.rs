@@ -162,17 +162,18 @@ pub fn bounds() -> Bounds {
 }
 
 /// Samples the sensors until `stop`, and publishes every reading and each significant change of the
-/// device pressure; `rate` is an engine's token rate divided by its usual rate.
+/// device pressure by the present `bounds`; `rate` is an engine's token rate divided by its usual rate.
 pub async fn watch(
     sensors: Sensors,
-    bounds: Bounds,
+    bounds: watch::Receiver<Bounds>,
     rate: watch::Receiver<Option<f64>>,
     out: (watch::Sender<SensorReading>, watch::Sender<DevicePressure>),
     stop: CancellationToken,
 ) {
     let (readings, pressures) = out;
     let started = now();
-    let mut gauge = Gauge::new(bounds);
+    let mut bounds = bounds;
+    let mut gauge = Gauge::new(bounds.borrow_and_update().clone());
     let trigger = Trigger::new(&sensors.root);
     tracing::debug!(trigger = trigger.is_there(), "the kernel notifies of memory pressure");
     let mut sensors = Some(sensors);
@@ -213,6 +214,9 @@ pub async fn watch(
         if fired {
             // the average over ten seconds lags behind the notification
             sample.stall = Some(sample.stall.unwrap_or(0.0).max(STALL_SHORT));
+        }
+        if bounds.has_changed().is_ok_and(|has_changed| has_changed) {
+            gauge.set_bounds(bounds.borrow_and_update().clone());
         }
         let device_pressure = gauge.on(&sample, Time::default() + started.elapsed());
         log_roles(&sample, gauge.roles(), &mut roles);

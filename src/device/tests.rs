@@ -281,9 +281,9 @@ async fn a_warming_board_lowers_its_duty_cycle() {
     let (readings, mut reading) = watch::channel(SensorReading::default());
     let (pressures, mut device_pressure) = watch::channel(DevicePressure::default());
     let (_rate, rate) = watch::channel(None);
+    let (_bounds, bounds) = watch::channel(Bounds::default());
     let stop = CancellationToken::new();
-    let watched =
-        watch(sensors(root.path()), Bounds::default(), rate, (readings, pressures), stop.clone());
+    let watched = watch(sensors(root.path()), bounds, rate, (readings, pressures), stop.clone());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(watched);
     reading.wait_for(|reading| !reading.sample.zones.is_empty()).await.unwrap();

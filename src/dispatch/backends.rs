@@ -1,9 +1,12 @@
 //! The dispatcher's set of backends: their handles, and the tasks that wait for changes of their state.
 
+use std::sync::Arc;
+
 use tokio::task::AbortHandle;
 
 use super::engine_rate::EngineRate;
-use super::{Dispatcher, WatchEvent, handle, profile};
+use super::handle::Adoption;
+use super::{Dispatcher, WatchEvent, handle, policy, profile};
 use crate::model::context::Locality;
 use crate::model::link::{BackendHandle, BackendState};
 use crate::scheduler::{BackendId, BackendProfile, Event};
@@ -16,7 +19,37 @@ pub(super) struct KnownBackend {
     watcher: Option<AbortHandle>,
 }
 
+impl KnownBackend {
+    /// Whether this handle is of the same running backend, with the same skills.
+    fn goes_on(&self, handle: &BackendHandle) -> bool {
+        self.handle.link.same_channel(&handle.link)
+            && self.handle.locality == handle.locality
+            && self.handle.skills == handle.skills
+    }
+}
+
 impl Dispatcher {
+    /// Puts another catalog with its backends into force.
+    pub(super) fn adopt(&mut self, Adoption { catalog, backends, done }: Adoption) {
+        self.catalog.send_replace(Arc::clone(&catalog));
+        if let Some(ledger) = &self.ledger {
+            ledger.set_binding(catalog.caps.is_bound());
+        }
+        let waiting = self.jobs.values_mut().filter(|held| held.started.is_none());
+        let revised = waiting.filter_map(|held| {
+            let (job, _) = held.waiting.as_mut()?;
+            held.redaction = policy::apply(&catalog, job);
+            let spec = policy::spec_of(job, &held.redaction, held.arrived);
+            held.input_max = spec.input_max;
+            Some(spec)
+        });
+        let revised = revised.collect();
+        self.handle_event(Event::Revised { caps: catalog.caps.clone(), waiting: revised });
+        self.replace_backends(backends);
+        // the configuration may have been given up
+        let _ = done.send(());
+    }
+
     /// Adopts another set of backends, in order of preference. Attempts at a removed one go on.
     pub(super) fn replace_backends(&mut self, handles: Vec<BackendHandle>) {
         self.views.send_replace(handle::views(&handles));
@@ -24,7 +57,19 @@ impl Dispatcher {
         let mut before = std::mem::take(&mut self.backends);
         for handle in handles {
             let id = BackendId::from(handle.server.as_str());
-            let known = before.remove(&id);
+            let known = match before.remove(&id) {
+                // the same model under the same terms: its state stays, a pause after failures included
+                Some(known) if known.goes_on(&handle) => {
+                    let handle = BackendHandle { link: known.handle.link.clone(), ..handle };
+                    self.backends.insert(id, KnownBackend { handle, ..known });
+                    continue;
+                }
+                known => known,
+            };
+            if let Some(known) = &known {
+                let is_wanted = *known.handle.wanted.borrow();
+                handle.wanted.send_replace(is_wanted);
+            }
             let rate = known.as_ref().map(|known| known.rate).unwrap_or_default();
             let watcher = known.and_then(|known| known.watcher);
             self.backends.insert(id.clone(), KnownBackend { handle, rate, watcher });

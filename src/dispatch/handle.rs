@@ -8,7 +8,9 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::policy;
 use super::settled::{Settled, SettledTiming, feed};
+use crate::catalog::catalog::Catalog;
 use crate::clock;
 use crate::limits::SCHEMA_COMPILES_MAX;
 use crate::model::context::Locality;
@@ -17,8 +19,8 @@ use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::{Chunk, Out, channel};
 use crate::money::Span;
 use crate::money::account::{ClockState, SpendingAccount};
-use crate::redact::{Redaction, Redactor};
-use crate::request::job::{Job, JobId, Mode};
+use crate::redact::Redaction;
+use crate::request::job::{Job, JobId};
 use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::Verdict;
 use crate::scheduler::decision::{Decision, Pressure, Reason, Route};
@@ -28,9 +30,9 @@ use crate::status::{BackendStatus, Spending};
 #[derive(Clone)]
 pub struct Dispatch {
     orders: mpsc::Sender<Submission>,
+    adoptions: mpsc::Sender<Adoption>,
     next: Arc<AtomicU64>,
     status: LoopStatus,
-    redactor: Arc<Redactor>,
     compiles: Arc<Semaphore>,
 }
 
@@ -44,6 +46,8 @@ pub(super) fn spending(account: &SpendingAccount) -> Spending {
 /// The state that the dispatcher publishes.
 #[derive(Clone)]
 pub(super) struct LoopStatus {
+    /// The catalog in force.
+    pub(super) catalog: watch::Receiver<Arc<Catalog>>,
     /// The present set of backends, in order of preference.
     pub(super) backends: watch::Receiver<Arc<Vec<BackendView>>>,
     /// Jobs that wait and jobs that run.
@@ -115,8 +119,16 @@ pub(super) struct Submission {
     pub(super) out: Out,
     pub(super) end: oneshot::Sender<JobEnd>,
     pub(super) gone: CancellationToken,
-    /// What of the job may leave this device.
+    /// What of the job may leave this device, by this catalog.
     pub(super) redaction: Redaction,
+    pub(super) catalog: Arc<Catalog>,
+}
+
+/// Another catalog with its backends, in order of preference.
+pub(super) struct Adoption {
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) backends: Vec<BackendHandle>,
+    pub(super) done: oneshot::Sender<()>,
 }
 
 /// Tells the dispatcher that the client has gone, unless the job has ended.
@@ -132,12 +144,28 @@ impl Dispatch {
     /// The handle of the dispatcher that reads these orders.
     pub(super) fn new(
         orders: mpsc::Sender<Submission>,
+        adoptions: mpsc::Sender<Adoption>,
         status: LoopStatus,
-        redactor: Redactor,
     ) -> Dispatch {
-        let (next, redactor) = (Arc::new(AtomicU64::new(1)), Arc::new(redactor));
+        let next = Arc::new(AtomicU64::new(1));
         let compiles = Arc::new(Semaphore::new(SCHEMA_COMPILES_MAX));
-        Dispatch { orders, next, status, redactor, compiles }
+        Dispatch { orders, adoptions, next, status, compiles }
+    }
+
+    /// The catalog in force.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.status.catalog.borrow())
+    }
+
+    /// Puts another catalog with its backends into force, in one step between two events: jobs that run
+    /// end at the backends that they have, and all that wait are decided anew. Ends once it is in force,
+    /// or with the dispatcher.
+    pub async fn adopt(&self, catalog: Arc<Catalog>, backends: Vec<BackendHandle>) {
+        let (done, is_done) = oneshot::channel();
+        if self.adoptions.send(Adoption { catalog, backends, done }).await.is_ok() {
+            // without an answer the dispatcher has ended
+            let _ = is_done.await;
+        }
     }
 
     /// Compiles the schemas of a job that are not compiled yet, on a thread for blocking work: its cost
@@ -211,10 +239,9 @@ impl Dispatch {
         let (end, to_end) = oneshot::channel();
         let gone = CancellationToken::new();
         let guard = CancelGuard(gone.clone());
-        // nothing of a private job is sent
-        let is_private = job.mode == Mode::LocalOnly || job.furthest == Locality::Device;
-        let redaction = if is_private { Redaction::Unneeded } else { self.redactor.hide(&job) };
-        let order = Submission { job, out, end, gone, redaction };
+        let catalog = self.catalog();
+        let redaction = policy::apply(&catalog, &mut job);
+        let order = Submission { job, out, end, gone, redaction, catalog };
         self.orders.try_send(order).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => {
                 Refusal::new(Code::Busy, "too many requests at once; retry later")

@@ -9,6 +9,7 @@ mod egress;
 mod engine_rate;
 mod handle;
 mod in_flight;
+mod policy;
 mod profile;
 mod settled;
 #[cfg(test)]
@@ -26,10 +27,11 @@ use tokio_util::sync::CancellationToken;
 use self::attempt::{AttemptAnswer, CallBudget, paid};
 use self::backends::KnownBackend;
 use self::egress::EgressGuard;
+use self::handle::{Adoption, BackendView, LoopStatus, Submission};
 pub use self::handle::{Answer, Dispatch, JobEnd};
-use self::handle::{BackendView, LoopStatus, Submission};
 use self::in_flight::InFlight;
 pub use self::settled::{Settled, SettledTiming};
+use crate::catalog::catalog::Catalog;
 use crate::clock;
 use crate::limits::{DRAIN_MAX, INBOX_MAX, LEARNED_EVERY};
 use crate::model::context::Locality;
@@ -37,38 +39,29 @@ use crate::model::generate::Fault;
 use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::Out;
 use crate::money::account::{ClockState, Correction, LedgerEntry};
-use crate::money::{Caps, Hour, Usd};
+use crate::money::{Hour, Usd};
 use crate::pressure::level::DevicePressure;
-use crate::redact::{Redaction, Redactor};
+use crate::redact::Redaction;
 use crate::request::job::{Job, JobId, Priority};
 use crate::scheduler::decision::Decision;
-use crate::scheduler::{
-    Answered, BackendId, Effect, Event, JobSpec, Scheduler, Sent, TokenTimes, Verdict,
-};
+use crate::scheduler::{Answered, BackendId, Effect, Event, Scheduler, Sent, TokenTimes, Verdict};
 pub use crate::status::{BackendStatus, Spending};
 pub use crate::store::learned::LearnedStore;
 use crate::store::ledger::{self, Ledger, Writer};
 use crate::time::Time;
 
-/// The parts of the configuration that the dispatcher enforces.
-#[derive(Debug, Clone, Default)]
-pub struct DispatchPolicy {
-    /// Upper bounds of the spending.
-    pub caps: Caps,
-    /// What is redacted before a request leaves this device.
-    pub redactor: Redactor,
-}
-
-/// Creates the dispatcher over these backends, and its handle. What it learns of them is stored in
-/// `keep`, and the ledger beside it. The dispatcher must be run.
+/// Creates the dispatcher over the backends of this catalog, and its handle. What it learns of them is
+/// stored in `keep`, and the ledger beside it. The dispatcher must be run.
 pub fn new(
+    catalog: Arc<Catalog>,
     backends: Vec<BackendHandle>,
     device_pressure: watch::Receiver<DevicePressure>,
     keep: LearnedStore,
-    policy: DispatchPolicy,
 ) -> (Dispatch, Dispatcher) {
-    let DispatchPolicy { caps, redactor } = policy;
+    let caps = catalog.caps.clone();
     let (orders, inbox) = mpsc::channel(INBOX_MAX);
+    let (adopt, adoptions) = mpsc::channel(1);
+    let (catalog_out, present) = watch::channel(catalog);
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
     let (spent_out, spent) = watch::channel(Spending::default());
@@ -76,6 +69,7 @@ pub fn new(
     let settled = settled::feed();
     let (views_out, views) = watch::channel(handle::views(&backends));
     let status = LoopStatus {
+        catalog: present,
         backends: views,
         load,
         rate,
@@ -83,7 +77,7 @@ pub fn new(
         clock: clock_state,
         settled: settled.downgrade(),
     };
-    let dispatch = Dispatch::new(orders, status, redactor);
+    let dispatch = Dispatch::new(orders, adopt, status);
     let (ledger, writer, account) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
     let dispatcher = Dispatcher {
         scheduler: Scheduler::resume(Vec::new(), keep.read()).with_budget(caps, account),
@@ -96,6 +90,8 @@ pub fn new(
         keep_at: None,
         origin: clock::now(),
         first_backends: backends,
+        catalog: catalog_out,
+        adoptions,
         backends: BTreeMap::new(),
         views: views_out,
         device_pressure,
@@ -121,6 +117,9 @@ pub struct Dispatcher {
     /// The set to begin with, until the dispatcher runs.
     first_backends: Vec<BackendHandle>,
     backends: BTreeMap<BackendId, KnownBackend>,
+    /// The catalog that is in force.
+    catalog: watch::Sender<Arc<Catalog>>,
+    adoptions: mpsc::Receiver<Adoption>,
     views: watch::Sender<Arc<Vec<BackendView>>>,
     device_pressure: watch::Receiver<DevicePressure>,
     inbox: mpsc::Receiver<Submission>,
@@ -178,6 +177,10 @@ impl Dispatcher {
             let woken = OptionFuture::from(wake.map(|at| tokio::time::sleep_until(at.into())));
             let event = tokio::select! {
                 Some(order) = self.inbox.recv() => Some(self.arrived(order)),
+                Some(adoption) = self.adoptions.recv() => {
+                    self.adopt(adoption);
+                    None
+                }
                 Some(done) = self.attempts.join_next(), if !self.attempts.is_empty() => self.ended(done),
                 Some(event) = self.watches.join_next(), if !self.watches.is_empty() => self.watched(event),
                 Ok(()) = self.device_pressure.changed(), if !blind => Some(self.pressure_changed()),
@@ -267,15 +270,12 @@ impl Dispatcher {
 
     fn arrived(&mut self, order: Submission) -> Event {
         let now = self.now();
-        let Submission { job, out, end, gone, redaction } = order;
-        let mut spec = JobSpec::of(&job, now);
-        match &redaction {
-            Redaction::Unneeded => {}
-            Redaction::Done(hidden) => {
-                spec.input_max = spec.input_max.max(hidden.input_tokens_max());
-            }
-            Redaction::Impossible(unfit) => spec.unfit = Some(unfit.refusal()),
+        let Submission { mut job, out, end, gone, mut redaction, catalog } = order;
+        let present = self.catalog.borrow().clone();
+        if !Arc::ptr_eq(&catalog, &present) {
+            redaction = policy::apply(&present, &mut job);
         }
+        let spec = policy::spec_of(&job, &redaction, now);
         let id = job.id;
         let origin = (job.client.app.clone(), job.task.clone());
         let stop = CancellationToken::new();
@@ -404,6 +404,8 @@ impl Dispatcher {
         };
         let link = to.link.borrow().clone();
         let (locality, redaction) = (to.locality, held.redaction.clone());
+        // the old backend of a reloaded entry ends with its last attempt
+        let lease = to.wanted.clone();
         let budget = CallBudget { on_hold, price: to.price, prompt_tokens: held.input_max };
         if matches!(redaction, Redaction::Done(_)) && locality != Locality::Device {
             held.hidden_from.push(to.server.clone());
@@ -421,6 +423,7 @@ impl Dispatcher {
                 },
                 BackendState::Down(_) => Err(Fault::unavailable("the backend became unavailable")),
             };
+            drop(lease);
             EndedAttempt { job, out, backend, result }
         });
     }

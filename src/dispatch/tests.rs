@@ -7,7 +7,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Dispatch, DispatchPolicy, LearnedStore, new};
+use super::{Dispatch, LearnedStore, new};
 use crate::backends::scripted::{Crash, Scripted};
 use crate::limits::SETTLED_WAITING_MAX;
 use crate::model::context::{Locality, ModelContext};
@@ -44,7 +44,7 @@ async fn over(model: Arc<dyn Generate>, test: impl AsyncFnOnce(Dispatch)) {
     let (_pressure, pressure) = watch::channel(DevicePressure::default());
     let backend = backend("small", link);
     let keep = LearnedStore::new(None, None);
-    let (dispatch, dispatcher) = new(vec![backend], pressure, keep, DispatchPolicy::default());
+    let (dispatch, dispatcher) = new(Arc::default(), vec![backend], pressure, keep);
     let stop = CancellationToken::new();
     let work = async {
         test(dispatch).await;
@@ -156,7 +156,7 @@ async fn another_set_of_backends_replaces_the_first() {
     let (_pressure, pressure) = watch::channel(DevicePressure::default());
     let keep = LearnedStore::new(None, None);
     let (dispatch, mut dispatcher) =
-        new(vec![backend("new", new_link)], pressure, keep, DispatchPolicy::default());
+        new(Arc::default(), vec![backend("new", new_link)], pressure, keep);
     dispatcher.replace_backends(vec![backend("old", old)]);
     let names = || dispatch.backends().into_iter().map(|b| b.server).collect::<Vec<_>>();
     assert_eq!(names(), ["old"]);

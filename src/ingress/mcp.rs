@@ -17,13 +17,12 @@ use crate::strategy;
 /// The whole service as one model.
 pub struct Service {
     dispatch: Dispatch,
-    catalog: Arc<Catalog>,
     context: ModelContext,
 }
 
 impl Service {
     /// The service of this dispatcher.
-    pub fn new(dispatch: Dispatch, catalog: Arc<Catalog>) -> Service {
+    pub fn new(dispatch: Dispatch) -> Service {
         let context = ModelContext {
             identification: Identification {
                 name: "pilotlight".to_owned(),
@@ -48,7 +47,7 @@ impl Service {
             },
             ..ModelContext::default()
         };
-        Service { dispatch, catalog, context }
+        Service { dispatch, context }
     }
 
     async fn run(&self, job: &Job, mut out: Out) -> Result<Usage, Fault> {
@@ -116,7 +115,7 @@ impl ModelHost for Service {
         std::iter::once(service).chain(behind).collect()
     }
 
-    fn catalog(&self) -> &Catalog {
-        &self.catalog
+    fn catalog(&self) -> Arc<Catalog> {
+        self.dispatch.catalog()
     }
 }

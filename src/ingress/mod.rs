@@ -4,4 +4,5 @@ pub mod answers;
 pub mod http;
 pub mod mcp;
 pub mod mqtt;
+pub mod reloads;
 mod status;

@@ -5,13 +5,16 @@ use crate::dispatch::Dispatch;
 use crate::model::health::Health;
 use crate::money::account::ClockState;
 use crate::mqtt::{Bus, ConnectionState};
-use crate::status::{BrokerState, BrokerStatus, DeviceStatus, Headroom, ServiceStatus};
+use crate::status::{
+    BrokerState, BrokerStatus, ConfigStatus, DeviceStatus, Headroom, ServiceStatus,
+};
 
 /// The present status; `broker` is the connection to the MQTT broker, if one is configured.
 pub(super) fn gather(
     dispatch: &Dispatch,
     broker: Option<&Bus>,
     reading: &SensorReading,
+    config: ConfigStatus,
 ) -> ServiceStatus {
     let (waiting, running) = dispatch.load();
     let servers = dispatch.backends();
@@ -23,6 +26,7 @@ pub(super) fn gather(
         running,
         spent_usd: dispatch.spending(),
         clock: clock_note(dispatch.clock_state()),
+        config,
         mqtt: broker.map(BrokerStatus::from),
         device: DeviceStatus::from(reading),
     }

@@ -40,7 +40,7 @@ pub trait ModelHost: Send + Sync + 'static {
     /// The contexts of the models behind it; a single engine has its own alone.
     fn models(&self) -> Vec<ModelContext>;
     /// Tasks and defaults for requests.
-    fn catalog(&self) -> &Catalog;
+    fn catalog(&self) -> Arc<Catalog>;
     /// Whether the service that started this process is its only caller, so that its word on what the
     /// operator wrote counts.
     fn is_private(&self) -> bool {
@@ -60,9 +60,9 @@ impl ModelHost for SingleModel {
         vec![self.0.context().clone()]
     }
 
-    fn catalog(&self) -> &Catalog {
-        static NONE: std::sync::LazyLock<Catalog> = std::sync::LazyLock::new(Catalog::default);
-        &NONE
+    fn catalog(&self) -> Arc<Catalog> {
+        static NONE: std::sync::LazyLock<Arc<Catalog>> = std::sync::LazyLock::new(Arc::default);
+        Arc::clone(&NONE)
     }
 
     fn is_private(&self) -> bool {
@@ -260,7 +260,7 @@ impl McpServer {
             read_value(arguments)?
         };
         let stream = ask.stream;
-        let mut job = ask.check(&self.client_of(context), self.host.catalog())?;
+        let mut job = ask.check(&self.client_of(context), &self.host.catalog())?;
         job.streamed = stream.unwrap_or(context.meta.get_progress_token().is_some());
         if let Some(left) = deadline_of(&context.meta) {
             job.time_left = job.time_left.min(left);

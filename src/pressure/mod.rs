@@ -135,6 +135,11 @@ impl Gauge {
         Gauge { bounds, ..Gauge::default() }
     }
 
+    /// Other thresholds from the next sample on.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
     /// The roles of the zones of the last sample, in their order.
     pub fn roles(&self) -> &[ZoneRole] {
         &self.heat.roles

@@ -8,7 +8,7 @@ use crate::decision::Decision;
 use crate::model::figures::Credibility;
 use crate::model::generate::Fault;
 use crate::money::account::{Correction, LedgerEntry};
-use crate::money::{Hour, Usd};
+use crate::money::{Caps, Hour, Usd};
 use crate::pressure::level::DevicePressure;
 use crate::request::job::{JobId, Priority};
 use crate::request::refusal::Refusal;
@@ -31,6 +31,14 @@ pub enum Event {
     /// and locality stay keeps its state; one that is removed gets no more jobs and ends those
     /// that it has; one that is added is down at first.
     Catalog(Vec<BackendProfile>),
+    /// The policy has changed: the caps on spending, and how far the jobs that have not started may go
+    /// and what of them may leave the device. Their deadlines stay.
+    Revised {
+        /// The caps from now on.
+        caps: Caps,
+        /// The jobs, specified anew.
+        waiting: Vec<JobSpec>,
+    },
     /// A backend can be asked and has stated its context.
     Up(BackendProfile),
     /// A backend can't be asked.

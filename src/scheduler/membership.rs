@@ -5,7 +5,10 @@
 //! removed backend that still runs jobs is *retired*: its slot stands behind those of the catalog,
 //! gets no more jobs, and is freed when its last job ends.
 
+use std::collections::BTreeMap;
+
 use super::event::Verdict;
+use super::job::JobSpec;
 use super::profile::{BackendId, BackendProfile};
 use super::queued::{BackendSet, QueuedJob, SLOTS_MAX};
 use super::route::{self, Sides};
@@ -14,6 +17,8 @@ use crate::decision::{Figures, Reason};
 use crate::limits::SERVERS_MAX;
 use crate::model::context::Locality;
 use crate::model::generate::Fault;
+use crate::money::Caps;
+use crate::request::job::JobId;
 use crate::request::refusal::Refusal;
 use crate::time::Time;
 
@@ -162,6 +167,21 @@ impl Scheduler {
             let reason = run.reason;
             self.stop(run, Verdict::Failed(fault), reason, now);
         }
+    }
+
+    /// Adopts other caps, and the reach and the redaction of waiting jobs by another policy.
+    pub(super) fn revise(&mut self, caps: Caps, waiting: Vec<JobSpec>, now: Time) {
+        self.caps = caps;
+        self.budgets_dirty = true;
+        let mut revised: BTreeMap<JobId, JobSpec> =
+            waiting.into_iter().map(|spec| (spec.job, spec)).collect();
+        for entry in self.queue.iter_mut() {
+            let Some(spec) = revised.remove(&entry.job()) else { continue };
+            let JobSpec { furthest, input_max, unfit, .. } = spec;
+            (entry.spec.furthest, entry.spec.input_max) = (furthest, input_max);
+            entry.spec.unfit = unfit;
+        }
+        self.review_waiting(now);
     }
 
     /// Decides again for every waiting job which backends can do it; refuses those that none can.

@@ -184,6 +184,7 @@ impl Scheduler {
             Event::Up(profile) => self.up(profile, now),
             Event::Down(backend) => self.down(&backend),
             Event::Catalog(profiles) => self.replace_catalog(profiles, now),
+            Event::Revised { caps, waiting } => self.revise(caps, waiting, now),
             Event::Strained(device_pressure) => self.pressure_changed(device_pressure),
             Event::Corrected(correction) => self.correct(correction),
             Event::Clock(hour) => self.turn(hour),

@@ -171,6 +171,7 @@ impl Decider for SimplePolicy {
             | Event::Up(..)
             | Event::Down(_)
             | Event::Catalog(_)
+            | Event::Revised { .. }
             | Event::Strained(_)
             | Event::Clock(_)
             | Event::Corrected(_)

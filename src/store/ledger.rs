@@ -10,6 +10,8 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -49,7 +51,7 @@ struct LedgerWrite {
 pub(crate) struct Ledger {
     to: mpsc::Sender<LedgerWrite>,
     /// Whether spending is capped: then nothing may be spent that is not in the ledger.
-    is_binding: bool,
+    is_binding: Arc<AtomicBool>,
 }
 
 /// A reservation that is being written.
@@ -67,7 +69,7 @@ pub(crate) struct Writer {
     from: mpsc::Receiver<LedgerWrite>,
     disk: Result<Disk, String>,
     /// As in [`Ledger`].
-    is_binding: bool,
+    is_binding: Arc<AtomicBool>,
 }
 
 struct Disk {
@@ -107,7 +109,8 @@ pub(crate) fn open(
     };
     let books =
         disk.as_ref().map_or_else(|_| SpendingAccount::default(), |disk| disk.books.clone());
-    (Ledger { to, is_binding }, Writer { from, disk, is_binding }, books)
+    let is_binding = Arc::new(AtomicBool::new(is_binding));
+    (Ledger { to, is_binding: Arc::clone(&is_binding) }, Writer { from, disk, is_binding }, books)
 }
 
 /// Whether the waiting corrections are in the ledger.
@@ -167,9 +170,14 @@ pub(crate) fn apply_corrections(folder: &Path) -> io::Result<Applied> {
 }
 
 impl Ledger {
+    /// Spending is capped from now on, or is not any more.
+    pub(crate) fn set_binding(&self, is_binding: bool) {
+        self.is_binding.store(is_binding, Ordering::Relaxed);
+    }
+
     /// Queues a reservation.
     pub(crate) fn hold(&self, entry: LedgerEntry) -> Pending {
-        if !self.is_binding {
+        if !self.is_binding.load(Ordering::Relaxed) {
             self.note(entry);
             return Pending::Free;
         }
@@ -235,7 +243,7 @@ impl Writer {
                 // the attempt may have been stopped
                 let _ = done.send(result.clone());
             }
-            if !self.is_binding {
+            if !self.is_binding.load(Ordering::Relaxed) {
                 thread::sleep(LEDGER_REST);
             }
         }

@@ -125,6 +125,7 @@ async fn with_the_rules_everything_works_and_a_stranger_can_do_nothing() {
         ("pilotlight/dev/stream/app", "dev"),
         ("pilotlight/dev/status", "dev"),
         ("pilotlight/dev/health", "dev"),
+        ("pilotlight/dev/config/reported", "dev"),
         ("pilotlight/w1/reply/app", "w1"),
         ("pilotlight/w1/status", "w1"),
         // the service's

@@ -49,6 +49,8 @@ mod principals;
 mod provider;
 mod redaction;
 mod refusals;
+#[cfg(feature = "embedded-broker")]
+mod reload;
 mod secrets;
 mod storm;
 #[cfg(feature = "embedded-broker")]

@@ -425,6 +425,22 @@ async fn over_mutual_tls() {
     service.ready().await;
     let mut app = App::of(broker.port, "app").await;
     assert_eq!(app.ask("app", "secret").await["text"], "secret");
+    // a damaged certificate is refused, and the connection stays
+    let own = std::fs::read_to_string(path("client.pem")).unwrap();
+    write("client.pem", "no certificate".to_owned());
+    let state = service.until("refused", |s| s["config"]["state"] == "refused").await;
+    assert!(state["config"]["mistakes"].to_string().contains("client.pem"), "{state}");
+    assert_eq!(app.ask("app", "still").await["text"], "still");
+    write("client.pem", own);
+    service.until("kept", |s| s["config"]["state"] == "kept").await;
+    // another authority is trusted from the moment at which its file has it
+    let other = rcgen::KeyPair::generate().unwrap();
+    let other = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&other).unwrap();
+    write("ca.pem", other.pem());
+    service.until("distrusted", |s| s["mqtt"]["state"] == "down").await;
+    write("ca.pem", ca_cert.pem());
+    service.until("trusted", |s| s["mqtt"]["state"] == "up").await;
+    assert_eq!(app.ask("app", "again").await["text"], "again");
 }
 
 /// Devices of a group share the requests to it.

@@ -210,13 +210,8 @@ impl io::Write for Lines {
 }
 
 /// The MQTT interface of a service with this broker; it ends with the set.
-fn serve(
-    device: &str,
-    port: u16,
-    core: &Core,
-    config: &config::Config,
-) -> (mqtt::Bus, JoinSet<()>) {
-    let topics = DeviceTopics::new("pilotlight", device, Vec::new());
+fn serve(device: &str, port: u16, core: &Core) -> (mqtt::Bus, JoinSet<()>) {
+    let topics = DeviceTopics::new("pilotlight", device);
     let presence = |state: &str| Bytes::from(json!({"state": state}).to_string());
     let mut router = Router::default();
     let requests = router.subscribe(topics.filters(), 128);
@@ -242,7 +237,6 @@ fn serve(
     let interface = MqttInterface {
         bus: bus.clone(),
         dispatch: core.dispatch.clone(),
-        catalog: Arc::new(config.catalog.clone()),
         topics,
         metrics: Metrics::default(),
         state: None,
@@ -254,15 +248,10 @@ fn serve(
 }
 
 /// One service at its broker; requests of a refused and of another application.
-async fn check(
-    case: Case,
-    number: usize,
-    core: Arc<Core>,
-    config: Arc<config::Config>,
-) -> Vec<String> {
+async fn check(case: Case, number: usize, core: Arc<Core>) -> Vec<String> {
     let device = format!("d{number}x");
     let broker = ScriptedBroker::start(case.script).await;
-    let (bus, _tasks) = serve(&device, broker.port, &core, &config);
+    let (bus, _tasks) = serve(&device, broker.port, &core);
     let ask = |app: &str, id: &str| {
         let payload = json!({"id": id, "prompt": "one two three"}).to_string();
         broker.request(&format!("pilotlight/{device}/request/{app}"), &payload);
@@ -349,14 +338,14 @@ async fn two_hundred_brokers_wear_nothing_out() {
         ("PILOTLIGHT_DEVICE".to_owned(), "dev".to_owned()),
     ]);
     let config = config::load(Some(&folder.path().join("mcp.json")), &variables).unwrap();
-    let core = Arc::new(Core::start(&config.catalog, calm(), keep_of(&config), None));
+    let core =
+        Arc::new(Core::start(Arc::new(config.catalog.clone()), calm(), keep_of(&config), None));
     core.dispatch.ready().await;
-    let config = Arc::new(config);
     let mut all = JoinSet::new();
     let cases: Vec<Case> = [packets(), limits(), closes()].into_iter().flatten().collect();
     assert!(cases.len() >= 200, "{}", cases.len());
     for (number, case) in cases.into_iter().enumerate() {
-        all.spawn(check(case, number, Arc::clone(&core), Arc::clone(&config)));
+        all.spawn(check(case, number, Arc::clone(&core)));
     }
     let faults: Vec<Vec<String>> = all.join_all().await;
     let faults: Vec<String> = faults.into_iter().flatten().collect();

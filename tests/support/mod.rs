@@ -85,9 +85,8 @@ pub async fn child(args: &[&str]) -> (Remote, Closed, Child) {
 pub async fn over_http(model: Arc<dyn Generate>) -> (Remote, Closed, CancellationToken) {
     pilotlight::net::tls::install_provider();
     let stop = CancellationToken::new();
-    let guard = http::AccessGuard::default();
     let handler = McpServer::new(Arc::new(SingleModel(model)));
-    let routes = http::with_mcp(Router::new(), handler, &guard, stop.clone());
+    let routes = http::with_mcp(Router::new(), handler, false, stop.clone());
     let listener = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(http::serve(listener, routes, stop.clone()));

@@ -86,7 +86,7 @@ pub(super) async fn embed(
     let started = async {
         let request: EmbeddingsRequest = read(&body?)?;
         let encoding = request.encoding_format;
-        let job = request.ask()?.check(&client, &interface.catalog)?;
+        let job = request.ask()?.check(&client, &interface.dispatch.catalog())?;
         let id = job.key.clone();
         let origin = ReplyOrigin::of("http", &job);
         let answer = strategy::submit(&interface.dispatch, job).await?;

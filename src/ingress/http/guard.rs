@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::errors::refused;
@@ -37,8 +39,11 @@ const FORWARDED: [HeaderName; 3] =
 /// The application of requests without a token of their own.
 const HTTP: &str = "http";
 
+/// The guard in force, which changes with the configuration.
+pub type PresentGuard = watch::Receiver<Arc<AccessGuard>>;
+
 /// The permitted requests.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AccessGuard {
     /// The bearer token of the operator, if any: its requests may also read the status.
     pub token: Option<Secret<String>>,
@@ -48,26 +53,31 @@ pub struct AccessGuard {
     pub hosts: Vec<String>,
     /// Permitted Origins, exactly as browsers send them; programs send none.
     pub origins: Vec<String>,
-    /// MCP clients of older revisions get a session each, which takes memory.
-    pub mcp_sessions: bool,
 }
 
 /// Puts the checks before all routes; those of `open` need no token.
-pub fn protect(routes: Router, open: Router, guard: AccessGuard) -> Router {
-    let guard = Arc::new(guard);
-    let cors = guard.cors();
-    let routes = routes.layer(from_fn_with_state(Arc::clone(&guard), check_token)).merge(open);
+pub fn protect(routes: Router, open: Router, guard: PresentGuard) -> Router {
+    let routes = routes.layer(from_fn_with_state(guard.clone(), check_token)).merge(open);
     // a browser asks without the token first
-    let routes = if let Some(cors) = cors { routes.layer(cors) } else { routes };
+    let routes = routes.layer(cors(guard.clone()));
     routes.layer(from_fn_with_state(guard, check_head))
 }
 
-async fn check_head(
-    State(guard): State<Arc<AccessGuard>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match guard.check_head(request.uri(), request.headers()) {
+/// Lets pages of the listed origins send JSON and read the answers (CORS).
+fn cors(guard: PresentGuard) -> CorsLayer {
+    let is_listed = move |origin: &HeaderValue, _: &Parts| {
+        guard.borrow().origins.iter().any(|listed| listed.as_bytes() == origin.as_bytes())
+    };
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(is_listed))
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER, MCP_SESSION])
+}
+
+async fn check_head(State(guard): State<PresentGuard>, request: Request, next: Next) -> Response {
+    let checked = guard.borrow().check_head(request.uri(), request.headers());
+    match checked {
         Ok(()) => next.run(request).await,
         Err(response) => response,
     }
@@ -75,11 +85,12 @@ async fn check_head(
 
 /// Lets the holder of a token pass, and notes which client that is.
 async fn check_token(
-    State(guard): State<Arc<AccessGuard>>,
+    State(guard): State<PresentGuard>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    match guard.client_of(request.headers()) {
+    let client = guard.borrow().client_of(request.headers());
+    match client {
         Ok(client) => {
             request.extensions_mut().insert(client);
             next.run(request).await
@@ -108,6 +119,11 @@ fn name_of(host: &str) -> &str {
 }
 
 impl AccessGuard {
+    /// This guard for good.
+    pub fn fixed(self) -> PresentGuard {
+        watch::channel(Arc::new(self)).1
+    }
+
     #[expect(clippy::result_large_err, reason = "the response is sent at once")]
     fn check_head(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Response> {
         let ambiguous = |message: String| Err(refuse(StatusCode::BAD_REQUEST, message));
@@ -200,19 +216,6 @@ impl AccessGuard {
 
     fn knows_host(&self, host: &str) -> bool {
         is_loopback(host) || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
-    }
-
-    /// Lets pages of the listed origins send JSON and read the answers (CORS).
-    fn cors(&self) -> Option<CorsLayer> {
-        let origins: Vec<HeaderValue> =
-            self.origins.iter().filter_map(|origin| origin.parse().ok()).collect();
-        (!origins.is_empty()).then(|| {
-            CorsLayer::new()
-                .allow_origin(AllowOrigin::list(origins))
-                .allow_methods([Method::GET, Method::POST, Method::DELETE])
-                .allow_headers(AllowHeaders::mirror_request())
-                .expose_headers([header::RETRY_AFTER, MCP_SESSION])
-        })
     }
 }
 

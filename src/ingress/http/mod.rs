@@ -33,16 +33,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::connection::serve;
-pub use self::guard::{AccessGuard, is_origin, protect};
+use self::errors::refused;
+pub use self::guard::{AccessGuard, PresentGuard, is_origin, protect};
+use super::reloads::Reloads;
 use super::status::gather;
-use crate::catalog::catalog::Catalog;
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
 use crate::limits::{HTTP_SEND_BUFFER_BYTES, REQUEST_BYTES_MAX};
 use crate::mcp::server::{McpServer, ModelHost};
 use crate::metrics::Metrics;
 use crate::mqtt::Bus;
-use crate::status::ServiceStatus;
+use crate::request::refusal::{Code, Refusal};
+use crate::status::{ConfigState, ServiceStatus};
 
 /// Connections that may wait to be accepted: the standard library's own choice is 128.
 const LISTEN_BACKLOG: u32 = 1024;
@@ -53,14 +55,14 @@ pub struct HttpInterface {
     pub dispatch: Dispatch,
     /// The MCP server at `/mcp`.
     pub mcp: Arc<dyn ModelHost>,
-    /// Tasks and defaults for requests.
-    pub catalog: Arc<Catalog>,
     /// Counts the replies.
     pub metrics: Metrics,
     /// The connection to the MQTT broker, if one is configured.
     pub broker: Option<Bus>,
     /// Readings of the sensors.
     pub reading: watch::Receiver<SensorReading>,
+    /// Reads the configuration again.
+    pub reloads: Reloads,
 }
 
 /// Listens at `addr`.
@@ -84,7 +86,7 @@ pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// The routes of the service.
-pub fn routes(interface: HttpInterface, guard: AccessGuard, stop: CancellationToken) -> Router {
+pub fn routes(interface: HttpInterface, guard: PresentGuard, stop: CancellationToken) -> Router {
     let mcp = Arc::clone(&interface.mcp);
     let interface = Arc::new(interface);
     let routes = Router::new()
@@ -96,16 +98,18 @@ pub fn routes(interface: HttpInterface, guard: AccessGuard, stop: CancellationTo
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state((interface, Arc::new(guard.clone())));
-    let routes = with_mcp(routes, McpServer::new(mcp), &guard, stop);
+        .route("/reload", post(reload))
+        .with_state((interface, guard.clone()));
+    let routes = with_mcp(routes, McpServer::new(mcp), false, stop);
     protect(routes, open, guard)
 }
 
-/// Adds an MCP server at `/mcp`: the service's own, or a fixture for the conformance suite.
+/// Adds an MCP server at `/mcp`: the service's own, or a fixture for the conformance suite. With sessions,
+/// MCP clients of older revisions get one each, which takes memory.
 pub fn with_mcp<H>(
     routes: Router,
     handler: H,
-    guard: &AccessGuard,
+    with_sessions: bool,
     stop: CancellationToken,
 ) -> Router
 where
@@ -113,7 +117,7 @@ where
 {
     // Host and Origin are checked for all routes alike, in `guard`
     let config = StreamableHttpServerConfig::default()
-        .with_legacy_session_mode(guard.mcp_sessions)
+        .with_legacy_session_mode(with_sessions)
         .with_max_request_body_bytes(REQUEST_BYTES_MAX)
         .with_cancellation_token(stop)
         .disable_allowed_hosts();
@@ -123,13 +127,13 @@ where
 }
 
 /// The state of the handlers of which everybody may read something.
-type Open = (Arc<HttpInterface>, Arc<AccessGuard>);
+type Open = (Arc<HttpInterface>, PresentGuard);
 
 /// `GET /readyz`: whether a backend is ready, 503 while none is; the status for those who may read it.
 async fn ready(State((interface, guard)): State<Open>, headers: HeaderMap) -> Response {
     let status = interface.status();
     let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = match guard.check_details(&headers) {
+    let body = match guard.borrow().check_details(&headers) {
         Ok(()) => json!(status),
         Err(_) => json!({"ready": status.ready}),
     };
@@ -138,7 +142,7 @@ async fn ready(State((interface, guard)): State<Open>, headers: HeaderMap) -> Re
 
 /// `GET /metrics`
 async fn metrics(State((interface, guard)): State<Open>, headers: HeaderMap) -> Response {
-    if let Err(refused) = guard.check_details(&headers) {
+    if let Err(refused) = guard.borrow().check_details(&headers) {
         return refused;
     }
     let text = interface.metrics.text(&interface.status());
@@ -146,8 +150,25 @@ async fn metrics(State((interface, guard)): State<Open>, headers: HeaderMap) -> 
     ([(http::header::CONTENT_TYPE, kind)], text).into_response()
 }
 
+/// `POST /reload`: reads the configuration again; 422 if it is refused. For those who may read the status.
+async fn reload(State((interface, guard)): State<Open>, headers: HeaderMap) -> Response {
+    if let Err(refused) = guard.borrow().check_details(&headers) {
+        return refused;
+    }
+    let Some(outcome) = interface.reloads.reload().await else {
+        let message = "the service is stopping, or too many reloads wait; retry later";
+        return refused(StatusCode::SERVICE_UNAVAILABLE, &Refusal::new(Code::Busy, message));
+    };
+    let code = match outcome.state {
+        ConfigState::Kept => StatusCode::OK,
+        ConfigState::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+    };
+    (code, Json(outcome)).into_response()
+}
+
 impl HttpInterface {
     fn status(&self) -> ServiceStatus {
-        gather(&self.dispatch, self.broker.as_ref(), &self.reading.borrow())
+        let config = self.reloads.status();
+        gather(&self.dispatch, self.broker.as_ref(), &self.reading.borrow(), config)
     }
 }

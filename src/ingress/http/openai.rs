@@ -67,7 +67,8 @@ async fn start(
     let stream = request.stream;
     let include_usage = request.includes_usage();
     let model = request.model.clone();
-    let job = request.ask()?.check(client, &interface.catalog).map_err(with_api_field)?;
+    let job =
+        request.ask()?.check(client, &interface.dispatch.catalog()).map_err(with_api_field)?;
     let (id, format) = (job.key.clone(), job.format.clone());
     let origin = ReplyOrigin::of("http", &job);
     let answer = strategy::submit(&interface.dispatch, job).await.map_err(with_api_field)?;

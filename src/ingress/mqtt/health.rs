@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
+use crate::ingress::reloads::Reloads;
 use crate::ingress::status::gather;
 use crate::limits::HEALTH_EVERY;
 use crate::mqtt::{Bus, Outgoing};
@@ -17,14 +18,14 @@ pub async fn publish(
     bus: Bus,
     topic: String,
     dispatch: Dispatch,
-    mut reading: watch::Receiver<SensorReading>,
+    (mut reading, reloads): (watch::Receiver<SensorReading>, Reloads),
     stop: CancellationToken,
 ) {
     // ends with the service
     loop {
         let now = reading.borrow_and_update().clone();
         let state = (now.device_pressure.stage, now.device_pressure.cause);
-        let status = gather(&dispatch, Some(&bus), &now);
+        let status = gather(&dispatch, Some(&bus), &now, reloads.status());
         let payload = Bytes::from(json!(HealthMessage::from(status)).to_string());
         let message =
             Outgoing { topic: topic.clone(), payload, retain: true, ..Outgoing::default() };

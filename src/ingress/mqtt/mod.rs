@@ -8,6 +8,7 @@ pub mod fuzzing;
 pub mod health;
 mod identity;
 mod replay;
+pub mod reported;
 pub mod topics;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -44,8 +45,6 @@ pub struct MqttInterface {
     pub bus: Bus,
     /// Takes the jobs.
     pub dispatch: Dispatch,
-    /// Tasks and defaults for requests.
-    pub catalog: std::sync::Arc<Catalog>,
     /// The device's topics.
     pub topics: DeviceTopics,
     /// Counts the replies.
@@ -138,14 +137,16 @@ impl MqttInterface {
         replays: &mut ReplayCache,
         running: &mut JoinSet<AnswerStep>,
     ) {
-        let is_task = |name: &str| self.catalog.tasks.contains_key(name);
+        let catalog = self.dispatch.catalog();
+        let is_task = |name: &str| catalog.tasks.contains_key(name);
         let (asked, valid) = match self.topics.read(&message.topic, is_task) {
             Some(read) if !message.retained => read,
             Some(_) => return self.unanswerable(message, "a retained message is no request"),
             None => return self.unanswerable(message, "the topic is not served"),
         };
         let own = self.topics.reply_to(&asked);
-        let topic = self.topics.answer_to(&asked, message.response_topic.as_deref());
+        let allowed = &catalog.mqtt.response_prefixes;
+        let topic = self.topics.answer_to(&asked, message.response_topic.as_deref(), allowed);
         let mut back = ReplyContext {
             origin: ReplyOrigin {
                 task: asked.task.clone(),
@@ -155,11 +156,11 @@ impl MqttInterface {
             stream: None,
             correlation: message.correlation.clone(),
         };
-        let client = client_of(&self.catalog, &asked.app, &message.properties);
+        let client = client_of(&catalog, &asked.app, &message.properties);
         let content = content_of(&message, &asked);
         let mark = marks.check(content);
         let job = mark.map_err(died_with).and_then(|_| valid.and(topic));
-        let job = job.and_then(|_| self.job_of(&asked, &client, &message, &mut back));
+        let job = job.and_then(|_| self.job_of(&catalog, (&asked, &client), &message, &mut back));
         let id = match &job {
             Ok(job) => job.key.clone(),
             Err(_) => id_of(&message),
@@ -200,8 +201,8 @@ impl MqttInterface {
     /// Reads the payload, and checks the request.
     fn job_of(
         &self,
-        asked: &RequestTopic,
-        client: &Client,
+        catalog: &Catalog,
+        (asked, client): (&RequestTopic, &Client),
         message: &Incoming,
         back: &mut ReplyContext,
     ) -> Result<Job, Refusal> {
@@ -222,7 +223,7 @@ impl MqttInterface {
         if ask.stream == Some(true) {
             back.stream = Some(self.topics.stream_to(asked));
         }
-        let mut job = ask.check(client, &self.catalog)?;
+        let mut job = ask.check(client, catalog)?;
         if let Some(expiry) = message.expiry {
             job.time_left = job.time_left.min(expiry.max(Duration::from_millis(1)));
         }

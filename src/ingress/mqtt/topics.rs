@@ -10,8 +10,6 @@ pub struct DeviceTopics {
     base: String,
     /// The first part of the group's topics, and the group's name.
     group: Option<(String, String)>,
-    /// Permitted prefixes of response topics besides the application's own.
-    allowed: Vec<String>,
 }
 
 /// The parts of a request's topic.
@@ -32,8 +30,8 @@ pub struct RequestTopic {
 
 impl DeviceTopics {
     /// The topics of `device` below `prefix`.
-    pub fn new(prefix: &str, device: &str, allowed: Vec<String>) -> DeviceTopics {
-        DeviceTopics { base: format!("{prefix}/{device}"), group: None, allowed }
+    pub fn new(prefix: &str, device: &str) -> DeviceTopics {
+        DeviceTopics { base: format!("{prefix}/{device}"), group: None }
     }
 
     /// Adds the topics of the device's group, whose devices share its requests.
@@ -64,6 +62,11 @@ impl DeviceTopics {
     /// Topic of the device's health.
     pub fn health(&self) -> String {
         format!("{}/health", self.base)
+    }
+
+    /// Topic of the state of the configuration.
+    pub fn config_reported(&self) -> String {
+        format!("{}/config/reported", self.base)
     }
 
     /// Topic of an application's replies.
@@ -139,7 +142,8 @@ impl DeviceTopics {
         format!("{}/stream/{}", self.base_of(request), request.app)
     }
 
-    /// The topic of its reply: the client's response topic `wanted`, if that is permitted.
+    /// The topic of its reply: the client's response topic `wanted`, if that is permitted; `allowed` are
+    /// the permitted prefixes besides the application's own.
     ///
     /// # Errors
     /// [`Code::Forbidden`] for a topic outside the application's own and the permitted prefixes.
@@ -147,6 +151,7 @@ impl DeviceTopics {
         &self,
         request: &RequestTopic,
         wanted: Option<&str>,
+        allowed: &[String],
     ) -> Result<String, Refusal> {
         let own = self.replies_of(request);
         let Some(wanted) = wanted else { return Ok(self.reply_to(request)) };
@@ -154,7 +159,7 @@ impl DeviceTopics {
             wanted.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         let plain = !wanted.contains(['+', '#', '\0']) && wanted.len() <= 8 * NAME_BYTES_MAX;
-        if plain && (below(&own) || self.allowed.iter().any(|prefix| below(prefix))) {
+        if plain && (below(&own) || allowed.iter().any(|prefix| below(prefix))) {
             return Ok(wanted.to_owned());
         }
         let sent = self.reply_to(request);
@@ -169,7 +174,7 @@ mod tests {
     use super::*;
 
     fn topics() -> DeviceTopics {
-        DeviceTopics::new("pilotlight", "pi-1", vec!["plant/replies".to_owned()])
+        DeviceTopics::new("pilotlight", "pi-1")
     }
 
     fn is_task(name: &str) -> bool {
@@ -216,9 +221,12 @@ mod tests {
         let topics = topics().in_group("pilotlight", Some("line-3"));
         let request = read(&topics, "pilotlight/group/line-3/request/app/classify");
         assert_eq!((request.app.as_str(), request.shared), ("app", true));
-        assert_eq!(topics.answer_to(&request, None).unwrap(), "pilotlight/group/line-3/reply/app");
+        assert_eq!(
+            topics.answer_to(&request, None, &[]).unwrap(),
+            "pilotlight/group/line-3/reply/app"
+        );
         assert_eq!(topics.stream_to(&request), "pilotlight/group/line-3/stream/app");
-        assert!(topics.answer_to(&request, Some("pilotlight/pi-1/reply/app")).is_err());
+        assert!(topics.answer_to(&request, Some("pilotlight/pi-1/reply/app"), &[]).is_err());
         assert!(topics.read("pilotlight/group/line-4/request/app", is_task).is_none());
         let own = read(&topics, "pilotlight/pi-1/request/app");
         assert_eq!(topics.reply_to(&own), "pilotlight/pi-1/reply/app");
@@ -231,7 +239,7 @@ mod tests {
         let own = "pilotlight/pi-1/reply/app";
         let check = |wanted: Option<&str>, expected: Option<&str>| {
             let request = read(&topics(), "pilotlight/pi-1/request/app");
-            let got = topics().answer_to(&request, wanted).ok();
+            let got = topics().answer_to(&request, wanted, &["plant/replies".to_owned()]).ok();
             assert_eq!(got.as_deref(), expected, "{wanted:?}");
         };
         check(None, Some(own));

@@ -25,16 +25,19 @@ use crate::limits::call::CALL_TAKEN_MAX;
 use crate::limits::{MQTT_ANSWERS_MAX, MQTT_INBOX_MAX, REQUEST_BYTES_MAX};
 use crate::mcp::contract::{LOST, NOT_TAKEN, deadline_of};
 use crate::model::generate::Fault;
-use crate::mqtt::{Bus, ConnectionState, Incoming, NotSent, Outgoing, Router, Subscription};
+use crate::mqtt::{
+    Bus, ConnectionState, Incoming, NotSent, Outgoing, Router, Subscription, SubscriptionFilters,
+};
 use crate::random;
 
 /// Routes messages to and from all services that this device calls; cheap to clone.
 #[derive(Clone)]
 pub struct CallRouter {
     bus: Bus,
+    filters: SubscriptionFilters,
     caller: String,
     /// The key pair for services with a key.
-    pair: Option<Arc<CallerPair>>,
+    pair: Arc<Mutex<Option<Arc<CallerPair>>>>,
     services: Arc<Mutex<BTreeMap<String, ServicePresence>>>,
 }
 
@@ -53,32 +56,49 @@ struct AnswerPart {
 }
 
 impl CallRouter {
-    /// A router for these services, by the base of their topics with their pinned keys; `caller` is this
-    /// device's name, `pair` its key pair for services with a key.
-    pub fn new<'b>(
-        bus: Bus,
+    /// A router for calls with the answers of [`CallRouter::subscribe`]; `caller` is this device's name,
+    /// `pair` its key pair for services with a key.
+    pub fn new(
+        (bus, filters): (Bus, SubscriptionFilters),
         (caller, pair): (&str, Option<CallerPair>),
-        services: impl Iterator<Item = (&'b str, Option<ServicePublicKey>)>,
     ) -> CallRouter {
-        let service = |(base, key): (&str, Option<ServicePublicKey>)| {
-            let workers = Workers::new(ServiceTopics::new(base), key);
-            (base.to_owned(), ServicePresence { workers, to: None })
-        };
-        let services = Arc::new(Mutex::new(services.map(service).collect()));
-        CallRouter { bus, caller: caller.to_owned(), pair: pair.map(Arc::new), services }
+        let (caller, pair) = (caller.to_owned(), Arc::new(Mutex::new(pair.map(Arc::new))));
+        CallRouter { bus, filters, caller, pair, services: Arc::default() }
     }
 
-    /// Subscribes to the answers to `caller` and to the workers of these services.
-    pub fn subscribe<'b>(
-        router: &mut Router,
-        caller: &str,
-        bases: impl Iterator<Item = &'b str>,
-    ) -> Subscription {
-        let of = |base| {
+    /// The key pair for services with a key, if there was none before.
+    pub fn set_pair(&self, pair: Option<CallerPair>) {
+        let mut known = self.pair.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = known.take().or(pair.map(Arc::new));
+    }
+
+    /// The subscription to the answers of services, none at first.
+    pub fn subscribe(router: &mut Router) -> Subscription {
+        router.subscribe(Vec::new(), MQTT_INBOX_MAX)
+    }
+
+    /// Begins to watch the workers of a service, by the base of its topics, with its pinned key.
+    pub fn add(&self, base: &str, key: Option<ServicePublicKey>) {
+        let workers = Workers::new(ServiceTopics::new(base), key);
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        services.insert(base.to_owned(), ServicePresence { workers, to: None });
+        self.filters.replace(self.filters_of(services.keys()));
+    }
+
+    /// Forgets a service.
+    pub fn remove(&self, base: &str) {
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        services.remove(base);
+        self.filters.replace(self.filters_of(services.keys()));
+    }
+
+    /// The topic filters of the answers to this caller and of the workers of these services.
+    fn filters_of<'b>(&self, bases: impl Iterator<Item = &'b String>) -> Vec<String> {
+        let of = |base: &String| {
             let topics = ServiceTopics::new(base);
-            [topics.answer(caller), topics.worker("+")]
+            [topics.answer(&self.caller), topics.worker("+")]
         };
-        router.subscribe(bases.flat_map(of).collect(), MQTT_INBOX_MAX)
+        bases.flat_map(of).collect()
     }
 
     /// Distributes the messages of the subscription until the connection ends.
@@ -163,9 +183,10 @@ impl CallRouter {
             service.to = Some(to);
             (service.workers.topics.clone(), service.workers.key, service.workers.online())
         };
-        let proof = match (key, &self.pair) {
+        let pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let proof = match (key, pair) {
             (None, _) => None,
-            (Some(key), Some(pair)) => Some((key, Arc::clone(pair))),
+            (Some(key), Some(pair)) => Some((key, pair)),
             (Some(_), None) => {
                 return Err(Fault::unavailable("this caller has no key of its own".to_owned()));
             }

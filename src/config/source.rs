@@ -1,0 +1,95 @@
+//! Where the configuration comes from, so that it can be read again; the files that it names, and the
+//! settings that count only after a restart.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{Config, dry, load, variables};
+use crate::catalog::env_file::ENV_FILE;
+use crate::catalog::mistake::Mistake;
+use crate::catalog::server::{Endpoint, ServerEntry};
+use crate::limits::CONFIG_BYTES_MAX;
+use crate::net::tls::TlsFiles;
+use crate::store::files;
+
+/// The source of the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigSource {
+    /// The path of `mcp.json`, if the user has named it on the command line.
+    pub path: Option<PathBuf>,
+    /// A scripted model answers in place of the configured ones.
+    pub is_dry: bool,
+}
+
+impl ConfigSource {
+    /// Reads `.env` and `mcp.json`.
+    ///
+    /// # Errors
+    /// All mistakes that were found.
+    pub fn load(&self) -> Result<Config, Vec<Mistake>> {
+        let config = load(self.path.as_deref(), &variables()?)?;
+        Ok(if self.is_dry { dry(config) } else { config })
+    }
+}
+
+/// The digest of some bytes, `sha256:` and 64 digits.
+pub fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{:x}", Sha256::digest(bytes))
+}
+
+/// The digest of a file, or why it can't be read.
+pub fn file_digest(path: &Path) -> String {
+    let read = files::read(path, CONFIG_BYTES_MAX);
+    read.map_or_else(|error| error.to_string(), |bytes| digest(&bytes))
+}
+
+impl Config {
+    /// The files that this configuration is made of, those that it names included. Some may be missing.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let own = [self.path.clone(), PathBuf::from(ENV_FILE)];
+        let servers = self.catalog.servers.iter().filter_map(files_of);
+        let broker = self.mqtt.iter().filter_map(|mqtt| mqtt.tls.as_ref()).flat_map(tls_files);
+        own.into_iter().chain(servers).chain(broker).collect()
+    }
+
+    /// Settings of this configuration that a running service with the settings of `started` does not
+    /// adopt, by their paths or variables.
+    pub fn needs_restart(&self, started: &Config) -> Vec<String> {
+        let broker = |config: &Config| {
+            let mqtt = config.mqtt.as_ref()?;
+            Some((mqtt.host.clone(), mqtt.port, mqtt.tls.is_some()))
+        };
+        let prefix = |config: &Config| config.mqtt.as_ref().map(|mqtt| mqtt.prefix.clone());
+        let secrets = |config: &Config| config.mqtt.as_ref().map(|mqtt| mqtt.secrets.clone());
+        let listen = |config: &Config| config.http.as_ref().map(|http| http.listen);
+        let (new, old) = (&self.catalog, &started.catalog);
+        let differs = [
+            ("pilotlight.device.name", self.device != started.device),
+            ("pilotlight.device.group", new.device.group != old.device.group),
+            ("pilotlight.mqtt.url", broker(self) != broker(started)),
+            ("pilotlight.mqtt.prefix", prefix(self) != prefix(started)),
+            ("pilotlight.mqtt.serve", new.mqtt.serve != old.mqtt.serve),
+            ("pilotlight.mqtt.callers", new.mqtt.callers != old.mqtt.callers),
+            ("pilotlight.mqtt.service_secret and caller_secret", secrets(self) != secrets(started)),
+            ("pilotlight.http.listen", listen(self) != listen(started)),
+            ("PILOTLIGHT_BROKER and PILOTLIGHT_BROKER_ANONYMOUS", self.broker != started.broker),
+            ("PILOTLIGHT_SENSORS", self.sensors != started.sensors),
+            ("PILOTLIGHT_STATE", self.state != started.state),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.into()).collect()
+    }
+}
+
+/// The files of a server's entry whose content counts as a part of the entry.
+pub fn files_of(entry: &ServerEntry) -> Option<PathBuf> {
+    match &entry.endpoint {
+        Endpoint::Provider(provider) => provider.ca.as_ref().map(PathBuf::from),
+        Endpoint::Child { .. } | Endpoint::Http { .. } | Endpoint::Mqtt { .. } => None,
+    }
+}
+
+/// The files of a connection with TLS.
+pub fn tls_files(tls: &TlsFiles) -> impl Iterator<Item = PathBuf> {
+    [&tls.ca, &tls.cert, &tls.key].into_iter().flatten().map(PathBuf::from)
+}

@@ -1,0 +1,95 @@
+//! The models and the dispatcher: the part of the service that answers prompts.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::backends::set::{FileDigests, RunningBackends};
+use crate::catalog::catalog::Catalog;
+use crate::catalog::server::ServerEntry;
+use crate::config::source;
+use crate::dispatch;
+use crate::dispatch::{Dispatch, LearnedStore};
+use crate::mcp::over_mqtt::caller::CallRouter;
+use crate::pressure::level::DevicePressure;
+
+/// Tasks that stop together.
+pub(super) struct TaskGroup {
+    name: &'static str,
+    pub(super) stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl TaskGroup {
+    pub(super) fn new(name: &'static str) -> TaskGroup {
+        TaskGroup { name, stop: CancellationToken::new(), tasks: JoinSet::new() }
+    }
+
+    pub(super) fn add(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    pub(super) async fn stop(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, group = self.name, "a task failed");
+            }
+        }
+        tracing::debug!(group = self.name, "stopped");
+    }
+}
+
+/// The models and the dispatcher.
+pub struct Core {
+    /// Takes the jobs.
+    pub dispatch: Dispatch,
+    models: RunningBackends,
+    scheduler: TaskGroup,
+}
+
+impl Core {
+    /// Starts every model of the catalog; those over MQTT need `calls`.
+    pub fn start(
+        catalog: Arc<Catalog>,
+        device_pressure: watch::Receiver<DevicePressure>,
+        store: LearnedStore,
+        calls: Option<&CallRouter>,
+    ) -> Core {
+        let mut models = RunningBackends::new(calls.cloned());
+        let first = models.prepare(&catalog.servers, digests_of, None);
+        let backends = first.handles();
+        models.replace(first);
+        let (dispatch, dispatcher) = dispatch::new(catalog, backends, device_pressure, store);
+        let mut scheduler = TaskGroup::new("scheduler");
+        let stop = scheduler.stop.clone();
+        scheduler.add(dispatcher.run(stop));
+        Core { dispatch, models, scheduler }
+    }
+
+    /// Puts another catalog into force: what it adds or changes starts first, while the present one
+    /// serves. `memory` is what is available on the device, in bytes, if that is known. Given up in the
+    /// middle, it changes nothing.
+    pub async fn adopt(&mut self, catalog: Arc<Catalog>, memory: Option<u64>) {
+        let mut next = self.models.prepare(&catalog.servers, digests_of, memory);
+        next.started().await;
+        self.dispatch.adopt(catalog, next.handles()).await;
+        self.models.replace(next);
+    }
+
+    /// Lets running jobs end, then stops the models.
+    pub async fn stop(self) {
+        self.scheduler.stop().await;
+        self.models.stop().await;
+    }
+}
+
+/// The digests of the files that an entry names.
+fn digests_of(entry: &ServerEntry) -> FileDigests {
+    let digest =
+        |file: std::path::PathBuf| (file.display().to_string(), source::file_digest(&file));
+    source::files_of(entry).into_iter().map(digest).collect()
+}
