@@ -228,6 +228,56 @@ async fn a_signal_reads_variables_again_and_files_that_are_missing_change_nothin
     assert_eq!(answer.json(&chat("a")).send().await.unwrap().status(), 200);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn budgets_prices_redaction_and_thresholds_change() {
+    let board = tempfile::tempdir().unwrap();
+    let zone = board.path().join("sys/class/thermal/thermal_zone0");
+    std::fs::create_dir_all(&zone).unwrap();
+    std::fs::write(zone.join("type"), "cpu-thermal\n").unwrap();
+    std::fs::write(zone.join("temp"), "55000\n").unwrap();
+    let mut file = catalog(&["--scripted", "near"]);
+    file["mcpServers"]["far"] = scripted("far");
+    file["pilotlight"]["servers"] = json!({"far": {"reach": "cloud"}});
+    let sensors = board.path().display().to_string();
+    let env = [("PILOTLIGHT_SENSORS", sensors.as_str())];
+    let service = Service::launch(&file, "embedded", &env);
+    service.ready_all().await;
+    service.until("measured", |s| s["device"]["temperature_c"] == 55.0).await;
+    let mut app = App::of(service.mqtt, "app").await;
+    let far = r#"{"prompt": "call me@example.org", "mode": "cloud-only"}"#;
+    let reply = app.ask("app", far).await;
+    assert_eq!(reply["usage"]["cost_usd"], 0.0, "{reply}");
+    assert!(reply["decision"]["attempts"][0]["redacted"].is_null(), "{reply}");
+
+    file["pilotlight"]["servers"]["far"]["price"] = json!({"input": 1000, "output": 1000});
+    file["pilotlight"]["policy"] = json!({"redact": ["email"]});
+    let state = change(&service, &file).await;
+    assert_eq!(state["device"]["stage"], "calm");
+    let reply = app
+        .ask("app", r#"{"prompt": "call me@example.org", "mode": "cloud-only", "max_tokens": 9}"#)
+        .await;
+    assert!(reply["usage"]["cost_usd"].as_f64().unwrap() > 0.0, "{reply}");
+    assert_eq!(reply["decision"]["attempts"][0]["redacted"], 1, "{reply}");
+
+    file["pilotlight"]["policy"]["budget"] = json!({"usd_per_day": 0.001});
+    file["pilotlight"]["device_limits"] = json!({"heat_c": [40, 50]});
+    change(&service, &file).await;
+    let reply =
+        app.ask("app", r#"{"prompt": "more", "mode": "cloud-only", "max_tokens": 9}"#).await;
+    assert_eq!(reply["decision"]["reason"], "budget", "{reply}");
+    service.until("hot", |s| s["device"]["stage"] == "closed").await;
+
+    for part in ["budget", "redact"] {
+        file["pilotlight"]["policy"].as_object_mut().unwrap().remove(part);
+    }
+    file["pilotlight"]["device_limits"] = json!({});
+    change(&service, &file).await;
+    let reply =
+        app.ask("app", r#"{"prompt": "more", "mode": "cloud-only", "max_tokens": 9}"#).await;
+    assert_eq!(reply["status"], "ok", "{reply}");
+    service.until("calm", |s| s["device"]["stage"] == "calm").await;
+}
+
 /// A file behind a symbolic link, as orchestrators and packages place it, and one whose folder is replaced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_and_replaced_folders_are_followed() {

@@ -156,6 +156,10 @@ fn without_a_place_nothing_is_sent_if_there_is_a_cap() {
         let pending = ledger.hold(books.hold(1, "app", usd(1)));
         let result = runtime.block_on(pending.done());
         assert_eq!(result.is_err(), is_binding, "{result:?}");
+        // a cap that the configuration gets or loses while the service runs
+        ledger.set_binding(!is_binding);
+        let result = runtime.block_on(ledger.hold(books.hold(2, "app", usd(1))).done());
+        assert_eq!(result.is_ok(), is_binding, "{result:?}");
         drop(ledger);
         thread.join().unwrap();
     }
