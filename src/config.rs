@@ -23,6 +23,7 @@ use crate::catalog::read;
 use crate::catalog::secret;
 use crate::catalog::secret::Secret;
 use crate::catalog::server::{Endpoint, ServerEntry};
+use crate::catalog::strict;
 use crate::device::identity::machine_suffix;
 use crate::ingress::http::AccessGuard;
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX};
@@ -137,12 +138,10 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
     warnings.extend(env_file_warnings());
     warnings.extend(catalog.mqtt.key.as_ref().and_then(|key| readable_by_others(Path::new(key))));
     let mut reader = SettingsReader { variables, mistakes };
-    let config =
-        Config { digest: source::digest(&bytes), ..reader.config(path, catalog, warnings) };
-    // the catalog does not know the name of its file
-    for mistake in reader.mistakes.iter_mut().filter(|mistake| mistake.path == "mcp.json") {
-        mistake.path.clone_from(&shown);
-    }
+    let config = reader.config(path, catalog, warnings);
+    let mut config = Config { digest: source::digest(&bytes), ..config };
+    strict::locate(text, &shown, &mut reader.mistakes);
+    strict::locate(text, &shown, &mut config.warnings);
     secret::conceal(&mut reader.mistakes, file.as_ref(), variables);
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
 }
@@ -184,17 +183,15 @@ fn unreadable(path: &Path, error: &std::io::Error) -> String {
 /// A warning, if the policy of single applications rests on names that only the clients of a broker state.
 fn names_believed(catalog: &Catalog) -> Option<Mistake> {
     let has_apps = catalog.apps.keys().chain(catalog.caps.apps.keys()).any(|name| name != UNLISTED);
-    (has_apps && catalog.mqtt.identity.is_none()).then(|| Mistake {
-        path: "pilotlight.mqtt.identity".to_owned(),
-        message: "is not set: a client of the broker can take the name of a listed application; let the \
-                  broker's access rules tie topics to users and write \"topic\", name a user property that \
-                  the broker sets, or write \"listed\" to accept it"
-            .to_owned(),
-    })
+    let message = "is not set: a client of the broker can take the name of a listed application; let the \
+                   broker's access rules tie topics to users and write \"topic\", name a user property that \
+                   the broker sets, or write \"listed\" to accept it";
+    (has_apps && catalog.mqtt.identity.is_none())
+        .then(|| Mistake::new("pilotlight.mqtt.identity", message))
 }
 
 fn one(path: &str, message: String) -> Vec<Mistake> {
-    vec![Mistake { path: path.to_owned(), message }]
+    vec![Mistake::new(path, message)]
 }
 
 struct SettingsReader<'v> {
@@ -252,8 +249,21 @@ impl SettingsReader<'_> {
         self.variables.get(name).filter(|value| !value.is_empty()).cloned()
     }
 
+    /// A variable of the environment, else the value of the file, with the name or path for its mistakes.
+    fn setting<'p>(
+        &self,
+        name: &'p str,
+        path: &'p str,
+        written: Option<String>,
+    ) -> (Option<String>, &'p str) {
+        match self.get(name) {
+            Some(value) => (Some(value), name),
+            None => (written, path),
+        }
+    }
+
     fn mistake(&mut self, path: &str, message: impl Into<String>) {
-        self.mistakes.push(Mistake { path: path.to_owned(), message: message.into() });
+        self.mistakes.push(Mistake::new(path, message));
     }
 
     fn check_names(&mut self) {
@@ -273,15 +283,15 @@ impl SettingsReader<'_> {
     /// The configured name; else the host's name and a part of the machine's identity, because many
     /// boards have the host name of their image, and a name must belong to one device.
     fn device(&mut self, catalog: &Catalog, root: &Path, warnings: &mut Vec<Mistake>) -> String {
-        let named = self.get("PILOTLIGHT_DEVICE").or_else(|| catalog.device.name.clone());
+        let written = catalog.device.name.clone();
+        let (named, path) = self.setting("PILOTLIGHT_DEVICE", "pilotlight.device.name", written);
         let name = named.unwrap_or_else(|| {
             let host = sysinfo::System::host_name().unwrap_or_default();
             let host = host.split('.').next().filter(|host| !host.is_empty()).unwrap_or("device");
             let Some(suffix) = machine_suffix(root) else {
                 let message = "this machine has no /etc/machine-id: another device may have the same \
                                default name; set PILOTLIGHT_DEVICE";
-                let path = "pilotlight.device.name".to_owned();
-                warnings.push(Mistake { path, message: message.to_owned() });
+                warnings.push(Mistake::new("pilotlight.device.name", message));
                 return host.to_owned();
             };
             let bytes_left = NAME_BYTES_MAX - suffix.len() - 1;
@@ -289,7 +299,7 @@ impl SettingsReader<'_> {
         });
         if !is_name(&name) {
             let message = format!("{name:?} is not valid in a topic; use [A-Za-z0-9_-]{{1,64}}");
-            self.mistake("pilotlight.device.name", message);
+            self.mistake(path, message);
         }
         name
     }
@@ -341,7 +351,8 @@ impl SettingsReader<'_> {
     ) -> (Option<Mqtt>, Option<EmbeddedBroker>) {
         let written = &catalog.mqtt;
         let default = if cfg!(feature = "embedded-broker") { "embedded" } else { "off" };
-        let url = self.get("PILOTLIGHT_MQTT").or_else(|| written.url.clone());
+        let (url, url_path) =
+            self.setting("PILOTLIGHT_MQTT", "pilotlight.mqtt.url", written.url.clone());
         let url = url.unwrap_or_else(|| default.to_owned());
         let broker = if url == "embedded" { self.broker() } else { None };
         let address = match (url.as_str(), broker) {
@@ -349,7 +360,7 @@ impl SettingsReader<'_> {
             ("embedded", Some(EmbeddedBroker { listen, .. })) => {
                 Some((listen.ip().to_string(), listen.port(), false))
             }
-            (url, _) => self.broker_url(url),
+            (url, _) => self.broker_url(url, url_path),
         };
         let Some((host, port, encrypted)) = address else {
             return (None, broker);
@@ -363,9 +374,10 @@ impl SettingsReader<'_> {
             self.mistake("pilotlight.mqtt", "certificates need an mqtts:// url");
         }
         let username = self.get("PILOTLIGHT_MQTT_USERNAME").or_else(|| written.username.clone());
-        let password =
-            self.get("PILOTLIGHT_MQTT_PASSWORD").or_else(|| written.password.clone().map(|p| p.0));
-        let password = self.secret("pilotlight.mqtt.password", password);
+        let password = written.password.clone().map(|p| p.0);
+        let (password, path) =
+            self.setting("PILOTLIGHT_MQTT_PASSWORD", "pilotlight.mqtt.password", password);
+        let password = self.secret(path, password);
         let prefix = written.prefix.clone().unwrap_or_else(|| "pilotlight".to_owned());
         if prefix.is_empty()
             || prefix.contains(['+', '#', '\0'])
@@ -443,7 +455,7 @@ impl SettingsReader<'_> {
         }
     }
 
-    fn broker_url(&mut self, url: &str) -> Option<(String, u16, bool)> {
+    fn broker_url(&mut self, url: &str, path: &str) -> Option<(String, u16, bool)> {
         let encrypted = url.starts_with("mqtts://");
         let rest = url.strip_prefix("mqtts://").or_else(|| url.strip_prefix("mqtt://"));
         let place =
@@ -461,7 +473,7 @@ impl SettingsReader<'_> {
             None => {
                 let message = "must be mqtt://host[:port], mqtts://host[:port], embedded or off; \
                                user and password go into their own fields";
-                self.mistake("pilotlight.mqtt.url", message);
+                self.mistake(path, message);
                 None
             }
         }

@@ -4,6 +4,7 @@
 //! at the end of the file.
 
 pub mod call;
+pub mod config;
 pub mod engine;
 pub mod reload;
 

@@ -3,18 +3,28 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::public_key::{CallerPublicKey, ServicePublicKey};
+use super::bounds::{TOPIC_PATTERN, temperatures};
+use super::public_key::{
+    CALLER_SECRET_PATTERN, CallerPublicKey, SERVICE_SECRET_PATTERN, ServicePublicKey,
+};
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
 use super::task::Task;
+use crate::limits::ZONES_MAX;
+use crate::limits::call::{CALLERS_MAX, SERVICE_TOPIC_BYTES_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::pressure::limit::ZoneLimits;
 use crate::redact::Redactor;
 use crate::request::client::{Client, UNLISTED};
 use crate::request::job::{Mode, Priority};
+use crate::request::name::NAME_PATTERN;
+
+/// Most memory or disk space that can be reserved, in MiB.
+pub(super) const RESERVE_MB_MAX: u64 = 1 << 20;
 
 /// The content of one `mcp.json`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -89,7 +99,7 @@ impl Catalog {
 }
 
 /// The policy for one application, or for all that are not listed.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AppPolicy {
     /// Its requests are refused.
@@ -104,6 +114,7 @@ pub struct AppPolicy {
     pub furthest: Option<Locality>,
     /// Applications of one group share an engine's prefix cache, and so can tell from the speed of an
     /// answer how another application's prompt begins.
+    #[schemars(regex(pattern = NAME_PATTERN))]
     pub trust_group: Option<String>,
 }
 
@@ -136,39 +147,47 @@ impl Default for AppPolicy {
 }
 
 /// The names of the device.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Device {
     /// The device's own name.
+    #[schemars(regex(pattern = NAME_PATTERN))]
     pub name: Option<String>,
     /// The name of a group; requests to a group are shared by its devices.
+    #[schemars(regex(pattern = NAME_PATTERN))]
     pub group: Option<String>,
 }
 
 /// The thresholds of device pressure; an absent one is derived from the board.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeviceLimits {
     /// The temperatures, in degrees Celsius, between which the duty cycle of the engines falls from
     /// its maximum to its minimum.
+    #[schemars(extend("prefixItems" = temperatures()))]
     pub heat_c: Option<(f64, f64)>,
     /// Which thermal zones count, and with which bounds, by their types or names.
+    #[schemars(extend("maxProperties" = ZONES_MAX))]
     pub zones: ZoneLimits,
     /// The memory that is kept free, in MiB.
     #[serde(rename = "memory_floor_mb")]
+    #[schemars(range(max = RESERVE_MB_MAX), extend("default" = 128))]
     pub memory_reserve_mb: Option<u64>,
     /// The disk space that is kept free, in MiB.
     #[serde(rename = "disk_floor_mb")]
+    #[schemars(range(max = RESERVE_MB_MAX), extend("default" = 64))]
     pub disk_reserve_mb: Option<u64>,
 }
 
 /// The connection to the MQTT broker.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MqttPart {
     /// `mqtt://host:port`, `mqtts://host:port`, `embedded` for the built-in broker, or `off`.
+    #[schemars(regex(pattern = r"^(mqtts?://[^/@]+/*|embedded|off)$"))]
     pub url: Option<String>,
     /// The first level of every topic.
+    #[schemars(regex(pattern = r"^[^+#$/\x00]([^+#\x00]*[^+#/\x00])?$"), extend("default" = "pilotlight"))]
     pub prefix: Option<String>,
     /// A PEM file with the certificate authorities that the broker is verified by.
     pub ca: Option<String>,
@@ -183,20 +202,25 @@ pub struct MqttPart {
     /// Topic prefixes, besides the service's own, that a response topic may begin with.
     pub response_prefixes: Vec<String>,
     /// The topic prefix of a service that this process serves as a worker.
+    #[schemars(regex(pattern = TOPIC_PATTERN), length(max = SERVICE_TOPIC_BYTES_MAX))]
     pub serve: Option<String>,
-    /// How the broker tells who sent a request; [`MqttIdentity::Listed`] if not stated.
+    /// How the broker tells who sent a request; `listed` if not stated.
+    #[schemars(extend("default" = "listed"))]
     pub identity: Option<MqttIdentity>,
     /// The callers that this worker serves, by name, with their public keys. With this, also if it is
     /// empty, calls must be encrypted.
+    #[schemars(extend("maxProperties" = CALLERS_MAX, "propertyNames" = {"pattern": NAME_PATTERN}))]
     pub callers: Option<BTreeMap<String, CallerPublicKey>>,
     /// The private key of the service, written as `${VAR}` or `cred:NAME`; else that of the state folder.
+    #[schemars(regex(pattern = SERVICE_SECRET_PATTERN))]
     pub service_secret: Option<Secret<String>>,
     /// The private key of this device as a caller, written in the same ways.
+    #[schemars(regex(pattern = CALLER_SECRET_PATTERN))]
     pub caller_secret: Option<Secret<String>>,
 }
 
 /// How the broker tells which application sent a request. MQTT itself does not name the sender.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MqttIdentity {
     /// It does not: a name in a topic counts if the policy or the budget lists it.
@@ -204,14 +228,18 @@ pub enum MqttIdentity {
     /// The broker's access rules let each user publish under its own name only.
     Topic,
     /// The broker puts the user's name into this user property of each message.
-    UserProperty(String),
+    UserProperty(
+        /// The name of the user property.
+        String,
+    ),
 }
 
 /// The HTTP listener.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpPart {
     /// The address and port to listen at, or `off`.
+    #[schemars(regex(pattern = r"^(off|.+:[0-9]{1,5})$"))]
     pub listen: Option<String>,
     /// The bearer token that clients must present, written as `${VAR}` or `cred:NAME`.
     pub token: Option<Secret<String>>,

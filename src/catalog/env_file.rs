@@ -28,8 +28,7 @@ pub struct EnvFile {
 /// # Errors
 /// All mistakes, without any value.
 pub fn parse(bytes: &[u8]) -> Result<EnvFile, Vec<Mistake>> {
-    let text = file_text::decode(bytes)
-        .map_err(|message| vec![Mistake { path: ENV_FILE.to_owned(), message }])?;
+    let text = file_text::decode(bytes).map_err(|message| vec![Mistake::new(ENV_FILE, message)])?;
     let mut reader = Reader { rest: text, line: 0, ..Reader::default() };
     while reader.next_line() {}
     if reader.mistakes.is_empty() { Ok(reader.file) } else { Err(reader.mistakes) }
@@ -158,7 +157,7 @@ impl<'t> Reader<'t> {
 }
 
 fn at(line: usize, message: String) -> Mistake {
-    Mistake { path: format!("{ENV_FILE}, line {line}"), message }
+    Mistake::new(format!("{ENV_FILE}, line {line}"), message)
 }
 
 const SUBSTITUTION: &str = "has `${`, and variables are not substituted in .env; write the value itself, \

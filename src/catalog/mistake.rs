@@ -2,6 +2,13 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
+use crate::limits::config::{CONFIG_MISTAKES_BYTES_MAX, CONFIG_MISTAKES_MAX};
+
+/// The path of a mistake of the whole file, whose name the catalog does not know.
+pub const FILE: &str = "mcp.json";
+
 /// One mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
@@ -9,17 +16,73 @@ pub struct Mistake {
     pub path: String,
     /// What is wrong and how to correct it.
     pub message: String,
+    /// Where the value is; none for what is in no file, such as a variable of the environment.
+    pub place: Option<Place>,
+}
+
+/// A place in a file, as editors count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: String,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column in characters, from 1.
+    pub column: usize,
+}
+
+/// A mistake in the form of `pilotlight check --json`, which is stable.
+#[derive(Debug, Serialize)]
+pub struct MistakeReport<'m> {
+    file: Option<&'m str>,
+    path: &'m str,
+    line: Option<usize>,
+    column: Option<usize>,
+    message: &'m str,
+}
+
+impl Mistake {
+    /// A mistake whose place is not known, or not known yet.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Mistake {
+        Mistake { path: path.into(), message: message.into(), place: None }
+    }
+
+    /// The mistake for programs.
+    pub fn report(&self) -> MistakeReport<'_> {
+        let place = self.place.as_ref();
+        MistakeReport {
+            file: place.map(|place| place.file.as_str()),
+            path: &self.path,
+            line: place.map(|place| place.line),
+            column: place.map(|place| place.column),
+            message: &self.message,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
 }
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.message)
+        match &self.place {
+            // the path of the whole file is its name, which is there already
+            Some(place) if place.file == self.path => write!(f, "{place}: {}", self.message),
+            Some(place) => write!(f, "{place}: {}: {}", self.path, self.message),
+            None => write!(f, "{}: {}", self.path, self.message),
+        }
     }
 }
 
-/// All mistakes of one file, in the order in which they were found.
+/// All mistakes of one file, in the order in which they were found; bounded by [`CONFIG_MISTAKES_MAX`].
 #[derive(Debug, Default)]
-pub(super) struct Mistakes(Vec<Mistake>);
+pub(super) struct Mistakes {
+    found: Vec<Mistake>,
+    bytes: usize,
+}
 
 impl Mistakes {
     /// The scope of this path.
@@ -27,8 +90,39 @@ impl Mistakes {
         Scope { mistakes: self, path: path.to_owned() }
     }
 
-    pub(super) fn into_vec(self) -> Vec<Mistake> {
-        self.0
+    /// Adds a mistake, unless there are too many.
+    pub(super) fn push(&mut self, mistake: Mistake) {
+        if !self.is_full() {
+            self.bytes += mistake.path.len() + mistake.message.len();
+            self.found.push(mistake);
+        }
+    }
+
+    /// Whether further mistakes are left out.
+    pub(super) fn is_full(&self) -> bool {
+        self.found.len() >= CONFIG_MISTAKES_MAX || self.bytes >= CONFIG_MISTAKES_BYTES_MAX
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Renames the first key of paths.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        for mistake in &mut self.found {
+            let rest = mistake.path.strip_prefix(from);
+            if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with('.')) {
+                mistake.path = format!("{to}{rest}");
+            }
+        }
+    }
+
+    pub(super) fn into_vec(mut self) -> Vec<Mistake> {
+        if self.is_full() {
+            let message = "there may be more mistakes; correct these first";
+            self.found.push(Mistake::new(FILE, message));
+        }
+        self.found
     }
 }
 
@@ -53,6 +147,11 @@ impl Scope<'_> {
 
     /// Adds a mistake at this path.
     pub(super) fn add(&mut self, message: impl Into<String>) {
-        self.mistakes.0.push(Mistake { path: self.path.clone(), message: message.into() });
+        self.mistakes.push(Mistake::new(self.path.clone(), message));
+    }
+
+    /// Whether further mistakes are left out.
+    pub(super) fn is_full(&self) -> bool {
+        self.mistakes.is_full()
     }
 }

@@ -4,13 +4,16 @@
 //! `provider`, `task` and `rule` hold the types, `read` and the `read_*` files hold the mirrors of
 //! the file's format and the checks. A mirror is never seen outside this module.
 
+mod bounds;
 #[expect(clippy::module_inception, reason = "the file holds the type of the same name")]
 pub mod catalog;
 pub mod edit;
 pub mod env_file;
 pub mod expand;
 pub mod file_text;
+pub mod json_schema;
 pub mod mistake;
+mod place;
 pub mod provider;
 pub mod public_key;
 pub mod read;
@@ -20,8 +23,10 @@ mod read_provider;
 mod read_server;
 mod read_task;
 pub mod rule;
+mod scalar;
 pub mod secret;
 pub mod server;
 mod shape;
+pub mod strict;
 pub mod task;
 pub mod url;

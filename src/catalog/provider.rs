@@ -1,5 +1,6 @@
 //! One provider of the catalog: a cloud model that is called in its provider's own protocol.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::secret::Secret;
@@ -44,7 +45,7 @@ impl Provider {
 }
 
 /// The protocols of providers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderKind {
     /// Chat completions of `OpenAI` and of services compatible with it.

@@ -1,9 +1,11 @@
 //! Public keys: of a service that is called over MQTT, and of its callers.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a key, public or private.
@@ -13,6 +15,13 @@ pub const KEY_BYTES: usize = 32;
 const SERVICE: (&str, &str) = ("service-ed25519:", "service-secret-ed25519:");
 /// Before the Base64 text of a caller's public key, and of its private key.
 const CALLER: (&str, &str) = ("caller-x25519:", "caller-secret-x25519:");
+
+/// The private key of a service, or the name of a credential.
+pub(super) const SERVICE_SECRET_PATTERN: &str =
+    "^(service-secret-ed25519:[A-Za-z0-9_-]{43}|cred:[^/]+)$";
+/// The private key of a caller, or the name of a credential.
+pub(super) const CALLER_SECRET_PATTERN: &str =
+    "^(caller-secret-x25519:[A-Za-z0-9_-]{43}|cred:[^/]+)$";
 
 /// The public key of a service: its workers sign their presence with the private one.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -84,6 +93,29 @@ fn public(text: &str, (prefix, secret): (&str, &str), whose: &str) -> Result<[u8
              `pilotlight key` prints it there"
         )
     })
+}
+
+impl JsonSchema for ServicePublicKey {
+    fn schema_name() -> Cow<'static, str> {
+        "ServicePublicKey".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": "^service-ed25519:[A-Za-z0-9_-]{43}$"})
+    }
+}
+
+impl JsonSchema for CallerPublicKey {
+    fn schema_name() -> Cow<'static, str> {
+        "CallerPublicKey".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let description = "The public key of a caller, as `pilotlight key` prints it there.";
+        json_schema!({
+            "description": description, "type": "string", "pattern": "^caller-x25519:[A-Za-z0-9_-]{43}$"
+        })
+    }
 }
 
 impl TryFrom<String> for ServicePublicKey {

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::catalog::{Catalog, Device, DeviceLimits, MqttPart};
+use super::catalog::{Catalog, Device, DeviceLimits, MqttPart, RESERVE_MB_MAX};
 use super::expand::{Variables, expand};
-use super::mistake::{Mistake, Mistakes, Scope};
+use super::mistake::{FILE, Mistake, Mistakes, Scope};
 use super::read_policy::CheckedPolicy;
 use super::read_provider;
 use super::read_server;
@@ -17,13 +17,13 @@ use super::read_task;
 use super::secret;
 use super::server::{Endpoint, ServerEntry};
 use super::shape::{Members, entries, read_or_default};
+use super::strict;
+use super::strict::Scanned;
 use crate::limits::call::CALLERS_MAX;
 use crate::limits::{SERVERS_MAX, ZONES_MAX};
 use crate::pressure::limit::ZoneLimit;
 use crate::request::name::is_name;
 
-/// Most memory or disk space that can be reserved, in MiB.
-const RESERVE_MB_MAX: u64 = 1 << 20;
 /// Keys that are reserved by the format and not implemented: refused, never ignored.
 const NOT_IMPLEMENTED: [&str; 2] = ["models", "fleet"];
 
@@ -42,28 +42,39 @@ const PARTS: [&str; 9] = [
 
 /// Reads the text of an `mcp.json`, with the values of these variables.
 ///
-/// Returns the catalog as far as it could be read, and every mistake. The catalog is to be used only
+/// Returns the catalog as far as it could be read, and every mistake with its place. The catalog is to be used only
 /// if there is no mistake, or to look for further ones.
 pub fn read(text: &str, variables: &Variables) -> (Catalog, Vec<Mistake>) {
     let mut mistakes = Mistakes::default();
+    let Scanned { places, is_json } = strict::scan(text, &mut mistakes);
     let catalog = match serde_json::from_str(text) {
-        Ok(file) => read_file(file, variables, &mut mistakes),
-        Err(e) => {
-            mistakes.at("mcp.json").add(format!("not valid JSON: {e}"));
+        Ok(file) if is_json => read_file(file, variables, &mut mistakes),
+        Err(e) if is_json && mistakes.is_empty() => {
+            let place = Some(places.place_of(e.line(), e.column()));
+            let message = format!("{}{e}", strict::SYNTAX);
+            mistakes.push(Mistake { place, ..Mistake::new(FILE, message) });
             Catalog::default()
         }
+        Ok(_) | Err(_) => Catalog::default(),
     };
-    (catalog, mistakes.into_vec())
+    let mut mistakes = mistakes.into_vec();
+    places.locate(&mut mistakes);
+    (catalog, mistakes)
 }
 
 fn read_file(file: Value, variables: &Variables, mistakes: &mut Mistakes) -> Catalog {
     let secrets = secret::variables(&file);
     let written = file.get("mcpServers").or(file.get("servers")).cloned().unwrap_or_default();
     let Value::Object(mut file) = expand_all(file, &mut mistakes.at(""), variables) else {
-        mistakes.at("mcp.json").add("must be a JSON object");
+        mistakes.at(FILE).add("must be a JSON object");
         return Catalog::default();
     };
+    let is_alias = !file.contains_key("mcpServers") && file.contains_key("servers");
     let servers = file.remove("mcpServers").or_else(|| file.remove("servers"));
+    // for editors alone
+    if file.shift_remove("$schema").is_some_and(|schema| !schema.is_string()) {
+        mistakes.at("$schema").add("must be the URL or path of the JSON Schema of this file");
+    }
     let mut ours = file.remove("pilotlight").unwrap_or(Value::Object(Map::new()));
     for key in file.keys() {
         let message =
@@ -74,6 +85,9 @@ fn read_file(file: Value, variables: &Variables, mistakes: &mut Mistakes) -> Cat
     let parts = Members::read(ours, &PARTS, &mut mistakes.at("pilotlight"));
     let mut catalog = read_parts(servers, parts, mistakes);
     read_server::check_plain_text(&catalog.servers, &written, mistakes);
+    if is_alias {
+        mistakes.rename("mcpServers", "servers");
+    }
     for server in &mut catalog.servers {
         if let Endpoint::Child { hidden, .. } = &mut server.endpoint {
             hidden.clone_from(&secrets);
@@ -94,16 +108,37 @@ fn expand_all(value: Value, scope: &mut Scope<'_>, variables: &Variables) -> Val
         },
         Value::Array(items) => {
             let items = items.into_iter().enumerate();
-            items.map(|(i, item)| expand_all(item, &mut scope.item(i), variables)).collect()
+            items
+                .map(|(i, item)| {
+                    if is_literal(&item) {
+                        item
+                    } else {
+                        expand_all(item, &mut scope.item(i), variables)
+                    }
+                })
+                .collect()
         }
         Value::Object(map) => map
             .into_iter()
             .map(|(key, member)| {
+                if is_literal(&member) {
+                    return (key, member);
+                }
                 let member = expand_all(member, &mut scope.at(&key), variables);
                 (key, member)
             })
             .collect(),
         Value::Null | Value::Bool(_) | Value::Number(_) => value,
+    }
+}
+
+/// Whether a value has no variable, so that its path, which may be long, is not needed.
+fn is_literal(value: &Value) -> bool {
+    match value {
+        Value::String(text) => !text.contains('$'),
+        Value::Array(items) => items.iter().all(is_literal),
+        Value::Object(map) => map.values().all(is_literal),
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
     }
 }
 
@@ -272,7 +307,7 @@ mod tests {
 
     fn mistakes(file: &Value) -> Vec<String> {
         let (_, mistakes) = read(&file.to_string(), &Variables::new());
-        mistakes.iter().map(ToString::to_string).collect()
+        mistakes.iter().map(|one| format!("{}: {}", one.path, one.message)).collect()
     }
 
     #[test]

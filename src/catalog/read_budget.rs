@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::mistake::Scope;
-use crate::money::{Caps, Limits, Price, Usd};
+use crate::money::{Caps, Limits, PRICE_MAX, Price, Usd};
 use crate::request::client::UNLISTED;
-use crate::request::name::is_app_name;
+use crate::request::name::{APP_NAME_PATTERN, is_app_name};
 
 /// The message for a name that no application can have.
 pub(super) const APP_NAME: &str =
@@ -16,10 +17,15 @@ pub(super) const APP_NAME: &str =
 const CAP_MAX: f64 = 1_000_000.0;
 
 /// A price, in US dollars per million tokens.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Price")]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPrice {
+    /// Of a token of the prompt.
+    #[schemars(range(min = 0.0, max = PRICE_MAX))]
     input: f64,
+    /// Of a token of the answer.
+    #[schemars(range(min = 0.0, max = PRICE_MAX))]
     output: f64,
 }
 
@@ -34,22 +40,39 @@ impl RawPrice {
 }
 
 /// The spending caps by calendar hour, day and month.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Budget")]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBudget {
+    /// The most that may be spent in a calendar hour in UTC, in US dollars.
+    #[schemars(range(min = 0.0, max = CAP_MAX))]
     usd_per_hour: Option<f64>,
+    /// The most that may be spent in a calendar day in UTC, in US dollars.
+    #[schemars(range(min = 0.0, max = CAP_MAX))]
     usd_per_day: Option<f64>,
+    /// The most that may be spent in a calendar month in UTC, in US dollars.
+    #[schemars(range(min = 0.0, max = CAP_MAX))]
     usd_per_month: Option<f64>,
-    /// For each application that is not among `apps`.
+    /// For each application that is not among `apps`, and for all that are not listed together.
     per_app: RawLimits,
+    /// For single applications by name; `+` stands for all that are not listed.
+    #[schemars(extend("propertyNames" = {"pattern": APP_NAME_PATTERN}))]
     apps: BTreeMap<String, RawLimits>,
 }
 
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+/// Spending caps by calendar hour, day and month.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Limits")]
 #[serde(deny_unknown_fields, default)]
 struct RawLimits {
+    /// The most that may be spent in a calendar hour in UTC, in US dollars.
+    #[schemars(range(min = 0.0, max = CAP_MAX))]
     usd_per_hour: Option<f64>,
+    /// The most that may be spent in a calendar day in UTC, in US dollars.
+    #[schemars(range(min = 0.0, max = CAP_MAX))]
     usd_per_day: Option<f64>,
+    /// The most that may be spent in a calendar month in UTC, in US dollars.
+    #[schemars(range(min = 0.0, max = CAP_MAX))]
     usd_per_month: Option<f64>,
 }
 

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::bounds::deadline_ms_max;
 use super::catalog::AppPolicy;
 use super::mistake::Scope;
 use super::read_budget::{APP_NAME, RawBudget};
 use super::shape::{Members, entries, read, read_or_default};
-use crate::limits::{DEADLINE_MAX, REDACT_RULES_MAX};
+use crate::limits::{DEADLINE_MAX, REDACT_PATTERN_BYTES_MAX, REDACT_RULES_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::redact::{KnownPattern, Redactor};
@@ -29,25 +32,42 @@ pub(super) struct CheckedPolicy {
     pub(super) deadlines: BTreeMap<Priority, Duration>,
 }
 
-/// A redaction rule: the name of a known pattern, or a pattern of the configuration's own.
-#[derive(Debug, Clone, Deserialize)]
+/// One redaction rule: the name of a known pattern, or a pattern of the configuration's own.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[schemars(rename = "RedactionRule")]
 #[serde(untagged, expecting = "must be a name, or an object with name and pattern")]
-enum RawRule {
-    Known(String),
-    Own(RawPattern),
+pub(super) enum RawRule {
+    /// The name of a known pattern.
+    Known(#[schemars(extend("enum" = KnownPattern::ALL.map(|(name, _)| name)))] String),
+    /// A pattern of the configuration's own.
+    Own(#[serde(deserialize_with = "of_object")] RawPattern),
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[schemars(rename = "RedactionPattern")]
 #[serde(deny_unknown_fields)]
-struct RawPattern {
+pub(super) struct RawPattern {
+    /// What stands in the placeholder, as in `[BADGE_1]`: letters and digits.
+    #[schemars(regex(pattern = "^[A-Za-z0-9]{1,16}$"))]
     name: String,
+    /// A regular expression in the syntax of the crate `regex`, without look-around.
+    #[schemars(length(min = 1, max = REDACT_PATTERN_BYTES_MAX))]
     pattern: String,
 }
 
+/// Serde takes an array of values for a struct, too.
+fn of_object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RawPattern, D::Error> {
+    let map = Map::deserialize(deserializer)?;
+    RawPattern::deserialize(Value::Object(map)).map_err(D::Error::custom)
+}
+
 /// What the policy states for one priority.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Class")]
 #[serde(deny_unknown_fields, default)]
-struct RawClass {
+pub(super) struct RawClass {
+    /// The deadline of a request that states none, in milliseconds.
+    #[schemars(range(min = 1, max = deadline_ms_max()))]
     deadline_ms: Option<u64>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -25,30 +26,58 @@ const SLOTS_MAX: u32 = 256;
 /// The longest pause within an answer of a provider whose entry states none.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// An entry of `pilotlight.providers`.
-#[derive(Debug, Deserialize)]
+/// An entry of `pilotlight.providers`: a cloud model in its provider's own protocol.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Provider", extend("required" = REQUIRED))]
 #[serde(deny_unknown_fields)]
-struct RawProvider {
+pub(super) struct RawProvider {
+    /// The protocol.
+    #[schemars(with = "ProviderKind")]
     kind: Option<ProviderKind>,
+    /// The URL that the protocol's paths are appended to; `http://` is for loopback addresses only.
+    #[schemars(with = "String", regex(pattern = "^https?://[^@?]+$"))]
     base_url: Option<String>,
+    /// The provider's name of the model.
+    #[schemars(with = "String", length(min = 1))]
     model: Option<String>,
+    /// The region of AWS, if the host of `base_url` does not name it.
     region: Option<String>,
+    /// The API key, written as `${VAR}` or `cred:NAME`.
     key: Option<Secret<String>>,
+    /// A PEM file with certificate authorities besides those of the system.
     ca: Option<String>,
+    /// The context length: the most tokens of prompt and answer together.
+    #[schemars(range(min = 1), extend("default" = CONTEXT_TOKENS))]
     context_tokens: Option<u32>,
+    /// The most tokens of one answer, `context_tokens` at most.
+    #[schemars(range(min = 1), extend("default" = MAX_OUTPUT_TOKENS))]
     max_output_tokens: Option<u32>,
+    /// Whether answers can be constrained to a JSON Schema.
+    #[schemars(extend("default" = true))]
     json_schema: Option<bool>,
+    /// Whether the model calls tools.
+    #[schemars(extend("default" = true))]
     tools: Option<bool>,
+    /// Whether the provider returns log-probabilities; for the kind `openai` only.
     #[serde(default)]
     logprobs: bool,
+    /// The most concurrent requests.
+    #[schemars(range(min = 1, max = SLOTS_MAX), extend("default" = SLOTS))]
     slots: Option<u32>,
+    /// The price of its tokens.
     #[serde(default)]
     price: RawPrice,
+    /// Where the model runs, which bounds how far text may go.
     #[serde(rename = "reach")]
+    #[schemars(extend("default" = "cloud"))]
     locality: Option<Locality>,
+    /// The longest pause within an answer, in milliseconds.
+    #[schemars(extend("default" = 30_000))]
     silence_ms: Option<u64>,
+    /// Skills of the model; a request or task can require one.
     #[serde(rename = "talents", default)]
     skills: Vec<String>,
+    /// Other models that may answer what this one refuses.
     #[serde(default)]
     fallbacks: Vec<String>,
 }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::bounds::TOPIC_PATTERN;
 use super::mistake::{Mistakes, Scope};
 use super::public_key::ServicePublicKey;
 use super::read_budget::RawPrice;
@@ -30,44 +32,93 @@ pub(super) fn is_topic(topic: &str) -> bool {
     topic.len() <= SERVICE_TOPIC_BYTES_MAX && topic.split('/').all(is_name)
 }
 
-/// An entry of `mcpServers`, in the form that MCP clients share.
-#[derive(Debug, Deserialize)]
+/// An entry of `mcpServers`, in the form that MCP clients share: a command or a URL, or the topic of a
+/// service on MQTT.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "McpServer", extend("oneOf" = endpoints()))]
 #[serde(deny_unknown_fields)]
-struct RawServer {
+pub(super) struct RawServer {
+    /// The transport; it follows from `command` or `url`, and is needed for `mqtt`.
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = ["stdio", "http", "streamable-http", "mqtt", null]))]
     kind: Option<String>,
+    /// The program of a model server that is a child process; `pilotlight` is this program.
+    #[schemars(length(min = 1))]
     command: Option<String>,
+    /// The arguments of the command.
     #[serde(default)]
     args: Vec<String>,
+    /// Variables of the environment of the child process, besides those of this process.
     #[serde(default)]
     env: BTreeMap<String, String>,
+    /// The URL of a model server over streamable HTTP.
+    #[schemars(regex(pattern = "^https?://"))]
     url: Option<String>,
+    /// With the type `mqtt`, the topic prefix of the service, such as `pilotlight/mcp/big`.
+    #[schemars(regex(pattern = TOPIC_PATTERN), length(max = SERVICE_TOPIC_BYTES_MAX))]
     topic: Option<String>,
+    /// The headers of each request to the URL.
     #[serde(default)]
     headers: BTreeMap<String, String>,
 }
 
-/// An entry of `pilotlight.servers`.
-#[derive(Debug, Default, Deserialize)]
+/// The combinations of values that are one endpoint.
+fn endpoints() -> Value {
+    let only = |key: &str, other: &str, kinds: Value| {
+        json!({
+            "required": [key],
+            "properties": {key: {"type": "string"}, other: {"type": "null"}, "type": {"enum": kinds}},
+        })
+    };
+    let mut mqtt = only("topic", "command", json!(["mqtt"]));
+    mqtt["required"] = json!(["type", "topic"]);
+    mqtt["properties"]["url"] = json!({"type": "null"});
+    json!([
+        only("command", "url", json!(["stdio", null])),
+        only("url", "command", json!(["http", "streamable-http", null])),
+        mqtt,
+    ])
+}
+
+/// What this program knows of an entry of `mcpServers`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "ServerOptions")]
 #[serde(deny_unknown_fields, default)]
-struct RawServerOptions {
+pub(super) struct RawServerOptions {
+    /// Whether it is a model; a `tool` is not asked for answers.
+    #[schemars(extend("default" = "model"))]
     role: Option<ServerRole>,
+    /// Where the model runs, which bounds how far text may go: `device` for a child process, `cloud` for
+    /// others, if not stated.
     #[serde(rename = "reach")]
     locality: Option<Locality>,
+    /// The longest pause within an answer, in milliseconds.
+    #[schemars(extend("default" = 60_000))]
     silence_ms: Option<u64>,
+    /// Skills besides those that the server states; a request or task can require one.
     #[serde(rename = "talents")]
     skills: Vec<String>,
+    /// Other models that may answer what this one refuses.
     fallbacks: Vec<String>,
+    /// The price of its tokens.
     price: RawPrice,
+    /// `sha256:` and 64 digits: an engine of this program loads no other model.
+    #[schemars(regex(pattern = "^sha256:[0-9a-f]{64}$"))]
     digest: Option<String>,
+    /// The memory that an engine of this program may allocate, in MiB.
+    #[schemars(range(min = *ENGINE_MEMORY_MB.start(), max = *ENGINE_MEMORY_MB.end()))]
     memory_mb: Option<u64>,
+    /// The public key of a service of type `mqtt`, as `pilotlight key` prints it there: calls are encrypted.
     service_key: Option<ServicePublicKey>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// What a server is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-enum ServerRole {
+pub(super) enum ServerRole {
+    /// It answers requests.
     Model,
+    /// It is not asked for answers.
     Tool,
 }
 

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -14,14 +15,22 @@ use crate::request::name::is_name;
 use crate::request::refusal::{Code, Refusal};
 
 /// One rule: a condition and the label that answers if it holds.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskRule {
-    /// The condition.
+    /// The condition: comparisons of an input value with a number or a text in double quotes, joined by
+    /// `and`, such as `reading > 90 and unit == "C"`.
+    #[schemars(with = "String", regex(pattern = WHEN_PATTERN))]
     pub when: When,
-    /// The label.
+    /// The label that answers if the condition holds; one of the task's labels.
     pub label: String,
 }
+
+/// The grammar of a condition.
+const WHEN_PATTERN: &str = concat!(
+    r#"^\s*[A-Za-z0-9_-]{1,64}\s*((<=|>=|==|!=|<|>)\s*-?[0-9][0-9.eE+-]*|(==|!=)\s*"([^"\\]|\\.)*")\s*"#,
+    r#"( and \s*[A-Za-z0-9_-]{1,64}\s*((<=|>=|==|!=|<|>)\s*-?[0-9][0-9.eE+-]*|(==|!=)\s*"([^"\\]|\\.)*")\s*)*$"#
+);
 
 /// A condition: comparisons that must all hold.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -14,7 +15,7 @@ use super::mistake::{Mistake, Mistakes};
 use super::url;
 
 /// A value that never appears in logs, errors or debug output.
-#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Secret<T>(pub T);
 
@@ -182,7 +183,7 @@ mod tests {
         let values = [("WHICH", "abcdef"), ("DB_PASS", "abc"), ("PLACE", "Berlin"), ("A_KEY", "x")];
         let by = values.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let check = |message: &str, expected: &str| {
-            let mut found = [Mistake { path: String::new(), message: message.to_owned() }];
+            let mut found = [Mistake::new("", message)];
             conceal(&mut found, Some(&file), &by);
             assert_eq!(found[0].message, expected);
         };

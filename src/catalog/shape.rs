@@ -1,6 +1,8 @@
 //! Deserialization of one part of the file that finds every mistake of shape, not only the first.
 
-use serde::de::DeserializeOwned;
+use serde::de::value::{MapDeserializer, SeqDeserializer};
+use serde::de::{DeserializeOwned, Error as _, IntoDeserializer, Unexpected, Visitor};
+use serde::{Deserializer, forward_to_deserialize_any};
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
@@ -21,20 +23,98 @@ pub(super) fn read<T: DeserializeOwned>(mut value: Value, scope: &mut Scope<'_>)
     let mut removed: Vec<Vec<Step>> = Vec::new();
     // bounded: each turn removes a member or an item of the value, or returns
     loop {
-        let error = match serde_path_to_error::deserialize::<_, T>(&value) {
+        let error = match serde_path_to_error::deserialize::<_, T>(Strict(&value)) {
             Ok(part) => return removed.is_empty().then_some(part),
             Err(error) => error,
         };
         let steps: Vec<Step> = error.path().iter().map_while(step).collect();
-        let original = original(&steps, &removed);
+        // the content of an externally tagged enum can't be removed by itself
+        let is_outside = |segment: &&Segment| !matches!(segment, Segment::Enum { .. });
+        let outside = error.path().iter().take_while(is_outside).count().min(steps.len());
+        let (original, steps) = (original(&steps, &removed), &steps[..outside]);
         let message = error.inner().to_string();
         if !is_consequence(&message, &original, &removed) {
             add(with_nearest(without_text(message)), &original, scope);
         }
-        if !remove(&mut value, &steps) {
+        if scope.is_full() || !remove(&mut value, steps) {
             return None;
         }
-        removed.push(original);
+        removed.push(original[..outside].to_vec());
+    }
+}
+
+/// A value whose objects are written as such: serde takes an array of values for a struct, too.
+#[derive(Clone, Copy)]
+struct Strict<'de>(&'de Value);
+
+impl<'de> IntoDeserializer<'de, serde_json::Error> for Strict<'de> {
+    type Deserializer = Strict<'de>;
+
+    fn into_deserializer(self) -> Strict<'de> {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for Strict<'de> {
+    type Error = serde_json::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        match self.0 {
+            Value::Array(items) => {
+                let mut items = SeqDeserializer::new(items.iter().map(Strict));
+                let read = visitor.visit_seq(&mut items)?;
+                items.end().map(|()| read)
+            }
+            Value::Object(map) => {
+                let members = map.iter().map(|(key, value)| (key.as_str(), Strict(value)));
+                visitor.visit_map(MapDeserializer::new(members))
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+                self.0.deserialize_any(visitor)
+            }
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        match self.0 {
+            Value::Array(_) => Err(Self::Error::invalid_type(Unexpected::Seq, &visitor)),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Object(_) => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        if self.0.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        self.0.deserialize_enum(name, variants, visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
+        unit_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
 
@@ -81,12 +161,11 @@ pub(super) fn require(value: &Value, keys: &[&str], scope: &mut Scope<'_>) {
     }
 }
 
-/// The place of an externally tagged enum's content can't be removed by itself: the path ends there.
 fn step(segment: &Segment) -> Option<Step> {
     match segment {
         Segment::Seq { index } => Some(Step::Item(*index)),
-        Segment::Map { key } => Some(Step::Key(key.clone())),
-        Segment::Enum { .. } | Segment::Unknown => None,
+        Segment::Map { key } | Segment::Enum { variant: key } => Some(Step::Key(key.clone())),
+        Segment::Unknown => None,
     }
 }
 

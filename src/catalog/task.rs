@@ -2,35 +2,65 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use super::bounds::deadline_ms_max;
 use super::rule::TaskRule;
+use crate::limits::{LABELS_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX, RULES_MAX};
 use crate::model::context::Locality;
 use crate::request::job::Strategy;
 use crate::request::labels::{Classification, Labels};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::schema::Schema;
 
+/// What the values of a task ask of each other.
+fn conditions() -> Value {
+    let is_given =
+        |key: &str, kind: &str| json!({"required": [key], "properties": {key: {"type": kind}}});
+    let strategy = |name: &str| {
+        json!({
+            "required": ["strategy"], "properties": {"strategy": {"type": "string", "const": name}}
+        })
+    };
+    let is_labelled = || is_given("labels", "object");
+    let rules = json!({"required": ["rules"], "properties": {"rules": {"minItems": 1}}});
+    let alone = json!({"properties": {"schema": {"type": "null"}, "strategy": strategy("single")["properties"]["strategy"]}});
+    json!([
+        {"if": is_given("threshold", "number"), "then": strategy("cascade")},
+        {"if": is_given("judge", "string"), "then": strategy("compare")},
+        {"if": is_given("margin", "number"), "then": is_labelled()},
+        {"if": rules, "then": is_labelled()},
+        {"if": is_labelled(), "then": alone},
+    ])
+}
+
 /// A named prompt template.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("allOf" = conditions()))]
 pub struct Task {
     /// The prompt; `{{name}}` is replaced by the input value of that name. With labels, this is the
     /// text that is classified.
+    #[schemars(regex(pattern = r"\S"))]
     pub template: String,
     /// The JSON Schema of the answer.
     #[serde(default)]
+    #[schemars(with = "Option<Map<String, Value>>")]
     pub schema: Option<Schema>,
     /// The labels of a classification, each with its examples.
     #[serde(default)]
+    #[schemars(extend("minProperties" = 2, "maxProperties" = LABELS_MAX))]
     pub labels: Option<BTreeMap<String, Vec<String>>>,
-    /// The least margin of a classification, 0 to 1; see [`Labels::margin`].
+    /// The least margin of a classification, 0 to 1: below it the next model that can classify is asked.
     #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub margin: Option<f32>,
     /// Rules that are evaluated in order before any model is called; the first that holds gives the
     /// answer.
     #[serde(default)]
+    #[schemars(length(max = RULES_MAX))]
     pub rules: Vec<TaskRule>,
     /// The strategy by which several models cooperate on an answer.
     #[serde(default)]
@@ -38,21 +68,25 @@ pub struct Task {
     /// With the strategy `cascade`, the mean log-probability per token at or above which an answer
     /// of the device is accepted, 0 at most; `pilotlight calibrate` determines it.
     #[serde(default)]
+    #[schemars(range(max = 0.0))]
     pub threshold: Option<f32>,
     /// With the strategy `compare`, the model that selects an answer when no two answers agree.
     #[serde(default)]
     pub judge: Option<String>,
     /// A skill that the model must state.
     #[serde(rename = "talent", default)]
+    #[schemars(length(min = 1, max = NAME_BYTES_MAX))]
     pub skill: Option<String>,
     /// The furthest locality that may read its requests, if that is nearer than the policy's.
     #[serde(rename = "reach", default)]
     pub furthest: Option<Locality>,
     /// The most tokens of the answer.
     #[serde(default)]
+    #[schemars(range(min = 1, max = OUTPUT_TOKENS_MAX))]
     pub max_tokens: Option<u32>,
     /// The deadline of a request that states none, in milliseconds.
     #[serde(default)]
+    #[schemars(range(min = 1, max = deadline_ms_max()))]
     pub deadline_ms: Option<u64>,
 }
 

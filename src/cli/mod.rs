@@ -6,6 +6,7 @@ mod output;
 mod ask;
 mod budget;
 mod calibrate;
+mod check;
 mod doctor;
 mod engine;
 mod explain;
@@ -27,8 +28,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::start::main;
+use crate::catalog::json_schema;
 use crate::catalog::mistake::Mistake;
-use crate::catalog::server::{Endpoint, ServerEntry};
 use crate::config;
 use crate::config::Config;
 use crate::config::source::ConfigSource;
@@ -86,9 +87,14 @@ enum Command {
     },
     /// Check an mcp.json and print its mistakes.
     Check {
+        /// Print the mistakes as a JSON list of objects with path, line, column and message.
+        #[arg(long)]
+        json: bool,
         /// File to check (default: the file of --config).
         file: Option<PathBuf>,
     },
+    /// Print the JSON Schema of mcp.json, for editors.
+    Schema,
     /// Show and correct what counts as spent.
     #[command(subcommand)]
     Budget(budget::BudgetCommand),
@@ -137,6 +143,7 @@ impl Cli {
             | Command::Status { .. }
             | Command::Reload { .. }
             | Command::Check { .. }
+            | Command::Schema
             | Command::Budget(_)
             | Command::Doctor { .. }
             | Command::Key { .. }
@@ -181,7 +188,11 @@ impl Cli {
                 };
                 command.run(&config).await?
             }
-            Command::Check { file } => check(file.as_deref().or(path))?,
+            Command::Check { json, file } => check::run(file.as_deref().or(path), json)?,
+            Command::Schema => {
+                print_line!("{}", json_schema::text());
+                DONE
+            }
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
             Command::Key { json } => key::run(path, json)?,
@@ -259,22 +270,15 @@ fn loaded_to_start(path: Option<&std::path::Path>) -> anyhow::Result<Option<Conf
     Ok(config)
 }
 
+/// Prints mistakes in the form of compilers, which editors and CI know: a place comes first.
 fn print_mistakes(kind: &str, mistakes: &[Mistake]) {
     for mistake in mistakes {
-        print_error!("{kind}: {mistake}");
+        match (kind, &mistake.place) {
+            ("error", Some(_)) => print_error!("{mistake}"),
+            (_, Some(place)) => {
+                print_error!("{place}: {kind}: {}: {}", mistake.path, mistake.message);
+            }
+            (_, None) => print_error!("{kind}: {mistake}"),
+        }
     }
-}
-
-fn check(path: Option<&std::path::Path>) -> anyhow::Result<u8> {
-    let Some(config) = loaded(path) else {
-        return Ok(WRONG);
-    };
-    let is_provider = |server: &&ServerEntry| matches!(server.endpoint, Endpoint::Provider(_));
-    let providers = config.catalog.servers.iter().filter(is_provider).count();
-    let servers = config.catalog.servers.len() - providers;
-    print_line!(
-        "{}: valid, {servers} model server(s), {providers} provider(s)",
-        config.path.display()
-    );
-    Ok(DONE)
 }

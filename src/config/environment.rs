@@ -60,12 +60,12 @@ pub(super) fn readable_by_others(path: &Path) -> Option<Mistake> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
     let shown = path.display().to_string();
     // a service's group may read it
-    (mode & 0o027 != 0).then(|| Mistake {
-        message: format!(
+    (mode & 0o027 != 0).then(|| {
+        let message = format!(
             "holds a secret and has the mode {:03o}, so that other users can read or change it; run \
              chmod 600 {shown}",
             mode & 0o777
-        ),
-        path: shown,
+        );
+        Mistake::new(shown, message)
     })
 }

@@ -10,20 +10,19 @@ use crate::ingress::http::{AccessGuard, is_origin};
 impl SettingsReader<'_> {
     pub(super) fn http(&mut self, catalog: &Catalog) -> Option<Http> {
         let part = &catalog.http;
-        let listen = self.get("PILOTLIGHT_HTTP").or_else(|| part.listen.clone());
+        let (listen, path) =
+            self.setting("PILOTLIGHT_HTTP", "pilotlight.http.listen", part.listen.clone());
         let listen = listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
         if listen == "off" {
             return None;
         }
         let Ok(addr) = listen.parse::<SocketAddr>() else {
-            self.mistake(
-                "pilotlight.http.listen",
-                format!("{listen:?} is neither an address with a port nor off"),
-            );
+            self.mistake(path, format!("{listen:?} is neither an address with a port nor off"));
             return None;
         };
-        let token = self.get("PILOTLIGHT_HTTP_TOKEN").or_else(|| part.token.clone().map(|t| t.0));
-        let token = self.secret("pilotlight.http.token", token);
+        let token = part.token.clone().map(|t| t.0);
+        let (token, path) = self.setting("PILOTLIGHT_HTTP_TOKEN", "pilotlight.http.token", token);
+        let token = self.secret(path, token);
         let apps = self.http_tokens(catalog);
         if token.is_none() && apps.is_empty() && !addr.ip().is_loopback() {
             let message = format!(

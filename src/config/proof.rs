@@ -70,7 +70,7 @@ impl SettingsReader<'_> {
         if is_loopback(place) {
             return;
         }
-        let mut warn = |path: String, message: String| warnings.push(Mistake { path, message });
+        let mut warn = |path: String, message: String| warnings.push(Mistake::new(path, message));
         for server in &catalog.servers {
             if let Endpoint::Mqtt { service_key: None, .. } = &server.endpoint {
                 let name = &server.name;

@@ -136,7 +136,7 @@ impl Live {
     fn check(&self) -> Result<Checked, Vec<Mistake>> {
         let mut config = self.source.load()?;
         let wrong = |path: &str, error: anyhow::Error| {
-            vec![Mistake { path: path.to_owned(), message: format!("{error:#}") }]
+            vec![Mistake::new(path, format!("{error:#}"))]
         };
         log_in(&mut config).map_err(|error| wrong("pilotlight.mqtt.password", error))?;
         if let Some(calls) = &self.calls {

@@ -1,5 +1,6 @@
 //! `ModelContext`: what a model states of itself, in five parts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::OUTPUT_TOKENS_MAX;
@@ -204,7 +205,9 @@ pub struct Runtime {
 }
 
 /// Where a model runs, seen from this device: from the configuration, not from the model's context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Locality {
     /// On this board.

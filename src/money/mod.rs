@@ -70,7 +70,7 @@ pub struct Price {
 
 /// The highest valid price, in US dollars per million tokens. A higher one is taken for a typing
 /// mistake.
-const PRICE_MAX: f64 = 10_000.0;
+pub const PRICE_MAX: f64 = 10_000.0;
 
 impl Price {
     /// No charge.

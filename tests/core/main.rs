@@ -14,6 +14,7 @@
 )]
 
 mod certificate;
+mod config_schema;
 mod contract;
 mod judge;
 mod peers;
@@ -26,3 +27,5 @@ mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 mod tools;
+mod wrong_files;
+mod wrong_parts;

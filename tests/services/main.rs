@@ -20,6 +20,8 @@ mod bedrock;
 #[cfg(feature = "embedded-broker")]
 mod call_keys;
 #[cfg(feature = "embedded-broker")]
+mod check;
+#[cfg(feature = "embedded-broker")]
 mod cli;
 mod clock;
 #[cfg(feature = "embedded-broker")]

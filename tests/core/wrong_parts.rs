@@ -1,0 +1,230 @@
+//! Wrong contents of the part `pilotlight`; see `wrong_files`.
+
+/// What the JSON Schema has to say of a file.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Schema {
+    /// It refuses it.
+    Refuses,
+    /// It can't express the rule.
+    Accepts,
+    /// The file is not JSON.
+    Unread,
+}
+use Schema::{Accepts, Refuses, Unread};
+
+/// The content of `pilotlight` in a file with one server, the path below it, a part of the message.
+pub const OURS: &[(&str, &str, &str, Schema)] = &[
+    ("§\"versoin\": 1", "versoin", "the nearest is `version`", Refuses),
+    ("§\"version\": -1", "version", "invalid value", Refuses),
+    ("§\"version\": 18446744073709551616", "version", "does not fit", Accepts),
+    ("§\"version\": -9223372036854775809", "version", "does not fit", Refuses),
+    ("§\"version\": 1e400", "version", "does not fit", Unread),
+    ("§\"version\": 1, §\"version\": 1", "version", "is there twice", Accepts),
+    ("§\"fleet\": {}", "fleet", "is not supported", Refuses),
+    ("\"device\": {§\"name\": 1}", "device.name", "invalid type", Refuses),
+    ("\"device\": {§\"group\": \"a/b\"}", "device.group", "[A-Za-z0-9_-]{1,64}", Refuses),
+    ("\"device_limits\": {§\"heat_c\": [70]}", "device_limits.heat_c", "invalid length", Refuses),
+    (
+        "\"device_limits\": {§\"heat_c\": [10, 80]}",
+        "device_limits.heat_c",
+        "from 20 to 120",
+        Refuses,
+    ),
+    ("\"device_limits\": {§\"heat_c\": [80, 70]}", "device_limits.heat_c", "ascending", Accepts),
+    (
+        "\"device_limits\": {\"zones\": {§\"a.b\": \"no\"}}",
+        "device_limits.zones.a.b",
+        "must be",
+        Refuses,
+    ),
+    (
+        "\"device_limits\": {§\"disk_floor_mb\": 1048577}",
+        "device_limits.disk_floor_mb",
+        "at most",
+        Refuses,
+    ),
+    ("§\"http\": null", "http", "invalid type", Refuses),
+    (
+        "\"http\": {\"allowed_hosts\": [\"a\", §null]}",
+        "http.allowed_hosts[1]",
+        "invalid type",
+        Refuses,
+    ),
+    ("\"mqtt\": {§\"serve\": \"a//b\"}", "mqtt.serve", "levels", Refuses),
+    ("\"mqtt\": {§\"identity\": \"toppic\"}", "mqtt.identity", "unknown variant", Refuses),
+    (
+        "\"mqtt\": {§\"identity\": {\"user_property\": \"x\", \"y\": 1}}",
+        "mqtt.identity",
+        "expected map with a single key",
+        Refuses,
+    ),
+    (
+        "\"mqtt\": {\"identity\": {§\"user_property\": 5}}",
+        "mqtt.identity.user_property",
+        "invalid type",
+        Refuses,
+    ),
+    ("\"mqtt\": {§\"callers\": {}}", "mqtt.callers", "is for a worker", Accepts),
+    (
+        "\"mqtt\": {\"serve\": \"s\", \"callers\": {§\"a\": \"caller-x25519:AAAA\"}}",
+        "mqtt.callers.a",
+        "must be the public key",
+        Refuses,
+    ),
+    ("\"servers\": {§\"b\": {}}", "servers.b", "there is no such entry", Accepts),
+    ("\"servers\": {\"a\": {§\"reach\": \"moon\"}}", "servers.a.reach", "unknown variant", Refuses),
+    ("\"servers\": {\"a\": {§\"role\": \"Tool\"}}", "servers.a.role", "unknown variant", Refuses),
+    (
+        "\"servers\": {\"a\": {\"fallbacks\": [§\"b\"]}}",
+        "servers.a.fallbacks[0]",
+        "is unknown",
+        Accepts,
+    ),
+    (
+        "\"servers\": {\"a\": {§\"price\": {\"input\": -1}}}",
+        "servers.a.price",
+        "0 to 10000",
+        Refuses,
+    ),
+    ("\"servers\": {\"a\": {§\"digest\": \"sha256:0\"}}", "servers.a.digest", "64 digits", Refuses),
+    ("\"servers\": {\"a\": {§\"memory_mb\": 63}}", "servers.a.memory_mb", "must be 64 to", Refuses),
+    ("\"providers\": {§\"p\": {}}", "providers.p", "missing field `kind`", Refuses),
+    (
+        "\"providers\": {\"p\": {\"kind\": \"openai\", §\"base_url\": \"http://far\", \"model\": \"m\"}}",
+        "providers.p.base_url",
+        "https://",
+        Accepts,
+    ),
+    (
+        "\"providers\": {\"p\": {\"kind\": \"openai\", §\"base_url\": \"far\", \"model\": \"m\"}}",
+        "providers.p.base_url",
+        "https://",
+        Refuses,
+    ),
+    (
+        "\"providers\": {\"p\": {\"kind\": \"openai\", \"base_url\": \"https://far\", \"model\": \"m\", §\"slots\": 0}}",
+        "providers.p.slots",
+        "1 to 256",
+        Refuses,
+    ),
+    (
+        "\"providers\": {\"p\": {\"kind\": \"openai\", \"base_url\": \"https://far\", \"model\": \"m\", §\"context_tokens\": 4294967296}}",
+        "providers.p.context_tokens",
+        "invalid value",
+        Refuses,
+    ),
+    ("\"tasks\": {§\"a b\": {\"template\": \"x\"}}", "tasks.a b", "a task's name", Refuses),
+    ("\"tasks\": {§\"t\": {}}", "tasks.t", "missing field `template`", Refuses),
+    ("\"tasks\": {\"t\": {§\"template\": \" \"}}", "tasks.t.template", "is empty", Refuses),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\",\n        §\"max_token\": 5}}",
+        "tasks.t.max_token",
+        "the nearest is `max_tokens`",
+        Refuses,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", §\"max_tokens\": 8193}}",
+        "tasks.t.max_tokens",
+        "1 to 8192",
+        Refuses,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", §\"schema\": 5}}",
+        "tasks.t.schema",
+        "object",
+        Refuses,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", §\"schema\": {\"type\": \"strin\"}}}",
+        "tasks.t.schema",
+        "not a supported JSON Schema",
+        Accepts,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", §\"labels\": {\"a\": []}}}",
+        "tasks.t.labels",
+        "1 labels",
+        Refuses,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", \"labels\": {\"a\": [\"y\", §\" \"], \"b\": []}}}",
+        "tasks.t.labels.a[1]",
+        "must be 1 to",
+        Accepts,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", §\"margin\": 0.5}}",
+        "tasks.t.margin",
+        "requires labels",
+        Refuses,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", §\"threshold\": -1}}",
+        "tasks.t.threshold",
+        "requires \"strategy\": \"cascade\"",
+        Refuses,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", \"strategy\": \"cascade\", §\"threshold\": 1}}",
+        "tasks.t.threshold",
+        "0 or less",
+        Refuses,
+    ),
+    (
+        "\"tasks\": {\"t\": {\"template\": \"x\", \"labels\": {\"a\": [], \"b\": []}, \"rules\": [\n{§\"when\": \"x\", \"label\": \"a\"}]}}",
+        "tasks.t.rules[0].when",
+        "is not a valid condition",
+        Refuses,
+    ),
+    (
+        "\"policy\": {§\"default_mode\": \"local_only\"}",
+        "policy.default_mode",
+        "`local-only`",
+        Refuses,
+    ),
+    ("\"policy\": {\"apps\": {§\"a/b\": {}}}", "policy.apps.a/b", "one topic level", Refuses),
+    (
+        "\"policy\": {\"apps\": {\"home.lamp\": {§\"refuse\": \"yes\"}}}",
+        "policy.apps.home.lamp.refuse",
+        "invalid type",
+        Refuses,
+    ),
+    (
+        "\"policy\": {\"budget\": {\"apps\": {\"a\": {§\"usd_per_day\": -1}}}}",
+        "policy.budget.apps.a.usd_per_day",
+        "must be US dollars",
+        Refuses,
+    ),
+    (
+        "\"policy\": {\"redact\": [\"email\", §\"mail\"]}",
+        "policy.redact[1]",
+        "is not one of",
+        Refuses,
+    ),
+    (
+        "\"policy\": {\"redact\": [\n§{\"name\": \"a\"}]}",
+        "policy.redact[0]",
+        "must be a name, or an object",
+        Refuses,
+    ),
+    (
+        "\"policy\": {\"redact\": [§[\"a\", \"b\"]]}",
+        "policy.redact[0]",
+        "must be a name, or",
+        Refuses,
+    ),
+    ("\"policy\": {\"classes\": {§\"batch\": [5]}}", "policy.classes.batch", "sequence", Refuses),
+    ("\"servers\": {\"a\": {§\"price\": [1, 2]}}", "servers.a.price", "sequence", Refuses),
+    (
+        "\"policy\": {\"classes\": {§\"vip\": {}}}",
+        "policy.classes.vip",
+        "must be interactive",
+        Refuses,
+    ),
+    (
+        "\"policy\": {\"classes\": {\"batch\": {§\"deadline_ms\": 3600001}}}",
+        "policy.classes.batch.deadline_ms",
+        "must be 1 to 3600000",
+        Refuses,
+    ),
+];
