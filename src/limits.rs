@@ -6,6 +6,7 @@
 pub mod call;
 pub mod config;
 pub mod engine;
+pub mod golden;
 pub mod reload;
 
 use std::time::Duration;

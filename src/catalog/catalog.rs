@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::bounds::{TOPIC_PATTERN, temperatures};
+use super::golden::GoldenSet;
 use super::public_key::{
     CALLER_SECRET_PATTERN, CallerPublicKey, SERVICE_SECRET_PATTERN, ServicePublicKey,
 };
@@ -84,6 +85,11 @@ impl Catalog {
     pub fn furthest(&self, of_app: &AppPolicy, task: Option<&Task>) -> Locality {
         let stated = of_app.furthest.into_iter().chain(task.and_then(|task| task.furthest));
         stated.fold(self.furthest, Locality::min)
+    }
+
+    /// The golden sets of the tasks.
+    pub fn golden_sets(&self) -> impl Iterator<Item = (String, GoldenSet)> {
+        self.tasks.iter().filter_map(|(name, task)| Some((name.clone(), task.golden.clone()?)))
     }
 
     /// The deadline of a request of this priority that states none: the configured one, or 30 s,

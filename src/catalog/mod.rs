@@ -11,6 +11,7 @@ pub mod edit;
 pub mod env_file;
 pub mod expand;
 pub mod file_text;
+pub mod golden;
 pub mod json_schema;
 pub mod mistake;
 mod place;

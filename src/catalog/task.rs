@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::bounds::deadline_ms_max;
+use super::golden::GoldenSet;
 use super::rule::TaskRule;
 use crate::limits::{LABELS_MAX, NAME_BYTES_MAX, OUTPUT_TOKENS_MAX, RULES_MAX};
 use crate::model::context::Locality;
@@ -88,6 +89,9 @@ pub struct Task {
     #[serde(default)]
     #[schemars(range(min = 1, max = deadline_ms_max()))]
     pub deadline_ms: Option<u64>,
+    /// Cases with right answers, by which a changed configuration is measured.
+    #[serde(default)]
+    pub golden: Option<GoldenSet>,
 }
 
 impl Task {
