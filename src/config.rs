@@ -3,6 +3,7 @@
 pub mod changes;
 mod environment;
 mod http;
+mod models;
 mod proof;
 pub mod source;
 
@@ -32,7 +33,7 @@ use crate::request::name::is_name;
 use crate::store::{broker_password, files};
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
-pub const VARIABLES: [(&str, &str); 12] = [
+pub const VARIABLES: [(&str, &str); 13] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     (
         "PILOTLIGHT_DEVICE",
@@ -47,6 +48,7 @@ pub const VARIABLES: [(&str, &str); 12] = [
     ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
     ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
     ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
+    ("PILOTLIGHT_MODELS", "folder of downloaded models (default: models in the state folder)"),
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
@@ -71,6 +73,8 @@ pub struct Config {
     pub sensors: PathBuf,
     /// Folder of persistent state, unless it is off.
     pub state: Option<PathBuf>,
+    /// Folder of the model store; none without a state folder.
+    pub models: Option<PathBuf>,
     /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
 }
@@ -215,6 +219,7 @@ impl SettingsReader<'_> {
         let sensors = PathBuf::from(sensors);
         let device = self.device(&catalog, &sensors, &mut warnings);
         let state = self.state();
+        let models = self.models(&mut catalog, state.as_deref());
         let (mqtt, broker) = self.mqtt(&catalog, state.as_deref());
         if mqtt.is_some() && broker.is_none() {
             warnings.extend(names_believed(&catalog));
@@ -231,7 +236,19 @@ impl SettingsReader<'_> {
             self.mistake("pilotlight.policy.budget", message);
         }
         let digest = String::new();
-        Config { path, digest, catalog, device, mqtt, broker, http, sensors, state, warnings }
+        Config {
+            path,
+            digest,
+            catalog,
+            device,
+            mqtt,
+            broker,
+            http,
+            sensors,
+            state,
+            models,
+            warnings,
+        }
     }
 
     /// The named folder, else that of systemd, else that of the user (XDG Base Directory

@@ -5,6 +5,7 @@
 
 pub mod call;
 pub mod engine;
+pub mod models;
 pub mod reload;
 
 use std::time::Duration;

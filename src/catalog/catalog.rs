@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::model::ModelEntry;
 use super::public_key::{CallerPublicKey, ServicePublicKey};
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
@@ -24,12 +25,16 @@ pub struct Catalog {
     /// The model servers: those of `mcpServers` in the order of the file, then the providers by
     /// name. An earlier server is preferred.
     pub servers: Vec<ServerEntry>,
+    /// The models as artefacts, by name.
+    pub models: Vec<ModelEntry>,
     /// The tasks by name.
     pub tasks: BTreeMap<String, Task>,
     /// The privacy mode of a request that states none.
     pub default_mode: Mode,
     /// The furthest locality that may read a request, whatever the request states.
     pub furthest: Locality,
+    /// When models may be downloaded.
+    pub models_download: ModelsDownload,
     /// What the policy states for single applications, and for all others together as [`UNLISTED`].
     pub apps: BTreeMap<String, AppPolicy>,
     /// The spending caps.
@@ -86,6 +91,14 @@ impl Catalog {
         };
         self.deadlines.get(&priority).copied().unwrap_or(built_in)
     }
+}
+
+/// When models may be downloaded: `policy.models_download`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelsDownload {
+    /// Only while the heat of the board does not slow down its engines.
+    pub only_cool: bool,
 }
 
 /// The policy for one application, or for all that are not listed.
