@@ -50,7 +50,7 @@ pub const DOWNLOAD_ROOM_EVERY_BYTES: u64 = 32 * 1024 * 1024;
 /// sensors of a board that is too warm.
 pub const MODEL_LOCK_EVERY: Duration = Duration::from_millis(200);
 /// See [`MODEL_LOCK_EVERY`].
-pub const COOL_EVERY: Duration = Duration::from_secs(10);
+pub const COOL_EVERY: Duration = Duration::from_secs(2);
 /// Bytes that are read from a disk at once.
 pub const MODEL_READ_BYTES: usize = 1024 * 1024;
 /// Largest JSON file beside a model: a validator, a receipt, `genai_config.json`.

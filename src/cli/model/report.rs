@@ -155,7 +155,7 @@ impl Report {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Loading>> {
-        self.formls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
