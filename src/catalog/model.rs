@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::read_server::is_engine;
+use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
 use crate::limits::models::{MODEL_LEVELS_MAX, MODEL_NAME_BYTES_MAX};
 
@@ -48,8 +49,8 @@ pub struct ModelFileEntry {
 /// Where a file comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// An `https://` URL, or `http://` of a loopback address.
-    Url(String),
+    /// An `https://` URL, or `http://` of a loopback address. It may hold a key.
+    Url(Secret<String>),
     /// A path on this device.
     File(String),
 }

@@ -11,6 +11,7 @@ use super::model::{
     is_model_path,
 };
 use super::read_provider::is_loopback;
+use super::secret::Secret;
 use super::shape;
 use crate::limits::models::{
     MODEL_BOARDS_MAX, MODEL_BYTES_MAX, MODEL_FILES_MAX, MODEL_LEVELS_MAX, MODEL_NAME_BYTES_MAX,
@@ -167,12 +168,12 @@ fn files(
 /// The source of a file of a folder.
 fn below(base: &ModelSource, path: &str, scope: &mut Scope<'_>) -> Option<ModelSource> {
     match base {
-        ModelSource::Url(url) if url.contains(['?', '#']) => {
+        ModelSource::Url(Secret(url)) if url.contains(['?', '#']) => {
             scope.add("has no source, and that of the folder has a query; state one for each file");
             None
         }
-        ModelSource::Url(url) => {
-            Some(ModelSource::Url(format!("{}/{path}", url.trim_end_matches('/'))))
+        ModelSource::Url(Secret(url)) => {
+            Some(ModelSource::Url(Secret(format!("{}/{path}", url.trim_end_matches('/')))))
         }
         ModelSource::File(folder) => {
             Some(ModelSource::File(format!("{}/{path}", folder.trim_end_matches('/'))))
@@ -211,7 +212,7 @@ fn source(text: &str, scope: &mut Scope<'_>) -> Option<ModelSource> {
         scope.add(SOURCE);
         return None;
     }
-    Some(ModelSource::Url(text.to_owned()))
+    Some(ModelSource::Url(Secret(text.to_owned())))
 }
 
 fn check_digest(sha256: &str, scope: &mut Scope<'_>) {
@@ -253,6 +254,7 @@ fn check_boards(boards: &[String], scope: &mut Scope<'_>) {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use sha2::Digest;
 
     use super::super::mistake::Mistakes;
     use super::*;
@@ -275,7 +277,7 @@ mod tests {
         model
     }
 
-    fn folder(files: Value) -> Value {
+    fn folder(files: &Value) -> Value {
         json!({"source": "https://h.example/m/", "licence": "mit", "files": files})
     }
 
@@ -293,18 +295,17 @@ mod tests {
         assert!(model.is_for(&["aarch64".to_owned()]) && !model.is_for(&["x86_64".to_owned()]));
         let mut own = file("a.json");
         own["source"] = json!("file:///mnt/a");
-        let model = read_one("m", folder(json!([file("x/model.onnx"), own]))).unwrap();
+        let model = read_one("m", folder(&json!([file("x/model.onnx"), own]))).unwrap();
         let sources: Vec<_> = model.files.iter().map(|file| file.source.clone()).collect();
-        let url = ModelSource::Url("https://h.example/m/x/model.onnx".to_owned());
+        let url = ModelSource::Url(Secret("https://h.example/m/x/model.onnx".to_owned()));
         assert_eq!(sources, [ModelSource::File("/mnt/a".to_owned()), url]);
         assert_eq!(model.bytes(), 10);
         // echo of: sha256sum ./a.json ./x/model.onnx | sha256sum
         let lines =
             ["a.json", "x/model.onnx"].map(|path| format!("{}  ./{path}\n", "0a".repeat(32)));
-        use sha2::Digest;
         let expected = format!("{:x}", sha2::Sha256::digest(lines.concat()));
         assert_eq!(model.digest(), expected);
-        let mut stated = folder(json!([file("x/model.onnx"), file("a.json")]));
+        let mut stated = folder(&json!([file("x/model.onnx"), file("a.json")]));
         stated["sha256"] = json!(expected);
         stated["bytes"] = json!(10);
         read_one("m", stated).unwrap();
@@ -361,15 +362,15 @@ mod tests {
             (json!([onnx(), file("model.onnx/a")]), "models.m.files[1].path: "),
             (json!([onnx(), {"path": "a"}]), "models.m.files[1]: missing field `sha256`"),
         ] {
-            let mistakes = read_one("m", folder(files)).unwrap_err();
+            let mistakes = read_one("m", folder(&files)).unwrap_err();
             assert!(mistakes[0].starts_with(expected), "{mistakes:?} is not {expected}");
         }
-        let mut without = folder(json!([onnx()]));
+        let mut without = folder(&json!([onnx()]));
         without.as_object_mut().unwrap().remove("source");
         let mistakes = read_one("m", without).unwrap_err();
         assert!(mistakes[0].starts_with("models.m.files[0]: has no source"), "{mistakes:?}");
         for (key, value) in [("bytes", json!(6)), ("sha256", json!("0a".repeat(32)))] {
-            let mut stated = folder(json!([onnx()]));
+            let mut stated = folder(&json!([onnx()]));
             stated[key] = value;
             let mistakes = read_one("m", stated).unwrap_err();
             assert!(
@@ -377,7 +378,7 @@ mod tests {
                 "{mistakes:?}"
             );
         }
-        let mut query = folder(json!([onnx()]));
+        let mut query = folder(&json!([onnx()]));
         query["source"] = json!("https://h.example/m?x");
         assert!(read_one("m", query).unwrap_err()[0].contains("has a query"));
     }

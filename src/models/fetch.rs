@@ -7,6 +7,7 @@ use bytes::Bytes;
 use reqwest::{Client, Response, Url};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::fault::ModelFault;
@@ -14,6 +15,7 @@ use super::part::{self, PartFile, part_of};
 use super::source::{self, AttemptFault, NextAttempt};
 use super::{ModelEvent, ModelStore, Progress, blocking};
 use crate::catalog::model::ModelSource;
+use crate::catalog::secret::Secret;
 use crate::limits::models::{
     DOWNLOAD_ATTEMPTS_MAX, DOWNLOAD_FAILURES_MAX, DOWNLOAD_PIECES_MAX, DOWNLOAD_PROGRESS_BYTES,
     DOWNLOAD_RESTARTS_MAX, DOWNLOAD_RETRY_AFTER_MAX, DOWNLOAD_RETRY_MAX, DOWNLOAD_ROOM_EVERY_BYTES,
@@ -61,7 +63,7 @@ impl Download<'_> {
         for restarts in 0..=DOWNLOAD_RESTARTS_MAX {
             let source = part.entry().source.clone();
             part = match &source {
-                ModelSource::Url(url) => self.download(part, url).await?,
+                ModelSource::Url(Secret(url)) => self.download(part, url).await?,
                 ModelSource::File(path) => self.copy(part, path).await?,
             };
             let (is_resumed, entry) = (part.is_resumed, part.entry().clone());
@@ -198,6 +200,8 @@ impl Download<'_> {
             (part, Ok(()))
         });
         let mut window = tokio::time::interval(self.store.pace.stall);
+        // a disk that is slow for a while is not followed by several windows at once
+        window.set_missed_tick_behavior(MissedTickBehavior::Delay);
         window.tick().await;
         let (mut in_window, mut since_room) = (0, 0);
         // ends with the response, which has at most `bytes`, or with a window that brought too little

@@ -212,10 +212,10 @@ mod tests {
     fn varint(mut value: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         while value >= 0x80 {
-            bytes.push((value & 0x7f) as u8 | 0x80);
+            bytes.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
             value >>= 7;
         }
-        bytes.push(value as u8);
+        bytes.push(u8::try_from(value).unwrap());
         bytes
     }
 
@@ -292,6 +292,16 @@ mod tests {
             ("no text", field(7, &field(5, &field(13, &field(2, &[0xff]))))),
         ] {
             assert!(read_bytes(&bytes).is_err(), "{what}");
+        }
+        // no flipped bit and no end makes it read beyond the file, or overflow
+        let good = field(7, &field(5, &tensor("x")));
+        for bit in 0..good.len() * 8 {
+            let mut flipped = good.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let _ = read_bytes(&flipped);
+        }
+        for end in 1..good.len() {
+            assert!(read_bytes(&good[..end]).is_err(), "{end}");
         }
         assert_eq!(read_bytes(&[]), Ok((0, Vec::new())));
         // external without a location

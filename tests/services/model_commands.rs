@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::model_store::{names, sha256};
-use crate::support::model_server::{ModelServer, Sent, gguf, reply, whole};
+use crate::support::model_server::{ModelServer, Request, Sent, gguf, reply, whole};
 use crate::support::service::{program, signal};
 use crate::support::{PROGRAM, SOON};
 
@@ -224,15 +224,15 @@ async fn from_pull_to_prune() {
 #[tokio::test]
 async fn a_killed_download_goes_on() {
     let content = gguf(BYTES, 1);
-    let served = content.clone();
+    let source = content.clone();
     let server = ModelServer::start(move |request| match request.n {
-        0 => Sent::Hang([whole(&served, "\"1\""), served[..BYTES / 2].to_vec()].concat()),
+        0 => Sent::Hang([whole(&source, "\"1\""), source[..BYTES / 2].to_vec()].concat()),
         1 => {
-            let mut bytes = reply(request, &served, "\"1\"");
+            let mut bytes = reply(request, &source, "\"1\"");
             bytes.truncate(bytes.len() - BYTES / 4);
             Sent::Hang(bytes)
         }
-        _ => Sent::All(reply(request, &served, "\"1\"")),
+        _ => Sent::All(reply(request, &source, "\"1\"")),
     })
     .await;
     let scratch = tempfile::tempdir().unwrap();
@@ -266,7 +266,7 @@ async fn a_killed_download_goes_on() {
     // to its end
     let (code, out, err) = board.model(&["pull"]).await;
     assert!(code == 0 && out.contains("a.gguf: loaded"), "{out}{err}");
-    let firsts: Vec<_> = server.asked().iter().map(|request| request.first()).collect();
+    let firsts: Vec<_> = server.asked().iter().map(Request::first).collect();
     assert_eq!(firsts, [None, Some(BYTES / 2), Some(BYTES / 4 * 3)]);
     let versions = server.asked().iter().skip(1).all(|r| r.header("if-range") == Some("\"1\""));
     assert!(versions);
@@ -276,9 +276,9 @@ async fn a_killed_download_goes_on() {
 #[tokio::test]
 async fn one_model_is_loaded_by_one_process() {
     let content = gguf(BYTES, 1);
-    let served = content.clone();
+    let source = content.clone();
     let server =
-        ModelServer::start(move |_| Sent::Gate(whole(&served, "\"1\""), served.clone())).await;
+        ModelServer::start(move |_| Sent::Gate(whole(&source, "\"1\""), source.clone())).await;
     let scratch = tempfile::tempdir().unwrap();
     let models = json!({"a.gguf": entry(&server, &scratch.path().join("ca"), "a", &content)});
     let board = Board::new(&models, json!({}));
@@ -296,9 +296,9 @@ async fn one_model_is_loaded_by_one_process() {
 #[tokio::test]
 async fn two_downloads_at_most_run_at_a_time() {
     let contents: Arc<Vec<Vec<u8>>> = Arc::new((0..4).map(|n| gguf(BYTES, n)).collect());
-    let served = Arc::clone(&contents);
+    let source = Arc::clone(&contents);
     let server = ModelServer::start(move |request| {
-        let content = &served[request.path[1..].parse::<usize>().unwrap()];
+        let content = &source[request.path[1..].parse::<usize>().unwrap()];
         Sent::Gate(whole(content, "\"1\""), content.clone())
     })
     .await;

@@ -19,6 +19,10 @@ const NAME: &str = "m.gguf";
 /// Large enough for several reads of a connection.
 const BYTES: usize = 3_000_000;
 
+/// What a server of a test sends for a content.
+type Make = fn(&[u8], &Request) -> Sent;
+type Stall = fn(&[u8]) -> Sent;
+
 pub fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
@@ -209,7 +213,6 @@ async fn servers_without_ranges_are_asked_for_all() {
 #[tokio::test]
 async fn lengths_that_differ_end_the_download() {
     let content = gguf(BYTES, 1);
-    type Make = fn(&[u8], &Request) -> Sent;
     let cases: [(&str, Make, usize, &str); 6] = [
         ("shorter", |c, _| Sent::All(cut(&c[..9], "\"1\"", 9)), 1, "sends 9 bytes"),
         (
@@ -256,8 +259,8 @@ async fn lengths_that_differ_end_the_download() {
         ),
     ];
     for (what, make, requests, expected) in cases {
-        let served = content.clone();
-        let server = ModelServer::start(move |request| make(&served, request)).await;
+        let source = content.clone();
+        let server = ModelServer::start(move |request| make(&source, request)).await;
         let fixture = Fixture::new(&server);
         let fault = fixture.ensure(&fixture.entry(&server, &content)).await.unwrap_err();
         assert!(matches!(fault, ModelFault::WrongLength { .. }), "{what}: {fault:?}");
@@ -302,7 +305,6 @@ async fn a_right_digest_does_not_make_a_damaged_head_right() {
 #[tokio::test]
 async fn stalled_servers_are_asked_again() {
     pace::watch();
-    type Stall = fn(&[u8]) -> Sent;
     let cases: [(&str, Stall); 4] = [
         ("no head", |_| Sent::Hang(Vec::new())),
         ("no body", |c| Sent::Hang(whole(c, "\"1\""))),
@@ -311,9 +313,9 @@ async fn stalled_servers_are_asked_again() {
     ];
     for (what, stall) in cases {
         let content = gguf(BYTES, 1);
-        let served = content.clone();
+        let source = content.clone();
         let server = ModelServer::start(move |request| match request.n {
-            0 => stall(&served),
+            0 => stall(&source),
             _ => Sent::All(reply(request, &content, "\"1\"")),
         })
         .await;
@@ -350,10 +352,10 @@ async fn what_a_status_means() {
         ("503 Unavailable", "retry-after: 3600\r\n", 1, false),
     ];
     for (line, more, requests, is_loaded) in cases {
-        let served = content.clone();
+        let source = content.clone();
         let server = ModelServer::start(move |request| match request.n {
             0 => Sent::All(status(line, more)),
-            _ => Sent::All(reply(request, &served, "\"1\"")),
+            _ => Sent::All(reply(request, &source, "\"1\"")),
         })
         .await;
         let fixture = Fixture::new(&server);
@@ -376,10 +378,10 @@ async fn what_a_status_means() {
 #[tokio::test]
 async fn the_wait_that_a_server_states_is_kept() {
     let content = gguf(5000, 1);
-    let served = content.clone();
+    let source = content.clone();
     let server = ModelServer::start(move |request| match request.n {
         0 => Sent::All(status("429 Too Many Requests", "retry-after: 1\r\n")),
-        _ => Sent::All(reply(request, &served, "\"1\"")),
+        _ => Sent::All(reply(request, &source, "\"1\"")),
     })
     .await;
     let fixture = Fixture::new(&server);
@@ -391,9 +393,9 @@ async fn the_wait_that_a_server_states_is_kept() {
 #[tokio::test]
 async fn a_server_that_sends_the_same_bytes_again_is_given_up() {
     let content = gguf(BYTES, 1);
-    let served = content.clone();
+    let source = content.clone();
     // two million bytes each time, and never more
-    let server = ModelServer::start(move |_| Sent::All(cut(&served, "\"1\"", 2_000_000))).await;
+    let server = ModelServer::start(move |_| Sent::All(cut(&source, "\"1\"", 2_000_000))).await;
     let fixture = Fixture::new(&server);
     let fault = fixture.ensure(&fixture.entry(&server, &content)).await.unwrap_err();
     assert!(matches!(fault, ModelFault::Unreachable(_)), "{fault:?}");
@@ -404,10 +406,10 @@ async fn a_server_that_sends_the_same_bytes_again_is_given_up() {
 async fn redirects_are_bounded_and_encrypted() {
     let content = gguf(5000, 1);
     let to = |place: &str| status("302 Found", &format!("location: {place}\r\n"));
-    let served = content.clone();
+    let source = content.clone();
     let server = ModelServer::start(move |request| match request.path.as_str() {
         "/m.gguf" => Sent::All(to("/cdn/m.gguf?signature=x")),
-        _ => Sent::All(reply(request, &served, "\"1\"")),
+        _ => Sent::All(reply(request, &source, "\"1\"")),
     })
     .await;
     let fixture = Fixture::new(&server);
@@ -460,10 +462,10 @@ async fn a_disk_without_room_is_not_written_to() {
 #[tokio::test]
 async fn a_cancelled_download_keeps_what_has_arrived() {
     let content = gguf(BYTES, 1);
-    let served = content.clone();
+    let source = content.clone();
     let server = ModelServer::start(move |request| match request.n {
-        0 => Sent::Hang(cut(&served, "\"1\"", BYTES / 2)),
-        _ => Sent::All(reply(request, &served, "\"1\"")),
+        0 => Sent::Hang(cut(&source, "\"1\"", BYTES / 2)),
+        _ => Sent::All(reply(request, &source, "\"1\"")),
     })
     .await;
     let fixture = Fixture::new(&server);
