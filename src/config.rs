@@ -2,8 +2,8 @@
 
 pub mod changes;
 mod environment;
+mod folders;
 mod http;
-mod models;
 mod proof;
 pub mod source;
 
@@ -249,20 +249,6 @@ impl SettingsReader<'_> {
             models,
             warnings,
         }
-    }
-
-    /// The named folder, else that of systemd, else that of the user (XDG Base Directory
-    /// Specification 0.8).
-    fn state(&self) -> Option<PathBuf> {
-        if let Some(named) = self.get("PILOTLIGHT_STATE") {
-            return (named != "off").then(|| named.into());
-        }
-        if let Some(given) = self.get("STATE_DIRECTORY") {
-            return given.split(':').next().map(PathBuf::from);
-        }
-        let user = self.get("XDG_STATE_HOME").map(PathBuf::from);
-        let user = user.or_else(|| Some(Path::new(&self.get("HOME")?).join(".local/state")))?;
-        Some(user.join("pilotlight"))
     }
 
     fn get(&self, name: &str) -> Option<String> {

@@ -44,7 +44,7 @@ pub enum Thoroughness {
 
 /// What was checked: the digest of a model, and the files that had it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Checked {
+struct ModelReceipt {
     sha256: String,
     /// Of inode, length and time of change of each file.
     stamp: String,
@@ -209,9 +209,9 @@ fn receipt_of(store: &ModelStore, entry: &ModelEntry) -> PathBuf {
 fn is_receipted(store: &ModelStore, entry: &ModelEntry, folder: &Path) -> bool {
     let read = || {
         let bytes = files::read(&receipt_of(store, entry), MODEL_JSON_BYTES_MAX).ok()?;
-        let receipt: Checked = serde_json::from_slice(&bytes).ok()?;
+        let receipt: ModelReceipt = serde_json::from_slice(&bytes).ok()?;
         let stamp = stamp(entry, folder).ok()?;
-        Some(receipt == Checked { sha256: entry.digest(), stamp })
+        Some(receipt == ModelReceipt { sha256: entry.digest(), stamp })
     };
     read() == Some(true)
 }
@@ -224,7 +224,7 @@ pub(super) fn write_receipt(store: &ModelStore, entry: &ModelEntry, cancel: &Can
     };
     let path = receipt_of(store, entry);
     let write = || {
-        let receipt = Checked { sha256: entry.digest(), stamp: stamp(entry, &folder)? };
+        let receipt = ModelReceipt { sha256: entry.digest(), stamp: stamp(entry, &folder)? };
         files::replace(&path, &serde_json::to_vec(&receipt)?)
     };
     if !cancel.is_cancelled()

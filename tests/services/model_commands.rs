@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use super::model_store::{names, sha256};
+use crate::support::model_fixture::{names, sha256};
 use crate::support::model_server::{ModelServer, Request, Sent, gguf, reply, whole};
 use crate::support::service::{program, signal};
 use crate::support::{PROGRAM, SOON};

@@ -11,7 +11,7 @@ use pilotlight::models::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::model_store::{models, names, sha256};
+use crate::support::model_fixture::{models, names, sha256};
 use crate::support::model_server::gguf;
 
 /// A store below this folder.

@@ -1,102 +1,21 @@
 //! The model store against real HTTPS servers that cut, stall, lie and redirect.
 
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
-use pilotlight::catalog::expand::Variables;
-use pilotlight::catalog::model::ModelEntry;
-use pilotlight::catalog::read;
-use pilotlight::models::{DownloadPace, ModelEvent, ModelFault, ModelStore, ensure};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use pilotlight::models::{ModelEvent, ModelFault, ensure};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::model_fixture::{Fixture, NAME, sha256};
 use crate::support::model_server::{ModelServer, Request, Sent, gguf, reply, status, whole};
 use crate::support::{SOON, pace};
 
-const NAME: &str = "m.gguf";
 /// Large enough for several reads of a connection.
 const BYTES: usize = 3_000_000;
 
 /// What a server of a test sends for a content.
 type Make = fn(&[u8], &Request) -> Sent;
 type Stall = fn(&[u8]) -> Sent;
-
-pub fn sha256(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
-}
-
-/// The models of a configuration.
-pub fn models(models: &Value) -> Vec<ModelEntry> {
-    let file = json!({"mcpServers": {"a": {"command": "x"}}, "pilotlight": {"models": models}});
-    let (catalog, mistakes) = read::read(&file.to_string(), &Variables::new());
-    assert!(mistakes.is_empty(), "{mistakes:?}");
-    catalog.models
-}
-
-/// A store in a folder of its own.
-struct Fixture {
-    folder: tempfile::TempDir,
-    store: ModelStore,
-    ca: PathBuf,
-    events: Mutex<Vec<ModelEvent>>,
-}
-
-impl Fixture {
-    fn new(server: &ModelServer) -> Fixture {
-        pilotlight::net::tls::install_provider();
-        let folder = tempfile::tempdir().unwrap();
-        let ca = folder.path().join("ca.pem");
-        std::fs::write(&ca, &server.certificate).unwrap();
-        let store = ModelStore {
-            folder: folder.path().join("models"),
-            reserve_bytes: 0,
-            cool_only: None,
-            pace: DownloadPace { stall: SOON, retry: Duration::from_millis(1) },
-        };
-        Fixture { folder, store, ca, events: Mutex::default() }
-    }
-
-    fn entry(&self, server: &ModelServer, content: &[u8]) -> ModelEntry {
-        self.entry_of(server, &sha256(content), content.len() as u64)
-    }
-
-    fn entry_of(&self, server: &ModelServer, digest: &str, bytes: u64) -> ModelEntry {
-        let source = format!("{}/{NAME}", server.url);
-        let entry = json!({"source": source, "sha256": digest, "bytes": bytes, "licence": "mit", "ca": self.ca});
-        models(&json!({NAME: entry})).remove(0)
-    }
-
-    async fn ensure(&self, entry: &ModelEntry) -> Result<PathBuf, ModelFault> {
-        let told = |event: &ModelEvent| self.events.lock().unwrap().push(event.clone());
-        let cancel = CancellationToken::new();
-        let done = ensure(entry, &self.store, &told, &cancel);
-        tokio::time::timeout(SOON, done).await.unwrap()
-    }
-
-    fn retries(&self) -> Vec<String> {
-        let events = self.events.lock().unwrap();
-        let why = |event: &ModelEvent| match event {
-            ModelEvent::Retrying { why, .. } | ModelEvent::Restarted { why } => Some(why.clone()),
-            _ => None,
-        };
-        events.iter().filter_map(why).collect()
-    }
-
-    /// What is in the store, besides its own folders.
-    fn files(&self) -> Vec<String> {
-        names(&self.store.folder)
-    }
-}
-
-pub fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
-    names.sort();
-    names
-}
 
 /// A server that sends `first` to the first request, and what it should to others.
 async fn once(first: impl Fn(&Request, &[u8]) -> Sent + Send + Sync + 'static) -> ModelServer {

@@ -1,4 +1,4 @@
-//! The folder of the model store, and the engines whose models are in it.
+//! The folders of persistent state and of models, and the engines whose models are in the latter.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +6,20 @@ use super::SettingsReader;
 use crate::catalog::catalog::Catalog;
 
 impl SettingsReader<'_> {
+    /// The named folder, else that of systemd, else that of the user (XDG Base Directory
+    /// Specification 0.8).
+    pub(super) fn state(&self) -> Option<PathBuf> {
+        if let Some(named) = self.get("PILOTLIGHT_STATE") {
+            return (named != "off").then(|| named.into());
+        }
+        if let Some(given) = self.get("STATE_DIRECTORY") {
+            return given.split(':').next().map(PathBuf::from);
+        }
+        let user = self.get("XDG_STATE_HOME").map(PathBuf::from);
+        let user = user.or_else(|| Some(Path::new(&self.get("HOME")?).join(".local/state")))?;
+        Some(user.join("pilotlight"))
+    }
+
     /// The folder of the model store. An argument `--gguf NAME` or `--onnx NAME` of an engine that names a
     /// model of `pilotlight.models` becomes the model's path in that folder, unless there is a file of
     /// this name relative to the current directory.
