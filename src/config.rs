@@ -2,6 +2,7 @@
 
 pub mod changes;
 mod environment;
+mod folders;
 mod http;
 mod proof;
 pub mod source;
@@ -33,7 +34,7 @@ use crate::request::name::is_name;
 use crate::store::{broker_password, files};
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
-pub const VARIABLES: [(&str, &str); 12] = [
+pub const VARIABLES: [(&str, &str); 13] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     (
         "PILOTLIGHT_DEVICE",
@@ -48,6 +49,7 @@ pub const VARIABLES: [(&str, &str); 12] = [
     ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
     ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
     ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
+    ("PILOTLIGHT_MODELS", "folder of downloaded models (default: models in the state folder)"),
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
@@ -72,6 +74,8 @@ pub struct Config {
     pub sensors: PathBuf,
     /// Folder of persistent state, unless it is off.
     pub state: Option<PathBuf>,
+    /// Folder of the model store; none without a state folder.
+    pub models: Option<PathBuf>,
     /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
 }
@@ -212,6 +216,7 @@ impl SettingsReader<'_> {
         let sensors = PathBuf::from(sensors);
         let device = self.device(&catalog, &sensors, &mut warnings);
         let state = self.state();
+        let models = self.models(&mut catalog, state.as_deref());
         let (mqtt, broker) = self.mqtt(&catalog, state.as_deref());
         if mqtt.is_some() && broker.is_none() {
             warnings.extend(names_believed(&catalog));
@@ -228,21 +233,19 @@ impl SettingsReader<'_> {
             self.mistake("pilotlight.policy.budget", message);
         }
         let digest = String::new();
-        Config { path, digest, catalog, device, mqtt, broker, http, sensors, state, warnings }
-    }
-
-    /// The named folder, else that of systemd, else that of the user (XDG Base Directory
-    /// Specification 0.8).
-    fn state(&self) -> Option<PathBuf> {
-        if let Some(named) = self.get("PILOTLIGHT_STATE") {
-            return (named != "off").then(|| named.into());
+        Config {
+            path,
+            digest,
+            catalog,
+            device,
+            mqtt,
+            broker,
+            http,
+            sensors,
+            state,
+            models,
+            warnings,
         }
-        if let Some(given) = self.get("STATE_DIRECTORY") {
-            return given.split(':').next().map(PathBuf::from);
-        }
-        let user = self.get("XDG_STATE_HOME").map(PathBuf::from);
-        let user = user.or_else(|| Some(Path::new(&self.get("HOME")?).join(".local/state")))?;
-        Some(user.join("pilotlight"))
     }
 
     fn get(&self, name: &str) -> Option<String> {

@@ -139,7 +139,7 @@ pub async fn run(mut config: Config, source: ConfigSource) -> anyhow::Result<()>
 }
 
 /// The bounds of the sensors: those of the configuration, else the board's defaults.
-fn bounds_of(limits: &DeviceLimits) -> Bounds {
+pub(crate) fn bounds_of(limits: &DeviceLimits) -> Bounds {
     let board = device::bounds();
     Bounds {
         heat_c: limits.heat_c.or(board.heat_c),

@@ -26,7 +26,7 @@
 //!    11 interfaces  ingress/{mqtt, http, mcp}             one client protocol each
 //!    10 strategies  strategy, trial                       several models for one job; a changed configuration
 //!     9 execution   dispatch, backends, simulate, convert
-//!     8 models      engines, providers, mcp; metrics
+//!     8 models      engines, providers, mcp, models; metrics
 //!     7 resources   mqtt, net, store, device, wire, status, gguf, sandbox
 //!     6 clock       clock                                 the only reader of a clock
 //!   4-5 decisions   scheduler, decision, catalog, pressure, redact, model,      PURE
@@ -84,10 +84,10 @@ pub mod trial;
 // protocols, connections, disk, sensors
 pub mod clock;
 pub mod device;
-#[cfg(any(feature = "gguf", fuzzing))]
 pub mod gguf;
 pub mod mcp;
 pub mod metrics;
+pub mod models;
 pub mod mqtt;
 pub mod net;
 pub mod random;

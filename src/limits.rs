@@ -7,6 +7,7 @@ pub mod call;
 pub mod config;
 pub mod engine;
 pub mod golden;
+pub mod models;
 pub mod reload;
 
 use std::time::Duration;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::bounds::{TOPIC_PATTERN, temperatures};
 use super::golden::GoldenSet;
+use super::model::ModelEntry;
 use super::public_key::{
     CALLER_SECRET_PATTERN, CallerPublicKey, SERVICE_SECRET_PATTERN, ServicePublicKey,
 };
@@ -35,12 +36,16 @@ pub struct Catalog {
     /// The model servers: those of `mcpServers` in the order of the file, then the providers by
     /// name. An earlier server is preferred.
     pub servers: Vec<ServerEntry>,
+    /// The models as artefacts, by name.
+    pub models: Vec<ModelEntry>,
     /// The tasks by name.
     pub tasks: BTreeMap<String, Task>,
     /// The privacy mode of a request that states none.
     pub default_mode: Mode,
     /// The furthest locality that may read a request, whatever the request states.
     pub furthest: Locality,
+    /// When models may be downloaded.
+    pub models_download: ModelsDownload,
     /// What the policy states for single applications, and for all others together as [`UNLISTED`].
     pub apps: BTreeMap<String, AppPolicy>,
     /// The spending caps.
@@ -102,6 +107,14 @@ impl Catalog {
         };
         self.deadlines.get(&priority).copied().unwrap_or(built_in)
     }
+}
+
+/// When models may be downloaded: `policy.models_download`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelsDownload {
+    /// Only while the heat of the board does not slow down its engines.
+    pub only_cool: bool,
 }
 
 /// The policy for one application, or for all that are not listed.

@@ -10,12 +10,14 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::catalog::{AppPolicy, Device, DeviceLimits, HttpPart, MqttPart};
+use super::catalog::{AppPolicy, Device, DeviceLimits, HttpPart, ModelsDownload, MqttPart};
 use super::read_budget::RawBudget;
+use super::read_models::RawModel;
 use super::read_policy::{RawClass, RawRule};
 use super::read_provider::RawProvider;
 use super::read_server::{RawServer, RawServerOptions};
 use super::task::Task;
+use crate::limits::models::MODELS_MAX;
 use crate::limits::{REDACT_RULES_MAX, SERVERS_MAX, TASKS_MAX};
 use crate::model::context::Locality;
 use crate::request::job::Mode;
@@ -78,6 +80,9 @@ struct OwnPart {
     /// Cloud models in their providers' own protocols, by name.
     #[schemars(default, extend("maxProperties" = SERVERS_MAX))]
     providers: BTreeMap<String, RawProvider>,
+    /// Models as artefacts, by the name of their file or folder in the model store.
+    #[schemars(default, extend("maxProperties" = MODELS_MAX))]
+    models: BTreeMap<String, RawModel>,
     /// Prompt templates by name.
     #[schemars(default, extend("maxProperties" = TASKS_MAX, "propertyNames" = {"pattern": NAME_PATTERN}))]
     tasks: BTreeMap<String, Task>,
@@ -110,6 +115,9 @@ struct PolicyPart {
     /// The deadlines by priority.
     #[schemars(default)]
     classes: Classes,
+    /// When models may be downloaded.
+    #[schemars(default)]
+    models_download: ModelsDownload,
 }
 
 /// What the policy states for each priority.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::catalog::{Catalog, Device, DeviceLimits, MqttPart, RESERVE_MB_MAX};
 use super::expand::{Variables, expand};
 use super::mistake::{FILE, Mistake, Mistakes, Scope};
+use super::read_models;
 use super::read_policy::CheckedPolicy;
 use super::read_provider;
 use super::read_server;
@@ -25,10 +26,10 @@ use crate::pressure::limit::ZoneLimit;
 use crate::request::name::is_name;
 
 /// Keys that are reserved by the format and not implemented: refused, never ignored.
-const NOT_IMPLEMENTED: [&str; 2] = ["models", "fleet"];
+const NOT_IMPLEMENTED: [&str; 1] = ["fleet"];
 
 /// The parts under `pilotlight`.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 10] = [
     "version",
     "device",
     "device_limits",
@@ -36,6 +37,7 @@ const PARTS: [&str; 9] = [
     "http",
     "servers",
     "providers",
+    "models",
     "tasks",
     "policy",
 ];
@@ -177,6 +179,8 @@ fn read_parts(servers: Option<Value>, mut parts: Members, mistakes: &mut Mistake
         scope.at("providers").add(message);
     }
     check_fallbacks(&servers, &unread, &mut scope);
+    let models = entries(parts.take("models"), &mut scope.at("models"));
+    let models = read_models::read(models, &mut scope.at("models"));
     let tasks = entries(parts.take("tasks"), &mut scope.at("tasks"));
     let tasks = read_task::read(tasks, &mut scope.at("tasks"));
     let mut device_limits: DeviceLimits =
@@ -196,9 +200,11 @@ fn read_parts(servers: Option<Value>, mut parts: Members, mistakes: &mut Mistake
     Catalog {
         version: read_or_default(parts.take("version"), &mut scope.at("version")),
         servers,
+        models,
         tasks,
         default_mode: policy.default_mode,
         furthest: policy.furthest,
+        models_download: policy.models_download,
         apps: policy.apps,
         caps: policy.caps,
         redactor: policy.redactor,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::bounds::deadline_ms_max;
-use super::catalog::AppPolicy;
+use super::catalog::{AppPolicy, ModelsDownload};
 use super::mistake::Scope;
 use super::read_budget::{APP_NAME, RawBudget};
 use super::shape::{Members, entries, read, read_or_default};
@@ -30,6 +30,7 @@ pub(super) struct CheckedPolicy {
     pub(super) caps: Caps,
     pub(super) redactor: Redactor,
     pub(super) deadlines: BTreeMap<Priority, Duration>,
+    pub(super) models_download: ModelsDownload,
 }
 
 /// One redaction rule: the name of a known pattern, or a pattern of the configuration's own.
@@ -76,7 +77,7 @@ impl CheckedPolicy {
         let policy = policy.unwrap_or(Value::Object(Map::new()));
         let mut parts = Members::read(
             policy,
-            &["default_mode", "reach", "apps", "budget", "redact", "classes"],
+            &["default_mode", "reach", "apps", "budget", "redact", "classes", "models_download"],
             scope,
         );
         let default_mode =
@@ -101,7 +102,9 @@ impl CheckedPolicy {
         let caps = budget.check(&mut scope.at("budget"));
         let rules: Vec<RawRule> = read_or_default(parts.take("redact"), &mut scope.at("redact"));
         let redactor = redactor(&rules, &mut scope.at("redact"));
-        CheckedPolicy { default_mode, furthest, apps, caps, redactor, deadlines }
+        let models_download =
+            read_or_default(parts.take("models_download"), &mut scope.at("models_download"));
+        CheckedPolicy { default_mode, furthest, apps, caps, redactor, deadlines, models_download }
     }
 }
 

@@ -261,7 +261,7 @@ impl RawServerOptions {
 }
 
 /// Whether an entry starts an engine of this program.
-fn is_engine(command: &str, args: &[String]) -> bool {
+pub(super) fn is_engine(command: &str, args: &[String]) -> bool {
     command.rsplit('/').next() == Some("pilotlight")
         && args.first().is_some_and(|first| first == "engine")
 }

@@ -41,7 +41,7 @@ pub fn literal(file: &Value) -> Vec<Mistake> {
         if is_written && is_secret(path) {
             let message = "looks like a secret; write ${NAME} or cred:NAME instead of the value";
             found.at(&path.join(".")).add(message);
-        } else if is_url(path)
+        } else if is_url(path, text)
             && url::has_literal_secret(text, |name| name == "key" || has_key_name(name))
         {
             let message = "the URL contains what looks like a secret; write ${NAME} instead of it";
@@ -57,7 +57,7 @@ pub(super) fn variables(file: &Value) -> BTreeSet<String> {
     each(file, &mut Vec::new(), &mut |path, text| {
         if is_secret(path) || path.iter().rev().nth(1) == Some(&"headers") {
             found.extend(expand::names(text).map(str::to_owned));
-        } else if is_url(path) {
+        } else if is_url(path, text) {
             for part in url::secret_parts(text) {
                 found.extend(expand::names(part).map(str::to_owned));
             }
@@ -136,8 +136,13 @@ pub(super) fn is_secret_field(name: &str, written: &str) -> bool {
     written.contains("${") || parts.any(|part| name.contains(part))
 }
 
-fn is_url(path: &[&str]) -> bool {
-    matches!(path.last(), Some(&("url" | "base_url")))
+fn is_url(path: &[&str], text: &str) -> bool {
+    match path.last() {
+        Some(&("url" | "base_url")) => true,
+        // of a model; it may also be a path, whose variables are no secrets
+        Some(&"source") => text.starts_with("http"),
+        Some(_) | None => false,
+    }
 }
 
 fn is_secret(path: &[&str]) -> bool {

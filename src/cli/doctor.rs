@@ -191,7 +191,10 @@ fn models(config: &Config) -> Vec<DoctorFinding> {
             DoctorFinding { what: "model", level: FindingLevel::Warn, detail }
         }
         Err(error) => {
-            let detail = format!("{} cannot be read: {error}", path.display());
+            let mut detail = format!("{} cannot be read: {error}", path.display());
+            if config.models.as_ref().is_some_and(|store| path.starts_with(store)) {
+                detail += "; run `pilotlight model pull`";
+            }
             DoctorFinding { what: "model", level: FindingLevel::Warn, detail }
         }
     };

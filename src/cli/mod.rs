@@ -128,7 +128,7 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Run an MCP server on standard input and output, with its own models.
     Mcp,
-    /// Convert and quantize model files.
+    /// Download, check, convert and quantize models.
     #[command(subcommand)]
     Model(model::ModelCommand),
     /// Print completions for a shell.
@@ -231,10 +231,7 @@ impl Cli {
                 engine::serve_service(config).await?;
                 DONE
             }
-            Command::Model(command) => {
-                command.run()?;
-                DONE
-            }
+            Command::Model(command) => command.run(path).await?,
             Command::Completions { shell } => {
                 clap_complete::generate(
                     shell,

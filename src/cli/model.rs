@@ -1,12 +1,48 @@
-//! `model`: quantizes and converts model files.
+//! `model`: the models of the configuration, and quantized and converted model files.
 
-use std::path::PathBuf;
+mod artefacts;
+mod report;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
+use super::DONE;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {
+    /// Download the models of mcp.json that are missing and are for this board.
+    Pull {
+        /// Names of models (default: all).
+        names: Vec<String>,
+        /// Print JSON lines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the models of mcp.json: size, licence, state, and the servers that use each.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare the digests of all files of the models with mcp.json; exit code 3 if one differs or is
+    /// missing.
+    Verify {
+        /// Names of models (default: all that are for this board).
+        names: Vec<String>,
+    },
+    /// List the files of the model store that no configuration names, or remove them.
+    Prune {
+        /// Remove them.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Copy the models of mcp.json that are missing from a folder, such as a USB stick, by their digests.
+    Import {
+        /// Folder or file.
+        path: PathBuf,
+    },
     /// Quantize a GGUF model to another weight format.
     Quantize(Quantize),
     /// Convert a GGUF file or a sentence encoder folder to an ONNX model folder.
@@ -39,10 +75,17 @@ pub(super) struct Convert {
 }
 
 impl ModelCommand {
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    pub(super) async fn run(self, config: Option<&Path>) -> anyhow::Result<u8> {
         match self {
-            ModelCommand::Quantize(quantize) => quantize.run(),
-            ModelCommand::Convert(convert) => convert.run(),
+            ModelCommand::Pull { names, json } => {
+                Box::pin(artefacts::pull(config, &names, json)).await
+            }
+            ModelCommand::List { json } => artefacts::list(config, json),
+            ModelCommand::Verify { names } => artefacts::verify(config, &names),
+            ModelCommand::Prune { yes } => artefacts::prune(config, yes),
+            ModelCommand::Import { path } => Box::pin(artefacts::import(config, &path)).await,
+            ModelCommand::Quantize(quantize) => quantize.run().map(|()| DONE),
+            ModelCommand::Convert(convert) => convert.run().map(|()| DONE),
         }
     }
 }

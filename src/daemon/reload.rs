@@ -135,9 +135,8 @@ impl Live {
     /// Reads the configuration and all that it names.
     fn check(&self) -> Result<Checked, Vec<Mistake>> {
         let mut config = self.source.load()?;
-        let wrong = |path: &str, error: anyhow::Error| {
-            vec![Mistake::new(path, format!("{error:#}"))]
-        };
+        let wrong =
+            |path: &str, error: anyhow::Error| vec![Mistake::new(path, format!("{error:#}"))];
         log_in(&mut config).map_err(|error| wrong("pilotlight.mqtt.password", error))?;
         if let Some(calls) = &self.calls {
             let pair = call_keys::caller(&config);

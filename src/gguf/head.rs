@@ -78,7 +78,7 @@ impl GgufHead {
     ///
     /// # Errors
     /// What is wrong, and where.
-    pub(super) fn read(file: &File, length: u64) -> Result<GgufHead> {
+    pub(crate) fn read(file: &File, length: u64) -> Result<GgufHead> {
         let bound = length.min(GGUF_HEAD_BYTES_MAX);
         let mut reader = HeadReader { from: BufReader::new(file), at: 0, bound };
         let mut magic = [0; 4];

@@ -44,6 +44,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("engines", 8),
     ("mcp", 8),
     ("metrics", 8),
+    ("models", 8),
     ("providers", 8),
     ("backends", 9),
     ("convert", 9),

@@ -34,7 +34,7 @@ async fn every_mistake_is_named_with_its_path() {
         "extra": 1,
         "pilotlight": {
             "servers": {"nobody": {"reach": "device"}},
-            "models": {},
+            "models": {"../m": {}, "m": {"sha256": "0A"}},
             "device": {"name": "a/b"},
             "mqtt": {"url": "http://x"},
             "http": {"listen": "0.0.0.0:8080"},
@@ -52,7 +52,8 @@ async fn every_mistake_is_named_with_its_path() {
         "mcpServers.d.args[0]: the variable NOT_SET_ANYWHERE",
         "mcpServers.e.comand: ",
         "the nearest is `command`",
-        "pilotlight.models:",
+        "pilotlight.models.../m: ",
+        "pilotlight.models.m: missing field `source`",
         "pilotlight.device.name: ",
         "pilotlight.mqtt.url: ",
         "pilotlight.http.token: ",

@@ -38,6 +38,9 @@ mod heat;
 mod http;
 #[cfg(feature = "embedded-broker")]
 mod http_limits;
+mod model_commands;
+mod model_files;
+mod model_store;
 #[cfg(feature = "embedded-broker")]
 mod mqtt;
 mod network;

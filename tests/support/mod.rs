@@ -7,6 +7,8 @@ pub mod engine;
 pub mod failures;
 pub mod figures;
 pub mod labelled;
+pub mod model_fixture;
+pub mod model_server;
 pub mod mqtt;
 #[cfg(feature = "engine")]
 pub mod nearness;

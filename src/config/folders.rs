@@ -1,0 +1,56 @@
+//! The folders of persistent state and of models, and the engines whose models are in the latter.
+
+use std::path::{Path, PathBuf};
+
+use super::SettingsReader;
+use crate::catalog::catalog::Catalog;
+
+impl SettingsReader<'_> {
+    /// The named folder, else that of systemd, else that of the user (XDG Base Directory
+    /// Specification 0.8).
+    pub(super) fn state(&self) -> Option<PathBuf> {
+        if let Some(named) = self.get("PILOTLIGHT_STATE") {
+            return (named != "off").then(|| named.into());
+        }
+        if let Some(given) = self.get("STATE_DIRECTORY") {
+            return given.split(':').next().map(PathBuf::from);
+        }
+        let user = self.get("XDG_STATE_HOME").map(PathBuf::from);
+        let user = user.or_else(|| Some(Path::new(&self.get("HOME")?).join(".local/state")))?;
+        Some(user.join("pilotlight"))
+    }
+
+    /// The folder of the model store. An argument `--gguf NAME` or `--onnx NAME` of an engine that names a
+    /// model of `pilotlight.models` becomes the model's path in that folder, unless there is a file of
+    /// this name relative to the current directory.
+    pub(super) fn models(
+        &mut self,
+        catalog: &mut Catalog,
+        state: Option<&Path>,
+    ) -> Option<PathBuf> {
+        let named = self.get("PILOTLIGHT_MODELS").map(PathBuf::from);
+        let folder = named.or_else(|| state.map(|state| state.join("models")));
+        let Catalog { servers, models, .. } = catalog;
+        for server in servers {
+            let Some(argument) = server.model_argument() else { continue };
+            let Some(model) = models.iter().find(|model| model.name == argument.value) else {
+                continue;
+            };
+            if Path::new(&argument.value).exists() {
+                continue;
+            }
+            let Some(folder) = &folder else {
+                let message = format!(
+                    "{} is a model of pilotlight.models, and there is no folder for it; set \
+                     PILOTLIGHT_STATE or PILOTLIGHT_MODELS",
+                    argument.value
+                );
+                self.mistake(&format!("mcpServers.{}.args", server.name), message);
+                continue;
+            };
+            let path = folder.join(&model.name);
+            server.set_model(&argument, &path.to_string_lossy(), &model.digest());
+        }
+        folder
+    }
+}
