@@ -24,7 +24,7 @@
 //! 13-16 program     main, cli, daemon                     start and stop
 //!    12 settings    config
 //!    11 interfaces  ingress/{mqtt, http, mcp}             one client protocol each
-//!    10 strategies  strategy                              several models for one job
+//!    10 strategies  strategy, trial                       several models for one job; a changed configuration
 //!     9 execution   dispatch, backends, simulate, convert
 //!     8 models      engines, providers, mcp; metrics
 //!     7 resources   mqtt, net, store, device, wire, status, gguf, sandbox
@@ -80,6 +80,7 @@ pub mod engines;
 pub mod providers;
 pub mod simulate;
 pub mod strategy;
+pub mod trial;
 // protocols, connections, disk, sensors
 pub mod clock;
 pub mod device;

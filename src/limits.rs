@@ -5,6 +5,7 @@
 
 pub mod call;
 pub mod engine;
+pub mod golden;
 pub mod reload;
 
 use std::time::Duration;

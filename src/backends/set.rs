@@ -41,13 +41,16 @@ struct RunningBackend {
     wanted: watch::Sender<bool>,
     /// Cancelled when its supervisor has ended.
     ended: CancellationToken,
+    /// It starts when another backend has ended.
+    is_delayed: bool,
 }
 
-/// Another set that has started and is not in force yet. Dropping it ends what it has started.
+/// Another set that has started and is not in force yet, or one that was. Dropping it ends the backends
+/// that no other set has.
 pub struct NextBackends {
     backends: Vec<RunningBackend>,
-    /// The states of those that should be up before the change.
-    starting: Vec<watch::Receiver<BackendState>>,
+    /// The places in it of those that the set in force has not.
+    added: Vec<usize>,
 }
 
 impl RunningBackends {
@@ -68,7 +71,7 @@ impl RunningBackends {
     ) -> NextBackends {
         // the supervisors of backends that have ended
         while self.supervisors.try_join_next().is_some() {}
-        let (mut backends, mut starting) = (Vec::new(), Vec::new());
+        let (mut backends, mut added) = (Vec::new(), Vec::new());
         for entry in entries {
             let files = files(entry);
             let before = self.present.iter().find(|known| known.entry.name == entry.name);
@@ -81,22 +84,21 @@ impl RunningBackends {
                     || (known.entry.name == entry.name && known.leaves_no_room_for(entry, memory))
             });
             let after: Vec<_> = excluding.map(|known| known.ended.clone()).collect();
-            let is_delayed = !after.is_empty();
             // an engine that was ended to free its memory stays so
             let is_wanted = before.is_none_or(|known| *known.wanted.borrow());
             let backend = self.start(entry, files, after);
             backend.wanted.send_replace(is_wanted);
-            if !is_delayed {
-                starting.push(backend.link.clone());
-            }
+            added.push(backends.len());
             backends.push(backend);
         }
-        NextBackends { backends, starting }
+        NextBackends { backends, added }
     }
 
-    /// Takes another set in place of the present one. The dispatcher must have adopted it.
-    pub fn replace(&mut self, next: NextBackends) {
-        self.present = next.backends;
+    /// Takes another set in place of the present one, which is returned. The dispatcher must have adopted
+    /// it.
+    pub fn replace(&mut self, next: NextBackends) -> NextBackends {
+        let backends = std::mem::replace(&mut self.present, next.backends);
+        NextBackends { backends, added: Vec::new() }
     }
 
     /// Ends all backends.
@@ -116,7 +118,7 @@ impl RunningBackends {
         after: Vec<CancellationToken>,
     ) -> RunningBackend {
         let (handle, supervised) = supervise(entry, self.router.clone(), &self.stop);
-        let ended = CancellationToken::new();
+        let (ended, is_delayed) = (CancellationToken::new(), !after.is_empty());
         let (guard, stop) = (ended.clone().drop_guard(), self.stop.clone());
         let service = match (&entry.endpoint, &self.router) {
             (Endpoint::Mqtt { topic, service_key }, Some(router)) => {
@@ -142,7 +144,7 @@ impl RunningBackends {
             }
         });
         let BackendHandle { link, wanted, .. } = handle;
-        RunningBackend { entry: Arc::new(entry.clone()), files, link, wanted, ended }
+        RunningBackend { entry: Arc::new(entry.clone()), files, link, wanted, ended, is_delayed }
     }
 }
 
@@ -152,18 +154,38 @@ impl NextBackends {
         self.backends.iter().map(RunningBackend::handle).collect()
     }
 
-    /// Waits until each backend that has started is up or has failed, for [`BACKEND_WARM_MAX`] at most.
-    pub async fn started(&mut self) {
-        let all = self.starting.iter_mut().map(|link| {
-            link.wait_for(|state| !matches!(state, BackendState::Down(Health::Starting)))
-        });
-        let all = futures::future::join_all(all);
-        if tokio::time::timeout(BACKEND_WARM_MAX, all).await.is_err() {
+    /// The handles of those that the set in force has not.
+    pub fn added(&self) -> Vec<BackendHandle> {
+        self.added.iter().map(|at| self.backends[*at].handle()).collect()
+    }
+
+    /// Whether some start only when a backend of the set in force has ended.
+    pub fn is_delayed(&self) -> bool {
+        self.added.iter().any(|at| self.backends[*at].is_delayed)
+    }
+
+    /// Waits until each added backend is up or has failed, for [`BACKEND_WARM_MAX`] at most; not for those
+    /// that start later.
+    pub async fn started(&self) {
+        let at_once = self.added.iter().map(|at| &self.backends[*at]).filter(|b| !b.is_delayed);
+        if !all_decided(at_once.map(|backend| backend.link.clone())).await {
             tracing::warn!(
                 "a changed model is not up yet; the configuration is adopted without it"
             );
         }
     }
+}
+
+/// Waits until each of these backends is up or has failed, for [`BACKEND_WARM_MAX`] at most; false after
+/// that.
+pub async fn all_decided(links: impl Iterator<Item = watch::Receiver<BackendState>>) -> bool {
+    let all = links.map(|mut link| async move {
+        let is_decided =
+            |state: &BackendState| !matches!(state, BackendState::Down(Health::Starting));
+        // an error: the supervisor has ended with the service
+        let _ = link.wait_for(is_decided).await;
+    });
+    tokio::time::timeout(BACKEND_WARM_MAX, futures::future::join_all(all)).await.is_ok()
 }
 
 impl RunningBackend {
@@ -184,6 +206,7 @@ impl RunningBackend {
             link: self.link.clone(),
             wanted: self.wanted.clone(),
             ended: self.ended.clone(),
+            is_delayed: self.is_delayed,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::golden::GoldenSet;
 use super::public_key::{CallerPublicKey, ServicePublicKey};
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
@@ -74,6 +75,11 @@ impl Catalog {
     pub fn furthest(&self, of_app: &AppPolicy, task: Option<&Task>) -> Locality {
         let stated = of_app.furthest.into_iter().chain(task.and_then(|task| task.furthest));
         stated.fold(self.furthest, Locality::min)
+    }
+
+    /// The golden sets of the tasks.
+    pub fn golden_sets(&self) -> impl Iterator<Item = (String, GoldenSet)> {
+        self.tasks.iter().filter_map(|(name, task)| Some((name.clone(), task.golden.clone()?)))
     }
 
     /// The deadline of a request of this priority that states none: the configured one, or 30 s,

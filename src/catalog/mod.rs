@@ -10,6 +10,7 @@ pub mod edit;
 pub mod env_file;
 pub mod expand;
 pub mod file_text;
+pub mod golden;
 pub mod mistake;
 pub mod provider;
 pub mod public_key;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::golden;
 use super::mistake::Scope;
 use super::read_policy::{deadline_range, is_deadline};
 use super::shape;
@@ -27,6 +28,7 @@ pub(super) fn read(entries: Vec<(String, Value)>, scope: &mut Scope<'_>) -> BTre
         if let Some(task) = shape::read::<Task>(value, &mut scope) {
             check(&task, &mut scope);
             check_labels(&task, &mut scope);
+            golden::check(&task, &mut scope);
             tasks.insert(name, task);
         }
     }

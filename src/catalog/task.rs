@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::golden::GoldenSet;
 use super::rule::TaskRule;
 use crate::model::context::Locality;
 use crate::request::job::Strategy;
@@ -54,6 +55,9 @@ pub struct Task {
     /// The deadline of a request that states none, in milliseconds.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// Cases with right answers, by which a changed configuration is measured.
+    #[serde(default)]
+    pub golden: Option<GoldenSet>,
 }
 
 impl Task {

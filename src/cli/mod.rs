@@ -10,6 +10,7 @@ mod doctor;
 mod engine;
 mod explain;
 mod foreign;
+mod golden;
 mod key;
 mod live;
 mod model;
@@ -109,6 +110,12 @@ enum Command {
     },
     /// Find and save a task's cascade threshold from labelled examples.
     Calibrate(calibrate::CalibrateArgs),
+    /// Let this device's own models answer the golden sets of the tasks, and print the scores.
+    Golden {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Explain a decision record, and replay the decision from its figures.
     Explain(explain::ExplainArgs),
     /// Simulate routing on a board model.
@@ -141,6 +148,7 @@ impl Cli {
             | Command::Doctor { .. }
             | Command::Key { .. }
             | Command::Calibrate(_)
+            | Command::Golden { .. }
             | Command::Explain(_)
             | Command::Simulate(_)
             | Command::Mcp
@@ -190,6 +198,12 @@ impl Cli {
                     return Ok(ExitCode::from(WRONG));
                 };
                 calibrate.run(config).await?
+            }
+            Command::Golden { json } => {
+                let Some(config) = loaded_to_start(path)? else {
+                    return Ok(ExitCode::from(WRONG));
+                };
+                golden::run(config, json).await?
             }
             Command::Explain(explain) => explain.run()?,
             Command::Simulate(simulate) if simulate.is_live() => {

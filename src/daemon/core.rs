@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::backends::set::{FileDigests, RunningBackends};
+use crate::backends::set::{FileDigests, NextBackends, RunningBackends};
 use crate::catalog::catalog::Catalog;
 use crate::catalog::server::ServerEntry;
 use crate::config::source;
@@ -74,10 +74,20 @@ impl Core {
     /// serves. `memory` is what is available on the device, in bytes, if that is known. Given up in the
     /// middle, it changes nothing.
     pub async fn adopt(&mut self, catalog: Arc<Catalog>, memory: Option<u64>) {
-        let mut next = self.models.prepare(&catalog.servers, digests_of, memory);
+        let next = self.prepare(&catalog, memory);
         next.started().await;
+        self.switch(catalog, next).await;
+    }
+
+    /// Starts what the present set has not.
+    pub fn prepare(&mut self, catalog: &Catalog, memory: Option<u64>) -> NextBackends {
+        self.models.prepare(&catalog.servers, digests_of, memory)
+    }
+
+    /// Puts a prepared set into force; returns the one before, which ends when it is dropped.
+    pub async fn switch(&mut self, catalog: Arc<Catalog>, next: NextBackends) -> NextBackends {
         self.dispatch.adopt(catalog, next.handles()).await;
-        self.models.replace(next);
+        self.models.replace(next)
     }
 
     /// Lets running jobs end, then stops the models.

@@ -50,6 +50,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("dispatch", 9),
     ("simulate", 9),
     ("strategy", 10),
+    ("trial", 10),
     ("ingress", 11),
     ("config", 12),
     ("daemon", 13),
