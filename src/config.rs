@@ -32,7 +32,7 @@ use crate::request::name::is_name;
 use crate::store::{broker_password, files};
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
-pub const VARIABLES: [(&str, &str); 12] = [
+pub const VARIABLES: [(&str, &str); 13] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     (
         "PILOTLIGHT_DEVICE",
@@ -47,6 +47,10 @@ pub const VARIABLES: [(&str, &str); 12] = [
     ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
     ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
     ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
+    (
+        "PILOTLIGHT_TRUST",
+        "trust policy for remote configurations (default: none, they are refused)",
+    ),
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
@@ -71,6 +75,8 @@ pub struct Config {
     pub sensors: PathBuf,
     /// Folder of persistent state, unless it is off.
     pub state: Option<PathBuf>,
+    /// The file of the trust policy; none if remote configurations are refused.
+    pub trust: Option<PathBuf>,
     /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
 }
@@ -231,7 +237,20 @@ impl SettingsReader<'_> {
             self.mistake("pilotlight.policy.budget", message);
         }
         let digest = String::new();
-        Config { path, digest, catalog, device, mqtt, broker, http, sensors, state, warnings }
+        let trust = self.get("PILOTLIGHT_TRUST").map(PathBuf::from);
+        Config {
+            path,
+            digest,
+            catalog,
+            device,
+            mqtt,
+            broker,
+            http,
+            sensors,
+            state,
+            trust,
+            warnings,
+        }
     }
 
     /// The named folder, else that of systemd, else that of the user (XDG Base Directory

@@ -19,40 +19,40 @@ impl fmt::Display for Mistake {
 
 /// All mistakes of one file, in the order in which they were found.
 #[derive(Debug, Default)]
-pub(super) struct Mistakes(Vec<Mistake>);
+pub(crate) struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
     /// The scope of this path.
-    pub(super) fn at(&mut self, path: &str) -> Scope<'_> {
+    pub(crate) fn at(&mut self, path: &str) -> Scope<'_> {
         Scope { mistakes: self, path: path.to_owned() }
     }
 
-    pub(super) fn into_vec(self) -> Vec<Mistake> {
+    pub(crate) fn into_vec(self) -> Vec<Mistake> {
         self.0
     }
 }
 
 /// A path of the file; mistakes that are added to it get this path.
-pub(super) struct Scope<'m> {
+pub(crate) struct Scope<'m> {
     mistakes: &'m mut Mistakes,
     path: String,
 }
 
 impl Scope<'_> {
     /// The scope of a member of this value: `path.key`.
-    pub(super) fn at(&mut self, key: &str) -> Scope<'_> {
+    pub(crate) fn at(&mut self, key: &str) -> Scope<'_> {
         let path =
             if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         Scope { mistakes: self.mistakes, path }
     }
 
     /// The scope of an item of this array: `path[index]`.
-    pub(super) fn item(&mut self, index: usize) -> Scope<'_> {
+    pub(crate) fn item(&mut self, index: usize) -> Scope<'_> {
         Scope { path: format!("{}[{index}]", self.path), mistakes: self.mistakes }
     }
 
     /// Adds a mistake at this path.
-    pub(super) fn add(&mut self, message: impl Into<String>) {
+    pub(crate) fn add(&mut self, message: impl Into<String>) {
         self.mistakes.0.push(Mistake { path: self.path.clone(), message: message.into() });
     }
 }

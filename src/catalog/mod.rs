@@ -23,6 +23,6 @@ mod read_task;
 pub mod rule;
 pub mod secret;
 pub mod server;
-mod shape;
+pub(crate) mod shape;
 pub mod task;
 pub mod url;

@@ -6,6 +6,7 @@ mod output;
 mod ask;
 mod budget;
 mod calibrate;
+mod config_update;
 mod doctor;
 mod engine;
 mod explain;
@@ -90,6 +91,9 @@ enum Command {
         /// File to check (default: the file of --config).
         file: Option<PathBuf>,
     },
+    /// Sign configurations for other devices, and look at those of this one.
+    #[command(subcommand)]
+    Config(config_update::ConfigCommand),
     /// Show and correct what counts as spent.
     #[command(subcommand)]
     Budget(budget::BudgetCommand),
@@ -144,6 +148,7 @@ impl Cli {
             | Command::Status { .. }
             | Command::Reload { .. }
             | Command::Check { .. }
+            | Command::Config(_)
             | Command::Budget(_)
             | Command::Doctor { .. }
             | Command::Key { .. }
@@ -189,6 +194,7 @@ impl Cli {
                 };
                 command.run(&config).await?
             }
+            Command::Config(command) => command.run(path).await?,
             Command::Check { file } => check(file.as_deref().or(path))?,
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
