@@ -33,7 +33,7 @@ pub struct Envelope {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "stated")]
     pub replaces: Option<Digest>,
     /// The configuration.
-    pub config: ConfigSource,
+    pub config: UpdateConfig,
 }
 
 /// A version, 1 to 2⁵³ − 1.
@@ -44,7 +44,7 @@ pub struct UpdateVersion(u64);
 /// Where the text of `mcp.json` is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ConfigSource {
+pub enum UpdateConfig {
     /// In the update.
     Inline(String),
     /// At a URL.

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::fleet::difference;
 use crate::fleet::digest::Digest;
-use crate::fleet::envelope::{ConfigSource, DOMAIN, Envelope};
+use crate::fleet::envelope::{DOMAIN, Envelope, UpdateConfig};
 use crate::fleet::moment::Moment;
 use crate::fleet::signature::Received;
 use crate::fleet::update::{UpdateEffect, UpdateEvent, UpdateMachine, UpdateStep};
@@ -101,8 +101,8 @@ fn config_in(file: &Path) -> anyhow::Result<Value> {
     let update = signed.map_or(&bytes[..], |signed| signed.update);
     let text = if update.starts_with(DOMAIN.as_bytes()) {
         match Envelope::read(update).map_err(|why| anyhow::anyhow!("{shown}: {why}"))?.config {
-            ConfigSource::Inline(text) => text,
-            ConfigSource::Url(remote) => {
+            UpdateConfig::Inline(text) => text,
+            UpdateConfig::Url(remote) => {
                 bail!("{shown} has its configuration at {}; compare that file", remote.url)
             }
         }

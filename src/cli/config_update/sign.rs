@@ -18,7 +18,7 @@ use crate::cli::{DONE, WRONG, print_mistakes};
 use crate::clock;
 use crate::fleet::boundary;
 use crate::fleet::digest::{Digest, HexDigest};
-use crate::fleet::envelope::{ConfigSource, Envelope, RemoteText, UpdateVersion};
+use crate::fleet::envelope::{Envelope, RemoteText, UpdateConfig, UpdateVersion};
 use crate::fleet::moment::Moment;
 use crate::fleet::signature::{Received, UNTRUSTED_COMMENT, UpdateKey};
 use crate::fleet::target::UpdateTarget;
@@ -180,8 +180,8 @@ pub(super) fn sign(args: &SignArgs) -> anyhow::Result<u8> {
     let now = Moment(clock::since_epoch().as_secs());
     let version = UpdateVersion::try_from(args.version.unwrap_or(now.0));
     let config = match &args.url {
-        None => ConfigSource::Inline(text.to_owned()),
-        Some(url) => ConfigSource::Url(RemoteText {
+        None => UpdateConfig::Inline(text.to_owned()),
+        Some(url) => UpdateConfig::Url(RemoteText {
             url: url.clone(),
             sha256: HexDigest(Digest::of(&bytes)),
             bytes: bytes.len() as u64,

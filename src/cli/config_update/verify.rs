@@ -11,7 +11,7 @@ use super::device::{local_file, now, running, slots};
 use crate::cli::{DONE, WRONG, loaded, print_mistakes};
 use crate::config::{self, Config};
 use crate::fleet::check::{self, Memory, Verified};
-use crate::fleet::envelope::ConfigSource;
+use crate::fleet::envelope::UpdateConfig;
 use crate::fleet::local::LocalConfig;
 use crate::fleet::refusal::{CheckStep, UpdateRefusal};
 use crate::fleet::signature::Received;
@@ -122,8 +122,8 @@ async fn meaning(
 ) -> Result<(), UpdateRefusal> {
     let wrong = |error: anyhow::Error| UpdateRefusal::WrongContent(format!("{error:#}"));
     let text = match &verified.envelope.config {
-        ConfigSource::Inline(text) => text.clone(),
-        ConfigSource::Url(remote) => {
+        UpdateConfig::Inline(text) => text.clone(),
+        UpdateConfig::Url(remote) => {
             tls::install_provider();
             public::fetch(remote, &trust.neighbours).await.map_err(wrong)?
         }
