@@ -47,10 +47,7 @@ pub const VARIABLES: [(&str, &str); 13] = [
     ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
     ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
     ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
-    (
-        "PILOTLIGHT_TRUST",
-        "trust policy for remote configurations (default: none, they are refused)",
-    ),
+    ("PILOTLIGHT_TRUST", "path of the trust policy for remote configurations (default: none)"),
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
@@ -236,11 +233,9 @@ impl SettingsReader<'_> {
             let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
         }
-        let digest = String::new();
-        let trust = self.get("PILOTLIGHT_TRUST").map(PathBuf::from);
         Config {
             path,
-            digest,
+            digest: String::new(),
             catalog,
             device,
             mqtt,
@@ -248,7 +243,7 @@ impl SettingsReader<'_> {
             http,
             sensors,
             state,
-            trust,
+            trust: self.get("PILOTLIGHT_TRUST").map(PathBuf::from),
             warnings,
         }
     }

@@ -5,12 +5,9 @@
 
 pub mod call;
 pub mod engine;
-<<<<<<< HEAD
+pub mod fleet;
 pub mod golden;
 pub mod reload;
-=======
-pub mod fleet;
->>>>>>> 84a1b9e (fleet: signed configurations, checked against a local trust policy, with their state on disk)
 
 use std::time::Duration;
 
