@@ -34,7 +34,7 @@ use crate::request::name::is_name;
 use crate::store::{broker_password, files};
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
-pub const VARIABLES: [(&str, &str); 13] = [
+pub const VARIABLES: [(&str, &str); 14] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
     (
         "PILOTLIGHT_DEVICE",
@@ -50,6 +50,7 @@ pub const VARIABLES: [(&str, &str); 13] = [
     ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
     ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
     ("PILOTLIGHT_MODELS", "folder of downloaded models (default: models in the state folder)"),
+    ("PILOTLIGHT_TRUST", "path of the trust policy for remote configurations (default: none)"),
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
@@ -76,6 +77,8 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Folder of the model store; none without a state folder.
     pub models: Option<PathBuf>,
+    /// The file of the trust policy; none if remote configurations are refused.
+    pub trust: Option<PathBuf>,
     /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
 }
@@ -232,6 +235,8 @@ impl SettingsReader<'_> {
             let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
         }
+        let trust = self.get("PILOTLIGHT_TRUST").map(PathBuf::from);
+        // the reader of the file knows it
         let digest = String::new();
         Config {
             path,
@@ -244,6 +249,7 @@ impl SettingsReader<'_> {
             sensors,
             state,
             models,
+            trust,
             warnings,
         }
     }

@@ -30,7 +30,7 @@
 //!     7 resources   mqtt, net, store, device, wire, status, gguf, sandbox
 //!     6 clock       clock                                 the only reader of a clock
 //!   4-5 decisions   scheduler, decision, catalog, pressure, redact, model,      PURE
-//!                   calibrate
+//!                   calibrate; above them fleet
 //!   0-3 vocabulary  request, model/{context, health}, pressure/level,          PURE
 //!                   limits, money, time
 //! ```
@@ -100,6 +100,7 @@ pub mod wire;
 pub mod calibrate;
 pub mod catalog;
 pub mod decision;
+pub mod fleet;
 pub mod pressure;
 pub mod redact;
 pub mod scheduler;

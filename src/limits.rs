@@ -6,6 +6,7 @@
 pub mod call;
 pub mod config;
 pub mod engine;
+pub mod fleet;
 pub mod golden;
 pub mod models;
 pub mod reload;

@@ -38,7 +38,7 @@ pub fn expand(text: &str, variables: &Variables) -> Result<String, String> {
 }
 
 /// The names of the variables in a string.
-pub(super) fn names(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn names(text: &str) -> impl Iterator<Item = &str> {
     let inside = text.split("${").skip(1).filter_map(|rest| rest.split_once('}'));
     inside.map(|(inside, _)| split(inside).0)
 }

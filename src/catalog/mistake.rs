@@ -79,14 +79,14 @@ impl fmt::Display for Mistake {
 
 /// All mistakes of one file, in the order in which they were found; bounded by [`CONFIG_MISTAKES_MAX`].
 #[derive(Debug, Default)]
-pub(super) struct Mistakes {
+pub(crate) struct Mistakes {
     found: Vec<Mistake>,
     bytes: usize,
 }
 
 impl Mistakes {
     /// The scope of this path.
-    pub(super) fn at(&mut self, path: &str) -> Scope<'_> {
+    pub(crate) fn at(&mut self, path: &str) -> Scope<'_> {
         Scope { mistakes: self, path: path.to_owned() }
     }
 
@@ -117,7 +117,7 @@ impl Mistakes {
         }
     }
 
-    pub(super) fn into_vec(mut self) -> Vec<Mistake> {
+    pub(crate) fn into_vec(mut self) -> Vec<Mistake> {
         if self.is_full() {
             let message = "there may be more mistakes; correct these first";
             self.found.push(Mistake::new(FILE, message));
@@ -127,26 +127,26 @@ impl Mistakes {
 }
 
 /// A path of the file; mistakes that are added to it get this path.
-pub(super) struct Scope<'m> {
+pub(crate) struct Scope<'m> {
     mistakes: &'m mut Mistakes,
     path: String,
 }
 
 impl Scope<'_> {
     /// The scope of a member of this value: `path.key`.
-    pub(super) fn at(&mut self, key: &str) -> Scope<'_> {
+    pub(crate) fn at(&mut self, key: &str) -> Scope<'_> {
         let path =
             if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         Scope { mistakes: self.mistakes, path }
     }
 
     /// The scope of an item of this array: `path[index]`.
-    pub(super) fn item(&mut self, index: usize) -> Scope<'_> {
+    pub(crate) fn item(&mut self, index: usize) -> Scope<'_> {
         Scope { path: format!("{}[{index}]", self.path), mistakes: self.mistakes }
     }
 
     /// Adds a mistake at this path.
-    pub(super) fn add(&mut self, message: impl Into<String>) {
+    pub(crate) fn add(&mut self, message: impl Into<String>) {
         self.mistakes.push(Mistake::new(self.path.clone(), message));
     }
 

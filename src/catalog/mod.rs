@@ -29,7 +29,7 @@ pub mod rule;
 mod scalar;
 pub mod secret;
 pub mod server;
-mod shape;
+pub(crate) mod shape;
 pub mod strict;
 pub mod task;
 pub mod url;

@@ -120,7 +120,7 @@ fn written<'v>(value: &'v Value, path: &mut Vec<&'v str>, found: &mut BTreeSet<S
     }
 }
 
-fn is_below_secret(path: &[&str]) -> bool {
+pub(crate) fn is_below_secret(path: &[&str]) -> bool {
     (1..=path.len()).any(|depth| is_secret(&path[..depth]))
         || path.iter().rev().skip(1).any(|key| *key == "headers")
 }

@@ -19,7 +19,7 @@ enum Step {
 ///
 /// Serde stops at the first mistake. The value at its path is removed and the rest is deserialized
 /// again until no mistake is left. None if there was a mistake.
-pub(super) fn read<T: DeserializeOwned>(mut value: Value, scope: &mut Scope<'_>) -> Option<T> {
+pub(crate) fn read<T: DeserializeOwned>(mut value: Value, scope: &mut Scope<'_>) -> Option<T> {
     let mut removed: Vec<Vec<Step>> = Vec::new();
     // bounded: each turn removes a member or an item of the value, or returns
     loop {
@@ -119,7 +119,7 @@ impl<'de> Deserializer<'de> for Strict<'de> {
 }
 
 /// Like [`read`]; the default if the part is absent or has a mistake.
-pub(super) fn read_or_default<T: DeserializeOwned + Default>(
+pub(crate) fn read_or_default<T: DeserializeOwned + Default>(
     value: Option<Value>,
     scope: &mut Scope<'_>,
 ) -> T {
@@ -127,17 +127,17 @@ pub(super) fn read_or_default<T: DeserializeOwned + Default>(
 }
 
 /// The members of an object, in the order of the file; none if the part is absent or no object.
-pub(super) fn entries(value: Option<Value>, scope: &mut Scope<'_>) -> Vec<(String, Value)> {
+pub(crate) fn entries(value: Option<Value>, scope: &mut Scope<'_>) -> Vec<(String, Value)> {
     let map: Map<String, Value> = read_or_default(value, scope);
     map.into_iter().collect()
 }
 
 /// An object whose members are deserialized one by one.
-pub(super) struct Members(Map<String, Value>);
+pub(crate) struct Members(Map<String, Value>);
 
 impl Members {
     /// The members of an object; one that is not known is a mistake, in the words of serde.
-    pub(super) fn read(value: Value, known: &[&str], scope: &mut Scope<'_>) -> Members {
+    pub(crate) fn read(value: Value, known: &[&str], scope: &mut Scope<'_>) -> Members {
         let parts: Map<String, Value> = read_or_default(Some(value), scope);
         for key in parts.keys().filter(|key| !known.contains(&key.as_str())) {
             let all = known.join("`, `");
@@ -148,13 +148,13 @@ impl Members {
     }
 
     /// Takes a member out; none if it is absent.
-    pub(super) fn take(&mut self, key: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.0.remove(key)
     }
 }
 
 /// Adds a mistake for each of these members that the value lacks, in the words of serde.
-pub(super) fn require(value: &Value, keys: &[&str], scope: &mut Scope<'_>) {
+pub(crate) fn require(value: &Value, keys: &[&str], scope: &mut Scope<'_>) {
     let Value::Object(map) = value else { return };
     for key in keys.iter().filter(|key| !map.contains_key(**key)) {
         scope.add(format!("missing field `{key}`"));

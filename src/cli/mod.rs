@@ -7,6 +7,7 @@ mod ask;
 mod budget;
 mod calibrate;
 mod check;
+mod config_update;
 mod doctor;
 mod engine;
 mod explain;
@@ -96,6 +97,9 @@ enum Command {
     },
     /// Print the JSON Schema of mcp.json, for editors.
     Schema,
+    /// Sign configurations for other devices, and look at those of this one.
+    #[command(subcommand)]
+    Config(config_update::ConfigCommand),
     /// Show and correct what counts as spent.
     #[command(subcommand)]
     Budget(budget::BudgetCommand),
@@ -151,6 +155,7 @@ impl Cli {
             | Command::Reload { .. }
             | Command::Check { .. }
             | Command::Schema
+            | Command::Config(_)
             | Command::Budget(_)
             | Command::Doctor { .. }
             | Command::Key { .. }
@@ -201,6 +206,7 @@ impl Cli {
                 print_line!("{}", json_schema::text());
                 DONE
             }
+            Command::Config(command) => command.run(path).await?,
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
             Command::Key { json } => key::run(path, json)?,

@@ -2,4 +2,5 @@
 
 pub mod client;
 mod lookup;
+pub mod public;
 pub mod tls;

@@ -149,6 +149,15 @@ impl Redactor {
         self.rules.is_empty()
     }
 
+    /// The names of the rules that the other one lacks. A rule with another pattern is another rule.
+    pub fn lacking_in<'r>(&'r self, other: &'r Redactor) -> impl Iterator<Item = &'r str> {
+        let same = |one: &RedactionRule, rule: &RedactionRule| {
+            one.name == rule.name && one.pattern.as_str() == rule.pattern.as_str()
+        };
+        let lacks = move |rule: &&RedactionRule| !other.rules.iter().any(|one| same(one, rule));
+        self.rules.iter().filter(lacks).map(|rule| rule.name.as_str())
+    }
+
     /// What of the job leaves this device.
     pub fn hide(&self, job: &Job) -> Redaction {
         if self.is_empty() {

@@ -10,4 +10,6 @@ pub(crate) mod ledger;
 pub(crate) mod marks;
 pub(crate) mod private_key;
 pub(crate) mod secret_file;
+pub mod slots;
 pub(crate) mod start_number;
+pub(crate) mod trust_file;

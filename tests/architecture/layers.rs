@@ -31,6 +31,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("pressure", 5),
     ("scheduler", 5),
     ("clock", 6),
+    ("fleet", 6),
     ("random", 6),
     ("store/files", 6),
     ("device", 7),

@@ -7,6 +7,9 @@ use super::source::{Kind, Tree};
 /// The highest layer without runtime, clock, chance, disk and network.
 const PURE_MAX: u8 = 5;
 
+/// Pure modules above that layer: they use the catalog, which has the highest pure layer.
+const PURE_ABOVE: &[&str] = &["fleet"];
+
 /// Paths that no pure file may name.
 const IMPURE_PATHS: &[&str] = &[
     "fastrand",
@@ -69,9 +72,8 @@ pub fn impure(tree: &Tree, layers: &[(&str, u8)]) -> Vec<String> {
     let mut found = Vec::new();
     for (file, scan) in tree.src.iter().zip(&paths.scans) {
         let key = file.key().unwrap();
-        let Some(layer) = layer_of(key, layers).filter(|layer| *layer <= PURE_MAX) else {
-            continue;
-        };
+        let is_pure = |layer: &u8| *layer <= PURE_MAX || PURE_ABOVE.contains(&file.top().unwrap());
+        let Some(layer) = layer_of(key, layers).filter(is_pure) else { continue };
         let mut tell = |line: usize, name: &str| {
             found.push(format!(
                 "{}:{line}: names {name}, but layer {layer} is pure; take the value as a parameter \

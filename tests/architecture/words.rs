@@ -51,7 +51,12 @@ pub const WORDS: &[Word] = &[
     word("ticket", "job specification or acknowledgement guard"),
     word("victim", "job to offload"),
     word("wish", "option"),
-    Word { word: "floor", term: "layer, or threshold", scope: Scope::Prose, allowed: &[] },
+    Word {
+        word: "floor",
+        term: "layer, or threshold; a version floor is the lowest version that is accepted",
+        scope: Scope::Prose,
+        allowed: &["docs/fleet.md", "src/cli/config_update", "src/fleet/", "src/store/slots"],
+    },
     Word {
         word: "judge",
         term: "scheduler, or offload; a judge is only a model that compares answers",

@@ -30,6 +30,7 @@ mod costs;
 mod embedded;
 mod encrypted_calls;
 mod files;
+mod fleet;
 #[cfg(feature = "embedded-broker")]
 mod floods;
 #[cfg(feature = "embedded-broker")]

@@ -1,0 +1,435 @@
+//! The way of an update as a state machine: an event and the time in, effects out. It reads no clock and
+//! no file; whoever drives it carries out the effects and reports how they ended.
+//!
+//! ```text
+//! Idle ── verified ── staged ── trial ── kept
+//!             │                   └───── rolled-back
+//!             └── refused
+//! ```
+//!
+//! `Idle` is any state in which nothing is in progress: the last update may have been kept, rolled back
+//! or refused. Before a trial its number of tries is lowered on disk, so that a configuration with which
+//! the service crashes is tried [`TRIES_MAX`](crate::limits::fleet::TRIES_MAX) times at most.
+
+use serde::Serialize;
+
+use super::refusal::UpdateRefusal;
+use crate::limits::fleet::{GOLDEN_LOSS_PERCENT, PROBE_MAX, TRIAL_JOBS, TRIAL_MAX};
+use crate::time::Time;
+
+/// The state of the last update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateState {
+    /// There was none.
+    #[default]
+    Idle,
+    /// Its signature and envelope are accepted; its configuration is fetched or checked.
+    Verified,
+    /// Its configuration is accepted and on disk.
+    Staged,
+    /// It runs, and counts if it passes its trial.
+    Trial,
+    /// It counts.
+    Kept,
+    /// It ran and failed, or the operator has taken it back.
+    RolledBack,
+    /// It was never run.
+    Refused,
+}
+
+impl UpdateState {
+    /// The name that is reported.
+    pub fn name(self) -> &'static str {
+        match self {
+            UpdateState::Idle => "idle",
+            UpdateState::Verified => "verified",
+            UpdateState::Staged => "staged",
+            UpdateState::Trial => "trial",
+            UpdateState::Kept => "kept",
+            UpdateState::RolledBack => "rolled-back",
+            UpdateState::Refused => "refused",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpdateEvent {
+    /// At the start of the service, a configuration on trial is on disk.
+    Found {
+        /// Its version.
+        version: u64,
+        /// The tries that it has left.
+        tries_left: u8,
+    },
+    /// An update was accepted, apart from its configuration.
+    Verified {
+        /// Its version.
+        version: u64,
+        /// Whether the configuration has to be fetched.
+        place: ConfigPlace,
+    },
+    /// An update was refused.
+    Refused {
+        /// Its version, if its signature was right.
+        version: Option<u64>,
+        /// Why.
+        refusal: UpdateRefusal,
+    },
+    /// The configuration is accepted.
+    Accepted,
+    /// The effect of this kind has ended.
+    Done(UpdateStep, Result<(), String>),
+    /// The tries on disk are lowered.
+    TryBegun {
+        /// The tries that are left after this one.
+        tries_left: u8,
+    },
+    /// The golden sets have been answered.
+    Golden(Vec<GoldenResult>),
+    /// A job was answered well.
+    GoodJob,
+    /// Something of the new configuration failed: a backend that crashed, a job that its model broke.
+    Failed(String),
+    /// The operator takes the last kept configuration back.
+    RollBack,
+    /// The time of [`UpdateMachine::wake_at`] has come.
+    Tick,
+}
+
+/// Where the configuration of an update is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigPlace {
+    /// In the update.
+    Inline,
+    /// At a URL.
+    Remote,
+}
+
+/// What can end well or badly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpdateStep {
+    /// [`UpdateEffect::Fetch`].
+    Fetch,
+    /// [`UpdateEffect::Stage`].
+    Stage,
+    /// [`UpdateEffect::BeginTry`], if it failed.
+    BeginTry,
+    /// [`UpdateEffect::Switch`].
+    Switch,
+    /// [`UpdateEffect::Probe`].
+    Probe,
+    /// [`UpdateEffect::Keep`].
+    Keep,
+    /// [`UpdateEffect::RollBack`].
+    RollBack,
+}
+
+/// What has to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpdateEffect {
+    /// Fetch the configuration from its URL.
+    Fetch,
+    /// Check the meaning of the configuration.
+    Check,
+    /// Write the configuration to disk, on trial.
+    Stage,
+    /// Lower the tries on disk.
+    BeginTry,
+    /// Run the configuration on trial.
+    Switch,
+    /// Let each changed model answer a prompt.
+    Probe,
+    /// Let the configuration on trial and the one before answer the golden sets.
+    RunGolden,
+    /// Make the configuration on trial count, on disk, and raise the version floor.
+    Keep,
+    /// Drop the configuration on trial, on disk.
+    Drop {
+        /// Why.
+        why: String,
+    },
+    /// Run the configuration that counts.
+    SwitchBack,
+    /// Make the configuration before the last kept one count, on disk.
+    RollBack,
+    /// Report the state: [`UpdateMachine::report`].
+    Report,
+}
+
+/// How many cases of a golden set were answered right before and with the configuration on trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoldenResult {
+    /// The task.
+    pub task: String,
+    /// The cases of its golden set.
+    pub cases: u32,
+    /// Right answers before.
+    pub before: u32,
+    /// Right answers of the configuration on trial.
+    pub after: u32,
+}
+
+impl GoldenResult {
+    /// Whether more right answers are lost than the bound permits.
+    fn is_worse(&self) -> bool {
+        let loss = u64::from(self.before.saturating_sub(self.after));
+        loss * 100 > u64::from(self.cases) * u64::from(GOLDEN_LOSS_PERCENT)
+    }
+}
+
+/// The reported state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UpdateReport<'m> {
+    /// The state.
+    pub state: UpdateState,
+    /// The version of the update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The code of a refusal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
+    /// Why it was refused or rolled back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'m str>,
+}
+
+/// The part of a trial that is running, and its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TrialPart {
+    Switch { until: Time },
+    Probe { until: Time },
+    Golden { until: Time },
+    Jobs { good: u32, until: Time },
+    Keep,
+}
+
+/// The state machine.
+#[derive(Debug, Clone, Default)]
+pub struct UpdateMachine {
+    state: UpdateState,
+    version: Option<u64>,
+    trial: Option<TrialPart>,
+    code: Option<&'static str>,
+    reason: Option<String>,
+}
+
+impl UpdateMachine {
+    /// Takes an event and returns what has to be done, in this order. An event that does not fit the
+    /// state has no effect.
+    pub fn handle(&mut self, event: UpdateEvent, now: Time) -> Vec<UpdateEffect> {
+        match (self.state, event) {
+            (UpdateState::Idle, UpdateEvent::Found { version, tries_left }) => {
+                self.found(version, tries_left)
+            }
+            (_, UpdateEvent::Verified { version, place }) if self.is_idle() => {
+                self.enter(UpdateState::Verified, Some(version));
+                let next = match place {
+                    ConfigPlace::Inline => UpdateEffect::Check,
+                    ConfigPlace::Remote => UpdateEffect::Fetch,
+                };
+                vec![UpdateEffect::Report, next]
+            }
+            (state, UpdateEvent::Refused { version, refusal })
+                if self.is_idle() || state == UpdateState::Verified =>
+            {
+                self.refused(version, &refusal)
+            }
+            (UpdateState::Verified, UpdateEvent::Accepted) => vec![UpdateEffect::Stage],
+            (UpdateState::Staged, UpdateEvent::TryBegun { .. }) => {
+                self.enter(UpdateState::Trial, self.version);
+                self.trial = Some(TrialPart::Switch { until: now + PROBE_MAX });
+                vec![UpdateEffect::Report, UpdateEffect::Switch]
+            }
+            (_, UpdateEvent::Done(step, Ok(()))) => self.done(step, now),
+            (_, UpdateEvent::Done(step, Err(why))) => self.failed(step, why),
+            (UpdateState::Trial, UpdateEvent::Golden(results)) => self.golden(&results, now),
+            (UpdateState::Trial, UpdateEvent::GoodJob) => self.good_job(),
+            (UpdateState::Trial, UpdateEvent::Failed(why)) => self.drop_trial(why),
+            (UpdateState::Trial, UpdateEvent::Tick) => self.tick(now),
+            (_, UpdateEvent::RollBack) if self.is_idle() => vec![UpdateEffect::RollBack],
+            (UpdateState::Trial | UpdateState::Staged, UpdateEvent::RollBack) => {
+                self.drop_trial("the operator has taken it back".to_owned())
+            }
+            (_, _) => Vec::new(),
+        }
+    }
+
+    /// The time at which [`UpdateEvent::Tick`] is due.
+    pub fn wake_at(&self) -> Option<Time> {
+        match self.trial? {
+            TrialPart::Switch { until }
+            | TrialPart::Probe { until }
+            | TrialPart::Golden { until }
+            | TrialPart::Jobs { until, .. } => Some(until),
+            TrialPart::Keep => None,
+        }
+    }
+
+    /// What is reported.
+    pub fn report(&self) -> UpdateReport<'_> {
+        UpdateReport {
+            state: self.state,
+            version: self.version,
+            code: self.code,
+            reason: self.reason.as_deref(),
+        }
+    }
+
+    /// Whether no update is in progress.
+    fn is_idle(&self) -> bool {
+        match self.state {
+            UpdateState::Idle
+            | UpdateState::Kept
+            | UpdateState::RolledBack
+            | UpdateState::Refused => true,
+            UpdateState::Verified | UpdateState::Staged | UpdateState::Trial => false,
+        }
+    }
+
+    fn enter(&mut self, state: UpdateState, version: Option<u64>) {
+        *self = UpdateMachine { state, version, ..UpdateMachine::default() };
+    }
+
+    fn found(&mut self, version: u64, tries_left: u8) -> Vec<UpdateEffect> {
+        self.enter(UpdateState::Staged, Some(version));
+        if tries_left > 0 {
+            return vec![UpdateEffect::Report, UpdateEffect::BeginTry];
+        }
+        let why = "the service ended during each of its trials".to_owned();
+        self.enter(UpdateState::RolledBack, Some(version));
+        self.reason = Some(why.clone());
+        vec![UpdateEffect::Drop { why }, UpdateEffect::Report]
+    }
+
+    fn refused(&mut self, version: Option<u64>, refusal: &UpdateRefusal) -> Vec<UpdateEffect> {
+        // a retained message is delivered at each connection: what it led to stays
+        let is_known = match refusal {
+            UpdateRefusal::Replayed(_) | UpdateRefusal::Busy { .. } => true,
+            UpdateRefusal::OldVersion { version, floor } => version == floor,
+            UpdateRefusal::TooLarge { .. }
+            | UpdateRefusal::MalformedSignature(_)
+            | UpdateRefusal::LegacySignature
+            | UpdateRefusal::UnknownKey(_)
+            | UpdateRefusal::WrongSignature(_)
+            | UpdateRefusal::Malformed(_)
+            | UpdateRefusal::NotAuthorised { .. }
+            | UpdateRefusal::WrongTarget { .. }
+            | UpdateRefusal::FloorMissing { .. }
+            | UpdateRefusal::Expired { .. }
+            | UpdateRefusal::NotYetValid { .. }
+            | UpdateRefusal::WrongBase { .. }
+            | UpdateRefusal::WrongContent(_)
+            | UpdateRefusal::BadConfig(_)
+            | UpdateRefusal::Forbidden(_) => false,
+        };
+        if is_known && self.is_idle() {
+            return Vec::new();
+        }
+        self.enter(UpdateState::Refused, version);
+        self.code = Some(refusal.code());
+        self.reason = Some(refusal.to_string());
+        vec![UpdateEffect::Report]
+    }
+
+    fn done(&mut self, step: UpdateStep, now: Time) -> Vec<UpdateEffect> {
+        match (self.state, step, self.trial) {
+            (UpdateState::Verified, UpdateStep::Fetch, _) => vec![UpdateEffect::Check],
+            (UpdateState::Verified, UpdateStep::Stage, _) => {
+                self.enter(UpdateState::Staged, self.version);
+                vec![UpdateEffect::Report, UpdateEffect::BeginTry]
+            }
+            (UpdateState::Trial, UpdateStep::Switch, Some(TrialPart::Switch { .. })) => {
+                self.trial = Some(TrialPart::Probe { until: now + PROBE_MAX });
+                vec![UpdateEffect::Probe]
+            }
+            (UpdateState::Trial, UpdateStep::Probe, Some(TrialPart::Probe { .. })) => {
+                self.trial = Some(TrialPart::Golden { until: now + PROBE_MAX });
+                vec![UpdateEffect::RunGolden]
+            }
+            (UpdateState::Trial, UpdateStep::Keep, Some(TrialPart::Keep)) => {
+                self.enter(UpdateState::Kept, self.version);
+                vec![UpdateEffect::Report]
+            }
+            (_, UpdateStep::RollBack, _) if self.is_idle() => {
+                self.enter(UpdateState::RolledBack, self.version);
+                self.reason = Some("the operator has taken it back".to_owned());
+                vec![UpdateEffect::SwitchBack, UpdateEffect::Report]
+            }
+            (_, _, _) => Vec::new(),
+        }
+    }
+
+    fn failed(&mut self, step: UpdateStep, why: String) -> Vec<UpdateEffect> {
+        match (self.state, step) {
+            (UpdateState::Verified, UpdateStep::Fetch | UpdateStep::Stage) => {
+                let code = if step == UpdateStep::Fetch { "not-fetched" } else { "not-stored" };
+                self.enter(UpdateState::Refused, self.version);
+                (self.code, self.reason) = (Some(code), Some(why));
+                vec![UpdateEffect::Report]
+            }
+            (UpdateState::Staged, UpdateStep::BeginTry)
+            | (UpdateState::Trial, UpdateStep::Switch | UpdateStep::Probe | UpdateStep::Keep) => {
+                self.drop_trial(why)
+            }
+            (_, _) => Vec::new(),
+        }
+    }
+
+    fn golden(&mut self, results: &[GoldenResult], now: Time) -> Vec<UpdateEffect> {
+        if !matches!(self.trial, Some(TrialPart::Golden { .. })) {
+            return Vec::new();
+        }
+        if let Some(GoldenResult { task, cases, before, after }) =
+            results.iter().find(|result| result.is_worse())
+        {
+            let why = format!(
+                "task {task}: {after} of {cases} cases of its golden set right, {before} before"
+            );
+            return self.drop_trial(why);
+        }
+        self.trial = Some(TrialPart::Jobs { good: 0, until: now + TRIAL_MAX });
+        Vec::new()
+    }
+
+    fn good_job(&mut self) -> Vec<UpdateEffect> {
+        let Some(TrialPart::Jobs { good, .. }) = &mut self.trial else { return Vec::new() };
+        *good += 1;
+        if *good < TRIAL_JOBS { Vec::new() } else { self.keep() }
+    }
+
+    fn tick(&mut self, now: Time) -> Vec<UpdateEffect> {
+        if self.wake_at().is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        let seconds = PROBE_MAX.as_secs();
+        match self.trial {
+            Some(TrialPart::Jobs { .. }) => self.keep(),
+            Some(TrialPart::Switch { .. }) => {
+                self.drop_trial(format!("it did not start within {seconds} s"))
+            }
+            Some(TrialPart::Probe { .. }) => {
+                self.drop_trial(format!("its models did not answer within {seconds} s"))
+            }
+            Some(TrialPart::Golden { .. }) => {
+                self.drop_trial(format!("its golden sets were not answered within {seconds} s"))
+            }
+            Some(TrialPart::Keep) | None => Vec::new(),
+        }
+    }
+
+    fn keep(&mut self) -> Vec<UpdateEffect> {
+        self.trial = Some(TrialPart::Keep);
+        vec![UpdateEffect::Keep]
+    }
+
+    fn drop_trial(&mut self, why: String) -> Vec<UpdateEffect> {
+        let was_running = self.state == UpdateState::Trial;
+        self.enter(UpdateState::RolledBack, self.version);
+        self.reason = Some(why.clone());
+        let back = was_running.then_some(UpdateEffect::SwitchBack);
+        let drop = [UpdateEffect::Drop { why }];
+        drop.into_iter().chain(back).chain([UpdateEffect::Report]).collect()
+    }
+}
