@@ -11,6 +11,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::catalog::{AppPolicy, Device, DeviceLimits, HttpPart, ModelsDownload, MqttPart};
+use super::model::NAME_PATTERN as MODEL_NAME_PATTERN;
 use super::read_budget::RawBudget;
 use super::read_models::RawModel;
 use super::read_policy::{RawClass, RawRule};
@@ -80,8 +81,8 @@ struct OwnPart {
     /// Cloud models in their providers' own protocols, by name.
     #[schemars(default, extend("maxProperties" = SERVERS_MAX))]
     providers: BTreeMap<String, RawProvider>,
-    /// Models as artefacts, by the name of their file or folder in the model store.
-    #[schemars(default, extend("maxProperties" = MODELS_MAX))]
+    /// Models as artefacts, by the name of the file or folder in the model store.
+    #[schemars(default, extend("maxProperties" = MODELS_MAX, "propertyNames" = {"pattern": MODEL_NAME_PATTERN}))]
     models: BTreeMap<String, RawModel>,
     /// Prompt templates by name.
     #[schemars(default, extend("maxProperties" = TASKS_MAX, "propertyNames" = {"pattern": NAME_PATTERN}))]

@@ -102,6 +102,9 @@ fn matches(pattern: &str, name: &str) -> bool {
     rest.ends_with(last)
 }
 
+/// What [`is_model_name`] accepts, as far as a pattern can state it.
+pub(super) const NAME_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$";
+
 /// Whether this can be the name of a model, and one level of a path in its folder: letters, digits and
 /// `. _ + -`, beginning with a letter or digit. No path leaves its folder, no shell reads it as an option,
 /// and it is the same on every file system.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::mistake::Scope;
 use super::model::{
@@ -19,33 +19,32 @@ use crate::limits::models::{
     MODEL_TEXT_BYTES_MAX, MODELS_MAX,
 };
 
-/// An entry of `pilotlight.models`.
+/// An entry of `pilotlight.models`: a GGUF file, or with `files` a folder for ONNX Runtime.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "Model")]
+#[schemars(rename = "Model", extend("required" = ["licence"], "anyOf" = kinds()))]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawModel {
-    /// An `https://` URL, `http://` of a loopback address, `file:PATH`, or a path that begins with `/` or
-    /// `./`; of a folder the base of its files' sources.
-    #[schemars(length(max = MODEL_TEXT_BYTES_MAX))]
+    /// The origin: an `https://` URL, `file:PATH`, or a path that begins with `/` or `./`. Of a folder: what
+    /// its files are below.
+    #[schemars(length(min = 1, max = MODEL_TEXT_BYTES_MAX), regex(pattern = SOURCE_PATTERN))]
     source: Option<String>,
-    /// The SHA-256 of a GGUF file, as `sha256sum` prints it.
-    #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
+    /// The SHA-256, as `sha256sum` prints it.
+    #[schemars(regex(pattern = SHA256_PATTERN))]
     sha256: Option<String>,
-    /// The exact length of a GGUF file, in bytes.
+    /// The exact length of the file.
     #[schemars(range(min = 1, max = MODEL_BYTES_MAX))]
     bytes: Option<u64>,
-    /// The licence as its author names it, such as `apache-2.0`. It is required.
-    #[schemars(length(max = MODEL_TEXT_BYTES_MAX))]
+    /// The licence, such as `apache-2.0`.
+    #[schemars(with = "String", length(min = 1, max = MODEL_TEXT_BYTES_MAX))]
     licence: Option<String>,
-    /// Patterns of the boards that the model is for, in which `*` stands for any characters; all boards
-    /// if absent.
-    #[schemars(length(max = MODEL_BOARDS_MAX))]
+    /// Patterns of the boards that the model is for, by architecture or by the names of the board; `*` stands
+    /// for any characters.
+    #[schemars(length(min = 1, max = MODEL_BOARDS_MAX))]
     boards: Option<Vec<String>>,
     /// The files of a folder for ONNX Runtime.
-    #[schemars(length(max = MODEL_FILES_MAX))]
+    #[schemars(length(min = 1, max = MODEL_FILES_MAX))]
     files: Option<Vec<RawModelFile>>,
-    /// A PEM file with the certificate authorities that the sources are verified by; the system's if
-    /// absent.
+    /// A PEM file with the certificate authorities of its sources, in the place of the system's.
     ca: Option<String>,
 }
 
@@ -54,17 +53,27 @@ pub(super) struct RawModel {
 #[schemars(rename = "ModelFile")]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawModelFile {
-    /// The path in the folder, with `/` between its levels.
+    /// The path in the folder.
+    #[schemars(length(min = 1))]
     path: String,
-    /// Its SHA-256, as `sha256sum` prints it.
-    #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
+    /// The SHA-256, as `sha256sum` prints it.
+    #[schemars(regex(pattern = SHA256_PATTERN))]
     sha256: String,
-    /// Its exact length, in bytes.
+    /// The exact length.
     #[schemars(range(min = 1, max = MODEL_BYTES_MAX))]
     bytes: u64,
-    /// Where it comes from, if not from its path below the source of the folder.
-    #[schemars(length(max = MODEL_TEXT_BYTES_MAX))]
+    /// The origin, if it is not below that of the folder.
+    #[schemars(regex(pattern = SOURCE_PATTERN))]
     source: Option<String>,
+}
+
+const SHA256_PATTERN: &str = "^[0-9a-f]{64}$";
+const SOURCE_PATTERN: &str = "^(https?://.+|file:.+|/.*|\\.\\.?/.*)$";
+
+/// A model is a file, or it has files.
+fn kinds() -> Value {
+    let file = json!({"required": ["source", "sha256", "bytes"]});
+    json!([file, {"required": ["files"]}])
 }
 
 /// The folder of prepacked weights, which ONNX Runtime writes into a model folder.
@@ -279,7 +288,6 @@ fn check_boards(boards: &[String], scope: &mut Scope<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
     use sha2::Digest;
 
     use super::super::mistake::Mistakes;
