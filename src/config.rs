@@ -61,6 +61,8 @@ pub struct Config {
     pub path: PathBuf,
     /// The digest of its bytes, see [`source::digest`].
     pub digest: String,
+    /// The signed update that this is the configuration of, on top of the file.
+    pub update: Option<ActiveUpdate>,
     /// Models and tasks.
     pub catalog: Catalog,
     /// Name of this device.
@@ -81,6 +83,15 @@ pub struct Config {
     pub trust: Option<PathBuf>,
     /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
+}
+
+/// The signed update that a configuration has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActiveUpdate {
+    /// Its version.
+    pub version: u64,
+    /// The digest of its text.
+    pub digest: String,
 }
 
 /// The embedded broker.
@@ -139,16 +150,25 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
     let bytes =
         files::read(&path, CONFIG_BYTES_MAX).map_err(|e| one(&shown, unreadable(&path, &e)))?;
     let text = file_text::decode(&bytes).map_err(|message| one(&shown, message))?;
+    let config = of_text(text, (path, &shown), variables)?;
+    Ok(Config { digest: source::digest(&bytes), ..config })
+}
+
+/// The configuration of this text; `shown` is its name in messages.
+fn of_text(
+    text: &str,
+    (path, shown): (PathBuf, &str),
+    variables: &Variables,
+) -> Result<Config, Vec<Mistake>> {
     let (catalog, mistakes) = read::read(text, variables);
     let file: Option<Value> = serde_json::from_str(text).ok();
     let mut warnings = file.as_ref().map(secret::literal).unwrap_or_default();
     warnings.extend(env_file_warnings());
     warnings.extend(catalog.mqtt.key.as_ref().and_then(|key| readable_by_others(Path::new(key))));
     let mut reader = SettingsReader { variables, mistakes };
-    let config = reader.config(path, catalog, warnings);
-    let mut config = Config { digest: source::digest(&bytes), ..config };
-    strict::locate(text, &shown, &mut reader.mistakes);
-    strict::locate(text, &shown, &mut config.warnings);
+    let mut config = reader.config(path, catalog, warnings);
+    strict::locate(text, shown, &mut reader.mistakes);
+    strict::locate(text, shown, &mut config.warnings);
     secret::conceal(&mut reader.mistakes, file.as_ref(), variables);
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
 }
@@ -241,6 +261,7 @@ impl SettingsReader<'_> {
         Config {
             path,
             digest,
+            update: None,
             catalog,
             device,
             mqtt,

@@ -4,6 +4,7 @@
 mod broker;
 pub(crate) mod call_keys;
 mod core;
+mod fleet;
 mod reload;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -17,6 +18,7 @@ pub use self::broker::connection_options;
 use self::broker::{BrokerConnection, log_in, serve_calls, start_broker};
 pub use self::core::Core;
 use self::core::TaskGroup;
+use self::fleet::{Fleet, Stored};
 use self::reload::Live;
 use crate::catalog::catalog::DeviceLimits;
 use crate::config::source::ConfigSource;
@@ -30,6 +32,21 @@ use crate::ingress::reloads::{ReloadRequests, Reloads};
 use crate::metrics::Metrics;
 use crate::pressure::Bounds;
 use crate::pressure::level::DevicePressure;
+
+/// The configuration to start with: the signed update that counts, unless it does not fit the local file.
+fn with_update(local: &Config, source: &mut ConfigSource) -> Config {
+    let Some(update) = &source.update else { return local.clone() };
+    match source.load_update(local.clone(), update) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            for mistake in mistakes {
+                tracing::error!("the signed update is not used, the local file is: {mistake}");
+            }
+            source.update = None;
+            local.clone()
+        }
+    }
+}
 
 /// The state folder, created if it does not exist; none if that fails.
 fn state_folder(config: &Config) -> Option<&Path> {
@@ -57,8 +74,11 @@ pub fn calm() -> watch::Receiver<DevicePressure> {
 ///
 /// # Errors
 /// If a port is taken or a certificate is not usable.
-pub async fn run(mut config: Config, source: ConfigSource) -> anyhow::Result<()> {
+pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    let stored = Stored::open(&local);
+    source.update = stored.as_ref().and_then(Stored::live);
+    let mut config = with_update(&local, &mut source);
     log_in(&mut config)?;
     let mut broker = TaskGroup::new("broker");
     start_broker(&config, &mut broker).await?;
@@ -69,12 +89,17 @@ pub async fn run(mut config: Config, source: ConfigSource) -> anyhow::Result<()>
     let metrics = Metrics::default();
     let (pressures, device_pressure) = watch::channel(DevicePressure::default());
     let (readings, reading) = watch::channel(SensorReading::default());
-    let mut live = Live::new(source, &config, reading.clone());
+    let on_device = (reading.clone(), device_pressure.clone());
+    let mut live = Live::new(source, (local, &config), on_device);
+    let fleet_name = stored.as_ref().and_then(Stored::fleet).map(str::to_owned);
+    live.set_fleet(fleet_name.as_deref());
     let (reloads, mut requests) = Reloads::new(live.status());
     let mut interfaces = TaskGroup::new("interfaces");
     let mut connections = TaskGroup::new("connections");
-    let broker_connection =
-        config.mqtt.as_ref().map(|mqtt| BrokerConnection::open(mqtt, &config, &mut connections));
+    let broker_connection = config.mqtt.as_ref().map(|mqtt| {
+        let updates = stored.as_ref().map(|_| fleet_name.as_deref());
+        BrokerConnection::open(mqtt, &config, updates, &mut connections)
+    });
     let broker_connection = broker_connection.transpose()?;
     let calls = broker_connection.as_ref().map(|connection| &connection.calls);
     let catalog = Arc::new(config.catalog.clone());
@@ -86,7 +111,9 @@ pub async fn run(mut config: Config, source: ConfigSource) -> anyhow::Result<()>
     let out = (readings, pressures);
     sensors.add(device::watch(all, live.bounds(), rate, out, sensors.stop.clone()));
     let broker_bus = broker_connection.as_ref().map(|connection| connection.bus.clone());
-    if let Some(BrokerConnection { bus, requests, topics, calls }) = broker_connection {
+    let mut fleet = None;
+    if let Some(BrokerConnection { bus, requests, topics, calls, desired }) = broker_connection {
+        fleet = stored.map(|stored| Fleet::new(stored, desired, &core));
         live.log_in_of(bus.clone());
         live.keys_of(calls);
         let worker = serve_calls(&config, Arc::clone(&service), &mut interfaces, &mut connections)?;
@@ -123,7 +150,7 @@ pub async fn run(mut config: Config, source: ConfigSource) -> anyhow::Result<()>
         interfaces.add(ingress::http::serve(listener, routes, interfaces.stop.clone()));
         tracing::info!(%addr, "the HTTP interface listens");
     }
-    signals.serve(&mut live, &mut requests, &mut core).await;
+    signals.serve(&mut live, &mut requests, (&mut core, fleet)).await;
     tracing::info!("stopping");
     tokio::select! {
         () = async {
@@ -174,7 +201,12 @@ impl Signals {
 
     /// Reads the configuration again whenever it has changed or somebody asks, until the service is to
     /// stop.
-    async fn serve(&mut self, live: &mut Live, requests: &mut ReloadRequests, core: &mut Core) {
+    async fn serve(
+        &mut self,
+        live: &mut Live,
+        requests: &mut ReloadRequests,
+        (core, mut fleet): (&mut Core, Option<Fleet>),
+    ) {
         let Signals { term, interrupt, hangup } = self;
         let stop = async {
             tokio::select! {
@@ -183,11 +215,26 @@ impl Signals {
             }
         };
         let reload = async {
+            if let Some(fleet) = &mut fleet {
+                fleet.begin(live, core).await;
+            }
             // ends with the service
             loop {
+                let update = async {
+                    match &mut fleet {
+                        Some(fleet) => fleet.next().await,
+                        None => std::future::pending().await,
+                    }
+                };
                 let asking = tokio::select! {
                     asking = live.asked(requests) => asking,
                     Some(()) = hangup.recv() => Vec::new(),
+                    event = update => {
+                        if let Some(fleet) = &mut fleet {
+                            fleet.take(event, live, core).await;
+                        }
+                        continue;
+                    }
                 };
                 let status = live.reload(core).await;
                 for asking in asking {

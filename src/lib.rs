@@ -23,8 +23,8 @@
 //! ```text
 //! 13-16 program     main, cli, daemon                     start and stop
 //!    12 settings    config
-//!    11 interfaces  ingress/{mqtt, http, mcp}             one client protocol each
-//!    10 strategies  strategy, trial                       several models for one job; a changed configuration
+//!    11 interfaces  ingress/{mqtt, http, mcp}             one client protocol each; trial: golden sets
+//!    10 strategies  strategy                              several models for one job
 //!     9 execution   dispatch, backends, simulate, convert
 //!     8 models      engines, providers, mcp, models; metrics
 //!     7 resources   mqtt, net, store, device, wire, status, gguf, sandbox

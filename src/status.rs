@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::fleet::update::UpdateState;
 use crate::model::context::{Locality, ModelContext};
 use crate::model::health::Health;
 use crate::money::Span;
@@ -55,19 +56,36 @@ pub struct BackendStatus {
 /// The state of the configuration. As JSON it is the payload of the MQTT topic `config/reported`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ConfigStatus {
-    /// What became of the configuration that was offered last.
-    pub state: ConfigState,
-    /// The version that the author of the configuration in force states; 0 if none is stated.
+    /// What became of the configuration that was offered last, by its file or as a signed update.
+    pub state: UpdateState,
+    /// Where the configuration in force comes from.
+    pub source: ConfigOrigin,
+    /// The version of the configuration in force; 0 if none is stated.
     pub version: u64,
-    /// The SHA-256 digest of the file in force, `sha256:` and 64 digits.
+    /// The SHA-256 digest of the text in force, `sha256:` and 64 digits.
     pub digest: String,
     /// Since when it is in force, in seconds since 1970.
     pub since: u64,
+    /// The fleet of this device, if it has a trust policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<String>,
+    /// The group of this device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// The version of the signed update that was offered last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered: Option<u64>,
+    /// The code of a refusal of a signed update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Why a signed update was refused or rolled back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Why the configuration that was offered last is refused; empty if it is in force. At most
     /// [`REPORTED_MISTAKES_MAX`](crate::limits::reload::REPORTED_MISTAKES_MAX).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mistakes: Vec<String>,
-    /// The digest of the configuration that was refused.
+    /// The digest of a file that was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_digest: Option<String>,
     /// Settings of the configuration in force that count only after a restart of the service.
@@ -75,15 +93,15 @@ pub struct ConfigStatus {
     pub restart_required: Vec<String>,
 }
 
-/// What became of an offered configuration.
+/// Where a configuration comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ConfigState {
-    /// It is in force.
+#[serde(rename_all = "lowercase")]
+pub enum ConfigOrigin {
+    /// The file of this device.
     #[default]
-    Kept,
-    /// It has mistakes; the one before stays in force.
-    Refused,
+    File,
+    /// A signed update.
+    Update,
 }
 
 /// Money spent in the present calendar spans (UTC), in US dollars: running calls count with the most
@@ -241,6 +259,7 @@ mod tests {
             spent_usd: Spending { hour: 0.5, day: 1.0, month: 2.0 },
             clock: None,
             config: ConfigStatus {
+                state: UpdateState::Kept,
                 version: 3,
                 digest: "sha256:00".to_owned(),
                 since: 1_000,
@@ -294,7 +313,7 @@ mod tests {
             "waiting": 1,
             "running": 2,
             "spent_usd": spent,
-            "config": {"state": "kept", "version": 3, "digest": "sha256:00", "since": 1000},
+            "config": {"state": "kept", "source": "file", "version": 3, "digest": "sha256:00", "since": 1000},
             "mqtt": {
                 "state": "down",
                 "reason": "refused",

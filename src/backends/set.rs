@@ -94,6 +94,11 @@ impl RunningBackends {
         NextBackends { backends, added }
     }
 
+    /// The handles of the set in force.
+    pub fn handles(&self) -> Vec<BackendHandle> {
+        self.present.iter().map(RunningBackend::handle).collect()
+    }
+
     /// Takes another set in place of the present one, which is returned. The dispatcher must have adopted
     /// it.
     pub fn replace(&mut self, next: NextBackends) -> NextBackends {

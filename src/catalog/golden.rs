@@ -5,8 +5,6 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::mistake::Scope;
-use super::task::Task;
 use crate::limits::golden::GOLDEN_CASES_MAX;
 
 /// The golden set of a task.
@@ -52,50 +50,11 @@ pub fn is_same(right: &Value, text: &str) -> bool {
         || serde_json::from_str::<Value>(text).is_ok_and(|value| value == *right)
 }
 
-/// Checks the number of cases, and that each input and answer is one of the task.
-pub(super) fn check(task: &Task, scope: &mut Scope<'_>) {
-    let Some(GoldenSet { cases, loss_percent }) = &task.golden else { return };
-    let mut scope = scope.at("golden");
-    if cases.is_empty() || cases.len() > GOLDEN_CASES_MAX {
-        let count = cases.len();
-        scope.at("cases").add(format!("has {count} cases, must have 1 to {GOLDEN_CASES_MAX}"));
-    }
-    if *loss_percent > 100 {
-        scope.at("loss_percent").add("must be 0 to 100");
-    }
-    let labels = task.labels.as_ref();
-    for (at, case) in cases.iter().enumerate() {
-        let mut cases = scope.at("cases");
-        let mut scope = cases.item(at);
-        if let Err(refusal) =
-            task.render(&case.input).map(|_| ()).and(task.ruled(&case.input).map(|_| ()))
-        {
-            let field = refusal.field.as_deref().unwrap_or("input");
-            scope.at(field).add(refusal.message);
-        }
-        let is_label = |answer: &str| labels.is_none_or(|labels| labels.contains_key(answer));
-        let known =
-            || labels.into_iter().flat_map(|l| l.keys()).cloned().collect::<Vec<_>>().join(", ");
-        match case.answer.as_str() {
-            Some(answer) if !is_label(answer) => {
-                scope
-                    .at("answer")
-                    .add(format!("{answer:?} is not a label of the task; labels: {}", known()));
-            }
-            None if labels.is_some() => {
-                scope.at("answer").add(format!("must be a label of the task; labels: {}", known()));
-            }
-            Some(_) | None => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::catalog::expand::Variables;
 
     #[test]
     fn answers_are_compared_as_text_or_json() {
@@ -110,38 +69,5 @@ mod tests {
         ] {
             assert_eq!(is_same(&right, text), same, "{right} {text}");
         }
-    }
-
-    #[test]
-    fn mistakes_of_a_golden_set_are_named() {
-        let check = |golden: Value, expected: &[&str]| {
-            let file = json!({
-                "mcpServers": {"a": {"command": "x"}},
-                "pilotlight": {"tasks": {"t": {
-                    "template": "{{word}}", "labels": {"hot": [], "cold": []}, "golden": golden,
-                }}},
-            });
-            let (_, found) = super::super::read::read(&file.to_string(), &Variables::new());
-            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-            assert_eq!(found.len(), expected.len(), "{found:#?}");
-            for (found, expected) in found.iter().zip(expected) {
-                assert!(found.starts_with(expected), "{found} is not {expected}");
-            }
-        };
-        let path = "pilotlight.tasks.t.golden";
-        check(json!({"cases": [{"input": {"word": "a"}, "answer": "hot"}]}), &[]);
-        check(json!({"cases": []}), &[&format!("{path}.cases: has 0 cases")]);
-        check(
-            json!({"cases": [{"input": {"wort": "a"}, "answer": "warm"}], "loss_percent": 101}),
-            &[
-                &format!("{path}.loss_percent: must be 0 to 100"),
-                &format!("{path}.cases[0].input.word: missing"),
-                &format!("{path}.cases[0].answer: \"warm\" is not a label"),
-            ],
-        );
-        check(
-            json!({"cases": [{"input": {"word": "a"}, "answer": 4}], "more": 1}),
-            &[&format!("{path}.more: unknown field `more`")],
-        );
     }
 }

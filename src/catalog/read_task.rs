@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::golden;
+use super::golden::GoldenSet;
 use super::mistake::Scope;
 use super::read_policy::{deadline_range, is_deadline};
 use super::shape;
 use super::task::Task;
+use crate::limits::golden::GOLDEN_CASES_MAX;
 use crate::limits::{NAME_BYTES_MAX, OUTPUT_TOKENS_MAX, RULES_MAX, TASKS_MAX};
 use crate::request::job::Strategy;
 use crate::request::name::is_name;
@@ -28,7 +29,7 @@ pub(super) fn read(entries: Vec<(String, Value)>, scope: &mut Scope<'_>) -> BTre
         if let Some(task) = shape::read::<Task>(value, &mut scope) {
             check(&task, &mut scope);
             check_labels(&task, &mut scope);
-            golden::check(&task, &mut scope);
+            check_golden(&task, &mut scope);
             tasks.insert(name, task);
         }
     }
@@ -103,5 +104,84 @@ fn check_labels(task: &Task, scope: &mut Scope<'_>) {
             );
             scope.at("rules").item(at).at("label").add(message);
         }
+    }
+}
+
+/// Checks the golden set: the number of cases, and that each input and answer is one of the task.
+fn check_golden(task: &Task, scope: &mut Scope<'_>) {
+    let Some(GoldenSet { cases, loss_percent }) = &task.golden else { return };
+    let mut scope = scope.at("golden");
+    if cases.is_empty() || cases.len() > GOLDEN_CASES_MAX {
+        let count = cases.len();
+        scope.at("cases").add(format!("has {count} cases, must have 1 to {GOLDEN_CASES_MAX}"));
+    }
+    if *loss_percent > 100 {
+        scope.at("loss_percent").add("must be 0 to 100");
+    }
+    let labels = task.labels.as_ref();
+    for (at, case) in cases.iter().enumerate() {
+        let mut cases = scope.at("cases");
+        let mut scope = cases.item(at);
+        if let Err(refusal) =
+            task.render(&case.input).map(|_| ()).and(task.ruled(&case.input).map(|_| ()))
+        {
+            let field = refusal.field.as_deref().unwrap_or("input");
+            scope.at(field).add(refusal.message);
+        }
+        let is_label = |answer: &str| labels.is_none_or(|labels| labels.contains_key(answer));
+        let known =
+            || labels.into_iter().flat_map(|l| l.keys()).cloned().collect::<Vec<_>>().join(", ");
+        match case.answer.as_str() {
+            Some(answer) if !is_label(answer) => {
+                scope
+                    .at("answer")
+                    .add(format!("{answer:?} is not a label of the task; labels: {}", known()));
+            }
+            None if labels.is_some() => {
+                scope.at("answer").add(format!("must be a label of the task; labels: {}", known()));
+            }
+            Some(_) | None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::catalog::expand::Variables;
+
+    #[test]
+    fn mistakes_of_a_golden_set_are_named() {
+        let check = |golden: Value, expected: &[&str]| {
+            let file = json!({
+                "mcpServers": {"a": {"command": "x"}},
+                "pilotlight": {"tasks": {"t": {
+                    "template": "{{word}}", "labels": {"hot": [], "cold": []}, "golden": golden,
+                }}},
+            });
+            let (_, found) = super::super::read::read(&file.to_string(), &Variables::new());
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            assert_eq!(found.len(), expected.len(), "{found:#?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.starts_with(expected), "{found} is not {expected}");
+            }
+        };
+        let path = "pilotlight.tasks.t.golden";
+        check(json!({"cases": [{"input": {"word": "a"}, "answer": "hot"}]}), &[]);
+        check(json!({"cases": []}), &[&format!("{path}.cases: has 0 cases")]);
+        check(
+            json!({"cases": [{"input": {"wort": "a"}, "answer": "warm"}], "loss_percent": 101}),
+            &[
+                &format!("{path}.loss_percent: must be 0 to 100"),
+                &format!("{path}.cases[0].input.word: missing"),
+                &format!("{path}.cases[0].answer: \"warm\" is not a label"),
+            ],
+        );
+        check(
+            json!({"cases": [{"input": {"word": "a"}, "answer": 4}], "more": 1}),
+            &[&format!("{path}.more: unknown field `more`")],
+        );
     }
 }

@@ -182,7 +182,8 @@ impl Cli {
                 };
                 let config = if dry { config::dry(config) } else { config };
                 foreign::log(&config, path);
-                let source = ConfigSource { path: path.map(Path::to_owned), is_dry: dry };
+                let path = path.map(Path::to_owned);
+                let source = ConfigSource { path, is_dry: dry, update: None };
                 daemon::run(config, source).await?;
                 DONE
             }

@@ -10,7 +10,7 @@ use super::status::print_config;
 use super::{DONE, NOT_READY, WRONG};
 use crate::limits::DRAIN_MAX;
 use crate::limits::reload::BACKEND_WARM_MAX;
-use crate::status::{ConfigState, ConfigStatus};
+use crate::status::ConfigStatus;
 
 pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     // another reload may run before
@@ -30,8 +30,5 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     if !json {
         print_config(&status)?;
     }
-    Ok(match status.state {
-        ConfigState::Kept => DONE,
-        ConfigState::Refused => WRONG,
-    })
+    Ok(if status.refused_digest.is_some() { WRONG } else { DONE })
 }

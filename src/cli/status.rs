@@ -12,7 +12,7 @@ use crate::model::context::{ModelContext, Runtime};
 use crate::model::health::Health;
 use crate::pressure::level::PressureStage;
 use crate::status::{
-    BrokerState, BrokerStatus, ConfigState, ConfigStatus, DeviceStatus, ServiceStatus,
+    BrokerState, BrokerStatus, ConfigOrigin, ConfigStatus, DeviceStatus, ServiceStatus,
 };
 
 /// Longest time for which the service's answer is waited for.
@@ -92,11 +92,20 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
 /// The configuration in force, and what is wrong with the one that was offered after it.
 pub(super) fn print_config(config: &ConfigStatus) -> std::io::Result<()> {
     let (version, digest) = (config.version, &config.digest);
-    print_line!("configuration: version {version}, {digest}");
+    let source = match config.source {
+        ConfigOrigin::File => "the local file",
+        ConfigOrigin::Update => "a signed update",
+    };
+    print_line!("configuration: version {version} of {source}, {digest}");
+    if let Some(offered) = config.offered {
+        let reason = config.reason.as_ref().map(|reason| format!(": {reason}"));
+        let state = config.state.name();
+        print_line!("  update {offered}: {state}{}", reason.unwrap_or_default());
+    }
     if !config.restart_required.is_empty() {
         print_line!("  needs a restart: {}", config.restart_required.join(", "));
     }
-    if config.state == ConfigState::Refused {
+    if config.refused_digest.is_some() {
         print_line!("  the changed configuration is refused; the one above stays in force:");
         for mistake in &config.mistakes {
             print_line!("  {mistake}");

@@ -2,13 +2,19 @@
 //! settings that count only after a restart.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{Config, dry, load, variables};
+use super::{ActiveUpdate, Config, dry, load, of_text, variables};
 use crate::catalog::env_file::ENV_FILE;
+use crate::catalog::file_text;
 use crate::catalog::mistake::Mistake;
 use crate::catalog::server::{Endpoint, ServerEntry};
+use crate::fleet::local::LocalConfig;
+use crate::fleet::trust::Trust;
+use crate::fleet::{boundary, merge};
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls::TlsFiles;
 use crate::store::files;
@@ -20,6 +26,19 @@ pub struct ConfigSource {
     pub path: Option<PathBuf>,
     /// A scripted model answers in place of the configured ones.
     pub is_dry: bool,
+    /// The signed update on top of the file, if there is one.
+    pub update: Option<RemoteConfig>,
+}
+
+/// A remote configuration that was accepted.
+#[derive(Debug, Clone)]
+pub struct RemoteConfig {
+    /// Its version.
+    pub version: u64,
+    /// Its text.
+    pub text: String,
+    /// The policy by which it was accepted.
+    pub trust: Arc<Trust>,
 }
 
 impl ConfigSource {
@@ -28,9 +47,62 @@ impl ConfigSource {
     /// # Errors
     /// All mistakes that were found.
     pub fn load(&self) -> Result<Config, Vec<Mistake>> {
+        let config = self.load_file()?;
+        match &self.update {
+            Some(update) => self.load_update(config, update),
+            None => Ok(config),
+        }
+    }
+
+    /// The same without the signed update.
+    ///
+    /// # Errors
+    /// All mistakes that were found.
+    pub fn load_file(&self) -> Result<Config, Vec<Mistake>> {
         let config = load(self.path.as_deref(), &variables()?)?;
         Ok(if self.is_dry { dry(config) } else { config })
     }
+
+    /// The configuration of an update on top of the file: the local file may have changed since the update
+    /// was accepted, so what it may not do is checked again.
+    ///
+    /// # Errors
+    /// All mistakes that were found.
+    pub fn load_update(
+        &self,
+        local: Config,
+        RemoteConfig { version, text, trust }: &RemoteConfig,
+    ) -> Result<Config, Vec<Mistake>> {
+        let variables = variables()?;
+        let shown = format!("update {version}");
+        let wrong = |message: String| vec![Mistake::new(shown.clone(), message)];
+        let file = local_value(&local).map_err(wrong)?;
+        let remote = boundary::parse(text)?;
+        let effective = merge::effective(&file, &remote, trust);
+        let config = of_text(&effective, (local.path.clone(), &shown), &variables)?;
+        let of_file = LocalConfig {
+            file: &file,
+            catalog: &local.catalog,
+            variables: &variables,
+            running: &file,
+        };
+        let forbidden = boundary::check(of_file, Some(&config.catalog), &remote, trust);
+        if !forbidden.is_empty() {
+            return Err(forbidden);
+        }
+        let update = ActiveUpdate { version: *version, digest: digest(text.as_bytes()) };
+        let config = Config { digest: local.digest, update: Some(update), ..config };
+        Ok(if self.is_dry { dry(config) } else { config })
+    }
+}
+
+/// The content of this configuration's file.
+///
+/// # Errors
+/// What is wrong.
+pub fn local_value(config: &Config) -> Result<Value, String> {
+    let bytes = files::read(&config.path, CONFIG_BYTES_MAX).map_err(|error| error.to_string())?;
+    serde_json::from_str(file_text::decode(&bytes)?).map_err(|error| error.to_string())
 }
 
 /// The digest of some bytes, `sha256:` and 64 digits.

@@ -13,6 +13,7 @@ use crate::config::{BrokerLogin, Config, EmbeddedBroker, Mqtt};
 use crate::ingress::mcp::Service;
 use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::MQTT_INBOX_MAX;
+use crate::limits::fleet::UPDATES_WAITING_MAX;
 use crate::mcp::over_mqtt;
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::mcp::over_mqtt::worker;
@@ -97,12 +98,16 @@ pub(super) struct BrokerConnection {
     pub(super) topics: DeviceTopics,
     /// Calls to services over MQTT.
     pub(super) calls: CallRouter,
+    /// Signed updates.
+    pub(super) desired: Subscription,
 }
 
 impl BrokerConnection {
+    /// Opens it; `updates` is there if signed updates are taken, with the name of the fleet.
     pub(super) fn open(
         mqtt: &Mqtt,
         config: &Config,
+        updates: Option<Option<&str>>,
         connections: &mut TaskGroup,
     ) -> anyhow::Result<BrokerConnection> {
         let (device, catalog) = (&config.device, &config.catalog);
@@ -111,13 +116,15 @@ impl BrokerConnection {
         let mut router = Router::default();
         let requests = router.subscribe(topics.filters(), MQTT_INBOX_MAX);
         let answers = CallRouter::subscribe(&mut router);
+        let desired = updates.map(|fleet| topics.config_desired(&mqtt.prefix, fleet));
+        let desired = router.subscribe(desired.unwrap_or_default(), UPDATES_WAITING_MAX);
         let pair = call_keys::caller(config).context("the key of this caller is not usable")?;
         let options = service_options(mqtt, config, &topics)?;
         let (bus, driver) = mqtt::open(options, router, connections.stop.clone());
         connections.add(driver);
         let calls = CallRouter::new((bus.clone(), answers.filters()), (device, pair));
         connections.add(calls.clone().run(answers));
-        Ok(BrokerConnection { bus, requests, topics, calls })
+        Ok(BrokerConnection { bus, requests, topics, calls, desired })
     }
 }
 

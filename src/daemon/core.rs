@@ -14,6 +14,7 @@ use crate::config::source;
 use crate::dispatch;
 use crate::dispatch::{Dispatch, LearnedStore};
 use crate::mcp::over_mqtt::caller::CallRouter;
+use crate::model::link::BackendHandle;
 use crate::pressure::level::DevicePressure;
 
 /// Tasks that stop together.
@@ -77,6 +78,11 @@ impl Core {
         let next = self.prepare(&catalog, memory);
         next.started().await;
         self.switch(catalog, next).await;
+    }
+
+    /// The handles of the set in force.
+    pub fn handles(&self) -> Vec<BackendHandle> {
+        self.models.handles()
     }
 
     /// Starts what the present set has not.

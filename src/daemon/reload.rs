@@ -9,19 +9,23 @@ use tokio::sync::{oneshot, watch};
 use super::broker::login_of;
 use super::core::Core;
 use super::{bounds_of, call_keys, log_in};
+use crate::backends::set::NextBackends;
+use crate::catalog::catalog::Catalog;
 use crate::catalog::mistake::Mistake;
 use crate::clock;
 use crate::config::changes::FileChanges;
-use crate::config::source::{self, ConfigSource};
+use crate::config::source::{self, ConfigSource, RemoteConfig};
 use crate::config::{Config, Mqtt};
 use crate::device::SensorReading;
+use crate::fleet::update::{UpdateReport, UpdateState};
 use crate::ingress::http::{AccessGuard, PresentGuard};
 use crate::ingress::reloads::ReloadRequests;
 use crate::limits::reload::REPORTED_MISTAKES_MAX;
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::mqtt::{Bus, Login};
 use crate::pressure::Bounds;
-use crate::status::{ConfigState, ConfigStatus};
+use crate::pressure::level::DevicePressure;
+use crate::status::{ConfigOrigin, ConfigStatus};
 
 /// The configuration in force, and the parts of the service that follow it.
 pub(super) struct Live {
@@ -29,6 +33,8 @@ pub(super) struct Live {
     /// The configuration with which the service has started.
     started: Config,
     present: Config,
+    /// That of the file alone.
+    local: Config,
     /// The digests of the files of the connection to the broker.
     tls: Vec<String>,
     guard: watch::Sender<Arc<AccessGuard>>,
@@ -38,14 +44,17 @@ pub(super) struct Live {
     buses: Vec<Bus>,
     calls: Option<CallRouter>,
     reading: watch::Receiver<SensorReading>,
+    device_pressure: watch::Receiver<DevicePressure>,
     changes: Option<FileChanges>,
     /// The file has changed between its reading and the begin of the watch.
     is_stale: bool,
 }
 
 /// What a configuration comes to before it is in force.
-struct Checked {
-    config: Config,
+pub(super) struct Checked {
+    pub(super) config: Config,
+    /// The configuration of the file alone.
+    local: Config,
     tls: Vec<String>,
     /// Another login at the broker.
     login: Option<Login>,
@@ -55,14 +64,18 @@ impl Live {
     /// The state of a service that starts with this configuration.
     pub(super) fn new(
         source: ConfigSource,
-        config: &Config,
-        reading: watch::Receiver<SensorReading>,
+        (local, config): (Config, &Config),
+        (reading, device_pressure): (
+            watch::Receiver<SensorReading>,
+            watch::Receiver<DevicePressure>,
+        ),
     ) -> Live {
         let guard = config.http.as_ref().map(|http| http.guard.clone()).unwrap_or_default();
         Live {
             source,
             started: config.clone(),
             present: config.clone(),
+            local,
             tls: tls_digests(config),
             guard: watch::Sender::new(Arc::new(guard)),
             bounds: watch::Sender::new(bounds_of(&config.catalog.device_limits)),
@@ -70,6 +83,7 @@ impl Live {
             buses: Vec::new(),
             calls: None,
             reading,
+            device_pressure,
             changes: watched(config),
             is_stale: is_stale(config),
         }
@@ -85,6 +99,11 @@ impl Live {
 
     pub(super) fn status(&self) -> watch::Receiver<ConfigStatus> {
         self.status.subscribe()
+    }
+
+    /// The fleet of this device.
+    pub(super) fn set_fleet(&self, fleet: Option<&str>) {
+        self.status.send_modify(|status| status.fleet = fleet.map(str::to_owned));
     }
 
     /// Lets this connection to the broker follow the configuration.
@@ -125,16 +144,100 @@ impl Live {
     /// Reads the configuration again, and puts it into force if it has no mistakes. The present one serves
     /// until then.
     pub(super) async fn reload(&mut self, core: &mut Core) -> ConfigStatus {
-        match self.check() {
+        match self.check(&self.source) {
             Ok(checked) => self.adopt(checked, core).await,
-            Err(mistakes) => self.refuse(&mistakes),
+            Err(mistakes) => match self.source.update.take() {
+                None => self.refuse(&mistakes),
+                Some(update) => self.without_update(update, &mistakes, core).await,
+            },
         }
         self.status.borrow().clone()
     }
 
+    /// Leaves the signed update out, if the local file is right without it: what the file permits may have
+    /// become less.
+    async fn without_update(
+        &mut self,
+        update: RemoteConfig,
+        mistakes: &[Mistake],
+        core: &mut Core,
+    ) {
+        match self.check(&self.source) {
+            Ok(checked) => {
+                let version = update.version;
+                let why = mistakes.first().map(ToString::to_string).unwrap_or_default();
+                let reason = format!("it does not fit the local file any more: {why}");
+                tracing::error!(version, reason, "the signed update is not used");
+                self.adopt(checked, core).await;
+                self.status.send_modify(|status| {
+                    status.state = UpdateState::RolledBack;
+                    (status.offered, status.reason) = (Some(version), Some(reason));
+                });
+            }
+            Err(mistakes) => {
+                self.source.update = Some(update);
+                self.refuse(&mistakes);
+            }
+        }
+    }
+
+    /// Reads an update on top of the local file, and all that it names.
+    ///
+    /// # Errors
+    /// All mistakes.
+    pub(super) fn check_update(&self, update: &RemoteConfig) -> Result<Checked, Vec<Mistake>> {
+        self.check(&ConfigSource { update: Some(update.clone()), ..self.source.clone() })
+    }
+
+    /// The update in force counts.
+    pub(super) fn keep(&mut self, update: RemoteConfig) {
+        self.source.update = Some(update);
+    }
+
+    /// The configuration in force: the local parts are those of the file.
+    pub(super) fn local(&self) -> &Config {
+        &self.local
+    }
+
+    /// The catalog in force.
+    pub(super) fn catalog(&self) -> Arc<Catalog> {
+        Arc::new(self.present.catalog.clone())
+    }
+
+    /// The memory that is available for models, in bytes, if that is known.
+    pub(super) fn memory(&self) -> Option<u64> {
+        let memory = self.reading.borrow().sample.memory;
+        let reserve = self.bounds.borrow().memory_reserve;
+        memory.map(|memory| memory.available.saturating_sub(reserve))
+    }
+
+    /// The pressure of the device.
+    pub(super) fn device_pressure(&self) -> watch::Receiver<DevicePressure> {
+        self.device_pressure.clone()
+    }
+
+    /// Tells of the state of an update.
+    pub(super) fn report(&self, report: &UpdateReport<'_>) {
+        tracing::info!(
+            state = report.state.name(),
+            version = report.version,
+            reason = report.reason,
+            "update"
+        );
+        self.status.send_modify(|status| {
+            (status.state, status.offered) = (report.state, report.version);
+            status.code = report.code.map(str::to_owned);
+            status.reason = report.reason.map(str::to_owned);
+        });
+    }
+
     /// Reads the configuration and all that it names.
-    fn check(&self) -> Result<Checked, Vec<Mistake>> {
-        let mut config = self.source.load()?;
+    fn check(&self, source: &ConfigSource) -> Result<Checked, Vec<Mistake>> {
+        let local = source.load_file()?;
+        let mut config = match &source.update {
+            Some(update) => source.load_update(local.clone(), update)?,
+            None => local.clone(),
+        };
         let wrong =
             |path: &str, error: anyhow::Error| vec![Mistake::new(path, format!("{error:#}"))];
         log_in(&mut config).map_err(|error| wrong("pilotlight.mqtt.password", error))?;
@@ -151,13 +254,13 @@ impl Live {
             Some(mqtt) => Some(login_of(mqtt).map_err(|error| wrong("pilotlight.mqtt", error))?),
             None => None,
         };
-        Ok(Checked { config, tls, login })
+        Ok(Checked { config, local, tls, login })
     }
 
     fn refuse(&mut self, mistakes: &[Mistake]) {
         let path = &self.present.path;
         let status = ConfigStatus {
-            state: ConfigState::Refused,
+            state: UpdateState::Refused,
             mistakes: mistakes
                 .iter()
                 .take(REPORTED_MISTAKES_MAX)
@@ -179,19 +282,28 @@ impl Live {
         self.status.send_replace(status);
     }
 
-    async fn adopt(&mut self, Checked { config, tls, login }: Checked, core: &mut Core) {
-        let restart = config.needs_restart(&self.started);
-        let status = kept(&config, restart);
+    async fn adopt(&mut self, checked: Checked, core: &mut Core) {
+        // the entries may be the same and the files that they name be others
+        let next = core.prepare(&checked.config.catalog, self.memory());
+        next.started().await;
+        self.put(checked, next, core).await;
+    }
+
+    /// Puts a configuration with its backends into force; returns those before.
+    pub(super) async fn put(
+        &mut self,
+        checked: Checked,
+        next: NextBackends,
+        core: &mut Core,
+    ) -> (Box<Checked>, NextBackends) {
+        let Checked { config, local, tls, login } = checked;
+        let status = kept(&config, config.needs_restart(&self.started));
         let is_same = Config { warnings: Vec::new(), ..config.clone() }
             == Config { warnings: Vec::new(), ..self.present.clone() };
         for warning in config.warnings.iter().filter(|one| !self.present.warnings.contains(one)) {
             tracing::warn!("{warning}");
         }
-        let memory = self.reading.borrow().sample.memory;
-        let reserve = self.bounds.borrow().memory_reserve;
-        let memory = memory.map(|memory| memory.available.saturating_sub(reserve));
-        // the entries may be the same and the files that they name be others
-        core.adopt(Arc::new(config.catalog.clone()), memory).await;
+        let previous = core.switch(Arc::new(config.catalog.clone()), next).await;
         let guard = config.http.as_ref().map(|http| http.guard.clone()).unwrap_or_default();
         self.guard.send_replace(Arc::new(guard));
         self.bounds.send_replace(bounds_of(&config.catalog.device_limits));
@@ -200,34 +312,51 @@ impl Live {
             self.buses.iter().for_each(|bus| bus.log_in(login.clone()));
         }
         if !is_same {
-            let (version, restart) = (status.version, status.restart_required.join(", "));
-            tracing::info!(
-                version,
-                restart,
-                digest = status.digest,
-                "the configuration is in force"
-            );
+            let (version, digest) = (status.version, &status.digest);
+            let restart = status.restart_required.join(", ");
+            tracing::info!(version, restart, digest, "the configuration is in force");
         }
-        let since = if is_same { self.status.borrow().since } else { status.since };
-        self.status.send_replace(ConfigStatus { since, ..status });
+        self.tell(status, is_same);
         if self.present.files() != config.files() {
             self.changes = watched(&config);
             self.is_stale = is_stale(&config);
         }
-        (self.present, self.tls) = (config, tls);
+        let config = std::mem::replace(&mut self.present, config);
+        let local = std::mem::replace(&mut self.local, local);
+        let tls = std::mem::replace(&mut self.tls, tls);
+        (Box::new(Checked { config, local, tls, login: None }), previous)
+    }
+
+    /// Publishes the status of the configuration in force. What became of a signed update stays known.
+    fn tell(&self, status: ConfigStatus, is_same: bool) {
+        let before = self.status.borrow().clone();
+        let since = if is_same { before.since } else { status.since };
+        let ConfigStatus { fleet, offered, code, reason, .. } = before;
+        let state = if offered.is_some() { before.state } else { status.state };
+        self.status.send_replace(ConfigStatus {
+            state,
+            since,
+            fleet,
+            offered,
+            code,
+            reason,
+            ..status
+        });
     }
 }
 
 /// The status of a configuration in force.
 fn kept(config: &Config, restart_required: Vec<String>) -> ConfigStatus {
+    let update = config.update.as_ref();
     ConfigStatus {
-        state: ConfigState::Kept,
-        version: config.catalog.version,
-        digest: config.digest.clone(),
+        state: UpdateState::Kept,
+        source: if update.is_some() { ConfigOrigin::Update } else { ConfigOrigin::File },
+        version: update.map_or(config.catalog.version, |update| update.version),
+        digest: update.map_or_else(|| config.digest.clone(), |update| update.digest.clone()),
         since: clock::since_epoch().as_secs(),
-        mistakes: Vec::new(),
-        refused_digest: None,
+        group: config.catalog.device.group.clone(),
         restart_required,
+        ..ConfigStatus::default()
     }
 }
 

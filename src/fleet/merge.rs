@@ -15,7 +15,7 @@ pub(super) const REMOTE_PARTS: [&str; 6] =
 
 /// The text of the `mcp.json` that a device with this local file runs. The remote one has passed the
 /// checks of its parts.
-pub(super) fn effective(local: &Value, remote: &Value, trust: &Trust) -> String {
+pub fn effective(local: &Value, remote: &Value, trust: &Trust) -> String {
     let mut whole = remote.clone();
     if let Some(servers) = whole.get_mut("mcpServers").and_then(Value::as_object_mut) {
         for server in servers.values_mut() {

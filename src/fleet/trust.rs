@@ -13,10 +13,13 @@ use super::digest::HexDigest;
 use super::signature::UpdateKey;
 use super::strict;
 use super::target::TargetKind;
+use super::update::TrialBounds;
 use crate::catalog::mistake::{Mistake, Mistakes, Scope};
 use crate::catalog::shape::{Members, entries, read_or_default, require};
 use crate::catalog::{file_text, shape};
-use crate::limits::fleet::{REMOTE_CONFIG_DEPTH_MAX, TRUST_ENTRIES_MAX, VALID_DAYS_MAX};
+use crate::limits::fleet::{
+    REMOTE_CONFIG_DEPTH_MAX, TRIAL_JOBS_MAX, TRIAL_SECONDS_MAX, TRUST_ENTRIES_MAX, VALID_DAYS_MAX,
+};
 use crate::model::context::Locality;
 use crate::money::{Limits, Usd};
 use crate::request::name::is_name;
@@ -39,6 +42,8 @@ pub struct Trust {
     /// Variables and credentials that a remote configuration may use, with the origins that may get
     /// them.
     pub secrets: BTreeMap<String, BTreeSet<String>>,
+    /// How long a configuration is tried with requests of applications.
+    pub trial: TrialBounds,
 }
 
 /// A key and what it may do.
@@ -108,7 +113,7 @@ struct RawCeiling {
     usd_per_month: Option<f64>,
 }
 
-const PARTS: [&str; 6] = ["fleet", "keys", "commands", "ceiling", "neighbours", "secrets"];
+const PARTS: [&str; 7] = ["fleet", "keys", "commands", "ceiling", "neighbours", "secrets", "trial"];
 const KEY_PARTS: [&str; 4] = ["public_key", "targets", "operations", "longest_days"];
 /// The highest cap of a ceiling, in US dollars: that of `policy.budget`.
 const CAP_MAX: f64 = 1_000_000.0;
@@ -156,7 +161,33 @@ impl Trust {
             (name, all)
         });
         let secrets = secrets.collect();
-        Trust { fleet, keys, commands, furthest: ceiling.furthest, caps, neighbours, secrets }
+        let trial: RawTrial = read_or_default(parts.take("trial"), &mut scope.at("trial"));
+        let trial = trial.check(&mut scope.at("trial"));
+        let furthest = ceiling.furthest;
+        Trust { fleet, keys, commands, furthest, caps, neighbours, secrets, trial }
+    }
+}
+
+/// The part `trial`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTrial {
+    good_jobs: Option<u32>,
+    seconds: Option<u64>,
+}
+
+impl RawTrial {
+    fn check(&self, scope: &mut Scope<'_>) -> TrialBounds {
+        let default = TrialBounds::default();
+        let good_jobs = self.good_jobs.unwrap_or(default.good_jobs);
+        let seconds = self.seconds.unwrap_or(default.time.as_secs());
+        if !(1..=TRIAL_JOBS_MAX).contains(&good_jobs) {
+            scope.at("good_jobs").add(format!("must be 1 to {TRIAL_JOBS_MAX}"));
+        }
+        if !(1..=TRIAL_SECONDS_MAX).contains(&seconds) {
+            scope.at("seconds").add(format!("must be 1 to {TRIAL_SECONDS_MAX}"));
+        }
+        TrialBounds { good_jobs, time: Duration::from_secs(seconds) }
     }
 }
 

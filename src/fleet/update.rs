@@ -11,14 +11,16 @@
 //! or refused. Before a trial its number of tries is lowered on disk, so that a configuration with which
 //! the service crashes is tried [`TRIES_MAX`](crate::limits::fleet::TRIES_MAX) times at most.
 
-use serde::Serialize;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::refusal::UpdateRefusal;
-use crate::limits::fleet::{GOLDEN_LOSS_PERCENT, PROBE_MAX, TRIAL_JOBS, TRIAL_MAX};
+use crate::limits::fleet::{PROBE_MAX, TRIAL_JOBS, TRIAL_MAX};
 use crate::time::Time;
 
 /// The state of the last update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateState {
     /// There was none.
@@ -137,12 +139,14 @@ pub enum UpdateEffect {
     Stage,
     /// Lower the tries on disk.
     BeginTry,
-    /// Run the configuration on trial.
+    /// Start the models of the configuration on trial, beside those that answer.
     Switch,
     /// Let each changed model answer a prompt.
     Probe,
     /// Let the configuration on trial and the one before answer the golden sets.
     RunGolden,
+    /// Let the configuration on trial answer the requests of applications.
+    Adopt,
     /// Make the configuration on trial count, on disk, and raise the version floor.
     Keep,
     /// Drop the configuration on trial, on disk.
@@ -169,13 +173,15 @@ pub struct GoldenResult {
     pub before: u32,
     /// Right answers of the configuration on trial.
     pub after: u32,
+    /// The largest loss, in percent of the cases.
+    pub loss_percent: u8,
 }
 
 impl GoldenResult {
     /// Whether more right answers are lost than the bound permits.
     fn is_worse(&self) -> bool {
         let loss = u64::from(self.before.saturating_sub(self.after));
-        loss * 100 > u64::from(self.cases) * u64::from(GOLDEN_LOSS_PERCENT)
+        loss * 100 > u64::from(self.cases) * u64::from(self.loss_percent)
     }
 }
 
@@ -193,6 +199,21 @@ pub struct UpdateReport<'m> {
     /// Why it was refused or rolled back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'m str>,
+}
+
+/// The last part of a trial: requests of applications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrialBounds {
+    /// Good jobs after which the configuration is kept.
+    pub good_jobs: u32,
+    /// The time after which it is kept if there were fewer jobs and none was bad.
+    pub time: Duration,
+}
+
+impl Default for TrialBounds {
+    fn default() -> TrialBounds {
+        TrialBounds { good_jobs: TRIAL_JOBS, time: TRIAL_MAX }
+    }
 }
 
 /// The part of a trial that is running, and its end.
@@ -213,9 +234,15 @@ pub struct UpdateMachine {
     trial: Option<TrialPart>,
     code: Option<&'static str>,
     reason: Option<String>,
+    bounds: TrialBounds,
 }
 
 impl UpdateMachine {
+    /// Other bounds of trials from now on.
+    pub fn set_bounds(&mut self, bounds: TrialBounds) {
+        self.bounds = bounds;
+    }
+
     /// Takes an event and returns what has to be done, in this order. An event that does not fit the
     /// state has no effect.
     pub fn handle(&mut self, event: UpdateEvent, now: Time) -> Vec<UpdateEffect> {
@@ -289,7 +316,8 @@ impl UpdateMachine {
     }
 
     fn enter(&mut self, state: UpdateState, version: Option<u64>) {
-        *self = UpdateMachine { state, version, ..UpdateMachine::default() };
+        let bounds = self.bounds;
+        *self = UpdateMachine { state, version, bounds, ..UpdateMachine::default() };
     }
 
     fn found(&mut self, version: u64, tries_left: u8) -> Vec<UpdateEffect> {
@@ -381,7 +409,7 @@ impl UpdateMachine {
         if !matches!(self.trial, Some(TrialPart::Golden { .. })) {
             return Vec::new();
         }
-        if let Some(GoldenResult { task, cases, before, after }) =
+        if let Some(GoldenResult { task, cases, before, after, .. }) =
             results.iter().find(|result| result.is_worse())
         {
             let why = format!(
@@ -389,14 +417,14 @@ impl UpdateMachine {
             );
             return self.drop_trial(why);
         }
-        self.trial = Some(TrialPart::Jobs { good: 0, until: now + TRIAL_MAX });
-        Vec::new()
+        self.trial = Some(TrialPart::Jobs { good: 0, until: now + self.bounds.time });
+        vec![UpdateEffect::Adopt]
     }
 
     fn good_job(&mut self) -> Vec<UpdateEffect> {
         let Some(TrialPart::Jobs { good, .. }) = &mut self.trial else { return Vec::new() };
         *good += 1;
-        if *good < TRIAL_JOBS { Vec::new() } else { self.keep() }
+        if *good < self.bounds.good_jobs { Vec::new() } else { self.keep() }
     }
 
     fn tick(&mut self, now: Time) -> Vec<UpdateEffect> {

@@ -22,6 +22,8 @@ pub const UPDATE_VERSION_MAX: u64 = (1 << 53) - 1;
 pub const ISSUED_AHEAD_MAX: Duration = Duration::from_secs(3600);
 /// Longest validity of an update that a trust policy can permit, in days.
 pub const VALID_DAYS_MAX: u64 = 3660;
+/// Updates from the broker that wait to be checked.
+pub const UPDATES_WAITING_MAX: usize = 4;
 /// Largest trust policy, in bytes.
 pub const TRUST_BYTES_MAX: u64 = 256 * 1024;
 /// Most keys, commands, neighbours and secrets of a trust policy, each.
@@ -45,9 +47,10 @@ pub const PROBE_MAX: Duration = Duration::from_secs(600);
 pub const TRIAL_JOBS: u32 = 20;
 /// Time after which it is kept if there were fewer jobs and none was bad.
 pub const TRIAL_MAX: Duration = Duration::from_secs(600);
-/// Share of a golden set, in percent, by which a configuration on trial may be worse: one case of 60 is
-/// noise of the arithmetic of another thread count.
-pub const GOLDEN_LOSS_PERCENT: u32 = 2;
+/// Longest time of the last part of a trial that a trust policy can state: a week.
+pub const TRIAL_SECONDS_MAX: u64 = 7 * 24 * 3600;
+/// Most good jobs that a trust policy can ask for.
+pub const TRIAL_JOBS_MAX: u32 = 100_000;
 /// Most differences that a comparison of two configurations lists.
 pub const DIFFERENCES_MAX: usize = 1000;
 

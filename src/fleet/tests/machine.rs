@@ -13,7 +13,7 @@ use crate::time::Time;
 const VERIFIED: On = On::Verified { version: 12, place: ConfigPlace::Inline };
 
 fn result(before: u32, after: u32) -> GoldenResult {
-    GoldenResult { task: "label".to_owned(), cases: 60, before, after }
+    GoldenResult { task: "label".to_owned(), cases: 60, before, after, loss_percent: 2 }
 }
 
 fn failed(step: Step) -> On {

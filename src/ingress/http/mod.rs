@@ -44,7 +44,7 @@ use crate::mcp::server::{McpServer, ModelHost};
 use crate::metrics::Metrics;
 use crate::mqtt::Bus;
 use crate::request::refusal::{Code, Refusal};
-use crate::status::{ConfigState, ServiceStatus};
+use crate::status::ServiceStatus;
 
 /// Connections that may wait to be accepted: the standard library's own choice is 128.
 const LISTEN_BACKLOG: u32 = 1024;
@@ -159,10 +159,9 @@ async fn reload(State((interface, guard)): State<Open>, headers: HeaderMap) -> R
         let message = "the service is stopping, or too many reloads wait; retry later";
         return refused(StatusCode::SERVICE_UNAVAILABLE, &Refusal::new(Code::Busy, message));
     };
-    let code = match outcome.state {
-        ConfigState::Kept => StatusCode::OK,
-        ConfigState::Refused => StatusCode::UNPROCESSABLE_ENTITY,
-    };
+    // a signed update that was refused before has no mistakes of the file
+    let is_refused = outcome.refused_digest.is_some();
+    let code = if is_refused { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
     (code, Json(outcome)).into_response()
 }
 

@@ -64,6 +64,14 @@ impl DeviceTopics {
         format!("{}/health", self.base)
     }
 
+    /// Topics of signed updates for the device, its group and its fleet.
+    pub fn config_desired(&self, prefix: &str, fleet: Option<&str>) -> Vec<String> {
+        let fleet = fleet.map(|fleet| format!("{prefix}/fleet/{fleet}/config/desired"));
+        let group = self.group.as_ref().map(|(base, _)| format!("{base}/config/desired"));
+        let own = format!("{}/config/desired", self.base);
+        [Some(own), group, fleet].into_iter().flatten().collect()
+    }
+
     /// Topic of the state of the configuration.
     pub fn config_reported(&self) -> String {
         format!("{}/config/reported", self.base)
