@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-pub use self::environment::variables;
+pub use self::environment::{VARIABLES, variables};
 use self::environment::{env_file_warnings, readable_by_others};
 pub use self::proof::CallSecrets;
 use crate::catalog::catalog::Catalog;
@@ -32,27 +32,6 @@ use crate::net::tls;
 use crate::request::client::UNLISTED;
 use crate::request::name::is_name;
 use crate::store::{broker_password, files};
-
-/// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
-pub const VARIABLES: [(&str, &str); 14] = [
-    ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
-    (
-        "PILOTLIGHT_DEVICE",
-        "name of this device in topics (default: HOST-ID, the host's name and an id)",
-    ),
-    ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
-    ("PILOTLIGHT_MQTT_USERNAME", "user name at the broker"),
-    ("PILOTLIGHT_MQTT_PASSWORD", "password at the broker"),
-    ("PILOTLIGHT_BROKER", "address of the embedded broker (default: 127.0.0.1:1883)"),
-    ("PILOTLIGHT_BROKER_ANONYMOUS", "yes: the embedded broker asks for no password, for a try-out"),
-    ("PILOTLIGHT_HTTP", "address of the HTTP interface (default: 127.0.0.1:8080), or off"),
-    ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
-    ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
-    ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
-    ("PILOTLIGHT_MODELS", "folder of downloaded models (default: models in the state folder)"),
-    ("PILOTLIGHT_TRUST", "path of the trust policy for remote configurations (default: none)"),
-    ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
-];
 
 /// The checked configuration of the service.
 #[derive(Debug, Clone, PartialEq)]
@@ -255,12 +234,9 @@ impl SettingsReader<'_> {
             let message = "spending caps need a state folder for the ledger; set PILOTLIGHT_STATE";
             self.mistake("pilotlight.policy.budget", message);
         }
-        let trust = self.get("PILOTLIGHT_TRUST").map(PathBuf::from);
-        // the reader of the file knows it
-        let digest = String::new();
         Config {
             path,
-            digest,
+            digest: String::new(),
             update: None,
             catalog,
             device,
@@ -270,7 +246,7 @@ impl SettingsReader<'_> {
             sensors,
             state,
             models,
-            trust,
+            trust: self.get("PILOTLIGHT_TRUST").map(PathBuf::from),
             warnings,
         }
     }

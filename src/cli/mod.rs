@@ -240,12 +240,8 @@ impl Cli {
             }
             Command::Model(command) => command.run(path).await?,
             Command::Completions { shell } => {
-                clap_complete::generate(
-                    shell,
-                    &mut Cli::command(),
-                    "pilotlight",
-                    &mut std::io::stdout(),
-                );
+                let mut out = std::io::stdout();
+                clap_complete::generate(shell, &mut Cli::command(), "pilotlight", &mut out);
                 DONE
             }
             Command::Engine(engine) => {

@@ -12,6 +12,27 @@ use crate::catalog::secret;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::store::files;
 
+/// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
+pub const VARIABLES: [(&str, &str); 14] = [
+    ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
+    (
+        "PILOTLIGHT_DEVICE",
+        "name of this device in topics (default: HOST-ID, the host's name and an id)",
+    ),
+    ("PILOTLIGHT_MQTT", "mqtt://host[:port], mqtts://host[:port], embedded, or off"),
+    ("PILOTLIGHT_MQTT_USERNAME", "user name at the broker"),
+    ("PILOTLIGHT_MQTT_PASSWORD", "password at the broker"),
+    ("PILOTLIGHT_BROKER", "address of the embedded broker (default: 127.0.0.1:1883)"),
+    ("PILOTLIGHT_BROKER_ANONYMOUS", "yes: the embedded broker asks for no password, for a try-out"),
+    ("PILOTLIGHT_HTTP", "address of the HTTP interface (default: 127.0.0.1:8080), or off"),
+    ("PILOTLIGHT_HTTP_TOKEN", "bearer token of HTTP clients"),
+    ("PILOTLIGHT_SENSORS", "root folder of the sensors (default: /)"),
+    ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
+    ("PILOTLIGHT_MODELS", "folder of downloaded models (default: models in the state folder)"),
+    ("PILOTLIGHT_TRUST", "path of the trust policy for remote configurations (default: none)"),
+    ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
+];
+
 /// The variables of `.env` in the current directory and of the environment, which takes precedence.
 ///
 /// # Errors

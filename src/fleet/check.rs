@@ -203,7 +203,10 @@ pub fn meaning(
         return Err(UpdateRefusal::Forbidden(forbidden));
     }
     if !mistakes.is_empty() {
-        // they are reported to the manager
+        // they are reported to the manager, who has another text
+        for mistake in &mut mistakes {
+            mistake.place = None;
+        }
         let file: Option<Value> = serde_json::from_str(&effective).ok();
         secret::conceal(&mut mistakes, file.as_ref(), local.variables);
         return Err(UpdateRefusal::BadConfig(mistakes));

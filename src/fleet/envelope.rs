@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::digest::{Digest, HexDigest};
 use super::moment::Moment;
+use super::reason::shortened;
 use super::refusal::UpdateRefusal;
 use super::strict;
 use super::target::UpdateTarget;
@@ -73,7 +74,7 @@ impl Envelope {
             let (bytes, most) = (bytes.len(), UPDATE_BYTES_MAX);
             return Err(UpdateRefusal::TooLarge { bytes, most });
         }
-        let malformed = |what: &str| UpdateRefusal::Malformed(what.to_owned());
+        let malformed = |what: &str| UpdateRefusal::Malformed(shortened(what).to_owned());
         let Some(json) = bytes.strip_prefix(DOMAIN.as_bytes()) else {
             let prefix = DOMAIN.trim_end();
             return Err(malformed(&format!("the first line must be {prefix} and a line feed")));

@@ -47,7 +47,7 @@ pub fn envelope(bytes: &[u8]) -> Result<Vec<u8>, String> {
 /// The mistakes of a trust policy.
 pub fn policy(bytes: &[u8]) -> Vec<String> {
     let mistakes = Trust::read(bytes).err().unwrap_or_default();
-    mistakes.iter().map(ToString::to_string).collect()
+    mistakes.into_iter().map(|mistake| mistake.message).collect()
 }
 
 /// The mistakes of the form of a remote configuration.
@@ -57,5 +57,5 @@ pub fn configuration(bytes: &[u8]) -> Vec<String> {
         Ok(remote) => boundary::check_parts(&remote),
         Err(mistakes) => mistakes,
     };
-    mistakes.iter().map(ToString::to_string).collect()
+    mistakes.into_iter().map(|mistake| mistake.message).collect()
 }

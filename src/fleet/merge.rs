@@ -73,6 +73,9 @@ pub(super) fn changes(running: &Value, remote: &Value) -> BTreeSet<Operation> {
 /// What is compared: all parts but the models, and the models.
 fn compared(config: &Value) -> (Value, Value) {
     let mut rest = config.clone();
+    if let Some(file) = rest.as_object_mut() {
+        file.shift_remove("$schema");
+    }
     let mut models = Value::Null;
     if let Some(ours) = rest.get_mut("pilotlight").and_then(Value::as_object_mut) {
         models = ours.shift_remove("models").unwrap_or_default();

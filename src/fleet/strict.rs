@@ -9,6 +9,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use super::reason::shortened;
+
 /// The value of a JSON text. White space may follow it, nothing else.
 ///
 /// # Errors
@@ -16,10 +18,10 @@ use serde_json::{Map, Number, Value};
 pub(super) fn parse(text: &str, depth_max: usize) -> Result<Value, String> {
     let path = RefCell::new(Vec::new());
     let mut json = serde_json::Deserializer::from_str(text);
-    let value = Strict { path: &path, levels: depth_max }.deserialize(&mut json);
+    let value = StrictValue { path: &path, levels: depth_max }.deserialize(&mut json);
     let value = value.map_err(|error| match joined(&path.borrow()) {
-        at if at.is_empty() => format!("not valid JSON: {error}"),
-        at => format!("not valid JSON at {at}: {error}"),
+        at if at.is_empty() => format!("not valid JSON: {}", shortened(&error.to_string())),
+        at => format!("not valid JSON at {}: {}", shortened(&at), shortened(&error.to_string())),
     })?;
     json.end().map_err(|error| format!("has more than one JSON value: {error}"))?;
     Ok(value)
@@ -31,21 +33,21 @@ fn joined(path: &[String]) -> String {
 
 /// The parser of one value, and the place of the value.
 #[derive(Clone, Copy)]
-struct Strict<'p> {
+struct StrictValue<'p> {
     path: &'p RefCell<Vec<String>>,
     /// Levels that the value may have.
     levels: usize,
 }
 
-impl Strict<'_> {
+impl StrictValue<'_> {
     fn inside<E: Error>(self) -> Result<Self, E> {
         let levels = self.levels.checked_sub(1);
         let levels = levels.ok_or_else(|| E::custom("has too many levels of nesting"))?;
-        Ok(Strict { levels, ..self })
+        Ok(StrictValue { levels, ..self })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict<'_> {
+impl<'de> DeserializeSeed<'de> for StrictValue<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -53,7 +55,7 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Strict<'_> {
+impl<'de> Visitor<'de> for StrictValue<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

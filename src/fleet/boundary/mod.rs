@@ -18,6 +18,9 @@ use crate::catalog::expand::{self, Variables};
 use crate::catalog::mistake::{Mistake, Mistakes, Scope};
 use crate::limits::fleet::REMOTE_CONFIG_DEPTH_MAX;
 
+/// The keys of a remote configuration; `$schema` is for editors alone.
+const FILE_KEYS: [&str; 3] = ["mcpServers", "pilotlight", "$schema"];
+
 /// Parses a remote configuration.
 ///
 /// # Errors
@@ -47,7 +50,7 @@ pub fn check_parts(remote: &Value) -> Vec<Mistake> {
         mistakes.at("config").add("must be a JSON object");
         return mistakes.into_vec();
     };
-    for key in file.keys().filter(|key| !["mcpServers", "pilotlight"].contains(&key.as_str())) {
+    for key in file.keys().filter(|key| !FILE_KEYS.contains(&key.as_str())) {
         mistakes
             .at(key)
             .add("a remote configuration has mcpServers and pilotlight alone; remove it");

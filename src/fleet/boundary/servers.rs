@@ -40,13 +40,14 @@ pub(super) fn check_text(
         let mut scope = scope.at("providers");
         let mut scope = scope.at(name);
         check_place(provider, "base_url", trust, &mut scope);
-        let ca = provider.get("ca").and_then(Value::as_str);
-        if ca.is_some_and(|ca| !has_ca(local.catalog, ca)) {
-            let message = "must be a file that the device's own mcp.json names for a provider";
-            scope.at("ca").add(message);
-        }
+        check_ca(provider, local.catalog, &mut scope);
     }
-    check_models(&ours["models"], trust, &mut mistakes.at("pilotlight").at("models"));
+    check_models(
+        &ours["models"],
+        local.catalog,
+        trust,
+        &mut mistakes.at("pilotlight").at("models"),
+    );
     check_variables(local, remote, trust, mistakes);
 }
 
@@ -89,26 +90,28 @@ fn check_place(entry: &Value, key: &str, trust: &Trust, scope: &mut Scope<'_>) {
     }
 }
 
-/// Whether a provider of this catalog has this file of certificate authorities.
-fn has_ca(catalog: &Catalog, ca: &str) -> bool {
-    catalog.servers.iter().any(|server| match &server.endpoint {
+/// A file of certificate authorities is one that the local file names.
+fn check_ca(entry: &Value, local: &Catalog, scope: &mut Scope<'_>) {
+    let Some(ca) = entry.get("ca").and_then(Value::as_str) else { return };
+    let of_server = |server: &ServerEntry| match &server.endpoint {
         Endpoint::Provider(provider) => provider.ca.as_deref() == Some(ca),
         Endpoint::Child { .. } | Endpoint::Http { .. } | Endpoint::Mqtt { .. } => false,
-    })
+    };
+    let is_known = local.servers.iter().any(of_server)
+        || local.models.iter().any(|model| model.ca.as_deref() == Some(ca));
+    if !is_known {
+        scope.at("ca").add("must be a file that the device's own mcp.json names as ca");
+    }
 }
 
 /// Models come from URLs, never from files of the device.
-fn check_models(models: &Value, trust: &Trust, scope: &mut Scope<'_>) {
+fn check_models(models: &Value, local: &Catalog, trust: &Trust, scope: &mut Scope<'_>) {
     for (name, model) in members(models) {
         let mut scope = scope.at(name);
-        check_place(model, "url", trust, &mut scope);
         check_place(model, "source", trust, &mut scope);
-        for key in ["file", "path"] {
-            if model.get(key).is_some() {
-                scope
-                    .at(key)
-                    .add("a remote configuration may not name files of the device; use a URL");
-            }
+        check_ca(model, local, &mut scope);
+        for (at, file) in model["files"].as_array().into_iter().flatten().enumerate() {
+            check_place(file, "source", trust, &mut scope.at("files").item(at));
         }
     }
 }

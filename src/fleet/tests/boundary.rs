@@ -216,8 +216,14 @@ fn urls_are_public_or_neighbours() {
     );
     let model = json!({"a.gguf": {"source": "http://10.0.0.7/a.gguf", "bytes": 1}});
     refused(&["pilotlight", "models"], model, "pilotlight.models.a.gguf.source: must begin");
-    let model = json!({"a.gguf": {"file": "/etc/passwd"}});
-    refused(&["pilotlight", "models"], model, "pilotlight.models.a.gguf.file: a remote");
+    for source in ["/etc/passwd", "./a.gguf", "file:/etc/passwd", "http://127.0.0.1/a.gguf"] {
+        let model = json!({"a.gguf": {"source": source}});
+        refused(&["pilotlight", "models"], model, "pilotlight.models.a.gguf.source: ");
+        let model = json!({"m": {"source": "https://x.example", "files": [{"source": source}]}});
+        refused(&["pilotlight", "models"], model, "pilotlight.models.m.files[0].source: ");
+    }
+    let model = json!({"a.gguf": {"source": "https://x.example/a", "ca": "/etc/shadow"}});
+    refused(&["pilotlight", "models"], model, "pilotlight.models.a.gguf.ca: must be a file");
 }
 
 #[test]

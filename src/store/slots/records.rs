@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::fleet::check::Verified;
 use crate::fleet::digest::Digest;
 use crate::fleet::moment::Moment;
+use crate::fleet::reason::shortened;
 use crate::fleet::update::UpdateState;
-use crate::limits::fleet::{HISTORY_MAX, REPLAYS_MAX, UPDATE_REASON_BYTES_MAX};
+use crate::limits::fleet::{HISTORY_MAX, REPLAYS_MAX};
 
 /// The configuration that a device runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,16 +147,10 @@ impl HistoryLine {
             update: remote.map(|slot| slot.update),
             key: remote.map(|slot| slot.key.clone()),
             state: state.name().to_owned(),
-            reason: reason.map(bounded),
+            reason: reason.map(|reason| shortened(reason).to_owned()),
             floor,
         }
     }
-}
-
-fn bounded(text: &str) -> String {
-    let end = text.char_indices().map(|(at, c)| at + c.len_utf8());
-    let end = end.take_while(|end| *end <= UPDATE_REASON_BYTES_MAX).last().unwrap_or_default();
-    text[..end].to_owned()
 }
 
 /// The last lines of the history.
