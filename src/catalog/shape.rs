@@ -34,7 +34,7 @@ pub(crate) fn read<T: DeserializeOwned>(mut value: Value, scope: &mut Scope<'_>)
         let (original, steps) = (original(&steps, &removed), &steps[..outside]);
         let message = error.inner().to_string();
         if !is_consequence(&message, &original, &removed) {
-            add(with_nearest(without_text(message)), &original, scope);
+            add(with_nearest(in_words(without_text(message))), &original, scope);
         }
         if scope.is_full() || !remove(&mut value, steps) {
             return None;
@@ -239,6 +239,22 @@ fn without_text(message: String) -> String {
     message
 }
 
+/// The message with words for Rust's types, of which only programmers know.
+fn in_words(message: String) -> String {
+    let parts = message.rsplit_once(", expected ").filter(|_| message.starts_with("invalid "));
+    let Some((found, expected)) = parts else { return message };
+    let words = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list in [ ]",
+        "a map" => "an object in { }",
+        _ if expected.starts_with("struct ") => "an object in { }",
+        _ => return message,
+    };
+    format!("{found}, expected {words}")
+}
+
 /// The message of an unknown field or variant together with the nearest known name, if one is near.
 ///
 /// Serde names in backticks first the unknown name, then all known ones.
@@ -298,7 +314,7 @@ mod tests {
     #[test]
     fn every_mistake_of_a_part_is_found_with_its_path() {
         check(json!({"count": 1}), &[]);
-        check(json!(5), &["part: invalid type: integer `5`, expected struct Part"]);
+        check(json!(5), &["part: invalid type: integer `5`, expected an object in { }"]);
         check(json!({}), &["part: missing field `count`"]);
         check(
             json!({
@@ -312,7 +328,7 @@ mod tests {
                 "part.names[3]: invalid type: integer `4`",
                 "part.inner.x[1].size: invalid value: integer `-1`",
                 "part.inner.x[2]: missing field `size`",
-                "part.inner.x[3].size: invalid type: string, expected u32",
+                "part.inner.x[3].size: invalid type: string, expected a whole number, 0 or more",
                 "part.inner.y: invalid type: integer `3`",
                 "part: missing field `count`",
             ],
@@ -321,6 +337,9 @@ mod tests {
 
     #[test]
     fn a_removed_value_is_not_also_missing() {
-        check(json!({"count": "one"}), &["part.count: invalid type: string, expected u32"]);
+        check(
+            json!({"count": "one"}),
+            &["part.count: invalid type: string, expected a whole number, 0 or more"],
+        );
     }
 }
