@@ -116,15 +116,16 @@ fn the_reader_knows_each_key_of_the_schema() {
             });
             let kinds: BTreeSet<String> =
                 kinds.filter_map(|kind| kind.as_str().map(str::to_owned)).collect();
-            assert!(!kinds.is_empty(), "{at} has no type");
-            !kinds.contains(match value {
-                Value::Bool(_) => "boolean",
-                Value::Number(_) if kinds.contains("number") => "number",
-                Value::Number(_) => "integer",
-                Value::String(_) => "string",
-                Value::Array(_) => "array",
-                Value::Null | Value::Object(_) => "object",
-            })
+            // any value is right, such as the answer of a golden case
+            !kinds.is_empty()
+                && !kinds.contains(match value {
+                    Value::Bool(_) => "boolean",
+                    Value::Number(_) if kinds.contains("number") => "number",
+                    Value::Number(_) => "integer",
+                    Value::String(_) => "string",
+                    Value::Array(_) => "array",
+                    Value::Null | Value::Object(_) => "object",
+                })
         };
         let values = [json!(true), json!(5), json!("x"), json!([]), json!({})];
         let wrong = values.into_iter().filter(is_wrong).collect::<Vec<_>>();
@@ -263,8 +264,8 @@ fn the_examples_of_the_documents_fit() {
 
 /// A whole file with the parts of an example; none for an example of something else.
 fn completed(block: &str) -> Option<Value> {
-    // a key that is not written out
-    if block.contains("...\"") {
+    // a key or digest that is not written out
+    if block.contains("...\"") || block.contains("…\"") {
         return None;
     }
     let value: Value = match serde_json::from_str(block) {
