@@ -31,6 +31,7 @@ mod embedded;
 mod encrypted_calls;
 mod files;
 mod fleet;
+mod fleet_push;
 #[cfg(feature = "embedded-broker")]
 mod floods;
 #[cfg(feature = "embedded-broker")]
@@ -57,6 +58,8 @@ mod redaction;
 mod refusals;
 #[cfg(feature = "embedded-broker")]
 mod reload;
+#[cfg(feature = "embedded-broker")]
+mod reload_load;
 mod secrets;
 mod storm;
 #[cfg(feature = "embedded-broker")]

@@ -47,7 +47,8 @@ fn url(port: u16) -> String {
 async fn a_refused_reply_topic_is_said_once_and_frees_its_requests() {
     let broker = mosquitto(|folder, _| {
         let rules = folder.join("acl");
-        let topics = ["request/#", "reply/open/#", "stream/open", "status", "health"];
+        let topics =
+            ["request/#", "reply/open/#", "stream/open", "status", "health", "config/reported"];
         let allow = |topic| format!("pattern readwrite pilotlight/dev/{topic}");
         let rules_text = topics.map(allow).join("\n") + "\n";
         std::fs::write(&rules, rules_text).unwrap();
