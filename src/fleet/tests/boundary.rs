@@ -397,4 +397,8 @@ fn a_key_for_models_changes_models_alone() {
     assert_eq!(check(json!(["config"]), &both), "not-authorised");
     assert_eq!(check(json!(["config"]), &config), "");
     assert_eq!(check(json!(["models"]), &running), "");
+    // its own version is that of the file, not a change of what runs
+    let mut renumbered = running.clone();
+    renumbered["pilotlight"]["version"] = json!(2);
+    assert_eq!(check(json!(["models"]), &renumbered), "");
 }
