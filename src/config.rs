@@ -159,15 +159,6 @@ fn path_of(path: Option<&Path>, variables: &Variables) -> PathBuf {
     )
 }
 
-/// The HTTP interface of the service with this configuration, as far as it can be read.
-pub fn http_of(path: Option<&Path>) -> Option<Http> {
-    let variables = &variables().unwrap_or_default();
-    let path = path_of(path, variables);
-    let text = files::read(&path, CONFIG_BYTES_MAX).unwrap_or_default();
-    let (catalog, _) = read::read(file_text::decode(&text).unwrap_or_default(), variables);
-    SettingsReader { variables, mistakes: Vec::new() }.http(&catalog)
-}
-
 /// Whether the user named the configuration: with `path` or with the variable of the environment. That
 /// of `.env` does not count, because the file may be part of a stranger's folder.
 pub fn is_named(path: Option<&Path>) -> bool {

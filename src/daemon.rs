@@ -6,20 +6,23 @@ pub(crate) mod call_keys;
 mod core;
 mod fleet;
 mod reload;
+mod signals;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 pub use self::broker::connection_options;
-use self::broker::{BrokerConnection, log_in, serve_calls, start_broker};
+use self::broker::{
+    BrokerConnection, SharedParts, UpdateTopics, log_in, serve_calls, start_broker,
+};
 pub use self::core::Core;
 use self::core::TaskGroup;
-use self::fleet::{Fleet, Stored};
+use self::fleet::{Fleet, StoredUpdates};
 use self::reload::Live;
+use self::signals::Signals;
 use crate::catalog::catalog::DeviceLimits;
 use crate::config::source::ConfigSource;
 use crate::config::{Config, Http};
@@ -28,7 +31,7 @@ use crate::device::{SensorReading, Sensors};
 use crate::dispatch::LearnedStore;
 use crate::ingress;
 use crate::ingress::mcp::Service;
-use crate::ingress::reloads::{ReloadRequests, Reloads};
+use crate::ingress::reloads::Reloads;
 use crate::metrics::Metrics;
 use crate::pressure::Bounds;
 use crate::pressure::level::DevicePressure;
@@ -76,8 +79,8 @@ pub fn calm() -> watch::Receiver<DevicePressure> {
 /// If a port is taken or a certificate is not usable.
 pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
-    let stored = Stored::open(&local);
-    source.update = stored.as_ref().and_then(Stored::live);
+    let stored = StoredUpdates::open(&local);
+    source.update = stored.as_ref().and_then(StoredUpdates::live);
     let mut config = with_update(&local, &mut source);
     log_in(&mut config)?;
     let mut broker = TaskGroup::new("broker");
@@ -91,15 +94,16 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
     let (readings, reading) = watch::channel(SensorReading::default());
     let on_device = (reading.clone(), device_pressure.clone());
     let mut live = Live::new(source, (local, &config), on_device);
-    let fleet_name = stored.as_ref().and_then(Stored::fleet).map(str::to_owned);
-    live.set_fleet(fleet_name.as_deref());
+    let updates =
+        stored.as_ref().map(|stored| UpdateTopics { fleet: stored.fleet().map(str::to_owned) });
+    live.set_fleet(stored.as_ref().and_then(StoredUpdates::fleet));
     let (reloads, mut requests) = Reloads::new(live.status());
     let mut interfaces = TaskGroup::new("interfaces");
     let mut connections = TaskGroup::new("connections");
-    let broker_connection = config.mqtt.as_ref().map(|mqtt| {
-        let updates = stored.as_ref().map(|_| fleet_name.as_deref());
-        BrokerConnection::open(mqtt, &config, updates, &mut connections)
-    });
+    let broker_connection = config
+        .mqtt
+        .as_ref()
+        .map(|mqtt| BrokerConnection::open(mqtt, &config, updates.as_ref(), &mut connections));
     let broker_connection = broker_connection.transpose()?;
     let calls = broker_connection.as_ref().map(|connection| &connection.calls);
     let catalog = Arc::new(config.catalog.clone());
@@ -111,38 +115,19 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
     let out = (readings, pressures);
     sensors.add(device::watch(all, live.bounds(), rate, out, sensors.stop.clone()));
     let broker_bus = broker_connection.as_ref().map(|connection| connection.bus.clone());
+    let dispatch = core.dispatch.clone();
+    let shared = SharedParts { dispatch, metrics, reading, reloads };
     let mut fleet = None;
-    if let Some(BrokerConnection { bus, requests, topics, calls, desired }) = broker_connection {
-        fleet = stored.map(|stored| Fleet::new(stored, desired, &core));
-        live.log_in_of(bus.clone());
-        live.keys_of(calls);
+    if let Some(connection) = broker_connection {
         let worker = serve_calls(&config, Arc::clone(&service), &mut interfaces, &mut connections)?;
-        if let Some(bus) = worker {
-            live.log_in_of(bus);
-        }
-        let (dispatch, metrics) = (core.dispatch.clone(), metrics.clone());
-        let health = ingress::mqtt::health::publish(
-            bus.clone(),
-            topics.health(),
-            dispatch.clone(),
-            (reading.clone(), reloads.clone()),
-            interfaces.stop.clone(),
-        );
-        interfaces.add(health);
-        let reported = ingress::mqtt::reported::publish(
-            bus.clone(),
-            topics.config_reported(),
-            reloads.changes(),
-            interfaces.stop.clone(),
-        );
-        interfaces.add(reported);
-        let state = state_folder(&config).map(Path::to_owned);
-        let interface = ingress::mqtt::MqttInterface { bus, dispatch, topics, metrics, state };
-        interfaces.add(interface.run(requests, interfaces.stop.clone()));
+        let buses = worker.into_iter().chain([connection.bus.clone()]);
+        live.follow(buses.collect(), connection.calls.clone());
+        let desired = connection.serve(&config, &shared, &mut interfaces);
+        fleet = stored.map(|stored| Fleet::new(stored, desired, &core));
     }
     if let Some(listener) = listener {
         let addr = listener.local_addr()?;
-        let dispatch = core.dispatch.clone();
+        let SharedParts { dispatch, metrics, reading, reloads } = shared;
         let (mcp, broker) = (service, broker_bus);
         let interface =
             ingress::http::HttpInterface { dispatch, mcp, metrics, broker, reading, reloads };
@@ -150,7 +135,7 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
         interfaces.add(ingress::http::serve(listener, routes, interfaces.stop.clone()));
         tracing::info!(%addr, "the HTTP interface listens");
     }
-    signals.serve(&mut live, &mut requests, (&mut core, fleet)).await;
+    Box::pin(signals.serve(&mut live, &mut requests, (&mut core, fleet))).await;
     tracing::info!("stopping");
     tokio::select! {
         () = async {
@@ -174,78 +159,5 @@ pub(crate) fn bounds_of(limits: &DeviceLimits) -> Bounds {
         memory_reserve: limits.memory_reserve_mb.map_or(board.memory_reserve, |mb| mb << 20),
         disk_reserve: limits.disk_reserve_mb.map_or(board.disk_reserve, |mb| mb << 20),
         ..board
-    }
-}
-
-/// SIGTERM, SIGINT and SIGHUP. They are handled before the service is reachable, so that none is missed.
-struct Signals {
-    term: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> anyhow::Result<Signals> {
-        let [term, interrupt, hangup] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        Ok(Signals { term: term?, interrupt: interrupt?, hangup: hangup? })
-    }
-
-    /// Waits for SIGTERM or SIGINT.
-    async fn stop(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// Reads the configuration again whenever it has changed or somebody asks, until the service is to
-    /// stop.
-    async fn serve(
-        &mut self,
-        live: &mut Live,
-        requests: &mut ReloadRequests,
-        (core, mut fleet): (&mut Core, Option<Fleet>),
-    ) {
-        let Signals { term, interrupt, hangup } = self;
-        let stop = async {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        let reload = async {
-            if let Some(fleet) = &mut fleet {
-                fleet.begin(live, core).await;
-            }
-            // ends with the service
-            loop {
-                let update = async {
-                    match &mut fleet {
-                        Some(fleet) => fleet.next().await,
-                        None => std::future::pending().await,
-                    }
-                };
-                let asking = tokio::select! {
-                    asking = live.asked(requests) => asking,
-                    Some(()) = hangup.recv() => Vec::new(),
-                    event = update => {
-                        if let Some(fleet) = &mut fleet {
-                            fleet.take(event, live, core).await;
-                        }
-                        continue;
-                    }
-                };
-                let status = live.reload(core).await;
-                for asking in asking {
-                    // it may not wait any longer
-                    let _ = asking.send(status.clone());
-                }
-            }
-        };
-        tokio::select! {
-            () = stop => {}
-            () = reload => {}
-        }
     }
 }

@@ -162,7 +162,8 @@ mod tests {
                 }}},
             });
             let (_, found) = super::super::read::read(&file.to_string(), &Variables::new());
-            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            let named = found.iter().map(|one| format!("{}: {}", one.path, one.message));
+            let found: Vec<String> = named.collect();
             assert_eq!(found.len(), expected.len(), "{found:#?}");
             for (found, expected) in found.iter().zip(expected) {
                 assert!(found.starts_with(expected), "{found} is not {expected}");

@@ -184,7 +184,7 @@ impl Cli {
                 foreign::log(&config, path);
                 let path = path.map(Path::to_owned);
                 let source = ConfigSource { path, is_dry: dry, update: None };
-                daemon::run(config, source).await?;
+                Box::pin(daemon::run(config, source)).await?;
                 DONE
             }
             Command::Ask(ask) => {

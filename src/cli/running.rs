@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::start::disable_core_dumps;
 use crate::catalog::secret::Secret;
-use crate::config;
+use crate::config::source;
 
 /// The running service.
 pub(super) struct RunningService {
@@ -30,7 +30,7 @@ impl RunningService {
     /// If its HTTP interface is off.
     pub(super) fn find(path: Option<&Path>, most: Duration) -> anyhow::Result<RunningService> {
         disable_core_dumps()?;
-        let Some(http) = config::http_of(path) else {
+        let Some(http) = source::http_of(path) else {
             bail!(
                 "this command needs the HTTP interface, which is off: set PILOTLIGHT_HTTP, or send the service SIGHUP to reload it"
             );

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{ActiveUpdate, Config, dry, load, of_text, variables};
+use super::{
+    ActiveUpdate, Config, Http, SettingsReader, dry, load, of_text, path_of, read, variables,
+};
 use crate::catalog::env_file::ENV_FILE;
 use crate::catalog::file_text;
 use crate::catalog::mistake::Mistake;
@@ -103,6 +105,15 @@ impl ConfigSource {
 pub fn local_value(config: &Config) -> Result<Value, String> {
     let bytes = files::read(&config.path, CONFIG_BYTES_MAX).map_err(|error| error.to_string())?;
     serde_json::from_str(file_text::decode(&bytes)?).map_err(|error| error.to_string())
+}
+
+/// The HTTP interface of the service with this configuration, as far as it can be read.
+pub fn http_of(path: Option<&Path>) -> Option<Http> {
+    let variables = &variables().unwrap_or_default();
+    let path = path_of(path, variables);
+    let text = files::read(&path, CONFIG_BYTES_MAX).unwrap_or_default();
+    let (catalog, _) = read::read(file_text::decode(&text).unwrap_or_default(), variables);
+    SettingsReader { variables, mistakes: Vec::new() }.http(&catalog)
 }
 
 /// The digest of some bytes, `sha256:` and 64 digits.

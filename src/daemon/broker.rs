@@ -1,22 +1,29 @@
 //! The connections to the broker: their login, options, presence and subscriptions; the embedded broker.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::core::TaskGroup;
 use super::{call_keys, state_folder};
 use crate::clock;
 use crate::config::{BrokerLogin, Config, EmbeddedBroker, Mqtt};
+use crate::device::SensorReading;
+use crate::dispatch::Dispatch;
+use crate::ingress;
 use crate::ingress::mcp::Service;
 use crate::ingress::mqtt::topics::DeviceTopics;
+use crate::ingress::reloads::Reloads;
 use crate::limits::MQTT_INBOX_MAX;
 use crate::limits::fleet::UPDATES_WAITING_MAX;
 use crate::mcp::over_mqtt;
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::mcp::over_mqtt::worker;
+use crate::metrics::Metrics;
 use crate::mqtt;
 #[cfg(feature = "embedded-broker")]
 use crate::mqtt::broker::BrokerAccess;
@@ -90,6 +97,11 @@ pub(super) async fn start_broker(_config: &Config, _group: &mut TaskGroup) -> an
     Ok(())
 }
 
+/// The topics of signed updates: of the device, of its group, and of the fleet if it has one.
+pub(super) struct UpdateTopics {
+    pub(super) fleet: Option<String>,
+}
+
 /// The service's connection to the broker, with its subscriptions.
 pub(super) struct BrokerConnection {
     pub(super) bus: Bus,
@@ -103,11 +115,11 @@ pub(super) struct BrokerConnection {
 }
 
 impl BrokerConnection {
-    /// Opens it; `updates` is there if signed updates are taken, with the name of the fleet.
+    /// Opens it; `updates` is there if signed updates are taken.
     pub(super) fn open(
         mqtt: &Mqtt,
         config: &Config,
-        updates: Option<Option<&str>>,
+        updates: Option<&UpdateTopics>,
         connections: &mut TaskGroup,
     ) -> anyhow::Result<BrokerConnection> {
         let (device, catalog) = (&config.device, &config.catalog);
@@ -116,7 +128,8 @@ impl BrokerConnection {
         let mut router = Router::default();
         let requests = router.subscribe(topics.filters(), MQTT_INBOX_MAX);
         let answers = CallRouter::subscribe(&mut router);
-        let desired = updates.map(|fleet| topics.config_desired(&mqtt.prefix, fleet));
+        let desired =
+            updates.map(|updates| topics.config_desired(&mqtt.prefix, updates.fleet.as_deref()));
         let desired = router.subscribe(desired.unwrap_or_default(), UPDATES_WAITING_MAX);
         let pair = call_keys::caller(config).context("the key of this caller is not usable")?;
         let options = service_options(mqtt, config, &topics)?;
@@ -125,6 +138,54 @@ impl BrokerConnection {
         let calls = CallRouter::new((bus.clone(), answers.filters()), (device, pair));
         connections.add(calls.clone().run(answers));
         Ok(BrokerConnection { bus, requests, topics, calls, desired })
+    }
+}
+
+/// What the interfaces share.
+pub(super) struct SharedParts {
+    pub(super) dispatch: Dispatch,
+    pub(super) metrics: Metrics,
+    pub(super) reading: watch::Receiver<SensorReading>,
+    pub(super) reloads: Reloads,
+}
+
+impl BrokerConnection {
+    /// Starts the MQTT interface and the publishers of health and configuration; returns the subscription
+    /// to signed updates.
+    pub(super) fn serve(
+        self,
+        config: &Config,
+        shared: &SharedParts,
+        interfaces: &mut TaskGroup,
+    ) -> Subscription {
+        let BrokerConnection { bus, requests, topics, calls: _, desired } = self;
+        let SharedParts { dispatch, metrics, reading, reloads } = shared;
+        let stop = || interfaces.stop.clone();
+        let health = ingress::mqtt::health::publish(
+            bus.clone(),
+            topics.health(),
+            dispatch.clone(),
+            (reading.clone(), reloads.clone()),
+            stop(),
+        );
+        let reported = ingress::mqtt::reported::publish(
+            bus.clone(),
+            topics.config_reported(),
+            reloads.changes(),
+            stop(),
+        );
+        let interface = ingress::mqtt::MqttInterface {
+            bus,
+            dispatch: dispatch.clone(),
+            topics,
+            metrics: metrics.clone(),
+            state: state_folder(config).map(Path::to_owned),
+        };
+        let serving = interface.run(requests, stop());
+        interfaces.add(health);
+        interfaces.add(reported);
+        interfaces.add(serving);
+        desired
     }
 }
 

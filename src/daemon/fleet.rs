@@ -26,7 +26,7 @@ use crate::fleet::local::LocalConfig;
 use crate::fleet::moment::Moment;
 use crate::fleet::refusal::UpdateRefusal;
 use crate::fleet::signature::Received;
-use crate::fleet::trust::Trust;
+use crate::fleet::trust::{AllowedCommand, Trust};
 use crate::fleet::update::{ConfigPlace, UpdateEffect, UpdateEvent, UpdateMachine, UpdateStep};
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::limits::fleet::{PROBE_MAX, SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
@@ -63,7 +63,7 @@ struct Offered {
 }
 
 /// The state on disk, and the configuration that counts.
-pub(super) struct Stored {
+pub(super) struct StoredUpdates {
     trust_file: PathBuf,
     trust: Arc<Trust>,
     slots: Slots<DiskFolder>,
@@ -78,10 +78,10 @@ pub(super) enum FleetEvent {
     Tick,
 }
 
-impl Stored {
+impl StoredUpdates {
     /// Opens the state of a device with a trust policy; none without one, or if it can't be used, which is
     /// in the log.
-    pub(super) fn open(config: &Config) -> Option<Stored> {
+    pub(super) fn open(config: &Config) -> Option<StoredUpdates> {
         let trust_file = config.trust.clone()?;
         let Some(state) = &config.state else {
             tracing::error!("remote configurations need a state folder; set PILOTLIGHT_STATE");
@@ -101,7 +101,7 @@ impl Stored {
                 for damage in &slots.damages {
                     tracing::warn!("{damage}");
                 }
-                Some(Stored { trust_file, trust, slots })
+                Some(StoredUpdates { trust_file, trust, slots })
             }
             Err(error) => {
                 tracing::error!(%error, "the state of remote configurations can't be used");
@@ -115,11 +115,23 @@ impl Stored {
         self.trust.fleet.as_deref()
     }
 
-    /// The remote configuration that counts.
+    /// The remote configuration that counts; none if a program that it names has changed, which is in the
+    /// log.
     pub(super) fn live(&self) -> Option<RemoteConfig> {
         let slot = self.slots.live().remote()?;
+        let checked = check_programs(&check::commands_of(&slot.config, &self.trust));
+        if let Err(error) = checked {
+            let version = slot.version;
+            tracing::error!(version, %error, "the signed update is not used, the local file is");
+            return None;
+        }
         Some(remote_of(slot, &self.trust))
     }
+}
+
+/// Whether the programs of these commands are those that the trust policy means.
+fn check_programs(commands: &[AllowedCommand]) -> std::io::Result<()> {
+    commands.iter().try_for_each(trust_file::check_program)
 }
 
 fn remote_of(slot: &ConfigSlot, trust: &Arc<Trust>) -> RemoteConfig {
@@ -129,8 +141,8 @@ fn remote_of(slot: &ConfigSlot, trust: &Arc<Trust>) -> RemoteConfig {
 
 impl Fleet {
     /// The signed configurations of a service that has started; updates come from `desired`.
-    pub(super) fn new(stored: Stored, desired: Subscription, core: &Core) -> Fleet {
-        let Stored { trust_file, trust, slots } = stored;
+    pub(super) fn new(stored: StoredUpdates, desired: Subscription, core: &Core) -> Fleet {
+        let StoredUpdates { trust_file, trust, slots } = stored;
         let mut machine = UpdateMachine::default();
         machine.set_bounds(trust.trial);
         Fleet {
@@ -145,8 +157,16 @@ impl Fleet {
         }
     }
 
+    /// Keeps the latest time that was seen: a clock that is set back makes no old update valid again.
+    async fn see(&mut self) {
+        if let Err(error) = self.on_disk(|slots| slots.see(now())).await {
+            tracing::warn!(error, "the latest time seen can't be written");
+        }
+    }
+
     /// Goes on with the trial that the last start of the service has not ended.
     pub(super) async fn begin(&mut self, live: &mut Live, core: &mut Core) {
+        self.see().await;
         let found = self.slots.as_ref().and_then(|slots| {
             let (slot, tries_left) = slots.on_trial()?;
             Some((slot.version, tries_left))
@@ -199,7 +219,10 @@ impl Fleet {
     /// Does what the event asks for.
     pub(super) async fn take(&mut self, event: FleetEvent, live: &mut Live, core: &mut Core) {
         let event = match event {
-            FleetEvent::Message(message) => self.received(message, live),
+            FleetEvent::Message(message) => {
+                self.see().await;
+                self.received(message, live)
+            }
             FleetEvent::Settled(settled) => self.job_event(&settled),
             FleetEvent::Down(name) => {
                 Some(UpdateEvent::Failed(format!("the changed model {name} has ended")))
@@ -297,7 +320,7 @@ impl Fleet {
         match effect {
             UpdateEffect::Report => live.report(&self.machine.report()),
             UpdateEffect::Fetch => return done(UpdateStep::Fetch, self.fetch().await),
-            UpdateEffect::Check => return Some(self.check(live)),
+            UpdateEffect::Check => return Some(self.check(live).await),
             UpdateEffect::Stage => return done(UpdateStep::Stage, self.stage().await),
             UpdateEffect::BeginTry => {
                 return match self.on_disk(Slots::begin_try).await {
@@ -308,15 +331,10 @@ impl Fleet {
             }
             UpdateEffect::Switch => return done(UpdateStep::Switch, self.start(live, core).await),
             UpdateEffect::Probe => {
-                let probes = self.trial.as_ref().map(Trial::probe);
-                let probed = tokio::time::timeout(PROBE_MAX, async {
-                    match probes {
-                        Some(probes) => probes.await,
-                        None => Err("there is no trial".to_owned()),
-                    }
-                });
+                let trial = self.trial.as_ref()?;
+                let answered = tokio::time::timeout(PROBE_MAX, trial.probe()).await;
                 let late = || Err("a changed model did not answer in time".to_owned());
-                return done(UpdateStep::Probe, probed.await.unwrap_or_else(|_| late()));
+                return done(UpdateStep::Probe, answered.unwrap_or_else(|_| late()));
             }
             UpdateEffect::RunGolden => {
                 let trial = self.trial.as_mut()?;
@@ -367,7 +385,7 @@ impl Fleet {
     }
 
     /// Checks the meaning of the update's configuration, and that this device can load it.
-    fn check(&self, live: &Live) -> UpdateEvent {
+    async fn check(&self, live: &Live) -> UpdateEvent {
         let Some(Offered { verified, trust, text: Some(text) }) = &self.offered else {
             let refusal = UpdateRefusal::WrongContent("there is no configuration".to_owned());
             return UpdateEvent::Refused { version: None, refusal };
@@ -389,14 +407,15 @@ impl Fleet {
             variables: &variables,
             running: &running,
         };
-        let checked = match check::meaning(verified, text, trust, local) {
-            Ok(checked) => checked,
-            Err(refusal) => return refused(refusal),
-        };
-        for command in checked.commands(trust) {
-            if let Err(error) = trust_file::check_program(command) {
-                return refused(UpdateRefusal::WrongContent(error.to_string()));
-            }
+        if let Err(refusal) = check::meaning(verified, text, trust, local) {
+            return refused(refusal);
+        }
+        let commands = check::commands_of(text, trust);
+        let work = tokio::task::spawn_blocking(move || check_programs(&commands));
+        match work.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return refused(UpdateRefusal::WrongContent(error.to_string())),
+            Err(error) => return refused(UpdateRefusal::WrongContent(error.to_string())),
         }
         let remote = RemoteConfig { version, text: text.clone(), trust: Arc::clone(trust) };
         match live.check_update(&remote) {

@@ -106,14 +106,9 @@ impl Live {
         self.status.send_modify(|status| status.fleet = fleet.map(str::to_owned));
     }
 
-    /// Lets this connection to the broker follow the configuration.
-    pub(super) fn log_in_of(&mut self, bus: Bus) {
-        self.buses.push(bus);
-    }
-
-    /// Lets the calls over MQTT have this device's keys once they need them.
-    pub(super) fn keys_of(&mut self, calls: CallRouter) {
-        self.calls = Some(calls);
+    /// Lets these connections to the broker, and the calls over them, follow the configuration.
+    pub(super) fn follow(&mut self, buses: Vec<Bus>, calls: CallRouter) {
+        (self.buses, self.calls) = (buses, Some(calls));
     }
 
     /// Waits until the files of the configuration have changed, or a client asks; returns those that ask.

@@ -88,14 +88,12 @@ pub struct CheckedConfig {
     pub catalog: Catalog,
 }
 
-impl CheckedConfig {
-    /// The commands that it names.
-    pub fn commands<'t>(&self, trust: &'t Trust) -> Vec<&'t AllowedCommand> {
-        let remote: Value = serde_json::from_str(&self.text).unwrap_or_default();
-        let servers = remote["mcpServers"].as_object().into_iter().flatten();
-        let named = servers.filter_map(|(_, server)| server["command"].as_str());
-        named.filter_map(|name| trust.commands.get(name)).collect()
-    }
+/// The commands of the trust policy that the text of a remote configuration names.
+pub fn commands_of(text: &str, trust: &Trust) -> Vec<AllowedCommand> {
+    let remote: Value = serde_json::from_str(text).unwrap_or_default();
+    let servers = remote["mcpServers"].as_object().into_iter().flatten();
+    let named = servers.filter_map(|(_, server)| server["command"].as_str());
+    named.filter_map(|name| trust.commands.get(name).cloned()).collect()
 }
 
 /// Checks an update against the trust policy and the memory of the device.

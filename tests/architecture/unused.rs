@@ -6,8 +6,7 @@ use super::items::{Impl, Item, impls, items};
 use super::source::{Kind, Token, Tree, closing};
 
 /// Public items that only tests or benches use, with the reason why each stays.
-pub const FACE_FOR_TESTS: &[(&str, &str)] =
-    &[("begin_try", "the service calls it before it runs a configuration on trial")];
+pub const FACE_FOR_TESTS: &[(&str, &str)] = &[];
 
 /// One place where a name occurs in the code of `src/`.
 struct Place {

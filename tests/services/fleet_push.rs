@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal::SIGKILL;
 use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -137,7 +138,7 @@ impl Manager {
 
     async fn ask(&mut self, body: Value) -> Value {
         let topic = "pilotlight/dev/request/app";
-        self.app.send(topic, body.to_string(), Default::default()).await;
+        self.app.send(topic, body.to_string(), PublishProperties::default()).await;
         loop {
             let publish = self.app.next().await;
             if publish.topic.ends_with(b"/reply/app") {
@@ -208,6 +209,7 @@ async fn what_fails_its_trial_is_rolled_back_and_says_why() {
     let reason = report["reason"].as_str().unwrap();
     assert!(reason.contains("10 of 20") && reason.contains("20 before"), "{report}");
     // no application has met it
+    until_one_engine(&device).await;
     assert_eq!(device.engines(), [engine]);
     assert_eq!((&report["digest"], &report["source"]), (&before, &json!("file")));
     assert_eq!(manager.ask(json!({"prompt": "a"})).await["source"]["model"], "old");
@@ -216,9 +218,16 @@ async fn what_fails_its_trial_is_rolled_back_and_says_why() {
     device.until("adopted", |state| state["config"]["source"] == "update").await;
     let reply = manager.ask(json!({"prompt": "x /fail-better=crash"})).await;
     assert_ne!(reply["source"]["model"], "better", "{reply}");
-    let report = manager.until("rolled-back", version).await;
+    let state = device
+        .until("rolled back", |state| {
+            let config = &state["config"];
+            config["state"] == "rolled-back" && config["offered"] == version
+        })
+        .await;
+    let report = &state["config"];
     assert_eq!((&report["digest"], &report["source"]), (&before, &json!("file")), "{report}");
     assert_eq!(manager.ask(json!({"prompt": "b"})).await["source"]["model"], "old");
+    until_one_engine(&device).await;
     assert_eq!(device.engines(), [engine]);
 }
 

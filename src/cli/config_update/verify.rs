@@ -132,7 +132,7 @@ async fn meaning(
     let catalog = &config.catalog;
     let local = LocalConfig { file, catalog, variables: &variables, running };
     let checked = check::meaning(verified, &text, trust, local)?;
-    for command in checked.commands(trust) {
+    for command in &check::commands_of(&checked.text, trust) {
         trust_file::check_program(command).map_err(|error| wrong(error.into()))?;
     }
     Ok(())

@@ -150,7 +150,7 @@ fn the_effective_configuration_has_the_local_parts() {
     assert_eq!(whole["mcpServers"]["local"], engine);
     assert_eq!(whole["pilotlight"]["policy"]["apps"]["slow"]["http_token"], "${SLOW}");
     assert_eq!(whole["pilotlight"]["tasks"]["label"]["template"], "Say {{x}}");
-    assert_eq!(checked.commands(&trust()).len(), 1);
+    assert_eq!(check::commands_of(&checked.text, &trust()).len(), 1);
     assert_eq!(checked.catalog.device.name.as_deref(), Some("pi-7"));
 }
 

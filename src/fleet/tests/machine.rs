@@ -59,7 +59,7 @@ fn a_good_update_is_kept() {
     step(done(Step::Switch), &[Do::Probe], State::Trial);
     step(done(Step::Probe), &[Do::RunGolden], State::Trial);
     // one case of 60 is within the bound
-    step(On::Golden(vec![result(50, 49), result(40, 55)]), &[], State::Trial);
+    step(On::Golden(vec![result(50, 49), result(40, 55)]), &[Do::Adopt], State::Trial);
     for _ in 1..TRIAL_JOBS {
         step(On::GoodJob, &[], State::Trial);
     }
