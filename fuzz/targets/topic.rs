@@ -12,8 +12,7 @@ target!(|input| {
     if topic.contains(['+', '#', '\0']) {
         return;
     }
-    let topics = DeviceTopics::new("pilotlight", "pi-1")
-        .in_group("pilotlight", Some("line-3"));
+    let topics = DeviceTopics::new("pilotlight", "pi-1").in_group("pilotlight", Some("line-3"));
     let Some((request, valid)) = topics.read(topic, |name| name == "topic") else { return };
     let reply = topics.reply_to(&request);
     let base = if request.shared { "pilotlight/group/line-3" } else { "pilotlight/pi-1" };
