@@ -92,7 +92,6 @@ pub(super) async fn start_broker(config: &Config, group: &mut TaskGroup) -> anyh
 }
 
 #[cfg(not(feature = "embedded-broker"))]
-#[expect(clippy::unused_async, reason = "the variant with the feature awaits")]
 pub(super) async fn start_broker(_config: &Config, _group: &mut TaskGroup) -> anyhow::Result<()> {
     Ok(())
 }
