@@ -1,7 +1,7 @@
 //! The JSON Schema of `mcp.json`, in draft 2020-12: for editors, and for checks outside of this program.
 //!
 //! The types that the reader deserializes state their own schemas. What the reader takes apart by hand is
-//! mirrored here by [`McpJson`], [`OwnPart`] and [`PolicyPart`]: a new part of the file gets a field in one
+//! mirrored here by `McpJson`, `OwnPart` and `PolicyPart`: a new part of the file gets a field in one
 //! of these, and a derived schema of its type. The documentation of a field is its description.
 
 use std::collections::BTreeMap;
