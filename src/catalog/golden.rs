@@ -11,7 +11,7 @@ use crate::limits::golden::GOLDEN_CASES_MAX;
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenSet {
-    /// The cases, at least 1 and at most [`GOLDEN_CASES_MAX`].
+    /// The cases, at least one.
     #[schemars(length(min = 1, max = GOLDEN_CASES_MAX))]
     pub cases: Vec<GoldenCase>,
     /// The largest loss against the configuration before, in percent of the cases, 0 to 100.
