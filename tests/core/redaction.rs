@@ -167,9 +167,10 @@ proptest! {
         };
         prop_assert!(count > 0, "{secret:?} of field {field} is not found");
         prop_assert!(!all.iter().any(|text| text.contains(&secret)), "{secret:?}: {all:?}");
-        // what is left of it, if anything, is no more than its ends
+        // what is left of it, if anything, is no more than its ends; a deadline may have the same digits
+        let own = sent(&job(field, "nothing")).map(|(own, _)| own).unwrap_or_default();
         let most = secret.chars().count().div_ceil(2);
-        let rest = all.iter().any(|text| {
+        let rest = all.iter().filter(|text| !own.contains(text)).any(|text| {
             let chars: Vec<char> = secret.chars().collect();
             chars.windows(most.max(4)).any(|part| text.contains(&String::from_iter(part)))
         });
