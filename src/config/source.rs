@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{
     ActiveUpdate, Config, Http, SettingsReader, dry, load, of_text, path_of, read, variables,
@@ -14,6 +13,7 @@ use crate::catalog::env_file::ENV_FILE;
 use crate::catalog::file_text;
 use crate::catalog::mistake::Mistake;
 use crate::catalog::server::{Endpoint, ServerEntry};
+use crate::fleet::digest::Digest;
 use crate::fleet::local::LocalConfig;
 use crate::fleet::trust::Trust;
 use crate::fleet::{boundary, merge};
@@ -118,7 +118,7 @@ pub fn http_of(path: Option<&Path>) -> Option<Http> {
 
 /// The digest of some bytes, `sha256:` and 64 digits.
 pub fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{:x}", Sha256::digest(bytes))
+    Digest::of(bytes).to_string()
 }
 
 /// The digest of a file, or why it can't be read.

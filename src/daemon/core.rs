@@ -71,15 +71,6 @@ impl Core {
         Core { dispatch, models, scheduler }
     }
 
-    /// Puts another catalog into force: what it adds or changes starts first, while the present one
-    /// serves. `memory` is what is available on the device, in bytes, if that is known. Given up in the
-    /// middle, it changes nothing.
-    pub async fn adopt(&mut self, catalog: Arc<Catalog>, memory: Option<u64>) {
-        let next = self.prepare(&catalog, memory);
-        next.started().await;
-        self.switch(catalog, next).await;
-    }
-
     /// The handles of the set in force.
     pub fn handles(&self) -> Vec<BackendHandle> {
         self.models.handles()

@@ -26,7 +26,7 @@ use crate::fleet::local::LocalConfig;
 use crate::fleet::moment::Moment;
 use crate::fleet::refusal::UpdateRefusal;
 use crate::fleet::signature::Received;
-use crate::fleet::trust::{AllowedCommand, Trust};
+use crate::fleet::trust::Trust;
 use crate::fleet::update::{ConfigPlace, UpdateEffect, UpdateEvent, UpdateMachine, UpdateStep};
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::limits::fleet::{PROBE_MAX, SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
@@ -34,12 +34,9 @@ use crate::model::generate::Fault;
 use crate::mqtt::{Incoming, Subscription};
 use crate::net::public;
 use crate::scheduler::Verdict;
-use crate::store::slots::{ConfigSlot, DiskFolder, Slots};
+use crate::store::slots::{ConfigSlot, DiskFolder, FOLDER, Slots};
 use crate::store::{files, trust_file};
 use crate::time::Time;
-
-/// The folder of the state in the state folder.
-const FOLDER: &str = "fleet";
 
 /// The signed configurations of a device with a trust policy.
 pub(super) struct Fleet {
@@ -119,7 +116,7 @@ impl StoredUpdates {
     /// log.
     pub(super) fn live(&self) -> Option<RemoteConfig> {
         let slot = self.slots.live().remote()?;
-        let checked = check_programs(&check::commands_of(&slot.config, &self.trust));
+        let checked = trust_file::check_programs(&check::commands_of(&slot.config, &self.trust));
         if let Err(error) = checked {
             let version = slot.version;
             tracing::error!(version, %error, "the signed update is not used, the local file is");
@@ -127,11 +124,6 @@ impl StoredUpdates {
         }
         Some(remote_of(slot, &self.trust))
     }
-}
-
-/// Whether the programs of these commands are those that the trust policy means.
-fn check_programs(commands: &[AllowedCommand]) -> std::io::Result<()> {
-    commands.iter().try_for_each(trust_file::check_program)
 }
 
 fn remote_of(slot: &ConfigSlot, trust: &Arc<Trust>) -> RemoteConfig {
@@ -411,7 +403,7 @@ impl Fleet {
             return refused(refusal);
         }
         let commands = check::commands_of(text, trust);
-        let work = tokio::task::spawn_blocking(move || check_programs(&commands));
+        let work = tokio::task::spawn_blocking(move || trust_file::check_programs(&commands));
         match work.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return refused(UpdateRefusal::WrongContent(error.to_string())),

@@ -10,7 +10,6 @@ use super::broker::login_of;
 use super::core::Core;
 use super::{bounds_of, call_keys, log_in};
 use crate::backends::set::NextBackends;
-use crate::catalog::catalog::Catalog;
 use crate::catalog::mistake::Mistake;
 use crate::clock;
 use crate::config::changes::FileChanges;
@@ -192,11 +191,6 @@ impl Live {
     /// The configuration in force: the local parts are those of the file.
     pub(super) fn local(&self) -> &Config {
         &self.local
-    }
-
-    /// The catalog in force.
-    pub(super) fn catalog(&self) -> Arc<Catalog> {
-        Arc::new(self.present.catalog.clone())
     }
 
     /// The memory that is available for models, in bytes, if that is known.

@@ -22,6 +22,8 @@ use crate::fleet::moment::Moment;
 use crate::fleet::update::UpdateState;
 use crate::limits::fleet::TRIES_MAX;
 
+/// The folder of these files in the state folder.
+pub const FOLDER: &str = "fleet";
 const CURRENT: &str = "current";
 const PREVIOUS: &str = "previous";
 const STAGED: &str = "staged";

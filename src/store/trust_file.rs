@@ -41,11 +41,19 @@ pub(crate) fn read(path: &Path) -> Result<Trust, Vec<Mistake>> {
     Trust::read(&bytes)
 }
 
+/// Whether the programs of these commands are those that the trust policy means.
+///
+/// # Errors
+/// What is wrong with the first one that is not, with its path.
+pub(crate) fn check_programs(commands: &[AllowedCommand]) -> io::Result<()> {
+    commands.iter().try_for_each(check_program)
+}
+
 /// Whether the program of an allowed command is the one that the trust policy means.
 ///
 /// # Errors
 /// What is wrong, with the path.
-pub(crate) fn check_program(command: &AllowedCommand) -> io::Result<()> {
+fn check_program(command: &AllowedCommand) -> io::Result<()> {
     let path = Path::new(&command.path);
     let told = |error: io::Error| io::Error::other(format!("{}: {error}", command.path));
     let file = File::open(path).map_err(told)?;

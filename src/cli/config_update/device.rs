@@ -19,13 +19,13 @@ use crate::fleet::update::{UpdateEffect, UpdateEvent, UpdateMachine, UpdateStep}
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::limits::fleet::{SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
 use crate::store::files;
-use crate::store::slots::{DiskFolder, Slots};
+use crate::store::slots::{DiskFolder, FOLDER, Slots};
 use crate::time::Time;
 
 /// The folder of the fleet's state.
 pub(super) fn folder(config: &Config) -> anyhow::Result<PathBuf> {
     let state = config.state.as_ref().context("there is no state folder; set PILOTLIGHT_STATE")?;
-    Ok(state.join("fleet"))
+    Ok(state.join(FOLDER))
 }
 
 /// The state, to look at; damages are printed.

@@ -132,10 +132,8 @@ async fn meaning(
     let catalog = &config.catalog;
     let local = LocalConfig { file, catalog, variables: &variables, running };
     let checked = check::meaning(verified, &text, trust, local)?;
-    for command in &check::commands_of(&checked.text, trust) {
-        trust_file::check_program(command).map_err(|error| wrong(error.into()))?;
-    }
-    Ok(())
+    let commands = check::commands_of(&checked.text, trust);
+    trust_file::check_programs(&commands).map_err(|error| wrong(error.into()))
 }
 
 fn show(

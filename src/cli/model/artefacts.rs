@@ -24,6 +24,7 @@ use crate::models;
 use crate::models::{
     CoolOnly, DownloadPace, ImportFinding, ModelState, ModelStore, Thoroughness, ensure, inspect,
 };
+use crate::store::slots;
 
 /// The configuration, its store and the names of this board.
 struct Artefacts {
@@ -249,7 +250,7 @@ pub(super) fn prune(path: Option<&Path>, yes: bool) -> anyhow::Result<u8> {
         let below = Path::new(&argument.value).strip_prefix(&all.store.folder).ok()?;
         Some(below.components().next()?.as_os_str().to_string_lossy().into_owned())
     }));
-    let fleet = all.config.state.as_ref().map(|state| state.join("fleet"));
+    let fleet = all.config.state.as_ref().map(|state| state.join(slots::FOLDER));
     let leftovers = models::leftovers(&all.store, &names, fleet.as_deref())?;
     let mut freed = 0;
     for leftover in &leftovers {

@@ -55,7 +55,8 @@ impl Trial {
         let (before, previous) = (None, None);
         let mut trial = Trial { remote, catalog, sets, before, waiting, previous, added };
         if is_delayed {
-            trial.before = Some(trial.score_of(live.catalog(), core.handles(), live).await);
+            trial.before =
+                Some(trial.score_of(core.dispatch.catalog(), core.handles(), live).await);
             trial.adopt(live, core).await;
         }
         all_decided(trial.added.iter().map(|backend| backend.link.clone())).await;
@@ -101,7 +102,7 @@ impl Trial {
         }
         let before = match self.before.take() {
             Some(before) => before,
-            None => self.score_of(live.catalog(), core.handles(), live).await,
+            None => self.score_of(core.dispatch.catalog(), core.handles(), live).await,
         };
         let handles = match &self.waiting {
             Some((_, next)) => next.handles(),
