@@ -207,8 +207,10 @@ pub const LEDGER_WAITING_MAX: usize = 4 * RUNNING_JOBS_MAX;
 /// Interval between two writes of the ledger where no spending cap is set: one flush for many
 /// entries.
 pub const LEDGER_REST: Duration = Duration::from_millis(20);
-/// Longest wait at the start for the lock of the ledger, which an ending service may still hold.
-pub const LEDGER_LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Longest wait at the start for the lock of a file that an ending service may still hold.
+pub const FILE_LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Interval of the attempts to take such a lock.
+pub const FILE_LOCK_EVERY: Duration = Duration::from_millis(20);
 /// Corrections of the ledger that are kept with it, and that may wait to be applied.
 pub const CORRECTIONS_MAX: usize = 64;
 /// Longest reason of a correction, in bytes.

@@ -2,7 +2,6 @@
 //!
 //! A lock is that of `flock` (2): it ends with the process, however that ends.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::fault::ModelFault;
 use super::{ModelEvent, Progress};
 use crate::limits::models::{DOWNLOADS_MAX, MODEL_LOCK_EVERY};
-use crate::store::files;
+use crate::store::file_lock::FileLock;
 
 /// The lock of a model, for as long as the result exists. Waits while another process has it.
 pub(super) async fn model(
@@ -19,7 +18,7 @@ pub(super) async fn model(
     name: &str,
     progress: Progress<'_>,
     cancel: &CancellationToken,
-) -> Result<Arc<File>, ModelFault> {
+) -> Result<Arc<FileLock>, ModelFault> {
     let files = [format!("{name}.lock")];
     let why = "another process loads or checks the same model";
     let lock = any_of(folder, &files, (progress, ModelEvent::Waiting { why }), cancel).await?;
@@ -31,7 +30,7 @@ pub(super) async fn place(
     folder: &Path,
     progress: Progress<'_>,
     cancel: &CancellationToken,
-) -> Result<File, ModelFault> {
+) -> Result<FileLock, ModelFault> {
     // no model has such a name
     let files: Vec<String> = (0..DOWNLOADS_MAX).map(|n| format!(".download-{n}.lock")).collect();
     let why = "as many downloads as permitted are running";
@@ -39,7 +38,7 @@ pub(super) async fn place(
 }
 
 /// The lock of a model, if no process has it.
-pub(super) fn try_model(folder: &Path, name: &str) -> Result<Option<File>, ModelFault> {
+pub(super) fn try_model(folder: &Path, name: &str) -> Result<Option<FileLock>, ModelFault> {
     try_lock(&folder.join(format!("{name}.lock")))
 }
 
@@ -48,7 +47,7 @@ async fn any_of(
     files: &[String],
     (progress, waiting): (Progress<'_>, ModelEvent),
     cancel: &CancellationToken,
-) -> Result<File, ModelFault> {
+) -> Result<FileLock, ModelFault> {
     let mut is_told = false;
     // ends when a lock is free, or `cancel` is cancelled
     loop {
@@ -68,12 +67,6 @@ async fn any_of(
     }
 }
 
-fn try_lock(path: &Path) -> Result<Option<File>, ModelFault> {
-    let mut options: OpenOptions = files::own();
-    let file = options.truncate(false).open(path).map_err(|e| ModelFault::file(path, &e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(ModelFault::file(path, &error)),
-    }
+fn try_lock(path: &Path) -> Result<Option<FileLock>, ModelFault> {
+    FileLock::try_take(path).map_err(|error| ModelFault::file(path, &error))
 }

@@ -35,6 +35,7 @@ use crate::limits::SAMPLE_MAX;
 use crate::limits::models::{COOL_EVERY, DOWNLOAD_RETRY_MIN, DOWNLOAD_STALL_MAX};
 use crate::pressure::level::PressureStage;
 use crate::pressure::{Bounds, Gauge, SensorSample};
+use crate::store::file_lock::FileLock;
 use crate::time::Time;
 
 /// The folder of the models of this device.
@@ -215,7 +216,7 @@ pub async fn ensure(
 async fn load(
     entry: &ModelEntry,
     store: &ModelStore,
-    lock: &Arc<File>,
+    lock: &Arc<FileLock>,
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ModelFault> {
@@ -262,7 +263,7 @@ async fn load_file(
     file: &ModelFileEntry,
     target: &Path,
     store: &ModelStore,
-    lock: &Arc<File>,
+    lock: &Arc<FileLock>,
     (progress, cancel): (Progress<'_>, &CancellationToken),
 ) -> Result<(), ModelFault> {
     let open = {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::fault::ModelFault;
 use crate::catalog::model::ModelFileEntry;
 use crate::limits::models::{MODEL_JSON_BYTES_MAX, MODEL_READ_BYTES};
+use crate::store::file_lock::FileLock;
 use crate::store::files;
 
 /// What identifies the content of a part: the file that it becomes, and the version at its source.
@@ -40,7 +41,7 @@ pub(super) struct PartFile {
     /// Whether it has bytes of more than one response.
     pub(super) is_resumed: bool,
     /// The lock of the model, for as long as this is written to.
-    lock: Arc<File>,
+    lock: Arc<FileLock>,
 }
 
 /// The path of the part of a file.
@@ -75,7 +76,7 @@ impl PartFile {
     pub(super) fn open(
         target: &Path,
         entry: &ModelFileEntry,
-        lock: Arc<File>,
+        lock: Arc<FileLock>,
         cancel: &CancellationToken,
     ) -> Result<PartFile, ModelFault> {
         let part = part_of(target);
@@ -106,7 +107,7 @@ impl PartFile {
     }
 
     /// The path of the file that this becomes, and the lock of the model.
-    pub(super) fn place(&self) -> (PathBuf, Arc<File>) {
+    pub(super) fn place(&self) -> (PathBuf, Arc<FileLock>) {
         (self.target.clone(), Arc::clone(&self.lock))
     }
 

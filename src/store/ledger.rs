@@ -7,21 +7,21 @@
 //! a power failure leaves the reservation, which is higher. Without caps nothing waits, and the thread
 //! is not woken for each entry: entries of the last [`LEDGER_REST`] before a sudden end may be missing.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::file_lock::FileLock;
 use super::{corrections, files};
 use crate::clock;
 use crate::limits::{
-    LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_LOCK_WAIT, LEDGER_REST, LEDGER_WAITING_MAX,
+    FILE_LOCK_WAIT, LEDGER_BYTES_MAX, LEDGER_LINES_MAX, LEDGER_REST, LEDGER_WAITING_MAX,
 };
 use crate::model::generate::Fault;
 use crate::money::account::{LedgerEntry, SpendingAccount};
@@ -79,8 +79,7 @@ struct Disk {
     lines: usize,
     /// The last write failed: the end of the file is undefined.
     is_torn: bool,
-    /// The lock; released when it is dropped.
-    _lock: File,
+    _lock: FileLock,
 }
 
 /// The present hour, UTC.
@@ -142,12 +141,9 @@ pub(crate) fn account(folder: &Path, hour: Hour) -> io::Result<Option<SpendingAc
 /// # Errors
 /// If the ledger can't be written.
 pub(crate) fn apply_corrections(folder: &Path) -> io::Result<Applied> {
-    let lock = files::own().open(folder.join(LOCK))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(Applied::ByService),
-        Err(TryLockError::Error(error)) => return Err(error),
-    }
+    let Some(_lock) = FileLock::try_take(&folder.join(LOCK))? else {
+        return Ok(Applied::ByService);
+    };
     let (path, waiting) = (folder.join(NAME), corrections::waiting(folder));
     // an incomplete last line was never acknowledged
     let whole = files::read(&path, LEDGER_BYTES_MAX)?;
@@ -257,8 +253,8 @@ impl Writer {
 
 impl Disk {
     fn open(folder: &Path, hour: Hour) -> io::Result<Disk> {
-        let lock = files::own().open(folder.join(LOCK))?;
-        take(&lock)?;
+        let lock = FileLock::take(&folder.join(LOCK), FILE_LOCK_WAIT)?
+            .ok_or_else(|| io::Error::other("another process holds the ledger"))?;
         let path = folder.join(NAME);
         let mut books = match read(&path) {
             Ok(books) => books,
@@ -312,23 +308,6 @@ impl Disk {
         };
         self.is_torn = result.is_err();
         result
-    }
-}
-
-/// Locks the ledger; waits for a service that is just ending.
-fn take(lock: &File) -> io::Result<()> {
-    let end = clock::now() + LEDGER_LOCK_WAIT;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if clock::now() < end => {
-                thread::sleep(Duration::from_millis(20));
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another process holds the ledger"));
-            }
-        }
     }
 }
 

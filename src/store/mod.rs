@@ -2,6 +2,7 @@
 
 pub(crate) mod broker_password;
 pub(crate) mod corrections;
+pub(crate) mod file_lock;
 pub(crate) mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;

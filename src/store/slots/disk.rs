@@ -1,12 +1,14 @@
 //! The files of the fleet's state: single operations, and the replacement of a file that is whole after a
 //! power failure at any of them.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::limits::FILE_LOCK_WAIT;
 use crate::limits::fleet::FLEET_FILE_BYTES_MAX;
+use crate::store::file_lock::FileLock;
 use crate::store::files;
 
 /// The lock file, held while a process changes the state.
@@ -51,7 +53,7 @@ pub(super) fn remove(files: &impl StateFiles, name: &str) -> io::Result<()> {
 pub struct DiskFolder {
     path: PathBuf,
     /// Held by a process that writes.
-    lock: Option<File>,
+    lock: Option<FileLock>,
 }
 
 impl DiskFolder {
@@ -66,15 +68,10 @@ impl DiskFolder {
     /// If it can't be made, or another process writes to it.
     pub fn to_write(path: &Path) -> io::Result<DiskFolder> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        let lock = files::own().open(path.join(LOCK))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(DiskFolder { path: path.to_owned(), lock: Some(lock) }),
-            Err(TryLockError::Error(error)) => Err(error),
-            Err(TryLockError::WouldBlock) => {
-                let why = "another process uses it: the service runs; stop it first";
-                Err(io::Error::other(why))
-            }
-        }
+        let lock = FileLock::take(&path.join(LOCK), FILE_LOCK_WAIT)?.ok_or_else(|| {
+            io::Error::other("another process uses it: the service runs; stop it first")
+        })?;
+        Ok(DiskFolder { path: path.to_owned(), lock: Some(lock) })
     }
 
     fn writable(&self, name: &str) -> io::Result<PathBuf> {
