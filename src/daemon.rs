@@ -32,6 +32,7 @@ use crate::dispatch::LearnedStore;
 use crate::ingress;
 use crate::ingress::mcp::Service;
 use crate::ingress::reloads::Reloads;
+use crate::ingress::updates::Updates;
 use crate::metrics::Metrics;
 use crate::pressure::Bounds;
 use crate::pressure::level::DevicePressure;
@@ -94,16 +95,17 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
     let (readings, reading) = watch::channel(SensorReading::default());
     let on_device = (reading.clone(), device_pressure.clone());
     let mut live = Live::new(source, (local, &config), on_device);
-    let updates =
+    let topics =
         stored.as_ref().map(|stored| UpdateTopics { fleet: stored.fleet().map(str::to_owned) });
     live.set_fleet(stored.as_ref().and_then(StoredUpdates::fleet));
     let (reloads, mut requests) = Reloads::new(live.status());
+    let (updates, update_requests) = Updates::new();
     let mut interfaces = TaskGroup::new("interfaces");
     let mut connections = TaskGroup::new("connections");
     let broker_connection = config
         .mqtt
         .as_ref()
-        .map(|mqtt| BrokerConnection::open(mqtt, &config, updates.as_ref(), &mut connections));
+        .map(|mqtt| BrokerConnection::open(mqtt, &config, topics.as_ref(), &mut connections));
     let broker_connection = broker_connection.transpose()?;
     let calls = broker_connection.as_ref().map(|connection| &connection.calls);
     let catalog = Arc::new(config.catalog.clone());
@@ -117,20 +119,27 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
     let broker_bus = broker_connection.as_ref().map(|connection| connection.bus.clone());
     let dispatch = core.dispatch.clone();
     let shared = SharedParts { dispatch, metrics, reading, reloads };
-    let mut fleet = None;
+    let mut desired = None;
     if let Some(connection) = broker_connection {
         let worker = serve_calls(&config, Arc::clone(&service), &mut interfaces, &mut connections)?;
         let buses = worker.into_iter().chain([connection.bus.clone()]);
         live.follow(buses.collect(), connection.calls.clone());
-        let desired = connection.serve(&config, &shared, &mut interfaces);
-        fleet = stored.map(|stored| Fleet::new(stored, desired, &core));
+        desired = Some(connection.serve(&config, &shared, &mut interfaces));
     }
+    let fleet = stored.map(|stored| Fleet::new(stored, (desired, update_requests), &core));
     if let Some(listener) = listener {
         let addr = listener.local_addr()?;
         let SharedParts { dispatch, metrics, reading, reloads } = shared;
         let (mcp, broker) = (service, broker_bus);
-        let interface =
-            ingress::http::HttpInterface { dispatch, mcp, metrics, broker, reading, reloads };
+        let interface = ingress::http::HttpInterface {
+            dispatch,
+            mcp,
+            metrics,
+            broker,
+            reading,
+            reloads,
+            updates,
+        };
         let routes = ingress::http::routes(interface, live.guard(), interfaces.stop.clone());
         interfaces.add(ingress::http::serve(listener, routes, interfaces.stop.clone()));
         tracing::info!(%addr, "the HTTP interface listens");

@@ -1,6 +1,7 @@
 //! `config`: keys and signatures of configurations for other devices, and the configurations of this one.
 
-mod device;
+pub(super) mod device;
+pub(super) mod service;
 mod sign;
 mod verify;
 
@@ -18,6 +19,18 @@ pub(super) enum ConfigCommand {
     Sign(Box<SignArgs>),
     /// Show a signed configuration, and what this device would do with it.
     Verify(VerifyArgs),
+    /// Let the running service of this device check and try a signed configuration, for example one from a
+    /// USB stick, and wait for its end.
+    Apply {
+        /// The update.signed.
+        file: PathBuf,
+        /// Do not wait for the end of its trial.
+        #[arg(long)]
+        no_wait: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Compare a configuration with the one that this device runs.
     Diff {
         /// An update.signed, an update.json or an mcp.json.
@@ -26,13 +39,15 @@ pub(super) enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print the configuration that this device runs, without secrets.
+    Show,
     /// Show the remote configurations of this device.
     History {
         /// Print JSON lines.
         #[arg(long)]
         json: bool,
     },
-    /// Return to the configuration before the last one. The service must not be running.
+    /// Return to the configuration before the last one, or end the trial of one.
     Rollback {
         /// Also lower the version floor, so that updates of higher versions are accepted again.
         #[arg(long)]
@@ -139,10 +154,14 @@ impl ConfigCommand {
             ConfigCommand::Keygen(keygen) => sign::keygen(&keygen),
             ConfigCommand::Sign(sign) => sign::sign(&sign),
             ConfigCommand::Verify(verify) => verify::verify(path, &verify).await,
+            ConfigCommand::Apply { file, no_wait, json } => {
+                service::apply(path, &file, !no_wait, json).await
+            }
             ConfigCommand::Diff { file, json } => device::diff(path, &file, json),
+            ConfigCommand::Show => device::show(path),
             ConfigCommand::History { json } => device::history(path, json),
             ConfigCommand::Rollback { allow_downgrade, json } => {
-                device::roll_back(path, allow_downgrade, json)
+                device::roll_back(path, allow_downgrade, json).await
             }
             ConfigCommand::Repair { reset_time } => device::repair(path, reset_time),
         }

@@ -23,6 +23,7 @@ mod sandbox_probe;
 mod simulate;
 mod start;
 mod status;
+mod thin_edge;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -100,6 +101,9 @@ enum Command {
     /// Sign configurations for other devices, and look at those of this one.
     #[command(subcommand)]
     Config(config_update::ConfigCommand),
+    /// Serve as a configuration plugin of thin-edge.io.
+    #[command(subcommand)]
+    ThinEdge(thin_edge::PluginCommand),
     /// Show and correct what counts as spent.
     #[command(subcommand)]
     Budget(budget::BudgetCommand),
@@ -156,6 +160,7 @@ impl Cli {
             | Command::Check { .. }
             | Command::Schema
             | Command::Config(_)
+            | Command::ThinEdge(_)
             | Command::Budget(_)
             | Command::Doctor { .. }
             | Command::Key { .. }
@@ -208,6 +213,7 @@ impl Cli {
                 DONE
             }
             Command::Config(command) => command.run(path).await?,
+            Command::ThinEdge(command) => command.run(path).await?,
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
             Command::Key { json } => key::run(path, json)?,

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::bail;
-use reqwest::header::HOST;
-use reqwest::{Client, Method, StatusCode};
+use reqwest::header::{CONTENT_TYPE, HOST};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 
 use super::start::disable_core_dumps;
@@ -48,9 +48,32 @@ impl RunningService {
         method: Method,
         path: &str,
     ) -> anyhow::Result<Option<(StatusCode, Value)>> {
+        self.send(self.request(method, path)).await
+    }
+
+    /// Sends a body of this type, like [`RunningService::ask`].
+    ///
+    /// # Errors
+    /// If the answer is not JSON.
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        kind: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<Option<(StatusCode, Value)>> {
+        self.send(self.request(Method::POST, path).header(CONTENT_TYPE, kind).body(body)).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let url = format!("http://{}{path}", self.addr);
+        self.client.request(method, url).header(HOST, "localhost")
+    }
+
+    async fn send(
+        &self,
+        mut request: RequestBuilder,
+    ) -> anyhow::Result<Option<(StatusCode, Value)>> {
         let addr = self.addr;
-        let mut request =
-            self.client.request(method, format!("http://{addr}{path}")).header(HOST, "localhost");
         if let Some(token) = &self.token {
             request = request.bearer_auth(&token.0);
         }

@@ -1,6 +1,8 @@
 //! Signed configurations: takes updates from the broker, has them checked, and carries out what the state
 //! machine of [`crate::fleet::update`] decides: fetch, store, try, keep or go back, and report.
 
+mod checks;
+mod requests;
 mod trial;
 
 use std::collections::VecDeque;
@@ -8,34 +10,29 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
 
+use self::checks::Offered;
 use self::trial::Trial;
 use super::core::Core;
 use super::reload::Live;
 use crate::clock;
 use crate::config::Config;
-use crate::config::source::{RemoteConfig, local_value};
+use crate::config::source::RemoteConfig;
 use crate::dispatch::Settled;
 use crate::fleet::check;
-use crate::fleet::check::Verified;
-use crate::fleet::digest::Digest;
-use crate::fleet::envelope::UpdateConfig;
-use crate::fleet::local::LocalConfig;
 use crate::fleet::moment::Moment;
 use crate::fleet::refusal::UpdateRefusal;
-use crate::fleet::signature::Received;
 use crate::fleet::trust::Trust;
 use crate::fleet::update::{ConfigPlace, UpdateEffect, UpdateEvent, UpdateMachine, UpdateStep};
-use crate::limits::CONFIG_BYTES_MAX;
+use crate::ingress::updates::UpdateRequest;
 use crate::limits::fleet::{PROBE_MAX, SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
 use crate::model::generate::Fault;
 use crate::mqtt::{Incoming, Subscription};
-use crate::net::public;
 use crate::scheduler::Verdict;
 use crate::store::slots::{ConfigSlot, DiskFolder, FOLDER, Slots};
-use crate::store::{files, trust_file};
+use crate::store::trust_file;
 use crate::time::Time;
 
 /// The signed configurations of a device with a trust policy.
@@ -45,18 +42,12 @@ pub(super) struct Fleet {
     slots: Option<Slots<DiskFolder>>,
     machine: UpdateMachine,
     started: Instant,
-    desired: Subscription,
+    /// Updates from the broker, if the device has one.
+    desired: Option<Subscription>,
+    requests: mpsc::Receiver<UpdateRequest>,
     settled: broadcast::Receiver<Arc<Settled>>,
     offered: Option<Offered>,
     trial: Option<Trial>,
-}
-
-/// An update whose envelope is accepted.
-struct Offered {
-    verified: Verified,
-    trust: Arc<Trust>,
-    /// Its configuration, once it is here.
-    text: Option<String>,
 }
 
 /// The state on disk, and the configuration that counts.
@@ -69,6 +60,7 @@ pub(super) struct StoredUpdates {
 /// What concerns the signed configurations.
 pub(super) enum FleetEvent {
     Message(Incoming),
+    Asked(UpdateRequest),
     Settled(Arc<Settled>),
     /// A changed model is down.
     Down(String),
@@ -132,8 +124,13 @@ fn remote_of(slot: &ConfigSlot, trust: &Arc<Trust>) -> RemoteConfig {
 }
 
 impl Fleet {
-    /// The signed configurations of a service that has started; updates come from `desired`.
-    pub(super) fn new(stored: StoredUpdates, desired: Subscription, core: &Core) -> Fleet {
+    /// The signed configurations of a service that has started; updates come from the broker and from
+    /// programs of the device.
+    pub(super) fn new(
+        stored: StoredUpdates,
+        (desired, requests): (Option<Subscription>, mpsc::Receiver<UpdateRequest>),
+        core: &Core,
+    ) -> Fleet {
         let StoredUpdates { trust_file, trust, slots } = stored;
         let mut machine = UpdateMachine::default();
         machine.set_bounds(trust.trial);
@@ -143,6 +140,7 @@ impl Fleet {
             machine,
             started: clock::now(),
             desired,
+            requests,
             settled: core.dispatch.settled(),
             offered: None,
             trial: None,
@@ -169,7 +167,8 @@ impl Fleet {
                 tries_left,
                 "a configuration was on trial when the service ended"
             );
-            self.handle(UpdateEvent::Found { version, tries_left }, live, core).await;
+            let found = UpdateEvent::Found { version, tries_left };
+            Box::pin(self.handle(found, live, core)).await;
         }
     }
 
@@ -200,8 +199,15 @@ impl Fleet {
                 }
             }
         };
+        let desired = async {
+            match &mut self.desired {
+                Some(desired) => desired.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            Some(message) = self.desired.recv() => FleetEvent::Message(message),
+            Some(message) = desired => FleetEvent::Message(message),
+            Some(request) = self.requests.recv() => FleetEvent::Asked(request),
             settled = settled => FleetEvent::Settled(settled),
             name = down => FleetEvent::Down(name),
             () = tick => FleetEvent::Tick,
@@ -215,6 +221,7 @@ impl Fleet {
                 self.see().await;
                 self.received(message, live)
             }
+            FleetEvent::Asked(request) => return self.answer(request, live, core).await,
             FleetEvent::Settled(settled) => self.job_event(&settled),
             FleetEvent::Down(name) => {
                 Some(UpdateEvent::Failed(format!("the changed model {name} has ended")))
@@ -222,7 +229,7 @@ impl Fleet {
             FleetEvent::Tick => Some(UpdateEvent::Tick),
         };
         if let Some(event) = event {
-            self.handle(event, live, core).await;
+            Box::pin(self.handle(event, live, core)).await;
         }
     }
 
@@ -243,63 +250,52 @@ impl Fleet {
         }
     }
 
-    /// Checks signature and envelope of an update.
+    /// Checks signature and envelope of an update from the broker.
     fn received(&mut self, message: Incoming, live: &Live) -> Option<UpdateEvent> {
         message.ack.ack();
-        let payload = match message.payload {
+        let offered = match message.payload {
             // the retained message was removed
             Ok(payload) if payload.is_empty() => return None,
-            Ok(payload) => payload,
+            Ok(payload) => self.accept(&payload, live),
             Err(bytes) => {
                 let most = SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX;
-                let refusal = UpdateRefusal::TooLarge { bytes, most };
-                return Some(UpdateEvent::Refused { version: None, refusal });
+                Err(UpdateRefusal::TooLarge { bytes, most })
             }
         };
-        let trust = match trust_file::read(&self.trust_file) {
-            Ok(trust) => Arc::new(trust),
-            Err(mistakes) => {
-                for mistake in mistakes {
-                    tracing::error!("an update is not taken: {mistake}");
-                }
-                return None;
-            }
-        };
-        self.machine.set_bounds(trust.trial);
-        let config = live.local();
-        let file = files::read(&config.path, CONFIG_BYTES_MAX).unwrap_or_default();
-        let group = config.catalog.device.group.as_deref();
-        let slots = self.slots.as_ref()?;
-        let memory = slots.memory(&config.device, group, now(), Digest::of(&file));
-        let checked =
-            Received::of(&payload).and_then(|received| check::check(&received, &trust, &memory));
-        let verified = match checked {
-            Ok(verified) => verified,
-            Err(refusal) => return Some(UpdateEvent::Refused { version: None, refusal }),
-        };
-        let version = verified.envelope.version.into();
-        let (text, place) = match &verified.envelope.config {
-            UpdateConfig::Inline(text) => (Some(text.clone()), ConfigPlace::Inline),
-            UpdateConfig::Url(_) => (None, ConfigPlace::Remote),
-        };
-        tracing::info!(
-            version,
-            key = verified.authority.key,
-            "an update is accepted for its trial"
-        );
-        self.offered = Some(Offered { verified, trust, text });
-        Some(UpdateEvent::Verified { version, place })
+        Some(match offered {
+            Ok(offered) => self.offer(offered),
+            Err(refusal) => UpdateEvent::Refused { version: None, refusal },
+        })
     }
 
-    async fn handle(&mut self, event: UpdateEvent, live: &mut Live, core: &mut Core) {
+    /// Goes on with an update whose envelope is accepted.
+    fn offer(&mut self, offered: Offered) -> UpdateEvent {
+        let version = offered.verified.envelope.version.into();
+        let place = if offered.text.is_some() { ConfigPlace::Inline } else { ConfigPlace::Remote };
+        let key = &offered.verified.authority.key;
+        tracing::info!(version, key, "an update is accepted for its trial");
+        self.offered = Some(offered);
+        UpdateEvent::Verified { version, place }
+    }
+
+    /// Handles an event; returns why the last step failed, if one did.
+    async fn handle(
+        &mut self,
+        event: UpdateEvent,
+        live: &mut Live,
+        core: &mut Core,
+    ) -> Option<String> {
+        let mut failure = None;
         let mut effects = VecDeque::from(self.machine.handle(event, self.now()));
         // bounded by the states of the machine, each of which is left once
         while let Some(effect) = effects.pop_front() {
-            let result = self.carry_out(effect, live, core).await;
-            if let Some(event) = result {
-                effects.extend(self.machine.handle(event, self.now()));
+            let Some(event) = self.carry_out(effect, live, core).await else { continue };
+            if let UpdateEvent::Done(_, Err(why)) = &event {
+                failure = Some(why.clone());
             }
+            effects.extend(self.machine.handle(event, self.now()));
         }
+        failure
     }
 
     async fn carry_out(
@@ -311,8 +307,18 @@ impl Fleet {
         let done = |step, result| Some(UpdateEvent::Done(step, result));
         match effect {
             UpdateEffect::Report => live.report(&self.machine.report()),
-            UpdateEffect::Fetch => return done(UpdateStep::Fetch, self.fetch().await),
-            UpdateEffect::Check => return Some(self.check(live).await),
+            UpdateEffect::Fetch => {
+                let offered = self.offered.as_mut()?;
+                return done(UpdateStep::Fetch, offered.fetch().await);
+            }
+            UpdateEffect::Check => {
+                let offered = self.offered.as_ref()?;
+                let version = Some(offered.verified.envelope.version.into());
+                return Some(match self.check(offered, live).await {
+                    Ok(()) => UpdateEvent::Accepted,
+                    Err(refusal) => UpdateEvent::Refused { version, refusal },
+                });
+            }
             UpdateEffect::Stage => return done(UpdateStep::Stage, self.stage().await),
             UpdateEffect::BeginTry => {
                 return match self.on_disk(Slots::begin_try).await {
@@ -359,61 +365,12 @@ impl Fleet {
                     trial.go_back(live, core).await;
                 }
             }
-            UpdateEffect::RollBack => {
-                let back = self.on_disk(|slots| slots.roll_back(false, now())).await;
+            UpdateEffect::RollBack { steps_down } => {
+                let back = self.roll_back(steps_down, live, core).await;
                 return done(UpdateStep::RollBack, back);
             }
         }
         None
-    }
-
-    async fn fetch(&mut self) -> Result<(), String> {
-        let offered = self.offered.as_mut().ok_or("there is no update")?;
-        if let UpdateConfig::Url(place) = &offered.verified.envelope.config {
-            let fetched = public::fetch(place, &offered.trust.neighbours).await;
-            offered.text = Some(fetched.map_err(|error| format!("{error:#}"))?);
-        }
-        Ok(())
-    }
-
-    /// Checks the meaning of the update's configuration, and that this device can load it.
-    async fn check(&self, live: &Live) -> UpdateEvent {
-        let Some(Offered { verified, trust, text: Some(text) }) = &self.offered else {
-            let refusal = UpdateRefusal::WrongContent("there is no configuration".to_owned());
-            return UpdateEvent::Refused { version: None, refusal };
-        };
-        let version = verified.envelope.version.into();
-        let refused = |refusal| UpdateEvent::Refused { version: Some(version), refusal };
-        let config = live.local();
-        let file = match local_value(config) {
-            Ok(file) => file,
-            Err(why) => return refused(UpdateRefusal::WrongContent(format!("mcp.json: {why}"))),
-        };
-        let running = self.slots.as_ref().and_then(|slots| slots.live().remote());
-        let running = running.and_then(|slot| serde_json::from_str(&slot.config).ok());
-        let running = running.unwrap_or_else(|| file.clone());
-        let variables = crate::config::variables().unwrap_or_default();
-        let local = LocalConfig {
-            file: &file,
-            catalog: &config.catalog,
-            variables: &variables,
-            running: &running,
-        };
-        if let Err(refusal) = check::meaning(verified, text, trust, local) {
-            return refused(refusal);
-        }
-        let commands = check::commands_of(text, trust);
-        let work = tokio::task::spawn_blocking(move || trust_file::check_programs(&commands));
-        match work.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return refused(UpdateRefusal::WrongContent(error.to_string())),
-            Err(error) => return refused(UpdateRefusal::WrongContent(error.to_string())),
-        }
-        let remote = RemoteConfig { version, text: text.clone(), trust: Arc::clone(trust) };
-        match live.check_update(&remote) {
-            Ok(_) => UpdateEvent::Accepted,
-            Err(mistakes) => refused(UpdateRefusal::BadConfig(mistakes)),
-        }
     }
 
     async fn stage(&mut self) -> Result<(), String> {

@@ -175,12 +175,21 @@ impl Live {
         }
     }
 
-    /// Reads an update on top of the local file, and all that it names.
+    /// Reads an update on top of the local file, or the file alone, and all that it names.
     ///
     /// # Errors
     /// All mistakes.
-    pub(super) fn check_update(&self, update: &RemoteConfig) -> Result<Checked, Vec<Mistake>> {
-        self.check(&ConfigSource { update: Some(update.clone()), ..self.source.clone() })
+    pub(super) fn check_remote(
+        &self,
+        update: Option<&RemoteConfig>,
+    ) -> Result<Checked, Vec<Mistake>> {
+        self.check(&ConfigSource { update: update.cloned(), ..self.source.clone() })
+    }
+
+    /// Runs this update, or the file alone, from now on.
+    pub(super) async fn return_to(&mut self, update: Option<RemoteConfig>, core: &mut Core) {
+        self.source.update = update;
+        Box::pin(self.reload(core)).await;
     }
 
     /// The update in force counts.

@@ -50,9 +50,14 @@ fn compare<'v>(
     found.push(Difference { path: path.join("."), old: old.map(shown), new: new.map(shown) });
 }
 
+/// A configuration in which secrets are concealed.
+pub fn without_secrets_in(config: &Value) -> Value {
+    concealed(config, &[])
+}
+
 /// The value as JSON in which secrets are concealed.
 fn shown(value: &Value, path: &[&str]) -> String {
-    without_secrets(&concealed(value, path).to_string())
+    concealed(value, path).to_string()
 }
 
 fn concealed(value: &Value, path: &[&str]) -> Value {
@@ -61,11 +66,12 @@ fn concealed(value: &Value, path: &[&str]) -> Value {
             .iter()
             .map(|(key, member)| {
                 let path: Vec<&str> = path.iter().copied().chain([key.as_str()]).collect();
-                (key.clone(), concealed(member, &path))
+                (without_secrets(key), concealed(member, &path))
             })
             .collect(),
         Value::Array(items) => items.iter().map(|item| concealed(item, path)).collect(),
         Value::Number(_) | Value::String(_) if is_below_secret(path) => "(secret)".into(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
+        Value::String(text) => without_secrets(text).into(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
 }

@@ -7,6 +7,8 @@ use super::moment::Moment;
 use super::target::UpdateTarget;
 use crate::catalog::mistake::Mistake;
 
+const NO_POLICY: &str = "the trust policy of this device can't be used";
+
 /// Why an update is refused. Nothing of the device has changed then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UpdateRefusal {
@@ -17,6 +19,8 @@ pub enum UpdateRefusal {
         /// The most that there may be.
         most: usize,
     },
+    /// The trust policy can't be used.
+    NoPolicy(Vec<Mistake>),
     /// The signature file has not the format of minisign.
     MalformedSignature(String),
     /// The signature is one of the old kind, which is not over a digest.
@@ -135,6 +139,7 @@ impl UpdateRefusal {
     pub fn code(&self) -> &'static str {
         match self {
             UpdateRefusal::TooLarge { .. } => "too-large",
+            UpdateRefusal::NoPolicy(_) => "no-policy",
             UpdateRefusal::MalformedSignature(_) => "malformed-signature",
             UpdateRefusal::LegacySignature => "legacy-signature",
             UpdateRefusal::UnknownKey(_) => "unknown-key",
@@ -159,7 +164,8 @@ impl UpdateRefusal {
     pub fn step(&self) -> CheckStep {
         match self {
             UpdateRefusal::TooLarge { .. } => CheckStep::Size,
-            UpdateRefusal::MalformedSignature(_)
+            UpdateRefusal::NoPolicy(_)
+            | UpdateRefusal::MalformedSignature(_)
             | UpdateRefusal::LegacySignature
             | UpdateRefusal::UnknownKey(_)
             | UpdateRefusal::WrongSignature(_) => CheckStep::Signature,
@@ -181,7 +187,9 @@ impl UpdateRefusal {
     /// All mistakes of the configuration, if that is why.
     pub fn mistakes(&self) -> &[Mistake] {
         match self {
-            UpdateRefusal::BadConfig(mistakes) | UpdateRefusal::Forbidden(mistakes) => mistakes,
+            UpdateRefusal::NoPolicy(mistakes)
+            | UpdateRefusal::BadConfig(mistakes)
+            | UpdateRefusal::Forbidden(mistakes) => mistakes,
             UpdateRefusal::TooLarge { .. }
             | UpdateRefusal::MalformedSignature(_)
             | UpdateRefusal::LegacySignature
@@ -209,6 +217,7 @@ impl fmt::Display for UpdateRefusal {
                 f,
                 "{bytes} bytes, at most {most}; name a large configuration by url, sha256 and bytes"
             ),
+            UpdateRefusal::NoPolicy(mistakes) => told(f, NO_POLICY, mistakes),
             UpdateRefusal::MalformedSignature(what) => {
                 write!(f, "the signature {what}; sign with pilotlight config sign or minisign -S")
             }

@@ -19,6 +19,9 @@ use super::refusal::UpdateRefusal;
 use crate::limits::fleet::{PROBE_MAX, TRIAL_JOBS, TRIAL_MAX};
 use crate::time::Time;
 
+/// Why a configuration was rolled back that nothing has failed with.
+pub const TAKEN_BACK: &str = "the operator has taken it back";
+
 /// The state of the last update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -95,7 +98,10 @@ pub enum UpdateEvent {
     /// Something of the new configuration failed: a backend that crashed, a job that its model broke.
     Failed(String),
     /// The operator takes the last kept configuration back.
-    RollBack,
+    RollBack {
+        /// Also lower the version floor.
+        steps_down: bool,
+    },
     /// The time of [`UpdateMachine::wake_at`] has come.
     Tick,
 }
@@ -156,8 +162,11 @@ pub enum UpdateEffect {
     },
     /// Run the configuration that counts.
     SwitchBack,
-    /// Make the configuration before the last kept one count, on disk.
-    RollBack,
+    /// Make the configuration before the last kept one count, on disk, and run it.
+    RollBack {
+        /// Also lower the version floor.
+        steps_down: bool,
+    },
     /// Report the state: [`UpdateMachine::report`].
     Report,
 }
@@ -275,9 +284,11 @@ impl UpdateMachine {
             (UpdateState::Trial, UpdateEvent::GoodJob) => self.good_job(),
             (UpdateState::Trial, UpdateEvent::Failed(why)) => self.drop_trial(why),
             (UpdateState::Trial, UpdateEvent::Tick) => self.tick(now),
-            (_, UpdateEvent::RollBack) if self.is_idle() => vec![UpdateEffect::RollBack],
-            (UpdateState::Trial | UpdateState::Staged, UpdateEvent::RollBack) => {
-                self.drop_trial("the operator has taken it back".to_owned())
+            (_, UpdateEvent::RollBack { steps_down }) if self.is_idle() => {
+                vec![UpdateEffect::RollBack { steps_down }]
+            }
+            (UpdateState::Trial | UpdateState::Staged, UpdateEvent::RollBack { .. }) => {
+                self.drop_trial(TAKEN_BACK.to_owned())
             }
             (_, _) => Vec::new(),
         }
@@ -337,6 +348,7 @@ impl UpdateMachine {
             UpdateRefusal::Replayed(_) | UpdateRefusal::Busy { .. } => true,
             UpdateRefusal::OldVersion { version, floor } => version == floor,
             UpdateRefusal::TooLarge { .. }
+            | UpdateRefusal::NoPolicy(_)
             | UpdateRefusal::MalformedSignature(_)
             | UpdateRefusal::LegacySignature
             | UpdateRefusal::UnknownKey(_)
@@ -382,8 +394,8 @@ impl UpdateMachine {
             }
             (_, UpdateStep::RollBack, _) if self.is_idle() => {
                 self.enter(UpdateState::RolledBack, self.version);
-                self.reason = Some("the operator has taken it back".to_owned());
-                vec![UpdateEffect::SwitchBack, UpdateEffect::Report]
+                self.reason = Some(TAKEN_BACK.to_owned());
+                vec![UpdateEffect::Report]
             }
             (_, _, _) => Vec::new(),
         }

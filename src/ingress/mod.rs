@@ -6,3 +6,4 @@ pub mod mcp;
 pub mod mqtt;
 pub mod reloads;
 mod status;
+pub mod updates;

@@ -24,6 +24,8 @@ pub const ISSUED_AHEAD_MAX: Duration = Duration::from_secs(3600);
 pub const VALID_DAYS_MAX: u64 = 3660;
 /// Updates from the broker that wait to be checked.
 pub const UPDATES_WAITING_MAX: usize = 4;
+/// Requests of programs of the device about updates that wait.
+pub const UPDATE_REQUESTS_MAX: usize = 4;
 /// Largest trust policy, in bytes.
 pub const TRUST_BYTES_MAX: u64 = 256 * 1024;
 /// Most keys, commands, neighbours and secrets of a trust policy, each.
@@ -51,6 +53,8 @@ pub const TRIAL_MAX: Duration = Duration::from_secs(600);
 pub const TRIAL_SECONDS_MAX: u64 = 7 * 24 * 3600;
 /// Most good jobs that a trust policy can ask for.
 pub const TRIAL_JOBS_MAX: u32 = 100_000;
+/// Interval at which a program looks whether the trial of its update has ended.
+pub const APPLY_POLL: Duration = Duration::from_millis(500);
 /// Most differences that a comparison of two configurations lists.
 pub const DIFFERENCES_MAX: usize = 1000;
 

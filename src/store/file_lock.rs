@@ -77,12 +77,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let lock = FileLock::try_take(&path).unwrap().unwrap();
-        let waiter = thread::spawn({
-            let path = path.clone();
-            move || FileLock::take(&path, Duration::from_secs(60)).unwrap().is_some()
+        let wait = Duration::from_secs(60);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| FileLock::take(&path, wait).unwrap().is_some());
+            assert!(FileLock::take(&path, Duration::ZERO).unwrap().is_none());
+            drop(lock);
+            assert!(waiter.join().unwrap());
         });
-        assert!(FileLock::take(&path, Duration::ZERO).unwrap().is_none());
-        drop(lock);
-        assert!(waiter.join().unwrap());
     }
 }

@@ -108,6 +108,15 @@ impl<F: StateFiles> Slots<F> {
         Some((staged.goal.remote()?, staged.tries_left))
     }
 
+    /// The configuration before the one that counts.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn before(&self) -> io::Result<LiveConfig> {
+        let other = self.previous.clone().filter(|previous| *previous != self.current);
+        other.ok_or_else(|| io::Error::other("there is no configuration before this one"))
+    }
+
     /// The history, the oldest line first.
     pub fn history(&self) -> &[HistoryLine] {
         &self.history
@@ -214,10 +223,7 @@ impl<F: StateFiles> Slots<F> {
         if self.staged.is_some() {
             return Err(io::Error::other("a configuration is on trial; drop it first"));
         }
-        let goal = self.previous.clone().filter(|previous| *previous != self.current);
-        let Some(goal) = goal else {
-            return Err(io::Error::other("there is no configuration before this one"));
-        };
+        let goal = self.before()?;
         let floor = if steps_down { goal.version() } else { self.known_floor() };
         let why = format!("taken back by the operator from version {}", self.current.version());
         let at = self.watermark.max(time);

@@ -51,6 +51,11 @@ const DETACHED: &[(&str, &str)] = &[
 const THREADS: &[(&str, &str, &str)] = &[
     ("device", BLOCKING, "the loop that reads sensors keeps the handle; one reading at a time"),
     ("daemon/fleet", BLOCKING, "the change of the state is awaited before anything else happens"),
+    (
+        "daemon/fleet/checks",
+        BLOCKING,
+        "the check of programs is awaited before anything else happens",
+    ),
     ("dispatch", BLOCKING, "the writer of the ledger is awaited when the dispatcher has drained"),
     ("engines/worker", THREAD, "the engine's thread is joined when its worker is dropped"),
     (

@@ -15,20 +15,20 @@ use crate::support::mqtt::{App, Mosquitto};
 use crate::support::service::{Service, catalog, program, signal};
 
 /// A manager with a key, and a broker.
-struct Manager {
-    folder: tempfile::TempDir,
+pub(super) struct Manager {
+    pub(super) folder: tempfile::TempDir,
     broker: Mosquitto,
     app: App,
-    version: u64,
+    pub(super) version: u64,
 }
 
 /// The digest of a file, as a trust policy has it.
-fn sha256(path: &str) -> String {
+pub(super) fn sha256(path: &str) -> String {
     format!("{:x}", Sha256::digest(std::fs::read(path).unwrap()))
 }
 
 /// A golden set whose right answer is the word of the input.
-fn golden(loss_percent: u8) -> Value {
+pub(super) fn golden(loss_percent: u8) -> Value {
     let cases = (0..20).map(|n| {
         let word = if n % 2 == 0 { "hot" } else { "cold" };
         json!({"input": {"word": word}, "answer": word})
@@ -37,7 +37,7 @@ fn golden(loss_percent: u8) -> Value {
 }
 
 /// A remote configuration with this command and this template of the task with a golden set.
-fn remote(command: &str, template: &str) -> Value {
+pub(super) fn remote(command: &str, template: &str) -> Value {
     let labels = json!({"cold": [], "hot": []});
     let task = json!({"template": template, "labels": labels, "golden": golden(10)});
     json!({
@@ -47,7 +47,7 @@ fn remote(command: &str, template: &str) -> Value {
 }
 
 impl Manager {
-    async fn new() -> Manager {
+    pub(super) async fn new() -> Manager {
         let folder = tempfile::tempdir().unwrap();
         let broker = Mosquitto::start().await;
         let topics = ["pilotlight/dev/config/reported", "pilotlight/dev/reply/app"];
@@ -74,7 +74,7 @@ impl Manager {
         manager
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -84,7 +84,7 @@ impl Manager {
     }
 
     /// A device that trusts the manager.
-    fn device(&self) -> Service {
+    pub(super) fn device(&self) -> Service {
         self.device_in(tempfile::tempdir().unwrap())
     }
 
@@ -100,7 +100,7 @@ impl Manager {
     }
 
     /// Signs a configuration for the fleet.
-    async fn sign(&mut self, config: &Value) -> Vec<u8> {
+    pub(super) async fn sign(&mut self, config: &Value) -> Vec<u8> {
         self.version += 1;
         std::fs::write(self.path("remote.json"), config.to_string()).unwrap();
         let version = self.version.to_string();
@@ -116,7 +116,7 @@ impl Manager {
         self.app.client.publish(topic, signed, options).await.unwrap();
     }
 
-    async fn push(&mut self, config: &Value) -> u64 {
+    pub(super) async fn push(&mut self, config: &Value) -> u64 {
         let signed = self.sign(config).await;
         self.publish(signed).await;
         self.version
@@ -136,7 +136,7 @@ impl Manager {
         }
     }
 
-    async fn ask(&mut self, body: Value) -> Value {
+    pub(super) async fn ask(&mut self, body: Value) -> Value {
         let topic = "pilotlight/dev/request/app";
         self.app.send(topic, body.to_string(), PublishProperties::default()).await;
         loop {
@@ -184,7 +184,7 @@ async fn a_better_configuration_is_tried_and_kept_over_a_restart() {
     );
 }
 
-async fn until_one_engine(device: &Service) {
+pub(super) async fn until_one_engine(device: &Service) {
     let end = tokio::time::Instant::now() + crate::support::SOON;
     while device.engines().len() != 1 {
         assert!(tokio::time::Instant::now() < end, "{:?}", device.engines());

@@ -31,6 +31,7 @@ mod embedded;
 mod encrypted_calls;
 mod files;
 mod fleet;
+mod fleet_local;
 mod fleet_push;
 #[cfg(feature = "embedded-broker")]
 mod floods;

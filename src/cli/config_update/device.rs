@@ -6,20 +6,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use super::service;
 use crate::catalog::file_text;
 use crate::cli::{DONE, WRONG, loaded};
 use crate::clock;
 use crate::config::Config;
-use crate::fleet::difference;
 use crate::fleet::digest::Digest;
 use crate::fleet::envelope::{DOMAIN, Envelope, UpdateConfig};
 use crate::fleet::moment::Moment;
 use crate::fleet::signature::Received;
-use crate::fleet::update::{UpdateEffect, UpdateEvent, UpdateMachine, UpdateStep};
+use crate::fleet::update::{TAKEN_BACK, UpdateEvent, UpdateMachine, UpdateStep};
+use crate::fleet::{difference, merge};
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::limits::fleet::{SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
-use crate::store::files;
 use crate::store::slots::{DiskFolder, FOLDER, Slots};
+use crate::store::{files, trust_file};
 use crate::time::Time;
 
 /// The folder of the fleet's state.
@@ -54,7 +55,7 @@ pub(super) fn now() -> Moment {
 pub(super) fn local_file(config: &Config) -> anyhow::Result<(Value, Digest)> {
     let bytes = files::read(&config.path, CONFIG_BYTES_MAX)?;
     let text = file_text::decode(&bytes).map_err(anyhow::Error::msg)?;
-    Ok((serde_json::from_str(text)?, Digest::of(text.as_bytes())))
+    Ok((serde_json::from_str(text)?, Digest::of(&bytes)))
 }
 
 /// The configuration that this device runs: the remote one, else the local file.
@@ -63,6 +64,39 @@ pub(super) fn running(config: &Config, slots: &Slots<DiskFolder>) -> anyhow::Res
         Some(slot) => Ok(serde_json::from_str(&slot.config)?),
         None => Ok(local_file(config)?.0),
     }
+}
+
+/// The configuration that this device runs, without secrets: the remote one with the local parts of the
+/// file, or the file.
+///
+/// # Errors
+/// If a file can't be read.
+pub(in crate::cli) fn effective(config: &Config) -> anyhow::Result<Value> {
+    let file = local_file(config)?.0;
+    let effective = match slots(config)?.live().remote() {
+        None => file,
+        Some(slot) => {
+            let trust = config.trust.as_ref().context("PILOTLIGHT_TRUST is not set")?;
+            let trust = trust_file::read(trust).map_err(|mistakes| {
+                anyhow::anyhow!(
+                    mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+                )
+            })?;
+            let remote = serde_json::from_str(&slot.config)?;
+            serde_json::from_str(&merge::effective(&file, &remote, &trust))?
+        }
+    };
+    Ok(difference::without_secrets_in(&effective))
+}
+
+/// Prints the configuration that this device runs.
+///
+/// # Errors
+/// If a file can't be read.
+pub(super) fn show(path: Option<&Path>) -> anyhow::Result<u8> {
+    let Some(config) = loaded(path) else { return Ok(WRONG) };
+    print_line!("{:#}", effective(&config)?);
+    Ok(DONE)
 }
 
 /// Compares the configuration in a file with the one that runs.
@@ -147,23 +181,26 @@ fn version(number: u64) -> String {
 ///
 /// # Errors
 /// If there is none, or a file can't be written.
-pub(super) fn roll_back(
+pub(super) async fn roll_back(
     path: Option<&Path>,
     steps_down: bool,
     as_json: bool,
 ) -> anyhow::Result<u8> {
     let Some(config) = loaded(path) else { return Ok(WRONG) };
-    let mut slots = slots_to_change(&config)?;
-    let mut machine = UpdateMachine::default();
-    let effects = machine.handle(UpdateEvent::RollBack, Time(0));
-    if effects.contains(&UpdateEffect::RollBack) {
-        if slots.on_trial().is_some() {
-            slots.drop_trial("the operator has taken it back", now())?;
-        } else {
-            slots.roll_back(steps_down, now())?;
-        }
-        machine.handle(UpdateEvent::Done(UpdateStep::RollBack, Ok(())), Time(0));
+    let folder = folder(&config)?;
+    let unwritable = || format!("{} can't be changed", folder.display());
+    let Some(files) = DiskFolder::try_to_write(&folder).with_context(unwritable)? else {
+        return service::roll_back(path, &folder, steps_down, as_json).await;
+    };
+    let mut slots = Slots::open(files).with_context(unwritable)?;
+    if slots.on_trial().is_some() {
+        slots.drop_trial(TAKEN_BACK, now())?;
+    } else {
+        slots.roll_back(steps_down, now())?;
     }
+    let mut machine = UpdateMachine::default();
+    machine.handle(UpdateEvent::RollBack { steps_down }, Time(0));
+    machine.handle(UpdateEvent::Done(UpdateStep::RollBack, Ok(())), Time(0));
     if as_json {
         print_line!("{}", serde_json::to_string(&machine.report())?);
     } else {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::super::core::Core;
 use super::super::reload::{Checked, Live};
+use super::checks::told;
 use crate::backends::set::{NextBackends, all_decided};
 use crate::catalog::catalog::Catalog;
 use crate::catalog::golden::GoldenSet;
@@ -44,9 +45,7 @@ impl Trial {
         live: &mut Live,
         core: &mut Core,
     ) -> Result<Trial, String> {
-        let checked = live.check_update(&remote).map_err(|mistakes| {
-            mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-        })?;
+        let checked = live.check_remote(Some(&remote)).map_err(|mistakes| told(&mistakes))?;
         let catalog = Arc::new(checked.config.catalog.clone());
         let next = core.prepare(&catalog, live.memory());
         let (added, is_delayed) = (next.added(), next.is_delayed());

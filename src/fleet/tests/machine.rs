@@ -66,8 +66,9 @@ fn a_good_update_is_kept() {
     step(On::GoodJob, &[Do::Keep], State::Trial);
     step(On::GoodJob, &[], State::Trial);
     step(done(Step::Keep), &[Do::Report], State::Kept);
-    step(On::RollBack, &[Do::RollBack], State::Kept);
-    step(done(Step::RollBack), &[Do::SwitchBack, Do::Report], State::RolledBack);
+    let steps_down = true;
+    step(On::RollBack { steps_down }, &[Do::RollBack { steps_down }], State::Kept);
+    step(done(Step::RollBack), &[Do::Report], State::RolledBack);
     assert_eq!(machine.report().version, Some(12));
 }
 
@@ -95,7 +96,7 @@ fn a_bad_update_is_rolled_back_with_its_reason() {
         (upto(4), On::Tick, late, "did not start within"),
         (upto(5), On::Tick, late, "did not answer within"),
         (upto(6), On::Tick, late, "golden sets were not answered"),
-        (upto(7), On::RollBack, Time(0), "the operator"),
+        (upto(7), On::RollBack { steps_down: false }, Time(0), "the operator"),
     ] {
         let mut machine = after(&before);
         assert_eq!(machine.report().state, State::Trial, "{event:?}");
@@ -195,7 +196,7 @@ fn no_event_is_out_of_place() {
             On::Golden(Vec::new()),
             On::GoodJob,
             On::Failed(String::new()),
-            On::RollBack,
+            On::RollBack { steps_down: false },
             On::Tick,
             On::Refused { version: None, refusal: UpdateRefusal::LegacySignature },
         ];

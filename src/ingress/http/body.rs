@@ -17,12 +17,20 @@ use super::admission::Connection;
 use super::errors::{refused, status_of};
 use super::progress::ProgressBudget;
 use crate::clock;
+use crate::limits::fleet::{SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
 use crate::limits::{HTTP_BODY_MAX, HTTP_RATE_MIN, HTTP_STALL_MAX, REQUEST_BYTES_MAX};
 use crate::request::client::Client;
 use crate::request::refusal::{Code, Refusal};
 
+const JSON_TYPE: &str = "application/json";
+/// The type of a body that is a signed update.
+const SIGNED_TYPE: &str = "application/octet-stream";
+
 /// The body of a request, once all of it has arrived, or why it was refused.
 pub(super) struct JsonBody(pub(super) Result<Bytes, RefusedBody>);
+
+/// The body of a request with an `update.signed`.
+pub(super) struct SignedBody(pub(super) Result<Bytes, RefusedBody>);
 
 /// A body that is not read, with the status of the response.
 pub(super) struct RefusedBody {
@@ -36,6 +44,25 @@ impl<S: Sync> FromRequest<S> for JsonBody {
     async fn from_request(request: Request, _state: &S) -> Result<JsonBody, Self::Rejection> {
         let (parts, body) = request.into_parts();
         Ok(JsonBody(read(&parts, body).await))
+    }
+}
+
+impl<S: Sync> FromRequest<S> for SignedBody {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request(request: Request, _state: &S) -> Result<SignedBody, Self::Rejection> {
+        let (parts, body) = request.into_parts();
+        if !parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| is(kind, SIGNED_TYPE)) {
+            return Ok(SignedBody(Err(wrong_type("an update.signed", SIGNED_TYPE))));
+        }
+        let connection = parts.extensions.get::<Arc<Connection>>().map(Arc::as_ref);
+        let most = SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX;
+        let bytes = match receive(body, connection, most).await {
+            Ok(bytes) => bytes,
+            Err(refused) => return Ok(SignedBody(Err(refused))),
+        };
+        let admitted = connection.map_or(Ok(()), |connection| connection.has_request(None));
+        Ok(SignedBody(admitted.map(|()| bytes).map_err(RefusedBody::from)))
     }
 }
 
@@ -70,14 +97,11 @@ pub(super) async fn read_first(request: Request, next: Next) -> Response {
 }
 
 async fn read(parts: &Parts, body: Body) -> Result<Bytes, RefusedBody> {
-    if !parts.headers.get(header::CONTENT_TYPE).is_some_and(is_json) {
-        // a page of another origin can send other types without the browser asking first
-        let message = "the body must be JSON; send the header content-type: application/json";
-        let refusal = Refusal::new(Code::Malformed, message);
-        return Err(RefusedBody { refusal, status: StatusCode::UNSUPPORTED_MEDIA_TYPE });
+    if !parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| is(kind, JSON_TYPE)) {
+        return Err(wrong_type("JSON", JSON_TYPE));
     }
     let connection = parts.extensions.get::<Arc<Connection>>().map(Arc::as_ref);
-    let bytes = receive(body, connection).await?;
+    let bytes = receive(body, connection, REQUEST_BYTES_MAX).await?;
     if let Some(connection) = connection {
         let client = parts.extensions.get::<Client>().filter(|client| !client.is_interface());
         connection.has_request(client.map(|client| client.app.as_str()))?;
@@ -85,15 +109,27 @@ async fn read(parts: &Parts, body: Body) -> Result<Bytes, RefusedBody> {
     Ok(bytes)
 }
 
-/// Whether this is `application/json`, with any parameters.
-fn is_json(kind: &HeaderValue) -> bool {
+/// Whether a content type is this one, with any parameters.
+fn is(kind: &HeaderValue, expected: &str) -> bool {
     let essence = kind.to_str().ok().and_then(|kind| kind.split(';').next());
-    essence.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    essence.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(expected))
 }
 
-async fn receive(mut body: Body, connection: Option<&Connection>) -> Result<Bytes, RefusedBody> {
-    if body.size_hint().lower() > REQUEST_BYTES_MAX as u64 {
-        return Err(too_large());
+/// The refusal of another content type: a page of another origin can send some types without the browser
+/// asking first, and none of those is accepted.
+fn wrong_type(what: &str, expected: &str) -> RefusedBody {
+    let message = format!("the body must be {what}; send the header content-type: {expected}");
+    let refusal = Refusal::new(Code::Malformed, message);
+    RefusedBody { refusal, status: StatusCode::UNSUPPORTED_MEDIA_TYPE }
+}
+
+async fn receive(
+    mut body: Body,
+    connection: Option<&Connection>,
+    most: usize,
+) -> Result<Bytes, RefusedBody> {
+    if body.size_hint().lower() > most as u64 {
+        return Err(too_large(most));
     }
     if let Some(connection) = connection.filter(|_| !body.is_end_stream()) {
         connection.waits_for_body();
@@ -116,8 +152,8 @@ async fn receive(mut body: Body, connection: Option<&Connection>) -> Result<Byte
         };
         let Ok(part) = frame.into_data() else { continue };
         budget.progress(part.len(), clock::now().saturating_duration_since(asked));
-        if all.len() + part.len() > REQUEST_BYTES_MAX {
-            return Err(too_large());
+        if all.len() + part.len() > most {
+            return Err(too_large(most));
         }
         if let Some(connection) = connection {
             connection.received(part.len());
@@ -132,8 +168,8 @@ async fn receive(mut body: Body, connection: Option<&Connection>) -> Result<Byte
     }
 }
 
-fn too_large() -> RefusedBody {
-    let message = format!("the body is larger than {REQUEST_BYTES_MAX} bytes");
+fn too_large(most: usize) -> RefusedBody {
+    let message = format!("the body is larger than {most} bytes");
     Refusal::new(Code::TooLarge, message).into()
 }
 
@@ -153,7 +189,8 @@ mod tests {
     #[test]
     fn only_json_is_json() {
         let check = |kind: &str, expected: bool| {
-            assert_eq!(is_json(&HeaderValue::from_str(kind).unwrap()), expected, "{kind}");
+            let kind = HeaderValue::from_str(kind).unwrap();
+            assert_eq!(is(&kind, JSON_TYPE), expected, "{kind:?}");
         };
         check("application/json", true);
         check("Application/JSON; charset=utf-8", true);

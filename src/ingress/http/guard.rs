@@ -83,6 +83,19 @@ async fn check_head(State(guard): State<PresentGuard>, request: Request, next: N
     }
 }
 
+/// Lets those pass who may read the status.
+pub(super) async fn details_only(
+    State(guard): State<PresentGuard>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let checked = guard.borrow().check_details(request.headers());
+    match checked {
+        Ok(()) => next.run(request).await,
+        Err(response) => response,
+    }
+}
+
 /// Lets the holder of a token pass, and notes which client that is.
 async fn check_token(
     State(guard): State<PresentGuard>,

@@ -4,6 +4,7 @@ mod admission;
 mod body;
 mod chat;
 mod completion;
+mod config;
 mod connection;
 mod embeddings;
 mod errors;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any_service, get, post};
 use axum::{Json, Router};
@@ -33,17 +34,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::connection::serve;
-use self::errors::refused;
 pub use self::guard::{AccessGuard, PresentGuard, is_origin, protect};
 use super::reloads::Reloads;
 use super::status::gather;
+use super::updates::Updates;
 use crate::device::SensorReading;
 use crate::dispatch::Dispatch;
 use crate::limits::{HTTP_SEND_BUFFER_BYTES, REQUEST_BYTES_MAX};
 use crate::mcp::server::{McpServer, ModelHost};
 use crate::metrics::Metrics;
 use crate::mqtt::Bus;
-use crate::request::refusal::{Code, Refusal};
 use crate::status::ServiceStatus;
 
 /// Connections that may wait to be accepted: the standard library's own choice is 128.
@@ -63,6 +63,8 @@ pub struct HttpInterface {
     pub reading: watch::Receiver<SensorReading>,
     /// Reads the configuration again.
     pub reloads: Reloads,
+    /// Takes requests about signed updates.
+    pub updates: Updates,
 }
 
 /// Listens at `addr`.
@@ -98,8 +100,15 @@ pub fn routes(interface: HttpInterface, guard: PresentGuard, stop: CancellationT
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .route("/reload", post(reload))
-        .with_state((interface, guard.clone()));
+        .with_state((Arc::clone(&interface), guard.clone()));
+    let operator = Router::new()
+        .route("/reload", post(config::reload))
+        .route("/config/apply", post(config::apply))
+        .route("/config/check", post(config::check))
+        .route("/config/rollback", post(config::roll_back))
+        .route_layer(from_fn_with_state(guard.clone(), guard::details_only))
+        .with_state(interface);
+    let open = open.merge(operator);
     let routes = with_mcp(routes, McpServer::new(mcp), false, stop);
     protect(routes, open, guard)
 }
@@ -148,21 +157,6 @@ async fn metrics(State((interface, guard)): State<Open>, headers: HeaderMap) -> 
     let text = interface.metrics.text(&interface.status());
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(http::header::CONTENT_TYPE, kind)], text).into_response()
-}
-
-/// `POST /reload`: reads the configuration again; 422 if it is refused. For those who may read the status.
-async fn reload(State((interface, guard)): State<Open>, headers: HeaderMap) -> Response {
-    if let Err(refused) = guard.borrow().check_details(&headers) {
-        return refused;
-    }
-    let Some(outcome) = interface.reloads.reload().await else {
-        let message = "the service is stopping, or too many reloads wait; retry later";
-        return refused(StatusCode::SERVICE_UNAVAILABLE, &Refusal::new(Code::Busy, message));
-    };
-    // a signed update that was refused before has no mistakes of the file
-    let is_refused = outcome.refused_digest.is_some();
-    let code = if is_refused { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
-    (code, Json(outcome)).into_response()
 }
 
 impl HttpInterface {

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::limits::FILE_LOCK_WAIT;
 use crate::limits::fleet::FLEET_FILE_BYTES_MAX;
@@ -67,11 +68,23 @@ impl DiskFolder {
     /// # Errors
     /// If it can't be made, or another process writes to it.
     pub fn to_write(path: &Path) -> io::Result<DiskFolder> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        let lock = FileLock::take(&path.join(LOCK), FILE_LOCK_WAIT)?.ok_or_else(|| {
+        DiskFolder::locked(path, FILE_LOCK_WAIT)?.ok_or_else(|| {
             io::Error::other("another process uses it: the service runs; stop it first")
-        })?;
-        Ok(DiskFolder { path: path.to_owned(), lock: Some(lock) })
+        })
+    }
+
+    /// The folder, to write to; it is made if there is none. None if another process writes to it.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn try_to_write(path: &Path) -> io::Result<Option<DiskFolder>> {
+        DiskFolder::locked(path, Duration::ZERO)
+    }
+
+    fn locked(path: &Path, wait: Duration) -> io::Result<Option<DiskFolder>> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        let lock = FileLock::take(&path.join(LOCK), wait)?;
+        Ok(lock.map(|lock| DiskFolder { path: path.to_owned(), lock: Some(lock) }))
     }
 
     fn writable(&self, name: &str) -> io::Result<PathBuf> {
