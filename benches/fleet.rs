@@ -20,16 +20,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal::SIGTERM;
 use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use support::PROGRAM;
 use support::mqtt::{App, Mosquitto};
-use support::service::program;
+use support::service::{free_port, program, signal};
 use support::{print_head, print_machine, print_row, quantile};
 use tokio::process::{Child, Command};
 
+const REPORTED: &str = "pilotlight/+/config/reported";
 const TOPIC: &str = "pilotlight/fleet/plant/config/desired";
 /// Longest time for all devices to end a trial.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -44,6 +46,8 @@ struct Device {
 struct Fleet {
     folder: tempfile::TempDir,
     broker: Mosquitto,
+    /// The broker's configuration file.
+    settings: String,
     devices: Vec<Device>,
     app: App,
     /// The last report of each device, and when it came.
@@ -80,11 +84,16 @@ fn remote(command: &str, template: &str) -> Value {
 impl Fleet {
     async fn start(count: usize) -> Fleet {
         let folder = tempfile::tempdir().unwrap();
-        let broker = Mosquitto::start().await;
-        let app =
-            App::log_in(broker.port, "manager", &["pilotlight/+/config/reported"], None).await;
+        let kept = folder.path().display();
+        let port = free_port();
+        let settings = format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {kept}/\n"
+        );
+        let broker = Mosquitto::with(port, &settings).await;
+        let app = App::log_in(broker.port, "manager", &[], None).await;
+        app.client.subscribe(REPORTED, QoS::AtMostOnce).await.unwrap();
         let (devices, reports) = (Vec::new(), BTreeMap::new());
-        let mut fleet = Fleet { folder, broker, devices, app, reports, version: 0 };
+        let mut fleet = Fleet { folder, broker, settings, devices, app, reports, version: 0 };
         let keygen = ["config", "keygen", "ops", "--no-password"];
         assert_eq!(program(fleet.folder.path(), &keygen, &[]).await.0, 0);
         let public = std::fs::read_to_string(fleet.path("ops.pub")).unwrap();
@@ -149,11 +158,18 @@ impl Fleet {
         while !wanted(&self.reports) {
             assert!(Instant::now() < end, "not {what}: {} reports", self.reports.len());
             let wait = tokio::time::timeout(Duration::from_secs(1), self.app.inbox.recv());
-            let Ok(Some(publish)) = wait.await else { continue };
+            let Ok(Some(publish)) = wait.await else {
+                // a broker drops messages for a client that is slower than they come, and one that was
+                // restarted knows no subscription: the retained states are asked for again
+                self.app.client.subscribe(REPORTED, QoS::AtMostOnce).await.unwrap();
+                continue;
+            };
             let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
             let name = topic.split('/').nth(1).unwrap().to_owned();
-            let report = serde_json::from_slice(&publish.payload).unwrap();
-            self.reports.insert(name, (report, Instant::now()));
+            let report: Value = serde_json::from_slice(&publish.payload).unwrap();
+            if self.reports.get(&name).is_none_or(|(known, _)| *known != report) {
+                self.reports.insert(name, (report, Instant::now()));
+            }
         }
     }
 
@@ -204,6 +220,13 @@ impl Fleet {
         ]);
     }
 
+    /// Ends the broker and starts it again with what it has kept.
+    async fn restart_broker(&mut self) {
+        signal(self.broker.child.id().unwrap().cast_signed(), SIGTERM);
+        self.broker.child.wait().await.unwrap();
+        self.broker = Mosquitto::with(self.broker.port, &self.settings).await;
+    }
+
     /// Kills every n-th device and starts it again.
     async fn kill_every(&mut self, nth: usize) {
         let mut killed = Vec::new();
@@ -239,6 +262,12 @@ async fn main() {
     let began = Instant::now();
     let version = fleet.push(&remote("best", "cold {{word}}")).await;
     fleet.ended("golden set worse", version, began, "rolled-back").await;
+
+    let began = Instant::now();
+    let version = fleet.push(&remote("better", "the reading {{word}}")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fleet.restart_broker().await;
+    fleet.ended("broker restarted in the middle", version, began, "kept").await;
 
     let began = Instant::now();
     let version = fleet.push(&better).await;
