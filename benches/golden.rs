@@ -1,0 +1,122 @@
+//! Real models pushed to a running service: a better one over a worse one, and the reverse, gated by a
+//! golden set of 60 labelled prompts of `tests/data`.
+//!
+//! `WORSE=small.gguf BETTER=large.gguf cargo bench --bench golden`; without `WORSE` it is the model of the
+//! tests.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    missing_docs,
+    unreachable_pub,
+    reason = "a bench ends at the first surprise"
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use support::labelled::prompts;
+use support::service::{Service, program};
+use support::{PROGRAM, model_file, print_head, print_machine, print_row};
+
+const TASK: &str = "topic";
+/// Cases of each of the four labels.
+const EACH: usize = 15;
+/// Longest time of a push: two models answer 60 prompts each.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+fn engine(path: &str) -> Value {
+    json!(["engine", "--gguf", path])
+}
+
+fn remote(command: &str) -> Value {
+    let mut taken = BTreeMap::<String, usize>::new();
+    let cases = prompts(TASK, "test").into_iter().filter_map(|(label, prompt)| {
+        let count = taken.entry(label.clone()).or_default();
+        *count += 1;
+        (*count <= EACH).then(|| json!({"input": {"prompt": prompt}, "answer": label}))
+    });
+    let cases: Vec<Value> = cases.collect();
+    assert_eq!(cases.len(), 60);
+    let labels: serde_json::Map<_, _> =
+        taken.keys().map(|label| (label.clone(), json!([]))).collect();
+    json!({
+        "mcpServers": {"local": {"command": command}},
+        "pilotlight": {"tasks": {TASK: {
+            "template": "What is this message of a building about: climate, energy, network or security?\n\nMessage: {{prompt}}",
+            "labels": labels,
+            "golden": {"cases": cases, "loss_percent": 2},
+        }}},
+    })
+}
+
+#[tokio::main]
+async fn main() {
+    let worse = std::env::var("WORSE").unwrap_or_else(|_| model_file().display().to_string());
+    let better = std::env::var("BETTER").expect("BETTER must name a GGUF file");
+    print_machine();
+    let folder = tempfile::tempdir().unwrap();
+    let run = async |args: &[&str]| {
+        let (code, out, errors) = program(folder.path(), args, &[]).await;
+        assert_eq!(code, 0, "{args:?}: {out}{errors}");
+    };
+    run(&["config", "keygen", "ops", "--no-password"]).await;
+    let public = std::fs::read_to_string(folder.path().join("ops.pub")).unwrap();
+    let own = format!("{:x}", Sha256::digest(std::fs::read(PROGRAM).unwrap()));
+    let command = |path: &str| json!({"path": PROGRAM, "sha256": own, "args": engine(path)});
+    let key = json!({
+        "public_key": public.lines().nth(1).unwrap(), "targets": ["device"],
+        "operations": ["config"], "longest_days": 30,
+    });
+    let trust = json!({
+        "keys": {"ops": key}, "trial": {"good_jobs": 20, "seconds": 1},
+        "commands": {"better": command(&better), "worse": command(&worse)},
+    });
+    std::fs::write(folder.path().join("trust.json"), trust.to_string()).unwrap();
+    let trust = folder.path().join("trust.json").display().to_string();
+    let file = json!({
+        "mcpServers": {"local": {"command": "pilotlight", "args": engine(&worse)}},
+        "pilotlight": {"device": {"name": "dev"}},
+    });
+    let env = [("PILOTLIGHT_TRUST", trust.as_str())];
+    let service = Service::launch_with_log(&file, "off", &env);
+    service.ready().await;
+    print_head(&["push", "end", "right of 60, before and after", "s"]);
+    for (version, command, expected) in [("1", "better", "kept"), ("2", "worse", "rolled-back")] {
+        let path = folder.path().join("remote.json");
+        std::fs::write(path, remote(command).to_string()).unwrap();
+        let sign = ["config", "sign", "remote.json", "--key", "ops.key", "--no-password"];
+        run(&[sign.as_slice(), &["--device", "dev", "--version", version]].concat()).await;
+        let signed = std::fs::read(folder.path().join("update.signed")).unwrap();
+        let began = Instant::now();
+        let apply = support::service::client()
+            .post(service.url("/config/apply"))
+            .timeout(PATIENCE)
+            .header("content-type", "application/octet-stream")
+            .body(signed);
+        apply.send().await.unwrap();
+        let state = service
+            .until_within(PATIENCE, expected, |state| state["config"]["state"] == expected)
+            .await;
+        let log = service.log();
+        let scored = log.lines().rfind(|line| line.contains("golden set")).unwrap_or_default();
+        let figure = |name: &str| {
+            let rest = scored.split_once(name).map_or("?", |(_, rest)| rest);
+            rest.split(' ').next().unwrap_or_default().to_owned()
+        };
+        let reason = state["config"]["reason"].as_str().unwrap_or_default();
+        print_row(&[
+            command.to_owned(),
+            format!("{expected} {reason}"),
+            format!("{}, {}", figure("before="), figure("after=")),
+            format!("{:.0}", began.elapsed().as_secs_f64()),
+        ]);
+    }
+}
