@@ -120,6 +120,8 @@ pub enum ConfigPlace {
 pub enum UpdateStep {
     /// [`UpdateEffect::Fetch`].
     Fetch,
+    /// [`UpdateEffect::Pull`].
+    Pull,
     /// [`UpdateEffect::Stage`].
     Stage,
     /// [`UpdateEffect::BeginTry`], if it failed.
@@ -141,6 +143,10 @@ pub enum UpdateEffect {
     Fetch,
     /// Check the meaning of the configuration.
     Check,
+    /// Download the models that the configuration uses and that are missing. It goes on in the background.
+    Pull,
+    /// End the downloads.
+    EndPull,
     /// Write the configuration to disk, on trial.
     Stage,
     /// Lower the tries on disk.
@@ -243,6 +249,8 @@ pub struct UpdateMachine {
     trial: Option<TrialPart>,
     code: Option<&'static str>,
     reason: Option<String>,
+    /// Models are being downloaded.
+    is_pulling: bool,
     bounds: TrialBounds,
 }
 
@@ -259,20 +267,28 @@ impl UpdateMachine {
             (UpdateState::Idle, UpdateEvent::Found { version, tries_left }) => {
                 self.found(version, tries_left)
             }
-            (_, UpdateEvent::Verified { version, place }) if self.is_idle() => {
+            (state, UpdateEvent::Verified { version, place })
+                if self.is_idle() || state == UpdateState::Verified =>
+            {
+                let end = self.ends_pull();
                 self.enter(UpdateState::Verified, Some(version));
                 let next = match place {
                     ConfigPlace::Inline => UpdateEffect::Check,
                     ConfigPlace::Remote => UpdateEffect::Fetch,
                 };
-                vec![UpdateEffect::Report, next]
+                end.into_iter().chain([UpdateEffect::Report, next]).collect()
             }
             (state, UpdateEvent::Refused { version, refusal })
-                if self.is_idle() || state == UpdateState::Verified =>
+                // another message does not end what is in progress
+                if self.is_idle()
+                    || (state == UpdateState::Verified && version == self.version) =>
             {
                 self.refused(version, &refusal)
             }
-            (UpdateState::Verified, UpdateEvent::Accepted) => vec![UpdateEffect::Stage],
+            (UpdateState::Verified, UpdateEvent::Accepted) => {
+                self.is_pulling = true;
+                vec![UpdateEffect::Pull]
+            }
             (UpdateState::Staged, UpdateEvent::TryBegun { .. }) => {
                 self.enter(UpdateState::Trial, self.version);
                 self.trial = Some(TrialPart::Switch { until: now + PROBE_MAX });
@@ -289,6 +305,12 @@ impl UpdateMachine {
             }
             (UpdateState::Trial | UpdateState::Staged, UpdateEvent::RollBack { .. }) => {
                 self.drop_trial(TAKEN_BACK.to_owned())
+            }
+            (UpdateState::Verified, UpdateEvent::RollBack { .. }) => {
+                let end = self.ends_pull();
+                self.enter(UpdateState::RolledBack, self.version);
+                self.reason = Some(TAKEN_BACK.to_owned());
+                end.into_iter().chain([UpdateEffect::Report]).collect()
             }
             (_, _) => Vec::new(),
         }
@@ -324,6 +346,11 @@ impl UpdateMachine {
             | UpdateState::Refused => true,
             UpdateState::Verified | UpdateState::Staged | UpdateState::Trial => false,
         }
+    }
+
+    /// The effect that ends the downloads, if there are some.
+    fn ends_pull(&mut self) -> Option<UpdateEffect> {
+        std::mem::take(&mut self.is_pulling).then_some(UpdateEffect::EndPull)
     }
 
     fn enter(&mut self, state: UpdateState, version: Option<u64>) {
@@ -376,6 +403,10 @@ impl UpdateMachine {
     fn done(&mut self, step: UpdateStep, now: Time) -> Vec<UpdateEffect> {
         match (self.state, step, self.trial) {
             (UpdateState::Verified, UpdateStep::Fetch, _) => vec![UpdateEffect::Check],
+            (UpdateState::Verified, UpdateStep::Pull, _) if self.is_pulling => {
+                self.is_pulling = false;
+                vec![UpdateEffect::Stage]
+            }
             (UpdateState::Verified, UpdateStep::Stage, _) => {
                 self.enter(UpdateState::Staged, self.version);
                 vec![UpdateEffect::Report, UpdateEffect::BeginTry]
@@ -403,8 +434,12 @@ impl UpdateMachine {
 
     fn failed(&mut self, step: UpdateStep, why: String) -> Vec<UpdateEffect> {
         match (self.state, step) {
-            (UpdateState::Verified, UpdateStep::Fetch | UpdateStep::Stage) => {
-                let code = if step == UpdateStep::Fetch { "not-fetched" } else { "not-stored" };
+            (UpdateState::Verified, UpdateStep::Fetch | UpdateStep::Pull | UpdateStep::Stage) => {
+                let code = match step {
+                    UpdateStep::Fetch => "not-fetched",
+                    UpdateStep::Pull => "not-pulled",
+                    _ => "not-stored",
+                };
                 self.enter(UpdateState::Refused, self.version);
                 (self.code, self.reason) = (Some(code), Some(why));
                 vec![UpdateEffect::Report]

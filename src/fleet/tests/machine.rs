@@ -34,7 +34,13 @@ fn after(events: &[On]) -> UpdateMachine {
 }
 
 fn trial() -> Vec<On> {
-    vec![VERIFIED, On::Accepted, done(Step::Stage), On::TryBegun { tries_left: 1 }]
+    vec![
+        VERIFIED,
+        On::Accepted,
+        done(Step::Pull),
+        done(Step::Stage),
+        On::TryBegun { tries_left: 1 },
+    ]
 }
 
 /// On trial, with all but the jobs behind it.
@@ -53,7 +59,8 @@ fn a_good_update_is_kept() {
     let remote = On::Verified { version: 12, place: ConfigPlace::Remote };
     step(remote, &[Do::Report, Do::Fetch], State::Verified);
     step(done(Step::Fetch), &[Do::Check], State::Verified);
-    step(On::Accepted, &[Do::Stage], State::Verified);
+    step(On::Accepted, &[Do::Pull], State::Verified);
+    step(done(Step::Pull), &[Do::Stage], State::Verified);
     step(done(Step::Stage), &[Do::Report, Do::BeginTry], State::Staged);
     step(On::TryBegun { tries_left: 1 }, &[Do::Report, Do::Switch], State::Trial);
     step(done(Step::Switch), &[Do::Probe], State::Trial);
@@ -87,16 +94,16 @@ fn a_bad_update_is_rolled_back_with_its_reason() {
     let late = Time(0) + PROBE_MAX;
     let upto = |count: usize| at_work()[..count].to_vec();
     for (before, event, now, told) in [
-        (upto(4), failed(Step::Switch), Time(0), "disk full"),
-        (upto(5), failed(Step::Probe), Time(0), "disk full"),
-        (upto(6), On::Golden(vec![result(50, 50), result(50, 48)]), Time(0), "48 of 60"),
-        (upto(6), On::Golden(vec![result(60, 0)]), Time(0), "task label: 0 of 60"),
-        (upto(7), On::Failed("backend a crashed".to_owned()), Time(0), "backend a crashed"),
-        (upto(5), On::Failed("backend a crashed".to_owned()), Time(0), "backend a crashed"),
-        (upto(4), On::Tick, late, "did not start within"),
-        (upto(5), On::Tick, late, "did not answer within"),
-        (upto(6), On::Tick, late, "golden sets were not answered"),
-        (upto(7), On::RollBack { steps_down: false }, Time(0), "the operator"),
+        (upto(5), failed(Step::Switch), Time(0), "disk full"),
+        (upto(6), failed(Step::Probe), Time(0), "disk full"),
+        (upto(7), On::Golden(vec![result(50, 50), result(50, 48)]), Time(0), "48 of 60"),
+        (upto(7), On::Golden(vec![result(60, 0)]), Time(0), "task label: 0 of 60"),
+        (upto(8), On::Failed("backend a crashed".to_owned()), Time(0), "backend a crashed"),
+        (upto(6), On::Failed("backend a crashed".to_owned()), Time(0), "backend a crashed"),
+        (upto(5), On::Tick, late, "did not start within"),
+        (upto(6), On::Tick, late, "did not answer within"),
+        (upto(7), On::Tick, late, "golden sets were not answered"),
+        (upto(8), On::RollBack { steps_down: false }, Time(0), "the operator"),
     ] {
         let mut machine = after(&before);
         assert_eq!(machine.report().state, State::Trial, "{event:?}");
@@ -112,7 +119,7 @@ fn a_bad_update_is_rolled_back_with_its_reason() {
         assert_eq!(machine.handle(VERIFIED, now), [Do::Report, Do::Check]);
     }
     // what can't be lowered on disk is not run
-    let mut machine = after(&trial()[..3]);
+    let mut machine = after(&trial()[..4]);
     let effects = machine.handle(failed(Step::BeginTry), Time(0));
     assert!(matches!(&effects[..], [Do::Drop { .. }, Do::Report]), "{effects:?}");
 }
@@ -122,6 +129,7 @@ fn a_refused_update_leaves_no_trace_of_a_trial() {
     for (before, event, code) in [
         (vec![VERIFIED], failed(Step::Stage), "not-stored"),
         (vec![VERIFIED], failed(Step::Fetch), "not-fetched"),
+        (vec![VERIFIED, On::Accepted], failed(Step::Pull), "not-pulled"),
         (
             vec![VERIFIED],
             On::Refused { version: Some(12), refusal: UpdateRefusal::Forbidden(Vec::new()) },
@@ -138,6 +146,27 @@ fn a_refused_update_leaves_no_trace_of_a_trial() {
         let report = machine.report();
         assert_eq!((report.state, report.code), (State::Refused, Some(code)));
     }
+}
+
+/// Models take their time: what comes meanwhile ends the downloads or nothing.
+#[test]
+fn downloads_are_ended_by_a_newer_update_or_the_operator() {
+    let pulling = [VERIFIED, On::Accepted];
+    let newer = On::Verified { version: 13, place: ConfigPlace::Inline };
+    let mut machine = after(&pulling);
+    assert_eq!(machine.handle(newer, Time(0)), [Do::EndPull, Do::Report, Do::Check]);
+    assert_eq!(machine.report().version, Some(13));
+    // the end of the download of the one before
+    assert_eq!(machine.handle(done(Step::Pull), Time(0)), []);
+    let mut machine = after(&pulling);
+    let back = On::RollBack { steps_down: false };
+    assert_eq!(machine.handle(back, Time(0)), [Do::EndPull, Do::Report]);
+    assert_eq!(machine.report().state, State::RolledBack);
+    // a message of another
+    let mut machine = after(&pulling);
+    let event = On::Refused { version: None, refusal: UpdateRefusal::LegacySignature };
+    assert_eq!(machine.handle(event, Time(0)), []);
+    assert_eq!(machine.handle(done(Step::Pull), Time(0)), [Do::Stage]);
 }
 
 /// The broker delivers a retained message at each connection.
@@ -181,6 +210,7 @@ fn no_event_is_out_of_place() {
     let events = || {
         let steps = [
             Step::Fetch,
+            Step::Pull,
             Step::Stage,
             Step::BeginTry,
             Step::Switch,
