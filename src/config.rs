@@ -129,17 +129,17 @@ pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Config, Vec<Mi
     let bytes =
         files::read(&path, CONFIG_BYTES_MAX).map_err(|e| one(&shown, unreadable(&path, &e)))?;
     let text = file_text::decode(&bytes).map_err(|message| one(&shown, message))?;
-    let config = of_text(text, (path, &shown), variables)?;
+    let config = of_text(text, (path, &shown), variables, read::read(text, variables))?;
     Ok(Config { digest: source::digest(&bytes), ..config })
 }
 
-/// The configuration of this text; `shown` is its name in messages.
+/// The configuration of this text, which was read into a catalog; `shown` is its name in messages.
 fn of_text(
     text: &str,
     (path, shown): (PathBuf, &str),
     variables: &Variables,
+    (catalog, mistakes): (Catalog, Vec<Mistake>),
 ) -> Result<Config, Vec<Mistake>> {
-    let (catalog, mistakes) = read::read(text, variables);
     let file: Option<Value> = serde_json::from_str(text).ok();
     let mut warnings = file.as_ref().map(secret::literal).unwrap_or_default();
     warnings.extend(env_file_warnings());

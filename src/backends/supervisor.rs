@@ -301,8 +301,9 @@ impl Supervisor {
                 let caller = self.router.as_ref().ok_or_else(none)?.call(topic).await?;
                 Ok(Reached::mcp(connect_stateless(caller, patience).await?, None))
             }
-            Entry::Http { url, headers } => {
-                Ok(Reached::mcp(connect_http(&url.0, &headers.0, patience).await?, None))
+            Entry::Http { url, headers, addresses } => {
+                let reached = connect_http(&url.0, &headers.0, addresses, patience).await?;
+                Ok(Reached::mcp(reached, None))
             }
         }
     }

@@ -4,6 +4,7 @@
 //! `provider`, `task` and `rule` hold the types, `read` and the `read_*` files hold the mirrors of
 //! the file's format and the checks. A mirror is never seen outside this module.
 
+pub mod addresses;
 mod bounds;
 #[expect(clippy::module_inception, reason = "the file holds the type of the same name")]
 pub mod catalog;

@@ -2,6 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
+use super::addresses::AddressRule;
 use super::read_server::is_engine;
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
@@ -40,6 +41,8 @@ pub struct ModelFileEntry {
     pub path: String,
     /// Where it comes from.
     pub source: ModelSource,
+    /// Which addresses the source may have, and the hosts that it redirects to.
+    pub addresses: AddressRule,
     /// Its SHA-256: 64 digits `0-9a-f`.
     pub sha256: String,
     /// Its exact length.

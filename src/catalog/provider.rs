@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::addresses::AddressRule;
 use super::secret::Secret;
 use crate::money::Price;
 
@@ -13,6 +14,8 @@ pub struct Provider {
     pub kind: ProviderKind,
     /// The URL that the protocol's paths are appended to, without a slash at the end.
     pub base_url: String,
+    /// Which addresses the provider may have.
+    pub addresses: AddressRule,
     /// The provider's name of the model.
     pub model: String,
     /// The region that requests are signed for; none if they are not signed.

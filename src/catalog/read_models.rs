@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::addresses::AddressRule;
 use super::mistake::Scope;
 use super::model::{
     ModelEntry, ModelFileEntry, ModelKind, ModelSource, folder_digest, is_graph, is_model_name,
@@ -129,7 +130,8 @@ impl RawModel {
                 let (sha256, bytes) = (self.sha256?, self.bytes?);
                 check_digest(&sha256, &mut scope.at("sha256"));
                 check_bytes(bytes, &mut scope.at("bytes"));
-                let file = ModelFileEntry { path: name.clone(), source: base?, sha256, bytes };
+                let (path, source, addresses) = (name.clone(), base?, AddressRule::Any);
+                let file = ModelFileEntry { path, source, addresses, sha256, bytes };
                 (ModelKind::Gguf, vec![file])
             }
             Some(raw) => {
@@ -193,7 +195,8 @@ fn files(
             }
         };
         if let Some(source) = source {
-            found.push(ModelFileEntry { path, source, sha256, bytes });
+            let addresses = AddressRule::Any;
+            found.push(ModelFileEntry { path, source, addresses, sha256, bytes });
         }
     }
     found.sort_by(|one, other| one.path.cmp(&other.path));

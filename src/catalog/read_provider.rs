@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::addresses::AddressRule;
 use super::mistake::Scope;
 use super::provider::{Provider, ProviderKind};
 use super::read_budget::RawPrice;
@@ -153,6 +154,7 @@ impl RawProvider {
         let provider = Provider {
             kind,
             base_url: base_url.trim_end_matches('/').to_owned(),
+            addresses: AddressRule::Any,
             model,
             region,
             key: self.key,

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::addresses::AddressRule;
 use super::bounds::TOPIC_PATTERN;
 use super::mistake::{Mistakes, Scope};
 use super::public_key::ServicePublicKey;
@@ -301,7 +302,8 @@ impl RawServer {
             (None | Some("http" | "streamable-http"), None, Some(url))
                 if url.starts_with("http://") || url.starts_with("https://") =>
             {
-                Some(Endpoint::Http { url: Secret(url), headers: Secret(raw.headers) })
+                let (url, headers) = (Secret(url), Secret(raw.headers));
+                Some(Endpoint::Http { url, headers, addresses: AddressRule::Any })
             }
             (None | Some("http" | "streamable-http"), None, Some(_)) => {
                 mistake("url must start with http:// or https://")

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::addresses::AddressRule;
 use super::provider::Provider;
 use super::public_key::ServicePublicKey;
 use super::secret::Secret;
@@ -49,6 +50,8 @@ pub enum Endpoint {
         url: Secret<String>,
         /// The headers of every request.
         headers: Secret<BTreeMap<String, String>>,
+        /// Which addresses the server may have.
+        addresses: AddressRule,
     },
     /// MCP over MQTT, by the service's own connection to the broker.
     Mqtt {

@@ -16,7 +16,7 @@ use crate::catalog::server::{Endpoint, ServerEntry};
 use crate::fleet::digest::Digest;
 use crate::fleet::local::LocalConfig;
 use crate::fleet::trust::Trust;
-use crate::fleet::{boundary, merge};
+use crate::fleet::{boundary, merge, places};
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::net::tls::TlsFiles;
 use crate::store::files;
@@ -81,7 +81,8 @@ impl ConfigSource {
         let file = local_value(&local).map_err(wrong)?;
         let remote = boundary::parse(text)?;
         let effective = merge::effective(&file, &remote, trust);
-        let config = of_text(&effective, (local.path.clone(), &shown), &variables)?;
+        let found = places::read(&effective, &variables, &local.catalog, trust);
+        let config = of_text(&effective, (local.path.clone(), &shown), &variables, found)?;
         let of_file = LocalConfig {
             file: &file,
             catalog: &local.catalog,

@@ -96,7 +96,7 @@ pub fn check_url(text: &str, neighbours: &BTreeSet<String>) -> Result<(), String
 }
 
 /// What to do for a host of the local network.
-const NEIGHBOUR: &str =
+pub const NEIGHBOUR: &str =
     "for a host of the local network, list its origin in neighbours of the trust policy";
 
 /// Names that never belong to the public internet (RFC 6761, RFC 6762, RFC 8375, RFC 9476, and the name

@@ -12,12 +12,13 @@ use super::envelope::Envelope;
 use super::local::LocalConfig;
 use super::merge;
 use super::moment::Moment;
+use super::places;
 use super::refusal::UpdateRefusal;
 use super::signature::{Received, Signed};
 use super::target::UpdateTarget;
 use super::trust::{AllowedCommand, Trust};
 use crate::catalog::catalog::Catalog;
-use crate::catalog::{read, secret};
+use crate::catalog::secret;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::limits::fleet::{ISSUED_AHEAD_MAX, SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
 
@@ -193,7 +194,7 @@ pub fn meaning(
     }
     verified.authority.permits(&merge::changes(local.running, &remote))?;
     let effective = merge::effective(local.file, &remote, trust);
-    let (catalog, mut mistakes) = read::read(&effective, local.variables);
+    let (catalog, mut mistakes) = places::read(&effective, local.variables, local.catalog, trust);
     // the parts of a catalog with mistakes are not compared: they are not what is written
     let effective_catalog = mistakes.is_empty().then_some(&catalog);
     let forbidden = boundary::check(local, effective_catalog, &remote, trust);

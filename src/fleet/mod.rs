@@ -17,6 +17,7 @@ pub mod fuzzing;
 pub mod local;
 pub mod merge;
 pub mod moment;
+pub mod places;
 pub mod reason;
 pub mod refusal;
 pub mod signature;

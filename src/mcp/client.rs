@@ -30,6 +30,7 @@ use super::http_client::{self, BoundedHttpClient};
 use super::http_errors::McpHttpClient;
 use super::tap::{OrderedProgress, ProgressEvent, ProgressSink};
 use super::transport::BoxTransport;
+use crate::catalog::addresses::AddressRule;
 use crate::catalog::url::ServerSecrets;
 use crate::limits::{
     ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, PROGRESS_MAX, TAP_CHUNKS_MAX,
@@ -242,6 +243,7 @@ where
 pub async fn connect_http(
     url: &str,
     headers: &BTreeMap<String, String>,
+    addresses: &AddressRule,
     patience: Patience,
 ) -> Result<(Remote, Closed), Fault> {
     let mut custom = std::collections::HashMap::new();
@@ -259,7 +261,8 @@ pub async fn connect_http(
     // without the URL, in which a key may stand
     let parsed = reqwest::Url::parse(url)
         .map_err(|e| Fault::unavailable(format!("the value of url is not a URL: {e}")))?;
-    let client = client::builder(&parsed).build().map_err(|e| {
+    let builder = client::builder(&parsed, addresses).map_err(Fault::unavailable)?;
+    let client = builder.build().map_err(|e| {
         Fault::unavailable(format!("the HTTP client cannot be created: {}", e.without_url()))
     })?;
     let client = McpHttpClient { client: BoundedHttpClient(client), secrets: Arc::clone(&secrets) };

@@ -1,6 +1,7 @@
 //! The errors of the HTTP client of MCP servers, without the secrets of the server's URL and headers.
 
 use std::borrow::Cow;
+use std::io;
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
@@ -13,6 +14,7 @@ use sse_stream::Sse;
 
 use super::http_client::{BoundedHttpClient, Headers};
 use crate::catalog::url::ServerSecrets;
+use crate::net::client;
 
 /// An HTTP client of one MCP server. The transport logs errors itself, so that they are changed here.
 #[derive(Clone)]
@@ -27,7 +29,10 @@ impl McpHttpClient {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the other errors have no foreign text")]
     fn hide(&self, error: HttpError) -> HttpError {
         match error {
-            HttpError::Client(error) => HttpError::Client(error.without_url()),
+            HttpError::Client(error) => match client::not_public(&error) {
+                Some(why) => HttpError::Io(io::Error::other(why)),
+                None => HttpError::Client(error.without_url()),
+            },
             HttpError::UnexpectedServerResponse(text) => {
                 HttpError::UnexpectedServerResponse(Cow::Owned(self.secrets.hide(&text)))
             }

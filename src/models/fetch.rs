@@ -88,7 +88,7 @@ impl Download<'_> {
     /// Attempts until the part is complete.
     async fn download(&self, mut part: PartFile, url: &str) -> Result<PartFile, ModelFault> {
         let first = Url::parse(url).map_err(|e| ModelFault::Refused(format!("no URL: {e}")))?;
-        let client = source::client(&first, self.ca)?;
+        let client = source::client(&first, self.ca, &part.entry().addresses)?;
         let mut failures = 0;
         let mut best = part.len();
         self.tell(&part);
@@ -151,7 +151,7 @@ impl Download<'_> {
         client: &Client,
         url: &Url,
     ) -> Result<(PartFile, Result<(), AttemptFault>), ModelFault> {
-        let asked = source::request(client, url, &part);
+        let asked = source::request(client, url, &part, self.ca);
         let response = tokio::select! {
             () = self.cancel.cancelled() => return Err(ModelFault::Cancelled),
             response = tokio::time::timeout(self.store.pace.stall, asked) => response,

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::ModelStore;
 use super::fault::ModelFault;
 use super::part::PartFile;
+use crate::catalog::addresses::AddressRule;
 use crate::catalog::model::ModelFileEntry;
 use crate::catalog::url::without_secrets;
 use crate::clock;
@@ -78,13 +79,18 @@ pub(super) struct ResponseHead {
 /// flow control would bound the rate.
 ///
 /// # Errors
-/// If the certificates can't be used.
-pub(super) fn client(url: &Url, ca: Option<&str>) -> Result<Client, ModelFault> {
+/// If the certificates can't be used, or the rule does not permit the URL.
+pub(super) fn client(
+    url: &Url,
+    ca: Option<&str>,
+    addresses: &AddressRule,
+) -> Result<Client, ModelFault> {
     let files = tls::TlsFiles { ca: ca.map(str::to_owned), ..tls::TlsFiles::default() };
     let tls = tls::client(&files).map_err(|e| ModelFault::Refused(format!("{e:#}")))?;
     let mut tls = tls.as_ref().clone();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let built = client::builder(url)
+    let built = client::builder(url, addresses)
+        .map_err(ModelFault::Refused)?
         .tls_backend_preconfigured(tls)
         .user_agent(concat!("pilotlight/", env!("CARGO_PKG_VERSION")))
         .build();
@@ -92,13 +98,15 @@ pub(super) fn client(url: &Url, ca: Option<&str>) -> Result<Client, ModelFault> 
 }
 
 /// Asks for what the part lacks. Redirects are followed to encrypted hosts only; the digest of the file,
-/// not the host, vouches for the content.
+/// not the host, vouches for the content. The address rule of the file holds for each host.
 pub(super) async fn request(
     client: &Client,
     first: &Url,
     part: &PartFile,
+    ca: Option<&str>,
 ) -> Result<Response, AttemptFault> {
-    let mut url = first.clone();
+    let addresses = &part.entry().addresses;
+    let (mut url, mut client) = (first.clone(), client.clone());
     for _ in 0..=DOWNLOAD_REDIRECTS_MAX {
         let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
         if part.len() > 0 {
@@ -107,12 +115,19 @@ pub(super) async fn request(
                 request = request.header(IF_RANGE, version);
             }
         }
-        let response = request.send().await.map_err(|e| AttemptFault::again(why(e)))?;
+        let response = request.send().await.map_err(|error| match client::not_public(&error) {
+            Some(why) => AttemptFault::refused(why),
+            None => AttemptFault::again(why(error)),
+        })?;
         let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
         if !is_redirect {
             return Ok(response);
         }
-        url = redirected(&url, response.headers()).map_err(AttemptFault::refused)?;
+        let to = redirected(&url, response.headers()).map_err(AttemptFault::refused)?;
+        if to.origin() != url.origin() && *addresses != AddressRule::Any {
+            client = self::client(&to, ca, addresses).map_err(AttemptFault::last)?;
+        }
+        url = to;
     }
     let host = shown(first);
     Err(AttemptFault::refused(format!(

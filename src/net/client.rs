@@ -1,24 +1,54 @@
 //! HTTP clients for remote models: timeouts, no redirects, and no proxy for loopback.
 
+use std::error::Error;
 use std::net::IpAddr;
 
 use reqwest::{ClientBuilder, Url, redirect};
 
 use super::lookup::Lookup;
+use super::public_lookup::{NotPublic, PublicLookup, check_literal};
+use crate::catalog::addresses::AddressRule;
 use crate::limits::{CONNECT_MAX, UNACKNOWLEDGED_MAX};
 
 /// The builder of a client for the host of this URL.
 ///
 /// Redirects are not followed: they would leak the key to another host. The proxies of the
 /// environment are used except for loopback, where requests are not encrypted.
-pub fn builder(url: &Url) -> ClientBuilder {
+///
+/// Under [`AddressRule::Public`] each new connection goes to an address that was looked up and checked
+/// here, so no proxy is used, which would look the name up itself. The client must not be used for a URL of
+/// another origin.
+///
+/// # Errors
+/// If the rule does not permit the scheme or the literal address of the URL: the host, and what to do.
+pub fn builder(url: &Url, addresses: &AddressRule) -> Result<ClientBuilder, String> {
     let builder = reqwest::Client::builder()
         .redirect(redirect::Policy::none())
         .connect_timeout(CONNECT_MAX)
         .tcp_user_timeout(UNACKNOWLEDGED_MAX)
-        .tcp_nodelay(true)
-        .dns_resolver(Lookup::new(url.scheme() == "https"));
-    if url.host_str().is_some_and(is_loopback) { builder.no_proxy() } else { builder }
+        .tcp_nodelay(true);
+    if let AddressRule::Public { neighbours } = addresses
+        && !neighbours.contains(&url.origin().ascii_serialization())
+    {
+        check_literal(url)?;
+        return Ok(builder.https_only(true).no_proxy().dns_resolver(PublicLookup::new()));
+    }
+    let builder = builder.dns_resolver(Lookup::new(url.scheme() == "https"));
+    Ok(if url.host_str().is_some_and(is_loopback) { builder.no_proxy() } else { builder })
+}
+
+/// The host, its address and what to do, if a request failed because [`AddressRule::Public`] does not permit
+/// the address; no connection was made then.
+pub fn not_public(error: &reqwest::Error) -> Option<String> {
+    let mut cause = error.source();
+    // bounded by the causes of one error
+    while let Some(error) = cause {
+        if let Some(NotPublic(why)) = error.downcast_ref() {
+            return Some(why.clone());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// Whether the host of a URL, or of a `Host` header without its port, is a loopback address or

@@ -3,4 +3,5 @@
 pub mod client;
 mod lookup;
 pub mod public;
+mod public_lookup;
 pub mod tls;

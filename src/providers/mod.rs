@@ -142,7 +142,8 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
     let url = format!("{}/{}", entry.base_url, (protocol.path)(entry));
     let url = Url::parse(&url)
         .map_err(|e| Fault::unavailable(format!("the value of base_url is not a URL: {e}")))?;
-    let client = client::builder(&url)
+    let client = client::builder(&url, &entry.addresses)
+        .map_err(Fault::unavailable)?
         .tls_backend_preconfigured(tls)
         .default_headers(headers)
         .read_timeout(silence)

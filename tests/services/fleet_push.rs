@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::support::PROGRAM;
+use crate::support::cloud::{Cloud, answer, entry};
 use crate::support::mqtt::{App, Mosquitto};
+use crate::support::network::{NameServer, Naming, in_own_network, ip};
 use crate::support::service::{Service, catalog, program, signal};
 
 /// A manager with a key, and a broker.
@@ -93,10 +95,22 @@ impl Manager {
         let labels = json!({"cold": [], "hot": []});
         file["pilotlight"]["tasks"] =
             json!({"state": {"template": "reading {{word}}", "labels": labels}});
+        self.launch(folder, &file, &[])
+    }
+
+    fn launch(&self, folder: tempfile::TempDir, file: &Value, more: &[(&str, &str)]) -> Service {
         let url = format!("mqtt://127.0.0.1:{}", self.broker.port);
         let trust = self.path("trust.json").display().to_string();
-        let env = [("PILOTLIGHT_TRUST", trust.as_str())];
-        Service::launch_in(folder, &file, &url, &env)
+        let env = [&[("PILOTLIGHT_TRUST", trust.as_str())], more].concat();
+        Service::launch_in(folder, file, &url, &env)
+    }
+
+    /// Lets the devices of this manager have this neighbour.
+    fn permit(&self, neighbour: &str) {
+        let path = self.path("trust.json");
+        let mut trust: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        trust["neighbours"] = json!([neighbour]);
+        std::fs::write(path, trust.to_string()).unwrap();
     }
 
     /// Signs a configuration for the fleet.
@@ -288,4 +302,73 @@ async fn a_trial_that_ends_with_the_service_is_tried_once_more() {
     assert_eq!(state["config"]["source"], "file");
     device.ready().await;
     assert_eq!(manager.ask(json!({"prompt": "a"})).await["source"]["model"], "old");
+}
+
+/// A name of a remote configuration gets an address of the local network after it was accepted, and is not
+/// connected to: not by the running service, nor by one that starts with the configuration. The name of
+/// the local file is.
+#[test]
+fn a_name_with_another_address_is_not_connected_to() {
+    in_own_network("fleet_push::a_name_with_another_address_is_not_connected_to", async {
+        ip("addr add 11.0.0.1/32 dev lo");
+        let names = NameServer::start(Naming::With([11, 0, 0, 1].into())).await;
+        let (far, certificate) = Cloud::start_named("far.example", [answer(&["far"])]).await;
+        let (own, other) = Cloud::start_named("own.example", [answer(&["own"])]).await;
+        // it would look the names up itself
+        let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = format!("http://{}", proxy.local_addr().unwrap());
+        let env = [("HTTPS_PROXY", at.as_str()), ("NO_PROXY", "own.example")];
+        let mut manager = Manager::new().await;
+        let ca = manager.path("ca.pem");
+        std::fs::write(&ca, certificate + &other).unwrap();
+        let provider = |url: &str| {
+            let mut provider = entry(url);
+            (provider["ca"], provider["silence_ms"]) = (json!(ca), json!(20_000));
+            provider
+        };
+        let mut file = catalog(&["--scripted", "old", "--slots", "4"]);
+        file["pilotlight"]["providers"] = json!({"own": provider(&own.url)});
+        let device = manager.launch(tempfile::tempdir().unwrap(), &file, &env);
+        device.ready().await;
+        let config = json!({
+            "mcpServers": {"local": {"command": "better"}},
+            "pilotlight": {"providers": {"own": provider(&own.url), "far": provider(&far.url)}},
+        });
+        manager.push(&config).await;
+        device.until("adopted", |state| state["config"]["source"] == "update").await;
+        let ask = async |device: &Service, model: &str| {
+            let messages = json!([{"role": "user", "content": "x"}]);
+            device.chat(json!({"model": model, "messages": messages})).await
+        };
+        for n in 0..3 {
+            assert_eq!(ask(&device, "far").await.0, 200, "{n}");
+        }
+        device.until("kept", |state| state["config"]["state"] == "kept").await;
+        let opened = far.opened();
+        names.now(Naming::With([127, 0, 0, 1].into()));
+        let (status, said) = ask(&device, "far").await;
+        assert!(status >= 500, "{said}");
+        let why = said.to_string();
+        assert!(why.contains("far.example has the address 127.0.0.1"), "{said}");
+        assert!(why.contains("neighbours of the trust policy"), "{said}");
+        assert_eq!(ask(&device, "own").await.0, 200);
+        let Service { folder, mut child, .. } = device;
+        child.kill().await.unwrap();
+        let device = manager.launch(folder, &file, &env);
+        device.until("started", |state| state["config"]["source"] == "update").await;
+        device.ready().await;
+        let (status, said) = ask(&device, "far").await;
+        assert!(status >= 500 && said.to_string().contains("127.0.0.1"), "{said}");
+        assert_eq!(ask(&device, "own").await.0, 200);
+        assert_eq!(far.opened(), opened, "a connection was made");
+        let Service { folder, mut child, .. } = device;
+        child.kill().await.unwrap();
+        manager.permit(far.url.trim_end_matches("/v1"));
+        let env = [("HTTPS_PROXY", at.as_str()), ("NO_PROXY", "own.example,far.example")];
+        let device = manager.launch(folder, &file, &env);
+        device.until("started", |state| state["config"]["source"] == "update").await;
+        device.ready().await;
+        assert_eq!(ask(&device, "far").await.0, 200);
+        assert!(futures::FutureExt::now_or_never(proxy.accept()).is_none(), "the proxy was used");
+    });
 }

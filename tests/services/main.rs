@@ -14,6 +14,7 @@
 )]
 
 mod access_rules;
+mod addresses;
 mod anthropic;
 #[cfg(feature = "bedrock")]
 mod bedrock;

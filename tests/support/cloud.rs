@@ -76,7 +76,9 @@ impl Cloud {
         named: Option<(&str, TlsAcceptor)>,
         is_round: bool,
     ) -> Cloud {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // a name may stand for any address of the machine
+        let host = if named.is_some() { "0.0.0.0:0" } else { "127.0.0.1:0" };
+        let listener = TcpListener::bind(host).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (url, tls) = match named {
             Some((name, tls)) => (format!("https://{name}:{}/v1", address.port()), Some(tls)),

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use axum::Router;
 use pilotlight::backends::scripted::{Crash, Scripted};
+use pilotlight::catalog::addresses::AddressRule;
 use pilotlight::ingress::http;
 use pilotlight::limits::ENGINE_SILENCE_MAX;
 use pilotlight::mcp::client::{Closed, Patience, Remote, connect, connect_http};
@@ -85,6 +86,14 @@ pub async fn child(args: &[&str]) -> (Remote, Closed, Child) {
 
 /// A model behind the service's HTTP stack; stops when the token is cancelled.
 pub async fn over_http(model: Arc<dyn Generate>) -> (Remote, Closed, CancellationToken) {
+    let (url, stop) = over_http_at(model).await;
+    let reached = connect_http(&url, &BTreeMap::new(), &AddressRule::Any, patience()).await;
+    let (remote, closed) = reached.unwrap();
+    (remote, closed, stop)
+}
+
+/// The same before a client has come; gives the URL.
+pub async fn over_http_at(model: Arc<dyn Generate>) -> (String, CancellationToken) {
     pilotlight::net::tls::install_provider();
     let stop = CancellationToken::new();
     let handler = McpServer::new(Arc::new(SingleModel(model)));
@@ -92,9 +101,7 @@ pub async fn over_http(model: Arc<dyn Generate>) -> (Remote, Closed, Cancellatio
     let listener = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(http::serve(listener, routes, stop.clone()));
-    let url = format!("http://{addr}/mcp");
-    let (remote, closed) = connect_http(&url, &BTreeMap::new(), patience()).await.unwrap();
-    (remote, closed, stop)
+    (format!("http://{addr}/mcp"), stop)
 }
 
 /// The prepared model, if `scripts/test` has fetched it.

@@ -136,7 +136,8 @@ impl Mosquitto {
     pub async fn with(port: u16, config: &str) -> Mosquitto {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mosquitto.conf");
-        let common = "set_tcp_nodelay true\nlog_type error\n";
+        // no other user is known in a network of a test's own
+        let common = "set_tcp_nodelay true\nlog_type error\nuser root\n";
         std::fs::write(&path, format!("{config}{common}")).unwrap();
         let child = tokio::process::Command::new("mosquitto")
             .arg("-c")

@@ -60,9 +60,11 @@ pub enum Naming {
     Never,
     /// `SERVFAIL`: it can't ask those who would know.
     Fails,
+    /// At once, with this address.
+    With(Ipv4Addr),
 }
 
-/// The one name server of a network; every name is 127.0.0.1.
+/// The one name server of a network; every name is 127.0.0.1, if it has not another address.
 #[derive(Clone)]
 pub struct NameServer {
     manner: Arc<Mutex<Naming>>,
@@ -82,12 +84,13 @@ impl NameServer {
             while let Ok((length, from)) = socket.recv_from(&mut query).await {
                 name_server.asked.fetch_add(1, Ordering::Relaxed);
                 let manner = *name_server.manner.lock().unwrap();
-                let (wait, fails) = match manner {
-                    Naming::After(wait) => (wait, false),
-                    Naming::Fails => (Duration::ZERO, true),
+                let (wait, address) = match manner {
+                    Naming::After(wait) => (wait, Some(Ipv4Addr::LOCALHOST)),
+                    Naming::With(address) => (Duration::ZERO, Some(address)),
+                    Naming::Fails => (Duration::ZERO, None),
                     Naming::Never => continue,
                 };
-                let (socket, reply) = (socket.clone(), reply(&query[..length], fails));
+                let (socket, reply) = (socket.clone(), reply(&query[..length], address));
                 tokio::spawn(async move {
                     tokio::time::sleep(wait).await;
                     let _ = socket.send_to(&reply, from).await;
@@ -108,17 +111,20 @@ impl NameServer {
 }
 
 /// The reply to a query of one name. Source: RFC 1035, section 4.
-fn reply(query: &[u8], fails: bool) -> Vec<u8> {
+fn reply(query: &[u8], address: Option<Ipv4Addr>) -> Vec<u8> {
     let name = 1 + query[12..].iter().position(|byte| *byte == 0).unwrap();
     let question = &query[12..12 + name + 4];
     let is_ipv4 = question[name..] == [0, 1, 0, 1];
-    let answers = u8::from(is_ipv4 && !fails);
+    let fails = address.is_none();
+    let address = address.filter(|_| is_ipv4);
+    let answers = u8::from(address.is_some());
     let mut reply = query[..2].to_vec();
     reply.extend([0x81, if fails { 0x82 } else { 0x80 }, 0, 1, 0, answers, 0, 0, 0, 0]);
     reply.extend(question);
-    if answers == 1 {
+    if let Some(address) = address {
         // the name above, IPv4, for no time at all
-        reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1]);
+        reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+        reply.extend(address.octets());
     }
     reply
 }

@@ -10,6 +10,7 @@ use crate::catalog::mistake::{Mistakes, Scope};
 use crate::catalog::server::{Endpoint, ServerEntry};
 use crate::fleet::address::check_url;
 use crate::fleet::local::LocalConfig;
+use crate::fleet::places::{PlaceKind, is_local};
 use crate::fleet::trust::{Trust, origin};
 use crate::model::context::Locality;
 
@@ -27,7 +28,7 @@ pub(super) fn check_text(
         let mut scope = mistakes.at("mcpServers");
         let mut scope = scope.at(name);
         check_command(server, trust, &mut scope);
-        check_place(server, "url", trust, &mut scope);
+        check_place(server, (PlaceKind::Server, "url"), local.catalog, trust, &mut scope);
         let options = &ours["servers"][name.as_str()];
         if server.get("command").is_some() && options.get("memory_mb").is_some() {
             let message = "the arguments of an allowed command are fixed; write --memory-mb into the \
@@ -39,7 +40,8 @@ pub(super) fn check_text(
         let mut scope = mistakes.at("pilotlight");
         let mut scope = scope.at("providers");
         let mut scope = scope.at(name);
-        check_place(provider, "base_url", trust, &mut scope);
+        let place = (PlaceKind::Provider, "base_url");
+        check_place(provider, place, local.catalog, trust, &mut scope);
         check_ca(provider, local.catalog, &mut scope);
     }
     check_models(
@@ -82,9 +84,18 @@ fn check_command(server: &Value, trust: &Trust, scope: &mut Scope<'_>) {
     scope.at("command").add(message);
 }
 
-/// The URL of an entry.
-fn check_place(entry: &Value, key: &str, trust: &Trust, scope: &mut Scope<'_>) {
+/// The URL of an entry; one that the local file has in such an entry is not checked.
+fn check_place(
+    entry: &Value,
+    (kind, key): (PlaceKind, &str),
+    local: &Catalog,
+    trust: &Trust,
+    scope: &mut Scope<'_>,
+) {
     let Some(url) = entry.get(key).and_then(Value::as_str) else { return };
+    if is_local(local, kind, url) {
+        return;
+    }
     if let Err(message) = check_url(url, &trust.neighbours) {
         scope.at(key).add(message);
     }
@@ -108,10 +119,11 @@ fn check_ca(entry: &Value, local: &Catalog, scope: &mut Scope<'_>) {
 fn check_models(models: &Value, local: &Catalog, trust: &Trust, scope: &mut Scope<'_>) {
     for (name, model) in members(models) {
         let mut scope = scope.at(name);
-        check_place(model, "source", trust, &mut scope);
+        let place = (PlaceKind::Model, "source");
+        check_place(model, place, local, trust, &mut scope);
         check_ca(model, local, &mut scope);
         for (at, file) in model["files"].as_array().into_iter().flatten().enumerate() {
-            check_place(file, "source", trust, &mut scope.at("files").item(at));
+            check_place(file, place, local, trust, &mut scope.at("files").item(at));
         }
     }
 }
