@@ -490,6 +490,7 @@ pub fn dry(config: Config) -> Config {
         skills: Vec::new(),
         fallbacks: Vec::new(),
         price: crate::money::Price::default(),
+        tools: BTreeMap::new(),
     };
     Config { catalog: Catalog { servers: vec![server], ..config.catalog }, ..config }
 }

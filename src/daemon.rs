@@ -36,6 +36,7 @@ use crate::ingress::updates::Updates;
 use crate::metrics::Metrics;
 use crate::pressure::Bounds;
 use crate::pressure::level::DevicePressure;
+use crate::store::tool_pins::ToolPins;
 
 /// The configuration to start with: the signed update that counts, unless it does not fit the local file.
 fn with_update(local: &Config, source: &mut ConfigSource) -> Config {
@@ -67,6 +68,11 @@ fn state_folder(config: &Config) -> Option<&Path> {
 /// The store of what is kept over a restart.
 pub fn keep_of(config: &Config) -> LearnedStore {
     LearnedStore::new(state_folder(config), device::governor(&config.sensors))
+}
+
+/// The pinned tools of the device's servers.
+pub fn pins_of(config: &Config) -> Arc<ToolPins> {
+    Arc::new(ToolPins::new(state_folder(config)))
 }
 
 /// The pressure of a device whose sensors are not read: none.
@@ -109,7 +115,8 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
     let broker_connection = broker_connection.transpose()?;
     let calls = broker_connection.as_ref().map(|connection| &connection.calls);
     let catalog = Arc::new(config.catalog.clone());
-    let mut core = Core::start(catalog, device_pressure, keep_of(&config), calls);
+    let (keep, pins) = (keep_of(&config), pins_of(&config));
+    let mut core = Core::start(catalog, device_pressure, keep, calls, pins);
     let service = Arc::new(Service::new(core.dispatch.clone()));
     let mut sensors = TaskGroup::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));

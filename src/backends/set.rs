@@ -18,6 +18,7 @@ use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::model::context::Locality;
 use crate::model::health::Health;
 use crate::model::link::{BackendHandle, BackendState};
+use crate::store::tool_pins::ToolPins;
 
 /// The digests of the files that an entry names, such as certificates: their content may change without
 /// the entry.
@@ -27,6 +28,7 @@ pub type FileDigests = BTreeMap<String, String>;
 pub struct RunningBackends {
     /// Routes calls to services on the broker.
     router: Option<CallRouter>,
+    pins: Arc<ToolPins>,
     stop: CancellationToken,
     present: Vec<RunningBackend>,
     supervisors: JoinSet<()>,
@@ -54,10 +56,10 @@ pub struct NextBackends {
 }
 
 impl RunningBackends {
-    /// An empty set; its backends over MQTT need `router`.
-    pub fn new(router: Option<CallRouter>) -> RunningBackends {
+    /// An empty set; its backends over MQTT need `router`. Their tools are those of `pins`.
+    pub fn new(router: Option<CallRouter>, pins: Arc<ToolPins>) -> RunningBackends {
         let stop = CancellationToken::new();
-        RunningBackends { router, stop, present: Vec::new(), supervisors: JoinSet::new() }
+        RunningBackends { router, pins, stop, present: Vec::new(), supervisors: JoinSet::new() }
     }
 
     /// Starts what these entries have and the present set has not. An engine that takes the place of
@@ -122,7 +124,7 @@ impl RunningBackends {
         files: FileDigests,
         after: Vec<CancellationToken>,
     ) -> RunningBackend {
-        let (handle, supervised) = supervise(entry, self.router.clone(), &self.stop);
+        let (handle, supervised) = supervise(entry, self.router.clone(), &self.pins, &self.stop);
         let (ended, is_delayed) = (CancellationToken::new(), !after.is_empty());
         let (guard, stop) = (ended.clone().drop_guard(), self.stop.clone());
         let service = match (&entry.endpoint, &self.router) {
@@ -199,6 +201,7 @@ impl RunningBackend {
         let before = self.entry.as_ref();
         before.locality == entry.locality
             && before.silence == entry.silence
+            && before.tools == entry.tools
             && is_same(&before.endpoint, &entry.endpoint)
             && self.files == *files
     }

@@ -17,6 +17,7 @@ use crate::mcp::client::{
     Closed, LineEnd, Patience, Remote, connect_http, connect_stateless, connect_watched,
 };
 use crate::mcp::over_mqtt::caller::CallRouter;
+use crate::mcp::tools::{Staleness, ToolFault, ToolList, ToolPolicy};
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
 use crate::model::health::Health;
@@ -24,6 +25,7 @@ use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::Out;
 use crate::providers;
 use crate::request::job::Job;
+use crate::store::tool_pins::ToolPins;
 
 /// Environment variables with secrets of the service, or their paths; no child process inherits them.
 const SECRETS: [&str; 3] =
@@ -35,6 +37,7 @@ const SECRETS: [&str; 3] =
 pub fn supervise(
     server: &ServerEntry,
     router: Option<CallRouter>,
+    pins: &Arc<ToolPins>,
     stop: &CancellationToken,
 ) -> (BackendHandle, impl Future<Output = ()> + Send + use<>) {
     let (link, state) = watch::channel(BackendState::Down(Health::Starting));
@@ -49,7 +52,8 @@ pub fn supervise(
         wanted,
     };
     let released = released(is_wanted.clone());
-    let supervisor = Supervisor { server: server.clone(), router, link, wanted: is_wanted };
+    let tools = tool_policy(server, pins);
+    let supervisor = Supervisor { server: server.clone(), router, tools, link, wanted: is_wanted };
     let stop = stop.child_token();
     let run = async move {
         let supervised = supervisor.run(stop.clone());
@@ -69,10 +73,52 @@ async fn released(mut wanted: watch::Receiver<bool>) {
     let _ = wanted.wait_for(|_| false).await;
 }
 
+/// How the tools of a server are checked; none if it has no tools, or is an engine of this program without
+/// a stated digest: its program is the one that runs.
+fn tool_policy(server: &ServerEntry, pins: &Arc<ToolPins>) -> Option<ToolPolicy> {
+    let place = match &server.endpoint {
+        Entry::Provider(_) => return None,
+        Entry::Child { .. } if server.is_own_engine() && server.tools.is_empty() => return None,
+        Entry::Child { command, .. } => format!("command:{command}"),
+        Entry::Http { url, .. } => {
+            let url = url::Url::parse(&url.0);
+            url.map_or_else(|_| "url".to_owned(), |url| url.origin().ascii_serialization())
+        }
+        Entry::Mqtt { topic, .. } => format!("mqtt:{topic}"),
+    };
+    let (server, stated) = (server.name.clone(), server.tools.clone());
+    Some(ToolPolicy { server, place, stated, pins: Arc::clone(pins) })
+}
+
+/// How an attempt to have the server up has ended.
+enum Ended {
+    /// It is tried again after a pause.
+    Unavailable(String),
+    /// A tool has changed.
+    Quarantined(String),
+}
+
+impl From<Fault> for Ended {
+    fn from(fault: Fault) -> Ended {
+        Ended::Unavailable(fault.to_string())
+    }
+}
+
+impl From<ToolFault> for Ended {
+    fn from(fault: ToolFault) -> Ended {
+        match fault {
+            ToolFault::Unreadable(fault) => fault.into(),
+            ToolFault::Quarantined(reason) => Ended::Quarantined(reason),
+        }
+    }
+}
+
 struct Supervisor {
     server: ServerEntry,
     /// Routes calls to services on the broker.
     router: Option<CallRouter>,
+    /// How its tools are checked.
+    tools: Option<ToolPolicy>,
     link: watch::Sender<BackendState>,
     /// Whether the server should be up.
     wanted: watch::Receiver<bool>,
@@ -108,7 +154,7 @@ impl Supervisor {
                 return;
             }
             let started = now();
-            let reason = self.run_once(&stop).await;
+            let ended = self.run_once(&stop).await;
             if stop.is_cancelled() {
                 return;
             }
@@ -121,13 +167,23 @@ impl Supervisor {
                 tracing::info!(server, "model unloaded to free memory");
                 continue;
             }
-            tracing::warn!(
-                server,
-                reason,
-                rest_ms = delay.as_millis(),
-                "model server unavailable; restart after a pause"
-            );
-            self.link.send_replace(BackendState::Down(Health::Unavailable { reason }));
+            let health = match ended {
+                Ended::Unavailable(reason) => {
+                    tracing::warn!(
+                        server,
+                        reason,
+                        rest_ms = delay.as_millis(),
+                        "model server unavailable; restart after a pause"
+                    );
+                    Health::Unavailable { reason }
+                }
+                Ended::Quarantined(reason) => Health::Quarantined { reason },
+            };
+            let is_told = self.link.borrow().health() == health;
+            if let (Health::Quarantined { reason }, false) = (&health, is_told) {
+                tracing::error!(server, reason, "model server quarantined: it is not called");
+            }
+            self.link.send_replace(BackendState::Down(health));
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = stop.cancelled() => return,
@@ -193,16 +249,56 @@ impl Supervisor {
     }
 
     /// Starts or reaches the server and waits until it ends; returns the reason.
-    async fn run_once(&self, stop: &CancellationToken) -> String {
+    async fn run_once(&self, stop: &CancellationToken) -> Ended {
         let opened = tokio::select! {
-            opened = tokio::time::timeout(ENGINE_LOAD_MAX, self.open_connection()) => opened,
-            () = stop.cancelled() => return "stopped".to_owned(),
+            opened = tokio::time::timeout(ENGINE_LOAD_MAX, self.open_checked()) => opened,
+            () = stop.cancelled() => return Ended::Unavailable("stopped".to_owned()),
         };
-        let reached = match opened {
-            Ok(Ok(reached)) => reached,
-            Ok(Err(fault)) => return fault.to_string(),
-            Err(_) => return format!("no ModelContext within {ENGINE_LOAD_MAX:?}"),
+        match opened {
+            Ok(Ok(reached)) => self.serve(reached, stop).await,
+            Ok(Err(ended)) => ended,
+            Err(_) => Ended::Unavailable(format!("no ModelContext within {ENGINE_LOAD_MAX:?}")),
+        }
+    }
+
+    /// Starts or reaches the server, and checks its tools.
+    async fn open_checked(&self) -> Result<Reached, Ended> {
+        let reached = self.open_connection().await?;
+        if let (Reached::Mcp(there), Some(policy)) = (&reached, &self.tools) {
+            there.remote.tools().check(policy).await?;
+        }
+        Ok(reached)
+    }
+
+    /// Checks the tools again when they may have changed; ends when they may not be called.
+    async fn tools_changed(&self, tools: Option<ToolList>) -> Ended {
+        let (Some(tools), Some(policy)) = (tools, &self.tools) else {
+            return std::future::pending().await;
         };
+        // bounded by the rest between two checks
+        loop {
+            let why = tools.stale().await;
+            match (tools.check(policy).await, why) {
+                // the connection may be better by the next check; calls tell if it is not
+                (Ok(()), _) | (Err(ToolFault::Unreadable(_)), Staleness::Old) => {}
+                (Err(fault), _) => return fault.into(),
+            }
+        }
+    }
+
+    /// Waits until a server with a connection ends; returns the reason.
+    async fn serve(&self, reached: Reached, stop: &CancellationToken) -> Ended {
+        let tools = match &reached {
+            Reached::Provider(_) => None,
+            Reached::Mcp(there) => Some(there.remote.tools().clone()),
+        };
+        tokio::select! {
+            reason = self.serve_until_end(reached, stop) => Ended::Unavailable(reason),
+            ended = self.tools_changed(tools) => ended,
+        }
+    }
+
+    async fn serve_until_end(&self, reached: Reached, stop: &CancellationToken) -> String {
         let (trouble, mut troubled) = watch::channel(None);
         let (up, line): (Arc<dyn Generate>, _) = match reached {
             Reached::Provider(model) => (model, None),

@@ -143,6 +143,11 @@ pub struct ModelArgument {
 }
 
 impl ServerEntry {
+    /// Whether it is an engine of this program.
+    pub fn is_own_engine(&self) -> bool {
+        matches!(&self.endpoint, Endpoint::Child { command, args, .. } if is_engine(command, args))
+    }
+
     /// The model that an engine of this program is started with; none for other servers.
     pub fn model_argument(&self) -> Option<ModelArgument> {
         let Endpoint::Child { command, args, .. } = &self.endpoint else { return None };

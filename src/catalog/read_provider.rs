@@ -175,6 +175,7 @@ impl RawProvider {
             skills: self.skills,
             fallbacks: self.fallbacks,
             price,
+            tools: BTreeMap::new(),
         })
     }
 }

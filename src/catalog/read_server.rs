@@ -27,6 +27,8 @@ pub(super) const TOPIC_LEVELS: &str =
 
 /// Before the hexadecimal digits of a pinned digest.
 const DIGEST_PREFIX: &str = "sha256:";
+/// The message for a digest of another form.
+const DIGEST: &str = "must be \"sha256:\" and 64 digits 0-9a-f";
 
 /// Whether this text can be the topic prefix of a service.
 pub(super) fn is_topic(topic: &str) -> bool {
@@ -106,6 +108,10 @@ pub(super) struct RawServerOptions {
     /// `sha256:` and 64 digits: an engine of this program loads no other model.
     #[schemars(regex(pattern = "^sha256:[0-9a-f]{64}$"))]
     digest: Option<String>,
+    /// Digests of the server's tools, `sha256:` and 64 digits: a tool of another form is not called. Without
+    /// one, the form at the first use counts.
+    #[schemars(extend("propertyNames" = {"enum": TOOLS}, "additionalProperties" = tool_digest()))]
+    tools: BTreeMap<String, String>,
     /// The memory that an engine of this program may allocate, in MiB.
     #[schemars(range(min = *ENGINE_MEMORY_MB.start(), max = *ENGINE_MEMORY_MB.end()))]
     memory_mb: Option<u64>,
@@ -145,6 +151,7 @@ pub(super) fn read(
         }
         let price = extra.price.check(&mut ours);
         let bounds = extra.engine_options(&mut ours);
+        extra.check_tools(&mut ours);
         let endpoint =
             server.and_then(|server| server.endpoint(&mut mistakes.at("mcpServers").at(&name)));
         let Some(mut endpoint) = endpoint else {
@@ -180,7 +187,10 @@ pub(super) fn read(
         });
         let silence = extra.silence_ms.map(Duration::from_millis);
         let (skills, fallbacks) = (extra.skills, extra.fallbacks);
-        found.push(ServerEntry { name, endpoint, locality, silence, skills, fallbacks, price });
+        let tools = extra.tools;
+        let entry =
+            ServerEntry { name, endpoint, locality, silence, skills, fallbacks, price, tools };
+        found.push(entry);
     }
     for (name, extra) in options {
         let mut ours = mistakes.at("pilotlight");
@@ -237,7 +247,29 @@ pub(super) fn check_plain_text(servers: &[ServerEntry], written: &Value, mistake
 const PLAIN_TEXT: &str = "http:// would send a secret in plain text over the network; use https://, or a \
                           loopback address";
 
+/// The tools of a server that are called, and so can be pinned.
+const TOOLS: [&str; 1] = ["generate"];
+
+/// The schema of a pinned digest.
+fn tool_digest() -> Value {
+    json!({"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"})
+}
+
 impl RawServerOptions {
+    fn check_tools(&self, scope: &mut Scope<'_>) {
+        let mut scope = scope.at("tools");
+        for (tool, digest) in &self.tools {
+            if !TOOLS.contains(&tool.as_str()) {
+                scope
+                    .at(tool)
+                    .add(format!("is no tool that is called; there is {}", TOOLS.join(", ")));
+            }
+            if !digest.strip_prefix(DIGEST_PREFIX).is_some_and(is_sha256) {
+                scope.at(tool).add(DIGEST);
+            }
+        }
+    }
+
     /// The arguments of an engine that carry its options.
     fn engine_options(&self, scope: &mut Scope<'_>) -> Vec<String> {
         let mut args = Vec::new();
@@ -245,7 +277,7 @@ impl RawServerOptions {
             match digest.strip_prefix(DIGEST_PREFIX) {
                 Some(hex) if is_sha256(hex) => args.extend(["--digest".to_owned(), digest.clone()]),
                 Some(_) | None => {
-                    scope.at("digest").add("must be \"sha256:\" and 64 digits 0-9a-f");
+                    scope.at("digest").add(DIGEST);
                 }
             }
         }

@@ -28,6 +28,9 @@ pub struct ServerEntry {
     pub fallbacks: Vec<String>,
     /// The price of its tokens.
     pub price: Price,
+    /// The digests that its tools must have, by tool: `sha256:` and 64 digits. Others are recorded at the
+    /// first use.
+    pub tools: BTreeMap<String, String>,
 }
 
 /// The address and the protocol of a server.

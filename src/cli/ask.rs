@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::output::write_piece;
 use super::{DONE, NOT_ANSWERED};
 use crate::config::Config;
-use crate::daemon::{Core, calm, connection_options, keep_of};
+use crate::daemon::{Core, calm, connection_options, keep_of, pins_of};
 use crate::ingress::answers;
 use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX, MQTT_INBOX_MAX};
@@ -122,7 +122,9 @@ impl AskArgs {
         let id = ask.id.clone();
         let job = ask.check(&Client::known("cli"), &config.catalog)?;
         let format = job.format.clone();
-        let core = Core::start(Arc::new(config.catalog.clone()), calm(), keep_of(&config), None);
+        let (catalog, keep, pins) =
+            (Arc::new(config.catalog.clone()), keep_of(&config), pins_of(&config));
+        let core = Core::start(catalog, calm(), keep, None, pins);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }

@@ -10,15 +10,16 @@ use super::{DONE, NOT_ANSWERED};
 use crate::backends::set::RunningBackends;
 use crate::catalog::golden::GoldenSet;
 use crate::config::Config;
-use crate::daemon::calm;
+use crate::daemon::{calm, pins_of};
 use crate::model::link::BackendState;
 use crate::trial::{GoldenScore, score};
 
 pub(super) async fn run(config: Config, json: bool) -> anyhow::Result<u8> {
+    let pins = pins_of(&config);
     let catalog = Arc::new(config.catalog);
     let sets: BTreeMap<String, GoldenSet> = catalog.golden_sets().collect();
     ensure!(!sets.is_empty(), "no task of {} has a golden set", config.path.display());
-    let mut models = RunningBackends::new(None);
+    let mut models = RunningBackends::new(None, pins);
     let set = models.prepare(&catalog.servers, |_| BTreeMap::new(), None);
     set.started().await;
     let backends = set.handles();

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::catalog::catalog::Catalog;
 use crate::clock;
 use crate::config::{Config, dry};
-use crate::daemon::Core;
+use crate::daemon::{Core, pins_of};
 use crate::device::Sensors;
 use crate::dispatch::{Dispatch, JobEnd, LearnedStore};
 use crate::limits::{ENGINE_LOAD_MAX, SAMPLE_EVERY};
@@ -51,7 +51,9 @@ pub(super) async fn live(
     config: Config,
 ) -> anyhow::Result<DayResult> {
     let (pressures, pressure) = watch::channel(DevicePressure::default());
-    let core = Core::start(Arc::new(with_remote(config)), pressure, LearnedStore::default(), None);
+    let pins = pins_of(&config);
+    let catalog = Arc::new(with_remote(config));
+    let core = Core::start(catalog, pressure, LearnedStore::default(), None, pins);
     let board = with_measured_rates(&core.dispatch, board).await?;
     let orders = day(&board, demand, seed);
     eprintln!(

@@ -24,6 +24,7 @@ mod simulate;
 mod start;
 mod status;
 mod thin_edge;
+mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -139,6 +140,9 @@ enum Command {
     /// Download, check, convert and quantize models.
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Show and approve the pinned tools of MCP servers.
+    #[command(subcommand)]
+    Tools(tools::ToolsCommand),
     /// Print completions for a shell.
     Completions {
         /// Shell.
@@ -170,6 +174,7 @@ impl Cli {
             | Command::Simulate(_)
             | Command::Mcp
             | Command::Model(_)
+            | Command::Tools(_)
             | Command::Completions { .. } => true,
         }
     }
@@ -245,6 +250,7 @@ impl Cli {
                 DONE
             }
             Command::Model(command) => command.run(path).await?,
+            Command::Tools(command) => command.run(path)?,
             Command::Completions { shell } => {
                 let mut out = std::io::stdout();
                 clap_complete::generate(shell, &mut Cli::command(), "pilotlight", &mut out);

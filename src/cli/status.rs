@@ -78,6 +78,9 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
             Health::Unavailable { reason } => {
                 print_line!("{name} ({place}): unavailable: {reason}");
             }
+            Health::Quarantined { reason } => {
+                print_line!("{name} ({place}): quarantined: {reason}");
+            }
         }
         if let Some(ModelContext { identification, runtime, .. }) = &server.context {
             print_line!("  {}", model(&identification.name, runtime));

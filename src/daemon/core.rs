@@ -16,6 +16,7 @@ use crate::dispatch::{Dispatch, LearnedStore};
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::model::link::BackendHandle;
 use crate::pressure::level::DevicePressure;
+use crate::store::tool_pins::ToolPins;
 
 /// Tasks that stop together.
 pub(super) struct TaskGroup {
@@ -53,14 +54,15 @@ pub struct Core {
 }
 
 impl Core {
-    /// Starts every model of the catalog; those over MQTT need `calls`.
+    /// Starts every model of the catalog; those over MQTT need `calls`. Their tools are those of `pins`.
     pub fn start(
         catalog: Arc<Catalog>,
         device_pressure: watch::Receiver<DevicePressure>,
         store: LearnedStore,
         calls: Option<&CallRouter>,
+        pins: Arc<ToolPins>,
     ) -> Core {
-        let mut models = RunningBackends::new(calls.cloned());
+        let mut models = RunningBackends::new(calls.cloned(), pins);
         let first = models.prepare(&catalog.servers, digests_of, None);
         let backends = first.handles();
         models.replace(first);

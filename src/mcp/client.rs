@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::answer::{check_answer, too_much};
 use super::cancels::{CallHandle, Reaction, send_cancels};
 use super::contract::{
     Generated, LOST, META_CACHE_GROUP, META_DEADLINE, META_FURTHEST, META_HOPS, META_OPEN_BYTES,
@@ -29,21 +30,19 @@ use super::handshake::read_context;
 use super::http_client::{self, BoundedHttpClient};
 use super::http_errors::McpHttpClient;
 use super::tap::{OrderedProgress, ProgressEvent, ProgressSink};
+use super::tools::ToolList;
 use super::transport::BoxTransport;
 use crate::catalog::addresses::AddressRule;
 use crate::catalog::url::ServerSecrets;
 use crate::limits::{
     ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, PROGRESS_MAX, TAP_CHUNKS_MAX,
-    TOOL_CALL_ID_BYTES_MAX, TOOL_CALLS_MAX,
 };
 use crate::model::context::{Locality, ModelContext};
-use crate::model::generate::{BoxFuture, Fault, Finish, Generate, Usage};
+use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
 use crate::model::out::Out;
 use crate::net::client;
-use crate::request::format::Format;
 use crate::request::job::Job;
 use crate::request::refusal::{Code, Refusal};
-use crate::request::tools::ToolCall;
 use crate::time::millis;
 use crate::wire::Ask;
 
@@ -59,6 +58,7 @@ pub struct Remote {
     tags: RandomState,
     /// What its faults must not contain.
     secrets: Arc<ServerSecrets>,
+    tools: ToolList,
     /// Closes the connection when the last owner goes.
     _line: LineGuard,
 }
@@ -213,13 +213,12 @@ async fn connect_with<T>(
 where
     T: Transport<RoleClient> + Send + 'static,
 {
+    let (announced, tools_announced) = watch::channel(0);
+    let transport = OrderedProgress::new(BoxTransport::new(transport), announced);
     // boxed: the handshake for all protocol versions is a large future
-    let service = Box::pin(
-        ClientConfig::default()
-            .serve_with_lifecycle(OrderedProgress::new(BoxTransport::new(transport)), lifecycle),
-    )
-    .await
-    .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")).bounded())?;
+    let service = Box::pin(ClientConfig::default().serve_with_lifecycle(transport, lifecycle))
+        .await
+        .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")).bounded())?;
     let peer = service.peer().clone();
     let (pace, told) = watch::channel(1.0);
     let (cancels, cancelled) = mpsc::channel(CANCELS_WAITING_MAX);
@@ -232,7 +231,9 @@ where
     let context = read_context(&peer).await?;
     let tags = RandomState::new();
     let silence = patience.silence;
-    let remote = Remote { peer, context, silence, pace, cancels, tags, secrets, _line: guard };
+    let tools = ToolList::new(peer.clone(), tools_announced);
+    let remote =
+        Remote { peer, context, silence, pace, cancels, tags, secrets, tools, _line: guard };
     Ok((remote, Closed { service, hangs: is_hung }))
 }
 
@@ -292,7 +293,17 @@ impl Generate for Remote {
 }
 
 impl Remote {
+    /// The tools of the server.
+    pub fn tools(&self) -> &ToolList {
+        &self.tools
+    }
+
     async fn call(&self, job: &Job, mut out: Out) -> Result<Usage, Fault> {
+        tokio::select! {
+            biased;
+            may_call = self.tools.may_call() => may_call?,
+            () = out.gone() => return Err(Fault::Cancelled),
+        }
         let (sink, mut beats) = mpsc::channel(TAP_CHUNKS_MAX + 1);
         let mut request = CallToolRequest::new(params_of(job)?);
         request.extensions.insert(ProgressSink(sink));
@@ -392,11 +403,6 @@ fn meta_of(job: &Job, tags: &RandomState) -> RequestMetaObject {
     meta
 }
 
-/// The fault of an answer beyond its bounds.
-fn too_much(what: &str) -> Fault {
-    Fault::ProtocolError(format!("the server sent more {what} than an answer may have"))
-}
-
 fn fault_of(error: &ServiceError) -> Fault {
     match error {
         ServiceError::McpError(error) if error.code == ErrorCode::INVALID_PARAMS => {
@@ -457,39 +463,6 @@ async fn usage_of(job: &Job, result: ServerResult, out: &mut Out) -> Result<Usag
     }
     check_answer(job, &generated.usage)?;
     Ok(Usage { chunks: out.written(), ..generated.usage })
-}
-
-/// Checks that calls are of offered tools, and that a label is one of those that were asked for.
-fn check_answer(job: &Job, usage: &Usage) -> Result<(), Fault> {
-    let calls = &usage.tool_calls;
-    let is_long = |call: &ToolCall| call.id.len() > TOOL_CALL_ID_BYTES_MAX;
-    if calls.len() > TOOL_CALLS_MAX || calls.iter().any(is_long) {
-        return Err(too_much("tool calls, or longer identifiers of them,"));
-    }
-    match &job.tools {
-        // an answer that was cut off has no calls
-        Some(_) if usage.finish == Finish::Length && calls.is_empty() => {}
-        Some(tools) => tools.allow(calls).map_err(Fault::ProtocolError)?,
-        None if calls.is_empty() => {}
-        None => {
-            let why = "a tool call although no tools were offered";
-            return Err(Fault::ProtocolError(why.to_owned()));
-        }
-    }
-    let is_asked = match (&job.format, &usage.classification) {
-        (Format::Label(labels), Some(chosen)) => {
-            let is_known = |label: &String| labels.examples.contains_key(label);
-            is_known(&chosen.label) && chosen.scores.keys().all(is_known)
-        }
-        (Format::Label(_), None) => false,
-        (Format::Text | Format::Json | Format::Schema(_) | Format::Embedding, chosen) => {
-            chosen.is_none()
-        }
-    };
-    if is_asked {
-        return Ok(());
-    }
-    Err(Fault::ProtocolError("it chose no label, or one that was not asked for".to_owned()))
 }
 
 fn read<T: serde::de::DeserializeOwned>(structured: JsonObject) -> Result<T, Fault> {

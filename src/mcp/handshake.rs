@@ -5,10 +5,10 @@ use std::io;
 
 use rmcp::RoleClient;
 use rmcp::model::{
-    ListResourcesResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse,
-    ResourceContents,
+    PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ResourceContents,
 };
 use rmcp::service::{Peer, ServiceError};
+use serde::Serialize;
 
 use super::contract::{context_uri, model_of_uri};
 use crate::limits::{CONTEXT_BYTES_MAX, LIST_BYTES_MAX, LIST_ITEMS_MAX, LIST_PAGES_MAX};
@@ -55,40 +55,83 @@ pub(super) async fn read_context(peer: &Peer<RoleClient>) -> Result<ModelContext
 
 /// The URI of the first model's context.
 async fn find_context(peer: &Peer<RoleClient>) -> Result<String, Fault> {
-    let (mut items, mut bytes) = (0, 0);
+    let mut bounds = PageBounds::new("resources");
     let mut cursor: Option<String> = None;
-    for _ in 0..LIST_PAGES_MAX {
+    // bounded by the pages
+    loop {
         let params =
             cursor.clone().map(|at| PaginatedRequestParams::default().with_cursor(Some(at)));
         let page = peer.list_resources(params).await.map_err(|e| unreadable(&e))?;
-        items += page.resources.len();
-        bytes += size_of(&page);
-        if items > LIST_ITEMS_MAX || bytes > LIST_BYTES_MAX {
-            return Err(broken(&format!(
-                "it lists {items} resources in {bytes} bytes, at most {LIST_ITEMS_MAX} in \
-                 {LIST_BYTES_MAX} bytes are read"
-            )));
-        }
+        bounds.take(page.resources.len(), &page)?;
         let mut uris = page.resources.into_iter().map(|resource| resource.uri);
         if let Some(uri) = uris.find(|uri| model_of_uri(uri).is_some()) {
             return Ok(uri);
         }
-        match page.next_cursor {
-            None => {
-                let wanted = context_uri("NAME");
-                return Err(broken(&format!("not a model server: no resource {wanted}")));
-            }
-            Some(next) if cursor.as_ref() == Some(&next) => {
-                return Err(broken("its list of resources repeats the same page (nextCursor)"));
-            }
-            next => cursor = next,
+        if page.next_cursor.is_none() {
+            let wanted = context_uri("NAME");
+            return Err(broken(&format!("not a model server: no resource {wanted}")));
         }
+        bounds.turn(cursor.as_ref(), page.next_cursor.as_ref())?;
+        cursor = page.next_cursor;
     }
-    Err(broken(&format!("its list of resources has more than {LIST_PAGES_MAX} pages (nextCursor)")))
+}
+
+/// What was read of a list that comes in pages.
+pub(super) struct PageBounds {
+    /// What is listed.
+    what: &'static str,
+    pages: usize,
+    items: usize,
+    bytes: usize,
+}
+
+impl PageBounds {
+    pub(super) fn new(what: &'static str) -> PageBounds {
+        PageBounds { what, pages: 0, items: 0, bytes: 0 }
+    }
+
+    /// Counts a page.
+    ///
+    /// # Errors
+    /// [`Fault::ProtocolError`] if these are more than [`LIST_ITEMS_MAX`] items or [`LIST_BYTES_MAX`] bytes.
+    pub(super) fn take(&mut self, items: usize, page: &impl Serialize) -> Result<(), Fault> {
+        self.items += items;
+        self.bytes = self.bytes.saturating_add(size_of(page));
+        if self.items <= LIST_ITEMS_MAX && self.bytes <= LIST_BYTES_MAX {
+            return Ok(());
+        }
+        let PageBounds { what, items, bytes, .. } = self;
+        Err(broken(&format!(
+            "it lists {items} {what} in {bytes} bytes, at most {LIST_ITEMS_MAX} in {LIST_BYTES_MAX} bytes \
+             are read"
+        )))
+    }
+
+    /// Goes on with the next page.
+    ///
+    /// # Errors
+    /// [`Fault::ProtocolError`] after [`LIST_PAGES_MAX`] pages, or if the page is the same as this.
+    pub(super) fn turn(
+        &mut self,
+        this: Option<&String>,
+        next: Option<&String>,
+    ) -> Result<(), Fault> {
+        self.pages += 1;
+        let what = self.what;
+        if this == next {
+            return Err(broken(&format!("its list of {what} repeats the same page (nextCursor)")));
+        }
+        if self.pages >= LIST_PAGES_MAX {
+            return Err(broken(&format!(
+                "its list of {what} has more than {LIST_PAGES_MAX} pages (nextCursor)"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// The size of a page as JSON, in bytes.
-fn size_of(page: &ListResourcesResult) -> usize {
+fn size_of(page: &impl Serialize) -> usize {
     struct Count(usize);
     impl io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -107,7 +150,7 @@ fn size_of(page: &ListResourcesResult) -> usize {
     }
 }
 
-fn broken(why: &str) -> Fault {
+pub(super) fn broken(why: &str) -> Fault {
     Fault::ProtocolError(why.to_owned()).bounded()
 }
 

@@ -1,5 +1,6 @@
 //! MCP: every model as an MCP server, and every MCP server with the `generate` tool as a model.
 
+mod answer;
 mod cancels;
 pub mod client;
 pub mod contract;
@@ -10,4 +11,5 @@ pub mod over_mqtt;
 pub mod pair;
 pub mod server;
 mod tap;
+pub mod tools;
 mod transport;

@@ -6,8 +6,8 @@
 //! message after the other: here each progress notification goes straight to the reader of its
 //! request, and the reader's channel is closed when the response passes.
 //!
-//! rmcp spawns a task for each notification and each request of a server. This client uses none of the
-//! other notifications: they end here. A connection with more of them, or more requests, than an
+//! rmcp spawns a task for each notification and each request of a server. Of the other notifications this
+//! client counts those of changed tools; all end here. A connection with more of them, or more requests, than an
 //! [`Allowance`] permits is closed.
 
 use std::collections::{HashMap, HashSet};
@@ -22,7 +22,7 @@ use rmcp::model::{
 };
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::transport::BoxTransport;
 use crate::clock::now;
@@ -59,6 +59,8 @@ pub(super) struct OrderedProgress {
     notes: Allowance,
     /// Requests of the server.
     requests: Allowance,
+    /// How often the server has said that its tools have changed.
+    tools_announced: watch::Sender<u64>,
 }
 
 /// A token bucket: so many messages at once, and then so many a second.
@@ -95,7 +97,10 @@ enum Diverted {
 }
 
 impl OrderedProgress {
-    pub(super) fn new(inner: BoxTransport<RoleClient>) -> OrderedProgress {
+    pub(super) fn new(
+        inner: BoxTransport<RoleClient>,
+        tools_announced: watch::Sender<u64>,
+    ) -> OrderedProgress {
         OrderedProgress {
             inner,
             readers: HashMap::new(),
@@ -104,6 +109,7 @@ impl OrderedProgress {
             progress_left: 0,
             notes: Allowance::new(SERVER_NOTES_MAX, SERVER_NOTES_PER_S),
             requests: Allowance::new(SERVER_REQUESTS_MAX, SERVER_REQUESTS_PER_S),
+            tools_announced,
         }
     }
 
@@ -151,6 +157,9 @@ impl OrderedProgress {
     }
 
     fn noted(&mut self, note: &ServerNotification) -> Diverted {
+        if let ServerNotification::ToolListChangedNotification(_) = note {
+            self.tools_announced.send_modify(|n| *n += 1);
+        }
         let ServerNotification::ProgressNotification(progress) = note else {
             return if self.notes.take() {
                 Diverted::Stop

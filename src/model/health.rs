@@ -16,4 +16,9 @@ pub enum Health {
         /// The last failure.
         reason: String,
     },
+    /// A tool of it is not the one that is pinned: it is not called.
+    Quarantined {
+        /// Which tool, its digests, and what to do.
+        reason: String,
+    },
 }

@@ -13,4 +13,5 @@ pub(crate) mod private_key;
 pub(crate) mod secret_file;
 pub mod slots;
 pub(crate) mod start_number;
+pub mod tool_pins;
 pub(crate) mod trust_file;

@@ -52,6 +52,8 @@ mod network;
 mod odd_topics;
 mod over_mqtt;
 #[cfg(feature = "embedded-broker")]
+mod pinned_tools;
+#[cfg(feature = "embedded-broker")]
 mod policy;
 #[cfg(feature = "embedded-broker")]
 mod principals;

@@ -222,6 +222,11 @@ fn check_entry(
             None
         }
     };
+    for (tool, digest) in same.iter().flat_map(|own| &own.tools) {
+        if server.tools.get(tool) != Some(digest) {
+            scope.at("tools").at(tool).add("must be that of the device's own mcp.json");
+        }
+    }
     let is_neighbour =
         url.and_then(|url| origin(url)).is_some_and(|(o, _)| trust.neighbours.contains(&o));
     let by_trust = if is_neighbour { Locality::Peer } else { Locality::Cloud };
