@@ -389,6 +389,20 @@ mod tests {
             let mistakes = read_with(engine(), ours).unwrap_err();
             assert!(mistakes.len() == 1 && mistakes[0].starts_with(expected), "{mistakes:?}");
         }
+        let tools = |tools: Value| read_with(engine(), json!({"tools": tools}));
+        tools(json!({"generate": digest})).unwrap();
+        for (wrong, expected) in [
+            (json!({"generate": "0a"}), "pilotlight.servers.a.tools.generate: must be \"sha256:\""),
+            (
+                json!({"embed": digest}),
+                "pilotlight.servers.a.tools.embed: is no tool that is called",
+            ),
+            (json!([digest]), "pilotlight.servers.a.tools: "),
+            (json!({"generate": 1}), "pilotlight.servers.a.tools.generate: invalid type"),
+        ] {
+            let mistakes = tools(wrong).unwrap_err();
+            assert!(mistakes.len() == 1 && mistakes[0].starts_with(expected), "{mistakes:?}");
+        }
         // silently ignored, they would be taken for protection
         for other in [json!({"command": "tool"}), json!({"url": "https://far.example"})] {
             let mistakes = read_with(other, json!({"memory_mb": 512})).unwrap_err();

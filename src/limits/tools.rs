@@ -5,8 +5,9 @@ use std::time::Duration;
 /// Pinned tools that are kept: those of eight times [`super::SERVERS_MAX`] servers. The oldest one goes
 /// first.
 pub const TOOL_PINS_MAX: usize = 256;
-/// Largest file of pinned tools that is read, in bytes: [`TOOL_PINS_MAX`] entries of less than 4 KiB.
-pub const TOOL_PINS_BYTES_MAX: u64 = 1 << 20;
+/// Largest file of pinned tools that is read, in bytes: [`TOOL_PINS_MAX`] entries of two descriptions, of
+/// which each byte may have six in JSON.
+pub const TOOL_PINS_BYTES_MAX: u64 = 2 << 20;
 /// The beginning of a description that is kept to be shown, in bytes.
 pub const TOOL_TEXT_BYTES_MAX: usize = 512;
 /// Longest time that a call waits for the check of a tool list that has changed.

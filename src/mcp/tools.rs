@@ -7,6 +7,7 @@
 //! are never called, and may come and go.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use rmcp::RoleClient;
@@ -17,6 +18,7 @@ use rmcp::model::{
 use rmcp::service::{Peer, ServiceError};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::contract::TOOL;
@@ -107,8 +109,12 @@ impl ToolList {
             stated: policy.stated.get(TOOL).cloned(),
         };
         let (pins, tool) = (Arc::clone(&policy.pins), checked.clone());
-        let work = tokio::task::spawn_blocking(move || pins.check(&tool)).await;
-        let verdict = work.map_err(std::io::Error::other).and_then(|checked| checked);
+        let mut work = JoinSet::new();
+        work.spawn_blocking(move || pins.check(&tool));
+        let verdict = match work.join_next().await {
+            Some(Ok(verdict)) => verdict,
+            Some(Err(_)) | None => Err(io::Error::other("the thread of the check has ended")),
+        };
         let check = match verdict {
             Ok(PinVerdict::Same) => Ok(()),
             Ok(PinVerdict::Changed { pinned }) => {

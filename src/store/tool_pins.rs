@@ -211,3 +211,56 @@ fn read(folder: &Path) -> io::Result<Vec<ToolPin>> {
         io::Error::new(error.kind(), format!("{path} can't be used: {error}; {what_to_do}"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(server: &str, digest: &str) -> CheckedTool {
+        CheckedTool {
+            server: server.to_owned(),
+            place: "https://h.example".to_owned(),
+            tool: "generate".to_owned(),
+            form: Some(ToolForm { digest: digest.to_owned(), description: "Says.".to_owned() }),
+            stated: None,
+            is_known: false,
+        }
+    }
+
+    #[test]
+    fn a_server_is_its_name_and_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let pins = ToolPins::new(Some(folder.path()));
+        let changed = |pinned: &str| PinVerdict::Changed { pinned: pinned.to_owned() };
+        assert_eq!(pins.check(&checked("a", "1")).unwrap(), PinVerdict::Same);
+        assert_eq!(pins.check(&checked("a", "2")).unwrap(), changed("1"));
+        let other = CheckedTool { place: "mqtt:big".to_owned(), ..checked("a", "2") };
+        assert_eq!(pins.check(&other).unwrap(), PinVerdict::Same);
+        assert_eq!(pins.check(&checked("b", "2")).unwrap(), PinVerdict::Same);
+        // another process has the same record
+        let again = ToolPins::new(Some(folder.path()));
+        assert_eq!(again.check(&checked("a", "2")).unwrap(), changed("1"));
+        let gone = CheckedTool { form: None, ..checked("a", "") };
+        assert_eq!(again.check(&gone).unwrap(), changed("1"));
+        assert_eq!(again.check(&checked("a", "1")).unwrap(), PinVerdict::Same);
+        assert!(again.list().unwrap().iter().all(|pin| pin.found.is_none()));
+    }
+
+    #[test]
+    fn pins_are_bounded_and_the_oldest_goes() {
+        let pins = ToolPins::default();
+        let description = "\u{1}".repeat(crate::limits::tools::TOOL_TEXT_BYTES_MAX);
+        for n in 0..=TOOL_PINS_MAX {
+            for digest in ["0", "1"] {
+                let mut tool = checked(&format!("{n:064}"), &digest.repeat(71));
+                let long = |form: ToolForm| ToolForm { description: description.clone(), ..form };
+                tool.form = tool.form.map(long);
+                pins.check(&tool).unwrap();
+            }
+        }
+        let all = pins.list().unwrap();
+        assert_eq!((all.len(), &all[0].server), (TOOL_PINS_MAX, &format!("{:064}", 1)));
+        let bytes = serde_json::to_vec_pretty(&all).unwrap().len() as u64;
+        assert!(bytes <= TOOL_PINS_BYTES_MAX, "{bytes}");
+    }
+}

@@ -262,7 +262,7 @@ async fn a_damaged_record_is_no_first_use() {
     let file = |service: &Service| service.folder.path().join("state/tools.json");
     let write = |path: &Path, text: &[u8]| std::fs::write(path, text).unwrap();
     let good = std::fs::read(file(&service)).unwrap();
-    for damaged in [&good[..good.len() / 2], b"{}", b"", &vec![b' '; 2 << 20]] {
+    for damaged in [&good[..good.len() / 2], b"{}", b"", &vec![b' '; 3 << 20]] {
         write(&file(&service), damaged);
         service = again(service, &catalog).await;
         let told = until(&service, "quarantined").await;

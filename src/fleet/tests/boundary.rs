@@ -226,6 +226,58 @@ fn urls_are_public_or_neighbours() {
     refused(&["pilotlight", "models"], model, "pilotlight.models.a.gguf.ca: must be a file");
 }
 
+/// A remote configuration replaces all servers, so it may repeat what the local file has.
+#[test]
+fn a_url_of_the_local_file_keeps_its_rights() {
+    let (mut local, mut remote) = (local(), remote());
+    let near = json!({"url": "http://127.0.0.1:9000/mcp"});
+    let provider = json!({"kind": "openai", "base_url": "http://127.0.0.1:9001/v1", "model": "m",
+        "price": {"input": 1, "output": 2}});
+    let model = json!({"source": "http://127.0.0.1:9002/a", "sha256": "0a".repeat(32), "bytes": 1,
+        "licence": "mit"});
+    remote["mcpServers"]["side"] = near.clone();
+    remote["pilotlight"]["providers"]["model"] = provider.clone();
+    remote["pilotlight"]["models"] = json!({"a.gguf": model});
+    let refusal = |local: &Value| match meaning_of(&remote, local, &trust()) {
+        Err(UpdateRefusal::Forbidden(mistakes)) => format!("{mistakes:?}"),
+        other => panic!("{other:?}"),
+    };
+    let found = refusal(&local);
+    for place in ["mcpServers.side.url", "providers.model.base_url", "models.a.gguf.source"] {
+        assert!(found.contains(place), "{place}: {found}");
+    }
+    local["mcpServers"]["other"] = near;
+    local["pilotlight"]["providers"]["own"] = provider;
+    local["pilotlight"]["models"] = json!({"b.gguf": model});
+    let mut swapped = local.clone();
+    let done = meaning_of(&remote, &local, &trust());
+    assert!(done.is_ok(), "{}", done.unwrap_err());
+    swapped["mcpServers"]["other"]["url"] = json!("http://127.0.0.1:9001/v1");
+    swapped["pilotlight"]["providers"]["own"]["base_url"] = json!("http://127.0.0.1:9000/mcp");
+    let found = refusal(&swapped);
+    assert!(found.contains("mcpServers.side.url"), "{found}");
+    assert!(found.contains("providers.model.base_url"), "{found}");
+}
+
+#[test]
+fn a_pinned_tool_stays_pinned() {
+    let mut local = local();
+    let digest = |byte: &str| json!({"generate": format!("sha256:{}", byte.repeat(32))});
+    local["pilotlight"]["servers"]["near"]["tools"] = digest("0a");
+    for (tools, is_right) in [(json!({}), false), (digest("0b"), false), (digest("0a"), true)] {
+        let mut remote = remote();
+        remote["pilotlight"]["servers"]["near"]["tools"] = tools.clone();
+        let done = meaning_of(&remote, &local, &trust()).map_err(|refusal| refusal.to_string());
+        match done {
+            Ok(_) => assert!(is_right, "{tools}"),
+            Err(refusal) => {
+                let expected = "pilotlight.servers.near.tools.generate: must be that of the device";
+                assert!(!is_right && refusal.contains(expected), "{tools}: {refusal}");
+            }
+        }
+    }
+}
+
 #[test]
 fn secrets_go_to_their_hosts_alone() {
     let told = "pilotlight.providers.other.key: would send CLOUD to https://other.example";
