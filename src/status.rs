@@ -93,6 +93,13 @@ pub struct ConfigStatus {
     pub restart_required: Vec<String>,
 }
 
+impl ConfigStatus {
+    /// Whether the local file has mistakes, so that the configuration before stays in force.
+    pub fn is_refused(&self) -> bool {
+        self.refused_digest.is_some()
+    }
+}
+
 /// Where a configuration comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -30,5 +30,5 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     if !json {
         print_config(&status)?;
     }
-    Ok(if status.refused_digest.is_some() { WRONG } else { DONE })
+    Ok(if status.is_refused() { WRONG } else { DONE })
 }

@@ -108,7 +108,7 @@ pub(super) fn print_config(config: &ConfigStatus) -> std::io::Result<()> {
     if !config.restart_required.is_empty() {
         print_line!("  needs a restart: {}", config.restart_required.join(", "));
     }
-    if config.refused_digest.is_some() {
+    if config.is_refused() {
         print_line!("  the changed configuration is refused; the one above stays in force:");
         for mistake in &config.mistakes {
             print_line!("  {mistake}");

@@ -130,14 +130,15 @@ pub struct Mosquitto {
 impl Mosquitto {
     pub async fn start() -> Mosquitto {
         let port = super::service::free_port();
-        Mosquitto::with(port, &format!("listener {port} 127.0.0.1\nallow_anonymous true\n")).await
+        // no other user is known in a network of a test's own
+        let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n");
+        Mosquitto::with(port, &config).await
     }
 
     pub async fn with(port: u16, config: &str) -> Mosquitto {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mosquitto.conf");
-        // no other user is known in a network of a test's own
-        let common = "set_tcp_nodelay true\nlog_type error\nuser root\n";
+        let common = "set_tcp_nodelay true\nlog_type error\n";
         std::fs::write(&path, format!("{config}{common}")).unwrap();
         let child = tokio::process::Command::new("mosquitto")
             .arg("-c")

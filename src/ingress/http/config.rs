@@ -30,7 +30,7 @@ pub(super) async fn reload(State(interface): State<Arc<HttpInterface>>) -> Respo
         return refused(StatusCode::SERVICE_UNAVAILABLE, &Refusal::new(Code::Busy, message));
     };
     // a signed update that was refused before has no mistakes of the file
-    let is_refused = outcome.refused_digest.is_some();
+    let is_refused = outcome.is_refused();
     let code = if is_refused { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
     (code, Json(outcome)).into_response()
 }
