@@ -34,6 +34,7 @@ use crate::ingress::mcp::Service;
 use crate::ingress::reloads::Reloads;
 use crate::ingress::updates::Updates;
 use crate::metrics::Metrics;
+use crate::models::{CoolOnly, DownloadPace, ModelStore};
 use crate::pressure::Bounds;
 use crate::pressure::level::DevicePressure;
 use crate::store::tool_pins::ToolPins;
@@ -164,6 +165,16 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
         () = signals.stop() => tracing::warn!("second signal: stopped without draining"),
     }
     Ok(())
+}
+
+/// The folder of this device's models; none if it has none.
+pub(crate) fn model_store(config: &Config) -> Option<ModelStore> {
+    let folder = config.models.clone()?;
+    let bounds = bounds_of(&config.catalog.device_limits);
+    let reserve_bytes = bounds.disk_reserve;
+    let is_bound = config.catalog.models_download.only_cool;
+    let cool_only = is_bound.then(|| CoolOnly { sensors: config.sensors.clone(), bounds });
+    Some(ModelStore { folder, reserve_bytes, cool_only, pace: DownloadPace::default() })
 }
 
 /// The bounds of the sensors: those of the configuration, else the board's defaults.

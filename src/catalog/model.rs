@@ -1,5 +1,7 @@
 //! Models as artefacts: where the files of a model come from, and how they are recognized.
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
 use super::addresses::AddressRule;
@@ -168,6 +170,11 @@ impl ServerEntry {
                 }
             })
         })
+    }
+
+    /// Whether its engine loads the model at this path.
+    pub fn uses_model_at(&self, path: &Path) -> bool {
+        self.model_argument().is_some_and(|argument| Path::new(&argument.value) == path)
     }
 
     /// Starts the engine with the model at this path. A GGUF file is pinned to `digest`, unless the entry

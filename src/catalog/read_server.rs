@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::addresses::AddressRule;
 use super::bounds::TOPIC_PATTERN;
 use super::mistake::{Mistakes, Scope};
+use super::model::{NAME_PATTERN, is_model_name};
 use super::public_key::ServicePublicKey;
 use super::read_budget::RawPrice;
 use super::read_provider::is_loopback;
@@ -25,6 +26,8 @@ use crate::request::name::is_name;
 pub(super) const TOPIC_LEVELS: &str =
     "topic must consist of levels [A-Za-z0-9_-]{1,64}, separated by /";
 
+/// What stands for the name of the model in the arguments of a command.
+pub const MODEL: &str = "{model}";
 /// Before the hexadecimal digits of a pinned digest.
 const DIGEST_PREFIX: &str = "sha256:";
 /// The message for a digest of another form.
@@ -112,6 +115,9 @@ pub(super) struct RawServerOptions {
     /// one, the form at the first use counts.
     #[schemars(extend("propertyNames" = {"enum": TOOLS}, "additionalProperties" = tool_digest()))]
     tools: BTreeMap<String, String>,
+    /// The name of an entry of `models`; it takes the place of `{model}` in the arguments of the command.
+    #[schemars(regex(pattern = NAME_PATTERN))]
+    model: Option<String>,
     /// The memory that an engine of this program may allocate, in MiB.
     #[schemars(range(min = *ENGINE_MEMORY_MB.start(), max = *ENGINE_MEMORY_MB.end()))]
     memory_mb: Option<u64>,
@@ -158,6 +164,7 @@ pub(super) fn read(
             unread.insert(name);
             continue;
         };
+        extra.put_model(&mut endpoint, &mut mistakes.at("pilotlight").at("servers").at(&name));
         match (&mut endpoint, bounds.first()) {
             (Endpoint::Child { command, args, .. }, _) if is_engine(command, args) => {
                 args.extend(bounds);
@@ -267,6 +274,30 @@ impl RawServerOptions {
             if !digest.strip_prefix(DIGEST_PREFIX).is_some_and(is_sha256) {
                 scope.at(tool).add(DIGEST);
             }
+        }
+    }
+
+    /// Puts the name of the model into the arguments of the command.
+    fn put_model(&self, endpoint: &mut Endpoint, scope: &mut Scope<'_>) {
+        let mut scope = scope.at("model");
+        let none = &mut Vec::new();
+        let args = match endpoint {
+            Endpoint::Child { args, .. } => args,
+            Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => none,
+        };
+        let mut places = args.iter_mut().filter(|arg| arg.contains(MODEL)).peekable();
+        match (&self.model, places.peek()) {
+            (Some(name), Some(_)) if is_model_name(name) => {
+                places.for_each(|arg| *arg = arg.replace(MODEL, name));
+            }
+            (Some(_), Some(_)) => scope.add("must be the name of an entry of pilotlight.models"),
+            (Some(_), None) => {
+                scope.add("takes the place of {model} in the arguments, which is not there")
+            }
+            (None, Some(_)) => {
+                scope.add("must name the entry of pilotlight.models for {model} in the arguments")
+            }
+            (None, None) => {}
         }
     }
 
@@ -388,6 +419,24 @@ mod tests {
         ] {
             let mistakes = read_with(engine(), ours).unwrap_err();
             assert!(mistakes.len() == 1 && mistakes[0].starts_with(expected), "{mistakes:?}");
+        }
+        let with = |args: Value| json!({"command": "pilotlight", "args": args});
+        let placed = with(json!(["engine", "--gguf={model}", "--slots", "2"]));
+        let args = read_with(placed.clone(), json!({"model": "m.gguf"})).unwrap();
+        assert_eq!(args, ["engine", "--gguf=m.gguf", "--slots", "2"]);
+        for (server, ours, expected) in [
+            (placed.clone(), json!({}), "model: must name the entry"),
+            (placed, json!({"model": "../m"}), "model: must be the name of an entry"),
+            (engine(), json!({"model": "m.gguf"}), "model: takes the place of {model}"),
+            (
+                json!({"url": "https://far.example"}),
+                json!({"model": "m.gguf"}),
+                "model: takes the place",
+            ),
+        ] {
+            let mistakes = read_with(server, ours).unwrap_err();
+            let expected = format!("pilotlight.servers.a.{expected}");
+            assert!(mistakes.len() == 1 && mistakes[0].starts_with(&expected), "{mistakes:?}");
         }
         let tools = |tools: Value| read_with(engine(), json!({"tools": tools}));
         tools(json!({"generate": digest})).unwrap();

@@ -17,7 +17,7 @@ use crate::catalog::model::ModelEntry;
 use crate::catalog::server::ServerEntry;
 use crate::cli::{BROKE, DONE, NOT_READY, WRONG, loaded};
 use crate::config::Config;
-use crate::daemon::bounds_of;
+use crate::daemon::model_store;
 use crate::device::identity::board_names;
 use crate::limits::models::DOWNLOADS_MAX;
 use crate::models;
@@ -37,17 +37,9 @@ impl Artefacts {
     /// None if the configuration has mistakes, which are printed.
     fn open(path: Option<&Path>) -> anyhow::Result<Option<Artefacts>> {
         let Some(config) = loaded(path) else { return Ok(None) };
-        let folder = config.models.clone().context(
+        let store = model_store(&config).context(
             "there is no folder for models; set PILOTLIGHT_STATE or PILOTLIGHT_MODELS to a folder",
         )?;
-        let bounds = bounds_of(&config.catalog.device_limits);
-        let reserve_bytes = bounds.disk_reserve;
-        let cool_only = config
-            .catalog
-            .models_download
-            .only_cool
-            .then(|| CoolOnly { sensors: config.sensors.clone(), bounds });
-        let store = ModelStore { folder, reserve_bytes, cool_only, pace: DownloadPace::default() };
         let board = board_names(&config.sensors);
         Ok(Some(Artefacts { config, store, board }))
     }
@@ -92,9 +84,7 @@ impl Artefacts {
     fn servers_of(&self, model: &ModelEntry) -> Vec<&str> {
         let path = self.store.path_of(&model.name);
         let servers = self.config.catalog.servers.iter();
-        let uses = servers.filter(|server| {
-            server.model_argument().is_some_and(|argument| Path::new(&argument.value) == path)
-        });
+        let uses = servers.filter(|server| server.uses_model_at(&path));
         uses.map(|server| server.name.as_str()).collect()
     }
 

@@ -30,6 +30,12 @@ pub(super) fn check_text(
         check_command(server, trust, &mut scope);
         check_place(server, (PlaceKind::Server, "url"), local.catalog, trust, &mut scope);
         let options = &ours["servers"][name.as_str()];
+        if let Some(model) =
+            options["model"].as_str().filter(|name| ours["models"].get(name).is_none())
+        {
+            let message = format!("{model:?} is not in pilotlight.models of this configuration");
+            mistakes.at("pilotlight").at("servers").at(name).at("model").add(message);
+        }
         if server.get("command").is_some() && options.get("memory_mb").is_some() {
             let message = "the arguments of an allowed command are fixed; write --memory-mb into the \
                            trust policy";
