@@ -2,7 +2,9 @@
 //! machine of [`crate::fleet::update`] decides: fetch, store, try, keep or go back, and report.
 
 mod checks;
+mod pull;
 mod requests;
+mod stored;
 mod trial;
 
 use std::collections::VecDeque;
@@ -10,28 +12,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
 use self::checks::Offered;
+use self::pull::Pull;
+pub(super) use self::stored::StoredUpdates;
+use self::stored::{remote_of, rolled_back_last};
 use self::trial::Trial;
 use super::core::Core;
 use super::reload::Live;
 use crate::clock;
-use crate::config::Config;
-use crate::config::source::RemoteConfig;
 use crate::dispatch::Settled;
-use crate::fleet::check;
+use crate::fleet::digest::Digest;
 use crate::fleet::moment::Moment;
 use crate::fleet::refusal::UpdateRefusal;
-use crate::fleet::trust::Trust;
+use crate::fleet::signature::Received;
 use crate::fleet::update::{ConfigPlace, UpdateEffect, UpdateEvent, UpdateMachine, UpdateStep};
 use crate::ingress::updates::UpdateRequest;
 use crate::limits::fleet::{PROBE_MAX, SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
 use crate::model::generate::Fault;
 use crate::mqtt::{Incoming, Subscription};
 use crate::scheduler::Verdict;
-use crate::store::slots::{ConfigSlot, DiskFolder, FOLDER, Slots};
+use crate::store::slots::{ConfigSlot, DiskFolder, Slots};
 use crate::store::trust_file;
 use crate::time::Time;
 
@@ -47,14 +51,13 @@ pub(super) struct Fleet {
     requests: mpsc::Receiver<UpdateRequest>,
     settled: broadcast::Receiver<Arc<Settled>>,
     offered: Option<Offered>,
+    /// The downloads of its models.
+    pull: Option<Pull>,
+    /// The digest of the update whose state is reported.
+    reported: Option<Digest>,
+    /// An update that came during the trial of another one; it is checked after that.
+    waiting: Option<Bytes>,
     trial: Option<Trial>,
-}
-
-/// The state on disk, and the configuration that counts.
-pub(super) struct StoredUpdates {
-    trust_file: PathBuf,
-    trust: Arc<Trust>,
-    slots: Slots<DiskFolder>,
 }
 
 /// What concerns the signed configurations.
@@ -64,63 +67,9 @@ pub(super) enum FleetEvent {
     Settled(Arc<Settled>),
     /// A changed model is down.
     Down(String),
+    /// The downloads have ended.
+    Pulled(Result<(), String>),
     Tick,
-}
-
-impl StoredUpdates {
-    /// Opens the state of a device with a trust policy; none without one, or if it can't be used, which is
-    /// in the log.
-    pub(super) fn open(config: &Config) -> Option<StoredUpdates> {
-        let trust_file = config.trust.clone()?;
-        let Some(state) = &config.state else {
-            tracing::error!("remote configurations need a state folder; set PILOTLIGHT_STATE");
-            return None;
-        };
-        let trust = match trust_file::read(&trust_file) {
-            Ok(trust) => Arc::new(trust),
-            Err(mistakes) => {
-                for mistake in mistakes {
-                    tracing::error!("remote configurations are refused: {mistake}");
-                }
-                return None;
-            }
-        };
-        match DiskFolder::to_write(&state.join(FOLDER)).and_then(Slots::open) {
-            Ok(slots) => {
-                for damage in &slots.damages {
-                    tracing::warn!("{damage}");
-                }
-                Some(StoredUpdates { trust_file, trust, slots })
-            }
-            Err(error) => {
-                tracing::error!(%error, "the state of remote configurations can't be used");
-                None
-            }
-        }
-    }
-
-    /// The fleet of the device.
-    pub(super) fn fleet(&self) -> Option<&str> {
-        self.trust.fleet.as_deref()
-    }
-
-    /// The remote configuration that counts; none if a program that it names has changed, which is in the
-    /// log.
-    pub(super) fn live(&self) -> Option<RemoteConfig> {
-        let slot = self.slots.live().remote()?;
-        let checked = trust_file::check_programs(&check::commands_of(&slot.config, &self.trust));
-        if let Err(error) = checked {
-            let version = slot.version;
-            tracing::error!(version, %error, "the signed update is not used, the local file is");
-            return None;
-        }
-        Some(remote_of(slot, &self.trust))
-    }
-}
-
-fn remote_of(slot: &ConfigSlot, trust: &Arc<Trust>) -> RemoteConfig {
-    let (version, text) = (slot.version, slot.config.clone());
-    RemoteConfig { version, text, trust: Arc::clone(trust) }
 }
 
 impl Fleet {
@@ -143,6 +92,9 @@ impl Fleet {
             requests,
             settled: core.dispatch.settled(),
             offered: None,
+            pull: None,
+            reported: None,
+            waiting: None,
             trial: None,
         }
     }
@@ -159,9 +111,10 @@ impl Fleet {
         self.see().await;
         let found = self.slots.as_ref().and_then(|slots| {
             let (slot, tries_left) = slots.on_trial()?;
-            Some((slot.version, tries_left))
+            Some((slot.version, slot.update, tries_left))
         });
-        if let Some((version, tries_left)) = found {
+        if let Some((version, update, tries_left)) = found {
+            self.reported = Some(update);
             tracing::warn!(
                 version,
                 tries_left,
@@ -169,6 +122,13 @@ impl Fleet {
             );
             let found = UpdateEvent::Found { version, tries_left };
             Box::pin(self.handle(found, live, core)).await;
+        } else if let Some((version, update, reason)) =
+            self.slots.as_ref().and_then(rolled_back_last)
+        {
+            // the manager of the fleet would else wait for an answer: the update is not tried again
+            self.machine.restore(version, reason);
+            self.reported = update;
+            live.report(&self.machine.report(), update);
         }
     }
 
@@ -205,7 +165,14 @@ impl Fleet {
                 None => std::future::pending().await,
             }
         };
+        let pulled = async {
+            match &mut self.pull {
+                Some(pull) => pull.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            result = pulled => FleetEvent::Pulled(result),
             Some(message) = desired => FleetEvent::Message(message),
             Some(request) = self.requests.recv() => FleetEvent::Asked(request),
             settled = settled => FleetEvent::Settled(settled),
@@ -218,19 +185,83 @@ impl Fleet {
     pub(super) async fn take(&mut self, event: FleetEvent, live: &mut Live, core: &mut Core) {
         let event = match event {
             FleetEvent::Message(message) => {
-                self.see().await;
-                self.received(message, live)
+                message.ack.ack();
+                self.receive(message.payload, live, core).await;
+                None
             }
-            FleetEvent::Asked(request) => return self.answer(request, live, core).await,
+            FleetEvent::Asked(request) => {
+                self.answer(request, live, core).await;
+                None
+            }
             FleetEvent::Settled(settled) => self.job_event(&settled),
             FleetEvent::Down(name) => {
                 Some(UpdateEvent::Failed(format!("the changed model {name} has ended")))
+            }
+            FleetEvent::Pulled(result) => {
+                self.pull = None;
+                Some(UpdateEvent::Done(UpdateStep::Pull, result))
             }
             FleetEvent::Tick => Some(UpdateEvent::Tick),
         };
         if let Some(event) = event {
             Box::pin(self.handle(event, live, core)).await;
         }
+        if self.machine.is_idle()
+            && let Some(waiting) = self.waiting.take()
+        {
+            self.receive(Ok(waiting), live, core).await;
+        }
+    }
+
+    /// Takes an update from the broker, or the length of one that is too large.
+    async fn receive(&mut self, payload: Result<Bytes, usize>, live: &mut Live, core: &mut Core) {
+        // the retained message was removed
+        if payload.as_ref().is_ok_and(Bytes::is_empty) {
+            return;
+        }
+        let result = self.consider(payload.as_deref().map_err(|bytes| *bytes), live, core).await;
+        if let (Err(UpdateRefusal::Busy { version }), Ok(payload)) = (result, payload) {
+            tracing::info!(version, "an update waits for the end of the trial of this version");
+            self.waiting = Some(payload);
+        }
+    }
+
+    /// Checks signature and envelope of an update, or of the length of one that is too large, and goes on
+    /// with it.
+    ///
+    /// # Errors
+    /// Why its envelope is refused.
+    async fn consider(
+        &mut self,
+        update: Result<&[u8], usize>,
+        live: &mut Live,
+        core: &mut Core,
+    ) -> Result<(), UpdateRefusal> {
+        self.see().await;
+        let most = SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX;
+        let accepted = match update {
+            Ok(bytes) => self.accept(bytes, live),
+            Err(bytes) => Err(UpdateRefusal::TooLarge { bytes, most }),
+        };
+        let (event, result) = match accepted {
+            // the broker delivers it again while its models are downloaded
+            Ok(offered) if self.pull.is_some() && self.reported == Some(offered.verified.digest) => {
+                return Ok(());
+            }
+            Ok(offered) => (self.offer(offered), Ok(())),
+            Err(busy @ UpdateRefusal::Busy { .. }) => return Err(busy),
+            Err(refusal) => {
+                let event = UpdateEvent::Refused { version: None, refusal: refusal.clone() };
+                (event, Err(refusal))
+            }
+        };
+        // an update that the machine does not take is not what it reports
+        if !self.machine.clone().handle(event.clone(), self.now()).is_empty() {
+            let received = update.ok().and_then(|bytes| Received::of(bytes).ok());
+            self.reported = received.map(|received| Digest::of(received.update));
+        }
+        Box::pin(self.handle(event, live, core)).await;
+        result
     }
 
     /// A job of the trial: good, or failed by a changed model.
@@ -248,24 +279,6 @@ impl Fleet {
                 None
             }
         }
-    }
-
-    /// Checks signature and envelope of an update from the broker.
-    fn received(&mut self, message: Incoming, live: &Live) -> Option<UpdateEvent> {
-        message.ack.ack();
-        let offered = match message.payload {
-            // the retained message was removed
-            Ok(payload) if payload.is_empty() => return None,
-            Ok(payload) => self.accept(&payload, live),
-            Err(bytes) => {
-                let most = SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX;
-                Err(UpdateRefusal::TooLarge { bytes, most })
-            }
-        };
-        Some(match offered {
-            Ok(offered) => self.offer(offered),
-            Err(refusal) => UpdateEvent::Refused { version: None, refusal },
-        })
     }
 
     /// Goes on with an update whose envelope is accepted.
@@ -306,7 +319,7 @@ impl Fleet {
     ) -> Option<UpdateEvent> {
         let done = |step, result| Some(UpdateEvent::Done(step, result));
         match effect {
-            UpdateEffect::Report => live.report(&self.machine.report()),
+            UpdateEffect::Report => live.report(&self.machine.report(), self.reported),
             UpdateEffect::Fetch => {
                 let offered = self.offered.as_mut()?;
                 return done(UpdateStep::Fetch, offered.fetch().await);
@@ -318,6 +331,12 @@ impl Fleet {
                     Ok(()) => UpdateEvent::Accepted,
                     Err(refusal) => UpdateEvent::Refused { version, refusal },
                 });
+            }
+            UpdateEffect::Pull => return self.begin_pull(live).await,
+            UpdateEffect::EndPull => {
+                if let Some(pull) = self.pull.take() {
+                    pull.end().await;
+                }
             }
             UpdateEffect::Stage => return done(UpdateStep::Stage, self.stage().await),
             UpdateEffect::BeginTry => {
@@ -371,6 +390,18 @@ impl Fleet {
             }
         }
         None
+    }
+
+    /// Begins to download the models of the update; the step has ended if there are none.
+    async fn begin_pull(&mut self, live: &Live) -> Option<UpdateEvent> {
+        match self.models_of(live) {
+            Ok(Some(pull)) => {
+                self.pull = Some(pull);
+                None
+            }
+            Ok(None) => Some(UpdateEvent::Done(UpdateStep::Pull, Ok(()))),
+            Err(why) => Some(UpdateEvent::Done(UpdateStep::Pull, Err(why))),
+        }
     }
 
     async fn stage(&mut self) -> Result<(), String> {

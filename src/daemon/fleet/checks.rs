@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::super::reload::Live;
+use super::pull::Pull;
+use super::stored::remote_of;
 use super::{Fleet, now};
 use crate::catalog::mistake::Mistake;
 use crate::config::source::{RemoteConfig, local_value};
@@ -83,6 +85,17 @@ impl Fleet {
         live.check_remote(Some(&remote)).map(drop).map_err(UpdateRefusal::BadConfig)
     }
 
+    /// The downloads of the models that the offered update uses; none if there are none.
+    pub(super) fn models_of(&self, live: &Live) -> Result<Option<Pull>, String> {
+        let missing = || "there is no configuration".to_owned();
+        let Offered { verified, trust, text } = self.offered.as_ref().ok_or_else(missing)?;
+        let version = verified.envelope.version.into();
+        let text = text.clone().ok_or_else(missing)?;
+        let remote = RemoteConfig { version, text, trust: Arc::clone(trust) };
+        let checked = live.check_remote(Some(&remote)).map_err(|mistakes| told(&mistakes))?;
+        Ok(Pull::begin(&checked.config))
+    }
+
     /// The configuration before the last kept one, which can be loaded; none is the local file.
     pub(super) async fn before(&self, live: &Live) -> Result<Option<RemoteConfig>, String> {
         let slots = self.slots.as_ref().ok_or("the state is not there")?;
@@ -90,7 +103,7 @@ impl Fleet {
             LiveConfig::Remote(slot) => {
                 let trust =
                     trust_file::read(&self.trust_file).map_err(|mistakes| told(&mistakes))?;
-                Some(super::remote_of(&slot, &Arc::new(trust)))
+                Some(remote_of(&slot, &Arc::new(trust)))
             }
             LiveConfig::Local {} => None,
         };

@@ -19,12 +19,9 @@ pub(super) struct Pull {
 impl Pull {
     /// Begins with the models that servers of this configuration use and that are for this board; none if
     /// there are none.
-    ///
-    /// # Errors
-    /// If there is no folder for models.
-    pub(super) fn begin(config: &Config) -> Result<Option<Pull>, String> {
+    pub(super) fn begin(config: &Config) -> Option<Pull> {
         let board = board_names(&config.sensors);
-        let Some(store) = model_store(config) else { return Ok(None) };
+        let store = model_store(config)?;
         let is_used = |model: &&ModelEntry| {
             let path = store.path_of(&model.name);
             let mut servers = config.catalog.servers.iter();
@@ -32,11 +29,11 @@ impl Pull {
         };
         let models: Vec<ModelEntry> = config.catalog.models.iter().filter(is_used).cloned().collect();
         if models.is_empty() {
-            return Ok(None);
+            return None;
         }
         let (mut work, cancel) = (JoinSet::new(), CancellationToken::new());
         work.spawn(all(models, store, cancel.clone()));
-        Ok(Some(Pull { work, cancel: cancel.drop_guard() }))
+        Some(Pull { work, cancel: cancel.drop_guard() })
     }
 
     /// Waits until all are there, or one can't be loaded.

@@ -39,17 +39,7 @@ impl Fleet {
         live: &mut Live,
         core: &mut Core,
     ) -> Result<(), UpdateFailure> {
-        self.see().await;
-        let event = match self.accept(bytes, live) {
-            Ok(offered) => self.offer(offered),
-            Err(refusal) => {
-                let failure = failure_of(&refusal);
-                let event = UpdateEvent::Refused { version: None, refusal };
-                Box::pin(self.handle(event, live, core)).await;
-                return Err(failure);
-            }
-        };
-        Box::pin(self.handle(event, live, core)).await;
+        self.consider(Ok(bytes), live, core).await.map_err(|refusal| failure_of(&refusal))?;
         let report = self.machine.report();
         match report.state {
             UpdateState::Refused | UpdateState::RolledBack => {
