@@ -75,6 +75,9 @@ pub struct ConfigStatus {
     /// The version of the signed update that was offered last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offered: Option<u64>,
+    /// The digest of the signed bytes of that update, also if they were refused and have no version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered_digest: Option<String>,
     /// The code of a refusal of a signed update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,

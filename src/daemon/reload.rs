@@ -16,6 +16,7 @@ use crate::config::changes::FileChanges;
 use crate::config::source::{self, ConfigSource, RemoteConfig};
 use crate::config::{Config, Mqtt};
 use crate::device::SensorReading;
+use crate::fleet::digest::Digest;
 use crate::fleet::update::{UpdateReport, UpdateState};
 use crate::ingress::http::{AccessGuard, PresentGuard};
 use crate::ingress::reloads::ReloadRequests;
@@ -39,6 +40,8 @@ pub(super) struct Live {
     guard: watch::Sender<Arc<AccessGuard>>,
     bounds: watch::Sender<Bounds>,
     status: watch::Sender<ConfigStatus>,
+    /// What became of the last signed update, if there was one.
+    update_state: Option<UpdateState>,
     /// The connections to the broker.
     buses: Vec<Bus>,
     calls: Option<CallRouter>,
@@ -79,6 +82,7 @@ impl Live {
             guard: watch::Sender::new(Arc::new(guard)),
             bounds: watch::Sender::new(bounds_of(&config.catalog.device_limits)),
             status: watch::Sender::new(kept(config, Vec::new())),
+            update_state: None,
             buses: Vec::new(),
             calls: None,
             reading,
@@ -215,15 +219,17 @@ impl Live {
     }
 
     /// Tells of the state of an update.
-    pub(super) fn report(&self, report: &UpdateReport<'_>) {
+    pub(super) fn report(&mut self, report: &UpdateReport<'_>, digest: Option<Digest>) {
         tracing::info!(
             state = report.state.name(),
             version = report.version,
             reason = report.reason,
             "update"
         );
+        self.update_state = Some(report.state);
         self.status.send_modify(|status| {
             (status.state, status.offered) = (report.state, report.version);
+            status.offered_digest = digest.map(|digest| digest.to_string());
             status.code = report.code.map(str::to_owned);
             status.reason = report.reason.map(str::to_owned);
         });
@@ -329,13 +335,15 @@ impl Live {
     fn tell(&self, status: ConfigStatus, is_same: bool) {
         let before = self.status.borrow().clone();
         let since = if is_same { before.since } else { status.since };
-        let ConfigStatus { fleet, offered, code, reason, .. } = before;
-        let state = if offered.is_some() { before.state } else { status.state };
+        let ConfigStatus { fleet, offered, offered_digest, code, reason, .. } = before;
+        // that of the update, and not that of a file which was refused in between
+        let state = self.update_state.filter(|_| offered.is_some()).unwrap_or(status.state);
         self.status.send_replace(ConfigStatus {
             state,
             since,
             fleet,
             offered,
+            offered_digest,
             code,
             reason,
             ..status

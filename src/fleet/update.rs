@@ -45,7 +45,7 @@ pub enum UpdateState {
 
 impl UpdateState {
     /// The name that is reported.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             UpdateState::Idle => "idle",
             UpdateState::Verified => "verified",
@@ -327,6 +327,12 @@ impl UpdateMachine {
         }
     }
 
+    /// Takes up what became of the last update before a restart of the service: it was rolled back.
+    pub fn restore(&mut self, version: u64, reason: Option<String>) {
+        self.enter(UpdateState::RolledBack, Some(version));
+        self.reason = reason;
+    }
+
     /// What is reported.
     pub fn report(&self) -> UpdateReport<'_> {
         UpdateReport {
@@ -338,7 +344,7 @@ impl UpdateMachine {
     }
 
     /// Whether no update is in progress.
-    fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         match self.state {
             UpdateState::Idle
             | UpdateState::Kept

@@ -1,0 +1,75 @@
+//! The state of signed configurations on disk, as a service finds it when it starts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::config::source::RemoteConfig;
+use crate::fleet::check;
+use crate::fleet::trust::Trust;
+use crate::store::slots::{ConfigSlot, DiskFolder, FOLDER, Slots};
+use crate::store::trust_file;
+
+/// The state on disk, and the configuration that counts.
+pub(in crate::daemon) struct StoredUpdates {
+    pub(super) trust_file: PathBuf,
+    pub(super) trust: Arc<Trust>,
+    pub(super) slots: Slots<DiskFolder>,
+}
+
+impl StoredUpdates {
+    /// Opens the state of a device with a trust policy; none without one, or if it can't be used, which is
+    /// in the log.
+    pub(in crate::daemon) fn open(config: &Config) -> Option<StoredUpdates> {
+        let trust_file = config.trust.clone()?;
+        let Some(state) = &config.state else {
+            tracing::error!("remote configurations need a state folder; set PILOTLIGHT_STATE");
+            return None;
+        };
+        let trust = match trust_file::read(&trust_file) {
+            Ok(trust) => Arc::new(trust),
+            Err(mistakes) => {
+                for mistake in mistakes {
+                    tracing::error!("remote configurations are refused: {mistake}");
+                }
+                return None;
+            }
+        };
+        match DiskFolder::to_write(&state.join(FOLDER)).and_then(Slots::open) {
+            Ok(slots) => {
+                for damage in &slots.damages {
+                    tracing::warn!("{damage}");
+                }
+                Some(StoredUpdates { trust_file, trust, slots })
+            }
+            Err(error) => {
+                tracing::error!(%error, "the state of remote configurations can't be used");
+                None
+            }
+        }
+    }
+
+    /// The fleet of the device.
+    pub(in crate::daemon) fn fleet(&self) -> Option<&str> {
+        self.trust.fleet.as_deref()
+    }
+
+    /// The remote configuration that counts; none if a program that it names has changed, which is in the
+    /// log.
+    pub(in crate::daemon) fn live(&self) -> Option<RemoteConfig> {
+        let slot = self.slots.live().remote()?;
+        let checked = trust_file::check_programs(&check::commands_of(&slot.config, &self.trust));
+        if let Err(error) = checked {
+            let version = slot.version;
+            tracing::error!(version, %error, "the signed update is not used, the local file is");
+            return None;
+        }
+        Some(remote_of(slot, &self.trust))
+    }
+}
+
+/// The remote configuration of a slot, by this policy.
+pub(super) fn remote_of(slot: &ConfigSlot, trust: &Arc<Trust>) -> RemoteConfig {
+    let (version, text) = (slot.version, slot.config.clone());
+    RemoteConfig { version, text, trust: Arc::clone(trust) }
+}
