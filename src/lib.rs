@@ -78,6 +78,7 @@ pub mod convert;
 pub mod dispatch;
 pub mod engines;
 pub mod providers;
+pub mod rollout;
 pub mod simulate;
 pub mod strategy;
 pub mod trial;

@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod golden;
 pub mod models;
 pub mod reload;
+pub mod rollout;
 pub mod tools;
 
 use std::time::Duration;

@@ -47,6 +47,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("metrics", 8),
     ("models", 8),
     ("providers", 8),
+    ("rollout", 8),
     ("backends", 9),
     ("convert", 9),
     ("dispatch", 9),
