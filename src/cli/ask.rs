@@ -10,6 +10,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use super::broker;
 use super::output::write_piece;
 use super::{DONE, NOT_ANSWERED};
 use crate::config::Config;
@@ -18,16 +19,13 @@ use crate::ingress::answers;
 use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX, MQTT_INBOX_MAX};
 use crate::mqtt;
-use crate::mqtt::{ConnectionState, Outgoing, Router, Subscription};
+use crate::mqtt::{Outgoing, Router, Subscription};
 use crate::random;
 use crate::request::client::Client;
 use crate::request::job::{Mode, Priority};
 use crate::strategy;
 use crate::wire;
 use crate::wire::{AskFormat, Reply, Status};
-
-/// Time limit of the connection to the broker.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct AskArgs {
@@ -155,7 +153,7 @@ impl AskArgs {
         let stop = CancellationToken::new();
         let (bus, driver) = mqtt::open(options, router, stop.clone());
         let work = async {
-            self.wait_for_connection(&bus, &mqtt.host, mqtt.port).await?;
+            broker::connected(&bus, mqtt).await?;
             let id = ask.id.clone();
             let request = Outgoing {
                 topic: topics.request(&app),
@@ -192,36 +190,6 @@ impl AskArgs {
         };
         stop.cancel();
         reply
-    }
-
-    async fn wait_for_connection(
-        &self,
-        bus: &mqtt::Bus,
-        host: &str,
-        port: u16,
-    ) -> anyhow::Result<()> {
-        let mut state = bus.connection();
-        let up = tokio::time::timeout(
-            CONNECT_MAX,
-            state.wait_for(|state| *state == ConnectionState::Up),
-        )
-        .await;
-        if matches!(up, Ok(Ok(_))) {
-            return Ok(());
-        }
-        let why = match &*bus.connection().borrow() {
-            ConnectionState::Down(why) => why.clone(),
-            ConnectionState::Up => String::new(),
-        };
-        let is_login = ["(0x86)", "(0x87)"].iter().any(|code| why.contains(code));
-        if is_login {
-            bail!(
-                "broker {host}:{port} refused the login ({why}); set PILOTLIGHT_MQTT_USERNAME and \
-                 PILOTLIGHT_MQTT_PASSWORD, or for the embedded broker PILOTLIGHT_STATE to the state \
-                 folder of the service"
-            );
-        }
-        bail!("broker {host}:{port} is not reachable ({why}); is the service running?")
     }
 
     async fn read(

@@ -1,9 +1,15 @@
 //! `config`: keys and signatures of configurations for other devices, and the configurations of this one.
 
 pub(super) mod device;
+mod link;
+mod push;
+mod screen;
 pub(super) mod service;
 mod sign;
+mod signed;
+mod table;
 mod verify;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -31,6 +37,11 @@ pub(super) enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Publish a signed configuration to its devices, in stages if wanted, and watch until they have kept,
+    /// refused or rolled it back.
+    Push(Box<push::PushArgs>),
+    /// Watch the states of all devices at the broker.
+    Watch(watch::WatchArgs),
     /// Compare a configuration with the one that this device runs.
     Diff {
         /// An update.signed, an update.json or an mcp.json.
@@ -157,6 +168,8 @@ impl ConfigCommand {
             ConfigCommand::Apply { file, no_wait, json } => {
                 service::apply(path, &file, !no_wait, json).await
             }
+            ConfigCommand::Push(push) => push::push(path, &push).await,
+            ConfigCommand::Watch(watch) => watch::watch(path, &watch).await,
             ConfigCommand::Diff { file, json } => device::diff(path, &file, json),
             ConfigCommand::Show => device::show(path),
             ConfigCommand::History { json } => device::history(path, json),

@@ -4,6 +4,7 @@
 mod output;
 
 mod ask;
+mod broker;
 mod budget;
 mod calibrate;
 mod check;

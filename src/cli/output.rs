@@ -82,6 +82,41 @@ impl std::fmt::Write for Escaping<'_> {
     }
 }
 
+/// The text as a part of one line: a device or a server may write control characters and line feeds.
+pub(super) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    // writing to a string does not fail
+    let _ = std::fmt::Write::write_str(&mut Escaping(&mut line), text);
+    line
+}
+
+/// Whether standard output is a terminal.
+pub(super) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Draws lines on a terminal in place of the `above` lines that were drawn last. Longer lines than the
+/// terminal has columns are cut by it.
+///
+/// # Errors
+/// As [`write_line`].
+pub(super) fn redraw(lines: &[String], above: usize) -> io::Result<()> {
+    // DECAWM off, cursor up, erase to the end of the screen (ECMA-48, and xterm's control sequences)
+    let mut text = String::from("\x1b[?7l\r");
+    if above > 0 {
+        text.push_str(&format!("\x1b[{above}A"));
+    }
+    text.push_str("\x1b[J");
+    for line in lines {
+        text.push_str(&one_line(line));
+        text.push_str("\r\n");
+    }
+    text.push_str("\x1b[?7h");
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
 /// Prints a line; an error returns from the function.
 macro_rules! print_line {
     () => { $crate::cli::output::write_line(format_args!(""))? };

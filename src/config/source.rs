@@ -7,12 +7,14 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
-    ActiveUpdate, Config, Http, SettingsReader, dry, load, of_text, path_of, read, variables,
+    ActiveUpdate, Config, Http, Mqtt, SettingsReader, dry, load, of_text, one, path_of, read,
+    unreadable, variables,
 };
 use crate::catalog::env_file::ENV_FILE;
 use crate::catalog::file_text;
 use crate::catalog::mistake::Mistake;
 use crate::catalog::server::{Endpoint, ServerEntry};
+use crate::catalog::{secret, strict};
 use crate::fleet::digest::Digest;
 use crate::fleet::local::LocalConfig;
 use crate::fleet::trust::Trust;
@@ -115,6 +117,36 @@ pub fn http_of(path: Option<&Path>) -> Option<Http> {
     let text = files::read(&path, CONFIG_BYTES_MAX).unwrap_or_default();
     let (catalog, _) = read::read(file_text::decode(&text).unwrap_or_default(), variables);
     SettingsReader { variables, mistakes: Vec::new() }.http(&catalog)
+}
+
+/// The connection to the broker with the variables of the environment, `.env` and `mcp.json`, for a program
+/// that uses nothing else of them: what the file says of models may be for other devices. The file may be
+/// missing if it was not named. None if the connection is off.
+///
+/// # Errors
+/// The mistakes that concern the connection, or that the file can't be read.
+pub fn broker_of(path: Option<&Path>) -> Result<Option<Mqtt>, Vec<Mistake>> {
+    let variables = &variables()?;
+    let is_named = path.is_some() || variables.contains_key("PILOTLIGHT_CONFIG");
+    let path = path_of(path, variables);
+    let shown = path.display().to_string();
+    let bytes = match files::read(&path, CONFIG_BYTES_MAX) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_named => b"{}".to_vec(),
+        read => read.map_err(|error| one(&shown, unreadable(&path, &error)))?,
+    };
+    let text = file_text::decode(&bytes).map_err(|message| one(&shown, message))?;
+    let file: Option<Value> = serde_json::from_str(text).ok();
+    let (catalog, mut mistakes) = read::read(text, variables);
+    if file.is_some() {
+        mistakes.retain(|mistake| mistake.path.starts_with("pilotlight.mqtt"));
+    }
+    let mut reader = SettingsReader { variables, mistakes };
+    reader.check_names();
+    let state = reader.state();
+    let (mqtt, _) = reader.mqtt(&catalog, state.as_deref());
+    strict::locate(text, &shown, &mut reader.mistakes);
+    secret::conceal(&mut reader.mistakes, file.as_ref(), variables);
+    if reader.mistakes.is_empty() { Ok(mqtt) } else { Err(reader.mistakes) }
 }
 
 /// The digest of some bytes, `sha256:` and 64 digits.

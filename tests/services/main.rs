@@ -64,6 +64,7 @@ mod refusals;
 mod reload;
 #[cfg(feature = "embedded-broker")]
 mod reload_load;
+mod rollout;
 mod secrets;
 mod storm;
 #[cfg(feature = "embedded-broker")]

@@ -81,13 +81,17 @@ fn trust(
 }
 
 /// An update and its signature, from one file or two.
-struct Files {
+pub(super) struct Files {
     update: Vec<u8>,
     signature: Option<Vec<u8>>,
 }
 
 impl Files {
-    fn read(path: &Path) -> anyhow::Result<Files> {
+    /// Reads `update.signed`, or `update.json` with the signature beside it.
+    ///
+    /// # Errors
+    /// If a file can't be read, or there is no signature.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Files> {
         let shown = path.display();
         // a larger file is refused, and not read
         let most = (SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX) as u64;
@@ -105,11 +109,18 @@ impl Files {
     }
 
     fn check(&self, trust: &Trust, memory: &Memory) -> Result<Verified, UpdateRefusal> {
-        let received = match &self.signature {
-            Some(signature) => Received { signature, update: &self.update },
-            None => Received::of(&self.update)?,
-        };
-        check::check(&received, trust, memory)
+        check::check(&self.received()?, trust, memory)
+    }
+
+    /// The update and its signature.
+    ///
+    /// # Errors
+    /// If it is too large or has no signature.
+    pub(super) fn received(&self) -> Result<Received<'_>, UpdateRefusal> {
+        match &self.signature {
+            Some(signature) => Ok(Received { signature, update: &self.update }),
+            None => Received::of(&self.update),
+        }
     }
 }
 
