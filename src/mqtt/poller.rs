@@ -223,7 +223,8 @@ impl Poller<'_> {
                 self.refused_subscription(&filter, &why);
                 continue;
             }
-            match self.client.try_subscribe_tracked(filter.clone(), QoS::AtLeastOnce) {
+            let qos = self.router.qos_of(&filter);
+            match self.client.try_subscribe_tracked(filter.clone(), qos) {
                 Ok(notice) => {
                     self.subscriptions.asked.push(Box::pin(answer_of(filter, notice)));
                 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rumqttc::mqttbytes::QoS;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ pub struct Router {
 #[derive(Debug)]
 struct TopicRoute {
     filters: Arc<Mutex<Vec<String>>>,
+    qos: QoS,
     to: mpsc::Sender<Incoming>,
 }
 
@@ -52,9 +54,20 @@ impl Router {
     /// matches several subscriptions goes to the first. `bound` is the number of messages that may
     /// wait; beyond it the connection reads no further.
     pub fn subscribe(&mut self, filters: Vec<String>, bound: usize) -> Subscription {
+        self.route(filters, QoS::AtLeastOnce, bound)
+    }
+
+    /// The same with `QoS` 0, for many retained messages: mosquitto queues 1000 messages of a higher
+    /// quality for a client and drops the others (`max_queued_messages`). What is lost with a connection is
+    /// delivered again on the next one.
+    pub fn watch(&mut self, filters: Vec<String>, bound: usize) -> Subscription {
+        self.route(filters, QoS::AtMostOnce, bound)
+    }
+
+    fn route(&mut self, filters: Vec<String>, qos: QoS, bound: usize) -> Subscription {
         let (to, inbox) = mpsc::channel(bound);
         let filters = Arc::new(Mutex::new(filters));
-        self.routes.push(TopicRoute { filters: Arc::clone(&filters), to });
+        self.routes.push(TopicRoute { filters: Arc::clone(&filters), qos, to });
         let filters = SubscriptionFilters { filters, changed: Arc::clone(&self.changed) };
         Subscription { inbox, filters }
     }
@@ -62,6 +75,13 @@ impl Router {
     /// All topic filters.
     pub(super) fn filters(&self) -> BTreeSet<String> {
         self.routes.iter().flat_map(|route| locked(&route.filters).clone()).collect()
+    }
+
+    /// The quality of service with which a filter is subscribed to: the highest that is wanted.
+    pub(super) fn qos_of(&self, filter: &str) -> QoS {
+        let has = |route: &&TopicRoute| locked(&route.filters).iter().any(|one| one == filter);
+        let is_lowest = self.routes.iter().filter(has).all(|route| route.qos == QoS::AtMostOnce);
+        if is_lowest { QoS::AtMostOnce } else { QoS::AtLeastOnce }
     }
 
     /// Ends after a change of the filters.
