@@ -8,6 +8,7 @@ pub(super) mod service;
 mod sign;
 mod signed;
 mod table;
+mod trust;
 mod verify;
 mod watch;
 
@@ -21,6 +22,9 @@ use crate::fleet::digest::Digest;
 pub(super) enum ConfigCommand {
     /// Generate a pair of keys in minisign's format.
     Keygen(KeygenArgs),
+    /// Print a trust policy for this device: this key may push configurations, with the commands of its own
+    /// mcp.json.
+    Trust(trust::TrustArgs),
     /// Sign an mcp.json for a device, a group or a fleet.
     Sign(Box<SignArgs>),
     /// Show a signed configuration, and what this device would do with it.
@@ -163,6 +167,7 @@ impl ConfigCommand {
     pub(super) async fn run(self, path: Option<&Path>) -> anyhow::Result<u8> {
         match self {
             ConfigCommand::Keygen(keygen) => sign::keygen(&keygen),
+            ConfigCommand::Trust(trust) => trust::print(path, &trust),
             ConfigCommand::Sign(sign) => sign::sign(&sign),
             ConfigCommand::Verify(verify) => verify::verify(path, &verify).await,
             ConfigCommand::Apply { file, no_wait, json } => {

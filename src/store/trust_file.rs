@@ -56,20 +56,28 @@ pub(crate) fn check_programs(commands: &[AllowedCommand]) -> io::Result<()> {
 fn check_program(command: &AllowedCommand) -> io::Result<()> {
     let path = Path::new(&command.path);
     let told = |error: io::Error| io::Error::other(format!("{}: {error}", command.path));
-    let file = File::open(path).map_err(told)?;
-    let metadata = file.metadata().map_err(told)?;
-    check_owner(path, &metadata).map_err(told)?;
-    if !metadata.is_file() || metadata.len() > PROGRAM_BYTES_MAX {
-        return Err(told(io::Error::other("is no program")));
-    }
-    let mut hasher = Sha256::new();
-    io::copy(&mut file.take(PROGRAM_BYTES_MAX), &mut hasher).map_err(told)?;
-    let found = Digest::from(hasher);
+    let found = digest_of_program(path).map_err(told)?;
     if found == command.sha256.0 {
         return Ok(());
     }
     let why = format!("has the digest {found}, and the trust policy names {}", command.sha256.0);
     Err(told(io::Error::other(why)))
+}
+
+/// The digest of a program that a trust policy may name: nobody but root and this user can change it.
+///
+/// # Errors
+/// If it can't be read, or others can change it.
+pub(crate) fn digest_of_program(path: &Path) -> io::Result<Digest> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    check_owner(path, &metadata)?;
+    if !metadata.is_file() || metadata.len() > PROGRAM_BYTES_MAX {
+        return Err(io::Error::other("is no program"));
+    }
+    let mut hasher = Sha256::new();
+    io::copy(&mut file.take(PROGRAM_BYTES_MAX), &mut hasher)?;
+    Ok(Digest::from(hasher))
 }
 
 /// The file and its folder belong to root or to this user, and nobody else may write to them.

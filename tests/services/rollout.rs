@@ -428,13 +428,72 @@ async fn an_interrupted_push_leaves_nothing_half_published_and_goes_on_later() {
         rest.push_str(&line);
     }
     assert_eq!(push.wait().await.unwrap().code(), Some(1), "{rest}");
-    assert!(rest.contains("interrupted") && rest.contains("1 devices have not begun"), "{rest}");
+    assert!(rest.contains("interrupted") && rest.contains("1 device not begun"), "{rest}");
     assert!(plant.retained("pilotlight/#").await.keys().all(|topic| !topic.ends_with("/desired")));
     // the device goes, and the same push goes on
     plant.report("mute", b"").await;
     let (code, lines, summary) = plant.push(&args[3..]).await;
     assert_eq!((code, &summary["states"]), (0, &json!({"kept": 2})), "{lines:?} {summary}");
     assert!(plant.retained(FLEET).await.contains_key(FLEET));
+}
+
+/// A broker may send all retained reports before it answers the subscription, and mosquitto queues 1000.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_devices_are_seen_and_pushed_to() {
+    const DEVICES: usize = 3000;
+    let mut plant = Plant::with(0, 1).await;
+    let app = App::log_in(plant.broker.port, "all", &[], None).await;
+    let options = || PublishOptions::new(QoS::AtLeastOnce).retain(true);
+    for n in 1..DEVICES {
+        let topic = format!("pilotlight/s{n}/config/reported");
+        app.client.publish(topic, idle().to_string(), options()).await.unwrap();
+    }
+    // the last one with an acknowledgement of its own
+    plant.report("s0", idle().to_string().as_bytes()).await;
+    let (code, out, errors) = plant.run(&["config", "watch", "--once", "--json"]).await;
+    assert_eq!((code, out.lines().count()), (0, DEVICES + 1), "{errors}");
+    plant.sign(&remote(GOOD), ["--fleet", "plant"]).await;
+    let (code, lines, summary) =
+        plant.push(&["--percent", "10", "--then", "100", "--timeout", "1"]).await;
+    assert_eq!((code, &summary["ending"]), (1, &json!("stopped")), "{lines:?}");
+    assert_eq!(summary["states"], json!({"no-answer": 300, "not-offered": 2700}));
+    assert_eq!(plant.retained("pilotlight/+/config/desired").await.len(), 0);
+}
+
+/// The policy that a device prints for a manager's key lets the manager push at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_printed_trust_policy_is_used_as_it_is() {
+    let mut plant = Plant::with(0, 1).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut file = catalog(&["--scripted", "old", "--slots", "4"]);
+    file["mcpServers"]["gone"] = json!({"command": "no-such-program"});
+    std::fs::write(folder.path().join("mcp.json"), file.to_string()).unwrap();
+    let key = plant.path("ops.pub").display().to_string();
+    let args = ["config", "trust", key.as_str(), "--fleet", "plant"];
+    let (code, out, errors) = program(folder.path(), &args, &[]).await;
+    assert_eq!(code, 0, "{errors}");
+    assert!(errors.contains("gone") && errors.contains("no-such-program"), "{errors}");
+    let mut policy: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(policy["commands"]["local"]["args"], file["mcpServers"]["local"]["args"]);
+    assert_eq!(policy["keys"]["ops"]["longest_days"], 30, "{policy}");
+    policy["trial"] = json!({"good_jobs": 1, "seconds": 1});
+    std::fs::write(plant.path("trust.json"), policy.to_string()).unwrap();
+    let device = plant.device("d0", folder);
+    device.ready().await;
+    let config = json!({"mcpServers": {"local": {"command": "local"}}, "pilotlight": {}});
+    plant.sign(&config, ["--fleet", "plant"]).await;
+    let (code, lines, summary) = plant.push(&[]).await;
+    assert_eq!((code, &summary["states"]), (0, &json!({"kept": 1})), "{lines:?}");
+    for (args, what) in [
+        ([key.as_str(), "--fleet", "a b"], "--fleet"),
+        (["mcp.json", "--fleet", "plant"], "must be a public key"),
+        (["none.pub", "--fleet", "plant"], "none.pub"),
+    ] {
+        let args = [&["config", "trust"], &args[..]].concat();
+        let (code, out, errors) = program(device.folder.path(), &args, &[]).await;
+        assert_eq!((code, out.as_str()), (1, ""), "{errors}");
+        assert!(errors.contains(what), "{errors}");
+    }
 }
 
 /// An update that comes during the trial of another one is not lost.

@@ -27,6 +27,8 @@ pub(super) struct Link {
     inbox: Subscription,
     began: Instant,
     signals: [Signal; 2],
+    /// What came before the broker had answered the subscriptions.
+    early: Devices,
 }
 
 /// The settings of the connection; none after their mistakes were printed.
@@ -59,14 +61,15 @@ pub(super) async fn with<T>(
     let mut router = Router::default();
     let filters = ["config/reported", "status"].map(|topic| format!("{prefix}/+/{topic}"));
     let filters = if reads_reports { filters.to_vec() } else { Vec::new() };
-    let inbox = router.subscribe(filters, MQTT_INBOX_MAX);
+    let inbox = router.watch(filters, MQTT_INBOX_MAX);
     let stop = CancellationToken::new();
     let (bus, driver) = mqtt::open(options, router, stop.clone());
     let mut driver = pin!(driver);
     let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
-    let mut link = Link { bus, prefix, inbox, began: clock::now(), signals };
+    let early = Devices::default();
+    let mut link = Link { bus, prefix, inbox, began: clock::now(), signals, early };
     let working = async {
-        broker::connected(&link.bus, mqtt).await?;
+        link.connect(mqtt).await?;
         work(&mut link).await
     };
     let result = tokio::select! {
@@ -80,6 +83,22 @@ pub(super) async fn with<T>(
 }
 
 impl Link {
+    /// Waits until the connection is up. The broker may send what it retains before it answers the
+    /// subscriptions, and more than the inbox holds.
+    async fn connect(&mut self, mqtt: &Mqtt) -> anyhow::Result<()> {
+        let bus = self.bus.clone();
+        let mut connected = pin!(broker::connected(&bus, mqtt));
+        // bounded by the time limit of the connection
+        loop {
+            tokio::select! {
+                result = &mut connected => return result,
+                Some(message) = self.inbox.recv() => {
+                    take(message, &self.prefix, &mut self.early);
+                }
+            }
+        }
+    }
+
     /// The time since the connection was opened.
     pub(super) fn now(&self) -> Time {
         Time::default() + self.began.elapsed()
@@ -95,7 +114,7 @@ impl Link {
     /// # Errors
     /// If the connection ends.
     pub(super) async fn discover(&mut self) -> anyhow::Result<Option<Devices>> {
-        let mut devices = Devices::default();
+        let mut devices = std::mem::take(&mut self.early);
         let prefix = self.prefix.clone();
         let now = || tokio::time::Instant::from(clock::now());
         let end = now() + DISCOVERY_MAX;

@@ -121,7 +121,7 @@ impl PushArgs {
         published(&link.bus, topic.clone(), update.payload.clone()).await?;
         let text = format!("{topic}: version {version} is published");
         let value = json!({"ending": "published", "version": version, "topic": topic});
-        Screen::new(self.json, false).end(&value, &[text])?;
+        Screen::new(self.json, false, false).end(&value, &[text])?;
         Ok(DONE)
     }
 }
@@ -213,7 +213,7 @@ impl<'l> Pushing<'l> {
             payload: update.payload.clone(),
             target: update.target.to_string(),
             version: update.mark.version,
-            screen: Screen::new(is_json, true),
+            screen: Screen::new(is_json, true, false),
             queue: VecDeque::new(),
             in_flight: FuturesUnordered::new(),
             is_sent: false,
@@ -356,8 +356,8 @@ impl<'l> Pushing<'l> {
         } else {
             String::new()
         };
-        let count = self.rollout.concerned().count();
-        format!("version {} for the {}, {count} devices{stage}", self.version, self.target)
+        let count = table::devices(self.rollout.concerned().count());
+        format!("version {} for the {}, {count}{stage}", self.version, self.target)
     }
 
     fn finish(mut self) -> anyhow::Result<u8> {
@@ -406,7 +406,8 @@ impl<'l> Pushing<'l> {
             Ending::NotPublished => lines.push("the broker has not taken all messages".to_owned()),
             Ending::Through => {}
         }
-        if self.is_out && (ending != Ending::Through || summary.count(OFFLINE) > 0) {
+        let missing = summary.count(OFFLINE) + summary.count(NO_ANSWER);
+        if self.is_out && (ending != Ending::Through || missing > 0) {
             lines.push(format!(
                 "it is on {topic}: devices take it when they connect. To remove it: mosquitto_pub -r -n \
                  -t {topic}"
@@ -414,7 +415,7 @@ impl<'l> Pushing<'l> {
         } else if !self.is_out {
             let rest =
                 summary.count(NOT_OFFERED) + summary.count(NOT_BEGUN) + summary.count(OFFLINE);
-            lines.push(format!("{rest} devices have not begun, and are not offered it any more"));
+            lines.push(format!("{} not begun, and not offered it any more", table::devices(rest)));
         }
         if has_failed {
             lines.push(
@@ -425,9 +426,9 @@ impl<'l> Pushing<'l> {
         }
         if has_failed && summary.kept() > 0 {
             lines.push(format!(
-                "{} devices run version {}. To take it back: sign the configuration before with a higher \
+                "{} with version {}. To take it back: sign the configuration before with a higher \
                  version and push it, or pilotlight config rollback on the device",
-                summary.kept(),
+                table::devices(summary.kept()),
                 self.version
             ));
         }

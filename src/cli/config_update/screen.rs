@@ -1,6 +1,6 @@
 //! How a command shows what it watches: a table on a terminal, lines elsewhere, JSON lines for programs.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::Duration;
 
@@ -26,22 +26,27 @@ pub(super) struct Screen {
     form: Form,
     /// Lines of the table that was drawn last.
     drawn: usize,
+    /// The last line about each device.
+    shown: BTreeMap<String, String>,
     recent: VecDeque<String>,
+    /// Whether lines say what the device runs.
+    names_versions: bool,
     is_stale: bool,
 }
 
 impl Screen {
     /// A table needs a terminal; `is_live` is false if it would be drawn once.
-    pub(super) fn new(is_json: bool, is_live: bool) -> Screen {
+    pub(super) fn new(is_json: bool, is_live: bool, names_versions: bool) -> Screen {
         let form = match (is_json, is_live && output::is_terminal()) {
             (true, _) => Form::Json,
             (false, true) => Form::Table,
             (false, false) => Form::Lines,
         };
-        Screen { form, drawn: 0, recent: VecDeque::new(), is_stale: true }
+        let (shown, recent) = (BTreeMap::new(), VecDeque::new());
+        Screen { form, drawn: 0, shown, recent, names_versions, is_stale: true }
     }
 
-    /// Shows a change of a device.
+    /// Shows a change of a device; for people only if it looks like one.
     ///
     /// # Errors
     /// If the output can't be written.
@@ -52,18 +57,25 @@ impl Screen {
         report: &DeviceReport,
     ) -> io::Result<()> {
         self.is_stale = true;
-        let line =
-            || table::change(name, state, took, (report.code.as_deref(), report.reason.as_deref()));
-        match self.form {
-            Form::Json => print_line!("{}", change(name, (state, took), report)),
-            Form::Lines => print_line!("{}", line()),
-            Form::Table => {
-                if self.recent.len() == RECENT {
-                    self.recent.pop_front();
-                }
-                self.recent.push_back(line());
-            }
+        if self.form == Form::Json {
+            print_line!("{}", change(name, (state, took), report));
+            return Ok(());
         }
+        let why = (report.code.as_deref(), report.reason.as_deref());
+        let runs = if self.names_versions { table::runs(report) } else { String::new() };
+        let line = table::change(name, state, took, why) + &runs;
+        if self.shown.get(name) == Some(&line) {
+            return Ok(());
+        }
+        self.shown.insert(name.to_owned(), line.clone());
+        if self.form == Form::Lines {
+            print_line!("{line}");
+            return Ok(());
+        }
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(line);
         Ok(())
     }
 

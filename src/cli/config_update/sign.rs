@@ -9,7 +9,6 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox};
-use serde_json::json;
 
 use super::{KeygenArgs, PasswordArgs, SignArgs, TargetArgs};
 use crate::catalog::file_text;
@@ -60,17 +59,9 @@ pub(super) fn keygen(args: &KeygenArgs) -> anyhow::Result<u8> {
     write_new(&private, text.as_bytes(), 0o600)?;
     let text = pair.pk.to_box()?.into_string();
     write_new(&public, text.as_bytes(), 0o644)?;
-    let key = pair.pk.to_base64();
     print_line!("{}: the private key; keep it off the devices", private.display());
     print_line!("{}: the public key", public.display());
-    print_line!("In the trust policy of each device, keys:");
-    let entry = json!({
-        "public_key": key,
-        "targets": ["device", "group", "fleet"],
-        "operations": ["config", "models"],
-        "longest_days": 30,
-    });
-    print_line!("  \"NAME\": {entry}");
+    print_line!("On each device: pilotlight config trust {} --fleet NAME", public.display());
     Ok(DONE)
 }
 

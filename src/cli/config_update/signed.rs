@@ -95,12 +95,22 @@ fn given_key(key: &str) -> anyhow::Result<UpdateKey> {
 }
 
 fn key_of(path: &Path) -> anyhow::Result<UpdateKey> {
+    let line = public_key_line(path)?;
+    UpdateKey::parse(&line).map_err(|why| anyhow::anyhow!("{} {why}", path.display()))
+}
+
+/// The public key in a `.pub` file.
+///
+/// # Errors
+/// If the file can't be read or has no key.
+pub(super) fn public_key_line(path: &Path) -> anyhow::Result<String> {
     let shown = path.display();
     let bytes = files::read(path, PUBLIC_KEY_BYTES_MAX)
         .with_context(|| format!("{shown} is no public key, and no file that can be read"))?;
     let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().nth(1).unwrap_or_default();
-    UpdateKey::parse(line).map_err(|why| anyhow::anyhow!("{shown} {why}"))
+    UpdateKey::parse(line).map_err(|why| anyhow::anyhow!("{shown} {why}"))?;
+    Ok(line.to_owned())
 }
 
 /// The key of this signature among the `.pub` files beside the update and in the present folder.

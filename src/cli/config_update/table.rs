@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::cli::output::one_line;
 use crate::fleet::update::UpdateState;
+use crate::rollout::devices::DeviceReport;
 use crate::rollout::summary::{EqualReasons, NO_ANSWER, NOT_BEGUN, NOT_OFFERED, OFFLINE, Summary};
 
 /// Columns of the bar.
@@ -29,6 +30,21 @@ pub(super) fn counts(summary: &Summary) -> String {
     let all: Vec<String> =
         present.map(|state| format!("{state} {}", summary.count(state))).collect();
     if all.is_empty() { "no devices".to_owned() } else { all.join(", ") }
+}
+
+/// A number of devices.
+pub(super) fn devices(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "device" } else { "devices" })
+}
+
+/// What a device runs.
+pub(super) fn runs(report: &DeviceReport) -> String {
+    let version = report.version;
+    if report.is_update {
+        format!(", runs version {version}")
+    } else {
+        ", runs its file".to_owned()
+    }
 }
 
 /// The share of the devices at which the update is over: `#` kept, `x` failed.

@@ -48,7 +48,7 @@ pub(super) async fn watch(path: Option<&Path>, args: &WatchArgs) -> anyhow::Resu
 impl WatchArgs {
     async fn run(&self, link: &mut Link) -> anyhow::Result<u8> {
         let mark = self.version.map(|version| UpdateMark { version, digests: None });
-        let mut screen = Screen::new(self.json, !self.once);
+        let mut screen = Screen::new(self.json, !self.once, self.version.is_none());
         let Some(mut devices) = link.discover().await? else { return Ok(DONE) };
         let names: Vec<String> = devices.reported().map(|(name, _)| name.to_owned()).collect();
         for name in names {
@@ -93,12 +93,12 @@ impl WatchArgs {
     }
 
     fn lines(&self, summary: &Summary) -> Vec<String> {
-        let devices = summary.devices;
+        let devices = table::devices(summary.devices);
         let mut lines = match self.version {
             Some(version) => {
-                vec![format!("version {version}, {devices} devices"), table::bar(summary)]
+                vec![format!("version {version}, {devices}"), table::bar(summary)]
             }
-            None => vec![format!("{devices} devices")],
+            None => vec![devices],
         };
         lines.push(table::counts(summary));
         let versions = summary.versions.iter().map(|(version, count)| match version {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::config::source::RemoteConfig;
 use crate::fleet::check;
+use crate::fleet::digest::Digest;
 use crate::fleet::trust::Trust;
-use crate::store::slots::{ConfigSlot, DiskFolder, FOLDER, Slots};
+use crate::fleet::update::UpdateState;
+use crate::store::slots::{ConfigSlot, DiskFolder, FOLDER, HistoryLine, Slots};
 use crate::store::trust_file;
 
 /// The state on disk, and the configuration that counts.
@@ -72,4 +74,19 @@ impl StoredUpdates {
 pub(super) fn remote_of(slot: &ConfigSlot, trust: &Arc<Trust>) -> RemoteConfig {
     let (version, text) = (slot.version, slot.config.clone());
     RemoteConfig { version, text, trust: Arc::clone(trust) }
+}
+
+/// The version, the digest and the reason of the last update, if it was rolled back: after its trial, or by
+/// the operator, whose line of the history names the configuration that counts again.
+pub(super) fn rolled_back_last(
+    slots: &Slots<DiskFolder>,
+) -> Option<(u64, Option<Digest>, Option<String>)> {
+    let (last, before) = slots.history().split_last()?;
+    if last.state != UpdateState::RolledBack.name() {
+        return None;
+    }
+    let is_by_operator = last.update == slots.live().remote().map(|slot| slot.update);
+    let kept = |line: &&HistoryLine| line.state == UpdateState::Kept.name();
+    let line = if is_by_operator { before.iter().rev().find(kept)? } else { last };
+    Some((line.version, line.update, last.reason.clone()))
 }
