@@ -104,7 +104,7 @@ pub(super) fn redraw(lines: &[String], above: usize) -> io::Result<()> {
     // DECAWM off, cursor up, erase to the end of the screen (ECMA-48, and xterm's control sequences)
     let mut text = String::from("\x1b[?7l\r");
     if above > 0 {
-        text.push_str(&format!("\x1b[{above}A"));
+        text.extend(["\x1b[", &above.to_string(), "A"]);
     }
     text.push_str("\x1b[J");
     for line in lines {

@@ -186,11 +186,6 @@ impl Rollout {
         (self.stage + 1, self.plan.percents.len(), self.percent())
     }
 
-    /// Whether the update is on the topic of its target.
-    pub fn is_at_target(&self) -> bool {
-        self.is_at_target
-    }
-
     /// The devices that may still fail.
     pub fn failures_left(&self) -> Option<usize> {
         self.plan.max_failures.map(|most| most.saturating_sub(self.failed))

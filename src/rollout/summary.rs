@@ -75,8 +75,7 @@ impl Summary {
             left_out: devices.left_out,
             ..Summary::default()
         };
-        type Key<'d> = (&'static str, Option<&'d str>, &'d str);
-        let mut reasons: BTreeMap<Key<'d>, Vec<&'d str>> = BTreeMap::new();
+        let mut reasons: BTreeMap<ReasonKey<'d>, Vec<&'d str>> = BTreeMap::new();
         for (name, report, state) in listed {
             summary.devices += 1;
             *summary.states.entry(state).or_default() += 1;
@@ -89,7 +88,7 @@ impl Summary {
         let mut rows: Vec<_> = reasons.into_iter().collect();
         rows.sort_by_key(|(_, names)| std::cmp::Reverse(names.len()));
         summary.reasons_left_out = rows.len().saturating_sub(REASONS_SHOWN_MAX);
-        let row = |((state, code, reason), names): (Key<'d>, Vec<&'d str>)| EqualReasons {
+        let row = |((state, code, reason), names): (ReasonKey<'d>, Vec<&'d str>)| EqualReasons {
             state,
             code: code.map(str::to_owned),
             reason: reason.to_owned(),
@@ -126,6 +125,9 @@ impl Summary {
         self.count(UpdateState::Kept.name())
     }
 }
+
+/// State, code and reason.
+type ReasonKey<'d> = (&'static str, Option<&'d str>, &'d str);
 
 /// The name of the state of devices that are not there.
 pub const OFFLINE: &str = "offline";

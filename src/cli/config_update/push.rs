@@ -351,13 +351,16 @@ impl<'l> Pushing<'l> {
 
     fn head(&self) -> String {
         let (stage, stages, percent) = self.rollout.stage();
-        let stage = if stages > 1 {
-            format!(", stage {stage} of {stages} ({percent} %)")
-        } else {
-            String::new()
-        };
         let count = table::devices(self.rollout.concerned().count());
-        format!("version {} for the {}, {count}{stage}", self.version, self.target)
+        let mut head = format!("version {} for the {}, {count}", self.version, self.target);
+        if stages > 1 {
+            head.push_str(&[", stage ", &stage.to_string(), " of ", &stages.to_string()].concat());
+            head.push_str(&[" (", &percent.to_string(), " %)"].concat());
+        }
+        if let Some(left) = self.rollout.failures_left() {
+            head.push_str(&[", ", &left.to_string(), " more may fail"].concat());
+        }
+        head
     }
 
     fn finish(mut self) -> anyhow::Result<u8> {
@@ -401,7 +404,7 @@ impl<'l> Pushing<'l> {
                     .to_owned(),
             ),
             Ending::Interrupted => {
-                lines.push("interrupted; the same push goes on with it".to_owned())
+                lines.push("interrupted; the same push goes on with it".to_owned());
             }
             Ending::NotPublished => lines.push("the broker has not taken all messages".to_owned()),
             Ending::Through => {}
@@ -447,10 +450,8 @@ fn name_of(ending: Ending) -> &'static str {
 
 fn code(ending: Ending, summary: &Summary) -> u8 {
     match ending {
-        Ending::NotPublished | Ending::Interrupted => BROKE,
         Ending::Through | Ending::Stopped if summary.failures() > 0 => WRONG,
-        Ending::Through | Ending::Stopped if summary.count(NO_ANSWER) > 0 => BROKE,
-        Ending::Stopped => BROKE,
-        Ending::Through => DONE,
+        Ending::Through if summary.count(NO_ANSWER) == 0 => DONE,
+        Ending::Through | Ending::Stopped | Ending::NotPublished | Ending::Interrupted => BROKE,
     }
 }

@@ -1,4 +1,4 @@
-//! How a command shows what it watches: a table on a terminal, lines elsewhere, JSON lines for programs.
+//! How a command shows what it watches: a table on a terminal, lines in a file or pipe, JSON lines for programs.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
