@@ -172,6 +172,9 @@ async fn a_push_that_can_not_go_out_says_why() {
     let app = App::log_in(broker.port, "fake", &[], None).await;
     let options = PublishOptions::new(QoS::AtLeastOnce).retain(true);
     app.client.publish("pilotlight/d0/config/reported", idle().to_string(), options).await.unwrap();
+    let off = r#"{"state": "offline"}"#;
+    plant.retain("pilotlight/d0/status", off.as_bytes()).await;
+    fails(&["update.signed", "--percent", "5"], &open, &["none of the 1 devices is there"]).await;
     let url = format!("mqtt://127.0.0.1:{closed}");
     let closed = [("PILOTLIGHT_MQTT", url.as_str())];
     fails(&["update.signed", "--no-wait"], &closed, &["not authorized", "access rules"]).await;

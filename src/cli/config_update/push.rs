@@ -144,6 +144,12 @@ fn check(rollout: &Rollout, update: &PushedUpdate, link: &Link) -> anyhow::Resul
         };
         bail!("no device of the {target} has reported: {why}. To publish it anyway: --no-wait");
     }
+    let is_off = |(name, _)| rollout.devices.is_offline(name);
+    if rollout.stage() != (1, 1, 100) && rollout.concerned().all(is_off) {
+        bail!(
+            "none of the {all} devices is there, and a first stage needs one: push without --percent"
+        );
+    }
     let outdated: Vec<_> = rollout.outdated().collect();
     let Some((name, report)) = outdated.first() else { return Ok(()) };
     let (count, kept) = (outdated.len(), report.version);

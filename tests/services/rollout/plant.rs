@@ -153,13 +153,17 @@ impl Plant {
 
     /// Publishes the retained report of a device that is not there.
     pub async fn report(&self, name: &str, report: &[u8]) {
+        self.retain(&format!("pilotlight/{name}/config/reported"), report).await;
+    }
+
+    /// Publishes a retained message, and waits until the broker has it.
+    pub async fn retain(&self, topic: &str, payload: &[u8]) {
         let id = format!("fake-{}", free_port());
         let app = App::log_in(self.broker.port, &id, &[], None).await;
         let options = PublishOptions::new(QoS::AtLeastOnce).retain(true);
-        let topic = format!("pilotlight/{name}/config/reported");
-        app.client.publish(topic.as_str(), report.to_vec(), options).await.unwrap();
-        let present = async || self.retained(&topic).await.remove(&topic).unwrap_or_default();
-        while present().await != report {}
+        app.client.publish(topic, payload.to_vec(), options).await.unwrap();
+        let present = async || self.retained(topic).await.remove(topic).unwrap_or_default();
+        while present().await != payload {}
     }
 }
 
