@@ -3,15 +3,17 @@
 //! The file belongs to the service and to the operator's command, which approves a change while the service
 //! runs. Each change is made under a lock, and the service reads the file at each check.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::file_lock::FileLock;
 use super::files;
+use crate::limits::FILE_LOCK_WAIT;
 use crate::limits::tools::{TOOL_PINS_BYTES_MAX, TOOL_PINS_MAX};
 
 /// The file's name in the state folder.
@@ -132,32 +134,34 @@ impl ToolPins {
     fn change<T>(&self, change: impl FnOnce(&mut Vec<ToolPin>) -> T) -> io::Result<T> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(folder) = &self.folder else { return Ok(change(&mut kept)) };
-        let lock = files::own().open(folder.join(LOCK))?;
+        let lock = folder.join(LOCK);
+        let taken = FileLock::take(&lock, FILE_LOCK_WAIT)?;
+        let in_use = || io::Error::other(format!("another process uses {}", lock.display()));
+        let _taken = taken.ok_or_else(in_use)?;
         give_to_owner(folder, &lock)?;
-        lock.lock()?;
         let before = read(folder)?;
         let mut pins = before.clone();
         let done = change(&mut pins);
         if pins != before {
-            let file = files::replace(&folder.join(NAME), &serde_json::to_vec_pretty(&pins)?)?;
-            give_to_owner(folder, &file)?;
+            let path = folder.join(NAME);
+            files::replace(&path, &serde_json::to_vec_pretty(&pins)?)?;
+            give_to_owner(folder, &path)?;
         }
         Ok(done)
     }
 }
 
-/// A file that root's command has made belongs to the service, as the folder does.
-fn give_to_owner(folder: &Path, file: &File) -> io::Result<()> {
-    let (owner, of_file) = (fs::metadata(folder)?, file.metadata()?);
+/// A file that root's command has made belongs to the service, as the folder does; nobody else can give
+/// files away.
+fn give_to_owner(folder: &Path, file: &Path) -> io::Result<()> {
+    let (owner, of_file) = (fs::metadata(folder)?, fs::symlink_metadata(file)?);
     if (owner.uid(), owner.gid()) == (of_file.uid(), of_file.gid()) {
         return Ok(());
     }
-    nix::unistd::fchown(
-        file,
-        Some(nix::unistd::Uid::from_raw(owner.uid())),
-        Some(nix::unistd::Gid::from_raw(owner.gid())),
-    )
-    .map_err(io::Error::from)
+    match lchown(file, Some(owner.uid()), Some(owner.gid())) {
+        Err(error) if error.kind() != ErrorKind::PermissionDenied => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn verdict(pins: &mut Vec<ToolPin>, checked: &CheckedTool) -> PinVerdict {
