@@ -24,10 +24,10 @@ use nix::sys::signal::Signal::SIGTERM;
 use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use support::PROGRAM;
 use support::mqtt::{App, Mosquitto};
-use support::service::{free_port, program, signal};
+use support::service::{free_port, signal};
+use support::signing::{keygen, sha256, sign};
 use support::{print_head, print_machine, print_row, quantile};
 use tokio::process::{Child, Command};
 
@@ -53,10 +53,6 @@ struct Fleet {
     /// The last report of each device, and when it came.
     reports: BTreeMap<String, (Value, Instant)>,
     version: u64,
-}
-
-fn sha256(path: &str) -> String {
-    format!("{:x}", Sha256::digest(std::fs::read(path).unwrap()))
 }
 
 fn labels() -> Value {
@@ -94,15 +90,13 @@ impl Fleet {
         app.client.subscribe(REPORTED, QoS::AtMostOnce).await.unwrap();
         let (devices, reports) = (Vec::new(), BTreeMap::new());
         let mut fleet = Fleet { folder, broker, settings, devices, app, reports, version: 0 };
-        let keygen = ["config", "keygen", "ops", "--no-password"];
-        assert_eq!(program(fleet.folder.path(), &keygen, &[]).await.0, 0);
-        let public = std::fs::read_to_string(fleet.path("ops.pub")).unwrap();
+        let public = keygen(fleet.folder.path()).await;
         let own = sha256(PROGRAM);
         let command = |name: &str| json!({"path": PROGRAM, "sha256": own, "args": engine(name)});
         let trust = json!({
             "fleet": "plant",
             "keys": {"ops": {
-                "public_key": public.lines().nth(1).unwrap(), "targets": ["fleet"],
+                "public_key": public, "targets": ["fleet"],
                 "operations": ["config"], "longest_days": 30,
             }},
             "commands": {
@@ -176,14 +170,7 @@ impl Fleet {
     /// Signs and publishes a configuration; returns its version.
     async fn push(&mut self, config: &Value) -> u64 {
         self.version += 1;
-        let version = self.version.to_string();
-        std::fs::write(self.path("remote.json"), config.to_string()).unwrap();
-        let args = ["config", "sign", "remote.json", "--key", "ops.key", "--no-password"];
-        let more = ["--fleet", "plant", "--version", &version];
-        let (code, out, errors) =
-            program(self.folder.path(), &[args.as_slice(), &more].concat(), &[]).await;
-        assert_eq!(code, 0, "{out}{errors}");
-        let signed = std::fs::read(self.path("update.signed")).unwrap();
+        let signed = sign(self.folder.path(), config, ["--fleet", "plant"], self.version).await;
         let options = PublishOptions::new(QoS::AtLeastOnce).retain(true);
         self.app.client.publish(TOPIC, signed, options).await.unwrap();
         self.version

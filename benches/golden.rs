@@ -21,9 +21,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use support::labelled::prompts;
-use support::service::{Service, program};
+use support::service::Service;
+use support::signing::{keygen, sha256, sign};
 use support::{PROGRAM, model_file, print_head, print_machine, print_row};
 
 const TASK: &str = "topic";
@@ -63,16 +63,11 @@ async fn main() {
     let better = std::env::var("BETTER").expect("BETTER must name a GGUF file");
     print_machine();
     let folder = tempfile::tempdir().unwrap();
-    let run = async |args: &[&str]| {
-        let (code, out, errors) = program(folder.path(), args, &[]).await;
-        assert_eq!(code, 0, "{args:?}: {out}{errors}");
-    };
-    run(&["config", "keygen", "ops", "--no-password"]).await;
-    let public = std::fs::read_to_string(folder.path().join("ops.pub")).unwrap();
-    let own = format!("{:x}", Sha256::digest(std::fs::read(PROGRAM).unwrap()));
+    let public = keygen(folder.path()).await;
+    let own = sha256(PROGRAM);
     let command = |path: &str| json!({"path": PROGRAM, "sha256": own, "args": engine(path)});
     let key = json!({
-        "public_key": public.lines().nth(1).unwrap(), "targets": ["device"],
+        "public_key": public, "targets": ["device"],
         "operations": ["config"], "longest_days": 30,
     });
     let trust = json!({
@@ -89,12 +84,8 @@ async fn main() {
     let service = Service::launch_with_log(&file, "off", &env);
     service.ready().await;
     print_head(&["push", "end", "right of 60, before and after", "s"]);
-    for (version, command, expected) in [("1", "better", "kept"), ("2", "worse", "rolled-back")] {
-        let path = folder.path().join("remote.json");
-        std::fs::write(path, remote(command).to_string()).unwrap();
-        let sign = ["config", "sign", "remote.json", "--key", "ops.key", "--no-password"];
-        run(&[sign.as_slice(), &["--device", "dev", "--version", version]].concat()).await;
-        let signed = std::fs::read(folder.path().join("update.signed")).unwrap();
+    for (version, command, expected) in [(1, "better", "kept"), (2, "worse", "rolled-back")] {
+        let signed = sign(folder.path(), &remote(command), ["--device", "dev"], version).await;
         let began = Instant::now();
         let apply = support::service::client()
             .post(service.url("/config/apply"))

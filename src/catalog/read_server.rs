@@ -27,7 +27,7 @@ pub(super) const TOPIC_LEVELS: &str =
     "topic must consist of levels [A-Za-z0-9_-]{1,64}, separated by /";
 
 /// What stands for the name of the model in the arguments of a command.
-pub const MODEL: &str = "{model}";
+const MODEL: &str = "{model}";
 /// Before the hexadecimal digits of a pinned digest.
 const DIGEST_PREFIX: &str = "sha256:";
 /// The message for a digest of another form.
@@ -282,6 +282,8 @@ impl RawServerOptions {
         let mut scope = scope.at("model");
         let none = &mut Vec::new();
         let args = match endpoint {
+            // the arguments of a remote configuration are those of the trust policy
+            Endpoint::Child { args, .. } if args.is_empty() => return,
             Endpoint::Child { args, .. } => args,
             Endpoint::Http { .. } | Endpoint::Mqtt { .. } | Endpoint::Provider(_) => none,
         };

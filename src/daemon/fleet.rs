@@ -129,6 +129,10 @@ impl Fleet {
             self.machine.restore(version, reason);
             self.reported = update;
             live.report(&self.machine.report(), update);
+        } else {
+            // the one that the operator may take back
+            self.reported =
+                self.slots.as_ref().and_then(|slots| slots.live().remote()).map(|slot| slot.update);
         }
     }
 
@@ -245,7 +249,9 @@ impl Fleet {
         };
         let (event, result) = match accepted {
             // the broker delivers it again while its models are downloaded
-            Ok(offered) if self.pull.is_some() && self.reported == Some(offered.verified.digest) => {
+            Ok(offered)
+                if self.pull.is_some() && self.reported == Some(offered.verified.digest) =>
+            {
                 return Ok(());
             }
             Ok(offered) => (self.offer(offered), Ok(())),

@@ -14,6 +14,7 @@
 )]
 
 mod bounds;
+mod fleet;
 mod gguf;
 #[cfg(feature = "onnx")]
 mod onnx;

@@ -8,13 +8,13 @@ use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::support::PROGRAM;
 use crate::support::cloud::{Cloud, answer, entry};
 use crate::support::mqtt::{App, Mosquitto};
 use crate::support::network::{NameServer, Naming, in_own_network, ip};
-use crate::support::service::{Service, catalog, program, signal};
+use crate::support::service::{Service, catalog, signal};
+use crate::support::signing::{keygen, sha256, sign};
 
 /// A manager with a key, and a broker.
 pub(super) struct Manager {
@@ -22,11 +22,6 @@ pub(super) struct Manager {
     broker: Mosquitto,
     app: App,
     pub(super) version: u64,
-}
-
-/// The digest of a file, as a trust policy has it.
-pub(super) fn sha256(path: &str) -> String {
-    format!("{:x}", Sha256::digest(std::fs::read(path).unwrap()))
 }
 
 /// A golden set whose right answer is the word of the input.
@@ -55,15 +50,14 @@ impl Manager {
         let topics = ["pilotlight/dev/config/reported", "pilotlight/dev/reply/app"];
         let app = App::log_in(broker.port, "manager", &topics, None).await;
         let manager = Manager { folder, broker, app, version: 0 };
-        manager.run(&["config", "keygen", "ops", "--no-password"]).await;
-        let public = std::fs::read_to_string(manager.path("ops.pub")).unwrap();
+        let public = keygen(manager.folder.path()).await;
         let program = sha256(PROGRAM);
         let command = |path: &str, sha256: &str, args: &[&str]| json!({"path": path, "sha256": sha256, "args": args});
         let better = ["engine", "--scripted", "better", "--slots", "4"];
         let trust = json!({
             "fleet": "plant-a",
             "keys": {"ops": {
-                "public_key": public.lines().nth(1).unwrap(), "targets": ["device", "fleet"],
+                "public_key": public, "targets": ["device", "fleet"],
                 "operations": ["config"], "longest_days": 30,
             }},
             "commands": {
@@ -80,11 +74,6 @@ impl Manager {
         self.folder.path().join(name)
     }
 
-    async fn run(&self, args: &[&str]) {
-        let (code, out, errors) = program(self.folder.path(), args, &[]).await;
-        assert_eq!(code, 0, "{args:?}: {out}{errors}");
-    }
-
     /// A device that trusts the manager.
     pub(super) fn device(&self) -> Service {
         self.device_in(tempfile::tempdir().unwrap())
@@ -98,7 +87,12 @@ impl Manager {
         self.launch(folder, &file, &[])
     }
 
-    fn launch(&self, folder: tempfile::TempDir, file: &Value, more: &[(&str, &str)]) -> Service {
+    pub(super) fn launch(
+        &self,
+        folder: tempfile::TempDir,
+        file: &Value,
+        more: &[(&str, &str)],
+    ) -> Service {
         let url = format!("mqtt://127.0.0.1:{}", self.broker.port);
         let trust = self.path("trust.json").display().to_string();
         let env = [&[("PILOTLIGHT_TRUST", trust.as_str())], more].concat();
@@ -116,15 +110,10 @@ impl Manager {
     /// Signs a configuration for the fleet.
     pub(super) async fn sign(&mut self, config: &Value) -> Vec<u8> {
         self.version += 1;
-        std::fs::write(self.path("remote.json"), config.to_string()).unwrap();
-        let version = self.version.to_string();
-        let args = ["config", "sign", "remote.json", "--key", "ops.key", "--no-password"];
-        let more = ["--fleet", "plant-a", "--version", &version];
-        self.run(&[args.as_slice(), &more].concat()).await;
-        std::fs::read(self.path("update.signed")).unwrap()
+        sign(self.folder.path(), config, ["--fleet", "plant-a"], self.version).await
     }
 
-    async fn publish(&self, signed: Vec<u8>) {
+    pub(super) async fn publish(&self, signed: Vec<u8>) {
         let options = PublishOptions::new(QoS::AtLeastOnce).retain(true);
         let topic = "pilotlight/fleet/plant-a/config/desired";
         self.app.client.publish(topic, signed, options).await.unwrap();
@@ -137,7 +126,7 @@ impl Manager {
     }
 
     /// Waits until the device reports this state of this version.
-    async fn until(&mut self, state: &str, version: u64) -> Value {
+    pub(super) async fn until(&mut self, state: &str, version: u64) -> Value {
         loop {
             let publish = self.app.next().await;
             if !publish.topic.ends_with(b"config/reported") {

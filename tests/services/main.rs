@@ -33,6 +33,7 @@ mod encrypted_calls;
 mod files;
 mod fleet;
 mod fleet_local;
+mod fleet_models;
 mod fleet_push;
 #[cfg(feature = "embedded-broker")]
 mod floods;

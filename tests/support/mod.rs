@@ -17,6 +17,7 @@ pub mod pace;
 pub mod reports;
 pub mod scripted_broker;
 pub mod service;
+pub mod signing;
 pub mod stranger;
 pub mod untrusted;
 

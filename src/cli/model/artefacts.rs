@@ -21,9 +21,7 @@ use crate::daemon::model_store;
 use crate::device::identity::board_names;
 use crate::limits::models::DOWNLOADS_MAX;
 use crate::models;
-use crate::models::{
-    CoolOnly, DownloadPace, ImportFinding, ModelState, ModelStore, Thoroughness, ensure, inspect,
-};
+use crate::models::{ImportFinding, ModelState, ModelStore, Thoroughness, ensure, inspect};
 use crate::store::slots;
 
 /// The configuration, its store and the names of this board.

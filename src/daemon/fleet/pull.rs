@@ -27,7 +27,8 @@ impl Pull {
             let mut servers = config.catalog.servers.iter();
             servers.any(|server| server.uses_model_at(&path)) && model.is_for(&board)
         };
-        let models: Vec<ModelEntry> = config.catalog.models.iter().filter(is_used).cloned().collect();
+        let models: Vec<ModelEntry> =
+            config.catalog.models.iter().filter(is_used).cloned().collect();
         if models.is_empty() {
             return None;
         }
@@ -62,10 +63,17 @@ async fn all(
         let name = entry.name.clone();
         let told = |event: &ModelEvent| match event {
             ModelEvent::Retrying { why, wait } => {
-                tracing::warn!(model = name, why, wait_s = wait.as_secs(), "a download is tried again");
+                tracing::warn!(
+                    model = name,
+                    why,
+                    wait_s = wait.as_secs(),
+                    "a download is tried again"
+                );
             }
             ModelEvent::Waiting { why } => tracing::info!(model = name, why, "a download waits"),
-            ModelEvent::Restarted { why } => tracing::info!(model = name, why, "a download starts anew"),
+            ModelEvent::Restarted { why } => {
+                tracing::info!(model = name, why, "a download starts anew")
+            }
             ModelEvent::Received { .. } => {}
         };
         tracing::info!(model = name, bytes = entry.bytes(), "a model of the update is loaded");

@@ -7,11 +7,11 @@ use std::process::Stdio;
 use rumqttc::PublishOptions;
 use rumqttc::mqttbytes::QoS;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
 use crate::support::mqtt::{App, Mosquitto};
 use crate::support::service::{Service, catalog, free_port, program};
+use crate::support::signing::{keygen, sha256, sign};
 use crate::support::{PROGRAM, SOON};
 
 /// A manager with a key, a broker, and devices that trust the key.
@@ -49,18 +49,15 @@ impl Plant {
         let broker = Mosquitto::with(port, &config).await;
         let folder = tempfile::tempdir().unwrap();
         let mut plant = Plant { folder, broker, devices: Vec::new(), version: 0 };
-        let (code, _, errors) = plant.run(&["config", "keygen", "ops", "--no-password"]).await;
-        assert_eq!(code, 0, "{errors}");
-        let public = std::fs::read_to_string(plant.path("ops.pub")).unwrap();
-        let sha256 = format!("{:x}", Sha256::digest(std::fs::read(PROGRAM).unwrap()));
+        let public = keygen(plant.folder.path()).await;
         let args = ["engine", "--scripted", "better", "--slots", "4"];
         let trust = json!({
             "fleet": "plant",
             "keys": {"ops": {
-                "public_key": public.lines().nth(1).unwrap(), "targets": ["device", "fleet"],
+                "public_key": public, "targets": ["device", "fleet"],
                 "operations": ["config"], "longest_days": 30,
             }},
-            "commands": {"better": {"path": PROGRAM, "sha256": sha256, "args": args}},
+            "commands": {"better": {"path": PROGRAM, "sha256": sha256(PROGRAM), "args": args}},
             "trial": {"good_jobs": 1, "seconds": trial_seconds},
         });
         std::fs::write(plant.path("trust.json"), trust.to_string()).unwrap();
@@ -98,12 +95,7 @@ impl Plant {
     /// Signs a configuration for this target with the next version.
     pub async fn sign(&mut self, config: &Value, target: [&str; 2]) -> u64 {
         self.version += 1;
-        std::fs::write(self.path("remote.json"), config.to_string()).unwrap();
-        let version = self.version.to_string();
-        let args = ["config", "sign", "remote.json", "--key", "ops.key", "--no-password"];
-        let more = [target[0], target[1], "--version", &version];
-        let (code, out, errors) = self.run(&[args.as_slice(), &more].concat()).await;
-        assert_eq!(code, 0, "{out}{errors}");
+        sign(self.folder.path(), config, target, self.version).await;
         self.version
     }
 
