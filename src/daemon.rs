@@ -115,9 +115,8 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
         .map(|mqtt| BrokerConnection::open(mqtt, &config, topics.as_ref(), &mut connections));
     let broker_connection = broker_connection.transpose()?;
     let calls = broker_connection.as_ref().map(|connection| &connection.calls);
-    let catalog = Arc::new(config.catalog.clone());
-    let (keep, pins) = (keep_of(&config), pins_of(&config));
-    let mut core = Core::start(catalog, device_pressure, keep, calls, pins);
+    let (catalog, pins) = (Arc::new(config.catalog.clone()), pins_of(&config));
+    let mut core = Core::start(catalog, device_pressure, keep_of(&config), calls, pins);
     let service = Arc::new(Service::new(core.dispatch.clone()));
     let mut sensors = TaskGroup::new("sensors");
     let all = Sensors::new(&config.sensors, Path::new("."));
