@@ -5,9 +5,8 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::addresses::AddressRule;
-use super::read_server::is_engine;
 use super::secret::Secret;
-use super::server::{Endpoint, ServerEntry};
+use super::server::{Endpoint, ServerEntry, is_engine};
 use crate::limits::models::{MODEL_LEVELS_MAX, MODEL_NAME_BYTES_MAX};
 
 /// One model of `pilotlight.models`: a GGUF file, or a folder for ONNX Runtime.

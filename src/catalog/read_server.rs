@@ -15,7 +15,7 @@ use super::public_key::ServicePublicKey;
 use super::read_budget::RawPrice;
 use super::read_provider::is_loopback;
 use super::secret::{self, Secret};
-use super::server::{Endpoint, ServerEntry};
+use super::server::{Endpoint, ServerEntry, is_engine};
 use super::shape;
 use crate::limits::call::SERVICE_TOPIC_BYTES_MAX;
 use crate::limits::engine::ENGINE_MEMORY_MB;
@@ -294,10 +294,10 @@ impl RawServerOptions {
             }
             (Some(_), Some(_)) => scope.add("must be the name of an entry of pilotlight.models"),
             (Some(_), None) => {
-                scope.add("takes the place of {model} in the arguments, which is not there")
+                scope.add("takes the place of {model} in the arguments, which is not there");
             }
             (None, Some(_)) => {
-                scope.add("must name the entry of pilotlight.models for {model} in the arguments")
+                scope.add("must name the entry of pilotlight.models for {model} in the arguments");
             }
             (None, None) => {}
         }
@@ -324,12 +324,6 @@ impl RawServerOptions {
         }
         args
     }
-}
-
-/// Whether an entry starts an engine of this program.
-pub(super) fn is_engine(command: &str, args: &[String]) -> bool {
-    command.rsplit('/').next() == Some("pilotlight")
-        && args.first().is_some_and(|first| first == "engine")
 }
 
 fn is_sha256(hex: &str) -> bool {

@@ -66,3 +66,9 @@ pub enum Endpoint {
     /// A cloud model, called in its provider's own protocol.
     Provider(Box<Provider>),
 }
+
+/// Whether an entry starts an engine of this program.
+pub(super) fn is_engine(command: &str, args: &[String]) -> bool {
+    command.rsplit('/').next() == Some("pilotlight")
+        && args.first().is_some_and(|first| first == "engine")
+}

@@ -338,7 +338,7 @@ impl Fleet {
                     Err(refusal) => UpdateEvent::Refused { version, refusal },
                 });
             }
-            UpdateEffect::Pull => return self.begin_pull(live).await,
+            UpdateEffect::Pull => return self.begin_pull(live),
             UpdateEffect::EndPull => {
                 if let Some(pull) = self.pull.take() {
                     pull.end().await;
@@ -399,7 +399,7 @@ impl Fleet {
     }
 
     /// Begins to download the models of the update; the step has ended if there are none.
-    async fn begin_pull(&mut self, live: &Live) -> Option<UpdateEvent> {
+    fn begin_pull(&mut self, live: &Live) -> Option<UpdateEvent> {
         match self.models_of(live) {
             Ok(Some(pull)) => {
                 self.pull = Some(pull);

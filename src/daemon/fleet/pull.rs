@@ -72,7 +72,7 @@ async fn all(
             }
             ModelEvent::Waiting { why } => tracing::info!(model = name, why, "a download waits"),
             ModelEvent::Restarted { why } => {
-                tracing::info!(model = name, why, "a download starts anew")
+                tracing::info!(model = name, why, "a download starts anew");
             }
             ModelEvent::Received { .. } => {}
         };
