@@ -83,7 +83,7 @@ impl Fleet {
         let kept = folder.path().display();
         let port = free_port();
         let settings = format!(
-            "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {kept}/\n"
+            "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\npersistence true\npersistence_location {kept}/\n"
         );
         let broker = Mosquitto::with(port, &settings).await;
         let app = App::log_in(broker.port, "manager", &[], None).await;
@@ -180,8 +180,11 @@ impl Fleet {
     async fn ended(&mut self, row: &str, version: u64, began: Instant, expected: &str) {
         let all = self.devices.len();
         let has_ended = move |report: &Value| {
-            report["offered"] == version
-                && ["kept", "rolled-back", "refused"].iter().any(|end| report["state"] == *end)
+            // one that was killed after it had kept it does not know any more that it was offered
+            let is_kept = report["state"] == "kept" && report["version"] == version;
+            let ends = ["kept", "rolled-back", "refused"];
+            is_kept
+                || report["offered"] == version && ends.iter().any(|end| report["state"] == *end)
         };
         self.until(row, |reports| {
             reports.values().filter(|(report, _)| has_ended(report)).count() == all
