@@ -30,6 +30,11 @@ pub const STAGES_MAX: usize = 16;
 pub const REASONS_SHOWN_MAX: usize = 8;
 /// Most devices that a row of equal reasons names.
 pub const NAMES_SHOWN_MAX: usize = 4;
+/// Interval at which the states of devices that have not ended are asked for again, and then no more:
+/// reports come with `QoS` 0, and a broker drops those for a client that is slower than they come.
+pub const ASKED_AGAIN_EVERY: Duration = Duration::from_secs(10);
+/// Most devices that are asked for again at a time: the topics fill a packet of about 16 KiB.
+pub const ASKED_AGAIN_MAX: usize = 256;
 /// Pause between two drawings of the table.
 pub const REDRAW_EVERY: Duration = Duration::from_millis(250);
 /// Most files beside an update in which its public key is looked for.

@@ -202,6 +202,11 @@ impl Rollout {
         self.concerned().filter(|(_, report)| self.mark.is_outdated_on(report))
     }
 
+    /// The devices whose end is waited for.
+    pub fn awaited(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().filter(|(_, one)| one.is_open()).map(|(name, _)| name.as_str())
+    }
+
     /// The state of a device as it is shown; none if the update does not concern it.
     pub fn state_of(&self, name: &str) -> Option<(&'static str, Option<Duration>)> {
         let report = self.devices.report_of(name)?;

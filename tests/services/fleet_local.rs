@@ -4,7 +4,6 @@
 use serde_json::{Value, json};
 
 use super::fleet_push::{Manager, remote, until_one_engine};
-use super::reload::write;
 use crate::support::service::{Service, catalog, client, program};
 
 /// A device without a broker, and a manager whose updates it takes.
@@ -124,7 +123,9 @@ async fn what_can_not_be_loaded_any_more_is_not_returned_to() {
     // the first update does what the local file no longer permits
     let mut file = catalog(&["--scripted", "old"]);
     file["pilotlight"]["policy"] = json!({"redact": ["email"]});
-    write(device.service.folder.path(), "mcp.json", &file.to_string());
+    let path = device.service.folder.path().join("mcp.json");
+    std::fs::write(path.with_extension("new"), file.to_string()).unwrap();
+    std::fs::rename(path.with_extension("new"), path).unwrap();
     device.service.until("the update is left out", |s| s["config"]["source"] == "file").await;
     let told = device.run(&["config", "rollback"], 1).await;
     assert!(told.contains("redact"), "{told}");

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::config::{Mqtt, source};
 use crate::daemon::connection_options;
 use crate::limits::MQTT_INBOX_MAX;
-use crate::limits::rollout::{DISCOVERY_MAX, DISCOVERY_QUIET};
+use crate::limits::rollout::{ASKED_AGAIN_MAX, DISCOVERY_MAX, DISCOVERY_QUIET};
 use crate::mqtt;
 use crate::mqtt::{Bus, Incoming, Router, Subscription};
 use crate::net::tls;
@@ -25,6 +25,9 @@ pub(super) struct Link {
     pub(super) bus: Bus,
     pub(super) prefix: String,
     inbox: Subscription,
+    filters: Vec<String>,
+    /// Reports of single devices are subscribed to besides.
+    is_asking: bool,
     began: Instant,
     signals: [Signal; 2],
     /// What came before the broker had answered the subscriptions.
@@ -61,13 +64,14 @@ pub(super) async fn with<T>(
     let mut router = Router::default();
     let filters = ["config/reported", "status"].map(|topic| format!("{prefix}/+/{topic}"));
     let filters = if reads_reports { filters.to_vec() } else { Vec::new() };
-    let inbox = router.watch(filters, MQTT_INBOX_MAX);
+    let inbox = router.watch(filters.clone(), MQTT_INBOX_MAX);
     let stop = CancellationToken::new();
     let (bus, driver) = mqtt::open(options, router, stop.clone());
     let mut driver = pin!(driver);
     let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     let early = Devices::default();
-    let mut link = Link { bus, prefix, inbox, began: clock::now(), signals, early };
+    let (is_asking, began) = (false, clock::now());
+    let mut link = Link { bus, prefix, inbox, filters, is_asking, began, signals, early };
     let working = async {
         link.connect(mqtt).await?;
         work(&mut link).await
@@ -107,6 +111,16 @@ impl Link {
     /// The same time on the clock of the runtime.
     pub(super) fn at(&self, time: Time) -> tokio::time::Instant {
         tokio::time::Instant::from(self.began) + time.since(Time::default())
+    }
+
+    /// Subscribes to the reports of these devices for some time, at every second call: the broker sends
+    /// what it retains to a new subscription only.
+    pub(super) fn ask_again<'n>(&mut self, names: impl Iterator<Item = &'n str>) {
+        self.is_asking = !self.is_asking;
+        let prefix = &self.prefix;
+        let topics = names.map(|name| format!("{prefix}/{name}/config/reported"));
+        let topics = topics.take(if self.is_asking { ASKED_AGAIN_MAX } else { 0 });
+        self.inbox.filters().replace(self.filters.iter().cloned().chain(topics).collect());
     }
 
     /// Takes the retained reports, until none has come for a while. None if somebody interrupts it.

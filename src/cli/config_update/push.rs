@@ -19,7 +19,8 @@ use super::table;
 use crate::cli::{BROKE, DONE, WRONG};
 use crate::fleet::target::TargetKind;
 use crate::limits::rollout::{
-    PUBLISHED_MAX, PUBLISHES_AT_ONCE, PUSH_SECONDS_MAX, PUSH_TIME, REDRAW_EVERY, STAGES_MAX,
+    ASKED_AGAIN_EVERY, PUBLISHED_MAX, PUBLISHES_AT_ONCE, PUSH_SECONDS_MAX, PUSH_TIME, REDRAW_EVERY,
+    STAGES_MAX,
 };
 use crate::model::generate::BoxFuture;
 use crate::mqtt::{Bus, Outgoing, Undeliverable};
@@ -232,6 +233,8 @@ impl<'l> Pushing<'l> {
     async fn run(mut self) -> anyhow::Result<u8> {
         let effects = self.rollout.begin(self.link.now());
         self.follow(effects)?;
+        let mut asking = tokio::time::interval(ASKED_AGAIN_EVERY);
+        asking.reset();
         let mut drawing = tokio::time::interval(REDRAW_EVERY);
         // ends with the roll-out, which has a time limit for each stage
         while self.is_going_on() {
@@ -251,6 +254,7 @@ impl<'l> Pushing<'l> {
                     let effects = self.rollout.tick(self.link.now());
                     self.follow(effects)?;
                 }
+                _ = asking.tick() => self.link.ask_again(self.rollout.awaited()),
                 _ = drawing.tick() => self.draw()?,
             }
         }
