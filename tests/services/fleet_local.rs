@@ -161,6 +161,14 @@ async fn requests_have_bounds_of_their_own() {
     assert!(told.contains("no-policy"), "{told}");
     let state = device.service.state().await.unwrap();
     assert_eq!(state["config"]["code"], "no-policy", "{state}");
+    // only the operator's token opens them
+    let guarded =
+        Service::launch(&catalog(&["--scripted", "old"]), "off", &[("PILOTLIGHT_HTTP_TOKEN", "t")]);
+    guarded.ready().await;
+    for path in ["/reload", "/config/apply", "/config/check", "/config/rollback"] {
+        let answer = client().post(guarded.url(path)).json(&json!({})).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 401, "{path}");
+    }
     // a device without a trust policy says so
     let service = Service::launch(&catalog(&["--scripted", "old"]), "off", &[]);
     service.ready().await;

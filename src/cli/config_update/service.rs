@@ -126,8 +126,10 @@ pub(super) async fn apply(
     let service = find(path)?;
     let status = match send(&service, "/config/apply", update).await? {
         Ok(status) if waits => {
-            if status.state == UpdateState::Trial && !as_json {
-                let version = status.offered.unwrap_or_default();
+            let version = status.offered.unwrap_or_default();
+            if status.state == UpdateState::Verified {
+                print_error!("the models of version {version} are downloaded");
+            } else if status.state == UpdateState::Trial {
                 print_error!("version {version} answers requests on trial");
             }
             ended(&service, status).await?

@@ -177,6 +177,7 @@ fn with_failures(begin: &Slots<Failing>, change: Change<'_>, look: &dyn Fn(&Slot
         }
         if is_done {
             assert!(cuts > 3, "nothing was cut");
+            println!("the power failed at {cuts} operations");
             return;
         }
         cuts += 1;
