@@ -1,14 +1,16 @@
 //! Signed configurations with models: what is missing is downloaded before the update is tried, while the
 //! service goes on.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::fleet_push::{Manager, remote};
-use crate::support::PROGRAM;
 use crate::support::model_fixture::sha256 as digest;
 use crate::support::model_server::{ModelServer, Sent, gguf, reply, whole};
 use crate::support::service::{Service, catalog};
 use crate::support::signing::sha256;
+use crate::support::{PROGRAM, SOON};
 
 const BYTES: usize = 2_000_000;
 
@@ -61,10 +63,15 @@ async fn a_download_stops_nothing_and_is_ended_by_the_operator() {
     manager.publish(b"no update".to_vec()).await;
     assert_eq!(manager.ask(json!({"id": "b", "prompt": "b"})).await["status"], "ok");
     assert_eq!(device.state().await.unwrap()["config"]["state"], "verified");
+    let part = device.folder.path().join("state/models/new.gguf.part");
+    let end = tokio::time::Instant::now() + SOON;
+    while part.metadata().map_or(0, |file| file.len()) < BYTES as u64 / 2 {
+        assert!(tokio::time::Instant::now() < end, "nothing arrives");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let (code, status) = device.post("/config/rollback", &json!({})).await;
     assert_eq!((code, &status["state"]), (200, &json!("rolled-back")), "{status}");
     // what has arrived stays for the next time
-    let part = device.folder.path().join("state/models/new.gguf.part");
     assert!(part.metadata().unwrap().len() >= BYTES as u64 / 2);
 }
 
