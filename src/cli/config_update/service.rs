@@ -127,9 +127,9 @@ pub(super) async fn apply(
     let status = match send(&service, "/config/apply", update).await? {
         Ok(status) if waits => {
             let version = status.offered.unwrap_or_default();
-            if status.state == UpdateState::Verified {
+            if status.state == UpdateState::Verified && !as_json {
                 print_error!("the models of version {version} are downloaded");
-            } else if status.state == UpdateState::Trial {
+            } else if status.state == UpdateState::Trial && !as_json {
                 print_error!("version {version} answers requests on trial");
             }
             ended(&service, status).await?
