@@ -26,9 +26,9 @@ use support::service::Service;
 use support::signing::{keygen, sha256, sign};
 use support::{PROGRAM, model_file, print_head, print_machine, print_row};
 
-const TASK: &str = "topic";
-/// Cases of each of the four labels.
-const EACH: usize = 15;
+const TASK: &str = "severity";
+/// Cases of each of the three labels.
+const EACH: usize = 20;
 /// Longest time of a push: two models answer 60 prompts each.
 const PATIENCE: Duration = Duration::from_secs(900);
 
@@ -50,7 +50,7 @@ fn remote(command: &str) -> Value {
     json!({
         "mcpServers": {"local": {"command": command}},
         "pilotlight": {"tasks": {TASK: {
-            "template": "What is this message of a building about: climate, energy, network or security?\n\nMessage: {{prompt}}",
+            "template": "How severe is this message of a building: info, warning or critical?\n\nMessage: {{prompt}}",
             "labels": labels,
             "golden": {"cases": cases, "loss_percent": 2},
         }}},
@@ -76,9 +76,11 @@ async fn main() {
     });
     std::fs::write(folder.path().join("trust.json"), trust.to_string()).unwrap();
     let trust = folder.path().join("trust.json").display().to_string();
+    let mut tasks = remote("worse")["pilotlight"]["tasks"].clone();
+    tasks[TASK].as_object_mut().unwrap().remove("golden");
     let file = json!({
         "mcpServers": {"local": {"command": "pilotlight", "args": engine(&worse)}},
-        "pilotlight": {"device": {"name": "dev"}},
+        "pilotlight": {"device": {"name": "dev"}, "tasks": tasks},
     });
     let env = [("PILOTLIGHT_TRUST", trust.as_str())];
     let service = Service::launch_with_log(&file, "off", &env);
@@ -97,7 +99,7 @@ async fn main() {
             .until_within(PATIENCE, expected, |state| state["config"]["state"] == expected)
             .await;
         let log = service.log();
-        let scored = log.lines().rfind(|line| line.contains("golden set")).unwrap_or_default();
+        let scored = log.lines().rfind(|line| line.contains("before=")).unwrap_or_default();
         let figure = |name: &str| {
             let rest = scored.split_once(name).map_or("?", |(_, rest)| rest);
             rest.split(' ').next().unwrap_or_default().to_owned()
