@@ -180,7 +180,7 @@ impl Fleet {
     async fn ended(&mut self, row: &str, version: u64, began: Instant, expected: &str) {
         let all = self.devices.len();
         let has_ended = move |report: &Value| {
-            // one that was killed after it had kept it does not know any more that it was offered
+            // a device that was killed after the update was kept no longer knows that it was offered
             let is_kept = report["state"] == "kept" && report["version"] == version;
             let ends = ["kept", "rolled-back", "refused"];
             is_kept

@@ -92,7 +92,7 @@ fn tool_policy(server: &ServerEntry, pins: &Arc<ToolPins>) -> Option<ToolPolicy>
 
 /// How an attempt to have the server up has ended.
 enum Ended {
-    /// It is tried again after a pause.
+    /// The server is tried again after a pause.
     Unavailable(String),
     /// A tool has changed.
     Quarantined(String),

@@ -155,3 +155,8 @@ impl Scope<'_> {
         self.mistakes.is_full()
     }
 }
+
+/// All mistakes in one text.
+pub fn in_one_line(mistakes: &[Mistake]) -> String {
+    mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

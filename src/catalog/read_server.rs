@@ -26,7 +26,7 @@ use crate::request::name::is_name;
 pub(super) const TOPIC_LEVELS: &str =
     "topic must consist of levels [A-Za-z0-9_-]{1,64}, separated by /";
 
-/// What stands for the name of the model in the arguments of a command.
+/// The placeholder for the name of the model in the arguments of a command.
 const MODEL: &str = "{model}";
 /// Before the hexadecimal digits of a pinned digest.
 const DIGEST_PREFIX: &str = "sha256:";

@@ -31,7 +31,7 @@ use crate::fleet::refusal::UpdateRefusal;
 use crate::fleet::signature::Received;
 use crate::fleet::update::{ConfigPlace, UpdateEffect, UpdateEvent, UpdateMachine, UpdateStep};
 use crate::ingress::updates::UpdateRequest;
-use crate::limits::fleet::{PROBE_MAX, SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
+use crate::limits::fleet::{PROBE_MAX, SIGNED_BYTES_MAX};
 use crate::model::generate::Fault;
 use crate::mqtt::{Incoming, Subscription};
 use crate::scheduler::Verdict;
@@ -242,7 +242,7 @@ impl Fleet {
         core: &mut Core,
     ) -> Result<(), UpdateRefusal> {
         self.see().await;
-        let most = SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX;
+        let most = SIGNED_BYTES_MAX;
         let accepted = match update {
             Ok(bytes) => self.accept(bytes, live),
             Err(bytes) => Err(UpdateRefusal::TooLarge { bytes, most }),

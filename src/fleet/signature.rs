@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use minisign_verify::{PublicKey, Signature};
 
 use super::refusal::UpdateRefusal;
-use crate::limits::fleet::{SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
+use crate::limits::fleet::{SIGNATURE_BYTES_MAX, SIGNED_BYTES_MAX};
 
 /// The first lines that the tools write: minisign, rsign, and the library that both this program and
 /// rsign use. No signature covers it.
@@ -46,7 +46,7 @@ impl<'b> Received<'b> {
     /// # Errors
     /// If it is too large or has no four lines.
     pub fn of(signed: &'b [u8]) -> Result<Received<'b>, UpdateRefusal> {
-        let (bytes, most) = (signed.len(), SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX);
+        let (bytes, most) = (signed.len(), SIGNED_BYTES_MAX);
         if bytes > most {
             return Err(UpdateRefusal::TooLarge { bytes, most });
         }

@@ -47,6 +47,17 @@ pub enum UpdateState {
 }
 
 impl UpdateState {
+    /// Whether an update is being checked or tried.
+    pub const fn is_in_progress(self) -> bool {
+        match self {
+            UpdateState::Verified | UpdateState::Staged | UpdateState::Trial => true,
+            UpdateState::Idle
+            | UpdateState::Kept
+            | UpdateState::RolledBack
+            | UpdateState::Refused => false,
+        }
+    }
+
     /// The name that is reported.
     pub const fn name(self) -> &'static str {
         match self {
@@ -206,13 +217,7 @@ impl UpdateMachine {
 
     /// Whether no update is in progress.
     pub fn is_idle(&self) -> bool {
-        match self.state {
-            UpdateState::Idle
-            | UpdateState::Kept
-            | UpdateState::RolledBack
-            | UpdateState::Refused => true,
-            UpdateState::Verified | UpdateState::Staged | UpdateState::Trial => false,
-        }
+        !self.state.is_in_progress()
     }
 
     /// The effect that ends the downloads, if there are some.

@@ -9,6 +9,8 @@ use super::CONFIG_BYTES_MAX;
 pub const UPDATE_BYTES_MAX: usize = 1024 * 1024;
 /// Longest signature file, in bytes: four lines, of which the trusted comment alone has no fixed length.
 pub const SIGNATURE_BYTES_MAX: usize = 2048;
+/// Largest `update.signed`, in bytes.
+pub const SIGNED_BYTES_MAX: usize = SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX;
 /// Deepest nesting of an update. The format has three levels.
 pub const UPDATE_DEPTH_MAX: usize = 8;
 /// Deepest nesting of an `mcp.json` inside an update, and of a trust policy: that of a JSON Schema in a

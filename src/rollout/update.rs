@@ -107,10 +107,5 @@ pub fn device_topic(prefix: &str, name: &str) -> String {
 
 /// Whether the update is over on a device in this state.
 pub fn is_over(state: UpdateState) -> bool {
-    match state {
-        UpdateState::Kept | UpdateState::RolledBack | UpdateState::Refused => true,
-        UpdateState::Idle | UpdateState::Verified | UpdateState::Staged | UpdateState::Trial => {
-            false
-        }
-    }
+    state != UpdateState::Idle && !state.is_in_progress()
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::service;
 use crate::catalog::file_text;
+use crate::catalog::mistake::in_one_line;
 use crate::cli::{DONE, WRONG, loaded};
 use crate::clock;
 use crate::config::Config;
@@ -15,13 +16,12 @@ use crate::fleet::digest::Digest;
 use crate::fleet::envelope::{DOMAIN, Envelope, UpdateConfig};
 use crate::fleet::moment::Moment;
 use crate::fleet::signature::Received;
-use crate::fleet::update::{TAKEN_BACK, UpdateEvent, UpdateMachine, UpdateStep};
+use crate::fleet::update::{TAKEN_BACK, UpdateReport, UpdateState};
 use crate::fleet::{difference, merge};
 use crate::limits::CONFIG_BYTES_MAX;
-use crate::limits::fleet::{SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
+use crate::limits::fleet::SIGNED_BYTES_MAX;
 use crate::store::slots::{DiskFolder, FOLDER, Slots};
 use crate::store::{files, trust_file};
-use crate::time::Time;
 
 /// The folder of the fleet's state.
 pub(super) fn folder(config: &Config) -> anyhow::Result<PathBuf> {
@@ -77,11 +77,8 @@ pub(in crate::cli) fn effective(config: &Config) -> anyhow::Result<Value> {
         None => file,
         Some(slot) => {
             let trust = config.trust.as_ref().context("PILOTLIGHT_TRUST is not set")?;
-            let trust = trust_file::read(trust).map_err(|mistakes| {
-                anyhow::anyhow!(
-                    mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-                )
-            })?;
+            let trust = trust_file::read(trust)
+                .map_err(|mistakes| anyhow::anyhow!(in_one_line(&mistakes)))?;
             let remote = serde_json::from_str(&slot.config)?;
             serde_json::from_str(&merge::effective(&file, &remote, &trust))?
         }
@@ -129,7 +126,7 @@ pub(super) fn diff(path: Option<&Path>, file: &Path, as_json: bool) -> anyhow::R
 /// The configuration in an `update.signed`, an `update.json` or an `mcp.json`. No signature is verified.
 fn config_in(file: &Path) -> anyhow::Result<Value> {
     let shown = file.display();
-    let most = (SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX) as u64;
+    let most = SIGNED_BYTES_MAX as u64;
     let bytes = files::read(file, most).with_context(|| format!("{shown} can't be read"))?;
     let signed = Received::of(&bytes).ok().filter(|_| bytes.starts_with(b"untrusted comment:"));
     let update = signed.map_or(&bytes[..], |signed| signed.update);
@@ -198,11 +195,10 @@ pub(super) async fn roll_back(
     } else {
         slots.roll_back(steps_down, now())?;
     }
-    let mut machine = UpdateMachine::default();
-    machine.handle(UpdateEvent::RollBack { steps_down }, Time(0));
-    machine.handle(UpdateEvent::Done(UpdateStep::RollBack, Ok(())), Time(0));
     if as_json {
-        print_line!("{}", serde_json::to_string(&machine.report())?);
+        let (state, reason) = (UpdateState::RolledBack, Some(TAKEN_BACK));
+        let report = UpdateReport { state, version: None, code: None, reason };
+        print_line!("{}", serde_json::to_string(&report)?);
     } else {
         print_line!("runs: {}", version(slots.live().version()));
     }

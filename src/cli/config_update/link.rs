@@ -30,7 +30,7 @@ pub(super) struct Link {
     is_asking: bool,
     began: Instant,
     signals: [Signal; 2],
-    /// What came before the broker had answered the subscriptions.
+    /// The reports that came before the broker had answered the subscriptions.
     early: Devices,
 }
 

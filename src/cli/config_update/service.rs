@@ -13,9 +13,7 @@ use crate::cli::status::print_config;
 use crate::cli::{BROKE, DONE, WRONG};
 use crate::clock;
 use crate::fleet::update::UpdateState;
-use crate::limits::fleet::{
-    APPLY_POLL, PROBE_MAX, SIGNATURE_BYTES_MAX, TRIAL_SECONDS_MAX, UPDATE_BYTES_MAX,
-};
+use crate::limits::fleet::{APPLY_POLL, PROBE_MAX, SIGNED_BYTES_MAX, TRIAL_SECONDS_MAX};
 use crate::status::ConfigStatus;
 use crate::store::files;
 
@@ -32,7 +30,7 @@ pub(in crate::cli) fn find(path: Option<&Path>) -> anyhow::Result<RunningService
 /// # Errors
 /// If it can't be read, or is too large.
 pub(in crate::cli) fn signed(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let most = (SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX) as u64;
+    let most = SIGNED_BYTES_MAX as u64;
     files::read(file, most).with_context(|| format!("{} can't be read", file.display()))
 }
 
@@ -83,7 +81,7 @@ pub(in crate::cli) async fn ended(
     mut status: ConfigStatus,
 ) -> anyhow::Result<ConfigStatus> {
     let end = clock::now() + Duration::from_secs(TRIAL_SECONDS_MAX);
-    while matches!(status.state, UpdateState::Verified | UpdateState::Staged | UpdateState::Trial) {
+    while status.state.is_in_progress() {
         if clock::now() > end {
             bail!("the trial has not ended");
         }

@@ -16,7 +16,7 @@ use crate::fleet::local::LocalConfig;
 use crate::fleet::refusal::{CheckStep, UpdateRefusal};
 use crate::fleet::signature::Received;
 use crate::fleet::trust::Trust;
-use crate::limits::fleet::{SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
+use crate::limits::fleet::{SIGNATURE_BYTES_MAX, SIGNED_BYTES_MAX};
 use crate::net::{public, tls};
 use crate::store::{files, trust_file};
 
@@ -94,7 +94,7 @@ impl Files {
     pub(super) fn read(path: &Path) -> anyhow::Result<Files> {
         let shown = path.display();
         // a larger file is refused, and not read
-        let most = (SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX) as u64;
+        let most = SIGNED_BYTES_MAX as u64;
         let update = files::read(path, most).with_context(|| format!("{shown} can't be read"))?;
         if update.starts_with(b"untrusted comment:") {
             return Ok(Files { update, signature: None });

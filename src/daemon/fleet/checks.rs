@@ -6,7 +6,7 @@ use super::super::reload::Live;
 use super::pull::Pull;
 use super::stored::remote_of;
 use super::{Fleet, now};
-use crate::catalog::mistake::Mistake;
+use crate::catalog::mistake::in_one_line;
 use crate::config::source::{RemoteConfig, local_value};
 use crate::fleet::check;
 use crate::fleet::check::Verified;
@@ -92,7 +92,8 @@ impl Fleet {
         let version = verified.envelope.version.into();
         let text = text.clone().ok_or_else(missing)?;
         let remote = RemoteConfig { version, text, trust: Arc::clone(trust) };
-        let checked = live.check_remote(Some(&remote)).map_err(|mistakes| told(&mistakes))?;
+        let checked =
+            live.check_remote(Some(&remote)).map_err(|mistakes| in_one_line(&mistakes))?;
         Ok(Pull::begin(&checked.config))
     }
 
@@ -101,8 +102,8 @@ impl Fleet {
         let slots = self.slots.as_ref().ok_or("the state is not there")?;
         let remote = match slots.before().map_err(|error| error.to_string())? {
             LiveConfig::Remote(slot) => {
-                let trust =
-                    trust_file::read(&self.trust_file).map_err(|mistakes| told(&mistakes))?;
+                let trust = trust_file::read(&self.trust_file)
+                    .map_err(|mistakes| in_one_line(&mistakes))?;
                 Some(remote_of(&slot, &Arc::new(trust)))
             }
             LiveConfig::Local {} => None,
@@ -110,7 +111,7 @@ impl Fleet {
         if let Some(remote) = &remote {
             check_programs(remote).await?;
         }
-        live.check_remote(remote.as_ref()).map_err(|mistakes| told(&mistakes))?;
+        live.check_remote(remote.as_ref()).map_err(|mistakes| in_one_line(&mistakes))?;
         Ok(remote)
     }
 }
@@ -121,9 +122,4 @@ async fn check_programs(remote: &RemoteConfig) -> Result<(), String> {
     let work = tokio::task::spawn_blocking(move || trust_file::check_programs(&commands));
     let checked = work.await.map_err(|error| error.to_string())?;
     checked.map_err(|error| error.to_string())
-}
-
-/// All mistakes in one text.
-pub(super) fn told(mistakes: &[Mistake]) -> String {
-    mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

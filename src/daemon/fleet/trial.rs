@@ -9,10 +9,10 @@ use tokio::sync::watch;
 
 use super::super::core::Core;
 use super::super::reload::{Checked, Live};
-use super::checks::told;
 use crate::backends::set::{NextBackends, all_decided};
 use crate::catalog::catalog::Catalog;
 use crate::catalog::golden::GoldenSet;
+use crate::catalog::mistake::in_one_line;
 use crate::config::source::RemoteConfig;
 use crate::fleet::update::GoldenResult;
 use crate::model::context::Locality;
@@ -45,7 +45,8 @@ impl Trial {
         live: &mut Live,
         core: &mut Core,
     ) -> Result<Trial, String> {
-        let checked = live.check_remote(Some(&remote)).map_err(|mistakes| told(&mistakes))?;
+        let checked =
+            live.check_remote(Some(&remote)).map_err(|mistakes| in_one_line(&mistakes))?;
         let catalog = Arc::new(checked.config.catalog.clone());
         let next = core.prepare(&catalog, live.memory());
         let (added, is_delayed) = (next.added(), next.is_delayed());

@@ -17,7 +17,7 @@ use super::admission::Connection;
 use super::errors::{refused, status_of};
 use super::progress::ProgressBudget;
 use crate::clock;
-use crate::limits::fleet::{SIGNATURE_BYTES_MAX, UPDATE_BYTES_MAX};
+use crate::limits::fleet::SIGNED_BYTES_MAX;
 use crate::limits::{HTTP_BODY_MAX, HTTP_RATE_MIN, HTTP_STALL_MAX, REQUEST_BYTES_MAX};
 use crate::request::client::Client;
 use crate::request::refusal::{Code, Refusal};
@@ -56,7 +56,7 @@ impl<S: Sync> FromRequest<S> for SignedBody {
             return Ok(SignedBody(Err(wrong_type("an update.signed", SIGNED_TYPE))));
         }
         let connection = parts.extensions.get::<Arc<Connection>>().map(Arc::as_ref);
-        let most = SIGNATURE_BYTES_MAX + UPDATE_BYTES_MAX;
+        let most = SIGNED_BYTES_MAX;
         let bytes = match receive(body, connection, most).await {
             Ok(bytes) => bytes,
             Err(refused) => return Ok(SignedBody(Err(refused))),
