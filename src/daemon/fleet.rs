@@ -247,12 +247,15 @@ impl Fleet {
             Ok(bytes) => self.accept(bytes, live),
             Err(bytes) => Err(UpdateRefusal::TooLarge { bytes, most }),
         };
+        let pulled = self.pull.as_ref().and(self.machine.report().version);
         let (event, result) = match accepted {
             // the broker delivers it again while its models are downloaded
-            Ok(offered)
-                if self.pull.is_some() && self.reported == Some(offered.verified.digest) =>
-            {
+            Ok(offered) if pulled.is_some() && self.reported == Some(offered.verified.digest) => {
                 return Ok(());
+            }
+            // an older one, retained on another topic, waits as during a trial
+            Ok(offered) if pulled >= Some(offered.verified.envelope.version.into()) => {
+                return Err(UpdateRefusal::Busy { version: pulled.unwrap_or_default() });
             }
             Ok(offered) => (self.offer(offered), Ok(())),
             Err(busy @ UpdateRefusal::Busy { .. }) => return Err(busy),

@@ -61,7 +61,10 @@ impl Updates {
         self.0.try_send(UpdateRequest { action, done }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => failed("too many requests wait; retry later"),
             mpsc::error::TrySendError::Closed(_) => {
-                failed("this device takes no signed updates; set PILOTLIGHT_TRUST")
+                failed(
+                    "this device takes no signed updates: PILOTLIGHT_TRUST names no trust policy, or it \
+                     or the state folder can't be used, which is in the log",
+                )
             }
         })?;
         answer.await.unwrap_or_else(|_| Err(failed("the service is stopping")))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::fleet_push::{Manager, remote};
 use crate::support::model_fixture::sha256 as digest;
 use crate::support::model_server::{ModelServer, Sent, gguf, reply, whole};
-use crate::support::service::{Service, catalog};
+use crate::support::service::{Service, catalog, client};
 use crate::support::signing::sha256;
 use crate::support::{PROGRAM, SOON};
 
@@ -84,8 +84,15 @@ async fn a_newer_update_ends_the_download_of_the_one_before() {
     })
     .await;
     let (mut manager, device) = plant(&server).await;
+    let older = manager.sign(&remote("better", "value {{word}}")).await;
     let version = manager.push(&with_model(&server, &content, &digest(&content))).await;
     manager.until("verified", version).await;
+    // an older one does not
+    let apply = client().post(device.url("/config/apply")).body(older);
+    let apply = apply.header("content-type", "application/octet-stream").send().await.unwrap();
+    let (code, refusal) = (apply.status().as_u16(), apply.text().await.unwrap());
+    assert!(code == 422 && refusal.contains("busy"), "{code} {refusal}");
+    assert_eq!(device.state().await.unwrap()["config"]["state"], "verified");
     let version = manager.push(&remote("better", "reading {{word}}")).await;
     manager.until("trial", version).await;
     device.until("adopted", |state| state["config"]["source"] == "update").await;
