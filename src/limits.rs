@@ -68,6 +68,8 @@ pub const EXAMPLE_BYTES_MAX: usize = 1024;
 pub const EXAMPLES_BYTES_MAX: usize = 64 * 1024;
 /// Label sets whose embedded examples an engine caches: one for each task of a device with many.
 pub const LABEL_SETS_MAX: usize = 16;
+/// Cache groups whose mean scores an engine keeps for each label set: about 1 KiB each for 16 labels.
+pub const LABEL_GROUPS_MAX: usize = 64;
 /// Most texts of one request for embeddings.
 pub const EMBED_TEXTS_MAX: usize = 64;
 /// Most alternatives that are reported for each token of an answer with their log-probabilities.

@@ -252,6 +252,12 @@ impl Job {
         texts.join("\n")
     }
 
+    /// The cache group whose own the labels of a classification are; none if the operator wrote them, so
+    /// that all groups share what an engine has learned of them.
+    pub fn label_owner(&self) -> Option<&str> {
+        (self.open_bytes == 0).then_some(self.cache_group.as_str())
+    }
+
     /// A job with a prompt and default options, for tests and the command line.
     pub fn plain(prompt: impl Into<String>, time_left: Duration) -> Job {
         Job {

@@ -2,7 +2,9 @@
 //!
 //! The cases take the way of a request: task, rules, routing, schema. They have a dispatcher of their own
 //! over the models of this device alone, so that nothing leaves it, nothing costs, and nothing is learned
-//! from them.
+//! from them. Each run has a cache group of its own, and the cases of a task with labels come one after
+//! the other: what an engine has learned from the texts of applications, or of another run, would change
+//! the score.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,27 +57,33 @@ pub async fn score(
     let mut work = JoinSet::new();
     work.spawn(dispatcher.run(stop.clone()));
     let mut scores = BTreeMap::new();
+    let cache_group = format!("{GOLDEN}/{:016x}", fastrand::u64(..));
     for (task, set) in sets {
-        scores.insert(task.clone(), score_one(&dispatch, catalog, task, set).await);
+        let answers = answers_to(&dispatch, catalog, (task, set), &cache_group).await;
+        scores.insert(task.clone(), score_of(set, answers));
     }
     stop.cancel();
     work.join_all().await;
     scores
 }
 
-async fn score_one(
+/// The answers to the cases of a task, in their order.
+async fn answers_to(
     dispatch: &Dispatch,
     catalog: &Catalog,
-    task: &str,
-    set: &GoldenSet,
-) -> GoldenScore {
+    (task, set): (&str, &GoldenSet),
+    cache_group: &str,
+) -> Vec<Result<String, String>> {
+    let has_labels = catalog.tasks.get(task).is_some_and(|task| task.labels.is_some());
+    let at_once = if has_labels { 1 } else { GOLDEN_AT_ONCE };
     let answers = stream::iter(&set.cases).map(|case| async move {
-        match job_of(catalog, task, case) {
-            Ok(job) => answer(dispatch, job).await,
-            Err(refused) => Err(refused),
-        }
+        let job = job_of(catalog, task, case)?;
+        answer(dispatch, Job { cache_group: cache_group.to_owned(), ..job }).await
     });
-    let answers: Vec<_> = answers.buffered(GOLDEN_AT_ONCE).collect().await;
+    answers.buffered(at_once).collect().await
+}
+
+fn score_of(set: &GoldenSet, answers: Vec<Result<String, String>>) -> GoldenScore {
     let mut score = GoldenScore { cases: set.cases.len(), right: 0, first_wrong: None };
     for (at, (case, answer)) in set.cases.iter().zip(answers).enumerate() {
         match answer {

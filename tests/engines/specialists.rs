@@ -1,6 +1,7 @@
 //! Classification and embeddings: rules, a chain of models that are not sure, a real encoder, labels
 //! scored by a real language model.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -132,6 +133,42 @@ async fn a_real_language_model_scores_labels() {
     let plain = gguf::open(options(Calibration::Plain)).await.unwrap();
     let without = accuracy(&plain, "topic", 3).await;
     assert!(with >= 0.7 && with > without, "{with} calibrated, {without} not");
+}
+
+/// The engine learns its bias from the texts of a cache group, and uses it for that group alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_of_one_group_do_not_change_the_labels_of_another() {
+    let options = gguf::GgufOptions {
+        path: model_file(),
+        name: None,
+        context_tokens: 1024,
+        threads: 1,
+        decode_threads: 1,
+        gpu_layers: 0,
+        calibration: Calibration::Running,
+    };
+    let model = gguf::open(options).await.unwrap();
+    let labels = labels("severity");
+    let prompts: Vec<String> =
+        prompts("severity", "test").into_iter().map(|(_, prompt)| prompt).collect();
+    let scores = async |group: &str, text: &str| {
+        let job = label_job(text, &labels);
+        let job = Job { cache_group: group.to_owned(), open_bytes: 1, ..job };
+        run(&model, &job).await.unwrap().1.classification.unwrap().scores
+    };
+    let furthest = |a: &BTreeMap<String, f32>, b: &BTreeMap<String, f32>| {
+        a.iter().map(|(label, score)| (score - b[label]).abs()).fold(0.0, f32::max)
+    };
+    let text = &prompts[0];
+    scores("warm", &prompts[1]).await;
+    let first = scores("alpha", text).await;
+    for prompt in prompts.iter().skip(1).step_by(4) {
+        scores("beta", prompt).await;
+    }
+    let (gamma, beta) = (scores("gamma", text).await, scores("beta", text).await);
+    // a prefix that was read in other batches gives slightly other scores
+    let (other, own) = (furthest(&first, &gamma), furthest(&first, &beta));
+    assert!(other < 0.03 && own > 3.0 * other, "{first:?} {beta:?} {gamma:?}");
 }
 
 /// The other engine scores the same labels from the same weights.

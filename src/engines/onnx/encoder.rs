@@ -234,14 +234,16 @@ impl Encoder {
 
     fn classify(
         &mut self,
-        text: &str,
+        job: &Job,
         labels: &Arc<Labels>,
         stop: &AtomicBool,
     ) -> Result<(Classification, usize), Fault> {
-        let mut learned =
-            self.label_cache.take(labels).unwrap_or_else(|| LearnedCentroids::of(labels));
+        let mut learned = self
+            .label_cache
+            .take(labels, job.label_owner())
+            .unwrap_or_else(|| LearnedCentroids::of(labels));
         let result = self.learn(labels, &mut learned, stop).and_then(|()| {
-            let (vectors, tokens) = self.embed(&[text], stop)?;
+            let (vectors, tokens) = self.embed(&[&job.text()], stop)?;
             let fitted = learned.classifier.as_ref().zip(vectors.first());
             let classification = fitted.and_then(|(classifier, vector)| {
                 Classification::of(labels, &classifier.probabilities(vector))
@@ -249,7 +251,7 @@ impl Encoder {
             let none = || Fault::ProtocolError("there are no labels".to_owned());
             Ok((classification.ok_or_else(none)?, tokens))
         });
-        self.label_cache.put(labels, learned);
+        self.label_cache.put(labels, job.label_owner(), learned);
         result
     }
 }
@@ -283,7 +285,7 @@ impl EngineModel for Encoder {
         let texts: Vec<&str> = job.messages.iter().map(|m| m.content.as_str()).collect();
         let (text, tokens, classification) = match &job.format {
             Format::Label(labels) => {
-                let (classification, tokens) = self.classify(&job.text(), labels, stop)?;
+                let (classification, tokens) = self.classify(job, labels, stop)?;
                 (classification.label.clone(), tokens, Some(classification))
             }
             Format::Embedding => {

@@ -3,11 +3,13 @@
 //! Sources: contextual calibration, Zhao et al. 2021, arXiv:2102.09690; a running mean over recent
 //! texts, "batch calibration", Zhou et al. 2023, arXiv:2309.17249. The published running mean assumes
 //! equally frequent labels; here each label has its own mean, so that traffic with mostly one label
-//! does not count as bias towards it.
+//! does not count as bias towards it. Each cache group has its own means: the texts of one application
+//! do not change the answers to another.
 
 use std::sync::Arc;
 
 use super::Decoder;
+use crate::limits::LABEL_GROUPS_MAX;
 use crate::model::generate::Fault;
 use crate::request::labels::Labels;
 use crate::request::refusal::{Code, Refusal};
@@ -29,7 +31,8 @@ pub enum Calibration {
     Plain,
     /// By the scores after content-free texts.
     Contextual,
-    /// By the mean scores after the texts of each label so far, all labels with equal weight.
+    /// By the mean scores after the cache group's texts of each label so far, all labels with equal
+    /// weight.
     #[default]
     Running,
 }
@@ -47,8 +50,10 @@ pub(super) struct LearnedLabels {
     pub(super) pending: Vec<(Option<usize>, String)>,
     /// Mean scores of the labels after content-free texts.
     neutral: Mean,
-    /// Mean scores of the labels after the texts of each label.
+    /// Mean scores of the labels after the examples of each label.
     of_label: Vec<Mean>,
+    /// The same with the texts of a cache group, the most recently used group at the end.
+    of_group: Vec<(Box<str>, Vec<Mean>)>,
 }
 
 /// Mean of scores: arithmetic up to 20 of them, exponentially weighted beyond.
@@ -98,28 +103,52 @@ impl LearnedLabels {
         }
         let of_label = vec![Mean::default(); tokens.len()];
         let labels = Arc::clone(labels);
-        Ok(LearnedLabels { labels, shots, tokens, pending, neutral: Mean::default(), of_label })
+        let (neutral, of_group) = (Mean::default(), Vec::new());
+        Ok(LearnedLabels { labels, shots, tokens, pending, neutral, of_label, of_group })
     }
 
-    /// Adds the scores after a text to the mean of its label.
-    pub(super) fn add(&mut self, label: Option<usize>, scores: &[f32]) {
+    /// Adds the scores after an example, or after a content-free text, to the means that all groups
+    /// begin with.
+    pub(super) fn add_example(&mut self, label: Option<usize>, scores: &[f32]) {
         match label {
             Some(label) => self.of_label[label].add(scores),
             None => self.neutral.add(scores),
         }
     }
 
-    /// The scores with the bias subtracted.
-    pub(super) fn calibrate(&self, calibration: Calibration, scores: &[f32]) -> Vec<f32> {
+    /// Adds the scores after a text of this cache group to the group's mean of its label. The least
+    /// recently used group is forgotten beyond [`LABEL_GROUPS_MAX`].
+    pub(super) fn add_text(&mut self, group: &str, label: usize, scores: &[f32]) {
+        let known = self.of_group.iter().position(|(known, _)| **known == *group);
+        let mut entry = match known {
+            Some(at) => self.of_group.remove(at),
+            None => (group.into(), self.of_label.clone()),
+        };
+        entry.1[label].add(scores);
+        if self.of_group.len() >= LABEL_GROUPS_MAX {
+            self.of_group.remove(0);
+        }
+        self.of_group.push(entry);
+    }
+
+    /// The scores with the bias subtracted, for a text of this cache group.
+    pub(super) fn calibrate(
+        &self,
+        calibration: Calibration,
+        group: &str,
+        scores: &[f32],
+    ) -> Vec<f32> {
         let bias = match calibration {
             Calibration::Plain => vec![0.0; scores.len()],
             Calibration::Contextual => self.neutral.scores.clone(),
             Calibration::Running => {
                 // a label without texts uses the content-free mean
                 let known = |mean: &Mean| mean.count > 0.0;
-                let means = self.of_label.iter().map(|m| if known(m) { m } else { &self.neutral });
+                let own = self.of_group.iter().find(|(known, _)| **known == *group);
+                let of_label = own.map_or(&self.of_label, |(_, means)| means);
+                let means = of_label.iter().map(|m| if known(m) { m } else { &self.neutral });
                 #[expect(clippy::cast_precision_loss, reason = "a small number")]
-                let share = 1.0 / self.of_label.len() as f32;
+                let share = 1.0 / of_label.len() as f32;
                 let mut bias = vec![0.0; scores.len()];
                 for mean in means {
                     for (sum, score) in bias.iter_mut().zip(&mean.scores) {
@@ -154,18 +183,19 @@ mod tests {
             pending: Vec::new(),
             neutral: Mean::default(),
             of_label: vec![Mean::default(); of_label.len()],
+            of_group: Vec::new(),
         };
-        learned.add(None, &[-1.0, -3.0]);
+        learned.add_example(None, &[-1.0, -3.0]);
         for (label, scores) in of_label.iter().enumerate() {
             if !scores.is_empty() {
-                learned.add(Some(label), scores);
+                learned.add_example(Some(label), scores);
             }
         }
         learned
     }
 
     fn is_first_best(learned: &LearnedLabels, calibration: Calibration, scores: &[f32]) -> bool {
-        let scores = learned.calibrate(calibration, scores);
+        let scores = learned.calibrate(calibration, "app", scores);
         scores[0] > scores[1]
     }
 
@@ -184,7 +214,7 @@ mod tests {
     fn traffic_of_mostly_one_label_is_no_bias_towards_it() {
         let mut learned = learned(&[&[-0.5, -3.5], &[-1.5, -2.5]]);
         for _ in 0..1000 {
-            learned.add(Some(0), &[-0.5, -3.5]);
+            learned.add_text("app", 0, &[-0.5, -3.5]);
         }
         assert!(is_first_best(&learned, Calibration::Running, &[-0.6, -3.4]));
         assert!(!is_first_best(&learned, Calibration::Running, &[-1.4, -2.6]));
@@ -195,8 +225,29 @@ mod tests {
         let learned = learned(&[&[], &[]]);
         let scores = [-1.0, -2.0];
         assert_eq!(
-            learned.calibrate(Calibration::Running, &scores),
-            learned.calibrate(Calibration::Contextual, &scores)
+            learned.calibrate(Calibration::Running, "app", &scores),
+            learned.calibrate(Calibration::Contextual, "app", &scores)
         );
+    }
+
+    #[test]
+    fn texts_of_one_group_do_not_change_the_scores_of_another() {
+        let mut learned = learned(&[&[-0.5, -3.5], &[-1.5, -2.5]]);
+        let second = |group: &str, learned: &LearnedLabels| {
+            learned.calibrate(Calibration::Running, group, &[-1.4, -2.6])
+        };
+        let before = second("victim", &learned);
+        for _ in 0..100 {
+            learned.add_text("attacker", 0, &[-9.0, -0.1]);
+            learned.add_text("attacker", 1, &[-9.0, -0.1]);
+        }
+        assert_eq!(second("victim", &learned), before);
+        assert_ne!(second("attacker", &learned), before);
+        // a group that was forgotten begins again
+        for n in 0..LABEL_GROUPS_MAX {
+            learned.add_text(&n.to_string(), 0, &[-0.5, -3.5]);
+        }
+        assert_eq!(learned.of_group.len(), LABEL_GROUPS_MAX);
+        assert_eq!(second("attacker", &learned), before);
     }
 }

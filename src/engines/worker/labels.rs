@@ -40,7 +40,7 @@ impl<D: Decoder> Engine<D> {
         labels: &Arc<Labels>,
         client: (&Out, &AtomicBool),
     ) -> Result<Chosen, Fault> {
-        let mut learned = match self.label_cache.take(labels) {
+        let mut learned = match self.label_cache.take(labels, job.label_owner()) {
             Some(learned) => learned,
             None => LearnedLabels::of(&mut self.decoder, labels)?,
         };
@@ -48,7 +48,7 @@ impl<D: Decoder> Engine<D> {
         let scope = scope.map_err(Fault::Rejected);
         let chosen = scope
             .and_then(|scope| self.learn_and_choose(&job.text(), &scope, &mut learned, client));
-        self.label_cache.put(labels, learned);
+        self.label_cache.put(labels, job.label_owner(), learned);
         chosen
     }
 
@@ -77,15 +77,17 @@ impl<D: Decoder> Engine<D> {
                 return Err(Fault::Cancelled);
             }
             let (scores, _) = self.score(&example, scope, learned, client)?;
-            learned.add(label, &scores);
+            learned.add_example(label, &scores);
             learned.pending.pop();
         }
         let (scores, tokens) = self.score(text, scope, learned, client)?;
-        let probabilities = softmax(&learned.calibrate(self.calibration, &scores));
+        let probabilities = softmax(&learned.calibrate(self.calibration, &scope.group, &scores));
         let classification = Classification::of(&learned.labels, &probabilities)
             .ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?;
         let chosen = learned.labels.names().position(|name| name == classification.label);
-        learned.add(chosen, &scores);
+        if let Some(chosen) = chosen {
+            learned.add_text(&scope.group, chosen, &scores);
+        }
         Ok(Chosen { classification, tokens })
     }
 
