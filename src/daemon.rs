@@ -34,7 +34,7 @@ use crate::ingress::mcp::Service;
 use crate::ingress::reloads::Reloads;
 use crate::ingress::updates::Updates;
 use crate::metrics::Metrics;
-use crate::models::{CoolOnly, DownloadPace, ModelStore};
+use crate::models::{CoolOnly, DownloadPace, ModelStore, UnmeteredOnly};
 use crate::pressure::Bounds;
 use crate::pressure::level::DevicePressure;
 use crate::store::tool_pins::ToolPins;
@@ -171,9 +171,13 @@ pub(crate) fn model_store(config: &Config) -> Option<ModelStore> {
     let folder = config.models.clone()?;
     let bounds = bounds_of(&config.catalog.device_limits);
     let reserve_bytes = bounds.disk_reserve;
-    let is_bound = config.catalog.models_download.only_cool;
-    let cool_only = is_bound.then(|| CoolOnly { sensors: config.sensors.clone(), bounds });
-    Some(ModelStore { folder, reserve_bytes, cool_only, pace: DownloadPace::default() })
+    let (when, sensors) = (config.catalog.models_download, &config.sensors);
+    let cool_only = when.only_cool.then(|| CoolOnly { sensors: sensors.clone(), bounds });
+    let limits = || config.catalog.device_limits.clone();
+    let unmetered_only =
+        when.only_unmetered.then(|| UnmeteredOnly { sensors: sensors.clone(), limits: limits() });
+    let pace = DownloadPace::default();
+    Some(ModelStore { folder, reserve_bytes, cool_only, unmetered_only, pace })
 }
 
 /// The bounds of the sensors: those of the configuration, else the board's defaults.

@@ -8,15 +8,15 @@ use serde::Deserialize;
 
 use super::bounds::{TOPIC_PATTERN, temperatures};
 use super::golden::GoldenSet;
-use super::model::ModelEntry;
+use super::model::{ModelEntry, matches};
 use super::public_key::{
     CALLER_SECRET_PATTERN, CallerPublicKey, SERVICE_SECRET_PATTERN, ServicePublicKey,
 };
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
 use super::task::Task;
-use crate::limits::ZONES_MAX;
 use crate::limits::call::{CALLERS_MAX, SERVICE_TOPIC_BYTES_MAX};
+use crate::limits::{INTERFACE_BYTES_MAX, METERED_MAX, ZONES_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::pressure::limit::ZoneLimits;
@@ -115,6 +115,9 @@ impl Catalog {
 pub struct ModelsDownload {
     /// Only while the heat of the board does not slow down its engines.
     pub only_cool: bool,
+    /// Only while no default route uses one of `device_limits.metered_interfaces`. A copy on this device
+    /// is not a download.
+    pub only_unmetered: bool,
 }
 
 /// The policy for one application, or for all that are not listed.
@@ -196,6 +199,31 @@ pub struct DeviceLimits {
     #[serde(rename = "disk_floor_mb")]
     #[schemars(range(max = RESERVE_MB_MAX), extend("default" = 64))]
     pub disk_reserve_mb: Option<u64>,
+    /// Names of network interfaces whose traffic costs money; `*` stands for any characters.
+    #[schemars(
+        length(max = METERED_MAX),
+        inner(length(min = 1, max = INTERFACE_BYTES_MAX), regex(pattern = INTERFACE_PATTERN)),
+        extend("default" = METERED_INTERFACES)
+    )]
+    pub metered_interfaces: Option<Vec<String>>,
+}
+
+/// Printable ASCII without `/` and `:`, as `dev_valid_name` of Linux demands.
+const INTERFACE_PATTERN: &str = "^[!-.0-9;-~]+$";
+
+/// Interfaces of modems: `ww*` are the names of systemd and the kernel, `ppp*` those of pppd, `rmnet*`
+/// those of Qualcomm's driver.
+const METERED_INTERFACES: [&str; 3] = ["ww*", "ppp*", "rmnet*"];
+
+impl DeviceLimits {
+    /// Whether the traffic of this network interface costs money.
+    pub fn is_metered(&self, interface: &str) -> bool {
+        let fits = |pattern: &str| matches(pattern, interface);
+        match &self.metered_interfaces {
+            Some(own) => own.iter().any(|pattern| fits(pattern)),
+            None => METERED_INTERFACES.into_iter().any(fits),
+        }
+    }
 }
 
 /// The connection to the MQTT broker.

@@ -21,7 +21,7 @@ use super::shape::{Members, entries, read_or_default};
 use super::strict;
 use super::strict::Scanned;
 use crate::limits::call::CALLERS_MAX;
-use crate::limits::{SERVERS_MAX, ZONES_MAX};
+use crate::limits::{INTERFACE_BYTES_MAX, METERED_MAX, SERVERS_MAX, ZONES_MAX};
 use crate::pressure::limit::ZoneLimit;
 use crate::request::name::is_name;
 
@@ -274,6 +274,22 @@ fn check_fallbacks(servers: &[ServerEntry], unread: &BTreeSet<String>, scope: &m
     }
 }
 
+fn check_metered(limits: &DeviceLimits, scope: &mut Scope<'_>) {
+    let all = limits.metered_interfaces.as_deref().unwrap_or_default();
+    if all.len() > METERED_MAX {
+        scope.add(format!("has {} entries, at most {METERED_MAX}", all.len()));
+    }
+    for (at, pattern) in all.iter().enumerate() {
+        let is_name = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':');
+        if !(1..=INTERFACE_BYTES_MAX).contains(&pattern.len()) || !pattern.chars().all(is_name) {
+            scope.item(at).add(format!(
+                "{pattern:?} is no name of a network interface, such as \"wwan0\" or \"wwan*\": 1 to \
+                 {INTERFACE_BYTES_MAX} bytes"
+            ));
+        }
+    }
+}
+
 fn check_limits(limits: &mut DeviceLimits, scope: &mut Scope<'_>) {
     let check = |low: f64, high: f64, scope: &mut Scope<'_>| {
         if !(20.0 <= low && low < high && high <= 120.0) {
@@ -293,6 +309,7 @@ fn check_limits(limits: &mut DeviceLimits, scope: &mut Scope<'_>) {
             check(*low, *high, &mut scope.at("zones").at(name));
         }
     }
+    check_metered(limits, &mut scope.at("metered_interfaces"));
     // the kernel's types of zones have capitals on some boards and none on others
     let zones = std::mem::take(&mut limits.zones);
     limits.zones = zones.into_iter().map(|(name, limit)| (name.to_lowercase(), limit)).collect();

@@ -6,6 +6,7 @@ pub mod identity;
 pub mod memory;
 mod thermal;
 mod trigger;
+pub mod uplink;
 
 use std::path::{Path, PathBuf};
 

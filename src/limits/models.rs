@@ -47,10 +47,10 @@ pub const DOWNLOAD_PIECES_MAX: usize = 8;
 /// Bytes after which the free disk space is looked at again: other programs write too.
 pub const DOWNLOAD_ROOM_EVERY_BYTES: u64 = 32 * 1024 * 1024;
 /// Interval between two attempts to take a lock that another process holds, and between two looks at the
-/// sensors of a board that is too warm.
+/// sensors and networks of a board that must not download.
 pub const MODEL_LOCK_EVERY: Duration = Duration::from_millis(200);
 /// See [`MODEL_LOCK_EVERY`].
-pub const COOL_EVERY: Duration = Duration::from_secs(2);
+pub const OBSTACLE_EVERY: Duration = Duration::from_secs(2);
 /// Bytes that are read from a disk at once.
 pub const MODEL_READ_BYTES: usize = 1024 * 1024;
 /// Largest JSON file beside a model: a validator, a receipt, `genai_config.json`.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::fault::ModelFault;
 use super::part::{self, PartFile, part_of};
 use super::source::{self, AttemptFault, NextAttempt};
-use super::{ModelEvent, ModelStore, Progress, blocking};
+use super::{ModelEvent, ModelStore, Progress, Transfer, blocking};
 use crate::catalog::model::ModelSource;
 use crate::catalog::secret::Secret;
 use crate::limits::models::{
@@ -96,7 +96,7 @@ impl Download<'_> {
             if part.missing() == 0 {
                 return Ok(part);
             }
-            self.store.until_cool(self.progress, self.cancel).await?;
+            self.store.until_permitted(Transfer::Network, self.progress, self.cancel).await?;
             self.store.check_room(part.missing())?;
             let ended;
             (part, ended) = self.attempt(part, &client, &first).await?;
@@ -215,7 +215,7 @@ impl Download<'_> {
                         break Err(AttemptFault::again("the server has stopped sending"));
                     }
                     in_window = 0;
-                    if !self.store.is_cool().await {
+                    if self.store.obstacle(Transfer::Network).await.is_some() {
                         break Err(AttemptFault::paused());
                     }
                     continue;
@@ -256,7 +256,7 @@ impl Download<'_> {
 
     /// Copies a file of this device.
     async fn copy(&self, part: PartFile, path: &str) -> Result<PartFile, ModelFault> {
-        self.store.until_cool(self.progress, self.cancel).await?;
+        self.store.until_permitted(Transfer::Local, self.progress, self.cancel).await?;
         self.tell(&part);
         let (send, mut done) = mpsc::channel(1);
         let (path, store, cancel) = (path.to_owned(), self.store.clone(), self.cancel.clone());

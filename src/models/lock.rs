@@ -20,7 +20,7 @@ pub(super) async fn model(
     cancel: &CancellationToken,
 ) -> Result<Arc<FileLock>, ModelFault> {
     let files = [format!("{name}.lock")];
-    let why = "another process loads or checks the same model";
+    let why = "another process loads or checks the same model".to_owned();
     let lock = any_of(folder, &files, (progress, ModelEvent::Waiting { why }), cancel).await?;
     Ok(Arc::new(lock))
 }
@@ -33,7 +33,7 @@ pub(super) async fn place(
 ) -> Result<FileLock, ModelFault> {
     // no model has such a name
     let files: Vec<String> = (0..DOWNLOADS_MAX).map(|n| format!(".download-{n}.lock")).collect();
-    let why = "as many downloads as permitted are running";
+    let why = "as many downloads as permitted are running".to_owned();
     any_of(folder, &files, (progress, ModelEvent::Waiting { why }), cancel).await
 }
 

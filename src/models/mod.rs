@@ -29,10 +29,12 @@ pub use self::fault::ModelFault;
 pub use self::import::{ImportFinding, import};
 pub use self::prune::{Leftover, leftovers, remove};
 pub use self::state::{ModelState, Thoroughness, inspect};
+use crate::catalog::catalog::DeviceLimits;
 use crate::catalog::model::{ModelEntry, ModelFileEntry, ModelKind};
+use crate::device::uplink::uplinks;
 use crate::device::{Sensors, disk};
 use crate::limits::SAMPLE_MAX;
-use crate::limits::models::{COOL_EVERY, DOWNLOAD_RETRY_MIN, DOWNLOAD_STALL_MAX};
+use crate::limits::models::{DOWNLOAD_RETRY_MIN, DOWNLOAD_STALL_MAX, OBSTACLE_EVERY};
 use crate::pressure::level::PressureStage;
 use crate::pressure::{Bounds, Gauge, SensorSample};
 use crate::store::file_lock::FileLock;
@@ -47,6 +49,8 @@ pub struct ModelStore {
     pub reserve_bytes: u64,
     /// The sensors of a board that downloads only while it is cool.
     pub cool_only: Option<CoolOnly>,
+    /// The networks of a board that downloads only while it pays nothing for it.
+    pub unmetered_only: Option<UnmeteredOnly>,
     /// How long downloads wait.
     pub pace: DownloadPace,
 }
@@ -58,6 +62,15 @@ pub struct CoolOnly {
     pub sensors: PathBuf,
     /// The thresholds.
     pub bounds: Bounds,
+}
+
+/// Downloads run only while no default route uses a metered network interface.
+#[derive(Debug, Clone)]
+pub struct UnmeteredOnly {
+    /// The root folder of the sensors, which has the route tables.
+    pub sensors: PathBuf,
+    /// Which interfaces are metered.
+    pub limits: DeviceLimits,
 }
 
 /// How long downloads wait for a server.
@@ -75,13 +88,20 @@ impl Default for DownloadPace {
     }
 }
 
+/// Where the bytes of a model come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transfer {
+    Network,
+    Local,
+}
+
 /// What happens to a model that is being loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelEvent {
     /// It waits.
     Waiting {
         /// What for.
-        why: &'static str,
+        why: String,
     },
     /// So many bytes of the whole model are on disk.
     Received {
@@ -160,21 +180,38 @@ impl ModelStore {
         matches!(tokio::time::timeout(SAMPLE_MAX, reading.join_next()).await, Ok(Some(Ok(true))))
     }
 
-    async fn until_cool(
+    /// Why nothing may be transferred at the moment, by the policy; over a network or on this device.
+    async fn obstacle(&self, transfer: Transfer) -> Option<String> {
+        if !self.is_cool().await {
+            return Some("the board is too warm".to_owned());
+        }
+        let UnmeteredOnly { sensors, limits } = match transfer {
+            Transfer::Network => self.unmetered_only.as_ref()?,
+            Transfer::Local => return None,
+        };
+        let interface = uplinks(sensors).into_iter().find(|name| limits.is_metered(name))?;
+        Some(format!(
+            "the network interface {interface} is metered, by device_limits.metered_interfaces, and \
+             policy.models_download.only_unmetered is true"
+        ))
+    }
+
+    async fn until_permitted(
         &self,
+        transfer: Transfer,
         progress: Progress<'_>,
         cancel: &CancellationToken,
     ) -> Result<(), ModelFault> {
-        let mut is_told = false;
-        // ends when the board is cool, or `cancel` is cancelled
-        while !self.is_cool().await {
-            if !is_told {
-                progress(&ModelEvent::Waiting { why: "the board is too warm" });
-                is_told = true;
+        let mut told = None;
+        // ends when nothing is in the way, or `cancel` is cancelled
+        while let Some(why) = self.obstacle(transfer).await {
+            if told.as_ref() != Some(&why) {
+                progress(&ModelEvent::Waiting { why: why.clone() });
+                told = Some(why);
             }
             tokio::select! {
                 () = cancel.cancelled() => return Err(ModelFault::Cancelled),
-                () = tokio::time::sleep(COOL_EVERY) => {}
+                () = tokio::time::sleep(OBSTACLE_EVERY) => {}
             }
         }
         Ok(())

@@ -370,7 +370,9 @@ async fn ask_until_told(client: &reqwest::Client, service: &Service) -> Value {
     // bounded by the time of the longest answers
     for _ in 0..3000 {
         let asked = client.post(service.url("/v1/chat/completions")).json(&far).send();
-        let reply: Value = asked.await.unwrap().json().await.unwrap();
+        // on a busy machine a connection may be closed for another before its request has arrived
+        let Ok(answer) = asked.await else { continue };
+        let reply: Value = answer.json().await.unwrap();
         let reason = reply["pilotlight"]["decision"]["reason"].clone();
         if reply["choices"].is_array() || reason == "budget" {
             return reply;

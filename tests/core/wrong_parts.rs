@@ -73,6 +73,12 @@ pub const OURS: &[(&str, &str, &str, Schema)] = &[
     ("\"device\": {§\"group\": \"a/b\"}", "device.group", "[A-Za-z0-9_-]{1,64}", Refuses),
     ("\"device_limits\": {§\"heat_c\": [70]}", "device_limits.heat_c", "invalid length", Refuses),
     (
+        "\"device_limits\": {\"metered_interfaces\": [\"wwan*\", §\"wwan 0\"]}",
+        "device_limits.metered_interfaces[1]",
+        "is no name of a network interface",
+        Refuses,
+    ),
+    (
         "\"device_limits\": {§\"heat_c\": [10, 80]}",
         "device_limits.heat_c",
         "from 20 to 120",

@@ -345,6 +345,44 @@ async fn a_warm_board_waits() {
 }
 
 #[tokio::test]
+async fn a_board_on_a_metered_network_waits() {
+    let content = gguf(BYTES, 1);
+    let server = ModelServer::of(content.clone()).await;
+    let scratch = tempfile::tempdir().unwrap();
+    let models = json!({"a.gguf": entry(&server, &scratch.path().join("ca"), "a", &content)});
+    let policy = json!({"models_download": {"only_unmetered": true}});
+    let board = Board::new(&models, json!({"policy": policy}));
+    let routes = board.folder.path().join("sensors/proc/net");
+    std::fs::create_dir_all(&routes).unwrap();
+    let route = |interface: &str| {
+        let line = format!("{interface}\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0\n");
+        std::fs::write(routes.join("route"), line).unwrap();
+    };
+    route("wwan0");
+    let mut child = board.start(&["pull"]);
+    until_line(child.stderr.take().unwrap(), "the network interface wwan0 is metered").await;
+    assert_eq!(server.asked().len(), 0);
+    route("wlan0");
+    assert_eq!(ended(child).await, 0);
+    assert_eq!(names(&board.store()), ["a.gguf"]);
+    // a hotspot that the operator lists
+    std::fs::remove_file(board.store().join("a.gguf")).unwrap();
+    let limits = json!({"metered_interfaces": ["wlan*"]});
+    board.configure(&models, json!({"policy": policy, "device_limits": limits}));
+    let mut child = board.start(&["pull"]);
+    until_line(child.stderr.take().unwrap(), "the network interface wlan0 is metered").await;
+    route("wwan0");
+    assert_eq!(ended(child).await, 0);
+    // a stick is no network
+    std::fs::remove_file(board.store().join("a.gguf")).unwrap();
+    route("wlan0");
+    let stick = scratch.path().join("stick");
+    std::fs::create_dir(&stick).unwrap();
+    std::fs::write(stick.join("a"), &content).unwrap();
+    assert_eq!(board.model(&["import", stick.to_str().unwrap()]).await.0, 0);
+}
+
+#[tokio::test]
 async fn a_stick_replaces_the_network() {
     let content = gguf(BYTES, 1);
     let server = ModelServer::of(content.clone()).await;

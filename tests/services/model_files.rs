@@ -17,7 +17,13 @@ use crate::support::model_server::gguf;
 /// A store below this folder.
 fn store(root: &Path) -> ModelStore {
     let folder = root.join("store");
-    ModelStore { folder, reserve_bytes: 0, cool_only: None, pace: DownloadPace::default() }
+    ModelStore {
+        folder,
+        reserve_bytes: 0,
+        cool_only: None,
+        unmetered_only: None,
+        pace: DownloadPace::default(),
+    }
 }
 
 async fn load(entry: &ModelEntry, store: &ModelStore) -> Result<std::path::PathBuf, ModelFault> {

@@ -48,6 +48,7 @@ impl Fixture {
             folder: folder.path().join("models"),
             reserve_bytes: 0,
             cool_only: None,
+            unmetered_only: None,
             pace: DownloadPace { stall: SOON, retry: Duration::from_millis(1) },
         };
         Fixture { folder, store, ca, events: Mutex::default() }

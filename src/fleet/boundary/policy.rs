@@ -35,6 +35,7 @@ pub(super) fn check(local: &Catalog, effective: &Catalog, trust: &Trust, mistake
     check_locality(local, effective, trust, scope);
     check_apps(local, effective, scope);
     check_caps(local, effective, trust, &mut scope.at("budget"));
+    check_downloads(local, effective, &mut scope.at("models_download"));
     for rule in local.redactor.lacking_in(&effective.redactor) {
         let message = format!(
             "lacks the rule {rule} of the device's own mcp.json; add it: a remote configuration may \
@@ -52,6 +53,19 @@ fn check_locality(local: &Catalog, effective: &Catalog, trust: &Trust, scope: &m
     }
     if local.default_mode == Mode::LocalOnly && effective.default_mode != Mode::LocalOnly {
         scope.at("default_mode").add("must be local-only, as on the device itself");
+    }
+}
+
+/// A download costs what the network costs.
+fn check_downloads(local: &Catalog, effective: &Catalog, scope: &mut Scope<'_>) {
+    let (own, other) = (local.models_download, effective.models_download);
+    for (key, is_dropped) in [
+        ("only_cool", own.only_cool && !other.only_cool),
+        ("only_unmetered", own.only_unmetered && !other.only_unmetered),
+    ] {
+        if is_dropped {
+            scope.at(key).add("must be true, as on the device itself");
+        }
     }
 }
 

@@ -402,6 +402,27 @@ fn the_locality_and_the_mode_are_not_widened() {
 }
 
 #[test]
+fn downloads_are_not_made_dearer() {
+    let rules = ["only_cool", "only_unmetered"];
+    let download = |of: Value, rule: &str, value: bool| {
+        let mut of = of;
+        of["pilotlight"]["policy"]["models_download"] = json!({rule: value});
+        of
+    };
+    for rule in rules {
+        let own = download(local(), rule, true);
+        assert!(meaning_of(&download(remote(), rule, true), &own, &trust()).is_ok());
+        for changed in [download(remote(), rule, false), remote()] {
+            let refusal = meaning_of(&changed, &own, &trust()).unwrap_err();
+            let found: Vec<_> = refusal.mistakes().iter().map(|found| found.path.clone()).collect();
+            assert_eq!(found, [format!("pilotlight.policy.models_download.{rule}")]);
+        }
+        // what the device leaves open may be stricter
+        assert!(meaning_of(&download(remote(), rule, true), &local(), &trust()).is_ok());
+    }
+}
+
+#[test]
 fn prices_stay_as_high_as_the_caps_need() {
     let price = |name: &str, value: Value, expected: &str| {
         let expected = format!("pilotlight.providers.{name}.price: {expected}");
