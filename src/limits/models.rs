@@ -56,6 +56,9 @@ pub const MODEL_READ_BYTES: usize = 1024 * 1024;
 /// Largest JSON file beside a model: a validator, a receipt, `genai_config.json`.
 pub const MODEL_JSON_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Most bytes of a text of a model's file that stand in a message: four names of a path.
+pub const MODEL_SHOWN_BYTES_MAX: usize = 512;
+
 /// Deepest nesting of messages in an ONNX file: a subgraph of a subgraph takes four levels each.
 pub const ONNX_DEPTH_MAX: u32 = 64;
 /// Most fields of an ONNX file that are looked at: graphs of the tested models have about 100,000.

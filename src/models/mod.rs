@@ -6,6 +6,8 @@
 
 mod fault;
 mod fetch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod import;
 mod lock;
 mod onnx_graph;

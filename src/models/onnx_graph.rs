@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 
-use crate::limits::models::{ONNX_DEPTH_MAX, ONNX_FIELDS_MAX};
+use crate::limits::models::{MODEL_SHOWN_BYTES_MAX, ONNX_DEPTH_MAX, ONNX_FIELDS_MAX};
+use crate::request::refusal::one_line;
 
 /// Longest location of external data, in bytes.
 const LOCATION_BYTES_MAX: u64 = 4096;
@@ -88,19 +89,15 @@ impl GraphReader<'_> {
         let (mut data, mut is_external) = (ExternalData::default(), false);
         // bounded by the length of the message and by the number of fields
         while self.at < end {
-            self.fields += 1;
-            if self.fields > ONNX_FIELDS_MAX {
-                return Err(format!("it has more than {ONNX_FIELDS_MAX} fields"));
-            }
-            let tag = self.varint(end)?;
-            match (tag & 7, tag >> 3) {
-                (0, number) => {
+            let (number, wire) = self.tag(end)?;
+            match wire {
+                0 => {
                     let value = self.varint(end)?;
                     is_external |= kind == OnnxMessage::Tensor && number == 14 && value == 1;
                 }
-                (1, _) => self.skip(8, end)?,
-                (5, _) => self.skip(4, end)?,
-                (2, number) => {
+                1 => self.skip(8, end)?,
+                5 => self.skip(4, end)?,
+                2 => {
                     let length = self.varint(end)?;
                     let inner = self.at.checked_add(length).filter(|inner| *inner <= end);
                     let inner = inner.ok_or_else(|| self.beyond())?;
@@ -113,7 +110,7 @@ impl GraphReader<'_> {
                         None => self.skip(length, end)?,
                     }
                 }
-                (kind, _) => return Err(format!("wire type {kind} at byte {}", self.at)),
+                _ => return Err(format!("wire type {wire} at byte {}", self.at)),
             }
         }
         if is_external { (self.each)(&data) } else { Ok(()) }
@@ -122,18 +119,21 @@ impl GraphReader<'_> {
     /// Reads one key and its value.
     fn entry(&mut self, data: &mut ExternalData, end: u64) -> Result<(), String> {
         let (mut key, mut value) = (String::new(), String::new());
-        // bounded by the length of the message
+        // bounded by the length of the message and by the number of fields
         while self.at < end {
-            let tag = self.varint(end)?;
+            let tag = self.tag(end)?;
             let length = self.varint(end)?;
             let text = match tag {
-                0x0a => &mut key,
-                0x12 => &mut value,
+                (1, 2) => &mut key,
+                (2, 2) => &mut value,
                 _ => return Err(format!("an unknown part of external data at byte {}", self.at)),
             };
             *text = self.text(length, end)?;
         }
-        let number = || value.parse().map_err(|_| format!("{key} of external data is {value:?}"));
+        let number = || {
+            let shown = || one_line(&value, MODEL_SHOWN_BYTES_MAX);
+            value.parse().map_err(|_| format!("{key} of external data is {:?}", shown()))
+        };
         match key.as_str() {
             "location" if data.location.is_empty() => data.location = value,
             "location" => return Err("external data with two locations".to_owned()),
@@ -154,6 +154,20 @@ impl GraphReader<'_> {
         self.from.read_exact(&mut bytes).map_err(|e| unreadable(&e))?;
         self.at += length;
         String::from_utf8(bytes).map_err(|_| "the text of external data is not UTF-8".to_owned())
+    }
+
+    /// Reads the number and the wire type of a field.
+    fn tag(&mut self, end: u64) -> Result<(u64, u64), String> {
+        self.fields += 1;
+        if self.fields > ONNX_FIELDS_MAX {
+            return Err(format!("it has more than {ONNX_FIELDS_MAX} fields"));
+        }
+        let tag = self.varint(end)?;
+        // of a longer tag protobuf's C++ library reads 32 bits: it would find a field that is skipped here
+        if !(1 << 3..1 << 32).contains(&tag) {
+            return Err(format!("a field of the invalid number {} at byte {}", tag >> 3, self.at));
+        }
+        Ok((tag >> 3, tag & 7))
     }
 
     fn varint(&mut self, end: u64) -> Result<u64, String> {
@@ -286,6 +300,9 @@ mod tests {
             ("a number of 80 bits", vec![0x80; 12]),
             ("a number that ends early", vec![0x80]),
             ("a group", vec![0x0b]),
+            ("field 0", vec![0, 0]),
+            // field 7 for a reader of 32 bits
+            ("a tag of 33 bits", [varint(0x3a | 1 << 32), vec![0]].concat()),
             ("deep", field(7, &deep)),
             ("two locations", field(7, &field(5, &[entry("location", "a"), tensor("b")].concat()))),
             ("an offset that is no number", field(7, &field(5, &entry("offset", "-1")))),
@@ -304,6 +321,17 @@ mod tests {
             assert!(read_bytes(&good[..end]).is_err(), "{end}");
         }
         assert_eq!(read_bytes(&[]), Ok((0, Vec::new())));
+        // the parts of an entry are fields too
+        let mut file = tempfile::tempfile().unwrap();
+        let parts = [0x0a, 0].repeat(10);
+        file.write_all(&parts).unwrap();
+        for (left, is_read) in [(10, true), (9, false)] {
+            file.rewind().unwrap();
+            let (from, fields) = (BufReader::new(&file), ONNX_FIELDS_MAX - left);
+            let mut reader = GraphReader { from, at: 0, fields, graphs: 0, each: &mut |_| Ok(()) };
+            let read = reader.entry(&mut ExternalData::default(), parts.len() as u64);
+            assert_eq!(read.is_ok(), is_read, "{read:?}");
+        }
         // external without a location
         let (_, found) = read_bytes(&field(7, &field(5, &[0x70, 1]))).unwrap();
         assert_eq!(found, [ExternalData::default()]);
