@@ -14,7 +14,8 @@ use crate::catalog::server::{Endpoint as Entry, ServerEntry};
 use crate::clock::now;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
 use crate::mcp::client::{
-    Closed, LineEnd, Patience, Remote, connect_http, connect_stateless, connect_watched,
+    Closed, LineEnd, Patience, Remote, connect_engine, connect_http, connect_stateless,
+    connect_watched,
 };
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::mcp::tools::{Staleness, ToolFault, ToolList, ToolPolicy};
@@ -372,7 +373,11 @@ impl Supervisor {
                 };
                 let line = AsyncRwTransport::new_client(output, input)
                     .with_max_line_length(LINE_BYTES_MAX);
-                let reached = connect_watched(line, patience).await;
+                let reached = if self.server.is_own_engine() {
+                    connect_engine(line, patience).await
+                } else {
+                    connect_watched(line, patience).await
+                };
                 match reached {
                     Ok(reached) => Ok(Reached::mcp(reached, Some(child))),
                     Err(fault) => {

@@ -165,6 +165,21 @@ where
     connect_by(transport, either_lifecycle(), patience, Arc::default(), Reaction::Watched).await
 }
 
+/// [`connect_watched`] to an engine of this program, which answers when it has loaded its model.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_engine<T>(transport: T, patience: Patience) -> Result<(Remote, Closed), Fault>
+where
+    T: Transport<RoleClient> + Send + 'static,
+{
+    connect_by(transport, discovery(), patience, Arc::default(), Reaction::Watched).await
+}
+
+fn discovery() -> ClientLifecycleMode {
+    ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] }
+}
+
 fn either_lifecycle() -> ClientLifecycleMode {
     ClientLifecycleMode::Auto {
         preferred_versions: vec![ProtocolVersion::V_2026_07_28],
@@ -183,9 +198,7 @@ pub async fn connect_stateless<T>(
 where
     T: Transport<RoleClient> + Send + 'static,
 {
-    let preferred_versions = vec![ProtocolVersion::V_2026_07_28];
-    let lifecycle = ClientLifecycleMode::Discover { preferred_versions };
-    connect_by(transport, lifecycle, patience, Arc::default(), Reaction::Unwatched).await
+    connect_by(transport, discovery(), patience, Arc::default(), Reaction::Unwatched).await
 }
 
 async fn connect_by<T>(

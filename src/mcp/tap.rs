@@ -124,6 +124,11 @@ impl OrderedProgress {
         let JsonRpcMessage::Request(request) = message else {
             return;
         };
+        // rmcp gives up the discovery after 10 s and initializes: an engine that was loading its model
+        // answers both, and rmcp fails at the first answer
+        if let ClientRequest::InitializeRequest(_) = &request.request {
+            self.open.clear();
+        }
         self.open.insert(request.id.clone());
         let token = request.request.get_meta().get_progress_token();
         let ClientRequest::CallToolRequest(call) = &mut request.request else {

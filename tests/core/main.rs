@@ -22,6 +22,7 @@ mod privacy;
 mod properties;
 mod redaction;
 mod sim;
+mod slow_start;
 mod spend;
 mod strangers;
 #[path = "../support/mod.rs"]
