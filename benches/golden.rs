@@ -95,9 +95,12 @@ async fn main() {
             .header("content-type", "application/octet-stream")
             .body(signed);
         apply.send().await.unwrap();
-        let state = service
-            .until_within(PATIENCE, expected, |state| state["config"]["state"] == expected)
-            .await;
+        let has_ended = |state: &Value| {
+            let state = state["config"]["state"].as_str().unwrap_or_default();
+            state == "kept" || state == "rolled-back" || state == "refused"
+        };
+        let is_of_push = |state: &Value| state["config"]["offered"] == version && has_ended(state);
+        let state = service.until_within(PATIENCE, expected, is_of_push).await;
         let log = service.log();
         let scored = log.lines().rfind(|line| line.contains("before=")).unwrap_or_default();
         let figure = |name: &str| {
@@ -105,9 +108,10 @@ async fn main() {
             rest.split(' ').next().unwrap_or_default().to_owned()
         };
         let reason = state["config"]["reason"].as_str().unwrap_or_default();
+        assert_eq!(state["config"]["state"], expected, "{reason}");
         print_row(&[
             command.to_owned(),
-            format!("{expected} {reason}"),
+            format!("{} {reason}", state["config"]["state"].as_str().unwrap_or_default()),
             format!("{}, {}", figure("before="), figure("after=")),
             format!("{:.0}", began.elapsed().as_secs_f64()),
         ]);

@@ -66,14 +66,8 @@ pub const LABELS_MAX: usize = 64;
 pub const EXAMPLE_BYTES_MAX: usize = 1024;
 /// All examples of one classification together, in bytes: 1 KiB for each of 64 labels.
 pub const EXAMPLES_BYTES_MAX: usize = 64 * 1024;
-/// Most patterns of metered network interfaces.
-pub const METERED_MAX: usize = 32;
-/// Longest name of a network interface, in bytes: `IFNAMSIZ` of Linux without the final zero.
-pub const INTERFACE_BYTES_MAX: usize = 15;
-/// Label sets whose embedded examples an engine caches: one for each task of a device with many.
+/// Label sets whose examples an engine caches.
 pub const LABEL_SETS_MAX: usize = 16;
-/// Cache groups whose mean scores an engine keeps for each label set: about 1 KiB each for 16 labels.
-pub const LABEL_GROUPS_MAX: usize = 64;
 /// Most texts of one request for embeddings.
 pub const EMBED_TEXTS_MAX: usize = 64;
 /// Most alternatives that are reported for each token of an answer with their log-probabilities.

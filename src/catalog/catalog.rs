@@ -15,8 +15,9 @@ use super::public_key::{
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
 use super::task::Task;
+use crate::limits::ZONES_MAX;
 use crate::limits::call::{CALLERS_MAX, SERVICE_TOPIC_BYTES_MAX};
-use crate::limits::{INTERFACE_BYTES_MAX, METERED_MAX, ZONES_MAX};
+use crate::limits::models::{INTERFACE_BYTES_MAX, METERED_MAX};
 use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::pressure::limit::ZoneLimits;

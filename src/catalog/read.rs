@@ -21,7 +21,8 @@ use super::shape::{Members, entries, read_or_default};
 use super::strict;
 use super::strict::Scanned;
 use crate::limits::call::CALLERS_MAX;
-use crate::limits::{INTERFACE_BYTES_MAX, METERED_MAX, SERVERS_MAX, ZONES_MAX};
+use crate::limits::models::{INTERFACE_BYTES_MAX, METERED_MAX};
+use crate::limits::{SERVERS_MAX, ZONES_MAX};
 use crate::pressure::limit::ZoneLimit;
 use crate::request::name::is_name;
 

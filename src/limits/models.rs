@@ -51,6 +51,10 @@ pub const DOWNLOAD_ROOM_EVERY_BYTES: u64 = 32 * 1024 * 1024;
 pub const MODEL_LOCK_EVERY: Duration = Duration::from_millis(200);
 /// See [`MODEL_LOCK_EVERY`].
 pub const OBSTACLE_EVERY: Duration = Duration::from_secs(2);
+/// Most patterns of metered network interfaces.
+pub const METERED_MAX: usize = 32;
+/// Longest name of a network interface, in bytes: `IFNAMSIZ` of Linux without the final zero.
+pub const INTERFACE_BYTES_MAX: usize = 15;
 /// Bytes that are read from a disk at once.
 pub const MODEL_READ_BYTES: usize = 1024 * 1024;
 /// Largest JSON file beside a model: a validator, a receipt, `genai_config.json`.
