@@ -40,8 +40,8 @@ impl<L> LabelCache<L> {
     /// operator's.
     pub(crate) fn put(&mut self, labels: &Arc<Labels>, owner: Option<&str>, learned: L) {
         if self.0.len() >= LABEL_SETS_MAX {
-            let owned = self.0.iter().position(|known| known.owner.is_some());
-            self.0.remove(owned.unwrap_or(0));
+            let displaced = self.0.iter().position(|known| known.owner.is_some());
+            self.0.remove(displaced.unwrap_or(0));
         }
         let (labels, owner) = (Arc::clone(labels), owner.map(Into::into));
         self.0.push(LabelEntry { labels, owner, learned });
