@@ -2,12 +2,13 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{
     ConnectProperties, ConnectReturnCode, LastWill, Packet, PubAckReason,
 };
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, PublishOptions};
+use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, PublishOptions};
 use serde_json::json;
 
 use crate::support::SOON;
@@ -51,8 +52,13 @@ fn client(
     AsyncClient::builder(options).capacity(64).build()
 }
 
-/// How the broker answers a connection: by a return code, or by closing it.
+/// Most attempts to connect: the broker closes connections beyond so many a second, and on a busy machine it
+/// still counts those that have just ended.
+const ATTEMPTS_MAX: u32 = 100;
+
+/// How the broker answers a connection: by a return code, or by closing it again and again.
 async fn connected(events: &mut EventLoop) -> Result<(), String> {
+    let mut attempts = 1;
     loop {
         match tokio::time::timeout(SOON, events.poll()).await.expect("the broker is silent") {
             Ok(Event::Incoming(Packet::ConnAck(ack))) if ack.code == ConnectReturnCode::Success => {
@@ -60,6 +66,11 @@ async fn connected(events: &mut EventLoop) -> Result<(), String> {
             }
             Ok(Event::Incoming(Packet::ConnAck(ack))) => return Err(format!("{:?}", ack.code)),
             Ok(_) => {}
+            Err(error @ ConnectionError::ConnectionRefused(_)) => return Err(format!("{error:?}")),
+            Err(_) if attempts < ATTEMPTS_MAX => {
+                attempts += 1;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
             Err(error) => return Err(format!("{error:?}")),
         }
     }
