@@ -66,8 +66,6 @@ pub const LABELS_MAX: usize = 64;
 pub const EXAMPLE_BYTES_MAX: usize = 1024;
 /// All examples of one classification together, in bytes: 1 KiB for each of 64 labels.
 pub const EXAMPLES_BYTES_MAX: usize = 64 * 1024;
-/// Label sets whose examples an engine caches.
-pub const LABEL_SETS_MAX: usize = 16;
 /// Most texts of one request for embeddings.
 pub const EMBED_TEXTS_MAX: usize = 64;
 /// Most alternatives that are reported for each token of an answer with their log-probabilities.

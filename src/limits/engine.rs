@@ -59,3 +59,7 @@ pub const ENGINE_MEMORY_MB: RangeInclusive<u64> = 64..=1024 * 1024;
 pub const ENGINE_CANCEL_MAX: Duration = Duration::from_secs(5);
 /// Cancelled requests whose end an engine watches: more than it can have at once.
 pub const ENGINE_CANCELS_MAX: usize = 64;
+/// Label sets whose examples an engine caches: one for each task of a device with many.
+pub const LABEL_SETS_MAX: usize = 16;
+/// Cache groups whose mean scores an engine keeps for each label set: about 1 KiB each for 16 labels.
+pub const LABEL_GROUPS_MAX: usize = 64;

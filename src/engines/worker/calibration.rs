@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use super::Decoder;
+use crate::limits::engine::LABEL_GROUPS_MAX;
 use crate::model::generate::Fault;
 use crate::request::labels::Labels;
 use crate::request::refusal::{Code, Refusal};
@@ -20,8 +21,6 @@ const CONTENT_FREE: [&str; 3] = ["N/A", "", "[MASK]"];
 const SHOTS: usize = 1;
 /// Further examples of each label that are scored before the first answer.
 const SCORED: usize = 2;
-/// Cache groups whose mean scores are kept for each label set: about 1 KiB each for 16 labels.
-const LABEL_GROUPS_MAX: usize = 64;
 /// Least weight of each text in a running mean.
 const RUNNING_SHARE: f32 = 0.05;
 

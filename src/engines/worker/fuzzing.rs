@@ -1,4 +1,4 @@
-//! What the fuzz target `grammar` calls: a schema as the constraint of an answer.
+//! Entry point of the fuzz target `grammar`: a schema as the constraint of an answer.
 
 use super::constraint::{Factory, VocabToken, trie};
 use super::watchdog::GrammarStop;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::limits::LABEL_SETS_MAX;
+use crate::limits::engine::LABEL_SETS_MAX;
 use crate::request::labels::Labels;
 
 /// Up to [`LABEL_SETS_MAX`] sets, the most recently used at the end.
