@@ -95,12 +95,14 @@ async fn main() {
             .header("content-type", "application/octet-stream")
             .body(signed);
         apply.send().await.unwrap();
-        let has_ended = |state: &Value| {
-            let state = state["config"]["state"].as_str().unwrap_or_default();
-            state == "kept" || state == "rolled-back" || state == "refused"
+        let end = |state: &Value| {
+            let end = state["config"]["state"].as_str().unwrap_or_default().to_owned();
+            ["kept", "rolled-back", "refused"].contains(&end.as_str()).then_some(end)
         };
-        let is_of_push = |state: &Value| state["config"]["offered"] == version && has_ended(state);
-        let state = service.until_within(PATIENCE, expected, is_of_push).await;
+        let has_ended =
+            |state: &Value| state["config"]["offered"] == version && end(state).is_some();
+        let state = service.until_within(PATIENCE, expected, has_ended).await;
+        let end = end(&state).unwrap();
         let log = service.log();
         let scored = log.lines().rfind(|line| line.contains("before=")).unwrap_or_default();
         let figure = |name: &str| {
@@ -108,10 +110,10 @@ async fn main() {
             rest.split(' ').next().unwrap_or_default().to_owned()
         };
         let reason = state["config"]["reason"].as_str().unwrap_or_default();
-        assert_eq!(state["config"]["state"], expected, "{reason}");
+        assert_eq!(end, expected, "{reason}");
         print_row(&[
             command.to_owned(),
-            format!("{} {reason}", state["config"]["state"].as_str().unwrap_or_default()),
+            format!("{end} {reason}"),
             format!("{}, {}", figure("before="), figure("after=")),
             format!("{:.0}", began.elapsed().as_secs_f64()),
         ]);

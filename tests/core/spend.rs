@@ -371,7 +371,10 @@ async fn ask_until_told(client: &reqwest::Client, service: &Service) -> Value {
     for _ in 0..3000 {
         let asked = client.post(service.url("/v1/chat/completions")).json(&far).send();
         // on a busy machine a connection may be closed for another before its request has arrived
-        let Ok(answer) = asked.await else { continue };
+        let answer = match asked.await {
+            Err(error) if error.is_request() => continue,
+            answer => answer.unwrap(),
+        };
         let reply: Value = answer.json().await.unwrap();
         let reason = reply["pilotlight"]["decision"]["reason"].clone();
         if reply["choices"].is_array() || reason == "budget" {

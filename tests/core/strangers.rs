@@ -3,10 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::scripted;
+use crate::support::{line_to, scripted};
 use pilotlight::mcp::contract::{META_DEADLINE, META_HOPS, TOOL};
-use pilotlight::mcp::pair::pair;
-use pilotlight::mcp::server::{SingleModel, serve};
 use pilotlight::model::context::ModelContext;
 use pilotlight::model::generate::{BoxFuture, Fault, Generate, Usage};
 use pilotlight::model::out::Out;
@@ -33,13 +31,7 @@ impl Generate for Notes {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hops_and_deadlines_restrict_and_never_free() {
     let notes = Arc::new(Notes(Mutex::default(), scripted()));
-    let (ours, theirs) = pair();
-    let model: Arc<dyn Generate> = notes.clone();
-    tokio::spawn(async move {
-        let served = serve(Arc::new(SingleModel(model)), theirs).await.unwrap();
-        served.waiting().await
-    });
-    let client = ().serve(ours).await.unwrap();
+    let client = ().serve(line_to(notes.clone(), Duration::ZERO)).await.unwrap();
     let call = async |arguments: Value, stated: &[(&str, Value)]| {
         let arguments = arguments.as_object().unwrap().clone();
         let params = CallToolRequestParams::new(TOOL).with_arguments(arguments);

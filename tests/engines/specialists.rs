@@ -33,6 +33,19 @@ fn options(path: &Path) -> OnnxOptions {
     }
 }
 
+/// The language model of the tests, on one thread.
+fn language_model(context_tokens: u32, calibration: Calibration) -> gguf::GgufOptions {
+    gguf::GgufOptions {
+        path: model_file(),
+        name: None,
+        context_tokens,
+        threads: 1,
+        decode_threads: 1,
+        gpu_layers: 0,
+        calibration,
+    }
+}
+
 async fn model() -> OnThread {
     onnx::open(options(&encoder())).await.unwrap()
 }
@@ -118,19 +131,10 @@ async fn a_real_encoder_classifies() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_language_model_scores_labels() {
-    let options = |calibration| gguf::GgufOptions {
-        path: model_file(),
-        name: None,
-        context_tokens: 1024,
-        threads: 1,
-        decode_threads: 1,
-        gpu_layers: 0,
-        calibration,
-    };
-    let running = gguf::open(options(Calibration::Running)).await.unwrap();
+    let running = gguf::open(language_model(1024, Calibration::Running)).await.unwrap();
     let with = accuracy(&running, "topic", 3).await;
     drop(running);
-    let plain = gguf::open(options(Calibration::Plain)).await.unwrap();
+    let plain = gguf::open(language_model(1024, Calibration::Plain)).await.unwrap();
     let without = accuracy(&plain, "topic", 3).await;
     assert!(with >= 0.7 && with > without, "{with} calibrated, {without} not");
 }
@@ -138,16 +142,7 @@ async fn a_real_language_model_scores_labels() {
 /// The engine learns its bias from the texts of a cache group, and uses it for that group alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn texts_of_one_group_do_not_change_the_labels_of_another() {
-    let options = gguf::GgufOptions {
-        path: model_file(),
-        name: None,
-        context_tokens: 1024,
-        threads: 1,
-        decode_threads: 1,
-        gpu_layers: 0,
-        calibration: Calibration::Running,
-    };
-    let model = gguf::open(options).await.unwrap();
+    let model = gguf::open(language_model(1024, Calibration::Running)).await.unwrap();
     let labels = labels("severity");
     let prompts: Vec<String> =
         prompts("severity", "test").into_iter().map(|(_, prompt)| prompt).collect();
@@ -179,16 +174,7 @@ async fn both_engines_score_alike() {
     convert(&model_file(), &made, OnnxWeights::Int8, |_, _| ()).unwrap();
     let plain = Calibration::Plain;
     let one = onnx::open(OnnxOptions { calibration: plain, ..options(&made) }).await.unwrap();
-    let other = gguf::GgufOptions {
-        path: model_file(),
-        name: None,
-        context_tokens: 512,
-        threads: 1,
-        decode_threads: 1,
-        gpu_layers: 0,
-        calibration: plain,
-    };
-    let other = gguf::open(other).await.unwrap();
+    let other = gguf::open(language_model(512, plain)).await.unwrap();
     // labels of several tokens, of which only the last tells them apart
     let names = ["access", "heat", "power", "radio"].map(|what| format!("a problem with {what}"));
     let examples = names.map(|name| (name, Vec::new())).into_iter().collect();

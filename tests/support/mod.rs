@@ -33,9 +33,10 @@ use pilotlight::catalog::addresses::AddressRule;
 use pilotlight::ingress::http;
 use pilotlight::limits::ENGINE_SILENCE_MAX;
 use pilotlight::mcp::client::{Closed, Patience, Remote, connect, connect_http};
-use pilotlight::mcp::pair::pair;
+use pilotlight::mcp::pair::{PairEnd, pair};
 use pilotlight::mcp::server::{McpServer, SingleModel, serve};
 use pilotlight::model::generate::Generate;
+use rmcp::RoleClient;
 use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -61,12 +62,18 @@ pub fn patience() -> Patience {
 
 /// A model behind a line of MCP inside this process.
 pub async fn over_channels(model: Arc<dyn Generate>) -> (Remote, Closed) {
+    connect(line_to(model, Duration::ZERO), patience()).await.unwrap()
+}
+
+/// The client's end of a line to a model, which is served after this time.
+pub fn line_to(model: Arc<dyn Generate>, after: Duration) -> PairEnd<RoleClient> {
     let (ours, theirs) = pair();
     tokio::spawn(async move {
+        tokio::time::sleep(after).await;
         let served = serve(Arc::new(SingleModel(model)), theirs).await.unwrap();
         served.waiting().await
     });
-    connect(ours, patience()).await.unwrap()
+    ours
 }
 
 /// A model in a child process, over its standard input and output.
