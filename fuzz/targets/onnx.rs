@@ -1,8 +1,8 @@
 //! Graphs of a model folder, in the folder and in one below it, with the file's own length, and as if much
 //! more followed; and the configurations that name graphs.
 //!
-//! What a loader finds in a graph that passes the check are files of the entry: the reader here is another
-//! one, which reads tags as the C++ library of protobuf does, that of ONNX Runtime.
+//! External data of a graph that passes the check is a file of the entry. [`walk`] reads the graph for this
+//! property: an independent reader, with tags of 32 bits as in protobuf's C++ library, which ONNX Runtime uses.
 #![no_main]
 
 use std::fs::File;
@@ -16,20 +16,26 @@ use pilotlight_fuzz::{shown, target};
 const GRAPH_NAME: &str = "model.onnx";
 const DATA: &str = "w.data";
 const DATA_BYTES: u64 = 64;
-/// Messages of `onnx.proto`: the fields that hold messages that can hold a tensor, and their types.
+/// Messages of `onnx.proto`, by the numbers below: the fields whose messages can hold a tensor, and the
+/// messages in them.
 const FIELDS: [&[(u32, usize)]; 9] = [
-    &[(7, GRAPH), (20, 1), (25, 2)], // ModelProto
-    &[(1, GRAPH), (2, GRAPH)],       // TrainingInfoProto
-    &[(7, 4), (11, 5)],              // FunctionProto
-    &[(1, 4), (5, TENSOR), (15, 6)], // GraphProto
-    &[(5, 5)],                       // NodeProto
-    &[(5, TENSOR), (10, TENSOR), (6, GRAPH), (11, GRAPH), (22, 6), (23, 6)], // AttributeProto
-    &[(1, TENSOR), (2, TENSOR)],     // SparseTensorProto
-    &[(13, ENTRY)],                  // TensorProto
-    &[],                             // StringStringEntryProto
+    &[(7, GRAPH), (20, TRAINING), (25, FUNCTION)],
+    &[(1, GRAPH), (2, GRAPH)],
+    &[(7, NODE), (11, ATTRIBUTE)],
+    &[(1, NODE), (5, TENSOR), (15, SPARSE)],
+    &[(5, ATTRIBUTE)],
+    &[(5, TENSOR), (10, TENSOR), (6, GRAPH), (11, GRAPH), (22, SPARSE), (23, SPARSE)],
+    &[(1, TENSOR), (2, TENSOR)],
+    &[(13, ENTRY)],
+    &[],
 ];
 const MODEL: usize = 0;
+const TRAINING: usize = 1;
+const FUNCTION: usize = 2;
 const GRAPH: usize = 3;
+const NODE: usize = 4;
+const ATTRIBUTE: usize = 5;
+const SPARSE: usize = 6;
 const TENSOR: usize = 7;
 const ENTRY: usize = 8;
 
@@ -54,10 +60,10 @@ target!(|bytes| {
     }
 });
 
-/// Checks what a loader finds in a graph that was accepted.
+/// Checks the external data that a loader finds in an accepted graph.
 fn inspect(bytes: &[u8]) {
     let mut tensors = Vec::new();
-    // the encoding may be one that no loader reads
+    // a loader refuses a graph with a wrong encoding
     let Some(()) = walk(MODEL, bytes, &mut tensors) else { return };
     for entries in tensors {
         let last = |key: &[u8]| entries.iter().rev().find(|entry| entry.0 == key).map(|e| e.1);

@@ -92,7 +92,7 @@ pub(super) fn folder_digest(files: &[ModelFileEntry]) -> String {
 
 /// Whether a name fits a pattern, in which `*` stands for any characters; ASCII letters of either case are
 /// the same.
-pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {

@@ -1,4 +1,4 @@
-//! What the fuzz target `template` calls: the chat template of a model file.
+//! Entry point of the fuzz target `template`: the chat template of a model file.
 
 use super::template::{ChatTemplate, TemplatePart};
 use crate::request::job::Message;

@@ -1,4 +1,4 @@
-//! What the fuzz target `update` calls.
+//! Entry point of the fuzz target `update`.
 
 use super::boundary;
 use super::check::{Memory, VersionFloor, check};

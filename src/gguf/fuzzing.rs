@@ -1,4 +1,4 @@
-//! What the fuzz target `gguf` calls: the head of a model file.
+//! Entry point of the fuzz target `gguf`: the head of a model file.
 
 use std::fs::File;
 

@@ -165,7 +165,8 @@ where
     connect_by(transport, either_lifecycle(), patience, Arc::default(), Reaction::Watched).await
 }
 
-/// [`connect_watched`] to an engine of this program, which answers when it has loaded its model.
+/// [`connect_watched`] to an engine of this program, which answers when it has loaded its model: the protocol
+/// version does not depend on how long that takes.
 ///
 /// # Errors
 /// As [`connect`].

@@ -1,4 +1,4 @@
-//! What the fuzz target `onnx` calls: a file of a model folder.
+//! Entry point of the fuzz target `onnx`: a file of a model folder.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -11,7 +11,7 @@ use crate::catalog::model::{ModelFileEntry, ModelSource};
 /// Checks a file as the first of these files of an entry: paths and lengths.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why the file is refused.
 pub fn check(file: &File, files: &[(&str, u64)]) -> Result<(), String> {
     let entries: Vec<ModelFileEntry> = files
         .iter()

@@ -1,4 +1,4 @@
-//! What the fuzz target `provider` calls: a provider's response, from its body to the usage.
+//! Entry point of the fuzz target `provider`: a provider's response, from its body to the usage.
 
 use bytes::{Bytes, BytesMut};
 use futures::executor::block_on;

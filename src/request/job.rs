@@ -252,8 +252,8 @@ impl Job {
         texts.join("\n")
     }
 
-    /// The cache group whose own the labels of a classification are; none if the operator wrote them, so
-    /// that all groups share what an engine has learned of them.
+    /// The cache group that brings the labels of its classification. The operator's labels have none: all
+    /// groups share what an engine has learned of their examples.
     pub fn label_owner(&self) -> Option<&str> {
         (self.open_bytes == 0).then_some(self.cache_group.as_str())
     }

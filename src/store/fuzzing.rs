@@ -1,4 +1,4 @@
-//! What the fuzz target `ledger` calls: the lines of a ledger, and a correction.
+//! Entry point of the fuzz target `ledger`: the lines of a ledger, and a correction.
 
 use super::ledger::{Begin, stated};
 use crate::money::account::{Correction, SpendingAccount};

@@ -403,13 +403,12 @@ fn the_locality_and_the_mode_are_not_widened() {
 
 #[test]
 fn downloads_are_not_made_dearer() {
-    let rules = ["only_cool", "only_unmetered"];
     let download = |of: Value, rule: &str, value: bool| {
         let mut of = of;
         of["pilotlight"]["policy"]["models_download"] = json!({rule: value});
         of
     };
-    for rule in rules {
+    for rule in ["only_cool", "only_unmetered"] {
         let own = download(local(), rule, true);
         assert!(meaning_of(&download(remote(), rule, true), &own, &trust()).is_ok());
         for changed in [download(remote(), rule, false), remote()] {
@@ -417,7 +416,7 @@ fn downloads_are_not_made_dearer() {
             let found: Vec<_> = refusal.mistakes().iter().map(|found| found.path.clone()).collect();
             assert_eq!(found, [format!("pilotlight.policy.models_download.{rule}")]);
         }
-        // what the device leaves open may be stricter
+        // a remote configuration may be stricter than the device
         assert!(meaning_of(&download(remote(), rule, true), &local(), &trust()).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! What the fuzz target `chat` calls: the bodies of the two endpoints, up to the checked job.
+//! Entry point of the fuzz target `chat`: the bodies of the two endpoints, up to the checked job.
 
 use super::chat::{ChatRequest, with_api_field};
 use super::embeddings::EmbeddingsRequest;

@@ -1,4 +1,4 @@
-//! What the fuzz target `payload` calls: the payload of a request.
+//! Entry point of the fuzz target `payload`: the payload of a request.
 
 use crate::request::refusal::Refusal;
 use crate::wire::Ask;

@@ -1,4 +1,4 @@
-//! What the fuzz targets `parts` and `envelope` call: texts in several messages, signed presence, and
+//! Entry points of the fuzz targets `parts` and `envelope`: texts in several messages, signed presence, and
 //! encrypted calls.
 
 use bytes::Bytes;
