@@ -146,11 +146,13 @@ async fn texts_of_one_group_do_not_change_the_labels_of_another() {
     let labels = labels("severity");
     let prompts: Vec<String> =
         prompts("severity", "test").into_iter().map(|(_, prompt)| prompt).collect();
-    let scores = async |group: &str, text: &str| {
-        let job = label_job(text, &labels);
+    let answer_of = async |group: &str, text: &str, seed: Option<u32>| {
+        let mut job = label_job(text, &labels);
+        job.sampling.seed = seed;
         let job = Job { cache_group: group.to_owned(), open_bytes: 1, ..job };
         run(&model, &job).await.unwrap().1.classification.unwrap().scores
     };
+    let scores = async |group: &str, text: &str| answer_of(group, text, None).await;
     let furthest = |a: &BTreeMap<String, f32>, b: &BTreeMap<String, f32>| {
         a.iter().map(|(label, score)| (score - b[label]).abs()).fold(0.0, f32::max)
     };
@@ -159,11 +161,17 @@ async fn texts_of_one_group_do_not_change_the_labels_of_another() {
     let first = scores("alpha", text).await;
     for prompt in prompts.iter().skip(1).step_by(4) {
         scores("beta", prompt).await;
+        answer_of("delta", prompt, Some(1)).await;
     }
     let (gamma, beta) = (scores("gamma", text).await, scores("beta", text).await);
     // a prefix that was read in other batches gives slightly other scores
     let (other, own) = (furthest(&first, &gamma), furthest(&first, &beta));
     assert!(other < 0.03 && own > 3.0 * other, "{first:?} {beta:?} {gamma:?}");
+    // with a seed neither the group's texts before count nor does this one count for those after it
+    let (repeated, unchanged) =
+        (answer_of("beta", text, Some(1)).await, scores("delta", text).await);
+    let (repeated, unchanged) = (furthest(&first, &repeated), furthest(&first, &unchanged));
+    assert!(repeated < 0.03 && unchanged < 0.03, "{first:?}: {repeated}, {unchanged}");
 }
 
 /// The other engine scores the same labels from the same weights.

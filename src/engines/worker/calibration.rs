@@ -131,11 +131,12 @@ impl LearnedLabels {
         self.of_group.push(entry);
     }
 
-    /// The scores with the bias subtracted, for a text of this cache group.
+    /// The scores with the bias subtracted, for a text of this cache group; without one the means are
+    /// those of the examples.
     pub(super) fn calibrate(
         &self,
         calibration: Calibration,
-        group: &str,
+        group: Option<&str>,
         scores: &[f32],
     ) -> Vec<f32> {
         let bias = match calibration {
@@ -144,7 +145,7 @@ impl LearnedLabels {
             Calibration::Running => {
                 // a label without texts uses the content-free mean
                 let known = |mean: &Mean| mean.count > 0.0;
-                let own = self.of_group.iter().find(|(known, _)| **known == *group);
+                let own = self.of_group.iter().find(|(known, _)| Some(&**known) == group);
                 let of_label = own.map_or(&self.of_label, |(_, means)| means);
                 let means = of_label.iter().map(|m| if known(m) { m } else { &self.neutral });
                 #[expect(clippy::cast_precision_loss, reason = "a small number")]
@@ -195,7 +196,7 @@ mod tests {
     }
 
     fn is_first_best(learned: &LearnedLabels, calibration: Calibration, scores: &[f32]) -> bool {
-        let scores = learned.calibrate(calibration, "app", scores);
+        let scores = learned.calibrate(calibration, Some("app"), scores);
         scores[0] > scores[1]
     }
 
@@ -225,8 +226,8 @@ mod tests {
         let learned = learned(&[&[], &[]]);
         let scores = [-1.0, -2.0];
         assert_eq!(
-            learned.calibrate(Calibration::Running, "app", &scores),
-            learned.calibrate(Calibration::Contextual, "app", &scores)
+            learned.calibrate(Calibration::Running, Some("app"), &scores),
+            learned.calibrate(Calibration::Contextual, Some("app"), &scores)
         );
     }
 
@@ -234,7 +235,7 @@ mod tests {
     fn texts_of_one_group_do_not_change_the_scores_of_another() {
         let mut learned = learned(&[&[-0.5, -3.5], &[-1.5, -2.5]]);
         let second = |group: &str, learned: &LearnedLabels| {
-            learned.calibrate(Calibration::Running, group, &[-1.4, -2.6])
+            learned.calibrate(Calibration::Running, Some(group), &[-1.4, -2.6])
         };
         let before = second("victim", &learned);
         for _ in 0..100 {
@@ -243,6 +244,8 @@ mod tests {
         }
         assert_eq!(second("victim", &learned), before);
         assert_ne!(second("attacker", &learned), before);
+        let of_examples = learned.calibrate(Calibration::Running, None, &[-1.4, -2.6]);
+        assert_eq!(of_examples, before);
         // a group that was forgotten begins again
         for n in 0..LABEL_GROUPS_MAX {
             learned.add_text(&n.to_string(), 0, &[-0.5, -3.5]);

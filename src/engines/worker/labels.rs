@@ -46,8 +46,8 @@ impl<D: Decoder> Engine<D> {
         };
         let scope = self.scope_of_labels(job, &learned);
         let scope = scope.map_err(Fault::Rejected);
-        let chosen = scope
-            .and_then(|scope| self.learn_and_choose(&job.text(), &scope, &mut learned, client));
+        let chosen =
+            scope.and_then(|scope| self.learn_and_choose(job, &scope, &mut learned, client));
         self.label_cache.put(labels, job.label_owner(), learned);
         chosen
     }
@@ -65,9 +65,11 @@ impl<D: Decoder> Engine<D> {
         Ok(PrefixScope { group: job.cache_group.as_str().into(), open })
     }
 
+    /// A job with a seed is answered from the examples alone and changes no mean: its answer is the same
+    /// whatever the cache group has asked before.
     fn learn_and_choose(
         &mut self,
-        text: &str,
+        job: &Job,
         scope: &PrefixScope,
         learned: &mut LearnedLabels,
         client: (&Out, &AtomicBool),
@@ -80,13 +82,14 @@ impl<D: Decoder> Engine<D> {
             learned.add_example(label, &scores);
             learned.pending.pop();
         }
-        let (scores, tokens) = self.score(text, scope, learned, client)?;
-        let probabilities = softmax(&learned.calibrate(self.calibration, &scope.group, &scores));
+        let (scores, tokens) = self.score(&job.text(), scope, learned, client)?;
+        let group = job.sampling.seed.is_none().then_some(&*scope.group);
+        let probabilities = softmax(&learned.calibrate(self.calibration, group, &scores));
         let classification = Classification::of(&learned.labels, &probabilities)
             .ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?;
         let chosen = learned.labels.names().position(|name| name == classification.label);
-        if let Some(chosen) = chosen {
-            learned.add_text(&scope.group, chosen, &scores);
+        if let (Some(group), Some(chosen)) = (group, chosen) {
+            learned.add_text(group, chosen, &scores);
         }
         Ok(Chosen { classification, tokens })
     }
