@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 pub use self::environment::{VARIABLES, variables};
-use self::environment::{env_file_warnings, readable_by_others};
+use self::environment::{default_folder, env_file_warnings, readable_by_others};
 pub use self::proof::CallSecrets;
 use crate::catalog::catalog::Catalog;
 use crate::catalog::expand::Variables;
 use crate::catalog::file_text;
-use crate::catalog::mistake::Mistake;
+use crate::catalog::mistake::{FILE, Mistake};
 use crate::catalog::read;
 use crate::catalog::secret;
 use crate::catalog::secret::Secret;
@@ -119,7 +119,7 @@ pub struct Http {
 }
 
 /// Loads the configuration from `path`, else from the file that `PILOTLIGHT_CONFIG` names, else
-/// from `mcp.json` in the current directory.
+/// from `mcp.json` in the current directory or in the folder of an installed package.
 ///
 /// # Errors
 /// All mistakes that were found.
@@ -154,7 +154,10 @@ fn of_text(
 
 fn path_of(path: Option<&Path>, variables: &Variables) -> PathBuf {
     path.map_or_else(
-        || variables.get("PILOTLIGHT_CONFIG").map_or_else(|| "mcp.json".into(), PathBuf::from),
+        || match variables.get("PILOTLIGHT_CONFIG") {
+            Some(named) => named.into(),
+            None => default_folder().join(FILE),
+        },
         Path::to_owned,
     )
 }
@@ -487,6 +490,7 @@ pub fn dry(config: Config) -> Config {
         endpoint,
         locality: crate::model::context::Locality::Device,
         silence: None,
+        idle_probe: None,
         skills: Vec::new(),
         fallbacks: Vec::new(),
         price: crate::money::Price::default(),

@@ -1,20 +1,23 @@
 //! Variables of the environment and of `.env`.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::one;
 use crate::catalog::env_file;
 use crate::catalog::env_file::{ENV_FILE, EnvFile};
 use crate::catalog::expand::Variables;
-use crate::catalog::mistake::Mistake;
+use crate::catalog::mistake::{FILE, Mistake};
 use crate::catalog::secret;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::store::files;
 
+/// The folder of the configuration of an installed package.
+const INSTALLED: &str = "/etc/pilotlight";
+
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
 pub const VARIABLES: [(&str, &str); 14] = [
-    ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json)"),
+    ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json, else /etc/pilotlight/mcp.json)"),
     (
         "PILOTLIGHT_DEVICE",
         "name of this device in topics (default: HOST-ID, the host's name and an id)",
@@ -33,7 +36,7 @@ pub const VARIABLES: [(&str, &str); 14] = [
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
-/// The variables of `.env` in the current directory and of the environment, which takes precedence.
+/// The variables of `.env` and of the environment, which takes precedence.
 ///
 /// # Errors
 /// If `.env` exists and cannot be read, or a variable of this program is not UTF-8.
@@ -58,12 +61,26 @@ pub fn variables() -> Result<Variables, Vec<Mistake>> {
     if mistakes.is_empty() { Ok(variables) } else { Err(mistakes) }
 }
 
-/// The content of `.env` in the current directory; none if there is no such file.
+/// The folder of `mcp.json` and `.env` where none is named: the current directory, empty as a path, or
+/// [`INSTALLED`] if the current directory has neither file.
+pub(super) fn default_folder() -> &'static Path {
+    let here = [FILE, ENV_FILE].into_iter().any(|name| Path::new(name).exists());
+    let installed = Path::new(INSTALLED);
+    if !here && installed.join(FILE).exists() { installed } else { Path::new("") }
+}
+
+/// The path of `.env`.
+pub(super) fn env_path() -> PathBuf {
+    default_folder().join(ENV_FILE)
+}
+
+/// The content of `.env`; none if there is no such file.
 fn env_file() -> Result<EnvFile, Vec<Mistake>> {
-    match files::read(Path::new(ENV_FILE), CONFIG_BYTES_MAX) {
+    let path = env_path();
+    match files::read(&path, CONFIG_BYTES_MAX) {
         Ok(bytes) => env_file::parse(&bytes),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(EnvFile::default()),
-        Err(error) => Err(one(ENV_FILE, format!("cannot be read: {error}"))),
+        Err(error) => Err(one(&path.display().to_string(), format!("cannot be read: {error}"))),
     }
 }
 
@@ -71,7 +88,7 @@ fn env_file() -> Result<EnvFile, Vec<Mistake>> {
 pub(super) fn env_file_warnings() -> Vec<Mistake> {
     let Ok(mut file) = env_file() else { return Vec::new() };
     if file.variables.keys().any(|name| secret::is_secret_variable(name)) {
-        file.warnings.extend(readable_by_others(Path::new(ENV_FILE)));
+        file.warnings.extend(readable_by_others(&env_path()));
     }
     file.warnings
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::environment::env_path;
 use super::{
     ActiveUpdate, Config, Http, Mqtt, SettingsReader, dry, load, of_text, one, path_of, read,
     unreadable, variables,
 };
-use crate::catalog::env_file::ENV_FILE;
 use crate::catalog::file_text;
 use crate::catalog::mistake::Mistake;
 use crate::catalog::server::{Endpoint, ServerEntry};
@@ -163,7 +163,7 @@ pub fn file_digest(path: &Path) -> String {
 impl Config {
     /// The files that this configuration is made of, those that it names included. Some may be missing.
     pub fn files(&self) -> Vec<PathBuf> {
-        let own = [self.path.clone(), PathBuf::from(ENV_FILE)];
+        let own = [self.path.clone(), env_path()];
         let servers = self.catalog.servers.iter().filter_map(files_of);
         let broker = self.mqtt.iter().filter_map(|mqtt| mqtt.tls.as_ref()).flat_map(tls_files);
         own.into_iter().chain(servers).chain(broker).collect()
