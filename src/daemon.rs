@@ -7,6 +7,7 @@ mod core;
 mod fleet;
 mod reload;
 mod signals;
+mod systemd;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -81,6 +82,20 @@ pub fn calm() -> watch::Receiver<DevicePressure> {
     watch::channel(DevicePressure::default()).1
 }
 
+/// Starts to read the sensors.
+fn watch_sensors(
+    config: &Config,
+    live: &Live,
+    core: &Core,
+    out: (watch::Sender<SensorReading>, watch::Sender<DevicePressure>),
+) -> TaskGroup {
+    let mut group = TaskGroup::new("sensors");
+    let sensors = Sensors::new(&config.sensors, Path::new("."));
+    let (rate, stop) = (core.dispatch.rate(), group.stop.clone());
+    group.add(device::watch(sensors, live.bounds(), rate, out, stop));
+    group
+}
+
 /// Runs the service until SIGTERM or SIGINT; `source` is where its configuration is read from again.
 ///
 /// # Errors
@@ -118,11 +133,7 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
     let (catalog, pins) = (Arc::new(config.catalog.clone()), pins_of(&config));
     let mut core = Core::start(catalog, device_pressure, keep_of(&config), calls, pins);
     let service = Arc::new(Service::new(core.dispatch.clone()));
-    let mut sensors = TaskGroup::new("sensors");
-    let all = Sensors::new(&config.sensors, Path::new("."));
-    let rate = core.dispatch.rate();
-    let out = (readings, pressures);
-    sensors.add(device::watch(all, live.bounds(), rate, out, sensors.stop.clone()));
+    let sensors = watch_sensors(&config, &live, &core, (readings, pressures));
     let broker_bus = broker_connection.as_ref().map(|connection| connection.bus.clone());
     let dispatch = core.dispatch.clone();
     let shared = SharedParts { dispatch, metrics, reading, reloads };
@@ -151,15 +162,17 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
         interfaces.add(ingress::http::serve(listener, routes, interfaces.stop.clone()));
         tracing::info!(%addr, "the HTTP interface listens");
     }
+    let watchdog = systemd::start(core.dispatch.clone());
     Box::pin(signals.serve(&mut live, &mut requests, (&mut core, fleet))).await;
     tracing::info!("stopping");
+    systemd::notify_stopping();
     tokio::select! {
         () = async {
             interfaces.stop().await;
             core.stop().await;
-            sensors.stop().await;
-            connections.stop().await;
-            broker.stop().await;
+            for group in [watchdog, sensors, connections, broker] {
+                group.stop().await;
+            }
         } => tracing::info!("stopped"),
         () = signals.stop() => tracing::warn!("second signal: stopped without draining"),
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod engine;
 pub mod fleet;
 pub mod golden;
+pub mod liveness;
 pub mod models;
 pub mod reload;
 pub mod rollout;

@@ -201,6 +201,7 @@ impl RunningBackend {
         let before = self.entry.as_ref();
         before.locality == entry.locality
             && before.silence == entry.silence
+            && before.idle_probe == entry.idle_probe
             && before.tools == entry.tools
             && is_same(&before.endpoint, &entry.endpoint)
             && self.files == *files

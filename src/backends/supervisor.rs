@@ -10,6 +10,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::watched::{WatchedRemote, trouble_of, until_silent};
 use crate::catalog::server::{Endpoint as Entry, ServerEntry};
 use crate::clock::now;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
@@ -19,18 +20,22 @@ use crate::mcp::client::{
 };
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::mcp::tools::{Staleness, ToolFault, ToolList, ToolPolicy};
-use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
+use crate::model::generate::{Fault, Generate};
 use crate::model::health::Health;
 use crate::model::link::{BackendHandle, BackendState};
-use crate::model::out::Out;
 use crate::providers;
-use crate::request::job::Job;
 use crate::store::tool_pins::ToolPins;
 
-/// Environment variables with secrets of the service, or their paths; no child process inherits them.
-const SECRETS: [&str; 3] =
-    ["PILOTLIGHT_MQTT_PASSWORD", "PILOTLIGHT_HTTP_TOKEN", "CREDENTIALS_DIRECTORY"];
+/// Environment variables that are the service's alone, and that no child process inherits: its secrets or
+/// their paths, and its connection to the service manager.
+const PRIVATE: [&str; 6] = [
+    "PILOTLIGHT_MQTT_PASSWORD",
+    "PILOTLIGHT_HTTP_TOKEN",
+    "CREDENTIALS_DIRECTORY",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
 
 /// Creates the backend of a catalog entry, and the future that supervises it until `stop`, or until the
 /// handle and all clones of its `wanted` are dropped. `router` routes calls to services on the broker, if
@@ -301,6 +306,7 @@ impl Supervisor {
 
     async fn serve_until_end(&self, reached: Reached, stop: &CancellationToken) -> String {
         let (trouble, mut troubled) = watch::channel(None);
+        let mut probed = None;
         let (up, line): (Arc<dyn Generate>, _) = match reached {
             Reached::Provider(model) => (model, None),
             // one failed request does not show that the connection to many workers is down
@@ -309,7 +315,9 @@ impl Supervisor {
                 let model: Arc<dyn Generate> = match self.server.endpoint {
                     Entry::Mqtt { .. } => Arc::new(remote),
                     Entry::Child { .. } | Entry::Http { .. } | Entry::Provider(_) => {
-                        Arc::new(WatchedRemote { remote, trouble })
+                        let watched = Arc::new(WatchedRemote::new(remote, trouble));
+                        probed = self.server.idle_probe.map(|after| (watched.clone(), after));
+                        watched
                     }
                 };
                 (model, Some((closed, child)))
@@ -349,6 +357,7 @@ impl Supervisor {
                 }
             },
             why = trouble_of(&mut troubled) => end(&mut child, why).await,
+            why = until_silent(probed) => end(&mut child, &why).await,
             () = self.unwanted() => self.let_end(&mut child, ("unloading", "unloaded")).await,
             () = stop.cancelled() => self.let_end(&mut child, ("stopping", "stopped")).await,
         }
@@ -423,8 +432,8 @@ fn spawn(
         command.into()
     };
     let mut command_line = Command::new(program);
-    for secret in hidden.iter().map(String::as_str).chain(SECRETS) {
-        command_line.env_remove(secret);
+    for private in hidden.iter().map(String::as_str).chain(PRIVATE) {
+        command_line.env_remove(private);
     }
     command_line
         .args(args)
@@ -451,46 +460,4 @@ fn how_it_ended(status: Option<ExitStatus>) -> String {
 async fn end(child: &mut Child, why: &str) -> String {
     let _ = child.kill().await;
     why.to_owned()
-}
-
-/// Tells the supervisor when a request shows that the server must be restarted.
-struct WatchedRemote {
-    remote: Remote,
-    trouble: watch::Sender<Option<&'static str>>,
-}
-
-/// Waits until a request shows that the server must be restarted; returns the reason.
-async fn trouble_of(troubled: &mut watch::Receiver<Option<&'static str>>) -> &'static str {
-    let why = troubled.wait_for(Option::is_some).await.ok().and_then(|why| *why);
-    match why {
-        Some(why) => why,
-        // no request can come any more
-        None => std::future::pending().await,
-    }
-}
-
-impl Generate for WatchedRemote {
-    fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
-        Box::pin(async move {
-            let result = self.remote.generate(job, out).await;
-            let why = match &result {
-                Err(Fault::TimedOut(_)) => "timeout: no output",
-                Err(Fault::Crashed(_)) => "connection lost during an answer",
-                Err(Fault::Unavailable { .. }) => "a request could not be sent",
-                Ok(_) | Err(Fault::Cancelled | Fault::Rejected(_) | Fault::ProtocolError(_)) => {
-                    return result;
-                }
-            };
-            self.trouble.send_replace(Some(why));
-            result
-        })
-    }
-
-    fn context(&self) -> &ModelContext {
-        self.remote.context()
-    }
-
-    fn pace(&self, duty: f32) {
-        self.remote.pace(duty);
-    }
 }

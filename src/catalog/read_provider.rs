@@ -172,6 +172,7 @@ impl RawProvider {
             endpoint: Endpoint::Provider(Box::new(provider)),
             locality: self.locality.unwrap_or(Locality::Cloud),
             silence: Some(self.silence_ms.map_or(SILENCE, Duration::from_millis)),
+            idle_probe: None,
             skills: self.skills,
             fallbacks: self.fallbacks,
             price,

@@ -19,6 +19,7 @@ use super::server::{Endpoint, ServerEntry, is_engine};
 use super::shape;
 use crate::limits::call::SERVICE_TOPIC_BYTES_MAX;
 use crate::limits::engine::ENGINE_MEMORY_MB;
+use crate::limits::liveness::{IDLE_PROBE_AFTER, IDLE_PROBE_S};
 use crate::model::context::Locality;
 use crate::request::name::is_name;
 
@@ -101,6 +102,10 @@ pub(super) struct RawServerOptions {
     /// The longest pause within an answer, in milliseconds.
     #[schemars(extend("default" = 60_000))]
     silence_ms: Option<u64>,
+    /// An engine of this program that has been idle for so many seconds is asked for one token, and
+    /// restarted if it does not answer; 0 is never.
+    #[schemars(range(max = *IDLE_PROBE_S.end()), extend("default" = IDLE_PROBE_AFTER.as_secs()))]
+    idle_probe_s: Option<u64>,
     /// Skills besides those that the server states; a request or task can require one.
     #[serde(rename = "talents")]
     skills: Vec<String>,
@@ -165,17 +170,9 @@ pub(super) fn read(
             continue;
         };
         extra.put_model(&mut endpoint, &mut mistakes.at("pilotlight").at("servers").at(&name));
-        match (&mut endpoint, bounds.first()) {
-            (Endpoint::Child { command, args, .. }, _) if is_engine(command, args) => {
-                args.extend(bounds);
-            }
-            (_, Some(_)) => {
-                let message = "digest and memory_mb are for engines of this program: command \
-                               \"pilotlight\", args [\"engine\", ...]";
-                mistakes.at("pilotlight").at("servers").at(&name).add(message);
-            }
-            (_, None) => {}
-        }
+        let mut ours = mistakes.at("pilotlight");
+        let mut ours = ours.at("servers");
+        let idle_probe = extra.put_bounds(&mut endpoint, bounds, &mut ours.at(&name));
         match (&mut endpoint, extra.service_key) {
             (Endpoint::Mqtt { service_key, .. }, key) => *service_key = key,
             (_, Some(_)) => mistakes
@@ -195,8 +192,17 @@ pub(super) fn read(
         let silence = extra.silence_ms.map(Duration::from_millis);
         let (skills, fallbacks) = (extra.skills, extra.fallbacks);
         let tools = extra.tools;
-        let entry =
-            ServerEntry { name, endpoint, locality, silence, skills, fallbacks, price, tools };
+        let entry = ServerEntry {
+            name,
+            endpoint,
+            locality,
+            silence,
+            idle_probe,
+            skills,
+            fallbacks,
+            price,
+            tools,
+        };
         found.push(entry);
     }
     for (name, extra) in options {
@@ -303,6 +309,30 @@ impl RawServerOptions {
         }
     }
 
+    /// Gives an engine its options, and returns after what idle time it is probed: none for never, and for
+    /// what is no engine of this program.
+    fn put_bounds(
+        &self,
+        endpoint: &mut Endpoint,
+        bounds: Vec<String>,
+        scope: &mut Scope<'_>,
+    ) -> Option<Duration> {
+        if let Endpoint::Child { command, args, .. } = endpoint
+            && is_engine(command, args)
+        {
+            args.extend(bounds);
+            let after = self.idle_probe_s.unwrap_or(IDLE_PROBE_AFTER.as_secs());
+            return (after > 0).then(|| Duration::from_secs(after));
+        }
+        if !bounds.is_empty() || self.idle_probe_s.is_some() {
+            scope.add(
+                "digest, memory_mb and idle_probe_s are for engines of this program: command \
+                 \"pilotlight\", args [\"engine\", ...]",
+            );
+        }
+        None
+    }
+
     /// The arguments of an engine that carry its options.
     fn engine_options(&self, scope: &mut Scope<'_>) -> Vec<String> {
         let mut args = Vec::new();
@@ -321,6 +351,10 @@ impl RawServerOptions {
                 let (least, most) = ENGINE_MEMORY_MB.into_inner();
                 scope.at("memory_mb").add(format!("{mb} must be {least} to {most}"));
             }
+        }
+        if let Some(after) = self.idle_probe_s.filter(|after| !IDLE_PROBE_S.contains(after)) {
+            let (least, most) = IDLE_PROBE_S.into_inner();
+            scope.at("idle_probe_s").add(format!("{after} must be {least} to {most}"));
         }
         args
     }
@@ -412,6 +446,7 @@ mod tests {
             (json!({"digest": 5}), "pilotlight.servers.a.digest: invalid type"),
             (json!({"memory_mb": 63}), "pilotlight.servers.a.memory_mb: 63 must be 64 to"),
             (json!({"memory_mb": 1 << 30}), "pilotlight.servers.a.memory_mb: 1073741824 must be"),
+            (json!({"idle_probe_s": 86_401}), "pilotlight.servers.a.idle_probe_s: 86401 must be 0"),
         ] {
             let mistakes = read_with(engine(), ours).unwrap_err();
             assert!(mistakes.len() == 1 && mistakes[0].starts_with(expected), "{mistakes:?}");

@@ -22,6 +22,8 @@ pub struct ServerEntry {
     /// The longest pause within an answer after which the server counts as hung; none for the
     /// default of its kind.
     pub silence: Option<Duration>,
+    /// An engine that is idle for so long is asked for a token, to find out whether it is stuck.
+    pub idle_probe: Option<Duration>,
     /// Skills in addition to those that the server states itself.
     pub skills: Vec<String>,
     /// Servers that may answer a prompt that this server's rules or context length exclude.

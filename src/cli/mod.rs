@@ -17,6 +17,8 @@ mod golden;
 mod key;
 mod live;
 mod model;
+mod package_files;
+mod ready;
 mod reload;
 mod running;
 #[cfg(feature = "engine")]
@@ -30,7 +32,7 @@ mod tools;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 pub use self::start::main;
 use crate::catalog::json_schema;
@@ -58,7 +60,7 @@ const UNREAD: u8 = 141;
 #[derive(Debug, Parser)]
 #[command(name = "pilotlight", version, after_help = AFTER)]
 struct Cli {
-    /// Path of mcp.json (default: $`PILOTLIGHT_CONFIG`, else ./mcp.json).
+    /// Path of mcp.json (default: $`PILOTLIGHT_CONFIG`, else ./mcp.json, else /etc/pilotlight/mcp.json).
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -84,6 +86,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Wait until the running service is ready, or until its own models have answered a prompt.
+    Ready(ready::ReadyArgs),
     /// Let the running service read its configuration again.
     Reload {
         /// Print JSON.
@@ -149,6 +153,12 @@ enum Command {
         /// Shell.
         shell: clap_complete::Shell,
     },
+    /// Write man pages and completions below a folder, for packages.
+    #[command(hide = true)]
+    PackageFiles {
+        /// Folder.
+        folder: PathBuf,
+    },
     /// Run one model as an MCP server on standard input and output.
     #[command(hide = true)]
     Engine(engine::EngineArgs),
@@ -161,6 +171,7 @@ impl Cli {
             Command::Serve { .. } | Command::Engine(_) => false,
             Command::Ask(_)
             | Command::Status { .. }
+            | Command::Ready(_)
             | Command::Reload { .. }
             | Command::Check { .. }
             | Command::Schema
@@ -176,6 +187,7 @@ impl Cli {
             | Command::Mcp
             | Command::Model(_)
             | Command::Tools(_)
+            | Command::PackageFiles { .. }
             | Command::Completions { .. } => true,
         }
     }
@@ -206,6 +218,7 @@ impl Cli {
                 ask.run(config).await?
             }
             Command::Status { json } => status::run(path, json).await?,
+            Command::Ready(ready) => ready.run(path).await?,
             Command::Reload { json } => reload::run(path, json).await?,
             Command::Budget(command) => {
                 let Some(config) = loaded(path) else {
@@ -252,11 +265,8 @@ impl Cli {
             }
             Command::Model(command) => command.run(path).await?,
             Command::Tools(command) => command.run(path)?,
-            Command::Completions { shell } => {
-                let mut out = std::io::stdout();
-                clap_complete::generate(shell, &mut Cli::command(), "pilotlight", &mut out);
-                DONE
-            }
+            Command::Completions { shell } => package_files::print_completions(shell),
+            Command::PackageFiles { folder } => package_files::write(&folder)?,
             Command::Engine(engine) => {
                 engine.run().await?;
                 DONE

@@ -51,6 +51,17 @@ impl RunningService {
         self.send(self.request(method, path)).await
     }
 
+    /// [`RunningService::ask`] that prints nothing; none also if the answer is not JSON, for instance because
+    /// the service stops in the middle of it.
+    pub(super) async fn ask_quietly(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Option<(StatusCode, Value)> {
+        let answer = self.authorized(self.request(method, path)).send().await.ok()?;
+        Some((answer.status(), answer.json().await.ok()?))
+    }
+
     /// Sends a body of this type, like [`RunningService::ask`].
     ///
     /// # Errors
@@ -69,15 +80,16 @@ impl RunningService {
         self.client.request(method, url).header(HOST, "localhost")
     }
 
-    async fn send(
-        &self,
-        mut request: RequestBuilder,
-    ) -> anyhow::Result<Option<(StatusCode, Value)>> {
-        let addr = self.addr;
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(&token.0);
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.token {
+            Some(token) => request.bearer_auth(&token.0),
+            None => request,
         }
-        let Ok(answer) = request.send().await else {
+    }
+
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<Option<(StatusCode, Value)>> {
+        let addr = self.addr;
+        let Ok(answer) = self.authorized(request).send().await else {
             print_error!("no service is reachable at {addr}");
             return Ok(None);
         };

@@ -5,6 +5,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::core::Core;
 use super::fleet::Fleet;
 use super::reload::Live;
+use super::systemd;
 use crate::ingress::reloads::ReloadRequests;
 
 /// SIGTERM, SIGINT and SIGHUP. They are handled before the service is reachable, so that none is missed.
@@ -66,7 +67,9 @@ impl Signals {
                         continue;
                     }
                 };
+                systemd::notify_reloading();
                 let status = Box::pin(live.reload(core)).await;
+                systemd::notify_ready();
                 for asking in asking {
                     // it may not wait any longer
                     let _ = asking.send(status.clone());

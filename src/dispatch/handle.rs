@@ -31,6 +31,7 @@ use crate::status::{BackendStatus, Spending};
 pub struct Dispatch {
     orders: mpsc::Sender<Submission>,
     adoptions: mpsc::Sender<Adoption>,
+    pulses: mpsc::Sender<PulseRequest>,
     next: Arc<AtomicU64>,
     status: LoopStatus,
     compiles: Arc<Semaphore>,
@@ -131,6 +132,10 @@ pub(super) struct Adoption {
     pub(super) done: oneshot::Sender<()>,
 }
 
+/// A request for a sign of life; the answer is how long the most overdue job is past its deadline, zero if
+/// none is.
+pub(super) type PulseRequest = oneshot::Sender<Duration>;
+
 /// Tells the dispatcher that the client has gone, unless the job has ended.
 struct CancelGuard(CancellationToken);
 
@@ -145,11 +150,12 @@ impl Dispatch {
     pub(super) fn new(
         orders: mpsc::Sender<Submission>,
         adoptions: mpsc::Sender<Adoption>,
+        pulses: mpsc::Sender<PulseRequest>,
         status: LoopStatus,
     ) -> Dispatch {
         let next = Arc::new(AtomicU64::new(1));
         let compiles = Arc::new(Semaphore::new(SCHEMA_COMPILES_MAX));
-        Dispatch { orders, adoptions, next, status, compiles }
+        Dispatch { orders, adoptions, pulses, next, status, compiles }
     }
 
     /// The catalog in force.
@@ -166,6 +172,14 @@ impl Dispatch {
             // without an answer the dispatcher has ended
             let _ = is_done.await;
         }
+    }
+
+    /// Waits for a turn of the dispatcher's loop, for ever if that is stuck; returns how long the most
+    /// overdue job is past its deadline. None if the dispatcher has ended.
+    pub async fn pulse(&self) -> Option<Duration> {
+        let (answer, answered) = oneshot::channel();
+        self.pulses.send(answer).await.ok()?;
+        answered.await.ok()
     }
 
     /// Compiles the schemas of a job that are not compiled yet, on a thread for blocking work: its cost

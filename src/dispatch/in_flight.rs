@@ -25,6 +25,7 @@ pub(super) struct InFlight {
     /// The application and the task, for [`Settled`](super::settled::Settled).
     pub(super) origin: (String, Option<String>),
     pub(super) arrived: Time,
+    pub(super) due: Time,
     /// Most tokens that its prompt has with any tokenizer, as it is or redacted.
     pub(super) input_max: u32,
     pub(super) started: Option<Time>,

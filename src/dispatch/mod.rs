@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::attempt::{AttemptAnswer, CallBudget, paid};
 use self::backends::KnownBackend;
 use self::egress::EgressGuard;
-use self::handle::{Adoption, BackendView, LoopStatus, Submission};
+use self::handle::{Adoption, BackendView, LoopStatus, PulseRequest, Submission};
 pub use self::handle::{Answer, Dispatch, JobEnd};
 use self::in_flight::InFlight;
 pub use self::settled::{Settled, SettledTiming};
@@ -61,6 +61,7 @@ pub fn new(
     let caps = catalog.caps.clone();
     let (orders, inbox) = mpsc::channel(INBOX_MAX);
     let (adopt, adoptions) = mpsc::channel(1);
+    let (pulse_requests, pulses) = mpsc::channel(1);
     let (catalog_out, present) = watch::channel(catalog);
     let (load_out, load) = watch::channel((0, 0));
     let (rate_out, rate) = watch::channel(None);
@@ -77,7 +78,7 @@ pub fn new(
         clock: clock_state,
         settled: settled.downgrade(),
     };
-    let dispatch = Dispatch::new(orders, adopt, status);
+    let dispatch = Dispatch::new(orders, adopt, pulse_requests, status);
     let (ledger, writer, account) = ledger::open(keep.folder(), caps.is_bound(), ledger::hour());
     let dispatcher = Dispatcher {
         scheduler: Scheduler::resume(Vec::new(), keep.read()).with_budget(caps, account),
@@ -92,6 +93,7 @@ pub fn new(
         first_backends: backends,
         catalog: catalog_out,
         adoptions,
+        pulses,
         backends: BTreeMap::new(),
         views: views_out,
         device_pressure,
@@ -120,6 +122,7 @@ pub struct Dispatcher {
     /// The catalog that is in force.
     catalog: watch::Sender<Arc<Catalog>>,
     adoptions: mpsc::Receiver<Adoption>,
+    pulses: mpsc::Receiver<PulseRequest>,
     views: watch::Sender<Arc<Vec<BackendView>>>,
     device_pressure: watch::Receiver<DevicePressure>,
     inbox: mpsc::Receiver<Submission>,
@@ -179,6 +182,11 @@ impl Dispatcher {
                 Some(order) = self.inbox.recv() => Some(self.arrived(order)),
                 Some(adoption) = self.adoptions.recv() => {
                     self.adopt(adoption);
+                    None
+                }
+                Some(pulse) = self.pulses.recv() => {
+                    // it may not wait any longer
+                    let _ = pulse.send(self.overdue());
                     None
                 }
                 Some(done) = self.attempts.join_next(), if !self.attempts.is_empty() => self.ended(done),
@@ -256,6 +264,12 @@ impl Dispatcher {
         }
     }
 
+    /// How long the most overdue request is past its deadline.
+    fn overdue(&self) -> Duration {
+        let now = self.now();
+        self.jobs.values().map(|held| now.since(held.due)).max().unwrap_or_default()
+    }
+
     fn now(&self) -> Time {
         Time::default() + self.origin.elapsed()
     }
@@ -285,6 +299,7 @@ impl Dispatcher {
             redaction,
             origin,
             arrived: now,
+            due: spec.due,
             input_max: spec.input_max,
             started: None,
             stop: stop.clone(),

@@ -171,3 +171,24 @@ async fn another_set_of_backends_replaces_the_first() {
     };
     tokio::join!(Box::pin(dispatcher.run(stop.clone())), work);
 }
+
+#[tokio::test]
+async fn a_request_without_an_end_is_overdue() {
+    let (_pressure, pressure) = watch::channel(DevicePressure::default());
+    let keep = LearnedStore::new(None, None);
+    let (dispatch, mut dispatcher) = new(Arc::default(), Vec::new(), pressure, keep);
+    assert_eq!(dispatcher.overdue(), Duration::ZERO);
+    let _answer = dispatch.submit(Job { time_left: Duration::from_millis(1), ..job("a") }).unwrap();
+    let _later = dispatch.submit(job("b")).unwrap();
+    for _ in 0..2 {
+        // the scheduler is not told: it would end the request
+        let order = dispatcher.inbox.recv().await.unwrap();
+        dispatcher.arrived(order);
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let overdue = dispatcher.overdue();
+    assert!(
+        overdue >= Duration::from_millis(15) && overdue < Duration::from_secs(5),
+        "{overdue:?}"
+    );
+}

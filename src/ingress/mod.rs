@@ -4,6 +4,7 @@ pub mod answers;
 pub mod http;
 pub mod mcp;
 pub mod mqtt;
+pub mod probe;
 pub mod reloads;
 mod status;
 pub mod updates;

@@ -142,6 +142,12 @@ pub const OURS: &[(&str, &str, &str, Schema)] = &[
     ),
     ("\"servers\": {\"a\": {§\"digest\": \"sha256:0\"}}", "servers.a.digest", "64 digits", Refuses),
     ("\"servers\": {\"a\": {§\"memory_mb\": 63}}", "servers.a.memory_mb", "must be 64 to", Refuses),
+    (
+        "\"servers\": {\"a\": {§\"idle_probe_s\": 86401}}",
+        "servers.a.idle_probe_s",
+        "must be 0 to",
+        Refuses,
+    ),
     ("\"providers\": {§\"p\": {}}", "providers.p", "missing field `kind`", Refuses),
     (
         "\"providers\": {\"p\": {\"kind\": \"openai\", §\"base_url\": \"http://far\", \"model\": \"m\"}}",

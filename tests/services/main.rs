@@ -67,6 +67,7 @@ mod reload;
 mod reload_load;
 mod rollout;
 mod secrets;
+mod service_manager;
 mod storm;
 #[cfg(feature = "embedded-broker")]
 mod supervised;

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use pilotlight::limits::engine::ENGINE_CANCEL_MAX;
+use pilotlight::limits::liveness::IDLE_PROBE_ANSWER_MIN;
 use serde_json::json;
 
 use crate::support::service::{Service, catalog, signal};
@@ -31,6 +32,28 @@ async fn an_engine_that_ignores_a_cancellation_is_replaced() {
     assert!(took < most, "replaced after {took:?}");
     let request = json!({"model": "auto", "messages": [{"role": "user", "content": "hello"}]});
     assert_eq!(service.chat(request).await.0, 200);
+}
+
+/// An engine that is stuck while it has nothing to do is found before a client waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_engine_that_is_stuck_is_replaced() {
+    let mut config = catalog(&["--scripted", "s"]);
+    config["pilotlight"]["servers"] = json!({"local": {"idle_probe_s": 1}});
+    let service = Service::start(&config).await;
+    let before = service.engine();
+    // the first answer shows how long one takes
+    tokio::time::sleep(pace::stretched(std::time::Duration::from_secs(3))).await;
+    assert_eq!(service.engine(), before, "an engine that answers is kept");
+    signal(before, Signal::SIGSTOP);
+    let stuck = Instant::now();
+    service
+        .until("the engine is replaced", |state| {
+            state["ready"] == true && service.engines().iter().all(|engine| *engine != before)
+        })
+        .await;
+    let took = stuck.elapsed();
+    let most = IDLE_PROBE_ANSWER_MIN + pace::stretched(std::time::Duration::from_secs(5));
+    assert!(took < most, "replaced after {took:?}");
 }
 
 /// A request that is cancelled at an engine that works leaves the engine as it is.

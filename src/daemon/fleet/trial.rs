@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::super::core::Core;
 use super::super::reload::{Checked, Live};
+use crate::backends::probe::probe;
 use crate::backends::set::{NextBackends, all_decided};
 use crate::catalog::catalog::Catalog;
 use crate::catalog::golden::GoldenSet;
@@ -18,7 +19,7 @@ use crate::fleet::update::GoldenResult;
 use crate::model::context::Locality;
 use crate::model::health::Health;
 use crate::model::link::{BackendHandle, BackendState};
-use crate::trial::{GoldenScore, probe, score};
+use crate::trial::{GoldenScore, score};
 
 /// A configuration on trial.
 pub(super) struct Trial {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::limits::golden::{PROBE_ANSWER_MAX, PROBE_TOKENS};
+use crate::model::context::ModelContext;
 use crate::model::generate::{Fault, Generate};
 use crate::model::link::{BackendHandle, BackendState};
 use crate::model::out::channel;
@@ -20,24 +21,39 @@ pub async fn probe(backend: &BackendHandle) -> Result<(), String> {
         BackendState::Up(model) => model.clone(),
         BackendState::Down(health) => return Err(format!("is not up: {health:?}")),
     };
-    let can = &model.context().capabilities;
+    let Some(job) = job_for(model.context(), PROBE_TOKENS) else {
+        return Ok(());
+    };
+    let answered = tokio::time::timeout(PROBE_ANSWER_MAX, answer(model.as_ref(), &job)).await;
+    let waited = PROBE_ANSWER_MAX.as_secs();
+    answered.unwrap_or_else(|_| Err(format!("has not answered a prompt within {waited} s")))
+}
+
+/// A short request that a model with this context can answer, with so many tokens at most; none if it can
+/// do nothing that is known.
+pub fn job_for(context: &ModelContext, tokens: u32) -> Option<Job> {
+    let can = &context.capabilities;
     let mut job = Job { mode: Mode::LocalOnly, ..Job::plain("Name a river.", PROBE_ANSWER_MAX) };
-    job.sampling.max_tokens = Some(PROBE_TOKENS);
+    job.sampling.max_tokens = Some(tokens);
     if can.has(GENERATE) {
     } else if can.has(EMBED) {
         job.format = Format::Embedding;
     } else if can.has(CLASSIFY) {
         let examples = ["river", "city"].map(|label| (label.to_owned(), Vec::new())).into();
         job.format = Format::Label(Arc::new(Labels { examples, margin: 0.0 }));
+        // nothing is learned from it
+        job.sampling.seed = Some(0);
     } else {
-        return Ok(());
+        return None;
     }
-    let answered = tokio::time::timeout(PROBE_ANSWER_MAX, answer(model.as_ref(), &job)).await;
-    let waited = PROBE_ANSWER_MAX.as_secs();
-    answered.unwrap_or_else(|_| Err(format!("has not answered a prompt within {waited} s")))
+    Some(job)
 }
 
-async fn answer(model: &dyn Generate, job: &Job) -> Result<(), String> {
+/// Lets a model answer a request of [`job_for`].
+///
+/// # Errors
+/// Why there is no answer, or no good one.
+pub(super) async fn answer(model: &dyn Generate, job: &Job) -> Result<(), String> {
     let (out, mut chunks) = channel();
     let read = async {
         let mut bytes = 0;
