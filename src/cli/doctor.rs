@@ -51,6 +51,8 @@ struct DoctorFinding {
 
 pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     let mut findings = vec![machine(), memory()];
+    #[cfg(feature = "cpu-variants")]
+    findings.push(cpu_variant());
     let config = config::variables().and_then(|variables| config::load(path, &variables));
     match config {
         Ok(config) => {
@@ -117,6 +119,15 @@ fn machine() -> DoctorFinding {
     let detail =
         format!("{os}, kernel {kernel}, {}, {processors} processor(s)", std::env::consts::ARCH);
     DoctorFinding { what: "machine", level: FindingLevel::Ok, detail }
+}
+
+/// The variant of llama.cpp's code that engines use on this processor.
+#[cfg(feature = "cpu-variants")]
+fn cpu_variant() -> DoctorFinding {
+    let variant = crate::engines::gguf::cpu_variant();
+    let detail = variant.map_or("no library of llama.cpp runs on this processor", |name| name);
+    let level = FindingLevel::of(variant.is_some());
+    DoctorFinding { what: "processor variant", level, detail: detail.to_owned() }
 }
 
 fn memory() -> DoctorFinding {

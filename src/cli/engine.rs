@@ -122,6 +122,10 @@ impl EngineArgs {
     /// Loads the model within the sandbox and serves it.
     #[cfg(feature = "engine")]
     async fn serve_model(self) -> anyhow::Result<()> {
+        #[cfg(feature = "gguf")]
+        if self.gguf.is_some() {
+            crate::engines::gguf::cpu_variant();
+        }
         // before any other thread starts: a thread is restricted by what its creator was
         if self.sandbox == SandboxSwitch::On {
             let entered = sandbox::enter(&self.sandbox_paths());

@@ -144,6 +144,7 @@ fn model(name: &str, runtime: &Runtime) -> String {
     let place = joined(&[&runtime.backend, &runtime.version]);
     let parts = [
         Some(format!("{title} on {place}")),
+        runtime.cpu_variant.as_ref().map(|variant| format!("code for {variant}")),
         known(runtime.memory_bytes).map(|bytes| format!("{} MiB", bytes >> 20)),
         rate("prefill", runtime.prefill_tokens_per_s),
         rate("decode", runtime.decode_tokens_per_s),

@@ -33,7 +33,7 @@ pub fn bounded(context: ModelContext) -> ModelContext {
         &mut identification.digest,
         &mut identification.licence,
     ];
-    let of_runtime = [&mut runtime.accelerator, &mut runtime.fallback];
+    let of_runtime = [&mut runtime.accelerator, &mut runtime.fallback, &mut runtime.cpu_variant];
     let digest = std::iter::once(&mut tokenizer.chat_template_digest);
     of_identity.into_iter().chain(of_runtime).chain(digest).flatten().for_each(shorten);
     let of_runtime = [

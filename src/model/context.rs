@@ -170,6 +170,9 @@ pub struct Runtime {
     /// That software's version.
     #[serde(default)]
     pub version: String,
+    /// The variant of that software's code for the processor, if it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_variant: Option<String>,
     /// The quantization of its weights.
     #[serde(default)]
     pub quantization: String,

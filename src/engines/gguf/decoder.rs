@@ -16,7 +16,7 @@ use toktrie::TokTrie;
 
 use super::load;
 use super::load::{BATCH_TOKENS, Loaded};
-use super::{GgufOptions, template};
+use super::{GgufOptions, cpu_variant, template};
 use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
@@ -69,7 +69,10 @@ pub(super) fn run(mut options: GgufOptions, bounds: &EngineBounds, worker: Engin
 /// The llama.cpp backend, initialized once in a process and never freed.
 fn backend() -> Result<&'static LlamaBackend, Fault> {
     static BACKEND: OnceLock<Option<LlamaBackend>> = OnceLock::new();
-    let started = BACKEND.get_or_init(|| LlamaBackend::init().ok());
+    let started = BACKEND.get_or_init(|| {
+        cpu_variant();
+        LlamaBackend::init().ok()
+    });
     started.as_ref().ok_or_else(|| Fault::unavailable("llama.cpp cannot start".to_owned()))
 }
 

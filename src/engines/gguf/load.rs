@@ -6,7 +6,7 @@ use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 
-use super::GgufOptions;
+use super::{GgufOptions, cpu_variant};
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::memory::WORK_BYTES;
 use crate::engines::worker::{memory, sha256_of, template_digest};
@@ -146,6 +146,7 @@ pub(super) fn describe(
         runtime: Runtime {
             backend: "llama.cpp".to_owned(),
             version: "llama-cpp-2 0.1.160".to_owned(),
+            cpu_variant: cpu_variant().map(str::to_owned),
             quantization: quantization(meta("general.file_type")),
             location: "device".to_owned(),
             threads: options.threads,

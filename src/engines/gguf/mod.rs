@@ -3,6 +3,8 @@
 //! llama.cpp ends the process on a failed assertion and reads files from anywhere, so this runs
 //! in a child process (`pilotlight engine`); see `docs/decisions/0002-child-engines.md`.
 
+#[cfg(feature = "cpu-variants")]
+mod cpu;
 mod decoder;
 mod load;
 mod template;
@@ -14,6 +16,17 @@ use std::path::PathBuf;
 use super::worker::{Calibration, OnThread};
 use crate::model::generate::Fault;
 use crate::sandbox::memory::EngineBounds;
+
+/// The variant of llama.cpp's code that fits this processor, loaded at the first call, which must come before
+/// the sandbox. None if the program has only one.
+pub fn cpu_variant() -> Option<&'static str> {
+    #[cfg(feature = "cpu-variants")]
+    {
+        cpu::load_variant()
+    }
+    #[cfg(not(feature = "cpu-variants"))]
+    None
+}
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]

@@ -22,6 +22,7 @@ pub enum GgufWeights {
 /// If the model can't be read or the file can't be written.
 #[expect(unsafe_code, reason = "the safe API lacks quantization")]
 pub fn quantize(from: &Path, to: &Path, weights: GgufWeights, threads: i32) -> anyhow::Result<()> {
+    super::cpu_variant();
     let part = to.with_extension("part");
     let path = |p: &Path| CString::new(p.to_str().unwrap_or_default());
     let (source, target) = (path(from)?, path(&part)?);
