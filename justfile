@@ -20,6 +20,10 @@ quick:
 all:
     scripts/test
 
+# The Debian package, in a booted system.
+package:
+    scripts/test package
+
 # Build, start the service, and ask it a question.
 run *ARGS:
     scripts/run {{ARGS}}
