@@ -53,7 +53,7 @@ pub fn job_for(context: &ModelContext, tokens: u32) -> Option<Job> {
 ///
 /// # Errors
 /// Why there is no answer, or no good one.
-pub(super) async fn answer(model: &dyn Generate, job: &Job) -> Result<(), String> {
+async fn answer(model: &dyn Generate, job: &Job) -> Result<(), String> {
     let (out, mut chunks) = channel();
     let read = async {
         let mut bytes = 0;

@@ -14,7 +14,7 @@ use crate::limits::liveness::{IDLE_PROBE_ANSWER_MIN, IDLE_PROBE_SLOWER_MAX, IDLE
 use crate::mcp::client::Remote;
 use crate::model::context::ModelContext;
 use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
-use crate::model::out::Out;
+use crate::model::out::{Out, channel};
 use crate::request::job::Job;
 
 /// A model that tells its supervisor what its requests show.
@@ -77,6 +77,28 @@ impl WatchedRemote {
         }
     }
 
+    /// Lets the model answer a request, and tells the supervisor what the result shows.
+    async fn call(&self, job: &Job, out: Out) -> Result<Usage, Fault> {
+        let result = self.remote.generate(job, out).await;
+        let why = match &result {
+            Err(Fault::TimedOut(_)) => "timeout: no output",
+            Err(Fault::Crashed(_)) => "connection lost during an answer",
+            Err(Fault::Unavailable { .. }) => "a request could not be sent",
+            Ok(_) | Err(Fault::Cancelled | Fault::Rejected(_) | Fault::ProtocolError(_)) => {
+                return result;
+            }
+        };
+        self.trouble.send_replace(Some(why));
+        result
+    }
+
+    /// The same without the text of the answer.
+    async fn answer_unread(&self, job: &Job) -> Result<Usage, Fault> {
+        let (out, mut chunks) = channel();
+        let read = async { while chunks.recv().await.is_some() {} };
+        tokio::join!(self.call(job, out), read).0
+    }
+
     /// Waits until a request comes.
     async fn busy(&self) {
         let mut activity = self.activity.subscribe();
@@ -110,11 +132,11 @@ pub(super) async fn until_silent(probed: Option<(Arc<WatchedRemote>, Duration)>)
     loop {
         model.idle(after).await;
         let began = now();
-        let probe = probe::answer(&model.remote, &job);
+        let probe = model.answer_unread(&job);
         tokio::select! {
             answered = tokio::time::timeout(most, probe) => match answered {
+                // an answer that is not good is one; a fault of the engine has been told
                 Ok(answered) => {
-                    // an answer that is not good is one: the trial of a configuration looks at them
                     tracing::debug!(took_ms = began.elapsed().as_millis(), ?answered, "an idle engine answers");
                     let slow = began.elapsed() * IDLE_PROBE_SLOWER_MAX;
                     most = slow.clamp(IDLE_PROBE_ANSWER_MIN, PROBE_ANSWER_MAX);
@@ -131,17 +153,7 @@ impl Generate for WatchedRemote {
     fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
             let _running = RunningGuard::begin(&self.activity);
-            let result = self.remote.generate(job, out).await;
-            let why = match &result {
-                Err(Fault::TimedOut(_)) => "timeout: no output",
-                Err(Fault::Crashed(_)) => "connection lost during an answer",
-                Err(Fault::Unavailable { .. }) => "a request could not be sent",
-                Ok(_) | Err(Fault::Cancelled | Fault::Rejected(_) | Fault::ProtocolError(_)) => {
-                    return result;
-                }
-            };
-            self.trouble.send_replace(Some(why));
-            result
+            self.call(job, out).await
         })
     }
 

@@ -45,7 +45,7 @@ impl ReadyArgs {
             let is_done = asked.as_ref().is_some_and(|(code, _)| *code == StatusCode::OK);
             // a service of another version, or one that wants a token: waiting does not help
             let is_final = asked.as_ref().is_some_and(|(code, _)| {
-                *code != StatusCode::SERVICE_UNAVAILABLE && code.is_client_error()
+                code.is_client_error() && *code != StatusCode::TOO_MANY_REQUESTS
             });
             if is_done || is_final || now() >= until {
                 return self.print(asked, &service.addr.to_string());

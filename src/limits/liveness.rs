@@ -12,8 +12,9 @@ pub const IDLE_PROBE_S: RangeInclusive<u64> = 0..=86_400;
 pub const IDLE_PROBE_TOKENS: u32 = 1;
 /// An idle engine counts as hung if its answer takes so many times as long as the one before.
 pub const IDLE_PROBE_SLOWER_MAX: u32 = 20;
-/// Shortest time that an answer to a probe may take: the processor may be busy with other programs.
-pub const IDLE_PROBE_ANSWER_MIN: Duration = Duration::from_secs(10);
+/// Shortest time in which an answer to a probe is waited for: the processor may be busy with other programs, and
+/// weights that were evicted from memory are read again, 500 MB of them in 12 s from an SD card.
+pub const IDLE_PROBE_ANSWER_MIN: Duration = Duration::from_secs(30);
 /// Longest time after its deadline for which a request may have no end. One that is later shows that the
 /// service is stuck, and the watchdog of the service manager is not fed any more.
 pub const OVERDUE_MAX: Duration = Duration::from_secs(30);
