@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-pub use self::environment::{VARIABLES, variables};
+pub use self::environment::{VARIABLES, set_named, variables};
 use self::environment::{default_folder, env_file_warnings, readable_by_others};
 pub use self::proof::CallSecrets;
 use crate::catalog::catalog::Catalog;

@@ -165,12 +165,13 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
     let watchdog = systemd::start(core.dispatch.clone());
     Box::pin(signals.serve(&mut live, &mut requests, (&mut core, fleet))).await;
     tracing::info!("stopping");
+    watchdog.stop().await;
     systemd::notify_stopping();
     tokio::select! {
         () = async {
             interfaces.stop().await;
             core.stop().await;
-            for group in [watchdog, sensors, connections, broker] {
+            for group in [sensors, connections, broker] {
                 group.stop().await;
             }
         } => tracing::info!("stopped"),

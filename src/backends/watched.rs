@@ -77,32 +77,21 @@ impl WatchedRemote {
         }
     }
 
-    /// Lets the model answer a request, and tells the supervisor what the result shows.
-    async fn call(&self, job: &Job, out: Out) -> Result<Usage, Fault> {
-        let result = self.remote.generate(job, out).await;
-        let why = match &result {
-            Err(Fault::TimedOut(_)) => "timeout: no output",
-            Err(Fault::Crashed(_)) => "connection lost during an answer",
-            Err(Fault::Unavailable { .. }) => "a request could not be sent",
-            Ok(_) | Err(Fault::Cancelled | Fault::Rejected(_) | Fault::ProtocolError(_)) => {
-                return result;
-            }
-        };
-        self.trouble.send_replace(Some(why));
-        result
-    }
-
-    /// The same without the text of the answer.
-    async fn answer_unread(&self, job: &Job) -> Result<Usage, Fault> {
+    /// Lets the model answer a request whose text is not read. Its silence is no fault here: the caller waits
+    /// for as long as it wants.
+    async fn answer_unread(&self, job: &Job) {
         let (out, mut chunks) = channel();
         let read = async { while chunks.recv().await.is_some() {} };
-        tokio::join!(self.call(job, out), read).0
+        let (answered, ()) = tokio::join!(self.remote.generate(job, out), read);
+        if let Err(Fault::TimedOut(_)) = answered {
+            std::future::pending::<()>().await;
+        }
     }
 
-    /// Waits until a request comes.
-    async fn busy(&self) {
+    /// Waits until a request comes, or the device is under pressure.
+    async fn disturbed(&self) {
         let mut activity = self.activity.subscribe();
-        let _ = activity.wait_for(|activity| activity.running > 0).await;
+        let _ = activity.wait_for(|known| known.running > 0 || known.duty < 1.0).await;
     }
 }
 
@@ -119,7 +108,8 @@ pub(super) async fn trouble_of(
 }
 
 /// Asks a model for a token each time that it has been idle for so long, and ends with the reason when it
-/// does not answer. A probe ends when a request comes: that one shows by itself whether the model answers.
+/// does not answer. A probe ends when a request comes, which shows by itself whether the model answers, and under
+/// pressure, which slows the model down.
 pub(super) async fn until_silent(probed: Option<(Arc<WatchedRemote>, Duration)>) -> String {
     let Some((model, after)) = probed else {
         return std::future::pending().await;
@@ -135,15 +125,15 @@ pub(super) async fn until_silent(probed: Option<(Arc<WatchedRemote>, Duration)>)
         let probe = model.answer_unread(&job);
         tokio::select! {
             answered = tokio::time::timeout(most, probe) => match answered {
-                // an answer that is not good is one; a fault of the engine has been told
-                Ok(answered) => {
-                    tracing::debug!(took_ms = began.elapsed().as_millis(), ?answered, "an idle engine answers");
+                // a refusal is an answer; the end of a process is noticed by itself
+                Ok(()) => {
+                    tracing::debug!(took_ms = began.elapsed().as_millis(), "an idle engine answers");
                     let slow = began.elapsed() * IDLE_PROBE_SLOWER_MAX;
                     most = slow.clamp(IDLE_PROBE_ANSWER_MIN, PROBE_ANSWER_MAX);
                 }
                 Err(_) => return format!("idle, and no answer to a probe within {} s", most.as_secs()),
             },
-            () = model.busy() => continue,
+            () = model.disturbed() => continue,
         }
         model.activity.send_modify(|activity| activity.since = now());
     }
@@ -153,7 +143,17 @@ impl Generate for WatchedRemote {
     fn generate<'a>(&'a self, job: &'a Job, out: Out) -> BoxFuture<'a, Result<Usage, Fault>> {
         Box::pin(async move {
             let _running = RunningGuard::begin(&self.activity);
-            self.call(job, out).await
+            let result = self.remote.generate(job, out).await;
+            let why = match &result {
+                Err(Fault::TimedOut(_)) => "timeout: no output",
+                Err(Fault::Crashed(_)) => "connection lost during an answer",
+                Err(Fault::Unavailable { .. }) => "a request could not be sent",
+                Ok(_) | Err(Fault::Cancelled | Fault::Rejected(_) | Fault::ProtocolError(_)) => {
+                    return result;
+                }
+            };
+            self.trouble.send_replace(Some(why));
+            result
         })
     }
 

@@ -172,7 +172,7 @@ pub(super) fn read(
         extra.put_model(&mut endpoint, &mut mistakes.at("pilotlight").at("servers").at(&name));
         let mut ours = mistakes.at("pilotlight");
         let mut ours = ours.at("servers");
-        let idle_probe = extra.put_bounds(&mut endpoint, bounds, &mut ours.at(&name));
+        let idle_probe = extra.apply_to(&mut endpoint, bounds, &mut ours.at(&name));
         match (&mut endpoint, extra.service_key) {
             (Endpoint::Mqtt { service_key, .. }, key) => *service_key = key,
             (_, Some(_)) => mistakes
@@ -311,7 +311,7 @@ impl RawServerOptions {
 
     /// Gives an engine its options, and returns after what idle time it is probed: none for never, and for
     /// what is no engine of this program.
-    fn put_bounds(
+    fn apply_to(
         &self,
         endpoint: &mut Endpoint,
         bounds: Vec<String>,

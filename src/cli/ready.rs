@@ -22,7 +22,7 @@ pub(super) struct ReadyArgs {
     #[arg(long)]
     probe: bool,
     /// Longest time to wait, in seconds; 0 asks once.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(..=86_400))]
     wait: u64,
     /// Print JSON.
     #[arg(long)]
@@ -34,8 +34,10 @@ impl ReadyArgs {
         let until = now() + Duration::from_secs(self.wait);
         // ends when the service is ready, or at the end of the time
         loop {
-            // found each time: it may start with another configuration than the one before
             let most = if self.probe { PROBE_ANSWER_MAX * 2 } else { PAUSE * 5 };
+            let left = until.saturating_duration_since(now()).max(PAUSE);
+            let most = if self.wait == 0 { most } else { most.min(left) };
+            // the service may have started with another configuration since the last question
             let service = RunningService::find(path, most)?;
             let asked = if self.probe {
                 service.ask_quietly(Method::POST, "/probe").await
@@ -56,7 +58,7 @@ impl ReadyArgs {
 
     fn print(&self, asked: Option<(StatusCode, Value)>, addr: &str) -> anyhow::Result<u8> {
         let Some((code, body)) = asked else {
-            print_error!("no service is reachable at {addr}");
+            print_error!("no service has answered at {addr}");
             return Ok(NOT_READY);
         };
         if self.json {
@@ -66,6 +68,9 @@ impl ReadyArgs {
             let is_ready = code == StatusCode::OK;
             if !self.json {
                 print_line!("{}", if is_ready { "ready" } else { "not ready" });
+            }
+            if code.is_client_error() {
+                print_error!("{addr} answers {code}");
             }
             return Ok(if is_ready { DONE } else { NOT_READY });
         }

@@ -17,6 +17,7 @@ use tracing_subscriber::fmt::format::Writer;
 
 use super::output::Escaping;
 use super::{BROKE, Cli, UNREAD};
+use crate::config;
 use crate::limits::LAST_CALLS_MAX;
 use crate::net::tls;
 
@@ -33,6 +34,9 @@ const VERBOSE_LIBRARIES: &str = "rmcp=error";
 /// Runs the command line of this process and returns its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.config.is_some() {
+        config::set_named();
+    }
     start_logging(&cli);
     tls::install_provider();
     match run(cli) {

@@ -1,7 +1,9 @@
 //! Variables of the environment and of `.env`.
 
+use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::one;
 use crate::catalog::env_file;
@@ -14,6 +16,8 @@ use crate::store::files;
 
 /// The folder of the configuration of an installed package.
 const INSTALLED: &str = "/etc/pilotlight";
+/// The variable that names `mcp.json`.
+const CONFIG: &str = "PILOTLIGHT_CONFIG";
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
 pub const VARIABLES: [(&str, &str); 14] = [
@@ -65,8 +69,25 @@ pub fn variables() -> Result<Variables, Vec<Mistake>> {
 /// [`INSTALLED`] if the current directory has neither file.
 pub(super) fn default_folder() -> &'static Path {
     let here = [FILE, ENV_FILE].into_iter().any(|name| Path::new(name).exists());
+    let is_named = IS_NAMED.load(Ordering::Relaxed) || std::env::var_os(CONFIG).is_some();
     let installed = Path::new(INSTALLED);
-    if !here && installed.join(FILE).exists() { installed } else { Path::new("") }
+    if !here && !is_named && installed.join(FILE).exists() { installed } else { Path::new("") }
+}
+
+/// Whether the command line names an `mcp.json`: the `.env` of an installed package is not that one's.
+static IS_NAMED: AtomicBool = AtomicBool::new(false);
+
+/// Tells that the command line names an `mcp.json`. To be called before anything is read.
+pub fn set_named() {
+    IS_NAMED.store(true, Ordering::Relaxed);
+}
+
+/// The variables of the environment alone, for a command that can do without those of `.env`.
+pub(super) fn environment() -> Variables {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
 }
 
 /// The path of `.env`.

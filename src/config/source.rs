@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::environment::env_path;
+use super::environment::{env_path, environment};
 use super::{
     ActiveUpdate, Config, Http, Mqtt, SettingsReader, dry, load, of_text, one, path_of, read,
     unreadable, variables,
@@ -112,7 +112,7 @@ pub fn local_value(config: &Config) -> Result<Value, String> {
 
 /// The HTTP interface of the service with this configuration, as far as it can be read.
 pub fn http_of(path: Option<&Path>) -> Option<Http> {
-    let variables = &variables().unwrap_or_default();
+    let variables = &variables().unwrap_or_else(|_| environment());
     let path = path_of(path, variables);
     let text = files::read(&path, CONFIG_BYTES_MAX).unwrap_or_default();
     let (catalog, _) = read::read(file_text::decode(&text).unwrap_or_default(), variables);

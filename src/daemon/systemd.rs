@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::core::TaskGroup;
 use crate::dispatch::Dispatch;
-use crate::limits::liveness::{OVERDUE_MAX, STATUS_EVERY, WATCHDOG_FEEDS};
+use crate::limits::liveness::{OVERDUE_MAX, STATUS_EVERY, WATCHDOG_SHARE};
 use crate::limits::{CHILD_EXIT_MAX, DRAIN_MAX, LAST_CALLS_MAX};
 use crate::model::health::Health;
 
@@ -56,12 +56,12 @@ async fn report(dispatch: Dispatch, stop: CancellationToken) {
         return;
     }
     let interval = sd_notify::watchdog_enabled();
-    let mut feeder = Feeder { dispatch, status: String::new(), is_starved: false };
-    let pause =
-        interval.map_or(STATUS_EVERY, |interval| (interval / WATCHDOG_FEEDS).min(STATUS_EVERY));
+    let mut feeder = Feeder { dispatch, status: String::new(), is_unfed: false };
+    let most = interval.map_or(STATUS_EVERY, |interval| interval / WATCHDOG_SHARE);
+    let pause = most.min(STATUS_EVERY);
     // ends with the service
     loop {
-        if feeder.works(pause).await {
+        if feeder.is_alive(most).await {
             notify(&[NotifyState::Watchdog]);
         }
         tokio::select! {
@@ -75,27 +75,27 @@ struct Feeder {
     dispatch: Dispatch,
     /// The state that was told last.
     status: String,
-    is_starved: bool,
+    is_unfed: bool,
 }
 
 impl Feeder {
-    /// Whether the service works, which is found out within `most`. Changes are told.
-    async fn works(&mut self, most: Duration) -> bool {
-        let stuck = match tokio::time::timeout(most, self.dispatch.pulse()).await {
-            Ok(pulse) => why_stuck(pulse),
+    /// Whether the dispatcher's loop answers within `most` and has no overdue request. Changes are told.
+    async fn is_alive(&mut self, most: Duration) -> bool {
+        let fault = match tokio::time::timeout(most, self.dispatch.pulse()).await {
+            Ok(pulse) => fault_of(pulse),
             Err(_) => Some(format!("the dispatcher has not turned for {} ms", most.as_millis())),
         };
-        let works = stuck.is_none();
-        if let (Some(why), false) = (&stuck, self.is_starved) {
+        let is_alive = fault.is_none();
+        if let (Some(why), false) = (&fault, self.is_unfed) {
             tracing::error!(why, "the watchdog of the service manager is not fed");
         }
-        self.is_starved = !works;
-        let status = stuck.unwrap_or_else(|| self.models());
+        self.is_unfed = !is_alive;
+        let status = fault.unwrap_or_else(|| self.models());
         if status != self.status {
             notify(&[NotifyState::Status(&status)]);
             self.status = status;
         }
-        works
+        is_alive
     }
 
     fn models(&self) -> String {
@@ -106,7 +106,7 @@ impl Feeder {
 }
 
 /// What a pulse of the dispatcher shows to be wrong.
-fn why_stuck(pulse: Option<Duration>) -> Option<String> {
+fn fault_of(pulse: Option<Duration>) -> Option<String> {
     let Some(overdue) = pulse else { return Some("the dispatcher has ended".to_owned()) };
     let late = overdue.as_secs();
     (overdue > OVERDUE_MAX)
@@ -139,24 +139,24 @@ mod tests {
         let catalog = Arc::new(Catalog::default());
         let (dispatch, dispatcher) =
             dispatch::new(catalog, Vec::new(), calm, LearnedStore::default());
-        let mut feeder = Feeder { dispatch, status: String::new(), is_starved: false };
-        assert!(!feeder.works(SHORT).await, "the loop does not turn yet");
-        assert!(feeder.is_starved);
+        let mut feeder = Feeder { dispatch, status: String::new(), is_unfed: false };
+        assert!(!feeder.is_alive(SHORT).await, "the loop does not turn yet");
+        assert!(feeder.is_unfed);
         let stop = CancellationToken::new();
         let mut looping = JoinSet::new();
         looping.spawn(dispatcher.run(stop.clone()));
-        assert!(feeder.works(SHORT * 100).await);
-        assert!(!feeder.is_starved);
+        assert!(feeder.is_alive(SHORT * 100).await);
+        assert!(!feeder.is_unfed);
         stop.cancel();
         looping.join_all().await;
-        assert!(!feeder.works(SHORT).await, "the loop has ended");
+        assert!(!feeder.is_alive(SHORT).await, "the loop has ended");
     }
 
     #[test]
     fn a_request_without_an_end_is_a_sign_of_a_stuck_service() {
-        assert_eq!(why_stuck(Some(OVERDUE_MAX)), None);
-        let why = why_stuck(Some(OVERDUE_MAX + Duration::from_secs(1))).unwrap();
+        assert_eq!(fault_of(Some(OVERDUE_MAX)), None);
+        let why = fault_of(Some(OVERDUE_MAX + Duration::from_secs(1))).unwrap();
         assert!(why.contains("31 s past its deadline"), "{why}");
-        assert!(why_stuck(None).is_some());
+        assert!(fault_of(None).is_some());
     }
 }

@@ -1,5 +1,6 @@
 //! The probe of the service: each model of this device answers a real prompt that takes the way of a request.
 
+use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::backends::probe::job_for;
@@ -45,12 +46,12 @@ pub struct ModelProbe {
     pub reason: Option<String>,
 }
 
-/// Lets each model of this device answer a short prompt, one after the other. Remote models are not asked:
+/// Lets each model of this device answer a short prompt, all at once. Remote models are not asked:
 /// they cost money, and a device must work without them.
 pub async fn probe(dispatch: &Dispatch) -> ProbeReport {
     let own = dispatch.backends();
-    let mut models = Vec::new();
-    for model in own.into_iter().filter(|model| model.locality == Locality::Device) {
+    let own = own.into_iter().filter(|model| model.locality == Locality::Device);
+    let models = own.map(|model| async {
         let mut report = ModelProbe {
             server: model.server.clone(),
             answered: false,
@@ -64,8 +65,9 @@ pub async fn probe(dispatch: &Dispatch) -> ProbeReport {
             }
             Err(why) => report.reason = Some(why),
         }
-        models.push(report);
-    }
+        report
+    });
+    let models = join_all(models).await;
     ProbeReport {
         answered: !models.is_empty() && models.iter().all(|model| model.answered),
         models,

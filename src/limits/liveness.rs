@@ -3,9 +3,9 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// How long an engine is idle before it is asked for a token. At 50 ms for a token of a small model on a
-/// board this takes less than 0.1 % of one core.
-pub const IDLE_PROBE_AFTER: Duration = Duration::from_secs(120);
+/// How long an engine is idle before it is asked for a token. The probe takes the place of the conversation in
+/// the engine's cache that was used least recently, which may be read again from its beginning.
+pub const IDLE_PROBE_AFTER: Duration = Duration::from_secs(600);
 /// What `idle_probe_s` can state, in seconds; 0 is never.
 pub const IDLE_PROBE_S: RangeInclusive<u64> = 0..=86_400;
 /// Tokens of the answer to a probe of an idle engine.
@@ -18,7 +18,8 @@ pub const IDLE_PROBE_ANSWER_MIN: Duration = Duration::from_secs(30);
 /// Longest time after its deadline for which a request may have no end. One that is later shows that the
 /// service is stuck, and the watchdog of the service manager is not fed any more.
 pub const OVERDUE_MAX: Duration = Duration::from_secs(30);
-/// The watchdog is fed so many times in its interval.
-pub const WATCHDOG_FEEDS: u32 = 3;
+/// The loop of the dispatcher must answer within this part of the watchdog's interval: one third. The pause
+/// between two questions is no longer than that.
+pub const WATCHDOG_SHARE: u32 = 3;
 /// How soon the service manager is told that the state of the service has changed.
 pub const STATUS_EVERY: Duration = Duration::from_secs(5);
