@@ -24,7 +24,7 @@ pub(super) struct WatchedRemote {
     activity: watch::Sender<Activity>,
 }
 
-/// What a model does at present.
+/// The present activity of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Activity {
     /// Requests that run.
@@ -64,7 +64,7 @@ impl WatchedRemote {
     }
 
     /// Waits until no request has run for so long, and the device is not under pressure. Requests do not wake
-    /// it.
+    /// the waiting task.
     async fn idle(&self, long: Duration) {
         // ends when the model has been idle for so long
         loop {

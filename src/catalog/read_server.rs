@@ -310,7 +310,7 @@ impl RawServerOptions {
     }
 
     /// Gives an engine its options, and returns after what idle time it is probed: none for never, and for
-    /// what is no engine of this program.
+    /// other servers.
     fn apply_to(
         &self,
         endpoint: &mut Endpoint,

@@ -105,7 +105,7 @@ impl Feeder {
     }
 }
 
-/// What a pulse of the dispatcher shows to be wrong.
+/// The fault that a pulse of the dispatcher shows, if any.
 fn fault_of(pulse: Option<Duration>) -> Option<String> {
     let Some(overdue) = pulse else { return Some("the dispatcher has ended".to_owned()) };
     let late = overdue.as_secs();
