@@ -79,14 +79,17 @@ impl Operation {
     }
 }
 
+/// The program that runs, as the path of an [`AllowedCommand`].
+pub const OWN_PROGRAM: &str = "pilotlight";
+
 /// A program with its arguments, which a remote configuration names.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AllowedCommand {
-    /// The absolute path of the program.
+    /// The absolute path of the program, or [`OWN_PROGRAM`].
     pub path: String,
-    /// The digest of the program's file.
-    pub sha256: HexDigest,
+    /// The digest of the program's file; none of this program, which changes with each update of the system.
+    pub sha256: Option<HexDigest>,
     /// All arguments.
     #[serde(default)]
     pub args: Vec<String>,
@@ -258,8 +261,18 @@ fn commands_of(
         let Some(command) = shape::read::<AllowedCommand>(value, &mut scope) else { continue };
         let parts = command.path.split('/').skip(1);
         let is_plain = parts.into_iter().all(|part| !matches!(part, "" | "." | ".."));
-        if !command.path.starts_with('/') || !is_plain {
-            scope.at("path").add("must be an absolute path without . and ..");
+        match (command.path.as_str(), &command.sha256) {
+            (OWN_PROGRAM, None) => {}
+            (OWN_PROGRAM, Some(_)) => {
+                scope
+                    .at("sha256")
+                    .add("must not be there: \"pilotlight\" is the program that runs");
+            }
+            (path, _) if !path.starts_with('/') || !is_plain => scope
+                .at("path")
+                .add("must be an absolute path without . and .., or \"pilotlight\", this program"),
+            (_, None) => scope.add("sha256 is missing: the digest of the program"),
+            (_, Some(_)) => {}
         }
         found.insert(name, command);
     }

@@ -11,7 +11,7 @@ use super::device::local_file;
 use super::signed::public_key_line;
 use crate::cli::{DONE, WRONG, loaded, print_mistakes};
 use crate::fleet::digest::HexDigest;
-use crate::fleet::trust::Trust;
+use crate::fleet::trust::{OWN_PROGRAM, Trust};
 use crate::limits::fleet::{TRIAL_JOBS, TRIAL_MAX};
 use crate::request::name::is_name;
 use crate::store::trust_file;
@@ -63,6 +63,10 @@ fn commands(servers: &Value) -> Map<String, Value> {
     for (name, server) in servers.as_object().into_iter().flatten() {
         let Some(command) = server["command"].as_str() else { continue };
         let args = server.get("args").cloned().unwrap_or_else(|| json!([]));
+        if command == OWN_PROGRAM && is_name(name) {
+            found.insert(name.clone(), json!({"path": command, "args": args}));
+            continue;
+        }
         match pinned(name, command) {
             Ok((path, sha256)) => {
                 let sha256 = HexDigest(sha256);
@@ -85,11 +89,8 @@ fn pinned(name: &str, command: &str) -> anyhow::Result<(PathBuf, crate::fleet::d
     Ok((path, digest))
 }
 
-/// The file of a command, as the service would start it: `pilotlight` is this program.
+/// The file of a command, as the service would start it.
 fn program(command: &str) -> Option<PathBuf> {
-    if command == "pilotlight" {
-        return std::env::current_exe().and_then(|own| own.canonicalize()).ok();
-    }
     if command.contains('/') {
         return Path::new(command).canonicalize().ok();
     }
