@@ -1,18 +1,19 @@
 //! Configuration: environment, `.env` and `mcp.json`, checked together.
 
 pub mod changes;
+mod dry;
 mod environment;
 mod folders;
 mod http;
 mod proof;
 pub mod source;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub use self::dry::dry;
 pub use self::environment::{VARIABLES, set_named, variables};
 use self::environment::{default_folder, env_file_warnings, readable_by_others};
 pub use self::proof::CallSecrets;
@@ -23,7 +24,7 @@ use crate::catalog::mistake::{FILE, Mistake};
 use crate::catalog::read;
 use crate::catalog::secret;
 use crate::catalog::secret::Secret;
-use crate::catalog::server::{Endpoint, ServerEntry};
+use crate::catalog::server::{Endpoint, EngineStart};
 use crate::catalog::strict;
 use crate::device::identity::machine_suffix;
 use crate::ingress::http::AccessGuard;
@@ -60,6 +61,8 @@ pub struct Config {
     pub models: Option<PathBuf>,
     /// The file of the trust policy; none if remote configurations are refused.
     pub trust: Option<PathBuf>,
+    /// How engines are started.
+    pub engines: EngineStart,
     /// Warnings, which do not prevent the start.
     pub warnings: Vec<Mistake>,
 }
@@ -241,6 +244,7 @@ impl SettingsReader<'_> {
             state,
             models,
             trust: self.get("PILOTLIGHT_TRUST").map(PathBuf::from),
+            engines: self.engines(),
             warnings,
         }
     }
@@ -478,23 +482,4 @@ impl SettingsReader<'_> {
             }
         }
     }
-}
-
-/// The configuration with one scripted model, for `serve --dry`.
-pub fn dry(config: Config) -> Config {
-    let args = ["engine", "--scripted", "dry"].map(str::to_owned).to_vec();
-    let (env, hidden) = (BTreeMap::new(), BTreeSet::new());
-    let endpoint = Endpoint::Child { command: "pilotlight".to_owned(), args, env, hidden };
-    let server = ServerEntry {
-        name: "dry".to_owned(),
-        endpoint,
-        locality: crate::model::context::Locality::Device,
-        silence: None,
-        idle_probe: None,
-        skills: Vec::new(),
-        fallbacks: Vec::new(),
-        price: crate::money::Price::default(),
-        tools: BTreeMap::new(),
-    };
-    Config { catalog: Catalog { servers: vec![server], ..config.catalog }, ..config }
 }

@@ -130,8 +130,7 @@ pub async fn run(local: Config, mut source: ConfigSource) -> anyhow::Result<()> 
         .map(|mqtt| BrokerConnection::open(mqtt, &config, topics.as_ref(), &mut connections));
     let broker_connection = broker_connection.transpose()?;
     let calls = broker_connection.as_ref().map(|connection| &connection.calls);
-    let (catalog, pins) = (Arc::new(config.catalog.clone()), pins_of(&config));
-    let mut core = Core::start(catalog, device_pressure, keep_of(&config), calls, pins);
+    let mut core = Core::start(&config, device_pressure, keep_of(&config), calls);
     let service = Arc::new(Service::new(core.dispatch.clone()));
     let sensors = watch_sensors(&config, &live, &core, (readings, pressures));
     let broker_bus = broker_connection.as_ref().map(|connection| connection.bus.clone());

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::supervisor::supervise;
-use crate::catalog::server::{Endpoint, ServerEntry};
+use crate::catalog::server::{Endpoint, EngineStart, ServerEntry};
 use crate::limits::reload::BACKEND_WARM_MAX;
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::model::context::Locality;
@@ -29,6 +29,7 @@ pub struct RunningBackends {
     /// Routes calls to services on the broker.
     router: Option<CallRouter>,
     pins: Arc<ToolPins>,
+    engines: Arc<EngineStart>,
     stop: CancellationToken,
     present: Vec<RunningBackend>,
     supervisors: JoinSet<()>,
@@ -57,9 +58,21 @@ pub struct NextBackends {
 
 impl RunningBackends {
     /// An empty set; its backends over MQTT need `router`. Their tools are those of `pins`.
-    pub fn new(router: Option<CallRouter>, pins: Arc<ToolPins>) -> RunningBackends {
+    pub fn new(
+        router: Option<CallRouter>,
+        pins: Arc<ToolPins>,
+        engines: EngineStart,
+    ) -> RunningBackends {
+        let engines = Arc::new(engines);
         let stop = CancellationToken::new();
-        RunningBackends { router, pins, stop, present: Vec::new(), supervisors: JoinSet::new() }
+        RunningBackends {
+            router,
+            pins,
+            engines,
+            stop,
+            present: Vec::new(),
+            supervisors: JoinSet::new(),
+        }
     }
 
     /// Starts what these entries have and the present set has not. An engine that takes the place of
@@ -124,7 +137,8 @@ impl RunningBackends {
         files: FileDigests,
         after: Vec<CancellationToken>,
     ) -> RunningBackend {
-        let (handle, supervised) = supervise(entry, self.router.clone(), &self.pins, &self.stop);
+        let (handle, supervised) =
+            supervise(entry, self.router.clone(), &self.pins, &self.engines, &self.stop);
         let (ended, is_delayed) = (CancellationToken::new(), !after.is_empty());
         let (guard, stop) = (ended.clone().drop_guard(), self.stop.clone());
         let service = match (&entry.endpoint, &self.router) {

@@ -1,17 +1,16 @@
 //! The supervisor of one model server: starts or reaches it, watches it, and restarts it after a delay.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 
 use futures::FutureExt;
 use rmcp::transport::async_rw::AsyncRwTransport;
-use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::process::{ServerProcess, is_this_program, spawn, start_unit};
 use super::watched::{WatchedRemote, trouble_of, until_silent};
-use crate::catalog::server::{Endpoint as Entry, ServerEntry};
+use crate::catalog::server::{Endpoint as Entry, EngineStart, ServerEntry};
 use crate::clock::now;
 use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
 use crate::mcp::client::{
@@ -26,24 +25,14 @@ use crate::model::link::{BackendHandle, BackendState};
 use crate::providers;
 use crate::store::tool_pins::ToolPins;
 
-/// Environment variables that are the service's alone, and that no child process inherits: its secrets or
-/// their paths, and its connection to the service manager.
-const PRIVATE: [&str; 6] = [
-    "PILOTLIGHT_MQTT_PASSWORD",
-    "PILOTLIGHT_HTTP_TOKEN",
-    "CREDENTIALS_DIRECTORY",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-];
-
 /// Creates the backend of a catalog entry, and the future that supervises it until `stop`, or until the
-/// handle and all clones of its `wanted` are dropped. `router` routes calls to services on the broker, if
+/// handle and all clones of its `wanted` are dropped. Engines start as `engines` states. `router` routes calls to services on the broker, if
 /// there is a connection to one.
 pub fn supervise(
     server: &ServerEntry,
     router: Option<CallRouter>,
     pins: &Arc<ToolPins>,
+    engines: &Arc<EngineStart>,
     stop: &CancellationToken,
 ) -> (BackendHandle, impl Future<Output = ()> + Send + use<>) {
     let (link, state) = watch::channel(BackendState::Down(Health::Starting));
@@ -59,7 +48,8 @@ pub fn supervise(
     };
     let released = released(is_wanted.clone());
     let tools = tool_policy(server, pins);
-    let supervisor = Supervisor { server: server.clone(), router, tools, link, wanted: is_wanted };
+    let (server, engines) = (server.clone(), Arc::clone(engines));
+    let supervisor = Supervisor { server, router, tools, engines, link, wanted: is_wanted };
     let stop = stop.child_token();
     let run = async move {
         let supervised = supervisor.run(stop.clone());
@@ -125,6 +115,8 @@ struct Supervisor {
     router: Option<CallRouter>,
     /// How its tools are checked.
     tools: Option<ToolPolicy>,
+    /// How engines are started.
+    engines: Arc<EngineStart>,
     link: watch::Sender<BackendState>,
     /// Whether the server should be up.
     wanted: watch::Receiver<bool>,
@@ -141,12 +133,12 @@ enum Reached {
 struct RemoteServer {
     remote: Remote,
     closed: Closed,
-    /// The server's process, if this service started it.
-    child: Option<Child>,
+    /// The server's process, if this service started it or had it started.
+    child: Option<ServerProcess>,
 }
 
 impl Reached {
-    fn mcp((remote, closed): (Remote, Closed), child: Option<Child>) -> Reached {
+    fn mcp((remote, closed): (Remote, Closed), child: Option<ServerProcess>) -> Reached {
         Reached::Mcp(Box::new(RemoteServer { remote, closed, child }))
     }
 }
@@ -346,12 +338,12 @@ impl Supervisor {
             };
         };
         tokio::select! {
-            status = child.wait() => how_it_ended(status.ok()),
+            status = child.wait() => how_it_ended(status),
             how = closed.wait_or_hung() => match how {
                 LineEnd::Hung => end(&mut child, "no reaction to a cancelled request").await,
                 LineEnd::Closed => {
                     match tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await {
-                        Ok(status) => how_it_ended(status.ok()),
+                        Ok(status) => how_it_ended(status),
                         Err(_) => end(&mut child, "the process closed its output").await,
                     }
                 }
@@ -364,7 +356,7 @@ impl Supervisor {
     }
 
     /// Closes the child's input, which asks it to end by itself, and ends it if it does not.
-    async fn let_end(&self, child: &mut Child, (reason, ended): (&str, &str)) -> String {
+    async fn let_end(&self, child: &mut ServerProcess, (reason, ended): (&str, &str)) -> String {
         self.link
             .send_replace(BackendState::Down(Health::Unavailable { reason: reason.to_owned() }));
         let _ = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
@@ -376,11 +368,13 @@ impl Supervisor {
             Patience { silence: self.server.silence.unwrap_or(Patience::default().silence) };
         match &self.server.endpoint {
             Entry::Child { command, args, env, hidden } => {
-                let mut child = spawn(command, args, env, hidden)?;
-                let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-                    return Err(Fault::unavailable("the child has no pipes".to_owned()));
+                let (mut child, pipes) = match &self.engines.socket {
+                    Some(socket) if self.server.is_own_engine() && is_this_program(command) => {
+                        start_unit(socket, &self.engines, args, env).await?
+                    }
+                    Some(_) | None => spawn(command, args, env, hidden, &self.engines)?,
                 };
-                let line = AsyncRwTransport::new_client(output, input)
+                let line = AsyncRwTransport::new_client(pipes.output, pipes.input)
                     .with_max_line_length(LINE_BYTES_MAX);
                 let reached = if self.server.is_own_engine() {
                     connect_engine(line, patience).await
@@ -391,7 +385,7 @@ impl Supervisor {
                     Ok(reached) => Ok(Reached::mcp(reached, Some(child))),
                     Err(fault) => {
                         let left = tokio::time::timeout(CHILD_EXIT_MAX, child.wait()).await;
-                        let ended = left.map(|status| how_it_ended(status.ok()));
+                        let ended = left.map(how_it_ended);
                         let ended =
                             ended.unwrap_or_else(|_| "the process is still running".to_owned());
                         let why = if let Fault::Unavailable { reason: why, .. } = fault {
@@ -419,37 +413,6 @@ impl Supervisor {
     }
 }
 
-fn spawn(
-    command: &str,
-    args: &[String],
-    env: &BTreeMap<String, String>,
-    hidden: &BTreeSet<String>,
-) -> Result<Child, Fault> {
-    let program = if command == "pilotlight" {
-        std::env::current_exe()
-            .map_err(|e| Fault::unavailable(format!("the path of this program is unknown: {e}")))?
-    } else {
-        command.into()
-    };
-    let mut command_line = Command::new(program);
-    for private in hidden.iter().map(String::as_str).chain(PRIVATE) {
-        command_line.env_remove(private);
-    }
-    command_line
-        .args(args)
-        .envs(env)
-        // an abort in llama.cpp must not attach a debugger
-        .env("GGML_NO_BACKTRACE", "1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        // the service forwards a Ctrl-C at the terminal itself
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| Fault::unavailable(format!("{command} cannot be started: {e}")))
-}
-
 fn how_it_ended(status: Option<ExitStatus>) -> String {
     match status {
         Some(status) => format!("the process exited ({status})"),
@@ -457,7 +420,7 @@ fn how_it_ended(status: Option<ExitStatus>) -> String {
     }
 }
 
-async fn end(child: &mut Child, why: &str) -> String {
-    let _ = child.kill().await;
+async fn end(child: &mut ServerProcess, why: &str) -> String {
+    child.kill().await;
     why.to_owned()
 }

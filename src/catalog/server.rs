@@ -1,6 +1,7 @@
 //! One model server of the catalog, and its endpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::addresses::AddressRule;
@@ -34,6 +35,28 @@ pub struct ServerEntry {
     /// first use.
     pub tools: BTreeMap<String, String>,
 }
+
+/// How engines of this program are started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EngineStart {
+    /// The socket at which the service manager starts an engine for each connection; none: engines are child
+    /// processes.
+    pub socket: Option<PathBuf>,
+    /// The value of `PILOTLIGHT_ENGINE_SANDBOX`.
+    pub sandbox: Option<String>,
+}
+
+impl EngineStart {
+    /// Variables for the environment of engines.
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        self.sandbox.iter().map(|value| (ENGINE_SANDBOX.to_owned(), value.clone())).collect()
+    }
+}
+
+/// The variable that switches the sandbox of engines off.
+pub const ENGINE_SANDBOX: &str = "PILOTLIGHT_ENGINE_SANDBOX";
+/// The variable that names the socket of engines, see [`EngineStart::socket`].
+pub const ENGINES: &str = "PILOTLIGHT_ENGINES";
 
 /// The address and the protocol of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! `ask`: sends a prompt by MQTT or to models in this process, prints the answer while it is
 //! generated, and the decision record.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -14,7 +13,7 @@ use super::broker;
 use super::output::write_piece;
 use super::{DONE, NOT_ANSWERED};
 use crate::config::Config;
-use crate::daemon::{Core, calm, connection_options, keep_of, pins_of};
+use crate::daemon::{Core, calm, connection_options, keep_of};
 use crate::ingress::answers;
 use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX, MQTT_INBOX_MAX};
@@ -75,7 +74,7 @@ impl AskArgs {
     pub(super) async fn run(self, config: Config) -> anyhow::Result<u8> {
         let ask = self.wire()?;
         let reply = if self.local {
-            self.ask_local(ask, config).await?
+            self.ask_local(ask, &config).await?
         } else {
             self.ask_service(ask, &config).await?
         };
@@ -116,13 +115,11 @@ impl AskArgs {
     }
 
     /// Answers the request with models in this process.
-    async fn ask_local(&self, ask: wire::Ask, config: Config) -> anyhow::Result<Reply> {
+    async fn ask_local(&self, ask: wire::Ask, config: &Config) -> anyhow::Result<Reply> {
         let id = ask.id.clone();
         let job = ask.check(&Client::known("cli"), &config.catalog)?;
         let format = job.format.clone();
-        let (catalog, keep, pins) =
-            (Arc::new(config.catalog.clone()), keep_of(&config), pins_of(&config));
-        let core = Core::start(catalog, calm(), keep, None, pins);
+        let core = Core::start(config, calm(), keep_of(config), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }

@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
@@ -17,7 +16,7 @@ use crate::catalog::edit::set_in_task;
 use crate::catalog::file_text;
 use crate::catalog::golden::is_same;
 use crate::config::Config;
-use crate::daemon::{Core, calm, pins_of};
+use crate::daemon::{Core, calm};
 use crate::dispatch::{Dispatch, LearnedStore};
 use crate::limits::{CALIBRATION_BYTES_MAX, CALIBRATION_LINES_MAX, ENGINE_LOAD_MAX};
 use crate::request::client::Client;
@@ -81,8 +80,7 @@ impl CalibrateArgs {
             self.confidence
         );
         // nothing is learned from it: the examples are not the device's usual load
-        let (catalog, pins) = (Arc::new(config.catalog.clone()), pins_of(&config));
-        let core = Core::start(catalog, calm(), LearnedStore::default(), None, pins);
+        let core = Core::start(&config, calm(), LearnedStore::default(), None);
         if tokio::time::timeout(ENGINE_LOAD_MAX, core.dispatch.ready()).await.is_err() {
             bail!("no model was ready after {ENGINE_LOAD_MAX:?}");
         }

@@ -14,7 +14,7 @@ use rmcp::transport::async_rw::AsyncRwTransport;
 
 use crate::backends::scripted::{Crash, Scripted};
 use crate::config::Config;
-use crate::daemon::{Core, calm, pins_of};
+use crate::daemon::{Core, calm};
 use crate::dispatch::LearnedStore;
 #[cfg(feature = "engine")]
 use crate::engines::worker::OnThread;
@@ -225,9 +225,8 @@ impl EngineArgs {
 }
 
 /// Serves the whole service on standard input and output.
-pub(super) async fn serve_service(config: Config) -> anyhow::Result<()> {
-    let pins = pins_of(&config);
-    let core = Core::start(Arc::new(config.catalog), calm(), LearnedStore::default(), None, pins);
+pub(super) async fn serve_service(config: &Config) -> anyhow::Result<()> {
+    let core = Core::start(config, calm(), LearnedStore::default(), None);
     let service = Service::new(core.dispatch.clone());
     let served = on_stdio(Arc::new(service)).await;
     core.stop().await;

@@ -19,7 +19,7 @@ pub(super) async fn run(config: Config, json: bool) -> anyhow::Result<u8> {
     let catalog = Arc::new(config.catalog);
     let sets: BTreeMap<String, GoldenSet> = catalog.golden_sets().collect();
     ensure!(!sets.is_empty(), "no task of {} has a golden set", config.path.display());
-    let mut models = RunningBackends::new(None, pins);
+    let mut models = RunningBackends::new(None, pins, config.engines.clone());
     let set = models.prepare(&catalog.servers, |_| BTreeMap::new(), None);
     set.started().await;
     let backends = set.handles();

@@ -2,7 +2,6 @@
 //! simulated, from the load of this machine's processors.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -10,10 +9,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::catalog::catalog::Catalog;
 use crate::clock;
 use crate::config::{Config, dry};
-use crate::daemon::{Core, pins_of};
+use crate::daemon::Core;
 use crate::device::Sensors;
 use crate::dispatch::{Dispatch, JobEnd, LearnedStore};
 use crate::limits::{ENGINE_LOAD_MAX, SAMPLE_EVERY};
@@ -51,9 +49,8 @@ pub(super) async fn live(
     config: Config,
 ) -> anyhow::Result<DayResult> {
     let (pressures, pressure) = watch::channel(DevicePressure::default());
-    let pins = pins_of(&config);
-    let catalog = Arc::new(with_remote(config));
-    let core = Core::start(catalog, pressure, LearnedStore::default(), None, pins);
+    let config = with_remote(config);
+    let core = Core::start(&config, pressure, LearnedStore::default(), None);
     let board = with_measured_rates(&core.dispatch, board).await?;
     let orders = day(&board, demand, seed);
     eprintln!(
@@ -76,18 +73,17 @@ pub(super) async fn live(
     Ok(day.out)
 }
 
-/// The catalog, with a scripted remote model if it has no remote one.
-fn with_remote(config: Config) -> Catalog {
-    let mut catalog = config.catalog.clone();
-    if catalog.servers.iter().all(|server| server.locality == Locality::Device) {
-        let scripted = dry(config).catalog.servers.into_iter();
-        catalog.servers.extend(scripted.map(|server| crate::catalog::server::ServerEntry {
+/// The configuration, with a scripted remote model if it has no remote one.
+fn with_remote(mut config: Config) -> Config {
+    if config.catalog.servers.iter().all(|server| server.locality == Locality::Device) {
+        let scripted = dry(config.clone()).catalog.servers.into_iter();
+        config.catalog.servers.extend(scripted.map(|server| crate::catalog::server::ServerEntry {
             name: REMOTE.to_owned(),
             locality: Locality::Cloud,
             ..server
         }));
     }
-    catalog
+    config
 }
 
 /// The board with the measured rates of the first engine of this device, once all models are ready.

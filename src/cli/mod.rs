@@ -11,6 +11,7 @@ mod check;
 mod config_update;
 mod doctor;
 mod engine;
+mod engine_unit;
 mod explain;
 mod foreign;
 mod golden;
@@ -162,13 +163,16 @@ enum Command {
     /// Run one model as an MCP server on standard input and output.
     #[command(hide = true)]
     Engine(engine::EngineArgs),
+    /// Become the engine that the service asks for on standard input: for the unit pilotlight-engine@.
+    #[command(hide = true)]
+    EngineUnit,
 }
 
 impl Cli {
     /// Whether less is logged: for MCP on standard output and for short commands.
     fn is_quiet(&self) -> bool {
         match self.command {
-            Command::Serve { .. } | Command::Engine(_) => false,
+            Command::Serve { .. } | Command::Engine(_) | Command::EngineUnit => false,
             Command::Ask(_)
             | Command::Status { .. }
             | Command::Ready(_)
@@ -260,7 +264,7 @@ impl Cli {
                 let Some(config) = loaded_to_start(path)? else {
                     return Ok(ExitCode::from(WRONG));
                 };
-                engine::serve_service(config).await?;
+                engine::serve_service(&config).await?;
                 DONE
             }
             Command::Model(command) => command.run(path).await?,
@@ -271,6 +275,7 @@ impl Cli {
                 engine.run().await?;
                 DONE
             }
+            Command::EngineUnit => engine_unit::run()?,
         };
         Ok(ExitCode::from(code))
     }

@@ -11,6 +11,7 @@ use crate::catalog::env_file::{ENV_FILE, EnvFile};
 use crate::catalog::expand::Variables;
 use crate::catalog::mistake::{FILE, Mistake};
 use crate::catalog::secret;
+use crate::catalog::server::{ENGINE_SANDBOX, ENGINES};
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::store::files;
 
@@ -20,7 +21,7 @@ const INSTALLED: &str = "/etc/pilotlight";
 const CONFIG: &str = "PILOTLIGHT_CONFIG";
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
-pub const VARIABLES: [(&str, &str); 14] = [
+pub const VARIABLES: [(&str, &str); 16] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json, else /etc/pilotlight/mcp.json)"),
     (
         "PILOTLIGHT_DEVICE",
@@ -37,6 +38,8 @@ pub const VARIABLES: [(&str, &str); 14] = [
     ("PILOTLIGHT_STATE", "folder of persistent state (default: of systemd or of the user), or off"),
     ("PILOTLIGHT_MODELS", "folder of downloaded models (default: models in the state folder)"),
     ("PILOTLIGHT_TRUST", "path of the trust policy for remote configurations (default: none)"),
+    (ENGINE_SANDBOX, "off: engines start without their sandbox, to look for a fault"),
+    (ENGINES, "socket at which systemd starts engines (default: none, they are child processes)"),
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];
 
@@ -127,4 +130,22 @@ pub(super) fn readable_by_others(path: &Path) -> Option<Mistake> {
         );
         Mistake::new(shown, message)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::VARIABLES;
+
+    #[test]
+    fn the_documented_variables_are_the_known_ones() {
+        let text = std::fs::read_to_string("docs/configuration.md").unwrap();
+        let rows = text.lines().filter(|line| line.starts_with("| `PILOTLIGHT_"));
+        let first = rows.filter_map(|row| row.split('|').nth(1));
+        let documented: BTreeSet<&str> =
+            first.flat_map(|cell| cell.split('`')).filter(|name| name.contains('_')).collect();
+        let known: BTreeSet<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
+        assert_eq!(documented, known);
+    }
 }

@@ -1,11 +1,21 @@
-//! The folders of persistent state and of models, and the engines whose models are in the latter.
+//! The folders of persistent state and of models, and how engines are started.
 
 use std::path::{Path, PathBuf};
 
 use super::SettingsReader;
 use crate::catalog::catalog::Catalog;
+use crate::catalog::server::{ENGINE_SANDBOX, ENGINES, EngineStart};
 
 impl SettingsReader<'_> {
+    /// How engines are started.
+    pub(super) fn engines(&mut self) -> EngineStart {
+        let sandbox = self.get(ENGINE_SANDBOX);
+        if !matches!(sandbox.as_deref(), None | Some("on" | "off")) {
+            self.mistake(ENGINE_SANDBOX, "is neither on nor off");
+        }
+        EngineStart { socket: self.get(ENGINES).map(PathBuf::from), sandbox }
+    }
+
     /// The named folder, else that of systemd, else that of the user (XDG Base Directory
     /// Specification 0.8).
     pub(super) fn state(&self) -> Option<PathBuf> {

@@ -7,16 +7,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::pins_of;
 use crate::backends::set::{FileDigests, NextBackends, RunningBackends};
 use crate::catalog::catalog::Catalog;
 use crate::catalog::server::ServerEntry;
-use crate::config::source;
+use crate::config::{Config, source};
 use crate::dispatch;
 use crate::dispatch::{Dispatch, LearnedStore};
 use crate::mcp::over_mqtt::caller::CallRouter;
 use crate::model::link::BackendHandle;
 use crate::pressure::level::DevicePressure;
-use crate::store::tool_pins::ToolPins;
 
 /// Tasks that stop together.
 pub(super) struct TaskGroup {
@@ -54,15 +54,16 @@ pub struct Core {
 }
 
 impl Core {
-    /// Starts every model of the catalog; those over MQTT need `calls`. Their tools are those of `pins`.
+    /// Starts every model of the configuration; those over MQTT need `calls`.
     pub fn start(
-        catalog: Arc<Catalog>,
+        config: &Config,
         device_pressure: watch::Receiver<DevicePressure>,
         store: LearnedStore,
         calls: Option<&CallRouter>,
-        pins: Arc<ToolPins>,
     ) -> Core {
-        let mut models = RunningBackends::new(calls.cloned(), pins);
+        let catalog = Arc::new(config.catalog.clone());
+        let engines = config.engines.clone();
+        let mut models = RunningBackends::new(calls.cloned(), pins_of(config), engines);
         let first = models.prepare(&catalog.servers, digests_of, None);
         let backends = first.handles();
         models.replace(first);

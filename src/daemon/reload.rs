@@ -146,7 +146,7 @@ impl Live {
             Ok(checked) => self.adopt(checked, core).await,
             Err(mistakes) => match self.source.update.take() {
                 None => self.refuse(&mistakes),
-                Some(update) => self.without_update(update, &mistakes, core).await,
+                Some(update) => Box::pin(self.without_update(update, &mistakes, core)).await,
             },
         }
         self.status.borrow().clone()

@@ -30,6 +30,7 @@ mod costs;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 mod encrypted_calls;
+mod engine_units;
 mod files;
 mod fleet;
 mod fleet_local;

@@ -10,7 +10,7 @@ use crate::support::scripted_broker::{Act, Published, Script, ScriptedBroker, Se
 use crate::support::{PROGRAM, pace};
 use bytes::Bytes;
 use pilotlight::catalog::expand::Variables;
-use pilotlight::daemon::{Core, calm, keep_of, pins_of};
+use pilotlight::daemon::{Core, calm, keep_of};
 use pilotlight::ingress::mqtt::MqttInterface;
 use pilotlight::ingress::mqtt::topics::DeviceTopics;
 use pilotlight::metrics::Metrics;
@@ -338,8 +338,7 @@ async fn two_hundred_brokers_wear_nothing_out() {
         ("PILOTLIGHT_DEVICE".to_owned(), "dev".to_owned()),
     ]);
     let config = config::load(Some(&folder.path().join("mcp.json")), &variables).unwrap();
-    let catalog = Arc::new(config.catalog.clone());
-    let core = Arc::new(Core::start(catalog, calm(), keep_of(&config), None, pins_of(&config)));
+    let core = Arc::new(Core::start(&config, calm(), keep_of(&config), None));
     core.dispatch.ready().await;
     let mut all = JoinSet::new();
     let cases: Vec<Case> = [packets(), limits(), closes()].into_iter().flatten().collect();
