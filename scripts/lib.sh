@@ -112,6 +112,15 @@ need_rust() {
   cargo --version
 }
 
+# The kernel starts programs for arm64, as root: systems for boards are put together by their own programs.
+need_arm64_programs() {
+  [ "$(uname -m)" != aarch64 ] || return 0
+  apt_install qemu-user-static binfmt-support
+  [ -e /proc/sys/fs/binfmt_misc/register ] || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+  [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] ||
+    cat /usr/lib/binfmt.d/qemu-aarch64.conf >/proc/sys/fs/binfmt_misc/register
+}
+
 is_digest() { # is_digest FILE SHA256
   [ -f "$1" ] && printf '%s  %s\n' "$2" "$1" | sha256sum --check --status
 }
