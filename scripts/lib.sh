@@ -121,6 +121,12 @@ need_arm64_programs() {
     cat /usr/lib/binfmt.d/qemu-aarch64.conf >/proc/sys/fs/binfmt_misc/register
 }
 
+# The build script of llama-cpp-sys-2 links its libraries into the target folder, and fails at links without a target
+# that an earlier run has left there.
+remove_broken_links() { # remove_broken_links FOLDER
+  [ ! -d "$1" ] || find "$1" "$1/deps" "$1/examples" -maxdepth 1 -xtype l -delete 2>/dev/null || true
+}
+
 is_digest() { # is_digest FILE SHA256
   [ -f "$1" ] && printf '%s  %s\n' "$2" "$1" | sha256sum --check --status
 }
