@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -30,6 +30,9 @@ const PRIVATE: [&str; 7] = [
     "WATCHDOG_USEC",
 ];
 
+/// The variable of the log filter.
+const LOG: &str = "PILOTLIGHT_LOG";
+
 /// The first line at the socket of engines: what the engine is to be started with.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,6 +41,8 @@ pub(crate) struct EngineOrder {
     pub(crate) args: Vec<String>,
     /// Variables of its environment.
     pub(crate) env: BTreeMap<String, String>,
+    /// Its working directory: relative paths are those of the service.
+    pub(crate) directory: PathBuf,
 }
 
 /// The answer to an [`EngineOrder`], before the process becomes the engine.
@@ -72,7 +77,15 @@ pub(super) struct Pipes {
 }
 
 impl ServerProcess {
-    /// Waits for the end of the process; its status is known of a child.
+    /// Ends with a child. The end of another process is seen as that of its connection, and not here.
+    pub(super) async fn ended(&mut self) -> Option<ExitStatus> {
+        match self {
+            ServerProcess::Child(child) => child.wait().await.ok(),
+            ServerProcess::Unit(_) => std::future::pending().await,
+        }
+    }
+
+    /// Waits for the end of a process that is ending; its status is known of a child.
     pub(super) async fn wait(&mut self) -> Option<ExitStatus> {
         match self {
             ServerProcess::Child(child) => child.wait().await.ok(),
@@ -98,7 +111,7 @@ impl ServerProcess {
 }
 
 impl UnitProcess {
-    /// Waits for the end of the process. The end of its connection is seen at once, by the reader.
+    /// Waits for the end of the process.
     async fn ended(&self) {
         // bounded: a process that is killed ends
         loop {
@@ -184,7 +197,9 @@ pub(super) async fn start_unit(
             "no engine at {socket} (PILOTLIGHT_ENGINES): {why}; see the log of its unit, pilotlight-engine@"
         ))
     };
-    let mut order = EngineOrder { args: args.to_vec(), env: start.environment() };
+    let directory = std::env::current_dir().map_err(|error| failed(error.to_string()))?;
+    let mut order = EngineOrder { args: args.to_vec(), env: start.environment(), directory };
+    order.env.extend(std::env::var(LOG).map(|filter| (LOG.to_owned(), filter)));
     order.env.extend(env.clone());
     let greeted = async {
         let connection = UnixStream::connect(socket).await?;
@@ -200,7 +215,8 @@ pub(super) async fn start_unit(
         let bound = ENGINE_ORDER_BYTES_MAX as u64;
         (&mut read).take(bound).read_line(&mut greeting).await?;
         if greeting.is_empty() {
-            return Err(std::io::Error::other("the connection was closed"));
+            let why = "the connection was closed; the socket may have its MaxConnections";
+            return Err(std::io::Error::other(why));
         }
         let greeting: EngineGreeting = serde_json::from_str(&greeting)?;
         Ok((greeting.pid, Pipes { output: Box::new(read), input: Box::new(write) }))

@@ -338,7 +338,7 @@ impl Supervisor {
             };
         };
         tokio::select! {
-            status = child.wait() => how_it_ended(status),
+            status = child.ended() => how_it_ended(status),
             how = closed.wait_or_hung() => match how {
                 LineEnd::Hung => end(&mut child, "no reaction to a cancelled request").await,
                 LineEnd::Closed => {
@@ -393,7 +393,7 @@ impl Supervisor {
                         } else {
                             fault.to_string()
                         };
-                        Err(Fault::unavailable(format!("{why}; {ended}; see its log above")))
+                        Err(Fault::unavailable(format!("{why}; {ended}; see its log")))
                     }
                 }
             }

@@ -8,7 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use rustix::net::sockopt::socket_acceptconn;
 
+use super::DONE;
 use crate::backends::process::{EngineGreeting, EngineOrder};
 use crate::limits::engine::ENGINE_ORDER_BYTES_MAX;
 
@@ -18,6 +20,10 @@ use crate::limits::engine::ENGINE_ORDER_BYTES_MAX;
 /// # Errors
 /// If the order can't be read or is for no engine, or the program can't be executed.
 pub(super) fn run() -> anyhow::Result<u8> {
+    // a restart of the unit, which follows one of the service: there is no connection
+    if socket_acceptconn(std::io::stdin()).unwrap_or(false) {
+        return Ok(DONE);
+    }
     // standard input itself would read ahead
     let input = std::io::stdin().as_fd().try_clone_to_owned()?;
     let order = read_order(File::from(input))?;
@@ -29,6 +35,7 @@ pub(super) fn run() -> anyhow::Result<u8> {
     let error = Command::new(program)
         .args(&order.args)
         .envs(&order.env)
+        .current_dir(&order.directory)
         // an abort in llama.cpp must not attach a debugger
         .env("GGML_NO_BACKTRACE", "1")
         .exec();
@@ -67,7 +74,7 @@ mod tests {
     #[test]
     fn an_order_is_read_to_its_line_end_and_no_further() {
         let bytes =
-            b"{\"args\": [\"engine\", \"--scripted\", \"x\"], \"env\": {\"A\": \"b\"}}\nnext\n";
+            b"{\"args\": [\"engine\", \"--scripted\", \"x\"], \"env\": {\"A\": \"b\"}, \"directory\": \"/\"}\nnext\n";
         let mut rest = &bytes[..];
         let order = read_order(&mut rest).unwrap();
         assert_eq!(order.args, ["engine", "--scripted", "x"]);
@@ -77,7 +84,7 @@ mod tests {
 
     #[test]
     fn other_commands_and_endless_lines_are_refused() {
-        let other = b"{\"args\": [\"serve\"], \"env\": {}}\n";
+        let other = b"{\"args\": [\"serve\"], \"env\": {}, \"directory\": \"/\"}\n";
         assert!(read_order(&other[..]).unwrap_err().to_string().contains("only engines"));
         assert!(read_order(&b""[..]).unwrap_err().to_string().contains("pilotlight-engine@"));
         let endless = vec![b' '; ENGINE_ORDER_BYTES_MAX + 1];

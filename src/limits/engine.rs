@@ -8,7 +8,7 @@ pub const ENGINE_ORDER_BYTES_MAX: usize = 64 * 1024;
 /// Longest time until the service manager has started an engine. A unit starts in 20 to 200 ms; a board that
 /// boots is slower.
 pub const UNIT_START_MAX: Duration = Duration::from_secs(20);
-/// Time between two looks at whether an engine in a unit of its own has ended.
+/// Time between two looks at whether an engine in a unit of its own, which is ending, has ended.
 pub const UNIT_WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// Largest divisor of a `multipleOf`, in units of its last decimal place: the automaton of the
 /// remainders has one state for each of them.

@@ -56,7 +56,7 @@ class Broker:
 
 
 class Board:
-    """The image under emulation. Its disk is a copy of the image; `pull` ends the machine at once."""
+    """The image under emulation. Its disk is a copy of the image; `cut` ends it at once."""
 
     def __init__(self, folder, image, broker_port, updates=None):
         self.folder, self.updates = folder, updates
@@ -110,8 +110,8 @@ class Board:
         time.sleep(1)
         assert self.process.poll() is None, (self.folder / "qemu.log").read_text()
 
-    def pull(self):
-        """The plug is pulled: what the system has not written is lost."""
+    def cut(self):
+        """Cuts the power: what the system has not written is lost."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
@@ -121,7 +121,7 @@ class Board:
         try:
             self.process.wait(120)
         except subprocess.TimeoutExpired:
-            self.pull()
+            self.cut()
 
     def ssh(self, command, check=True, limit_s=BOOT_MAX_S):
         """Runs a command on the board as root. Returns what it printed."""

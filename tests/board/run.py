@@ -1,4 +1,4 @@
-"""The image under emulation: run.py IMAGE UPDATES GOOD_SYSTEM PROGRAM [--pulls N].
+"""The image under emulation: run.py IMAGE UPDATES GOOD_SYSTEM PROGRAM [--cuts N].
 
 IMAGE has a model. UPDATES is a disk with good.raucb, silent.raucb (boots, and can't answer), foreign.raucb (signed
 with another key) and broken.raucb (a byte differs). GOOD_SYSTEM is the id of the system in good.raucb. PROGRAM is
@@ -91,7 +91,7 @@ class Run:
                               ("engine", "grep -lz '^engine$' /proc/[0-9]*/cmdline | grep -o '[0-9]*'")):
             rss = board.ssh(f"awk '/^VmRSS/ {{print $2}}' /proc/$({command})/status")
             self.step(f"resident memory of the {name}, MB", f"{name}_resident_mb", int(rss) // 1024)
-        assert board.ssh("cat /var/lib/board/update").endswith(": kept")
+        assert board.ssh("cat /var/lib/board/update").endswith(": kept: there is no other")
         assert board.ssh("hostname") == DEVICE
         assert "squashfs" in board.ssh("findmnt -n -o FSTYPE /")
         failed = board.ssh("systemctl --failed --plain --no-legend")
@@ -139,13 +139,18 @@ class Run:
         self.program("config", "sign", "mcp.json", "--key", "ops.key", "--fleet", "test")
         self.program("config", "push", "update.signed", "--no-wait")
         kept = self.app.state("reported", lambda body: body.get("state") == "kept" and body.get("source") == "update")
-        self.step("a signed configuration was pushed and kept, version", None, kept["version"])
+        self.version = kept["version"]
+        self.step("a signed configuration was pushed and kept, version", None, self.version)
 
     def slot(self):
         return self.board.ssh("sed 's/.*rauc.slot=\\([AB]\\).*/\\1/' /proc/cmdline")
 
+    def mount_updates(self):
+        self.board.ssh("mkdir -p /run/updates && "
+                       "{ mountpoint -q /run/updates || mount -o ro LABEL=UPDATES /run/updates; }")
+
     def install(self, bundle):
-        self.board.ssh("mkdir -p /run/updates && { mountpoint -q /run/updates || mount -o ro LABEL=UPDATES /run/updates; }")
+        self.mount_updates()
         return self.board.ssh(f"rauc install /run/updates/{bundle} 2>&1", limit_s=900)
 
     def reboot(self):
@@ -170,7 +175,8 @@ class Run:
     def updates(self):
         board = self.board
         assert self.slot() == "A"
-        for bundle, why in (("foreign.raucb", "signature"), ("broken.raucb", "")):
+        self.mount_updates()
+        for bundle, why in (("foreign.raucb", "signature"), ("broken.raucb", "input/output error")):
             try:
                 said = self.install(bundle)
             except AssertionError as error:
@@ -189,8 +195,9 @@ class Run:
         assert board.ssh("cat /var/lib/board/update") == f"{self.arguments.good_system}: kept"
         assert board.ssh("cat /etc/machine-id") == self.identity
         self.answer()
-        self.step("the update of the system answers and is kept")
-        assert board.ssh("pilotlight config show >/dev/null 2>&1; runuser -u pilotlight -- pilotlight config history | tail -1")
+        history = board.ssh("runuser -u pilotlight -- pilotlight config history | tail -1")
+        assert f"version {self.version} kept" in history, history
+        self.step("the update of the system answers and is kept, with the pushed configuration")
 
         self.install("silent.raucb")
         began = time.monotonic()
@@ -208,14 +215,20 @@ class Run:
         reply = self.app.answered(name)
         assert reply["status"] == "ok", reply
 
-    def pulled_in_an_update(self):
+    def cut_in_an_update(self):
         board = self.board
         before = self.slot()
-        board.ssh("nohup rauc install /run/updates/good.raucb >/dev/null 2>&1 & sleep 12")
-        board.pull()
+        target = {"A": "B", "B": "A"}[before]
+        self.mount_updates()
+        board.ssh("nohup rauc install /run/updates/good.raucb >/dev/null 2>&1 &")
+        # RAUC marks the slot that it writes
+        board.until("grub-editenv /boot/efi/grub/grubenv list", f"{target}_OK=0", 120)
+        time.sleep(5)
+        assert "installing" in board.ssh("busctl get-property de.pengutronix.rauc / de.pengutronix.rauc.Installer Operation")
+        board.cut()
         self.boot()
         assert self.slot() == before
-        self.step("the plug is pulled during an update: the system before answers")
+        self.step("a power cut during an update: the system before answers")
         self.install_again(before)
 
     def install_again(self, before):
@@ -226,40 +239,44 @@ class Run:
         assert board.ssh("cat /var/lib/board/update") == f"{self.arguments.good_system}: kept"
         self.step("the same update again: kept")
 
-    def pulled(self, times):
-        """The plug is pulled in the midst of prompts."""
+    def cuts(self, times):
+        """The power is cut while prompts are answered."""
         chance = random.Random(1)
         outages, asked = [], 0
         for n in range(times):
             for _ in range(4):
                 asked += 1
-                self.app.ask(f"pull-{asked}", prompt=f"Say the number {asked}.", max_tokens=24, deadline_ms=3_600_000)
+                self.app.ask(f"cut-{asked}", prompt=f"Say the number {asked}.", max_tokens=24, deadline_ms=3_600_000)
             time.sleep(chance.uniform(0.5, 20))
-            self.board.pull()
+            self.board.cut()
             self.app.forget_states()
             self.board.start()
             began = time.monotonic()
             self.app.state("status", is_online)
             outages.append(time.monotonic() - began)
-            # some pulls come early in the next start
+            # some cuts come early in the next start
             if n % 5 == 4:
                 time.sleep(chance.uniform(0, 10))
-                self.board.pull()
+                self.board.cut()
                 self.board.start()
-        names = [f"pull-{n + 1}" for n in range(asked)]
-        for name in names:
-            self.app.answered(name, 900)
-        time.sleep(5)
+        names = [f"cut-{n + 1}" for n in range(asked)]
+        end = time.monotonic() + 1200
+        while time.monotonic() < end and any(name not in self.app.replies for name in names):
+            time.sleep(1)
+        # a second reply would follow at once
+        time.sleep(10)
         lost = [name for name in names if name in self.app.acknowledged and name not in self.app.replies]
-        twice = {name: [reply.get("text") for reply in self.app.replies[name]] for name in names
-                 if len({reply.get("text") for reply in self.app.replies[name]}) > 1}
+        answered = {name: self.app.replies[name] for name in names if name in self.app.replies}
+        twice = {name: sorted({reply.get("text") or "" for reply in replies}) for name, replies in answered.items()
+                 if len({reply.get("text") for reply in replies}) > 1}
         ends = {}
-        for name in names:
-            end = self.app.replies[name][0]["status"]
+        for replies in answered.values():
+            end = replies[0]["status"]
             ends[end] = ends.get(end, 0) + 1
-        self.figures["pulls"] = {"pulls": times, "prompts": asked, "lost": len(lost), "different_texts": len(twice),
+        self.figures["cuts"] = {"cuts": times, "prompts": asked, "acknowledged": len(self.app.acknowledged & set(names)),
+                                 "lost": len(lost), "different_texts": len(twice),
                                  "ends": ends, "median_s_to_online": round(sorted(outages)[len(outages) // 2], 1)}
-        self.step("the plug is pulled in the midst of prompts", None, self.figures["pulls"])
+        self.step("power cuts while prompts are answered", None, self.figures["cuts"])
         assert not lost, lost
         assert not twice, twice
 
@@ -287,15 +304,15 @@ class Run:
         self.push()
         self.flash(self.arguments.prompts)
         self.updates()
-        self.pulled_in_an_update()
-        self.pulled(self.arguments.pulls)
+        self.cut_in_an_update()
+        self.cuts(self.arguments.cuts)
         self.board.stop()
         self.step("stopped")
         print(json.dumps(self.figures))
 
     def end(self):
         if self.board.process and self.board.process.poll() is None:
-            self.board.pull()
+            self.board.cut()
         self.app.client.loop_stop()
         self.broker.stop()
 
@@ -317,7 +334,7 @@ def main():
     parser.add_argument("updates")
     parser.add_argument("good_system")
     parser.add_argument("program")
-    parser.add_argument("--pulls", type=int, default=3)
+    parser.add_argument("--cuts", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=20)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=pathlib.Path(arguments.image).parent) as folder:

@@ -58,6 +58,8 @@ FILES:${PN} += "\
     ${nonarch_libdir}/pilotlight \
     ${nonarch_libdir}/tmpfiles.d \
     ${systemd_system_unitdir}/pilotlight.slice \
+    ${systemd_system_unitdir}/pilotlight-engine.socket \
+    ${systemd_system_unitdir}/pilotlight-engine@.service \
 "
 CONFFILES:${PN} = "${sysconfdir}/pilotlight/mcp.json ${sysconfdir}/pilotlight/.env"
 
