@@ -170,29 +170,36 @@ fetch_model() {
     "$MODEL_SOURCE" "$MODEL" 2> >(grep -o '\[ *[0-9]*/ *[0-9]*\]' | progress >&2)
 }
 
-# ONNX Runtime for this machine, fetched once and checked; the program checks it again with the .sha256
-# file.
+# ONNX Runtime for this machine, fetched once and checked.
 fetch_runtime() {
-  local sha256 folder
-  case "$(uname -m)" in
+  runtime_for "$(uname -m)" "$(dirname "$RUNTIME")"
+}
+
+# runtime_for MACHINE FOLDER: ONNX Runtime for a kind of machine, fetched once and checked; the program checks it
+# again with the .sha256 file. The licences of the library and its parts are beside it.
+runtime_for() {
+  local sha256 folder library=$2/${RUNTIME##*/}
+  case "$1" in
     x86_64) sha256=6c1585d1bbf45b0712ea4a21b705c5fcb4ba04ff2e30f1fbf81a49faf658638f ;;
     aarch64) sha256=49852228a93995158b2a813d4df487d47a1b76b0eaa894507ef49e91b6d7954a ;;
     *)
-      echo "no ONNX Runtime package for $(uname -m): the ONNX engine is not available" >&2
+      echo "no ONNX Runtime package for $1: the ONNX engine is not available" >&2
       return 0
       ;;
   esac
-  is_digest "$RUNTIME" "$sha256" && return 0
+  is_digest "$library" "$sha256" && return 0
   step "fetching ONNX Runtime (18 MB)"
   folder=$(mktemp -d)
   fetch_wheel "$folder" "onnxruntime==$RUNTIME_VERSION" --only-binary=:all: \
-    --python-version 311 --platform "manylinux_2_28_$(uname -m)"
-  mkdir -p "$(dirname "$RUNTIME")"
-  unzip -q -o -j "$folder"/*.whl 'onnxruntime/capi/libonnxruntime.so.*' -d "$folder"
-  mv "$folder/libonnxruntime.so.$RUNTIME_VERSION" "$RUNTIME"
+    --python-version 311 --platform "manylinux_2_28_$1"
+  mkdir -p "$2"
+  unzip -q -o -j "$folder"/*.whl 'onnxruntime/capi/libonnxruntime.so.*' onnxruntime/LICENSE \
+    onnxruntime/ThirdPartyNotices.txt -d "$folder"
+  mv "$folder/LICENSE" "$folder/ThirdPartyNotices.txt" "$2/"
+  mv "$folder/${RUNTIME##*/}" "$library"
   rm -r "$folder"
-  need_digest "$RUNTIME" "$sha256"
-  printf '%s  %s\n' "$sha256" "$(basename "$RUNTIME")" >"$RUNTIME.sha256"
+  need_digest "$library" "$sha256"
+  printf '%s  %s\n' "$sha256" "$(basename "$library")" >"$library.sha256"
 }
 
 # The same model for the ONNX engine. Needs a built program and the model.
