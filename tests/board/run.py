@@ -196,7 +196,7 @@ class Run:
         assert board.ssh("cat /etc/machine-id") == self.identity
         self.answer()
         history = board.ssh("runuser -u pilotlight -- pilotlight config history | tail -1")
-        assert f"version {self.version} kept" in history, history
+        assert history == f"runs: version {self.version}", history
         self.step("the update of the system answers and is kept, with the pushed configuration")
 
         self.install("silent.raucb")
