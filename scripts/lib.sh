@@ -112,6 +112,20 @@ need_rust() {
   cargo --version
 }
 
+# The time of the commit, for archives with the same times in each build.
+use_commit_time() {
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)
+  export SOURCE_DATE_EPOCH
+}
+
+# Debian's packages for arm64 can be installed beside those of this machine.
+need_arm64_packages() {
+  dpkg --print-foreign-architectures | grep -qx arm64 || {
+    as_root dpkg --add-architecture arm64
+    as_root apt-get update -qq
+  }
+}
+
 # The kernel starts programs for arm64, as root: systems for boards are put together by their own programs.
 need_arm64_programs() {
   [ "$(uname -m)" != aarch64 ] || return 0

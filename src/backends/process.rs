@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::catalog::server::EngineStart;
+use crate::catalog::server::{ENGINES, EngineStart};
 use crate::limits::engine::{ENGINE_ORDER_BYTES_MAX, UNIT_START_MAX, UNIT_WATCH_INTERVAL};
 use crate::model::generate::Fault;
 
@@ -23,7 +23,7 @@ use crate::model::generate::Fault;
 const PRIVATE: [&str; 7] = [
     "PILOTLIGHT_MQTT_PASSWORD",
     "PILOTLIGHT_HTTP_TOKEN",
-    "PILOTLIGHT_ENGINES",
+    ENGINES,
     "CREDENTIALS_DIRECTORY",
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -194,7 +194,7 @@ pub(super) async fn start_unit(
     let failed = |why: String| {
         let socket = socket.display();
         Fault::unavailable(format!(
-            "no engine at {socket} (PILOTLIGHT_ENGINES): {why}; see the log of its unit, pilotlight-engine@"
+            "no engine at {socket} ({ENGINES}): {why}; see the log of its unit, pilotlight-engine@"
         ))
     };
     let directory = std::env::current_dir().map_err(|error| failed(error.to_string()))?;

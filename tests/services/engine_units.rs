@@ -81,7 +81,7 @@ async fn engines_are_started_by_the_service_manager() {
     };
     assert_eq!(service.chat(hello()).await.0, 200);
 
-    // one that is stuck is ended by the service, though it is not its child
+    // the service ends an engine that is stuck, though the engine is not its child
     let stuck = manager.until(1).await[0].0;
     signal(stuck, Signal::SIGSTOP);
     assert_eq!(service.chat(hello()).await.0, 504);
@@ -90,7 +90,7 @@ async fn engines_are_started_by_the_service_manager() {
     service.ready_all().await;
     assert_eq!(service.chat(hello()).await.0, 200);
 
-    // one that ends by itself is noticed
+    // the service notices an engine that ends by itself
     signal(engines[1].0, Signal::SIGTERM);
     manager.until(3).await;
     service.ready_all().await;
