@@ -8,7 +8,9 @@
 //! it writes are bounded.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 
 use crate::limits::PROMPT_BYTES_MAX;
@@ -85,8 +87,8 @@ impl ChatTemplate {
         minijinja_contrib::add_to_environment(&mut environment);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| e.to_string())?);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(NESTING_MAX);
         environment.add_function("raise_exception", |message: String| -> Result<Value, _> {
@@ -94,8 +96,7 @@ impl ChatTemplate {
         });
         environment.add_global("bos_token", bos);
         environment.add_global("eos_token", eos);
-        environment
-            .add_template_owned("chat", source.clone())
+        guarded(|| environment.add_template_owned("chat", source.clone()))
             .map_err(|e| format!("the chat template cannot be parsed: {e:#}"))?;
         Ok(ChatTemplate { environment, source })
     }
@@ -144,7 +145,7 @@ impl ChatTemplate {
         let mut rendered = Bounded(Vec::new());
         let _bound = memory::bound_growth(TEMPLATE_MEMORY_BYTES_MAX);
         let template = self.environment.get_template("chat")?;
-        if let Err(error) = template.render_captured_to(values, &mut rendered) {
+        if let Err(error) = guarded(|| template.render_captured_to(values, &mut rendered)) {
             let message = format!("it writes more than {TEMPLATE_OUTPUT_BYTES_MAX} bytes");
             let too_long = minijinja::Error::new(ErrorKind::WriteFailure, message);
             return Err(if error.kind() == ErrorKind::WriteFailure { too_long } else { error });
@@ -152,6 +153,12 @@ impl ChatTemplate {
         let invalid = |_| minijinja::Error::new(ErrorKind::WriteFailure, "it is not text");
         String::from_utf8(rendered.0).map_err(invalid)
     }
+}
+
+/// Runs the library of templates: a template that makes it panic is refused, and the engine goes on.
+fn guarded<T>(run: impl FnOnce() -> Result<T, minijinja::Error>) -> Result<T, minijinja::Error> {
+    let failed = || minijinja::Error::new(ErrorKind::EvalBlock, "the library of templates failed");
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(failed()))
 }
 
 /// Whether a template exceeded a bound.
@@ -269,5 +276,14 @@ mod tests {
         assert!(template(much).probe().is_err());
         template(CHATML).probe().unwrap();
         template("{{ raise_exception('needs a system message') }}").probe().unwrap();
+    }
+
+    #[test]
+    fn a_panic_of_the_library_is_an_error_of_the_template() {
+        let failed: Result<(), _> = guarded(|| panic!("index out of bounds"));
+        assert!(failed.unwrap_err().to_string().contains("library of templates failed"));
+        // version 2 of the library ended the engine at this one
+        let parts = template("{{ missing[:-1][::-1] }}!").parts(&[message(Role::User, "x")]);
+        assert_eq!(parts.unwrap(), [TemplatePart::Control("[]!".to_owned())]);
     }
 }
