@@ -1,9 +1,10 @@
 //! What a service between an asker and a provider adds to a provider that answers at once: ours, ours
 //! with caps on spending and with redaction, a bare hop that reads nothing and hands each request on
-//! (what the libraries and the system cost in any case), and `LiteLLM`'s proxy if `LITELLM` names its
-//! program.
+//! (what the libraries and the system cost in any case), an earlier version of ours if `PREVIOUS` names
+//! its program, and `LiteLLM`'s proxy if `LITELLM` names its program.
 //! The same client asks the provider itself and each service in turn, at a fixed rate whatever comes
-//! back, in rounds; every figure of the table is the median of the rounds. None is asked while
+//! back, in rounds; every figure of the table is the median of the rounds. Processor time is that of
+//! the service in the middle, for each request. None is asked while
 //! `LiteLLM` works off what it was sent before.
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +33,7 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use support::figures::{median, memory, processor_s};
 use support::service::{Service, catalog, free_port};
-use support::{print_head, print_machine, print_row, quantile};
+use support::{PROGRAM, print_head, print_machine, print_row, quantile};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -41,7 +42,7 @@ use tokio::time::MissedTickBehavior;
 /// Requests a second, and seconds of each round.
 const RATES: [u32; 3] = [50, 250, 1000];
 const ROUND: Duration = Duration::from_secs(4);
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 /// An answer that takes longer is not waited for.
 const LATE: Duration = Duration::from_secs(5);
 /// Requests under way at once; more are not sent and count as late.
@@ -111,6 +112,26 @@ struct Round {
     p50: f64,
     p99: f64,
     late: usize,
+    /// Processor time of the service for each request, in microseconds.
+    processor_us: f64,
+}
+
+/// A way to the provider, with the process of the service in the middle.
+struct Way {
+    name: &'static str,
+    url: String,
+    service: Option<u32>,
+}
+
+impl Way {
+    async fn round(&self, client: &reqwest::Client, rate: u32, length: Duration) -> Round {
+        let used = || self.service.map_or(0.0, processor_s);
+        let before = used();
+        let mut round = round(client, &self.url, rate, length).await;
+        let count = f64::from(rate) * length.as_secs_f64();
+        round.processor_us = (used() - before) * 1e6 / count;
+        round
+    }
 }
 
 async fn round(client: &reqwest::Client, url: &str, rate: u32, length: Duration) -> Round {
@@ -154,11 +175,16 @@ async fn round(client: &reqwest::Client, url: &str, rate: u32, length: Duration)
     late += times.iter().filter(|time| time.is_none()).count();
     let mut times: Vec<f64> = times.into_iter().flatten().collect();
     times.resize(count, f64::INFINITY);
-    Round { p50: quantile(&mut times, 0.5), p99: quantile(&mut times, 0.99), late }
+    Round {
+        p50: quantile(&mut times, 0.5),
+        p99: quantile(&mut times, 0.99),
+        late,
+        processor_us: 0.0,
+    }
 }
 
 /// A service of ours before that provider.
-async fn ours(provider: &str, policy: Value) -> Service {
+async fn ours(program: &str, provider: &str, policy: Value) -> Service {
     let mut catalog = catalog(&["--scripted", "small"]);
     let price = json!({"input": 1.0, "output": 2.0});
     catalog["pilotlight"]["providers"] = json!({"big": {
@@ -166,7 +192,7 @@ async fn ours(provider: &str, policy: Value) -> Service {
         "price": price,
     }});
     catalog["pilotlight"]["policy"] = policy;
-    let service = Service::launch(&catalog, "off", &[]);
+    let service = Service::launch_program(program, &catalog, "off");
     service.ready_all().await;
     service
 }
@@ -264,57 +290,83 @@ fn main() {
 
 async fn measure() {
     let provider = provider().await;
-    let (_hop, bare) = hop(&provider).await;
-    let plain = ours(&provider, json!({})).await;
-    let capped = ours(&provider, json!({"budget": {"usd_per_day": 1000.0}})).await;
-    let hiding = ours(&provider, json!({"redact": ["email", "phone", "coordinates"]})).await;
+    let (hop, bare) = hop(&provider).await;
+    let plain = ours(PROGRAM, &provider, json!({})).await;
+    let caps = json!({"budget": {"usd_per_day": 1000.0}});
+    let capped = ours(PROGRAM, &provider, caps).await;
+    let redact = json!({"redact": ["email", "phone", "coordinates"]});
+    let hiding = ours(PROGRAM, &provider, redact).await;
+    let previous = match std::env::var("PREVIOUS") {
+        Ok(program) => Some(ours(&program, &provider, json!({})).await),
+        Err(_) => None,
+    };
     let folder = tempfile::tempdir().unwrap();
     let other = match std::env::var("LITELLM") {
         Ok(program) => Some(litellm(&provider, &program, folder.path()).await),
         Err(_) => None,
     };
+    let way = |name, url: String, child: &Child| Way { name, url, service: child.id() };
     let mut ways = vec![
-        ("provider itself", provider.clone()),
-        ("a bare hop", bare),
-        ("pilotlight", plain.url("/v1")),
-        ("pilotlight, caps", capped.url("/v1")),
-        ("pilotlight, redaction", hiding.url("/v1")),
+        Way { name: "provider itself", url: provider.clone(), service: None },
+        way("a bare hop", bare, &hop),
     ];
-    if let Some((_, url)) = &other {
-        ways.push(("LiteLLM", url.clone()));
+    if let Some(previous) = &previous {
+        ways.push(way("pilotlight, previous", previous.url("/v1"), &previous.child));
+    }
+    ways.push(way("pilotlight", plain.url("/v1"), &plain.child));
+    ways.push(way("pilotlight, caps", capped.url("/v1"), &capped.child));
+    ways.push(way("pilotlight, redaction", hiding.url("/v1"), &hiding.child));
+    if let Some((child, url)) = &other {
+        ways.push(way("LiteLLM", url.clone(), child));
     }
     let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build().unwrap();
     print_machine();
     println!("Added to the provider's own time, ms; medians of {ROUNDS} rounds of {ROUND:?}\n");
-    print_head(&["path", "requests a second", "p50", "p99", "added p50", "added p99", "late %"]);
+    print_head(&[
+        "path",
+        "requests a second",
+        "p50",
+        "p99",
+        "added p50",
+        "added p99",
+        "late %",
+        "processor, µs",
+    ]);
     for rate in RATES {
         let mut rounds: Vec<Vec<Round>> = ways.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
-            for ((_, url), rounds) in ways.iter().zip(&mut rounds) {
+            for (way, rounds) in ways.iter().zip(&mut rounds) {
                 if let Some((child, _)) = &other {
                     idle(child).await;
                 }
-                round(&client, url, rate, Duration::from_millis(500)).await;
-                rounds.push(round(&client, url, rate, ROUND).await);
+                way.round(&client, rate, Duration::from_millis(500)).await;
+                rounds.push(way.round(&client, rate, ROUND).await);
             }
         }
         let middle = |rounds: &[Round], what: fn(&Round) -> f64| {
             median(&mut rounds.iter().map(what).collect::<Vec<f64>>())
         };
         let own = (middle(&rounds[0], |r| r.p50), middle(&rounds[0], |r| r.p99));
-        for ((name, _), rounds) in ways.iter().zip(&rounds) {
+        for (way, rounds) in ways.iter().zip(&rounds) {
             let (p50, p99) = (middle(rounds, |r| r.p50), middle(rounds, |r| r.p99));
             let asked = f64::from(rate) * ROUND.as_secs_f64();
             let late = 100.0 * middle(rounds, |r| r.late as f64) / asked;
             let (more50, more99) = (p50 - own.0, p99 - own.1);
-            let mut cells = vec![name.to_string(), rate.to_string()];
+            let mut cells = vec![way.name.to_owned(), rate.to_string()];
             cells.extend([p50, p99, more50, more99].map(|ms| format!("{ms:.2}")));
             cells.push(format!("{late:.1}"));
+            cells.push(match way.service {
+                Some(_) => format!("{:.0}", middle(rounds, |r| r.processor_us)),
+                None => "-".to_owned(),
+            });
             print_row(&cells);
         }
     }
     let resident = |child: &Child| memory(child.id().unwrap()).resident;
     println!("\nMiB resident after it: pilotlight {:.1}", resident(&plain.child));
+    if let Some(previous) = &previous {
+        println!("previous {:.1}", resident(&previous.child));
+    }
     if let Some((child, _)) = &other {
         println!("LiteLLM {:.1}", resident(child));
     }

@@ -1,5 +1,6 @@
 //! Overhead of the service on a model that answers at once: per call, per token, per MQTT round trip,
-//! and the memory of the service. Medians; every row of a table comes from the same run.
+//! and the memory of the service. Medians; every row of a table comes from the same run. `PREVIOUS` may
+//! name an earlier version of the program, which is measured beside this one.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,13 +20,15 @@ use std::time::{Duration, Instant};
 use pilotlight::model::generate::Generate;
 use serde_json::json;
 use support::contract::{job, run};
-use support::figures::memory;
+use support::figures::{Memory, memory};
 use support::mqtt::{App, Mosquitto};
 use support::service::{Service, catalog};
-use support::{child, over_channels, over_http, print_machine, quantile, scripted};
+use support::{PROGRAM, child, over_channels, over_http, print_machine, quantile, scripted};
 
 const CALLS: usize = 400;
 const ROUNDS: usize = 2000;
+/// Requests to one version before the other's turn.
+const TURN: usize = 100;
 const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
 
 fn microseconds(time: Duration) -> f64 {
@@ -52,19 +55,72 @@ async fn row(name: &str, model: &dyn Generate) {
     println!("{name:24} {one:10.1} {:12.2}", (many - one) / 100.0);
 }
 
-async fn round_trips(name: &str, port: u16) {
-    let mut app = App::of(port, "app").await;
-    let mut times = Vec::with_capacity(ROUNDS);
-    for n in 0..ROUNDS + 50 {
-        let start = Instant::now();
-        let reply = app.ask("app", json!({"id": format!("{n}"), "prompt": "x"}).to_string()).await;
-        assert_eq!(reply["status"], "ok");
-        if n >= 50 {
-            times.push(microseconds(start.elapsed()));
+/// Round trips of an application over MQTT: one request at a time.
+struct RoundTrips {
+    name: &'static str,
+    app: App,
+    asked: usize,
+    times: Vec<f64>,
+}
+
+impl RoundTrips {
+    async fn new(name: &'static str, port: u16, app: &str) -> RoundTrips {
+        let app = App::of(port, app).await;
+        let mut trips = RoundTrips { name, app, asked: 0, times: Vec::new() };
+        trips.run(50).await;
+        trips.times.clear();
+        trips
+    }
+
+    async fn run(&mut self, count: usize) {
+        for _ in 0..count {
+            self.asked += 1;
+            let asked = json!({"id": self.asked.to_string(), "prompt": "x"}).to_string();
+            let start = Instant::now();
+            let reply = self.app.ask("app", asked).await;
+            assert_eq!(reply["status"], "ok");
+            self.times.push(microseconds(start.elapsed()));
         }
     }
-    let (p50, p99) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
-    println!("{name:24} {p50:10.0} {p99:12.0}");
+
+    fn print(&mut self) {
+        let (p50, p99) = (quantile(&mut self.times, 0.5), quantile(&mut self.times, 0.99));
+        println!("{:24} {p50:10.0} {p99:12.0}", self.name);
+    }
+}
+
+/// A service at a mosquitto of its own.
+struct AtBroker {
+    service: Service,
+    trips: RoundTrips,
+    fresh: Memory,
+    _broker: Mosquitto,
+}
+
+impl AtBroker {
+    async fn start(name: &'static str, program: &str) -> AtBroker {
+        let broker = Mosquitto::start().await;
+        let url = format!("mqtt://127.0.0.1:{}", broker.port);
+        let service = Service::launch_program(program, &catalog(&DRY), &url);
+        service.ready().await;
+        let fresh = memory(service.child.id().unwrap());
+        let trips = RoundTrips::new(name, broker.port, "app").await;
+        AtBroker { service, trips, fresh, _broker: broker }
+    }
+
+    fn print_memory(&self) {
+        let row = |what: &str, used: &Memory| {
+            println!(
+                "{:24} {what:20} {:6.1} ({:.1})",
+                self.trips.name, used.resident, used.anonymous
+            );
+        };
+        row("after start", &self.fresh);
+        row(&format!("after {ROUNDS} requests"), &memory(self.service.child.id().unwrap()));
+        if let Ok(engine) = u32::try_from(self.service.engine()) {
+            row("scripted engine", &memory(engine));
+        }
+    }
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -89,20 +145,25 @@ async fn main() {
     println!("\nMQTT: publish to reply, {ROUNDS} in a row, microseconds");
     println!("{:24} {:>10} {:>12}", "broker", "p50", "p99");
     let service = Service::start(&catalog(&DRY)).await;
-    round_trips("embedded", service.mqtt).await;
+    let mut embedded = RoundTrips::new("embedded", service.mqtt, "app").await;
+    embedded.run(ROUNDS).await;
+    embedded.print();
     drop(service);
-    let broker = Mosquitto::start().await;
-    let url = format!("mqtt://127.0.0.1:{}", broker.port);
-    let service = Service::launch(&catalog(&DRY), &url, &[]);
-    service.ready().await;
-    let fresh = memory(service.child.id().unwrap());
-    round_trips("mosquitto", broker.port).await;
-    let used = memory(service.child.id().unwrap());
+    let current = AtBroker::start("mosquitto", PROGRAM).await;
+    let mut all = vec![current];
+    if let Ok(program) = std::env::var("PREVIOUS") {
+        all.push(AtBroker::start("mosquitto, previous", &program).await);
+    }
+    for _ in 0..ROUNDS / TURN {
+        for one in &mut all {
+            one.trips.run(TURN).await;
+        }
+    }
+    for one in &mut all {
+        one.trips.print();
+    }
     println!("\nMemory of the service without a model, MiB resident (of it anonymous)");
-    println!("after start              {:10.1} ({:.1})", fresh.resident, fresh.anonymous);
-    println!("after {ROUNDS} requests      {:10.1} ({:.1})", used.resident, used.anonymous);
-    if let Ok(engine) = u32::try_from(service.engine()) {
-        let used = memory(engine);
-        println!("scripted engine          {:10.1} ({:.1})", used.resident, used.anonymous);
+    for one in &all {
+        one.print_memory();
     }
 }

@@ -85,14 +85,21 @@ impl Service {
         log: Stdio,
     ) -> Service {
         let folder = tempfile::tempdir().unwrap();
-        Service::launch_with(folder, catalog, mqtt, &with_login(mqtt, more), log)
+        Service::launch_with(PROGRAM, folder, catalog, mqtt, &with_login(mqtt, more), log)
     }
 
-    /// The same, with its log in a file; see [`Service::log`].
+    /// Starts another program, such as an earlier version of this one, and does not wait.
+    pub fn launch_program(program: &str, catalog: &Value, mqtt: &str) -> Service {
+        let folder = tempfile::tempdir().unwrap();
+        let login = with_login(mqtt, &[]);
+        Service::launch_with(program, folder, catalog, mqtt, &login, Stdio::inherit())
+    }
+
+    /// Starts the program with its log in a file; see [`Service::log`].
     pub fn launch_with_log(catalog: &Value, mqtt: &str, more: &[(&str, &str)]) -> Service {
         let folder = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        Service::launch_with(folder, catalog, mqtt, &with_login(mqtt, more), log.into())
+        Service::launch_with(PROGRAM, folder, catalog, mqtt, &with_login(mqtt, more), log.into())
     }
 
     /// What the program has logged.
@@ -107,10 +114,11 @@ impl Service {
         mqtt: &str,
         more: &[(&str, &str)],
     ) -> Service {
-        Service::launch_with(folder, catalog, mqtt, more, Stdio::inherit())
+        Service::launch_with(PROGRAM, folder, catalog, mqtt, more, Stdio::inherit())
     }
 
     fn launch_with(
+        program: &str,
         folder: tempfile::TempDir,
         catalog: &Value,
         mqtt: &str,
@@ -120,7 +128,7 @@ impl Service {
         pace::watch();
         std::fs::write(folder.path().join("mcp.json"), catalog.to_string()).unwrap();
         let (http, broker) = (free_port(), free_port());
-        let child = Command::new(PROGRAM)
+        let child = Command::new(program)
             .arg("serve")
             .current_dir(folder.path())
             .env("PILOTLIGHT_HTTP", format!("127.0.0.1:{http}"))
