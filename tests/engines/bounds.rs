@@ -322,18 +322,21 @@ fn folder_with_template(template: &str) -> tempfile::TempDir {
     folder
 }
 
-/// A chat template that needs more memory than its bound ends the engine when it is loaded, and one that
-/// writes too much is refused by name.
+/// A chat template that computes or writes too much is refused by name when its model is loaded; one that
+/// needs more memory than its bound ends the engine.
 #[cfg(feature = "onnx")]
 #[tokio::test]
-async fn a_chat_template_has_a_memory_bound() {
+async fn a_chat_template_has_bounds() {
     let doubles = "{% set ns = namespace(x='xxxxxxxx') %}{% for n in range(40) %}\
                    {% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ messages[0].content }}";
+    let adds = "{% set ns = namespace(x=[1, 1, 1, 1]) %}{% for n in range(40) %}\
+                {% set ns.x = ns.x + ns.x %}{% endfor %}{{ messages[0].content }}";
     let writes = "{% for n in range(9000) %}{{ 'x' * 100 }}{% endfor %}";
     let sound = "{% for message in messages %}{{ message.content }}{% endfor %}";
     let library = runtime().display().to_string();
     for (template, expected) in [
-        (doubles, "memory allocation of"),
+        (doubles, "ran out of fuel"),
+        (adds, "memory allocation of"),
         (writes, "it writes more than"),
         // the end of the input is the end of the connection; the model has been loaded
         (sound, "ONNX Runtime is loaded"),
