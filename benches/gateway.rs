@@ -124,17 +124,16 @@ struct Way {
 }
 
 impl Way {
-    async fn round(&self, client: &reqwest::Client, rate: u32, length: Duration) -> Round {
-        let used = || self.service.map_or(0.0, processor_s);
-        let before = used();
-        let mut round = round(client, &self.url, rate, length).await;
-        let count = f64::from(rate) * length.as_secs_f64();
-        round.processor_us = (used() - before) * 1e6 / count;
-        round
+    fn through(name: &'static str, url: String, service: &Child) -> Way {
+        Way { name, url, service: service.id() }
+    }
+
+    fn processor_s(&self) -> f64 {
+        self.service.map_or(0.0, processor_s)
     }
 }
 
-async fn round(client: &reqwest::Client, url: &str, rate: u32, length: Duration) -> Round {
+async fn round(client: &reqwest::Client, way: &Way, rate: u32, length: Duration) -> Round {
     let body: Arc<Bytes> = Arc::new(
         json!({
             "model": "big", "messages": [{"role": "user", "content": "How is the pump in hall 4?"}],
@@ -144,6 +143,7 @@ async fn round(client: &reqwest::Client, url: &str, rate: u32, length: Duration)
         .into(),
     );
     let count = (f64::from(rate) * length.as_secs_f64()) as usize;
+    let before = way.processor_s();
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut asked = JoinSet::new();
@@ -158,7 +158,7 @@ async fn round(client: &reqwest::Client, url: &str, rate: u32, length: Duration)
             late += 1;
             continue;
         }
-        let sent = client.post(format!("{url}/chat/completions")).timeout(LATE);
+        let sent = client.post(format!("{}/chat/completions", way.url)).timeout(LATE);
         let sent = sent.header(CONTENT_TYPE, "application/json").body(body.as_ref().clone());
         asked.spawn(async move {
             let started = Instant::now();
@@ -179,7 +179,7 @@ async fn round(client: &reqwest::Client, url: &str, rate: u32, length: Duration)
         p50: quantile(&mut times, 0.5),
         p99: quantile(&mut times, 0.99),
         late,
-        processor_us: 0.0,
+        processor_us: (way.processor_s() - before) * 1e6 / count as f64,
     }
 }
 
@@ -229,7 +229,7 @@ async fn be_the_hop(provider: String) {
 }
 
 /// `LiteLLM`'s proxy before that provider, once it answers.
-async fn litellm(provider: &str, program: &str, folder: &std::path::Path) -> (Child, String) {
+async fn litellm(provider: &str, program: &str, folder: &std::path::Path) -> (Child, Way) {
     let port = free_port();
     let config = format!(
         "model_list:\n  - model_name: big\n    litellm_params:\n      model: openai/big-1\n      \
@@ -250,14 +250,14 @@ async fn litellm(provider: &str, program: &str, folder: &std::path::Path) -> (Ch
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let url = format!("http://127.0.0.1:{port}/v1");
+    let way = Way::through("LiteLLM", format!("http://127.0.0.1:{port}/v1"), &child);
     let client = support::service::client();
     let end = Instant::now() + Duration::from_secs(180);
-    while round(&client, &url, 1, Duration::from_secs(1)).await.late > 0 {
+    while round(&client, &way, 1, Duration::from_secs(1)).await.late > 0 {
         let log = std::fs::read_to_string(folder.join("litellm.log")).unwrap_or_default();
         assert!(Instant::now() < end, "it does not answer: {log}");
     }
-    (child, url)
+    (child, way)
 }
 
 /// Waits until a process has worked off what it was sent, so that it takes no time from others.
@@ -301,24 +301,21 @@ async fn measure() {
         Err(_) => None,
     };
     let folder = tempfile::tempdir().unwrap();
-    let other = match std::env::var("LITELLM") {
+    let (other, litellm) = match std::env::var("LITELLM") {
         Ok(program) => Some(litellm(&provider, &program, folder.path()).await),
         Err(_) => None,
-    };
-    let way = |name, url: String, child: &Child| Way { name, url, service: child.id() };
+    }
+    .unzip();
+    let through = |name, service: &Service| Way::through(name, service.url("/v1"), &service.child);
     let mut ways = vec![
         Way { name: "provider itself", url: provider.clone(), service: None },
-        way("a bare hop", bare, &hop),
+        Way::through("a bare hop", bare, &hop),
     ];
-    if let Some(previous) = &previous {
-        ways.push(way("pilotlight, previous", previous.url("/v1"), &previous.child));
-    }
-    ways.push(way("pilotlight", plain.url("/v1"), &plain.child));
-    ways.push(way("pilotlight, caps", capped.url("/v1"), &capped.child));
-    ways.push(way("pilotlight, redaction", hiding.url("/v1"), &hiding.child));
-    if let Some((child, url)) = &other {
-        ways.push(way("LiteLLM", url.clone(), child));
-    }
+    ways.extend(previous.as_ref().map(|previous| through("pilotlight, previous", previous)));
+    ways.push(through("pilotlight", &plain));
+    ways.push(through("pilotlight, caps", &capped));
+    ways.push(through("pilotlight, redaction", &hiding));
+    ways.extend(litellm);
     let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build().unwrap();
     print_machine();
     println!("Added to the provider's own time, ms; medians of {ROUNDS} rounds of {ROUND:?}\n");
@@ -336,11 +333,11 @@ async fn measure() {
         let mut rounds: Vec<Vec<Round>> = ways.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
             for (way, rounds) in ways.iter().zip(&mut rounds) {
-                if let Some((child, _)) = &other {
+                if let Some(child) = &other {
                     idle(child).await;
                 }
-                way.round(&client, rate, Duration::from_millis(500)).await;
-                rounds.push(way.round(&client, rate, ROUND).await);
+                round(&client, way, rate, Duration::from_millis(500)).await;
+                rounds.push(round(&client, way, rate, ROUND).await);
             }
         }
         let middle = |rounds: &[Round], what: fn(&Round) -> f64| {
@@ -362,12 +359,10 @@ async fn measure() {
             print_row(&cells);
         }
     }
-    let resident = |child: &Child| memory(child.id().unwrap()).resident;
-    println!("\nMiB resident after it: pilotlight {:.1}", resident(&plain.child));
-    if let Some(previous) = &previous {
-        println!("previous {:.1}", resident(&previous.child));
-    }
-    if let Some((child, _)) = &other {
-        println!("LiteLLM {:.1}", resident(child));
+    println!("\nMiB resident after it");
+    for way in &ways {
+        if let Some(pid) = way.service {
+            println!("{:24} {:.1}", way.name, memory(pid).resident);
+        }
     }
 }

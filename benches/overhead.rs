@@ -64,8 +64,8 @@ struct RoundTrips {
 }
 
 impl RoundTrips {
-    async fn new(name: &'static str, port: u16, app: &str) -> RoundTrips {
-        let app = App::of(port, app).await;
+    async fn new(name: &'static str, port: u16) -> RoundTrips {
+        let app = App::of(port, "app").await;
         let mut trips = RoundTrips { name, app, asked: 0, times: Vec::new() };
         trips.run(50).await;
         trips.times.clear();
@@ -104,7 +104,7 @@ impl AtBroker {
         let service = Service::launch_program(program, &catalog(&DRY), &url);
         service.ready().await;
         let fresh = memory(service.child.id().unwrap());
-        let trips = RoundTrips::new(name, broker.port, "app").await;
+        let trips = RoundTrips::new(name, broker.port).await;
         AtBroker { service, trips, fresh, _broker: broker }
     }
 
@@ -145,12 +145,11 @@ async fn main() {
     println!("\nMQTT: publish to reply, {ROUNDS} in a row, microseconds");
     println!("{:24} {:>10} {:>12}", "broker", "p50", "p99");
     let service = Service::start(&catalog(&DRY)).await;
-    let mut embedded = RoundTrips::new("embedded", service.mqtt, "app").await;
+    let mut embedded = RoundTrips::new("embedded", service.mqtt).await;
     embedded.run(ROUNDS).await;
     embedded.print();
     drop(service);
-    let current = AtBroker::start("mosquitto", PROGRAM).await;
-    let mut all = vec![current];
+    let mut all = vec![AtBroker::start("mosquitto", PROGRAM).await];
     if let Ok(program) = std::env::var("PREVIOUS") {
         all.push(AtBroker::start("mosquitto, previous", &program).await);
     }
