@@ -24,9 +24,9 @@ use crate::sandbox::memory;
 /// Start and end of a placeholder, from Unicode's private use area.
 const PLACEHOLDER: (char, char) = ('\u{F8F0}', '\u{F8F1}');
 
-/// Most instructions of a template: an endless one must not block the engine. A thousand for each of the
-/// messages that a request may have, of which templates of the tested models take some tens; and some ten
-/// milliseconds.
+/// Most instructions of a template, where 64 bytes of data count as one: an endless one must not block the
+/// engine. A thousand for each of the messages that a request may have, of which templates of the tested
+/// models take some tens; and some ten milliseconds.
 const FUEL: u64 = 256_000;
 /// Deepest nesting of macros and recursive loops. Templates of the tested models nest 5 levels.
 const NESTING_MAX: usize = 64;
