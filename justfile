@@ -13,12 +13,12 @@ core *ARGS:
     scripts/test core {{ARGS}}
 
 # Lints and every test of this repository.
-quick:
-    scripts/test quick
-
-# Everything that CI runs: `quick`, independent clients, the MCP conformance suite.
-all:
+test:
     scripts/test
+
+# Everything that CI runs: `test`, independent clients, the MCP conformance suite, fuzzing.
+all:
+    scripts/test all
 
 # The Debian package, in a booted system.
 package:

@@ -180,7 +180,7 @@ fetch_model() {
   download_model
   [ -f "$MODEL" ] && return 0
   step "preparing the model for this device (4-bit blocks to 8-bit, once)"
-  PILOTLIGHT_LOG=error,llama-cpp-2=info target/release/pilotlight model quantize \
+  PILOTLIGHT_LOG=error,llama-cpp-2=info target/quick/pilotlight model quantize \
     "$MODEL_SOURCE" "$MODEL" 2> >(grep -o '\[ *[0-9]*/ *[0-9]*\]' | progress >&2)
 }
 
@@ -220,7 +220,7 @@ runtime_for() {
 convert_model() {
   [ -d "$ONNX_MODEL" ] && return 0
   step "converting the model to ONNX (once)"
-  target/release/pilotlight model convert "$MODEL" "$ONNX_MODEL"
+  target/quick/pilotlight model convert "$MODEL" "$ONNX_MODEL"
 }
 
 # The sentence encoder's files, for tasks with labels and for embeddings: fetched once and checked.
@@ -243,7 +243,7 @@ fetch_encoder() {
   [ -d "$ENCODER" ] && return 0
   download_encoder
   step "converting the encoder to ONNX (once)"
-  target/release/pilotlight model convert "$ENCODER_SOURCE" "$ENCODER"
+  target/quick/pilotlight model convert "$ENCODER_SOURCE" "$ENCODER"
 }
 
 # On a terminal one line that is overwritten, else every 50th line.

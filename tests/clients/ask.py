@@ -137,7 +137,7 @@ def mcp():
         async with streamable_http_client(url) as streams:
             await talk(streams, ["generate", "embed"])
         server = StdioServerParameters(
-            command="target/release/pilotlight",
+            command="target/quick/pilotlight",
             args=["mcp"],
             env={"PILOTLIGHT_MQTT": "off", "PILOTLIGHT_HTTP": "off"},
         )
