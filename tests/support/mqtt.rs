@@ -12,6 +12,9 @@ use tokio::task::JoinHandle;
 use super::SOON;
 use super::service::LOGIN;
 
+/// Time without an acknowledgement after which a subscription is sent again.
+const RESUBSCRIBE_AFTER: Duration = Duration::from_secs(10);
+
 pub struct App {
     pub client: AsyncClient,
     pub inbox: mpsc::Receiver<Publish>,
@@ -68,8 +71,16 @@ impl App {
             }
         });
         for filter in filters {
-            client.subscribe(*filter, QoS::AtLeastOnce).await.unwrap();
-            tokio::time::timeout(SOON, is_ready.recv()).await.unwrap();
+            // a subscription is lost with the connection on which it was sent
+            let subscribed = async {
+                loop {
+                    client.subscribe(*filter, QoS::AtLeastOnce).await.unwrap();
+                    if tokio::time::timeout(RESUBSCRIBE_AFTER, is_ready.recv()).await.is_ok() {
+                        return;
+                    }
+                }
+            };
+            tokio::time::timeout(SOON, subscribed).await.unwrap();
         }
         App { client, inbox, pump }
     }
