@@ -118,6 +118,7 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
                         | Effect::Unload(_)
                         | Effect::Load(_)
                         | Effect::Book(_)
+                        | Effect::Width { .. }
                         | Effect::Drained => {}
                     }
                 }

@@ -13,7 +13,7 @@ use crate::limits::golden::PROBE_ANSWER_MAX;
 use crate::limits::liveness::{IDLE_PROBE_ANSWER_MIN, IDLE_PROBE_SLOWER_MAX, IDLE_PROBE_TOKENS};
 use crate::mcp::client::Remote;
 use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
+use crate::model::generate::{BoxFuture, Fault, Generate, Pace, Usage};
 use crate::model::out::{Out, channel};
 use crate::request::job::Job;
 
@@ -161,8 +161,8 @@ impl Generate for WatchedRemote {
         self.remote.context()
     }
 
-    fn pace(&self, duty: f32) {
-        self.activity.send_modify(|activity| activity.duty = duty);
-        self.remote.pace(duty);
+    fn pace(&self, pace: Pace) {
+        self.activity.send_modify(|activity| activity.duty = pace.duty);
+        self.remote.pace(pace);
     }
 }

@@ -197,7 +197,7 @@ mod tests {
     use super::proto::{DimensionProto, ModelProto};
     use super::*;
     use crate::engines::onnx::{OnnxOptions, load};
-    use crate::engines::worker::Decoder as _;
+    use crate::engines::worker::{Decoder as _, StepPart};
     use crate::sandbox::memory::EngineBounds;
 
     fn options(path: &Path) -> OnnxOptions {
@@ -241,9 +241,9 @@ mod tests {
         // batches of several lengths: two parts of a prompt, then single tokens
         for tokens in [&[1, 2, 3, 4, 5, 6, 7][..], &[8, 9, 10], &[11], &[12]] {
             for model in [&mut one, &mut other] {
-                model.eval(tokens).unwrap();
+                model.eval(&[StepPart { sequence: 0, tokens }]).unwrap();
             }
-            let pairs = one.logits().iter().zip(other.logits());
+            let pairs = one.logits(0).iter().zip(other.logits(0));
             let apart = pairs.map(|(a, b)| (*a - *b).abs()).fold(0.0, f32::max);
             assert!(apart < 1e-2, "{apart} after {tokens:?}");
         }

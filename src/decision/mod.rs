@@ -339,7 +339,7 @@ pub struct Figures {
     pub stage: PressureStage,
     /// The cause of the device pressure.
     pub cause: PressureCause,
-    /// Backlog of the groups before.
+    /// Delay by the groups before.
     pub ahead: Spread,
     /// The jobs of its group and of those behind it in service order, up to the one that would have
     /// been late.
@@ -349,7 +349,7 @@ pub struct Figures {
     /// Time of a remote answer; none if no remote backend may be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub away: Option<Spread>,
-    /// Jobs that the engine serves at once.
+    /// By how much `ahead` is divided; 1 except in records of earlier versions.
     pub parallel: u32,
     /// The state of each backend for the job.
     pub servers: Vec<ServerState>,
@@ -358,8 +358,11 @@ pub struct Figures {
 /// One job of a service order.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Case {
-    /// Its remaining work.
+    /// Its remaining time from its start to its end.
     pub work: Spread,
+    /// By how much it delays each job behind it; if it is not stated, by `work` divided by `parallel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Spread>,
     /// Its deadline slack.
     pub left: f64,
     /// Which group it belonged to; the lower are served first.

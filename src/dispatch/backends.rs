@@ -8,6 +8,7 @@ use super::engine_rate::EngineRate;
 use super::handle::Adoption;
 use super::{Dispatcher, WatchEvent, handle, policy, profile};
 use crate::model::context::Locality;
+use crate::model::generate::Pace;
 use crate::model::link::{BackendHandle, BackendState};
 use crate::scheduler::{BackendId, BackendProfile, Event};
 
@@ -15,11 +16,22 @@ use crate::scheduler::{BackendId, BackendProfile, Event};
 pub(super) struct KnownBackend {
     pub(super) handle: BackendHandle,
     pub(super) rate: EngineRate,
+    /// Most answers that it is to compute at once.
+    width: u32,
     /// Ends the task that waits for a change of its state.
     watcher: Option<AbortHandle>,
 }
 
 impl KnownBackend {
+    /// Tells an engine on this device its limits.
+    fn pace(&self, duty: f32) {
+        if self.handle.locality == Locality::Device
+            && let BackendState::Up(generate) = &*self.handle.link.borrow()
+        {
+            generate.pace(Pace { duty, width: self.width });
+        }
+    }
+
     /// Whether this handle is of the same running backend, with the same skills.
     fn goes_on(&self, handle: &BackendHandle) -> bool {
         self.handle.link.same_channel(&handle.link)
@@ -72,7 +84,8 @@ impl Dispatcher {
             }
             let rate = known.as_ref().map(|known| known.rate).unwrap_or_default();
             let watcher = known.and_then(|known| known.watcher);
-            self.backends.insert(id.clone(), KnownBackend { handle, rate, watcher });
+            self.backends
+                .insert(id.clone(), KnownBackend { handle, rate, width: u32::MAX, watcher });
             let event = self.state_of(&id);
             self.watch_backend(id);
             if let Some(event) = event {
@@ -100,13 +113,17 @@ impl Dispatcher {
 
     /// The event for the backend's present state; a watcher that is started afterwards reports later changes.
     pub(super) fn state_of(&mut self, backend: &BackendId) -> Option<Event> {
-        let of = &mut self.backends.get_mut(backend)?.handle;
+        let known = self.backends.get_mut(backend)?;
+        // the scheduler sets it again for the model that is up now
+        known.width = u32::MAX;
+        let of = &mut known.handle;
         let link = of.link.borrow_and_update().clone();
         Some(match link {
             BackendState::Down(_) => Event::Down(backend.clone()),
             BackendState::Up(generate) => {
                 if of.locality == Locality::Device {
-                    generate.pace(self.device_pressure.borrow().duty);
+                    let duty = self.device_pressure.borrow().duty;
+                    generate.pace(Pace { duty, ..Pace::default() });
                 }
                 let context = generate.context();
                 Event::Up(BackendProfile {
@@ -120,13 +137,17 @@ impl Dispatcher {
     /// Sets the duty cycle of the engines on this device; returns the event for the scheduler.
     pub(super) fn pressure_changed(&mut self) -> Event {
         let device_pressure = *self.device_pressure.borrow_and_update();
-        let handles = self.backends.values().map(|known| &known.handle);
-        for handle in handles.filter(|handle| handle.locality == Locality::Device) {
-            if let BackendState::Up(generate) = &*handle.link.borrow() {
-                generate.pace(device_pressure.duty);
-            }
-        }
+        self.backends.values().for_each(|known| known.pace(device_pressure.duty));
         Event::Strained(device_pressure)
+    }
+
+    /// Sets how many answers an engine on this device computes at once.
+    pub(super) fn set_width(&mut self, backend: &BackendId, width: u32) {
+        let duty = self.device_pressure.borrow().duty;
+        if let Some(known) = self.backends.get_mut(backend) {
+            known.width = width;
+            known.pace(duty);
+        }
     }
 
     pub(super) fn want(&self, backend: &BackendId, is_wanted: bool) {

@@ -390,6 +390,7 @@ impl Dispatcher {
             }
             Effect::Unload(backend) => self.want(&backend, false),
             Effect::Load(backend) => self.want(&backend, true),
+            Effect::Width { backend, width } => self.set_width(&backend, width),
             Effect::Settle { job, verdict, backend, decision } => {
                 self.settle(job, verdict, backend, *decision);
             }

@@ -21,6 +21,7 @@ pub(super) fn of(backend: &BackendHandle, context: &ModelContext) -> BackendProf
         model: Some(context.identification.name.clone()),
         slots: context.runtime.slots,
         preemptive: context.runtime.preemptive,
+        batch: context.runtime.batch.clone(),
         read_ms: context.runtime.prefill_tokens_per_s.and_then(ms_a_token),
         write_ms: context.runtime.decode_tokens_per_s.and_then(ms_a_token),
         max_tokens: context.inference_settings.max_tokens,

@@ -24,7 +24,7 @@ use super::answer::{check_answer, too_much};
 use super::cancels::{CallHandle, Reaction, send_cancels};
 use super::contract::{
     Generated, LOST, META_CACHE_GROUP, META_DEADLINE, META_FURTHEST, META_HOPS, META_OPEN_BYTES,
-    NOT_TAKEN, NotGenerated, PACE, Pace, TOOL,
+    NOT_TAKEN, NotGenerated, PACE, PaceNote, TOOL,
 };
 use super::handshake::read_context;
 use super::http_client::{self, BoundedHttpClient};
@@ -38,7 +38,7 @@ use crate::limits::{
     ANSWER_BYTES_MAX, CANCELS_WAITING_MAX, ENGINE_SILENCE_MAX, PROGRESS_MAX, TAP_CHUNKS_MAX,
 };
 use crate::model::context::{Locality, ModelContext};
-use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
+use crate::model::generate::{BoxFuture, Fault, Generate, Pace, Usage};
 use crate::model::out::Out;
 use crate::net::client;
 use crate::request::job::Job;
@@ -51,7 +51,7 @@ pub struct Remote {
     peer: Peer<RoleClient>,
     context: ModelContext,
     silence: Duration,
-    pace: watch::Sender<f32>,
+    pace: watch::Sender<Pace>,
     /// Calls that the server should stop.
     cancels: mpsc::Sender<CallHandle>,
     /// Makes the tags of cache groups.
@@ -78,13 +78,15 @@ impl Drop for LineGuard {
 }
 
 /// Sends the server each new pace, one after the other.
-async fn tell_pace(peer: Peer<RoleClient>, mut pace: watch::Receiver<f32>) {
+async fn tell_pace(peer: Peer<RoleClient>, mut pace: watch::Receiver<Pace>) {
     let mut n = 0;
     // ends with the connection
     while pace.changed().await.is_ok() {
         n += 1;
-        let pace = Pace { n, duty: *pace.borrow_and_update() };
-        let note = CustomNotification::new(PACE, serde_json::to_value(pace).ok());
+        let Pace { duty, width } = *pace.borrow_and_update();
+        let width = Some(width).filter(|width| *width < u32::MAX);
+        let note = serde_json::to_value(PaceNote { n, duty, width }).ok();
+        let note = CustomNotification::new(PACE, note);
         let sent = peer.send_notification(ClientNotification::CustomNotification(note)).await;
         if sent.is_err() {
             return;
@@ -234,7 +236,7 @@ where
         .await
         .map_err(|e| Fault::unavailable(format!("the MCP handshake failed: {e}")).bounded())?;
     let peer = service.peer().clone();
-    let (pace, told) = watch::channel(1.0);
+    let (pace, told) = watch::channel(Pace::default());
     let (cancels, cancelled) = mpsc::channel(CANCELS_WAITING_MAX);
     let mut senders = JoinSet::new();
     senders.spawn(tell_pace(peer.clone(), told));
@@ -297,10 +299,10 @@ impl Generate for Remote {
         &self.context
     }
 
-    fn pace(&self, duty: f32) {
+    fn pace(&self, pace: Pace) {
         self.pace.send_if_modified(|before| {
-            let changed = (*before - duty).abs() >= 0.005;
-            *before = if changed { duty } else { *before };
+            let changed = (before.duty - pace.duty).abs() >= 0.005 || before.width != pace.width;
+            *before = if changed { pace } else { *before };
             changed
         });
     }

@@ -35,18 +35,21 @@ pub const META_OPEN_BYTES: &str = "io.pilotlight/open-bytes";
 /// obeys it, and sends it on.
 pub const META_FURTHEST: &str = "io.pilotlight/reach";
 
-/// Notification from a client to a model that it runs: `{"n": 1, "duty": 0.5}`, the share of the time
-/// for which the model may compute. The greatest `n` counts, because notifications may overtake
-/// each other. A server that does not know it ignores it.
+/// Notification from a client to a model that it runs: `{"n": 1, "duty": 0.5, "width": 4}`, the share of the
+/// time for which the model may compute, and the most answers that it computes at once. The greatest `n`
+/// counts, because notifications may overtake each other. A server that does not know it ignores it.
 pub const PACE: &str = "notifications/io.pilotlight/pace";
 
 /// The parameters of [`PACE`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Pace {
+pub struct PaceNote {
     /// Counted up by the client.
     pub n: u64,
     /// Share of the time, 0 ..= 1.
     pub duty: f32,
+    /// Answers at once; none for as many as the model likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<u32>,
 }
 
 /// The error of a call whose answer will not come: the connection broke after a worker took it.

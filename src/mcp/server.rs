@@ -17,14 +17,14 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::contract::{
-    EMBED_TOOL, Embed, Generated, NotGenerated, PACE, Pace, TOOL, cache_group_of, context_uri,
+    EMBED_TOOL, Embed, Generated, NotGenerated, PACE, PaceNote, TOOL, cache_group_of, context_uri,
     deadline_of, embed_tool, furthest_of, hops_of, model_of_uri, open_bytes_of, tool,
 };
 use super::transport::BoxTransport;
 use crate::catalog::catalog::Catalog;
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::model::context::ModelContext;
-use crate::model::generate::{Fault, Generate};
+use crate::model::generate::{Fault, Generate, Pace};
 use crate::model::out::channel;
 use crate::request::client::Client;
 use crate::request::format::Format;
@@ -194,11 +194,12 @@ impl ServerHandler for McpServer {
         if notification.method != PACE {
             return;
         }
-        let Ok(Some(Pace { n, duty })) = notification.params_as::<Pace>() else {
+        let Ok(Some(PaceNote { n, duty, width })) = notification.params_as::<PaceNote>() else {
             return tracing::debug!("invalid pace notification");
         };
         if self.paced.fetch_max(n, Ordering::Relaxed) < n && (0.0..=1.0).contains(&duty) {
-            self.host.generate().pace(duty);
+            let width = width.unwrap_or(u32::MAX).max(1);
+            self.host.generate().pace(Pace { duty, width });
         }
     }
 

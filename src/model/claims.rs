@@ -48,6 +48,7 @@ pub fn bounded(context: ModelContext) -> ModelContext {
     tokenizer.special_tokens =
         special.map(|(name, text)| (short(name), short(text))).collect::<BTreeMap<_, _>>();
     runtime.slots = runtime.slots.clamp(1, SLOTS_STATED_MAX);
+    runtime.batch = std::mem::take(&mut runtime.batch).checked().up_to(runtime.slots);
     runtime.prefill_tokens_per_s.take_if(|rate| !RATES.contains(rate));
     runtime.decode_tokens_per_s.take_if(|rate| !RATES.contains(rate));
     let settings = &mut inference_settings;

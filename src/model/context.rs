@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::batch::BatchRates;
 use crate::limits::OUTPUT_TOKENS_MAX;
 use crate::request::skill::{EMBED, GENERATE, LOGPROBS};
 
@@ -205,6 +206,9 @@ pub struct Runtime {
     /// Answer tokens a second, measured at start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_tokens_per_s: Option<f64>,
+    /// Speeds of several answers that it decodes in one batch, measured at start.
+    #[serde(default, skip_serializing_if = "BatchRates::is_empty")]
+    pub batch: BatchRates,
 }
 
 /// Where a model runs, seen from this device: from the configuration, not from the model's context.

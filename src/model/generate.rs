@@ -29,9 +29,24 @@ pub trait Generate: Send + Sync {
     /// What the model is and can do.
     fn context(&self) -> &ModelContext;
 
-    /// Limits the share of the time in which the model may compute, 0 ..= 1. A model that can't be
-    /// slowed down ignores it.
-    fn pace(&self, _duty: f32) {}
+    /// Limits how the model computes. A model that can't be limited ignores it.
+    fn pace(&self, _pace: Pace) {}
+}
+
+/// Limits of the computing of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Share of the time in which it may compute, 0 ..= 1.
+    pub duty: f32,
+    /// Most answers that it computes at once, at least 1: the most urgent ones.
+    pub width: u32,
+}
+
+impl Default for Pace {
+    /// No limits.
+    fn default() -> Pace {
+        Pace { duty: 1.0, width: u32::MAX }
+    }
 }
 
 /// Why an answer ended.

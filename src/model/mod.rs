@@ -1,5 +1,6 @@
 //! Models: what they are, how they are asked, and whether they can be reached.
 
+pub mod batch;
 pub mod claims;
 pub mod context;
 pub mod figures;

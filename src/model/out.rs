@@ -170,6 +170,11 @@ impl Out {
         }
     }
 
+    /// Whether the reader is so far behind that the next write would wait.
+    pub fn is_full(&self) -> bool {
+        self.to.capacity() == 0 && !self.is_gone()
+    }
+
     /// Whether the reader has gone or the lease has ended.
     pub fn is_gone(&self) -> bool {
         let has_ended = |lent: &Lent| lent.sent.load(Ordering::Acquire) & ENDED != 0;

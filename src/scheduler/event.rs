@@ -109,6 +109,13 @@ pub enum Effect {
     Unload(BackendId),
     /// Start a backend again that was ended.
     Load(BackendId),
+    /// Limit how many jobs the engine computes at once: the most urgent ones.
+    Width {
+        /// Which engine.
+        backend: BackendId,
+        /// At least 1.
+        width: u32,
+    },
     /// Report the result to the client. The job is forgotten.
     Settle {
         /// Which job.

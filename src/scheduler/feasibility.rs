@@ -26,8 +26,11 @@ const DEADLINE_TOLERANCE_MS: f64 = 250.0;
 /// One job in service order.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct OrderedJob {
-    /// What is left of it, in milliseconds.
+    /// From its start to its end, in milliseconds.
     pub(super) own: Spread,
+    /// By how much it delays each job behind it, in milliseconds: less than its own time if the engine
+    /// computes several at once.
+    pub(super) delay: Spread,
     /// Until its deadline, in milliseconds.
     pub(super) left: f64,
     /// Which group it belongs to.
@@ -49,14 +52,12 @@ pub(super) struct Offload {
     pub(super) late: usize,
 }
 
-/// Whether every job is in time at this level, when `parallel` of them are served at
-/// once.
-pub(super) fn holds(line: &[OrderedJob], level: Level, parallel: f64) -> bool {
+/// Whether every job is in time at this level.
+pub(super) fn holds(line: &[OrderedJob], level: Level) -> bool {
     let mut before = 0.0;
     line.iter().all(|item| {
-        let own = item.own.at(level);
-        let end = before / parallel + own;
-        before += own;
+        let end = before + item.own.at(level);
+        before += item.delay.at(level);
         end <= item.left
     })
 }
@@ -66,11 +67,10 @@ pub(super) fn holds(line: &[OrderedJob], level: Level, parallel: f64) -> bool {
 pub(super) fn to_offload(
     line: &[OrderedJob],
     level: Level,
-    parallel: f64,
     gone: &[usize],
 ) -> Bounded<Offload, LINE_MAX> {
     let mut out = Bounded::new();
-    if gone.is_empty() && holds(line, level, parallel) {
+    if gone.is_empty() && holds(line, level) {
         return out;
     }
     let mut before = 0.0;
@@ -87,24 +87,23 @@ pub(super) fn to_offload(
                 let _ = earlier.push(*candidate);
             }
         }
-        let own = item.own.at(level);
+        let (own, delay) = (item.own.at(level), item.delay.at(level));
         if item.offload_deadline.is_some() {
-            let _ = longest.push(Candidate { own, item: at });
+            let _ = longest.push(Candidate { delay, item: at });
         }
-        let late = before / parallel + own - item.left;
-        before += own;
+        let mut late = before + own - item.left;
+        before += delay;
         if late <= 0.0 {
             continue;
         }
         if item.offload_deadline.is_some() {
             if let Some(chosen) = longest.pop() {
-                before -= chosen.own;
+                before -= chosen.delay;
                 let _ = out.push(Offload { item: chosen.item, late: at });
             }
             continue;
         }
-        let could: f64 = longest.iter().chain(&earlier).map(|candidate| candidate.own).sum();
-        let mut late = late * parallel;
+        let could: f64 = longest.iter().chain(&earlier).map(|candidate| candidate.delay).sum();
         if own > item.left || could < late {
             continue;
         }
@@ -112,8 +111,8 @@ pub(super) fn to_offload(
         while late > 0.0
             && let Some(chosen) = longest.pop().or_else(|| earlier.pop())
         {
-            before -= chosen.own;
-            late -= chosen.own;
+            before -= chosen.delay;
+            late -= chosen.delay;
             let _ = out.push(Offload { item: chosen.item, late: at });
         }
     }
@@ -124,18 +123,17 @@ pub(super) fn to_offload(
 /// which to decide again, if any.
 pub(super) fn find_offloads(
     line: &[OrderedJob],
-    parallel: f64,
 ) -> (Bounded<(Offload, Level), LINE_MAX>, Option<f64>) {
     let mut found = Bounded::new();
 
     // 1. the certificate
-    if holds(line, Level::Worst, parallel) {
+    if holds(line, Level::Worst) {
         return (found, None);
     }
     let mut offloaded: Bounded<usize, LINE_MAX> = Bounded::new();
 
     // 2. hopeless
-    for candidate in to_offload(line, Level::Hopeful, parallel, &[]) {
+    for candidate in to_offload(line, Level::Hopeful, &[]) {
         let _ = offloaded.push(candidate.item);
         let _ = found.push((candidate, Level::Hopeful));
     }
@@ -147,7 +145,7 @@ pub(super) fn find_offloads(
     };
 
     // 3. no better choice
-    for candidate in to_offload(line, Level::Likely, parallel, &offloaded) {
+    for candidate in to_offload(line, Level::Likely, &offloaded) {
         let is_fixed = last(candidate.late).is_none();
         if is_fixed || wait(&candidate) <= -DEADLINE_TOLERANCE_MS {
             let _ = offloaded.push(candidate.item);
@@ -157,7 +155,7 @@ pub(super) fn find_offloads(
 
     // 4. the offload deadline
     let mut check_ms = None;
-    for candidate in to_offload(line, Level::Careful, parallel, &offloaded) {
+    for candidate in to_offload(line, Level::Careful, &offloaded) {
         let wait = wait(&candidate);
         if wait <= -DEADLINE_TOLERANCE_MS {
             continue;
@@ -174,16 +172,16 @@ pub(super) fn find_offloads(
 
 type Candidates = BinaryHeap<Candidate, Max, LINE_MAX>;
 
-/// Backlog before a job, without those that are offloaded.
+/// Delay of a job by those before it, without those that are offloaded.
 pub(super) fn ahead(line: &[OrderedJob], item: usize, gone: &[usize]) -> Spread {
     let before = line.iter().enumerate().take(item).filter(|(at, _)| !gone.contains(at));
-    before.fold(Spread::default(), |sum, (_, item)| sum.with(&item.own, |a, b| a + b))
+    before.fold(Spread::default(), |sum, (_, item)| sum.with(&item.delay, |a, b| a + b))
 }
 
-/// Ordered by length, among equals by index.
+/// Ordered by its delay of others, among equals by index.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {
-    own: f64,
+    delay: f64,
     item: usize,
 }
 
@@ -197,7 +195,7 @@ impl PartialOrd for Candidate {
 
 impl Ord for Candidate {
     fn cmp(&self, other: &Candidate) -> Ordering {
-        self.own.total_cmp(&other.own).then(self.item.cmp(&other.item))
+        self.delay.total_cmp(&other.delay).then(self.item.cmp(&other.item))
     }
 }
 
@@ -208,6 +206,7 @@ mod tests {
     fn item(own: u32, left: u32) -> OrderedJob {
         OrderedJob {
             own: Spread::all(f64::from(own)),
+            delay: Spread::all(f64::from(own)),
             left: f64::from(left),
             group: 0,
             offload_deadline: Some(0.0),
@@ -243,11 +242,11 @@ mod tests {
                 .map(|_| item(random.u32(1..20), random.u32(1..80)))
                 .collect();
             line.sort_by(|a, b| a.left.total_cmp(&b.left));
-            let to_offload = to_offload(&line, Level::Likely, 1.0, &[]);
+            let to_offload = to_offload(&line, Level::Likely, &[]);
             let gone: Vec<usize> = to_offload.iter().map(|v| v.item).collect();
             assert_eq!(late(&line, &gone), 0, "round {round}: {line:?} without {gone:?}");
             assert_eq!(gone.len(), fewest(&line) as usize, "round {round}: {line:?}");
-            assert_eq!(holds(&line, Level::Likely, 1.0), gone.is_empty());
+            assert_eq!(holds(&line, Level::Likely), gone.is_empty());
         }
     }
 
@@ -255,7 +254,7 @@ mod tests {
     fn fixed_jobs_stay_and_later_groups_push_out_none() {
         let fixed = |own, left| OrderedJob { offload_deadline: None, ..item(own, left) };
         let found = |line: &[OrderedJob]| -> Vec<(usize, usize)> {
-            let to_offload = to_offload(line, Level::Likely, 1.0, &[]);
+            let to_offload = to_offload(line, Level::Likely, &[]);
             to_offload.iter().map(|v| (v.item, v.late)).collect()
         };
         assert_eq!(found(&[fixed(9, 10), item(5, 12)]), [(1, 1)]);
@@ -274,10 +273,18 @@ mod tests {
 
     #[test]
     fn parallel_service_shortens_the_backlog() {
-        let line = [item(10, 10), item(10, 10), item(10, 20)];
-        assert!(!holds(&line, Level::Worst, 1.0));
-        assert!(holds(&line[..2], Level::Worst, 2.0) == (10.0 / 2.0 + 10.0 <= 10.0));
-        assert!(holds(&[item(10, 10), item(10, 15), item(10, 20)], Level::Worst, 2.0));
+        let of_two = |left| OrderedJob { delay: Spread::all(5.0), ..item(10, left) };
+        assert!(holds(&[of_two(10), of_two(15), of_two(20)], Level::Worst));
+        assert!(!holds(&[item(10, 10), item(10, 15), item(10, 20)], Level::Worst));
+        assert!(!holds(&[of_two(10), of_two(14)], Level::Worst));
+        // a job that delays others by less than its own time is offloaded for no more than that
+        let fixed = OrderedJob { offload_deadline: None, ..item(9, 12) };
+        let found = |line: &[OrderedJob]| -> Vec<usize> {
+            to_offload(line, Level::Likely, &[]).iter().map(|v| v.item).collect()
+        };
+        assert_eq!(found(&[of_two(10), fixed.clone()]), [0]);
+        let much_later = OrderedJob { left: 14.0, ..fixed };
+        assert_eq!(found(&[of_two(10), much_later]), [0; 0]);
     }
 
     #[test]

@@ -150,7 +150,8 @@ mod tests {
         let fresh = Rates::stated(&profile);
         let load = scheduler.predictor.load(&spec(1), &profile, &fresh);
         let (now, fresh) = (scheduler.backends[0].rates.worst_ms(&load), fresh.worst_ms(&load));
-        assert!((now - fresh).abs() < 1e-6, "{now} is not {fresh}");
+        assert!((now.read - fresh.read).abs() < 1e-6, "{now:?} is not {fresh:?}");
+        assert!((now.write - fresh.write).abs() < 1e-6, "{now:?} is not {fresh:?}");
     }
 
     #[test]

@@ -42,6 +42,7 @@ impl Scheduler {
         let known = &mut self.backends[slot];
         known.profile = profile;
         known.up = true;
+        known.width = u32::MAX;
         known.breaker.worked();
         self.sides = Sides::of(&self.backends);
         self.review_waiting(now);

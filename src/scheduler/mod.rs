@@ -11,6 +11,7 @@
 mod attempts;
 mod breaker;
 mod budget;
+mod charge;
 mod concurrency;
 mod event;
 mod fairness;
@@ -32,11 +33,13 @@ mod remote_tests;
 mod replay;
 mod route;
 mod running;
+mod service;
 mod start;
 pub mod strategy;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect")]
 mod tests;
+mod width;
 mod window;
 
 use std::time::Duration;
@@ -55,6 +58,7 @@ pub use self::replay::explain;
 use self::route::Sides;
 pub use self::route::mode_allows;
 use self::running::RunningJobs;
+use self::service::{EngineService, JobTime};
 pub use crate::decision;
 pub use crate::decision::spread::Spread;
 use crate::decision::{Decision, Pressure, Reason, Route};
@@ -63,7 +67,7 @@ use crate::model::context::Locality;
 use crate::money::Caps;
 use crate::money::account::SpendingAccount;
 use crate::pressure::level::{DevicePressure, PressureCause, PressureStage};
-use crate::request::job::{JobId, Priority};
+use crate::request::job::JobId;
 use crate::request::refusal::{Code, Refusal};
 use crate::time::Time;
 
@@ -78,6 +82,8 @@ struct BackendSlot {
     rates: Rates,
     /// The engine was ended to give its memory back.
     unloaded: bool,
+    /// Most jobs that an engine is to compute at once, of those that fit in its batch.
+    width: u32,
     /// Engine time that is reserved for batch jobs, in milliseconds; negative if they had it in
     /// advance.
     batch_reserve_ms: f64,
@@ -94,6 +100,7 @@ impl BackendSlot {
             breaker: Breaker::default(),
             flow: ConcurrencyLimit::default(),
             unloaded: false,
+            width: u32::MAX,
             batch_reserve_ms: 0.0,
         }
     }
@@ -110,9 +117,9 @@ impl BackendSlot {
         slots as usize
     }
 
-    /// Jobs that the backend computes in parallel.
-    fn parallel(&self) -> u32 {
-        if self.profile.preemptive { 1 } else { self.profile.slots.max(1) }
+    /// How the backend serves so many jobs, those that run and those that wait.
+    fn service(&self, jobs: usize) -> EngineService {
+        EngineService::of(&self.profile, self.width, jobs)
     }
 }
 
@@ -222,51 +229,6 @@ impl Scheduler {
     pub fn pressure(&self) -> Pressure {
         let DevicePressure { heat, memory, disk, .. } = self.device_pressure;
         Pressure { heat, memory, disk, queue: self.queue.fullness() }
-    }
-
-    /// Charges the time since the last event to the applications whose jobs had the engines.
-    fn charge_engines(&mut self, now: Time) {
-        let ms = now.since(self.last_event_at).as_secs_f64()
-            * 1e3
-            * f64::from(self.device_pressure.duty);
-        self.last_event_at = now;
-        self.shares.fade(now);
-        if ms <= 0.0 {
-            return;
-        }
-        for engine in self.sides.device.iter() {
-            let top = self.top_of(engine);
-            let preemptive = self.backends[engine].profile.preemptive;
-            let mut served = None;
-            let works_on = match top {
-                Some(top) if preemptive => vec![top],
-                Some(_) | None => self.running.names_at(engine),
-            };
-            #[expect(clippy::cast_precision_loss, reason = "a few slots")]
-            let each = ms / works_on.len().max(1) as f64;
-            for job in works_on {
-                let Some(run) = self.running.get_mut(job) else { continue };
-                run.served += ms;
-                self.shares.used(run.entry.app, each);
-                served = Some(run.entry.spec.priority);
-            }
-            self.reserve_for_batch(engine, served, ms);
-        }
-    }
-
-    /// Reserves a share of the time that other jobs had for batch jobs that wait.
-    fn reserve_for_batch(&mut self, engine: usize, served: Option<Priority>, ms: f64) {
-        let is_batch = |e: &QueuedJob| e.home == Some(engine) && e.spec.priority == Priority::Batch;
-        let waits = served.is_some_and(|priority| priority != Priority::Batch)
-            && self.queue.iter().any(is_batch);
-        let backend = &mut self.backends[engine];
-        match served {
-            Some(Priority::Batch) => backend.batch_reserve_ms -= ms,
-            Some(_) if waits => backend.batch_reserve_ms += ms * BATCH_SHARE,
-            Some(_) | None => backend.batch_reserve_ms = backend.batch_reserve_ms.min(0.0),
-        }
-        let most = start::BATCH_TURN_MS / BATCH_SHARE;
-        backend.batch_reserve_ms = backend.batch_reserve_ms.clamp(-most * 10.0, most);
     }
 
     /// Whether a slot of this backend is free.
@@ -416,7 +378,9 @@ impl Scheduler {
         let first = self.sides.best(entry, self.askable(entry)).first().or(entry.able.first());
         let ms = first.and_then(|at| {
             let backend = &self.backends[at];
-            backend.rates.usual_ms().map(|ms| ms / f64::from(backend.parallel()))
+            let whole = |write| JobTime { read: 0.0, write };
+            let usual = backend.rates.usual_ms();
+            usual.map(|ms| backend.service(usize::MAX).delay_ms(&whole(ms)))
         });
         Duration::from_secs_f64(ms.unwrap_or(1000.0) / 1e3).min(RETRY_AFTER_MAX)
     }

@@ -23,6 +23,7 @@ use heapless::Vec as Bounded;
 use super::feasibility;
 use super::feasibility::{LINE_MAX, Offload, OrderedJob, ServiceOrder, find_offloads};
 use super::queued::{BackendSet, QueuedJob, RunningJob, ServiceTurn};
+use super::service::JobTime;
 use super::{Effect, Scheduler, route};
 use crate::decision::spread::{Level, Spread};
 use crate::decision::{Case, Figures, Predicted, Reason, ServerState};
@@ -36,24 +37,29 @@ const USABLE_MIN: f64 = 1e-6;
 
 /// Where a job of a service order is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum JobPlace {
+pub(super) enum JobPlace {
     Waiting(usize),
     Running(JobId),
 }
 
 /// The key of the service order: not served before all others, and the turn.
-type ServiceKey = (bool, ServiceTurn);
+pub(super) type ServiceKey = (bool, ServiceTurn);
 
 impl Scheduler {
     /// Finds the jobs to offload, and when to decide again.
     pub(super) fn decide(&mut self, now: Time) {
         self.offload_check_at = None;
-        let remote = self.free_remote();
-        if remote.is_empty() || (self.load() == (0, 0)) {
+        if self.load() == (0, 0) {
             return;
         }
+        let remote = self.free_remote();
         for engine in self.healthy.and(self.sides.device).iter() {
-            self.decide_at(engine, remote, now);
+            if self.backends[engine].profile.batch.width() > 1 {
+                self.choose_width(engine, now);
+            }
+            if !remote.is_empty() {
+                self.decide_at(engine, remote, now);
+            }
         }
     }
 
@@ -70,8 +76,7 @@ impl Scheduler {
         if line.iter().all(|item| item.offload_deadline.is_none()) {
             return;
         }
-        let parallel = f64::from(self.backends[engine].parallel());
-        let (to_offload, wait) = find_offloads(&line, parallel);
+        let (to_offload, wait) = find_offloads(&line);
         if let Some(wait) = wait {
             let at = now + Duration::from_secs_f64((wait / 1e3).clamp(1e-3, 1e6));
             self.offload_check_at = Some(self.offload_check_at.map_or(at, |other| other.min(at)));
@@ -83,7 +88,7 @@ impl Scheduler {
             }
             let figures = self.figures(engine, &line, &places, (candidate, &left), remote);
             let Some(figures) = figures else { continue };
-            let reason = self.reason(&line, candidate.late, level, &left, parallel);
+            let reason = self.reason(&line, candidate.late, level, &left);
             if self.offload(places[candidate.item], reason, figures) {
                 slots -= 1;
             }
@@ -92,7 +97,7 @@ impl Scheduler {
     }
 
     /// The jobs of an engine in service order, without recalled ones.
-    fn order(&self, engine: usize) -> Bounded<(ServiceKey, JobPlace), LINE_MAX> {
+    pub(super) fn order(&self, engine: usize) -> Bounded<(ServiceKey, JobPlace), LINE_MAX> {
         let backend = &self.backends[engine];
         let shares = self.shares.equal_shares();
         let mut order: Bounded<(ServiceKey, JobPlace), LINE_MAX> = Bounded::new();
@@ -120,7 +125,11 @@ impl Scheduler {
     }
 
     /// The remaining work of a job at full speed, and the engine time that it has had.
-    fn remaining(&self, engine: usize, place: JobPlace) -> Option<(&QueuedJob, Spread, f64)> {
+    pub(super) fn remaining(
+        &self,
+        engine: usize,
+        place: JobPlace,
+    ) -> Option<(&QueuedJob, JobTime, f64)> {
         let rates = &self.backends[engine].rates;
         match place {
             JobPlace::Waiting(at) => {
@@ -139,7 +148,7 @@ impl Scheduler {
     fn is_certified(&self, engine: usize, order: &[(ServiceKey, JobPlace)], now: Time) -> bool {
         let speed = self.speed();
         let backend = &self.backends[engine];
-        let parallel = f64::from(backend.parallel());
+        let service = backend.service(order.len());
         let mut before = 0.0;
         order.iter().all(|((_, (_, _, due, _)), place)| {
             let own = match place {
@@ -147,11 +156,14 @@ impl Scheduler {
                     let entry = self.queue.iter().nth(*at);
                     entry.map(|entry| backend.rates.worst_ms(&entry.load))
                 }
-                JobPlace::Running(_) => self.remaining(engine, *place).map(|(_, own, _)| own.worst),
+                JobPlace::Running(_) => {
+                    let time = self.remaining(engine, *place).map(|(_, time, _)| time);
+                    time.map(|time| JobTime { read: time.read.worst, write: time.write.worst })
+                }
             };
-            let own = own.unwrap_or_default() / speed;
-            let end = before / parallel + own;
-            before += own;
+            let own = own.unwrap_or_default();
+            let end = before + service.own_ms(&own) / speed;
+            before += service.delay_ms(&own) / speed;
             end <= ms_until(now, *due)
         })
     }
@@ -165,10 +177,11 @@ impl Scheduler {
         now: Time,
     ) -> (ServiceOrder, Bounded<JobPlace, LINE_MAX>) {
         let slow = 1.0 / self.speed();
+        let service = self.backends[engine].service(order.len());
         let mut line = ServiceOrder::new();
         let mut places = Bounded::new();
         for ((after, (priority, above, ..)), place) in order {
-            let Some((entry, own, served)) = self.remaining(engine, *place) else { continue };
+            let Some((entry, time, served)) = self.remaining(engine, *place) else { continue };
             let left = ms_until(now, entry.due());
             let may_offload = match place {
                 JobPlace::Waiting(_) => true,
@@ -178,7 +191,8 @@ impl Scheduler {
             };
             let group = if *after { 1 + 2 * *priority as u8 + u8::from(*above) } else { 0 };
             let item = OrderedJob {
-                own: own.map(|ms| ms * slow),
+                own: service.own(&time).map(|ms| ms * slow),
+                delay: service.delay(&time).map(|ms| ms * slow),
                 left,
                 group,
                 offload_deadline: self
@@ -244,16 +258,16 @@ impl Scheduler {
         let remote = self.free_remote();
         let left = ms_until(now, entry.due());
         let slow = 1.0 / self.speed();
-        let own = self.backends[engine].rates.time(&entry.load).map(|ms| ms * slow);
+        let own = self.time_at_start(entry, engine).map(|ms| ms * slow);
         if own.worst <= left || own.p95 <= left || entry.offload.is_some() {
             return None;
         }
         let offload_deadline = Some(self.offload_deadline(entry, 0.0, remote, left)?);
-        let alone = [OrderedJob { own, left, group: 0, offload_deadline }];
-        let level = find_offloads(&alone, 1.0).0.first().map(|(_, level)| *level);
+        let alone = [OrderedJob { own, delay: own, left, group: 0, offload_deadline }];
+        let level = find_offloads(&alone).0.first().map(|(_, level)| *level);
         let must = if entry.spec.is_buffered { level } else { level.or(Some(Level::Careful)) };
         let must = must.filter(|_| self.free_slots_of(remote) > 0)?;
-        Some(self.reason(&alone, 0, must, &[], 1.0))
+        Some(self.reason(&alone, 0, must, &[]))
     }
 
     /// Offloads the job; returns whether it still waits or runs.
@@ -282,10 +296,9 @@ impl Scheduler {
         late: usize,
         level: Level,
         gone: &[usize],
-        parallel: f64,
     ) -> Reason {
         let speed = self.speed();
-        let before = feasibility::ahead(line, late, gone).at(level) / parallel;
+        let before = feasibility::ahead(line, late, gone).at(level);
         let would_end = (before + line[late].own.at(level)) * speed;
         if would_end > line[late].left {
             return Reason::Deadline;
@@ -316,6 +329,7 @@ impl Scheduler {
         let speed = self.speed();
         let case = |&at: &usize| Case {
             work: line[at].own.map(|ms| ms * speed),
+            delay: (line[at].delay != line[at].own).then(|| line[at].delay.map(|ms| ms * speed)),
             left: line[at].left,
             group: line[at].group,
             offload_deadline: line[at].offload_deadline,
@@ -326,7 +340,6 @@ impl Scheduler {
             line: stays.iter().map(case).collect(),
             own: stays.iter().position(|at| *at == candidate.item).unwrap_or(0),
             away: self.remote_ms(entry, served, remote),
-            parallel: self.backends[engine].parallel(),
             ..self.figures_at(entry, None, self.last_event_at)
         })
     }
@@ -343,7 +356,8 @@ impl Scheduler {
         let is_here = backend.is_some_and(|backend| self.sides.device.has(backend));
         let is_full = is_here && self.free_slots_of(remote) == 0;
         let case = |backend: usize| Case {
-            work: self.backends[backend].rates.time(&entry.load),
+            work: self.time_at_start(entry, backend),
+            delay: None,
             left,
             group: 0,
             offload_deadline: self.offload_deadline(entry, 0.0, remote, left).filter(|_| is_here),
@@ -429,10 +443,12 @@ impl Scheduler {
             return None;
         }
         let backend = &self.backends[engine];
+        let service = backend.service(self.jobs_at(engine) + 1);
+        let add = |before: Spread, time: &JobTime| before.with(&service.delay(time), |a, b| a + b);
         let mut before = Spread::default();
         for other in self.queue.iter().filter(|other| other.home == Some(engine)) {
             if other.offload.is_none() && other.order() < entry.order() {
-                before = before.with(&backend.rates.time(&other.load), |a, b| a + b);
+                before = add(before, &backend.rates.time(&other.load));
             }
         }
         for run in self.running.at(engine) {
@@ -440,13 +456,13 @@ impl Scheduler {
                 || !self.has_free_slot(engine)
                 || run.entry.order() < entry.order();
             if is_before {
-                before = before.with(&run.remaining(&backend.rates, &self.predictor), |a, b| a + b);
+                before = add(before, &run.remaining(&backend.rates, &self.predictor));
             }
         }
-        let own = backend.rates.time(&entry.load);
+        let own = service.own(&backend.rates.time(&entry.load));
         let speed = self.speed();
         let end = |level| {
-            let ms = (before.at(level) / f64::from(backend.parallel()) + own.at(level)) / speed;
+            let ms = (before.at(level) + own.at(level)) / speed;
             (ms * 10.0).round() / 10.0
         };
         let predicted = Predicted { p50: end(Level::Likely), p95: end(Level::Careful) };
@@ -455,6 +471,6 @@ impl Scheduler {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "exact for 285 years of microseconds")]
-fn ms_until(now: Time, due: Time) -> f64 {
+pub(super) fn ms_until(now: Time, due: Time) -> f64 {
     due.0.saturating_sub(now.0) as f64 / 1e3
 }

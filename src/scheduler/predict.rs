@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::job::{JobSpec, TokenTimes, UNLISTED_APP};
 use super::profile::BackendProfile;
+use super::service::JobTime;
 use super::window::{Window, nearest_rank};
 use crate::decision::spread::Spread;
 use crate::limits::{CLOUD_TIMES_KEPT, LENGTHS_KEPT, RATES_KEPT, TEMPLATES_MAX};
@@ -130,23 +131,30 @@ impl Rates {
     }
 
     /// The worst of [`Rates::time`] alone.
-    pub(super) fn worst_ms(&self, load: &Load) -> f64 {
-        load.read.worst * self.read_ms.worst
-            + load.write.worst * self.write_ms.worst
-            + load.fixed.worst
+    pub(super) fn worst_ms(&self, load: &Load) -> JobTime<f64> {
+        JobTime {
+            read: load.read.worst * self.read_ms.worst + load.fixed.worst,
+            write: load.write.worst * self.write_ms.worst,
+        }
     }
 
-    /// How long this takes at full speed, in milliseconds.
-    pub(super) fn time(&self, load: &Load) -> Spread {
+    /// How long this takes at full speed.
+    pub(super) fn time(&self, load: &Load) -> JobTime {
         let reading = load.read.with(&self.read_ms, |n, ms| n * ms);
-        let writing = load.write.with(&self.write_ms, |n, ms| n * ms);
-        reading.with(&writing, |a, b| a + b).with(&load.fixed, |a, b| a + b)
+        JobTime {
+            read: reading.with(&load.fixed, |a, b| a + b),
+            write: load.write.with(&self.write_ms, |n, ms| n * ms),
+        }
+    }
+
+    /// Median time for the prompt of a job at full speed, in milliseconds.
+    pub(super) fn reading_ms(&self, load: &Load) -> f64 {
+        load.read.p50 * self.read_ms.p50 + load.fixed.p50
     }
 
     /// Tokens that a job has written after `served` milliseconds of the engine at full speed.
     fn written(&self, load: &Load, served: f64) -> f64 {
-        let reading = load.read.p50 * self.read_ms.p50 + load.fixed.p50;
-        ((served - reading) / self.write_ms.p50.max(1e-6)).max(0.0)
+        ((served - self.reading_ms(load)) / self.write_ms.p50.max(1e-6)).max(0.0)
     }
 
     /// Predicted length of its whole answer, in tokens.
@@ -173,15 +181,15 @@ impl Rates {
         spec: &JobSpec,
         load: &Load,
         served: f64,
-    ) -> Spread {
+    ) -> JobTime {
         let reading = load.read.with(&self.read_ms, |n, ms| n * ms).with(&load.fixed, |a, b| a + b);
         let unread = reading.map(|ms| (ms - served).max(0.0));
         if load.write.worst <= 0.0 {
-            return unread;
+            return JobTime { read: unread, write: Spread::default() };
         }
         let written = self.written(load, served);
         let writing = if written > 0.0 { predictor.rest(spec, load, written) } else { load.write };
-        unread.with(&writing.with(&self.write_ms, |n, ms| n * ms), |a, b| a + b)
+        JobTime { read: unread, write: writing.with(&self.write_ms, |n, ms| n * ms) }
     }
 
     /// Time of a whole answer of that length, in milliseconds, network included.
@@ -384,7 +392,7 @@ mod tests {
         let mut predictor = Predictor::default();
         let mut rates = Rates::stated(&profile);
         let time = |predictor: &Predictor, rates: &Rates| {
-            rates.time(&predictor.load(&job, &profile, rates))
+            rates.time(&predictor.load(&job, &profile, rates)).whole()
         };
         // 1,000 bytes with the template, a quarter of a token each; half of what the answer may have
         close(time(&predictor, &rates).p50, 250.0 * 10.0 + 10.0 * 100.0);

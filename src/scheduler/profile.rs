@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::limits::OUTPUT_TOKENS_MAX;
+use crate::model::batch::BatchRates;
 use crate::model::context::{InferenceSettings, Locality};
 use crate::money::Price;
 
@@ -20,8 +21,11 @@ pub struct BackendProfile {
     pub locality: Locality,
     /// Jobs at once.
     pub slots: u32,
-    /// It computes only the most urgent of its jobs and resumes the others afterwards.
+    /// It computes only the most urgent of its jobs, as many as fit in a batch, and resumes the others
+    /// afterwards.
     pub preemptive: bool,
+    /// Speeds of several answers that it decodes in one batch.
+    pub batch: BatchRates,
     /// Milliseconds a token of a prompt, as it measured itself at its start.
     pub read_ms: Option<f64>,
     /// Milliseconds a token of an answer, as it measured itself at its start.
@@ -54,6 +58,7 @@ impl BackendProfile {
             locality,
             slots: 1,
             preemptive: false,
+            batch: BatchRates::default(),
             read_ms: None,
             write_ms: None,
             max_tokens: InferenceSettings::default().max_tokens,

@@ -6,7 +6,7 @@ use super::fairness::AppId;
 use super::job::JobSpec;
 use super::predict::{Load, Predictor, Rates};
 use super::profile::BackendId;
-use crate::decision::spread::Spread;
+use super::service::JobTime;
 use crate::decision::{Attempt, Figures, Predicted, Reason};
 use crate::limits::{ATTEMPTS_MAX, SERVERS_MAX};
 use crate::model::context::Locality;
@@ -247,8 +247,13 @@ impl RunningJob {
         (!self.promoted, self.told, due, job)
     }
 
-    /// Remaining work at full speed, in milliseconds.
-    pub(super) fn remaining(&self, rates: &Rates, predictor: &Predictor) -> Spread {
+    /// Whether its prompt is most likely not yet read.
+    pub(super) fn is_reading(&self, rates: &Rates) -> bool {
+        self.served < rates.reading_ms(&self.entry.load)
+    }
+
+    /// Remaining work at full speed.
+    pub(super) fn remaining(&self, rates: &Rates, predictor: &Predictor) -> JobTime {
         rates.rest(predictor, &self.entry.spec, &self.entry.load, self.served)
     }
 }

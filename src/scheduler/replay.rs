@@ -83,6 +83,7 @@ fn explain_one(decision: &Decision) -> Result<(Route, Reason), String> {
         | Effect::Book(_)
         | Effect::Load(_)
         | Effect::Unload(_)
+        | Effect::Width { .. }
         | Effect::Drained => None,
     });
     settled.ok_or_else(|| "the replay leaves the job in the queue".to_owned())
@@ -425,11 +426,17 @@ fn furthest_of(figures: &Figures) -> Locality {
 /// Whether the job is offloaded, given the service order of the record.
 fn offload(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
     let speed = scheduler.speed();
+    let parallel = f64::from(figures.parallel.max(1));
     let mut line = ServiceOrder::new();
     if figures.ahead.worst > 0.0 {
         let own = figures.ahead.map(|ms| ms / speed);
-        let _ =
-            line.push(OrderedJob { own, left: f64::INFINITY, group: 0, offload_deadline: None });
+        let _ = line.push(OrderedJob {
+            own,
+            delay: own.map(|ms| ms / parallel),
+            left: f64::INFINITY,
+            group: 0,
+            offload_deadline: None,
+        });
     }
     let own = line.len() + figures.own;
     for case in &figures.line {
@@ -438,17 +445,19 @@ fn offload(scheduler: &Scheduler, figures: &Figures) -> Option<Reason> {
         let group = case.group.saturating_add(1);
         let _ = line.push(OrderedJob {
             own: work,
+            delay: case
+                .delay
+                .map_or(work.map(|ms| ms / parallel), |delay| delay.map(|ms| ms / speed)),
             left: case.left,
             group,
             offload_deadline: case.offload_deadline,
         });
     }
-    let parallel = f64::from(figures.parallel.max(1));
-    let (to_offload, _) = find_offloads(&line, parallel);
+    let (to_offload, _) = find_offloads(&line);
     let mut left: heapless::Vec<usize, LINE_MAX> = heapless::Vec::new();
     for (candidate, level) in to_offload {
         if candidate.item == own {
-            return Some(scheduler.reason(&line, candidate.late, level, &left, parallel));
+            return Some(scheduler.reason(&line, candidate.late, level, &left));
         }
         let _ = left.push(candidate.item);
     }

@@ -157,12 +157,14 @@ impl Scheduler {
         {
             return false;
         }
-        // an engine that preempts gains from a second job only if that is the most urgent
+        // an engine that preempts gains from one more than it computes at once only if that is one of the
+        // most urgent
         let known = &self.backends[backend];
-        self.running.count_at(backend) == 0 || !known.profile.preemptive || {
+        let width = known.width.min(known.profile.batch.width()) as usize;
+        self.running.count_at(backend) < width || !known.profile.preemptive || {
             let priority = self.priority_at(entry, backend, shares);
             let order = (true, priority, entry.due(), entry.job());
-            self.running.at(backend).map(RunningJob::order).min().is_none_or(|most| order < most)
+            self.running.at(backend).filter(|run| run.order() < order).count() < width
         }
     }
 

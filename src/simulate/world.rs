@@ -410,7 +410,11 @@ impl<'a> World<'a> {
                 let away = backend.is_some_and(|backend| backend.as_str() == AWAY);
                 self.settled(job, &verdict, away, decision.reason);
             }
-            Effect::Load(_) | Effect::Unload(_) | Effect::Book(_) | Effect::Drained => {}
+            Effect::Load(_)
+            | Effect::Unload(_)
+            | Effect::Width { .. }
+            | Effect::Book(_)
+            | Effect::Drained => {}
         }
     }
 

@@ -15,6 +15,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("request/name", 1),
     ("request/refusal", 1),
     ("request/skill", 1),
+    ("model/batch", 2),
     ("model/context", 2),
     ("pressure/level", 2),
     ("pressure/limit", 2),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pilotlight::model::batch::BatchRates;
 use pilotlight::model::context::Locality;
 use pilotlight::model::generate::Fault;
 use pilotlight::request::client::Client;
@@ -44,7 +45,10 @@ fn while_the_worst_case_is_in_time_nobody_leaves() {
     let (mut held, mut left) = (0, 0);
     for seed in 0..500 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let local = BackendProfile { slots: random.u32(1..4), ..base.clone() };
+        let steps = [(1, 10.0), (2, 12.0), (4, 16.0)];
+        let batch = BatchRates::of_steps(&steps[..random.usize(0..=3)]);
+        let slots = random.u32(1..4) + batch.width() - 1;
+        let local = BackendProfile { slots, batch, ..base.clone() };
         let cloud = BackendProfile {
             server: "cloud".into(),
             locality: Locality::Cloud,

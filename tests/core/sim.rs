@@ -340,7 +340,7 @@ impl World {
                     assert_eq!(book.recalls, 1, "{job:?} changed its route twice");
                     assert_eq!(book.mode, Mode::PreferLocal);
                 }
-                Effect::Unload(_) | Effect::Load(_) | Effect::Book(_) => {}
+                Effect::Unload(_) | Effect::Load(_) | Effect::Book(_) | Effect::Width { .. } => {}
                 Effect::Drained => self.drained += 1,
             }
         }

@@ -15,7 +15,7 @@ use pilotlight::engines::gguf;
 use pilotlight::engines::gguf::GgufOptions;
 use pilotlight::engines::worker::Calibration;
 use pilotlight::engines::worker::OnThread;
-use pilotlight::model::generate::Generate;
+use pilotlight::model::generate::{Generate, Pace};
 use pilotlight::request::format::Format;
 use pilotlight::request::labels::Labels;
 use rumqttc::mqttbytes::v5::PublishProperties;
@@ -43,7 +43,7 @@ async fn a_paced_engine_pauses() {
     let (remote, _closed) = over_channels(Arc::new(model().await)).await;
     let mut slow = Vec::new();
     for duty in [1.0, 0.2] {
-        remote.pace(duty);
+        remote.pace(Pace { duty, ..Pace::default() });
         let began = std::time::Instant::now();
         let (_, usage) = run(&remote, &job("Count to one hundred.", 30)).await.unwrap();
         let computed = usage.prefill_ms + usage.decode_ms;

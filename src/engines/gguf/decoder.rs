@@ -21,7 +21,8 @@ use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
-    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, log_probabilities, sha256_of, threads_or_all,
+    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, StepPart, log_probabilities, sha256_of,
+    threads_or_all,
 };
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
@@ -33,8 +34,8 @@ use crate::sandbox::memory::EngineBounds;
 const SEQUENCES: u32 = CONVERSATIONS + BRANCHES;
 /// Continuations that are scored in one batch.
 const BRANCHES: u32 = 15;
-/// Conversations in the KV cache: one for each prompt that may be started.
-const CONVERSATIONS: u32 = SLOTS;
+/// Conversations in the KV cache: those of the prompts that run, and as many earlier ones.
+const CONVERSATIONS: u32 = 2 * SLOTS;
 
 /// A conversation in the KV cache.
 #[derive(Debug, Default)]
@@ -44,6 +45,8 @@ struct CachedPrompt {
     group: Arc<str>,
     /// Number of the request that used it last.
     used: u64,
+    /// A prompt runs in it.
+    in_use: bool,
 }
 
 /// Body of the worker thread: loads the model and serves it.
@@ -98,12 +101,11 @@ struct LlamaDecoder<'m> {
     batch: LlamaBatch<'static>,
     /// Conversations in the KV cache; the index is the sequence id.
     cached: Vec<CachedPrompt>,
-    /// Index of the conversation of the current request.
-    current: usize,
     requests: u64,
     /// Length of the context: most tokens of all conversations together.
     length: usize,
-    logits: Vec<f32>,
+    /// Of each part of the last step.
+    logits: Vec<Vec<f32>>,
     stop: &'m StopSignal,
     /// The flag that `stop` points to.
     raised: Option<Arc<AtomicBool>>,
@@ -153,7 +155,6 @@ impl<'m> LlamaDecoder<'m> {
             template,
             batch: LlamaBatch::new(BATCH_TOKENS as usize, 1),
             cached: (0..CONVERSATIONS).map(|_| CachedPrompt::default()).collect(),
-            current: 0,
             requests: 0,
             length: length as usize,
             logits: Vec::new(),
@@ -163,22 +164,20 @@ impl<'m> LlamaDecoder<'m> {
         Ok((decoder, facts))
     }
 
-    /// Tokens of the current conversation in the KV cache.
-    fn cached_tokens(&self) -> usize {
-        self.cached[self.current].tokens.len()
-    }
-
-    /// Removes the tokens of the current conversation from this position on.
-    fn truncate_at(&mut self, kept: usize) -> Result<(), Fault> {
-        let from = u32::try_from(kept).unwrap_or(u32::MAX);
-        let sequence = Some(number(self.current));
-        let cleared = self.context.clear_kv_cache_seq(sequence, Some(from), None);
-        if cleared.is_ok_and(|cleared| cleared) {
-            self.cached[self.current].tokens.truncate(kept);
+    /// Removes the tokens of a conversation from this position on.
+    fn truncate_at(&mut self, conversation: usize, kept: usize) -> Result<(), Fault> {
+        if self.cached[conversation].tokens.len() <= kept && kept > 0 {
             return Ok(());
         }
-        // some models can't remove a part
-        self.clear();
+        let from = u32::try_from(kept).unwrap_or(u32::MAX);
+        let sequence = Some(number(conversation));
+        let cleared = self.context.clear_kv_cache_seq(sequence, Some(from), None);
+        if cleared.is_ok_and(|cleared| cleared) {
+            self.cached[conversation].tokens.truncate(kept);
+            return Ok(());
+        }
+        // some models can't remove a part, but the whole
+        self.forget(conversation)?;
         if kept == 0 {
             Ok(())
         } else {
@@ -186,43 +185,44 @@ impl<'m> LlamaDecoder<'m> {
         }
     }
 
-    fn clear(&mut self) {
-        self.context.clear_kv_cache();
-        for cached in &mut self.cached {
-            cached.tokens.clear();
-        }
+    /// Removes all tokens of a conversation.
+    fn forget(&mut self, conversation: usize) -> Result<(), Fault> {
+        let cleared = self.context.clear_kv_cache_seq(Some(number(conversation)), None, None);
+        cleared
+            .map_err(|e| Fault::ProtocolError(format!("a sequence cannot be truncated: {e}")))?;
+        self.cached[conversation].tokens.clear();
+        Ok(())
     }
 
-    /// Evicts the least recently used conversations until this many more tokens fit. An evicted
-    /// conversation is prefilled again when it continues.
+    /// Evicts the least recently used conversations that are not in use until this many more tokens fit. An
+    /// evicted conversation is prefilled again when it continues.
     fn evict_for(&mut self, tokens: usize) -> Result<(), Fault> {
         let total = |all: &[CachedPrompt]| all.iter().map(|one| one.tokens.len()).sum::<usize>();
         // bounded: each round clears one of a few
         while total(&self.cached) + tokens > self.length {
-            let others = (0..self.cached.len()).filter(|at| *at != self.current);
-            let full = others.filter(|at| !self.cached[*at].tokens.is_empty());
+            let idle = (0..self.cached.len()).filter(|at| !self.cached[*at].in_use);
+            let full = idle.filter(|at| !self.cached[*at].tokens.is_empty());
             let Some(oldest) = full.min_by_key(|at| self.cached[*at].used) else { return Ok(()) };
-            let cleared = self.context.clear_kv_cache_seq(Some(number(oldest)), None, None);
-            cleared.map_err(|e| {
-                Fault::ProtocolError(format!("a sequence cannot be truncated: {e}"))
-            })?;
-            self.cached[oldest].tokens.clear();
+            self.forget(oldest)?;
         }
         Ok(())
     }
 
-    /// Starts the current conversation with the first `common` tokens of another.
-    fn start_with(&mut self, longest: usize, common: usize) -> Result<(), Fault> {
-        self.truncate_at(0)?;
-        if common == 0 || longest == self.current {
-            return Ok(());
+    /// Starts a conversation with the first `common` tokens of another.
+    fn start_with(&mut self, new: usize, other: usize, common: usize) -> Result<(), Fault> {
+        if common == 0 {
+            return self.forget(new);
         }
+        if new == other {
+            return self.truncate_at(new, common);
+        }
+        self.forget(new)?;
         let end = u32::try_from(common).ok();
-        let (from, to) = (number_i32(longest), number_i32(self.current));
+        let (from, to) = (number_i32(other), number_i32(new));
         let copied = self.context.copy_kv_cache_seq(from, to, Some(0), end);
         copied.map_err(|e| Fault::ProtocolError(format!("a prefix cannot be shared: {e}")))?;
-        let shared = self.cached[longest].tokens[..common].to_vec();
-        self.cached[self.current].tokens = shared;
+        let shared = self.cached[other].tokens[..common].to_vec();
+        self.cached[new].tokens = shared;
         Ok(())
     }
 }
@@ -232,6 +232,7 @@ impl LlamaDecoder<'_> {
     /// adds their log-probabilities to `sums`.
     fn score_branches(
         &mut self,
+        sequence: usize,
         some: &[usize],
         all: &[Vec<u32>],
         sums: &mut [f32],
@@ -242,10 +243,10 @@ impl LlamaDecoder<'_> {
         self.evict_for(some.iter().map(|&n| all[n].len()).sum())?;
         self.batch.clear();
         let mut rows = Vec::new();
-        let from = number_i32(self.current);
+        let from = number_i32(sequence);
         for (branch, &n) in (number_i32(CONVERSATIONS as usize)..).zip(some) {
             self.context.copy_kv_cache_seq(from, branch, None, None).map_err(|e| broken(&e))?;
-            for (pair, at) in all[n].windows(2).zip(self.cached_tokens()..) {
+            for (pair, at) in all[n].windows(2).zip(self.cached[sequence].tokens.len()..) {
                 let at = i32::try_from(at).unwrap_or(i32::MAX);
                 self.batch.add(token(pair[0]), at, &[branch], true).map_err(|e| broken(&e))?;
                 rows.push((n, pair[1]));
@@ -256,6 +257,23 @@ impl LlamaDecoder<'_> {
             sums[n] += log_probabilities(self.context.get_logits_ith(row))[next as usize];
         }
         Ok(())
+    }
+
+    /// Evaluates one batch.
+    fn eval_batch(&mut self, parts: &[StepPart<'_>]) -> Result<(), Fault> {
+        self.batch.clear();
+        for part in parts {
+            let first = self.cached[part.sequence].tokens.len();
+            for (n, &next) in part.tokens.iter().enumerate() {
+                let at = i32::try_from(first + n).unwrap_or(i32::MAX);
+                let last = n + 1 == part.tokens.len();
+                self.batch
+                    .add(token(next), at, &[number_i32(part.sequence)], last)
+                    .map_err(|e| Fault::ProtocolError(format!("batch too large: {e}")))?;
+            }
+        }
+        let decoded = self.context.decode(&mut self.batch);
+        decoded.map_err(|e| Fault::ProtocolError(format!("llama.cpp decode failed: {e}")))
     }
 }
 
@@ -274,59 +292,87 @@ impl Decoder for LlamaDecoder<'_> {
         Ok(tokens.into_iter().map(id).collect())
     }
 
-    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<usize, Fault> {
-        if prompt.is_empty() {
-            self.clear();
-            return Ok(0);
-        }
-        self.requests += 1;
-        let common = |one: &CachedPrompt| scope.common(&one.tokens, &one.group, prompt);
-        let all = || self.cached.iter().map(common).enumerate();
-        let Some((longest, most)) = all().max_by_key(|(_, common)| *common) else { return Ok(0) };
-        // all conversations start with the template's text: that alone must not evict another one
-        if most > 0 && 2 * most >= self.cached[longest].tokens.len() {
-            self.current = longest;
-            self.truncate_at(most)?;
-        } else {
-            let oldest = (0..self.cached.len()).min_by_key(|at| self.cached[*at].used);
-            self.current = oldest.unwrap_or(0);
-            self.start_with(longest, most)?;
-        }
-        self.cached[self.current].used = self.requests;
-        self.cached[self.current].group = Arc::clone(&scope.group);
-        Ok(self.cached_tokens())
+    fn sequences(&self) -> usize {
+        SLOTS as usize
     }
 
-    fn eval(&mut self, tokens: &[u32]) -> Result<(), Fault> {
-        self.evict_for(tokens.len())?;
-        self.batch.clear();
-        let first = self.cached_tokens();
-        let sequence = number_i32(self.current);
-        for (n, &next) in tokens.iter().enumerate() {
-            let at = i32::try_from(first + n).unwrap_or(i32::MAX);
-            let last = n + 1 == tokens.len();
-            self.batch
-                .add(token(next), at, &[sequence], last)
-                .map_err(|e| Fault::ProtocolError(format!("batch too large: {e}")))?;
+    fn free_tokens(&self) -> usize {
+        let used = self.cached.iter().filter(|one| one.in_use);
+        self.length.saturating_sub(used.map(|one| one.tokens.len()).sum())
+    }
+
+    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<(usize, usize), Fault> {
+        self.requests += 1;
+        let common = |one: &CachedPrompt| scope.common(&one.tokens, &one.group, prompt);
+        let longest = (0..self.cached.len()).max_by_key(|at| common(&self.cached[*at]));
+        let longest = longest.unwrap_or(0);
+        let most = common(&self.cached[longest]);
+        let idle = (0..self.cached.len()).filter(|at| !self.cached[*at].in_use);
+        let oldest = idle.min_by_key(|at| self.cached[*at].used);
+        // all conversations start with the template's text: that alone must not evict another one
+        let continues = most > 0
+            && 2 * most >= self.cached[longest].tokens.len()
+            && !self.cached[longest].in_use;
+        let chosen = if continues { Some(longest) } else { oldest };
+        let none = || Fault::ProtocolError("all sequences are in use".to_owned());
+        let chosen = chosen.ok_or_else(none)?;
+        self.start_with(chosen, longest, most)?;
+        let entry = &mut self.cached[chosen];
+        entry.used = self.requests;
+        entry.group = Arc::clone(&scope.group);
+        entry.in_use = true;
+        Ok((chosen, entry.tokens.len()))
+    }
+
+    fn release(&mut self, sequence: usize) {
+        self.requests += 1;
+        self.cached[sequence].used = self.requests;
+        self.cached[sequence].in_use = false;
+    }
+
+    fn clear(&mut self) {
+        self.context.clear_kv_cache();
+        for cached in &mut self.cached {
+            cached.tokens.clear();
+            cached.in_use = false;
         }
-        if let Err(error) = self.context.decode(&mut self.batch) {
+    }
+
+    fn eval(&mut self, parts: &[StepPart<'_>]) -> Result<(), Fault> {
+        self.evict_for(parts.iter().map(|part| part.tokens.len()).sum())?;
+        if let Err(fault) = self.eval_batch(parts) {
             // an aborted batch may have left a part in the KV cache
-            self.truncate_at(first)?;
-            return Err(Fault::ProtocolError(format!("llama.cpp decode failed: {error}")));
+            for part in parts {
+                let first = self.cached[part.sequence].tokens.len();
+                let from = u32::try_from(first).ok();
+                let sequence = Some(number(part.sequence));
+                if !self.context.clear_kv_cache_seq(sequence, from, None).unwrap_or(false) {
+                    self.forget(part.sequence)?;
+                }
+            }
+            return Err(fault);
         }
-        self.cached[self.current].tokens.extend_from_slice(tokens);
-        let row = self.batch.n_tokens() - 1;
-        self.logits.clear();
-        self.logits.extend_from_slice(self.context.get_logits_ith(row));
+        self.logits.resize_with(parts.len(), Vec::new);
+        let mut row = 0;
+        for (part, logits) in parts.iter().zip(&mut self.logits) {
+            self.cached[part.sequence].tokens.extend_from_slice(part.tokens);
+            row += number_i32(part.tokens.len());
+            logits.clear();
+            logits.extend_from_slice(self.context.get_logits_ith(row - 1));
+        }
         Ok(())
     }
 
-    fn truncate(&mut self, last: usize) -> Result<(), Fault> {
-        self.truncate_at(self.cached_tokens().saturating_sub(last))
+    fn truncate(&mut self, sequence: usize, last: usize) -> Result<(), Fault> {
+        self.truncate_at(sequence, self.cached[sequence].tokens.len().saturating_sub(last))
     }
 
-    fn score_continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
-        let first = log_probabilities(&self.logits);
+    fn score_continuations(
+        &mut self,
+        sequence: usize,
+        all: &[Vec<u32>],
+    ) -> Result<Vec<f32>, Fault> {
+        let first = log_probabilities(self.logits(0));
         let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
         // continuations of one token are scored already
         let longer: Vec<usize> = (0..all.len()).filter(|&n| all[n].len() > 1).collect();
@@ -335,7 +381,7 @@ impl Decoder for LlamaDecoder<'_> {
         while !left.is_empty() {
             let (some, others) = left.split_at(fitting(left.iter().map(|&n| all[n].len())));
             left = others;
-            let scored = self.score_branches(some, all, &mut sums);
+            let scored = self.score_branches(sequence, some, all, &mut sums);
             for branch in CONVERSATIONS..SEQUENCES {
                 let cleared = self.context.clear_kv_cache_seq(Some(branch), None, None);
                 cleared.map_err(|e| {
@@ -347,16 +393,12 @@ impl Decoder for LlamaDecoder<'_> {
         Ok(sums)
     }
 
-    fn slots(&self) -> u32 {
-        CONVERSATIONS
-    }
-
     fn batch_tokens(&self) -> usize {
         BATCH_TOKENS as usize
     }
 
-    fn logits(&mut self) -> &mut [f32] {
-        &mut self.logits
+    fn logits(&mut self, part: usize) -> &mut [f32] {
+        &mut self.logits[part]
     }
 
     fn is_end(&self, last: u32) -> bool {

@@ -11,7 +11,7 @@ use toktrie::TokTrie;
 
 use super::folder::Folder;
 use super::vocabulary::Vocabulary;
-use crate::engines::worker::{Decoder, PrefixScope};
+use crate::engines::worker::{Decoder, PrefixScope, StepPart};
 use crate::model::generate::Fault;
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
@@ -30,6 +30,8 @@ struct Prefix {
     buffers: Vec<[Tensor<f32>; 2]>,
     /// Number of the request that used it last.
     used: u64,
+    /// A prompt runs in it.
+    in_use: bool,
 }
 
 impl Prefix {
@@ -68,14 +70,15 @@ pub(crate) struct Onnx {
     folder: Folder,
     vocabulary: Vocabulary,
     prefixes: Vec<Prefix>,
-    /// Index of the prefix of the current request; its buffers are bound to the session.
+    /// Index of the prefix of the last batch; its buffers are bound to the session.
     current: usize,
     requests: u64,
     capacity: usize,
     positions: bool,
     /// Tokens of the last batch.
     rows: usize,
-    logits: Vec<f32>,
+    /// Of each part of the last step.
+    logits: Vec<Vec<f32>>,
 }
 
 impl Onnx {
@@ -94,7 +97,13 @@ impl Onnx {
             let buffers = buffers.collect::<ort::Result<_>>().map_err(|e| {
                 Fault::unavailable(format!("cannot allocate a context of {capacity} tokens: {e}"))
             })?;
-            made.push(Prefix { tokens: Vec::new(), group: Arc::default(), buffers, used: 0 });
+            made.push(Prefix {
+                tokens: Vec::new(),
+                group: Arc::default(),
+                buffers,
+                used: 0,
+                in_use: false,
+            });
         }
         let binding = session.create_binding().map_err(broken)?;
         let mut onnx = Onnx {
@@ -144,20 +153,22 @@ impl Onnx {
         self.binding.bind_output_to_device(self.folder.names.logits.clone(), &memory)
     }
 
-    /// Index of the prefix that this prompt continues, else of the least recently used one.
-    fn pick_prefix(&self, prompt: &[u32], scope: &PrefixScope) -> usize {
+    /// Index of the prefix that this prompt continues, else of the least recently used one, of those that are
+    /// not in use.
+    fn pick_prefix(&self, prompt: &[u32], scope: &PrefixScope) -> Option<usize> {
         let continued = |prefix: &Prefix| {
             let kept = scope.common(&prefix.tokens, &prefix.group, prompt);
             // all conversations start with the template's text: that alone must not evict another one
             (2 * kept >= prefix.tokens.len() && kept > 0).then_some(kept)
         };
-        let all = || self.prefixes.iter().enumerate();
+        let all = || self.prefixes.iter().enumerate().filter(|(_, prefix)| !prefix.in_use);
         let longest = all().filter_map(|(n, prefix)| Some((continued(prefix)?, n))).max();
         let oldest = || all().min_by_key(|(_, prefix)| prefix.used).map(|(n, _)| n);
-        longest.map(|(_, n)| n).or_else(oldest).unwrap_or(0)
+        longest.map(|(_, n)| n).or_else(oldest)
     }
 
-    fn eval_batch(&mut self, tokens: &[u32]) -> ort::Result<()> {
+    /// Evaluates a batch of the current prefix; its logits are those of this row.
+    fn eval_batch(&mut self, tokens: &[u32], row: usize) -> ort::Result<()> {
         let names = &self.folder.names;
         let past = self.prefixes[self.current].tokens.len();
         let total = past + tokens.len();
@@ -175,10 +186,14 @@ impl Onnx {
             self.rows = tokens.len();
             self.bind_logits()?;
         }
-        if self.folder.shared { self.run_shared(&inputs) } else { self.run_growing(&inputs) }
+        if self.folder.shared {
+            self.run_shared(&inputs, row)
+        } else {
+            self.run_growing(&inputs, row)
+        }
     }
 
-    fn run_shared(&mut self, inputs: &[(String, Tensor<i64>)]) -> ort::Result<()> {
+    fn run_shared(&mut self, inputs: &[(String, Tensor<i64>)], row: usize) -> ort::Result<()> {
         for (name, value) in inputs {
             self.binding.bind_input(name.clone(), value)?;
         }
@@ -186,11 +201,11 @@ impl Onnx {
         let outputs = self.session.run_binding(&self.binding)?;
         let logits = outputs.get(&self.folder.names.logits);
         let logits = logits.ok_or_else(|| ort::Error::new("no logits"))?;
-        last_row(logits.try_extract_tensor::<f32>()?, known, &mut self.logits);
+        last_row(logits.try_extract_tensor::<f32>()?, known, &mut self.logits[row]);
         Ok(())
     }
 
-    fn run_growing(&mut self, inputs: &[(String, Tensor<i64>)]) -> ort::Result<()> {
+    fn run_growing(&mut self, inputs: &[(String, Tensor<i64>)], row: usize) -> ort::Result<()> {
         let names = &self.folder.names;
         let prefix = &mut self.prefixes[self.current];
         let mut all: Vec<(String, SessionInputValue<'_>)> =
@@ -207,7 +222,7 @@ impl Onnx {
         };
         let known = self.vocabulary.size() as usize;
         let logits = taken(&names.logits)?;
-        last_row(logits.try_extract_tensor::<f32>()?, known, &mut self.logits);
+        last_row(logits.try_extract_tensor::<f32>()?, known, &mut self.logits[row]);
         let mut grown = Vec::with_capacity(prefix.buffers.len());
         for layer in 0..prefix.buffers.len() {
             let mut part = |n: usize| {
@@ -241,6 +256,26 @@ fn broken(error: ort::Error) -> Fault {
     Fault::ProtocolError(format!("ONNX Runtime failed: {error}"))
 }
 
+impl Onnx {
+    fn eval_part(&mut self, part: &StepPart<'_>, at: usize) -> Result<(), Fault> {
+        // ONNX Runtime does not check the mask and the ids: an invalid one may end the process
+        let before = self.prefixes[part.sequence].tokens.len();
+        let wrong = part.tokens.iter().find(|&&token| token >= self.vocabulary.size());
+        if part.tokens.is_empty() || before + part.tokens.len() > self.capacity || wrong.is_some() {
+            let n = part.tokens.len();
+            return Err(Fault::ProtocolError(format!(
+                "{n} tokens after {before} exceed the context"
+            )));
+        }
+        if part.sequence != self.current {
+            self.bind(part.sequence).map_err(broken)?;
+        }
+        self.eval_batch(part.tokens, at).map_err(broken)?;
+        self.prefixes[part.sequence].tokens.extend_from_slice(part.tokens);
+        Ok(())
+    }
+}
+
 impl Decoder for Onnx {
     fn tokens(&mut self, messages: &[Message]) -> Result<Vec<u32>, Refusal> {
         self.vocabulary.conversation(self.folder.template.as_ref(), messages)
@@ -251,52 +286,68 @@ impl Decoder for Onnx {
         Ok(if begins { self.vocabulary.begin(tokens) } else { tokens })
     }
 
-    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<usize, Fault> {
+    fn sequences(&self) -> usize {
+        self.prefixes.len()
+    }
+
+    fn free_tokens(&self) -> usize {
+        // each has buffers of its own
+        usize::MAX
+    }
+
+    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<(usize, usize), Fault> {
         self.requests += 1;
-        let best = self.pick_prefix(prompt, scope);
-        if best != self.current {
-            self.bind(best).map_err(broken)?;
-        }
-        let requests = self.requests;
+        let none = || Fault::ProtocolError("all sequences are in use".to_owned());
+        let best = self.pick_prefix(prompt, scope).ok_or_else(none)?;
         let prefix = &mut self.prefixes[best];
         let kept = scope.common(&prefix.tokens, &prefix.group, prompt);
         prefix.truncate(kept, self.folder.shared).map_err(broken)?;
-        prefix.used = requests;
+        prefix.used = self.requests;
         prefix.group = Arc::clone(&scope.group);
-        Ok(kept)
+        prefix.in_use = true;
+        Ok((best, kept))
     }
 
-    fn eval(&mut self, tokens: &[u32]) -> Result<(), Fault> {
-        // ONNX Runtime does not check the mask and the ids: an invalid one may end the process
-        let past = self.prefixes[self.current].tokens.len();
-        let wrong = tokens.iter().find(|&&token| token >= self.vocabulary.size());
-        if tokens.is_empty() || past + tokens.len() > self.capacity || wrong.is_some() {
-            let n = tokens.len();
-            return Err(Fault::ProtocolError(format!(
-                "{n} tokens after {past} exceed the context"
-            )));
+    fn release(&mut self, sequence: usize) {
+        self.requests += 1;
+        self.prefixes[sequence].used = self.requests;
+        self.prefixes[sequence].in_use = false;
+    }
+
+    fn clear(&mut self) {
+        for prefix in &mut self.prefixes {
+            prefix.in_use = false;
+            // of no tokens, which can't fail
+            let _ = prefix.truncate(0, self.folder.shared);
         }
-        self.eval_batch(tokens).map_err(broken)?;
-        self.prefixes[self.current].tokens.extend_from_slice(tokens);
+    }
+
+    fn eval(&mut self, parts: &[StepPart<'_>]) -> Result<(), Fault> {
+        self.logits.resize_with(parts.len().max(1), Vec::new);
+        for (at, part) in parts.iter().enumerate() {
+            let evaluated = self.eval_part(part, at);
+            if evaluated.is_err() {
+                for done in &parts[..at] {
+                    self.truncate(done.sequence, done.tokens.len())?;
+                }
+            }
+            evaluated?;
+        }
         Ok(())
     }
 
-    fn truncate(&mut self, last: usize) -> Result<(), Fault> {
+    fn truncate(&mut self, sequence: usize, last: usize) -> Result<(), Fault> {
         let shared = self.folder.shared;
-        let prefix = &mut self.prefixes[self.current];
+        let prefix = &mut self.prefixes[sequence];
         prefix.truncate(prefix.tokens.len().saturating_sub(last), shared).map_err(broken)
-    }
-
-    fn slots(&self) -> u32 {
-        u32::try_from(self.prefixes.len()).unwrap_or(1)
     }
 
     fn batch_tokens(&self) -> usize {
         BATCH_TOKENS
     }
 
-    fn logits(&mut self) -> &mut [f32] {
-        &mut self.logits
+    fn logits(&mut self, part: usize) -> &mut [f32] {
+        &mut self.logits[part]
     }
 
     fn is_end(&self, token: u32) -> bool {
@@ -328,10 +379,19 @@ mod tests {
         let options = OnnxOptions {
             context_tokens: 16,
             threads: 1,
+            prefixes: 2,
             runtime: Some(here.join(".tools/onnxruntime")),
             ..OnnxOptions::of(path)
         };
         load::load(&options, &EngineBounds::default()).unwrap().0
+    }
+
+    fn eval(model: &mut Onnx, sequence: usize, tokens: &[u32]) -> Result<(), Fault> {
+        model.eval(&[StepPart { sequence, tokens }])
+    }
+
+    fn apart(one: &[f32], other: &[f32]) -> f32 {
+        one.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
     /// Tokens that would end the process, or read outside of a buffer, do not reach the runtime, and
@@ -340,37 +400,64 @@ mod tests {
     fn invalid_ids_and_lengths_are_not_given_to_the_runtime() {
         let mut model = small();
         let size = model.vocabulary.size();
-        model.reuse(&[], &PrefixScope::default()).unwrap();
-        model.eval(&[1, 2]).unwrap();
-        model.eval(&[3]).unwrap();
-        let expected = model.logits().to_vec();
+        let (at, _) = model.reuse(&[], &PrefixScope::default()).unwrap();
+        eval(&mut model, at, &[1, 2]).unwrap();
+        eval(&mut model, at, &[3]).unwrap();
+        let expected = model.logits(0).to_vec();
         for wrong in [&[size][..], &[1, u32::MAX], &[], &[1; 14], &[1; 100]] {
-            assert!(
-                matches!(model.eval(wrong), Err(Fault::ProtocolError(_))),
-                "{} tokens",
-                wrong.len()
-            );
+            let refused = matches!(eval(&mut model, at, wrong), Err(Fault::ProtocolError(_)));
+            assert!(refused, "{} tokens", wrong.len());
         }
-        model.eval(&[4; 13]).unwrap();
-        assert!(matches!(model.eval(&[4]), Err(Fault::ProtocolError(_))), "beyond the context");
-        model.truncate(14).unwrap();
-        model.eval(&[3]).unwrap();
-        let apart = model.logits().iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        assert!(apart.fold(0.0, f32::max) < 1e-3, "the KV cache was changed");
+        eval(&mut model, at, &[4; 13]).unwrap();
+        let refused = matches!(eval(&mut model, at, &[4]), Err(Fault::ProtocolError(_)));
+        assert!(refused, "beyond the context");
+        model.truncate(at, 14).unwrap();
+        eval(&mut model, at, &[3]).unwrap();
+        assert!(apart(model.logits(0), &expected) < 1e-3, "the KV cache was changed");
+    }
+
+    #[test]
+    fn sequences_of_one_step_do_not_change_each_other() {
+        let mut model = small();
+        let (one, _) = model.reuse(&[], &PrefixScope::default()).unwrap();
+        eval(&mut model, one, &[1, 2]).unwrap();
+        eval(&mut model, one, &[3]).unwrap();
+        let expected = model.logits(0).to_vec();
+        model.clear();
+        let (one, _) = model.reuse(&[], &PrefixScope::default()).unwrap();
+        let (two, _) = model.reuse(&[], &PrefixScope::default()).unwrap();
+        assert_ne!(one, two);
+        let parts = [
+            StepPart { sequence: two, tokens: &[9, 9, 9] },
+            StepPart { sequence: one, tokens: &[1, 2] },
+        ];
+        model.eval(&parts).unwrap();
+        let parts =
+            [StepPart { sequence: two, tokens: &[8] }, StepPart { sequence: one, tokens: &[3] }];
+        model.eval(&parts).unwrap();
+        assert!(apart(model.logits(1), &expected) < 1e-3);
+        assert!(apart(model.logits(0), &expected) > 1e-1);
+        // a step that fails leaves all sequences as they were
+        let parts =
+            [StepPart { sequence: one, tokens: &[4] }, StepPart { sequence: two, tokens: &[] }];
+        model.eval(&parts).unwrap_err();
+        model.truncate(one, 1).unwrap();
+        eval(&mut model, one, &[3]).unwrap();
+        assert!(apart(model.logits(0), &expected) < 1e-3);
     }
 
     #[test]
     fn continuations_are_scored_and_the_kv_cache_is_unchanged() {
         let mut model = small();
-        model.reuse(&[], &PrefixScope::default()).unwrap();
-        model.eval(&[1, 2]).unwrap();
-        model.eval(&[3]).unwrap();
+        let (at, _) = model.reuse(&[], &PrefixScope::default()).unwrap();
+        eval(&mut model, at, &[1, 2]).unwrap();
+        eval(&mut model, at, &[3]).unwrap();
         let all = vec![vec![7], vec![7, 8, 9], vec![11, 12]];
-        let scores = model.score_continuations(&all).unwrap();
+        let scores = model.score_continuations(at, &all).unwrap();
         assert!(scores[1] < scores[0] && scores.iter().all(|s| s.is_finite() && *s < 0.0));
-        model.truncate(1).unwrap();
-        model.eval(&[3]).unwrap();
-        let again = model.score_continuations(&all).unwrap();
+        model.truncate(at, 1).unwrap();
+        eval(&mut model, at, &[3]).unwrap();
+        let again = model.score_continuations(at, &all).unwrap();
         for (a, b) in scores.iter().zip(&again) {
             assert!((a - b).abs() < 1e-3, "{scores:?} {again:?}");
         }

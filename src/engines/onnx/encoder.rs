@@ -20,7 +20,7 @@ use crate::clock::now;
 use crate::engines::classifier::Classifier;
 use crate::engines::worker::memory;
 use crate::engines::worker::memory::WORK_BYTES;
-use crate::engines::worker::{ActivePrompt, EngineModel, LabelCache, PromptProgress};
+use crate::engines::worker::{EngineModel, LabelCache, PromptQueue, serve_each};
 use crate::model::context;
 use crate::model::context::{Capabilities, InferenceSettings, ModelContext};
 use crate::model::generate::{Fault, Usage};
@@ -274,13 +274,13 @@ impl EngineModel for Encoder {
         Ok(())
     }
 
-    fn answer(
-        &mut self,
-        job: &Job,
-        out: &mut Out,
-        active: &mut ActivePrompt<'_>,
-    ) -> Result<Usage, Fault> {
-        let stop = active.stop;
+    fn serve(&mut self, queue: &mut PromptQueue) {
+        serve_each(queue, |job, out, stop| self.answer(job, out, stop));
+    }
+}
+
+impl Encoder {
+    fn answer(&mut self, job: &Job, out: &mut Out, stop: &AtomicBool) -> Result<Usage, Fault> {
         let started = now();
         let texts: Vec<&str> = job.messages.iter().map(|m| m.content.as_str()).collect();
         let (text, tokens, classification) = match &job.format {
@@ -305,11 +305,6 @@ impl EngineModel for Encoder {
             classification,
             ..Usage::one_piece(&self.facts.identification.name)
         })
-    }
-
-    fn read_text(&mut self, _text: &str) -> Result<PromptProgress, Fault> {
-        let message = "an encoder has no next-token probabilities";
-        Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)))
     }
 }
 

@@ -1,21 +1,28 @@
 //! The engine of a decoder: its state, prefill in batches, and the measurement of its rates.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::calibration::{Calibration, LearnedLabels};
-use super::constraint::Factory;
+use super::constraint::{Constraint, Factory};
 use super::label_cache::LabelCache;
+use super::pacer::Duty;
 use super::pacer::Pacer;
-use super::preemption::SLOTS;
+use super::queue::SLOTS;
+use super::step_times::StepTimes;
 use super::watchdog::Stopped;
-use super::{Decoder, PrefixScope, same_tokens};
+use super::{
+    Decoder, EngineModel, PrefixScope, Prompt, PromptProgress, PromptQueue, StepPart,
+    log_probabilities, same_tokens,
+};
 use crate::clock::now;
+use crate::model::batch::BatchRates;
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
 use crate::model::out::Out;
+use crate::request::format::Format;
 use crate::request::job::{Job, Message};
 use crate::request::refusal::{Code, Refusal};
 
@@ -24,16 +31,25 @@ struct Probe {
     warm_up: usize,
     prefill: usize,
     decode: usize,
+    /// Of each answer of a batch.
+    batch: usize,
 }
 
-const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8 };
+const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8, batch: 4 };
 /// Longest warm-up after which more is measured.
 const PROBE_SLOW: Duration = Duration::from_secs(1);
+/// Answers at once that are measured.
+const PROBE_WIDTHS: [u32; 4] = [1, 2, 4, 8];
+/// Gain of a wider batch, in tokens a second, below which it is not used: each answer of it is slower.
+const GAIN_MIN: f64 = 1.15;
 
 /// A decoder with the state that answering needs.
 pub(crate) struct Engine<D> {
     pub(super) decoder: D,
     pub(super) context: ModelContext,
+    /// Most answers that run at once.
+    pub(super) width: usize,
+    pub(super) times: StepTimes,
     /// Built at the first request with a JSON format.
     pub(super) constraints: Option<Factory>,
     pub(super) calibration: Calibration,
@@ -43,18 +59,43 @@ pub(crate) struct Engine<D> {
     pub(super) watchdog: Option<mpsc::Sender<Stopped>>,
 }
 
+impl<D: Decoder> EngineModel for Engine<D> {
+    fn set_duty(&mut self, duty: Duty) {
+        self.pacer.duty = duty;
+    }
+
+    fn set_watchdog(&mut self, stopped: mpsc::Sender<Stopped>) {
+        self.watchdog = Some(stopped);
+    }
+
+    fn context(&mut self) -> &mut ModelContext {
+        &mut self.context
+    }
+
+    fn measure(&mut self) -> Result<(), Fault> {
+        self.measure_rates()
+    }
+
+    fn serve(&mut self, queue: &mut PromptQueue) {
+        self.answer_all(queue);
+    }
+}
+
 impl<D: Decoder> Engine<D> {
     pub(crate) fn new(
         decoder: D,
         mut context: ModelContext,
         calibration: Calibration,
     ) -> Engine<D> {
-        context.runtime.slots = decoder.slots().clamp(1, SLOTS);
-        context.runtime.preemptive = context.runtime.slots > 1;
+        let slots = u32::try_from(decoder.sequences()).unwrap_or(SLOTS).clamp(1, SLOTS);
+        context.runtime.slots = slots;
+        context.runtime.preemptive = slots > 1;
         let pacer = Pacer::default();
         Engine {
             decoder,
             context,
+            width: 1,
+            times: StepTimes::default(),
             constraints: None,
             calibration,
             label_cache: LabelCache::default(),
@@ -63,7 +104,8 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// Measures prefill and decode rates on a few tokens, fewer on a slow machine.
+    /// Measures prefill and decode rates on a few tokens, fewer on a slow machine, and how many answers are
+    /// decoded best at once.
     ///
     /// # Errors
     /// If the library fails.
@@ -71,32 +113,71 @@ impl<D: Decoder> Engine<D> {
         let token = self.context.tokenizer.vocab_size / 2;
         // the first batch also allocates working memory
         let warm_up = self.time(&[token; PROBE_TOKENS.warm_up])?;
-        let (prefill, prefill_s, decode) = if warm_up > PROBE_SLOW {
-            (PROBE_TOKENS.warm_up, warm_up.as_secs_f64(), 1)
+        let is_slow = warm_up > PROBE_SLOW;
+        let (prefill, prefill_time) = if is_slow {
+            (PROBE_TOKENS.warm_up, warm_up)
         } else {
             let read = PROBE_TOKENS.prefill.min(self.length() / 2);
-            (read, self.time(&vec![token; read])?.as_secs_f64(), PROBE_TOKENS.decode)
+            (read, self.time(&vec![token; read])?)
         };
-        let before = now();
-        for _ in 0..decode {
-            self.decoder.eval(&[token])?;
+        let mut steps_ms = Vec::new();
+        let slots = self.context.runtime.slots;
+        for width in PROBE_WIDTHS.into_iter().filter(|n| *n <= slots) {
+            let steps = match (width, is_slow) {
+                (_, true) => 1,
+                (1, false) => PROBE_TOKENS.decode,
+                (_, false) => PROBE_TOKENS.batch,
+            };
+            let ms = self.time_batch(token, width, steps)?.as_secs_f64() * 1e3;
+            steps_ms.push((width, (ms / to_f64(steps)).max(1e-3)));
+            if is_slow {
+                break;
+            }
         }
-        let decode_s = before.elapsed().as_secs_f64();
-        self.decoder.reuse(&[], &PrefixScope::default())?;
-        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-        let rate =
-            |tokens: usize, seconds: f64| Some((tokens as f64 / seconds * 10.0).round() / 10.0);
-        self.context.runtime.prefill_tokens_per_s = rate(prefill, prefill_s);
-        self.context.runtime.decode_tokens_per_s = rate(decode, decode_s);
+        self.decoder.clear();
+        let rates = BatchRates::of_steps(&steps_ms);
+        let width = rates.best_width(GAIN_MIN);
+        self.width = width as usize;
+        let read_ms = prefill_time.as_secs_f64() * 1e3 / to_f64(prefill);
+        let write_ms = steps_ms.first().map_or(1.0, |(_, ms)| *ms);
+        self.times = StepTimes { read_ms: read_ms.max(1e-3), write_ms, batch: rates.clone() };
+        let rate = |ms: f64| Some((1e4 / ms).round() / 10.0);
+        let runtime = &mut self.context.runtime;
+        runtime.prefill_tokens_per_s = rate(self.times.read_ms);
+        runtime.decode_tokens_per_s = rate(write_ms);
+        runtime.batch = if width > 1 { rates.up_to(width) } else { BatchRates::default() };
         Ok(())
     }
 
     /// Duration of the prefill of these tokens, without cache.
     fn time(&mut self, tokens: &[u32]) -> Result<Duration, Fault> {
-        self.decoder.reuse(&[], &PrefixScope::default())?;
+        self.decoder.clear();
+        let (sequence, _) = self.decoder.reuse(tokens, &PrefixScope::default())?;
         let before = now();
-        self.prefill(tokens, None)?;
-        Ok(before.elapsed())
+        self.prefill(sequence, tokens, None)?;
+        let time = before.elapsed();
+        self.decoder.release(sequence);
+        Ok(time)
+    }
+
+    /// Duration of some steps with so many answers at once, after a short prompt.
+    fn time_batch(&mut self, token: u32, width: u32, steps: usize) -> Result<Duration, Fault> {
+        let one = [token];
+        let begun = (0..width).map(|_| self.decoder.reuse(&one, &PrefixScope::default()));
+        let sequences = begun.collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<StepPart<'_>> =
+            sequences.iter().map(|&(sequence, _)| StepPart { sequence, tokens: &one }).collect();
+        // the first step with another width allocates
+        self.decoder.eval(&parts)?;
+        let before = now();
+        for _ in 0..steps {
+            self.decoder.eval(&parts)?;
+        }
+        let time = before.elapsed();
+        for (sequence, _) in sequences {
+            self.decoder.release(sequence);
+        }
+        Ok(time)
     }
 
     /// Length of the context, tokens.
@@ -104,9 +185,46 @@ impl<D: Decoder> Engine<D> {
         self.context.capabilities.context_tokens as usize
     }
 
-    /// Computing time since then without pauses, milliseconds.
-    pub(super) fn computed_ms(&mut self, since: Instant) -> f64 {
-        since.elapsed().saturating_sub(self.pacer.take_paused()).as_secs_f64() * 1e3
+    /// Compiles the constraint of a prompt's format, if it has one.
+    ///
+    /// # Errors
+    /// As [`Factory::constrain`]; [`Fault::Cancelled`] if the client has gone.
+    pub(super) fn constrain(&mut self, prompt: &Prompt) -> Result<Option<Constraint>, Fault> {
+        if !matches!(prompt.job.format, Format::Json | Format::Schema(_)) {
+            return Ok(None);
+        }
+        let factory = match &mut self.constraints {
+            Some(factory) => factory,
+            none => none.insert(Factory::new(self.decoder.trie())?),
+        };
+        let watchdog = self.watchdog.as_ref();
+        let constraint = factory.constrain(&prompt.job.format, &prompt.grammar, watchdog)?;
+        // the client may have gone before the grammar could be cancelled
+        if prompt.stop.load(Ordering::Acquire) {
+            return Err(Fault::Cancelled);
+        }
+        Ok(constraint)
+    }
+
+    /// Evaluates a text token by token; see [`OnThread::read`](super::OnThread::read).
+    ///
+    /// # Errors
+    /// As that.
+    pub(super) fn read(&mut self, text: &str) -> Result<PromptProgress, Fault> {
+        let tokens = self.decoder.encode(text, false).map_err(Fault::Rejected)?;
+        if tokens.is_empty() || tokens.len() >= self.length() {
+            let message = format!("a text of {} tokens cannot be read", tokens.len());
+            return Err(Fault::Rejected(Refusal::field(Code::Incapable, "prompt", message)));
+        }
+        self.decoder.clear();
+        let (sequence, _) = self.decoder.reuse(&tokens, &PrefixScope::default())?;
+        let mut expected = Vec::with_capacity(tokens.len());
+        for token in &tokens {
+            self.decoder.eval(&[StepPart { sequence, tokens: &[*token] }])?;
+            expected.push(log_probabilities(self.decoder.logits(0)));
+        }
+        self.decoder.release(sequence);
+        Ok(PromptProgress { tokens, expected })
     }
 
     /// Checks that a prompt of `n` tokens leaves room for an answer.
@@ -142,12 +260,13 @@ impl<D: Decoder> Engine<D> {
     /// [`Fault::Cancelled`] when the client's flag is set between two batches.
     pub(super) fn prefill(
         &mut self,
+        sequence: usize,
         tokens: &[u32],
         client: Option<(&Out, &AtomicBool)>,
     ) -> Result<(), Fault> {
         for batch in tokens.chunks(self.decoder.batch_tokens()) {
             let began = now();
-            self.decoder.eval(batch)?;
+            self.decoder.eval(&[StepPart { sequence, tokens: batch }])?;
             if let Some((out, stop)) = client {
                 self.pacer.pause(began.elapsed(), Some(stop));
                 if stop.load(Ordering::Relaxed) {
@@ -158,4 +277,15 @@ impl<D: Decoder> Engine<D> {
         }
         Ok(())
     }
+}
+
+/// The error for a prompt that offers tools.
+pub(super) fn tools_unsupported() -> Fault {
+    let message = "this model does not support tool calls";
+    Fault::Rejected(Refusal::field(Code::Incapable, "tools", message))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a small number")]
+fn to_f64(n: usize) -> f64 {
+    n as f64
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::calibration::{LearnedLabels, question};
-use super::engine::Engine;
-use super::{Decoder, PrefixScope};
-use crate::model::generate::Fault;
+use super::engine::{Engine, tools_unsupported};
+use super::{Decoder, PrefixScope, Prompt};
+use crate::clock::now;
+use crate::model::generate::{Fault, Usage};
 use crate::model::out::Out;
+use crate::request::format::Format;
 use crate::request::job::Job;
 use crate::request::labels::{Classification, Labels, softmax};
 use crate::request::refusal::Refusal;
@@ -30,11 +32,42 @@ pub(super) struct PromptTokens {
 }
 
 impl<D: Decoder> Engine<D> {
+    /// Answers a prompt with one of its labels.
+    pub(super) fn choose(&mut self, mut prompt: Prompt) {
+        self.decoder.begin_request(&prompt.stop);
+        let result = self.choose_label(&mut prompt);
+        self.decoder.end_request();
+        prompt.end(result);
+    }
+
+    fn choose_label(&mut self, prompt: &mut Prompt) -> Result<Usage, Fault> {
+        let Format::Label(labels) = &prompt.job.format else {
+            return Err(Fault::ProtocolError("there are no labels".to_owned()));
+        };
+        if prompt.job.wants_tools() {
+            return Err(tools_unsupported());
+        }
+        self.pacer.take_paused();
+        let started = now();
+        let client = (&prompt.out, &*prompt.stop);
+        let Chosen { classification, tokens } = self.classify(&prompt.job, labels, client)?;
+        let text = classification.label.clone();
+        prompt.out.write_blocking(text).map_err(|_| Fault::Cancelled)?;
+        let computed = started.elapsed().saturating_sub(self.pacer.take_paused());
+        Ok(Usage {
+            prompt_tokens: u32::try_from(tokens.total).unwrap_or(u32::MAX),
+            cached_tokens: u32::try_from(tokens.cached).unwrap_or(u32::MAX),
+            prefill_ms: computed.as_secs_f64() * 1e3,
+            classification: Some(classification),
+            ..Usage::one_piece(&self.context.identification.name)
+        })
+    }
+
     /// Classifies a text. Scores that were learned before the request was stopped stay in the cache.
     ///
     /// # Errors
     /// [`Fault::Cancelled`] if `client`'s flag is set, [`Fault::Rejected`] if the prompt is too long.
-    pub(super) fn classify(
+    fn classify(
         &mut self,
         job: &Job,
         labels: &Arc<Labels>,
@@ -106,9 +139,11 @@ impl<D: Decoder> Engine<D> {
         let prompt = self.decoder.encode(&prompt, true).map_err(Fault::Rejected)?;
         let labels: usize = learned.tokens.iter().map(Vec::len).sum();
         self.check_length(prompt.len() + labels)?;
-        let cached = self.decoder.reuse(&prompt, scope)?;
-        self.prefill(&prompt[cached..], Some(client))?;
-        let scores = self.decoder.score_continuations(&learned.tokens)?;
-        Ok((scores, PromptTokens { total: prompt.len(), cached }))
+        let (sequence, cached) = self.decoder.reuse(&prompt, scope)?;
+        let scores = self
+            .prefill(sequence, &prompt[cached..], Some(client))
+            .and_then(|()| self.decoder.score_continuations(sequence, &learned.tokens));
+        self.decoder.release(sequence);
+        Ok((scores?, PromptTokens { total: prompt.len(), cached }))
     }
 }

@@ -4,6 +4,9 @@
 //! must be called from one thread only.
 
 mod answer;
+mod batch;
+#[cfg(test)]
+mod batch_tests;
 mod calibration;
 pub mod constraint;
 mod engine;
@@ -13,7 +16,8 @@ mod label_cache;
 mod labels;
 pub(super) mod memory;
 mod pacer;
-mod preemption;
+mod queue;
+mod step_times;
 mod watchdog;
 
 use std::fs::File;
@@ -33,18 +37,19 @@ pub use self::calibration::Calibration;
 pub(super) use self::engine::Engine;
 pub(super) use self::label_cache::LabelCache;
 use self::pacer::Duty;
-pub(super) use self::preemption::{ActivePrompt, SLOTS};
-use self::preemption::{PromptQueue, Urgency, run_prompt};
+pub(super) use self::queue::PromptQueue;
+pub(super) use self::queue::SLOTS;
+use self::queue::Urgency;
 use self::watchdog::{GrammarStop, PendingPrompt, Stopped};
 use super::template::ChatTemplate;
 use crate::clock::now;
 use crate::limits::DEADLINE_GRACE;
 use crate::limits::engine::{ENGINE_CANCEL_MAX, ENGINE_CANCELS_MAX};
 use crate::model::context::ModelContext;
-use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
+use crate::model::generate::{BoxFuture, Fault, Generate, Pace, Usage};
 use crate::model::out::Out;
 use crate::request::job::{Job, Message};
-use crate::request::refusal::Refusal;
+use crate::request::refusal::{Code, Refusal};
 
 /// Interval of the signs of life to the client of a preempted prompt.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -66,26 +71,42 @@ pub(crate) trait EngineModel {
     /// If the library fails.
     fn measure(&mut self) -> Result<(), Fault>;
 
-    /// Answers a prompt. Ends soon after the prompt's flag is set; the result is then ignored. May
-    /// answer more urgent prompts first.
-    ///
-    /// # Errors
-    /// See [`Fault`].
-    fn answer(
-        &mut self,
-        job: &Job,
-        out: &mut Out,
-        active: &mut ActivePrompt<'_>,
-    ) -> Result<Usage, Fault>;
-
-    /// See [`OnThread::read`].
-    ///
-    /// # Errors
-    /// See [`OnThread::read`].
-    fn read_text(&mut self, text: &str) -> Result<PromptProgress, Fault>;
+    /// Answers the prompts of a queue until it is closed. A prompt ends soon after its flag is set.
+    fn serve(&mut self, queue: &mut PromptQueue);
 }
 
-/// An autoregressive model, as a library offers it: tokens in, logits out, with a KV cache.
+/// Serves the prompts of a queue one after the other.
+pub(super) fn serve_each(
+    queue: &mut PromptQueue,
+    mut answer: impl FnMut(&Job, &mut Out, &AtomicBool) -> Result<Usage, Fault>,
+) {
+    // ends with the queue
+    while let Some(task) = queue.next() {
+        match task {
+            EngineTask::Answer(mut prompt) => {
+                let result = answer(&prompt.job, &mut prompt.out, &prompt.stop);
+                prompt.end(result);
+            }
+            EngineTask::Read { done, .. } => {
+                let message = "an encoder has no next-token probabilities";
+                let refusal = Refusal::field(Code::Incapable, "prompt", message);
+                let _ = done.send(Err(Fault::Rejected(refusal)));
+            }
+        }
+    }
+}
+
+/// Tokens that one step evaluates for a sequence of the KV cache, after those that it has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepPart<'t> {
+    pub(crate) sequence: usize,
+    /// At least one.
+    pub(crate) tokens: &'t [u32],
+}
+
+/// An autoregressive model, as a library offers it: tokens in, logits out, with a KV cache for several
+/// sequences. A sequence is in use from [`Decoder::reuse`] until [`Decoder::release`]; after that it is
+/// the prefix cache, which may be evicted.
 pub(crate) trait Decoder {
     /// Renders a conversation with the chat template, as tokens.
     ///
@@ -99,54 +120,66 @@ pub(crate) trait Decoder {
     /// If it can't be tokenized.
     fn encode(&mut self, text: &str, begins: bool) -> Result<Vec<u32>, Refusal>;
 
-    /// Prefix cache: keeps the longest prefix of `prompt` in the KV cache that its scope may share
-    /// ([`PrefixScope::common`]), and nothing else. Returns its length in tokens.
+    /// Sequences that can be in use at once.
+    fn sequences(&self) -> usize;
+
+    /// Tokens for which the KV cache has room, beside the sequences in use.
+    fn free_tokens(&self) -> usize;
+
+    /// Takes a sequence that is not in use, with the longest prefix of `prompt` in its KV cache that the
+    /// scope may share ([`PrefixScope::common`]), and nothing else. Returns the sequence and the length of
+    /// the prefix in tokens, which is less than that of the prompt.
     ///
     /// # Errors
-    /// [`Fault::ProtocolError`] if the KV cache can't be truncated.
-    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<usize, Fault>;
+    /// [`Fault::ProtocolError`] if all sequences are in use, or the KV cache can't be truncated.
+    fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<(usize, usize), Fault>;
 
-    /// Evaluates up to [`Decoder::batch_tokens`] tokens after the cached ones; afterwards the logits
-    /// are those after the last one.
+    /// Ends the use of a sequence, whose tokens stay in the prefix cache.
+    fn release(&mut self, sequence: usize);
+
+    /// Empties the prefix cache; no sequence is in use.
+    fn clear(&mut self);
+
+    /// Evaluates up to [`Decoder::batch_tokens`] tokens of different sequences in use.
     ///
     /// # Errors
     /// [`Fault::ProtocolError`] if the library fails; the KV cache is then unchanged.
-    fn eval(&mut self, tokens: &[u32]) -> Result<(), Fault>;
+    fn eval(&mut self, parts: &[StepPart<'_>]) -> Result<(), Fault>;
 
-    /// Removes the last tokens from the KV cache; the logits are then undefined.
+    /// Removes the last tokens of a sequence from the KV cache; the logits are then undefined.
     ///
     /// # Errors
     /// [`Fault::ProtocolError`] if the KV cache can't be truncated.
-    fn truncate(&mut self, last: usize) -> Result<(), Fault>;
+    fn truncate(&mut self, sequence: usize, last: usize) -> Result<(), Fault>;
 
-    /// Natural logarithm of the probability of each continuation, given as at least one token each. The
-    /// KV cache is unchanged afterwards. The logits must be those after the last evaluated token.
+    /// Natural logarithm of the probability of each continuation of a sequence, given as at least one token
+    /// each. The KV cache is unchanged afterwards. The last step must have been of this sequence alone.
     ///
     /// # Errors
     /// [`Fault::ProtocolError`] if the library fails.
-    fn score_continuations(&mut self, all: &[Vec<u32>]) -> Result<Vec<f32>, Fault> {
-        let first = log_probabilities(self.logits());
+    fn score_continuations(
+        &mut self,
+        sequence: usize,
+        all: &[Vec<u32>],
+    ) -> Result<Vec<f32>, Fault> {
+        let first = log_probabilities(self.logits(0));
         let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
         for (sum, tokens) in sums.iter_mut().zip(all) {
             for pair in tokens.windows(2) {
-                self.eval(&pair[..1])?;
-                *sum += log_probabilities(self.logits())[pair[1] as usize];
+                self.eval(&[StepPart { sequence, tokens: &pair[..1] }])?;
+                *sum += log_probabilities(self.logits(0))[pair[1] as usize];
             }
-            self.truncate(tokens.len() - 1)?;
+            self.truncate(sequence, tokens.len() - 1)?;
         }
         Ok(sums)
-    }
-
-    /// Conversations in the KV cache, and so the most prompts that can be started at once.
-    fn slots(&self) -> u32 {
-        1
     }
 
     /// Most tokens of one batch; a request can be stopped between two batches.
     fn batch_tokens(&self) -> usize;
 
-    /// One logit for each token of the vocabulary; the sampler may change them.
-    fn logits(&mut self) -> &mut [f32];
+    /// One logit for each token of the vocabulary, after the last token of a part of the last step; the
+    /// sampler may change them.
+    fn logits(&mut self, part: usize) -> &mut [f32];
 
     /// Whether this is an end-of-generation token.
     fn is_end(&self, token: u32) -> bool;
@@ -228,13 +261,7 @@ impl EngineWorker {
         if self.ready.send(Ok(model.context().clone())).is_err() {
             return;
         }
-        let mut queue = PromptQueue::new(self.inbox, model.context().runtime.slots);
-        while let Some(task) = queue.next() {
-            match task {
-                EngineTask::Answer(prompt) => run_prompt(&mut model, *prompt, &mut queue),
-                EngineTask::Read { text, done } => drop(done.send(model.read_text(&text))),
-            }
-        }
+        model.serve(&mut PromptQueue::new(self.inbox));
     }
 }
 
@@ -341,8 +368,8 @@ impl Generate for OnThread {
         &self.context
     }
 
-    fn pace(&self, duty: f32) {
-        self.duty.set(duty);
+    fn pace(&self, pace: Pace) {
+        self.duty.set(pace);
     }
 }
 

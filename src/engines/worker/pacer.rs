@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::now;
+use crate::model::generate::Pace;
 
 /// Least share of the time; with less, no answer would meet its deadline.
 const DUTY_MIN: f32 = 0.02;
@@ -13,33 +14,53 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Interval at which a pause looks whether its request was stopped.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The engine's duty cycle (share of the time, 0.02 to 1), set by any thread, and a count of its steps.
+/// The engine's limits, set by any thread, and a count of its steps.
 #[derive(Debug, Clone)]
-pub(crate) struct Duty(Arc<(AtomicU32, AtomicU64)>);
+pub(crate) struct Duty(Arc<EngineLimits>);
+
+#[derive(Debug)]
+struct EngineLimits {
+    /// The duty cycle, 0.02 to 1, as bits.
+    share: AtomicU32,
+    width: AtomicU32,
+    steps: AtomicU64,
+}
 
 impl Default for Duty {
     fn default() -> Duty {
-        Duty(Arc::new((AtomicU32::new(1.0_f32.to_bits()), AtomicU64::new(0))))
+        let Pace { duty, width } = Pace::default();
+        Duty(Arc::new(EngineLimits {
+            share: AtomicU32::new(duty.to_bits()),
+            width: AtomicU32::new(width),
+            steps: AtomicU64::new(0),
+        }))
     }
 }
 
 impl Duty {
-    pub(super) fn set(&self, share: f32) {
-        self.0.0.store(share.clamp(DUTY_MIN, 1.0).to_bits(), Ordering::Relaxed);
+    pub(super) fn set(&self, pace: Pace) {
+        let share = pace.duty.clamp(DUTY_MIN, 1.0);
+        self.0.share.store(share.to_bits(), Ordering::Relaxed);
+        self.0.width.store(pace.width.max(1), Ordering::Relaxed);
     }
 
     fn get(&self) -> f32 {
-        f32::from_bits(self.0.0.load(Ordering::Relaxed))
+        f32::from_bits(self.0.share.load(Ordering::Relaxed))
+    }
+
+    /// Most answers at once.
+    pub(super) fn width(&self) -> usize {
+        self.0.width.load(Ordering::Relaxed) as usize
     }
 
     /// Counts a completed step.
     pub(super) fn count_step(&self) {
-        self.0.1.fetch_add(1, Ordering::Relaxed);
+        self.0.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Steps that the engine has completed.
     pub(super) fn steps(&self) -> u64 {
-        self.0.1.load(Ordering::Relaxed)
+        self.0.steps.load(Ordering::Relaxed)
     }
 }
 
@@ -67,11 +88,6 @@ impl Pacer {
         self.paused += began.elapsed();
     }
 
-    /// Counts time that was spent on other prompts as a pause.
-    pub(super) fn add(&mut self, time: Duration) {
-        self.paused += time;
-    }
-
     /// The sum of the pauses since the last call.
     pub(super) fn take_paused(&mut self) -> Duration {
         std::mem::take(&mut self.paused)
@@ -87,14 +103,15 @@ mod tests {
         let mut pacer = Pacer::default();
         pacer.pause(Duration::from_secs(9), None);
         assert_eq!(pacer.take_paused(), Duration::ZERO);
-        pacer.duty.set(0.25);
+        let share = |duty| Pace { duty, ..Pace::default() };
+        pacer.duty.set(share(0.25));
         pacer.pause(Duration::from_millis(20), None);
         // three times the step
         assert!(pacer.take_paused() >= Duration::from_millis(60));
         let stopped = AtomicBool::new(true);
         pacer.pause(Duration::from_secs(1), Some(&stopped));
         assert!(pacer.take_paused() < Duration::from_secs(1));
-        pacer.duty.set(-3.0);
+        pacer.duty.set(share(-3.0));
         assert!((pacer.duty.get() - DUTY_MIN).abs() < 1e-6);
     }
 }

@@ -1,0 +1,286 @@
+//! Continuous batching: the answers of an engine advance together, one step at a time.
+//!
+//! A step evaluates the next token of each running answer, and beside them a part of the prompts that
+//! are not read yet, the most urgent first. Only [`Engine::width`] answers run at once; one that is less
+//! urgent than a waiting prompt is paused, and continues from what is left of it in the prefix cache.
+
+use std::cmp::Reverse;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::answer::ActiveAnswer;
+use super::engine::Engine;
+use super::queue::{PromptQueue, SLOTS, Urgency};
+use super::{Decoder, EngineTask, Prompt, StepPart};
+use crate::clock::now;
+use crate::model::generate::Fault;
+use crate::request::format::Format;
+
+/// Room in the KV cache with which an answer is started beside others, tokens: a paused one that had less
+/// would soon be paused again.
+const ROOM_MIN: usize = 64;
+/// Interval at which clients are looked at while all of them are behind.
+const READER_POLL: Duration = Duration::from_millis(2);
+
+/// The prompts that were taken from the queue.
+#[derive(Default)]
+struct Batch {
+    running: Vec<Running>,
+    /// Those that have no sequence: they were paused, or have not begun.
+    paused: Vec<ActiveAnswer>,
+}
+
+/// An answer with its sequence of the KV cache.
+struct Running {
+    answer: ActiveAnswer,
+    sequence: usize,
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        self.running.len() + self.paused.len()
+    }
+
+    /// The urgency of the running answer that would be paused first.
+    fn least(&self) -> Option<Urgency> {
+        self.running.iter().map(|run| run.answer.urgency()).max()
+    }
+}
+
+/// A label is scored in one go, while all answers wait.
+fn is_alone(prompt: &Prompt) -> bool {
+    matches!(prompt.job.format, Format::Label(_))
+}
+
+impl<D: Decoder> Engine<D> {
+    /// Answers prompts until the queue is closed.
+    pub(super) fn answer_all(&mut self, queue: &mut PromptQueue) {
+        let mut batch = Batch::default();
+        // ends with the queue: each prompt has an end
+        loop {
+            if batch.len() == 0 {
+                let Some(task) = queue.next() else { return };
+                self.take(task, &mut batch);
+            }
+            self.admit(queue, &mut batch);
+            self.end_gone(&mut batch);
+            self.step(&mut batch);
+        }
+    }
+
+    fn take(&mut self, task: EngineTask, batch: &mut Batch) {
+        match task {
+            EngineTask::Read { text, done } => drop(done.send(self.read(&text))),
+            EngineTask::Answer(prompt) if is_alone(&prompt) => {
+                self.pause_all(batch);
+                self.choose(*prompt);
+            }
+            EngineTask::Answer(prompt) => batch.paused.extend(self.begin(*prompt)),
+        }
+    }
+
+    /// Takes prompts from the queue, and gives sequences to the most urgent answers.
+    fn admit(&mut self, queue: &mut PromptQueue, batch: &mut Batch) {
+        // bounded: each round takes a prompt out of a bounded queue
+        while batch.len() < SLOTS as usize {
+            let (least, is_full) = (batch.least(), batch.running.len() >= self.width);
+            let may = |task: &EngineTask| match task {
+                EngineTask::Read { .. } => least.is_none() && batch.paused.is_empty(),
+                EngineTask::Answer(prompt) => {
+                    let is_first = least.is_none_or(|least| prompt.urgency < least);
+                    let all = batch.running.iter().map(|run| run.answer.urgency());
+                    let all = all.chain(batch.paused.iter().map(ActiveAnswer::urgency));
+                    let is_top = || all.min().is_none_or(|top| prompt.urgency < top);
+                    if is_alone(prompt) { is_top() } else { !is_full || is_first }
+                }
+            };
+            let Some(task) = queue.take(may) else { break };
+            self.take(task, batch);
+            self.resume(batch);
+        }
+        self.resume(batch);
+    }
+
+    /// Gives free sequences to paused answers, and those of less urgent answers.
+    fn resume(&mut self, batch: &mut Batch) {
+        // bounded: each round moves an answer to `running`, and pauses only less urgent ones
+        while let Some(at) = (0..batch.paused.len()).min_by_key(|at| batch.paused[*at].urgency()) {
+            let next = &batch.paused[at];
+            let needed = next.pending().len() + ROOM_MIN;
+            let has_room = batch.running.is_empty() || self.decoder.free_tokens() >= needed;
+            if batch.running.len() >= self.width || !has_room {
+                if batch.least().is_none_or(|least| least <= next.urgency()) {
+                    return;
+                }
+                self.pause_least(batch);
+                continue;
+            }
+            let mut answer = batch.paused.swap_remove(at);
+            match self.decoder.reuse(&answer.tokens, &answer.scope) {
+                Ok((sequence, kept)) => {
+                    answer.evaluated = kept;
+                    answer.cached.get_or_insert(kept);
+                    batch.running.push(Running { answer, sequence });
+                }
+                Err(fault) => answer.prompt.end(Err(fault)),
+            }
+        }
+    }
+
+    fn pause_least(&mut self, batch: &mut Batch) {
+        let all = 0..batch.running.len();
+        let Some(at) = all.max_by_key(|at| batch.running[*at].answer.urgency()) else { return };
+        let Running { answer, sequence } = batch.running.swap_remove(at);
+        self.decoder.release(sequence);
+        batch.paused.push(answer);
+    }
+
+    fn pause_all(&mut self, batch: &mut Batch) {
+        // bounded: each round removes one
+        while !batch.running.is_empty() {
+            self.pause_least(batch);
+        }
+    }
+
+    /// Ends answers whose client has gone, and those that are complete and sent.
+    fn end_gone(&mut self, batch: &mut Batch) {
+        let gone = batch.paused.extract_if(.., |answer| answer.prompt.is_gone());
+        gone.for_each(|answer| answer.prompt.end(Err(Fault::Cancelled)));
+        for run in &mut batch.running {
+            if run.answer.flush().is_err() {
+                run.answer.prompt.stop.store(true, Ordering::Relaxed);
+            }
+        }
+        let has_ended = |run: &mut Running| {
+            let answer = &run.answer;
+            answer.prompt.is_gone() || (answer.finish.is_some() && !answer.is_held())
+        };
+        for Running { answer, sequence } in batch.running.extract_if(.., has_ended) {
+            self.decoder.release(sequence);
+            answer.end(&self.context.identification.name);
+        }
+    }
+
+    /// Evaluates the next tokens of the running answers, and samples.
+    fn step(&mut self, batch: &mut Batch) {
+        self.make_room(batch);
+        batch.running.sort_unstable_by_key(|run| run.answer.urgency());
+        let plan = self.plan(&batch.running);
+        if plan.is_empty() {
+            if !batch.running.is_empty() {
+                std::thread::sleep(READER_POLL);
+            }
+            return;
+        }
+        let alone = (batch.running.len() == 1).then(|| batch.running[0].answer.prompt.stop.clone());
+        if let Some(stop) = &alone {
+            self.decoder.begin_request(stop);
+        }
+        let began = now();
+        let parts: Vec<StepPart<'_>> = plan
+            .iter()
+            .map(|&(at, tokens)| StepPart {
+                sequence: batch.running[at].sequence,
+                tokens: &batch.running[at].answer.pending()[..tokens],
+            })
+            .collect();
+        let result = self.decoder.eval(&parts);
+        self.decoder.end_request();
+        if let Err(fault) = result {
+            return self.end_failed(batch, &plan, &fault);
+        }
+        let mut failed = Vec::new();
+        let mut reading = Vec::new();
+        for (part, &(at, tokens)) in plan.iter().enumerate() {
+            let answer = &mut batch.running[at].answer;
+            reading.push(answer.is_reading());
+            answer.evaluated += tokens;
+            if answer.evaluated < answer.tokens.len() {
+                answer.prompt.out.alive();
+            } else if let Err(fault) = self.sample(answer, part) {
+                failed.push((at, fault));
+            } else if answer.flush().is_err() {
+                failed.push((at, Fault::Cancelled));
+            }
+        }
+        let computed = began.elapsed();
+        self.account(batch, &plan, &reading, computed);
+        failed.sort_unstable_by_key(|(at, _)| Reverse(*at));
+        for (at, fault) in failed {
+            let Running { answer, sequence } = batch.running.swap_remove(at);
+            self.decoder.release(sequence);
+            answer.prompt.end(Err(fault));
+        }
+        self.pacer.pause(computed, alone.as_deref());
+    }
+
+    /// Pauses answers until the next token of each fits in the KV cache. One answer alone fits.
+    fn make_room(&mut self, batch: &mut Batch) {
+        // bounded: each round pauses an answer
+        while batch.running.len() > 1 && self.decoder.free_tokens() < batch.running.len() {
+            self.pause_least(batch);
+        }
+    }
+
+    /// For each answer that takes part in the next step, how many of its tokens are evaluated. The answers
+    /// are in the order of their urgency; the least urgent ones stand still if the width is limited.
+    fn plan(&self, running: &[Running]) -> Vec<(usize, usize)> {
+        let running = &running[..running.len().min(self.pacer.duty.width())];
+        let takes_part = |run: &&Running| run.answer.finish.is_none() && !run.answer.is_held();
+        let writing = running.iter().filter(takes_part);
+        let writing = writing.filter(|run| run.answer.pending().len() == 1).count();
+        let mut left = self.decoder.batch_tokens().saturating_sub(writing);
+        left = left.min(self.decoder.free_tokens().saturating_sub(writing).max(1));
+        let mut is_beside = false;
+        let mut plan = Vec::with_capacity(running.len());
+        for (at, run) in running.iter().enumerate().filter(|(_, run)| takes_part(run)) {
+            let pending = run.answer.pending().len();
+            if pending == 1 {
+                is_beside = true;
+                plan.push((at, 1));
+                continue;
+            }
+            if is_beside {
+                left = left.min(self.times.tokens_beside(writing));
+            }
+            let tokens = pending.min(left);
+            left -= tokens;
+            if tokens > 0 {
+                plan.push((at, tokens));
+            }
+        }
+        plan
+    }
+
+    /// The evaluation failed for all parts: an aborted one alone was cancelled.
+    fn end_failed(&mut self, batch: &mut Batch, plan: &[(usize, usize)], fault: &Fault) {
+        for &(at, _) in plan.iter().rev() {
+            let Running { answer, sequence } = batch.running.swap_remove(at);
+            self.decoder.release(sequence);
+            answer.prompt.end(Err(fault.clone()));
+        }
+    }
+
+    /// Adds the time of a step to its answers, as each would have taken alone.
+    fn account(
+        &mut self,
+        batch: &mut Batch,
+        plan: &[(usize, usize)],
+        reading: &[bool],
+        computed: Duration,
+    ) {
+        let tokens = || plan.iter().map(|(_, tokens)| *tokens).zip(reading);
+        let read: usize = tokens().filter(|(_, reading)| **reading).map(|(n, _)| n).sum();
+        let write = reading.iter().filter(|reading| !**reading).count();
+        let predicted = self.times.step_ms(read, write);
+        let ms = computed.as_secs_f64() * 1e3;
+        for (&(at, tokens), reading) in plan.iter().zip(reading) {
+            let answer = &mut batch.running[at].answer;
+            if *reading {
+                answer.prefill_ms += ms * self.times.step_ms(tokens, 0) / predicted;
+            } else {
+                answer.decode_ms += ms * self.times.step_ms(0, 1) / predicted;
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Speeds of a model that decodes several answers in one batch.
+
+use serde::{Deserialize, Serialize};
+
+/// Most speeds that a model may state.
+const RATES_MAX: usize = 16;
+/// Share of the time of a step in which a prompt is read, while more urgent answers are written: these take at
+/// most half as long again.
+pub const READ_SHARE: f64 = 1.0 / 3.0;
+
+/// Speed of a batch of answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BatchRate {
+    /// Answers that are decoded at once.
+    pub answers: u32,
+    /// Tokens a second, of all of them together.
+    pub tokens_per_s: f64,
+}
+
+/// Speeds by the number of answers, in rising order of it, the first of one answer alone; empty for a model
+/// that decodes one answer at a time.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BatchRates(Vec<BatchRate>);
+
+impl BatchRates {
+    /// Speeds from the durations of a step that gives each of so many answers a token, in milliseconds; none
+    /// if they are not those of rising numbers from 1 on.
+    pub fn of_steps(steps: &[(u32, f64)]) -> BatchRates {
+        let rates = steps.iter().map(|&(answers, ms)| BatchRate {
+            answers,
+            tokens_per_s: f64::from(answers) / ms * 1e3,
+        });
+        BatchRates(rates.collect()).checked()
+    }
+
+    /// The same if they are plausible, else none: they may come from another process.
+    #[must_use]
+    pub fn checked(self) -> BatchRates {
+        let rising = self.0.windows(2).all(|pair| pair[0].answers < pair[1].answers);
+        let is_speed = |rate: &BatchRate| rate.tokens_per_s.is_finite() && rate.tokens_per_s > 0.0;
+        let from_one = self.0.first().is_some_and(|rate| rate.answers == 1);
+        let is_plausible = rising && from_one && self.0.iter().all(is_speed);
+        if is_plausible && self.0.len() <= RATES_MAX { self } else { BatchRates::default() }
+    }
+
+    /// Whether one answer is decoded at a time.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Most answers that are decoded at once; 1 without a batch.
+    pub fn width(&self) -> u32 {
+        self.0.last().map_or(1, |rate| rate.answers)
+    }
+
+    /// The part for at most so many answers.
+    #[must_use]
+    pub fn up_to(mut self, width: u32) -> BatchRates {
+        self.0.retain(|rate| rate.answers <= width);
+        self
+    }
+
+    /// The widest batch of which each step from one number of answers to the next gains this factor in
+    /// tokens a second.
+    pub fn best_width(&self, gain_min: f64) -> u32 {
+        let gains = |pair: &&[BatchRate]| pair[1].tokens_per_s >= gain_min * pair[0].tokens_per_s;
+        let wider = self.0.windows(2).take_while(gains).last();
+        wider.map_or(1, |pair| pair[1].answers)
+    }
+
+    /// How many times as long a token of one answer takes if so many are decoded at once: linear between the
+    /// stated numbers, in proportion to the number beyond them.
+    pub fn slowdown(&self, answers: u32) -> f64 {
+        let Some(alone) = self.0.first() else { return f64::from(answers.max(1)) };
+        let of = |rate: &BatchRate| {
+            (f64::from(rate.answers) * alone.tokens_per_s / rate.tokens_per_s).max(1.0)
+        };
+        match self.0.iter().position(|rate| rate.answers >= answers) {
+            Some(0) => 1.0,
+            Some(at) => {
+                let (low, high) = (self.0[at - 1], self.0[at]);
+                let share =
+                    f64::from(answers - low.answers) / f64::from(high.answers - low.answers);
+                of(&low) + (of(&high) - of(&low)) * share
+            }
+            None => {
+                let last = self.0.last().unwrap_or(alone);
+                of(last) * f64::from(answers) / f64::from(last.answers)
+            }
+        }
+    }
+}
+
+/// Speeds of the jobs in a batch, relative to each alone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BatchSpeeds {
+    /// The job whose prompt is read, by its place in the order of urgency: one at a time.
+    reader: Option<usize>,
+    read: f64,
+    write: f64,
+}
+
+impl BatchSpeeds {
+    /// Of the job at this place, which reads its prompt or writes its answer.
+    pub fn of(&self, place: usize, is_reading: bool) -> f64 {
+        match is_reading {
+            true if self.reader == Some(place) => self.read,
+            true => 0.0,
+            false => self.write,
+        }
+    }
+}
+
+impl BatchRates {
+    /// The speeds of jobs of which each is said to read its prompt or to write its answer, the most urgent
+    /// first. The most urgent reads at full speed while the others wait; another reads beside the answers.
+    pub fn speeds(&self, reading: impl Iterator<Item = bool>) -> BatchSpeeds {
+        let (mut reader, mut writers) = (None, 0);
+        for (place, is_reading) in reading.enumerate() {
+            if !is_reading {
+                writers += 1;
+            } else if reader.is_none() {
+                reader = Some(place);
+            }
+        }
+        let (read, write) = match reader {
+            None => (0.0, 1.0),
+            Some(0) => (1.0, 0.0),
+            Some(_) => (READ_SHARE, 1.0 - READ_SHARE),
+        };
+        BatchSpeeds { reader, read, write: write / self.slowdown(writers) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+    }
+
+    #[test]
+    fn slowdowns_are_interpolated() {
+        let rates = BatchRates::of_steps(&[(1, 10.0), (2, 12.0), (4, 20.0)]);
+        assert_eq!(rates.width(), 4);
+        close(rates.slowdown(0), 1.0);
+        close(rates.slowdown(1), 1.0);
+        close(rates.slowdown(2), 1.2);
+        close(rates.slowdown(3), 1.6);
+        close(rates.slowdown(8), 4.0);
+        // without a batch each waits for the others
+        close(BatchRates::default().slowdown(3), 3.0);
+        assert_eq!(BatchRates::default().width(), 1);
+    }
+
+    #[test]
+    fn a_batch_is_as_wide_as_it_gains() {
+        let width = |steps: &[(u32, f64)]| BatchRates::of_steps(steps).best_width(1.15);
+        assert_eq!(width(&[]), 1);
+        assert_eq!(width(&[(1, 10.0)]), 1);
+        assert_eq!(width(&[(1, 10.0), (2, 20.0), (4, 40.0), (8, 80.0)]), 1);
+        assert_eq!(width(&[(1, 10.0), (2, 12.0), (4, 16.0), (8, 31.0)]), 4);
+        assert_eq!(width(&[(1, 10.0), (2, 9.0), (4, 8.0), (8, 7.0)]), 8);
+    }
+
+    #[test]
+    fn implausible_speeds_are_ignored() {
+        let width = |steps: &[(u32, f64)]| BatchRates::of_steps(steps).width();
+        for wrong in [&[(2, 1.0)][..], &[(1, 1.0), (1, 2.0)], &[(1, 1.0), (0, 1.0)], &[(1, 0.0)]] {
+            assert_eq!(width(wrong), 1, "{wrong:?}");
+        }
+        let many: Vec<(u32, f64)> = (1..40).map(|n| (n, 1.0)).collect();
+        assert_eq!(width(&many), 1);
+    }
+}
