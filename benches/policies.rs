@@ -12,27 +12,38 @@
 
 use std::time::Duration;
 
+use pilotlight::model::batch::BatchRates;
 use pilotlight::simulate::board::BOARDS;
 use pilotlight::simulate::load::Demand;
 use pilotlight::simulate::policy::{POLICIES, Policy};
 use pilotlight::simulate::table::{over, table};
 use pilotlight::simulate::world::{DayResult, DaySetup};
 
+/// Milliseconds of a step with so many answers, as an engine measured them at its start: `SmolLM2-135M` `Q8_0` on 2 cores of
+/// a Xeon, 1 thread for one answer and 2 for more.
+const MEASURED: [(u32, f64); 4] = [(1, 27.4), (2, 21.3), (4, 30.1), (8, 48.4)];
+
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<u64>().ok());
     let hours = numbers.next().unwrap_or(6);
     let days = numbers.next().unwrap_or(2);
     let length = Duration::from_secs(hours * 3600);
-    // as our engines are, and as one that can't put a job aside
-    for slots in [3, 1] {
+    // one that decodes in batches, one that computes a job at a time and can put it aside, and one that can't
+    for (slots, batch) in [(10, &MEASURED[..]), (3, &[]), (1, &[])] {
+        let batch = BatchRates::of_steps(batch);
+        let width = batch.width();
         for board in &BOARDS {
-            for (load, burst) in [(0.5, 1.0), (0.8, 1.0), (1.0, 1.0), (0.8, 4.0)] {
+            let loads = [(0.5, 1.0), (0.8, 1.0), (1.0, 1.0), (0.8, 4.0), (1.5, 1.0), (2.0, 1.0)];
+            for (load, burst) in loads {
                 let demand = Demand { load, burst, length };
-                let given = DaySetup { seed: 0, slots, memory_runs_short: true, trace: None };
+                let batch = batch.clone();
+                let given =
+                    DaySetup { seed: 0, slots, batch, memory_runs_short: true, trace: None };
                 let outcome = |policy| (policy, over(board, demand, days, policy, &given));
                 let outcomes: Vec<_> = POLICIES.into_iter().map(outcome).collect();
                 println!(
-                    "\n{}, load {load}, bursts of {burst}, engine holds {slots}, {days} x {hours} h",
+                    "\n{}, load {load}, bursts of {burst}, engine computes {width} and holds {slots}, \
+                     {days} x {hours} h",
                     board.name
                 );
                 println!("{}", table(&outcomes));

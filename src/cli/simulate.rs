@@ -13,6 +13,7 @@ use super::DONE;
 use super::live::live;
 use crate::catalog::file_text;
 use crate::config::Config;
+use crate::model::batch::BatchRates;
 use crate::pressure::SensorSample;
 use crate::simulate::board::{BOARDS, SimulatedBoard};
 use crate::simulate::draw;
@@ -23,6 +24,8 @@ use crate::simulate::world::{DayResult, DaySetup};
 
 /// Longest simulated day in hours.
 const HOURS_MAX: f64 = 24.0 * 14.0;
+/// Jobs of an engine beside those that it computes: they are paused.
+const PAUSED_JOBS: u32 = 2;
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
@@ -45,9 +48,12 @@ pub(super) struct SimulateArgs {
     /// Seed of the first day; equal seeds give equal days.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Jobs that the engine holds; it computes the most urgent one.
-    #[arg(long, default_value_t = 3)]
-    slots: u32,
+    /// Jobs that the engine holds; it computes the most urgent ones. By default two more than its batch.
+    #[arg(long)]
+    slots: Option<u32>,
+    /// Speeds of the engine's batches, as its ModelContext states them, as pairs of answers and tokens a second, such as 1:20,2:34,4:50.
+    #[arg(long, value_name = "SPEEDS", value_parser = batch_rates)]
+    batch: Option<BatchRates>,
     /// Do not simulate memory pressure by another program.
     #[arg(long)]
     memory_plenty: bool,
@@ -55,7 +61,7 @@ pub(super) struct SimulateArgs {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Ask the configured models in real time; only the heat is simulated.
-    #[arg(long, conflicts_with_all = ["compare", "trace", "days", "slots", "memory_plenty"])]
+    #[arg(long, conflicts_with_all = ["compare", "trace", "days", "slots", "batch", "memory_plenty"])]
     engine: bool,
     /// Compare the scheduler with simple policies.
     #[arg(long)]
@@ -89,7 +95,9 @@ impl SimulateArgs {
                 bail!("{name} is {value}; it must be above 0 and at most {most}");
             }
         }
-        if !(1..=64).contains(&self.slots) || !(1..=100).contains(&self.days) {
+        let batch = self.batch.clone().unwrap_or_default();
+        let slots = self.slots.unwrap_or(batch.width() + PAUSED_JOBS);
+        if !(1..=64).contains(&slots) || !(1..=100).contains(&self.days) {
             bail!("--slots must be 1 to 64 and --days 1 to 100");
         }
         let length = Duration::from_secs_f64(self.hours * 3600.0);
@@ -102,7 +110,8 @@ impl SimulateArgs {
         }
         let given = DaySetup {
             seed: self.seed,
-            slots: self.slots,
+            slots,
+            batch,
             memory_runs_short: !self.memory_plenty,
             trace: self.trace.as_deref().map(read_trace).transpose()?.map(Arc::new),
         };
@@ -201,4 +210,23 @@ fn read_trace(path: &Path) -> anyhow::Result<Vec<SensorSample>> {
         bail!("{} contains no samples", path.display());
     }
     Ok(samples)
+}
+
+/// Reads the value of `--batch`.
+fn batch_rates(text: &str) -> Result<BatchRates, String> {
+    let step = |pair: &str| {
+        let (answers, rate) = pair.split_once(':')?;
+        let (answers, rate): (u32, f64) = (answers.trim().parse().ok()?, rate.trim().parse().ok()?);
+        Some((answers, f64::from(answers) / rate * 1e3))
+    };
+    let steps: Option<Vec<(u32, f64)>> = text.split(',').map(step).collect();
+    let rates = BatchRates::of_steps(&steps.unwrap_or_default());
+    if rates.is_empty() {
+        return Err(
+            "expected pairs such as 1:20,2:34,4:50: answers at once from 1 on, and their tokens a \
+                    second together"
+                .to_owned(),
+        );
+    }
+    Ok(rates)
 }

@@ -2,6 +2,7 @@
 
 pub mod board;
 mod draw;
+mod engine;
 pub mod load;
 pub mod policy;
 pub mod table;

@@ -87,7 +87,8 @@ pub(super) fn decider(policy: Policy, profiles: &[BackendProfile; 2]) -> Box<dyn
         | Policy::PredictAtArrival => Box::new(SimplePolicy {
             policy,
             queue: VecDeque::new(),
-            here: None,
+            width: profiles[0].batch.width() as usize,
+            here: Vec::new(),
             away: BTreeMap::new(),
             means: BTreeMap::new(),
         }),
@@ -98,7 +99,9 @@ pub(super) fn decider(policy: Policy, profiles: &[BackendProfile; 2]) -> Box<dyn
 struct SimplePolicy {
     policy: Policy,
     queue: VecDeque<JobSpec>,
-    here: Option<(JobSpec, Time)>,
+    /// Most jobs in the engine at once.
+    width: usize,
+    here: Vec<(JobSpec, Time)>,
     away: BTreeMap<JobId, JobSpec>,
     /// Mean time in the engine of each kind of job, in milliseconds.
     means: BTreeMap<String, f64>,
@@ -110,7 +113,7 @@ impl SimplePolicy {
             return false;
         }
         let waiting = self.queue.len();
-        let inside = waiting + usize::from(self.here.is_some());
+        let inside = waiting + self.here.len();
         match self.policy {
             Policy::Never | Policy::Ours => false,
             Policy::Always => true,
@@ -118,22 +121,24 @@ impl SimplePolicy {
             Policy::QueueLength(most) => waiting >= most,
             Policy::PredictAtArrival => {
                 let mean = |t: &JobSpec| self.means.get(&t.template).copied().unwrap_or(0.0);
-                let first = self.here.as_ref().map_or(0.0, |(spec, started)| {
+                let left = |(spec, started): &(JobSpec, Time)| {
                     (mean(spec) - now.since(*started).as_secs_f64() * 1e3).max(0.0)
-                });
-                let before: f64 = self.queue.iter().map(mean).sum();
-                first + before + mean(spec) > now.until(spec.due).as_secs_f64() * 1e3
+                };
+                let inside: f64 = self.here.iter().map(left).sum();
+                let before = inside + self.queue.iter().map(mean).sum::<f64>();
+                let width = f64::from(u32::try_from(self.width).unwrap_or(u32::MAX));
+                before / width + mean(spec) > now.until(spec.due).as_secs_f64() * 1e3
             }
         }
     }
 
     fn next(&mut self, now: Time) -> Option<Effect> {
-        if self.here.is_some() {
+        if self.here.len() >= self.width {
             return None;
         }
         let spec = self.queue.pop_front()?;
         let (job, time_left, priority) = (spec.job, now.until(spec.due), spec.priority);
-        self.here = Some((spec, now));
+        self.here.push((spec, now));
         Some(Effect::Start { job, backend: HERE.into(), time_left, priority, hold: None })
     }
 }
@@ -156,9 +161,8 @@ impl Decider for SimplePolicy {
             }
             Event::Arrived(spec) => self.queue.push_back(spec),
             Event::Ended { job, .. } => {
-                if self.here.as_ref().is_some_and(|(spec, _)| spec.job == job)
-                    && let Some((spec, started)) = self.here.take()
-                {
+                if let Some(at) = self.here.iter().position(|(spec, _)| spec.job == job) {
+                    let (spec, started) = self.here.remove(at);
                     let ms = now.since(started).as_secs_f64() * 1e3;
                     let mean = self.means.entry(spec.template).or_insert(ms);
                     *mean += (ms - *mean) / 16.0;
@@ -178,9 +182,7 @@ impl Decider for SimplePolicy {
             | Event::Tick
             | Event::Drain => {}
         }
-        if self.here.as_ref().is_some_and(|(spec, _)| spec.due <= now)
-            && let Some((spec, _)) = self.here.take()
-        {
+        for (spec, _) in self.here.extract_if(.., |(spec, _)| spec.due <= now) {
             effects.push(Effect::Stop { job: spec.job });
             effects.push(settled(spec.job, Verdict::Expired, HERE));
         }
@@ -198,7 +200,10 @@ impl Decider for SimplePolicy {
             effects.push(Effect::Stop { job });
             effects.push(settled(job, Verdict::Expired, AWAY));
         }
-        effects.extend(self.next(now));
+        // bounded by the width
+        while let Some(start) = self.next(now) {
+            effects.push(start);
+        }
         effects
     }
 

@@ -8,14 +8,16 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::board::{Chip, SimulatedBoard};
+use super::engine::{SimulatedEngine, Work};
 use super::load::Arrival;
 use super::policy::{AWAY, Decider, HERE, Policy, decider, remote_time};
+use crate::model::batch::BatchRates;
 use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::pressure::level::{DevicePressure, PressureStage};
 use crate::pressure::{Amount, Gauge, SensorSample, Zone};
 use crate::request::client::Client;
-use crate::request::job::{JobId, Priority};
+use crate::request::job::JobId;
 use crate::scheduler::decision::Reason;
 use crate::scheduler::{
     Answered, BackendProfile, Effect, Event, JobSpec, Sent, TokenTimes, Verdict,
@@ -31,6 +33,8 @@ const MEMORY_EVERY_S: u64 = 2400;
 const MEMORY_SHORT_S: u64 = 60;
 /// Speed that is left to an engine while memory is short.
 const SWAPPING: f64 = 0.3;
+/// Jobs at once of the remote model.
+const REMOTE_SLOTS: u32 = 32;
 
 /// Parameters of a day besides its prompts.
 #[derive(Debug, Clone)]
@@ -39,6 +43,8 @@ pub struct DaySetup {
     pub seed: u64,
     /// Slots of the engine, which computes the most urgent of its jobs.
     pub slots: u32,
+    /// Speeds of the engine's batches; none for one that computes one job at a time.
+    pub batch: BatchRates,
     /// Whether another program takes the memory now and then.
     pub memory_runs_short: bool,
     /// Samples of a real device, one a second, in place of the board's own heat and memory; after
@@ -112,14 +118,6 @@ pub struct Second {
     pub missed: usize,
 }
 
-/// A job in the engine.
-struct InEngine {
-    job: JobId,
-    order: (Priority, Time, JobId),
-    /// Milliseconds at full speed that are left.
-    left: f64,
-}
-
 struct World<'a> {
     given: &'a DaySetup,
     orders: &'a [Arrival],
@@ -130,7 +128,7 @@ struct World<'a> {
     chip: Chip,
     gauge: Gauge,
     device_pressure: DevicePressure,
-    engine: Vec<InEngine>,
+    engine: SimulatedEngine,
     /// End of each answer of the remote model.
     remote: BTreeMap<JobId, Time>,
     recalled: Vec<JobId>,
@@ -151,7 +149,7 @@ pub fn run(
     given: &DaySetup,
 ) -> DayResult {
     let profiles =
-        [profile(board, Locality::Device, given.slots), profile(board, Locality::Cloud, 32)];
+        [profile(board, Locality::Device, given), profile(board, Locality::Cloud, given)];
     let mut world = World {
         given,
         orders,
@@ -162,7 +160,7 @@ pub fn run(
         chip: Chip::new(*board),
         gauge: Gauge::default(),
         device_pressure: DevicePressure::default(),
-        engine: Vec::new(),
+        engine: SimulatedEngine::new(given.batch.clone()),
         remote: BTreeMap::new(),
         recalled: Vec::new(),
         out: DayResult { jobs: orders.len(), ..DayResult::default() },
@@ -178,10 +176,11 @@ pub fn run(
     world.out
 }
 
-fn profile(board: &SimulatedBoard, locality: Locality, slots: u32) -> BackendProfile {
+fn profile(board: &SimulatedBoard, locality: Locality, given: &DaySetup) -> BackendProfile {
     let here = locality == Locality::Device;
     BackendProfile {
-        slots,
+        slots: if here { given.slots } else { REMOTE_SLOTS },
+        batch: if here { given.batch.clone() } else { BatchRates::default() },
         preemptive: here,
         read_ms: here.then_some(1e3 / board.prefill),
         write_ms: here.then_some(1e3 / board.decode),
@@ -229,13 +228,8 @@ impl<'a> World<'a> {
         self.chip.speed() * f64::from(self.device_pressure.duty) * swapping
     }
 
-    fn top(&self) -> Option<usize> {
-        (0..self.engine.len()).min_by_key(|at| self.engine[*at].order)
-    }
-
     fn engine_ends(&self) -> Option<Time> {
-        let top = self.top()?;
-        let ms = self.engine[top].left / self.speed().max(1e-9);
+        let ms = self.engine.first_end_ms()? / self.speed().max(1e-9);
         Some(self.now + Duration::from_secs_f64((ms / 1e3).clamp(1e-6, 1e6)))
     }
 
@@ -247,9 +241,7 @@ impl<'a> World<'a> {
         let time = then.since(self.now);
         let ms = time.as_secs_f64() * 1e3;
         let speed = self.speed();
-        if let Some(top) = self.top() {
-            self.engine[top].left -= ms * speed;
-        }
+        self.engine.advance(ms * speed);
         let busy = if self.engine.is_empty() { 0.0 } else { f64::from(self.device_pressure.duty) };
         if self.given.trace.is_none() {
             self.chip.pass(time, busy, self.now.since(Time::default()));
@@ -335,34 +327,31 @@ impl<'a> World<'a> {
         &self.orders[usize::try_from(job.0).unwrap_or(usize::MAX)]
     }
 
-    fn work(&self, job: JobId) -> f64 {
+    fn work(&self, job: JobId) -> Work {
         let order = self.order(job);
-        let read = f64::from(order.prompt - order.cached) / self.board.prefill;
-        (read + f64::from(order.answer) / self.board.decode) * 1e3
+        let read = f64::from(order.prompt - order.cached) / self.board.prefill * 1e3;
+        Work { read, write: f64::from(order.answer) / self.board.decode * 1e3 }
     }
 
     /// Ends one attempt that is complete by now.
     fn finish(&mut self) -> Option<()> {
         if let Some(job) = self.recalled.pop() {
-            self.engine.retain(|inside| inside.job != job);
+            self.engine.remove(job);
             let outcome = Err((Fault::Cancelled, Sent::Nothing));
             self.tell(Event::Ended { job, outcome });
             return Some(());
         }
-        let top = self.top().filter(|top| self.engine[*top].left <= 1e-2);
-        if let Some(top) = top {
-            let job = self.engine.swap_remove(top).job;
+        if let Some(job) = self.engine.take_done() {
             let order = self.order(job);
             // what the engine measures: computing at the speed of the chip, without its pauses
             let slow = 1.0 / self.chip.speed();
+            let work = self.work(job);
             let spent = TokenTimes {
                 prompt_tokens: order.prompt,
                 cached_tokens: order.cached,
                 completion_tokens: order.answer,
-                prefill_ms: f64::from(order.prompt - order.cached) / self.board.prefill
-                    * 1e3
-                    * slow,
-                decode_ms: f64::from(order.answer) / self.board.decode * 1e3 * slow,
+                prefill_ms: work.read * slow,
+                decode_ms: work.write * slow,
             };
             let answered = Answered { spent: Some(spent), ..Answered::default() };
             self.tell(Event::Ended { job, outcome: Ok(answered) });
@@ -392,8 +381,7 @@ impl<'a> World<'a> {
             Effect::Start { job, backend, priority, .. } if backend.as_str() == HERE => {
                 let order = self.order(job);
                 let due = Time::default() + order.at + order.time_left;
-                let left = self.work(job);
-                self.engine.push(InEngine { job, order: (priority, due, job), left });
+                self.engine.start((priority, due, job), self.work(job));
             }
             Effect::Start { job, .. } => {
                 let tokens = self.order(job).answer;
@@ -401,7 +389,7 @@ impl<'a> World<'a> {
                 self.remote.insert(job, self.now + time);
             }
             Effect::Stop { job } => {
-                self.engine.retain(|inside| inside.job != job);
+                self.engine.remove(job);
                 self.remote.remove(&job);
                 self.recalled.retain(|recalled| *recalled != job);
             }
@@ -410,11 +398,8 @@ impl<'a> World<'a> {
                 let away = backend.is_some_and(|backend| backend.as_str() == AWAY);
                 self.settled(job, &verdict, away, decision.reason);
             }
-            Effect::Load(_)
-            | Effect::Unload(_)
-            | Effect::Width { .. }
-            | Effect::Book(_)
-            | Effect::Drained => {}
+            Effect::Width { width, .. } => self.engine.set_width(width),
+            Effect::Load(_) | Effect::Unload(_) | Effect::Book(_) | Effect::Drained => {}
         }
     }
 
@@ -425,7 +410,7 @@ impl<'a> World<'a> {
         let missed = *verdict != Verdict::Done || self.now > due;
         self.waiting -= 1;
         self.out.missed += usize::from(missed);
-        let work = self.work(job);
+        let work = self.least_ms(self.work(job));
         if away {
             self.out.away += 1;
             self.out.away_tokens += u64::from(order.prompt + order.answer);
@@ -439,6 +424,13 @@ impl<'a> World<'a> {
             second.here += usize::from(!away && !missed);
             second.missed += usize::from(missed);
         }
+    }
+
+    /// Time that a job takes from the engine, at the best in the middle of a full batch.
+    fn least_ms(&self, work: Work) -> f64 {
+        let batch = &self.given.batch;
+        let width = batch.width();
+        work.read + work.write * batch.slowdown(width) / f64::from(width)
     }
 
     /// Cumulative capacity of the engine at a time.

@@ -1,0 +1,177 @@
+//! The engine of a simulated device: it computes its most urgent jobs in one batch.
+
+use crate::model::batch::BatchRates;
+use crate::request::job::{JobId, Priority};
+use crate::time::Time;
+
+/// Work that counts as none, in milliseconds: times are rounded to microseconds.
+const NO_WORK_MS: f64 = 1e-2;
+
+/// Priority, deadline and identifier; the least is the most urgent.
+pub(super) type JobOrder = (Priority, Time, JobId);
+
+/// Computing time of a job at full speed if no other is computed, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Work {
+    /// For its prompt.
+    pub(super) read: f64,
+    /// For its answer.
+    pub(super) write: f64,
+}
+
+/// A job in the engine, with the work that is left.
+#[derive(Debug, Clone)]
+struct Inside {
+    order: JobOrder,
+    left: Work,
+}
+
+impl Inside {
+    fn is_reading(&self) -> bool {
+        self.left.read > NO_WORK_MS
+    }
+
+    fn is_done(&self) -> bool {
+        self.left.read + self.left.write <= NO_WORK_MS
+    }
+}
+
+/// Jobs in the engine, the most urgent first.
+#[derive(Debug, Clone)]
+pub(super) struct SimulatedEngine {
+    batch: BatchRates,
+    width: u32,
+    jobs: Vec<Inside>,
+}
+
+impl SimulatedEngine {
+    pub(super) fn new(batch: BatchRates) -> SimulatedEngine {
+        SimulatedEngine { width: batch.width(), batch, jobs: Vec::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub(super) fn set_width(&mut self, width: u32) {
+        self.width = width.clamp(1, self.batch.width());
+    }
+
+    pub(super) fn start(&mut self, order: JobOrder, work: Work) {
+        let at = self.jobs.partition_point(|inside| inside.order < order);
+        self.jobs.insert(at, Inside { order, left: work });
+    }
+
+    pub(super) fn remove(&mut self, job: JobId) {
+        self.jobs.retain(|inside| inside.order.2 != job);
+    }
+
+    /// Takes out a job that is complete.
+    pub(super) fn take_done(&mut self) -> Option<JobId> {
+        let at = self.jobs.iter().position(Inside::is_done)?;
+        Some(self.jobs.remove(at).order.2)
+    }
+
+    /// Time at full speed until the first job is complete, in milliseconds.
+    pub(super) fn first_end_ms(&self) -> Option<f64> {
+        let mut ahead = self.clone();
+        let mut ms = 0.0;
+        // bounded: each round ends the reading of a prompt
+        while !ahead.jobs.is_empty() && !ahead.jobs.iter().any(Inside::is_done) {
+            ms += ahead.advance_to_change(f64::MAX);
+        }
+        (!ahead.jobs.is_empty()).then_some(ms)
+    }
+
+    /// Computes for a time at full speed, in milliseconds, or until the first job is complete.
+    pub(super) fn advance(&mut self, ms: f64) {
+        let mut left = ms;
+        // bounded: each round ends the reading of a prompt, or the time
+        while left > 0.0 && !self.jobs.is_empty() && !self.jobs.iter().any(Inside::is_done) {
+            left -= self.advance_to_change(left);
+        }
+    }
+
+    /// Advances until a prompt is read or an answer is complete, at most `most` milliseconds; returns how long.
+    fn advance_to_change(&mut self, most: f64) -> f64 {
+        let speeds = self.speeds();
+        let running = || self.jobs.iter().zip(&speeds);
+        let ends = running().map(|(inside, speed)| {
+            (if inside.is_reading() { inside.left.read } else { inside.left.write }) / speed
+        });
+        let ms = ends.fold(most, f64::min);
+        for (inside, speed) in self.jobs.iter_mut().zip(&speeds) {
+            let is_reading = inside.is_reading();
+            let part = if is_reading { &mut inside.left.read } else { &mut inside.left.write };
+            *part = (*part - ms * speed).max(0.0);
+        }
+        ms
+    }
+
+    /// The speeds of the jobs in the batch, relative to each alone.
+    fn speeds(&self) -> Vec<f64> {
+        let running = &self.jobs[..self.jobs.len().min(self.width as usize)];
+        let speeds = self.batch.speeds(running.iter().map(Inside::is_reading));
+        let of = |(at, inside): (usize, &Inside)| speeds.of(at, inside.is_reading());
+        running.iter().enumerate().map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::batch::READ_SHARE;
+
+    fn engine(works: &[(f64, f64)]) -> SimulatedEngine {
+        let batch = BatchRates::of_steps(&[(1, 10.0), (2, 12.0), (4, 20.0)]);
+        let mut engine = SimulatedEngine::new(batch);
+        for (at, (read, write)) in (0..).zip(works) {
+            let work = Work { read: *read, write: *write };
+            engine.start((Priority::Normal, Time(at), JobId(at)), work);
+        }
+        engine
+    }
+
+    fn ends(mut engine: SimulatedEngine) -> Vec<(u64, f64)> {
+        let mut now = 0.0;
+        let mut ends = Vec::new();
+        while let Some(ms) = engine.first_end_ms() {
+            engine.advance(ms);
+            now += ms;
+            let done = engine.take_done();
+            ends.push((done.map_or(u64::MAX, |job| job.0), (now * 1e3_f64).round() / 1e3));
+        }
+        ends
+    }
+
+    #[test]
+    fn answers_of_a_batch_advance_together() {
+        assert_eq!(ends(engine(&[(0.0, 100.0)])), [(0, 100.0)]);
+        // two at once take 1.2 times as long, then one alone
+        assert_eq!(ends(engine(&[(0.0, 100.0), (0.0, 150.0)])), [(0, 120.0), (1, 170.0)]);
+    }
+
+    #[test]
+    fn a_prompt_is_read_first_if_it_is_the_most_urgent_and_else_beside_answers() {
+        assert_eq!(ends(engine(&[(50.0, 100.0), (0.0, 30.0)])), [(1, 86.0), (0, 156.0)]);
+        let mut beside = engine(&[(0.0, 100.0), (50.0, 30.0)]);
+        let read_ms = 50.0 / READ_SHARE;
+        beside.advance(read_ms / 2.0);
+        let left = |engine: &SimulatedEngine, at: usize| engine.jobs[at].left;
+        assert!((left(&beside, 1).read - 25.0).abs() < 1e-9);
+        let written = read_ms / 2.0 * (1.0 - READ_SHARE);
+        assert!((left(&beside, 0).write - (100.0 - written)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn only_the_most_urgent_are_computed() {
+        let mut narrow = engine(&[(0.0, 100.0), (0.0, 100.0)]);
+        narrow.set_width(1);
+        assert_eq!(ends(narrow), [(0, 100.0), (1, 200.0)]);
+        let mut wide = engine(&[(0.0, 100.0); 6]);
+        wide.set_width(99);
+        let ends = ends(wide);
+        assert_eq!(ends[3], (3, 200.0));
+        assert_eq!(ends[5], (5, 320.0));
+    }
+}
