@@ -10,7 +10,7 @@ use super::constraint::{Constraint, Factory};
 use super::label_cache::LabelCache;
 use super::pacer::Duty;
 use super::pacer::Pacer;
-use super::queue::SLOTS;
+use super::queue::{PAUSED, SLOTS};
 use super::step_times::StepTimes;
 use super::watchdog::Stopped;
 use super::{
@@ -146,6 +146,7 @@ impl<D: Decoder> Engine<D> {
         runtime.prefill_tokens_per_s = rate(self.times.read_ms);
         runtime.decode_tokens_per_s = rate(write_ms);
         runtime.batch = if width > 1 { rates.up_to(width) } else { BatchRates::default() };
+        runtime.slots = slots.min(width + PAUSED);
         Ok(())
     }
 

@@ -10,8 +10,10 @@ use super::{EngineTask, Prompt};
 use crate::model::generate::{Fault, Usage};
 use crate::request::job::Priority;
 
-/// Most prompts of an engine at once: those of the widest batch, and two that are paused for more urgent ones.
-pub(crate) const SLOTS: u32 = 10;
+/// Prompts of an engine beside those of its batch: they are paused for more urgent ones.
+pub(super) const PAUSED: u32 = 2;
+/// Most prompts of an engine at once: those of the widest batch, and paused ones.
+pub(crate) const SLOTS: u32 = 8 + PAUSED;
 
 /// Priority, then deadline; the lesser is the more urgent.
 pub(super) type Urgency = (Priority, Instant);
