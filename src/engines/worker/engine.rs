@@ -31,11 +31,11 @@ struct Probe {
     warm_up: usize,
     prefill: usize,
     decode: usize,
-    /// Of each answer of a batch.
+    /// Of each answer of a batch; the first may also allocate.
     batch: usize,
 }
 
-const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8, batch: 4 };
+const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8, batch: 3 };
 /// Longest warm-up after which more is measured.
 const PROBE_SLOW: Duration = Duration::from_secs(1);
 /// Answers at once that are measured.
@@ -128,9 +128,10 @@ impl<D: Decoder> Engine<D> {
                 (1, false) => PROBE_TOKENS.decode,
                 (_, false) => PROBE_TOKENS.batch,
             };
-            let ms = self.time_batch(token, width, steps)?.as_secs_f64() * 1e3;
-            steps_ms.push((width, (ms / to_f64(steps)).max(1e-3)));
-            if is_slow {
+            steps_ms.push((width, self.time_batch(token, width, steps)?.max(1e-3)));
+            // a wider batch is not used
+            let gains = BatchRates::of_steps(&steps_ms).best_width(GAIN_MIN) == width;
+            if is_slow || !gains {
                 break;
             }
         }
@@ -161,24 +162,24 @@ impl<D: Decoder> Engine<D> {
         Ok(time)
     }
 
-    /// Duration of some steps with so many answers at once, after a short prompt.
-    fn time_batch(&mut self, token: u32, width: u32, steps: usize) -> Result<Duration, Fault> {
+    /// Median duration of some steps with so many answers at once, in milliseconds.
+    fn time_batch(&mut self, token: u32, width: u32, steps: usize) -> Result<f64, Fault> {
         let one = [token];
         let begun = (0..width).map(|_| self.decoder.reuse(&one, &PrefixScope::default()));
         let sequences = begun.collect::<Result<Vec<_>, _>>()?;
         let parts: Vec<StepPart<'_>> =
             sequences.iter().map(|&(sequence, _)| StepPart { sequence, tokens: &one }).collect();
-        // the first step with another width allocates
-        self.decoder.eval(&parts)?;
-        let before = now();
+        let mut times = Vec::with_capacity(steps);
         for _ in 0..steps {
+            let before = now();
             self.decoder.eval(&parts)?;
+            times.push(before.elapsed().as_secs_f64() * 1e3);
         }
-        let time = before.elapsed();
         for (sequence, _) in sequences {
             self.decoder.release(sequence);
         }
-        Ok(time)
+        times.sort_unstable_by(f64::total_cmp);
+        Ok(times.get(times.len() / 2).copied().unwrap_or_default())
     }
 
     /// Length of the context, tokens.
