@@ -114,8 +114,13 @@ def mcp():
                 result = await session.call_tool("embed", {"input": ["a fire", "an invoice"]})
                 content = getattr(result, "structured_content", None) or result.structuredContent
                 assert [len(vector) for vector in content["embeddings"]] == [384, 384], result
-            resources = (await session.list_resources()).resources
-            uris = [str(resource.uri) for resource in resources]
+            # the model is loaded while the client says hello
+            for _ in range(300):
+                resources = (await session.list_resources()).resources
+                uris = [str(resource.uri) for resource in resources]
+                if "model://smollm2-135m/context" in uris:
+                    break
+                await asyncio.sleep(0.2)
             assert "model://smollm2-135m/context" in uris, uris
             read = await session.read_resource("model://smollm2-135m/context")
             assert json.loads(read.contents[0].text)["runtime"]["backend"] == "llama.cpp"
@@ -142,8 +147,6 @@ def mcp():
             env={"PILOTLIGHT_MQTT": "off", "PILOTLIGHT_HTTP": "off"},
         )
         async with stdio_client(server) as streams:
-            # the model is loaded while the client says hello
-            await asyncio.sleep(4)
             await talk(streams, ["generate"])
 
     asyncio.run(both())
