@@ -67,12 +67,16 @@ pub async fn the_more_urgent_goes_first(model: &dyn Generate) {
         note("first");
         run(model, &urgent("Name a mountain.")).await.unwrap();
         note("second");
-        // one that is as urgent waits
+        // one that is as urgent waits, or is computed beside it in a batch
         run(model, &job("Name a lake.", 4)).await.unwrap();
         note("later");
     };
     let (usage, (), ()) = tokio::join!(write, read, interrupt);
-    assert_eq!(*ended.lock().unwrap(), ["first", "second", "long", "later"]);
+    let ended = ended.into_inner().unwrap();
+    assert_eq!(ended[..2], ["first", "second"]);
+    if runtime.batch.width() == 1 {
+        assert_eq!(ended[2..], ["long", "later"]);
+    }
     assert_eq!(usage.completion_tokens, alone.completion_tokens);
     let tokens = |usage: &Usage| -> Vec<Vec<u8>> {
         usage.logprobs.iter().take(6).map(|token| token.token.bytes.clone()).collect()
