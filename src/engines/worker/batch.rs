@@ -223,17 +223,18 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// For each answer that takes part in the next step, how many of its tokens are evaluated. The answers
-    /// are in the order of their urgency; the least urgent ones stand still if the width is limited.
+    /// are in the order of their urgency; the least urgent ones stand still if the width is limited, by the
+    /// scheduler or because batches are slow now.
     fn plan(&self, running: &[Running]) -> Vec<(usize, usize)> {
-        let running = &running[..running.len().min(self.pacer.duty.width())];
-        let takes_part = |run: &&Running| run.answer.finish.is_none() && !run.answer.is_held();
-        let writing = running.iter().filter(takes_part);
-        let writing = writing.filter(|run| run.answer.pending().len() == 1).count();
+        let width = self.pacer.duty.width().min(self.contention.width(now()));
+        let can_go_on = |run: &Running| run.answer.finish.is_none() && !run.answer.is_held();
+        let parts = running.iter().enumerate().filter(|(_, run)| can_go_on(run)).take(width);
+        let writing = parts.clone().filter(|(_, run)| run.answer.pending().len() == 1).count();
         let mut left = self.decoder.batch_tokens().saturating_sub(writing);
         left = left.min(self.decoder.free_tokens().saturating_sub(writing).max(1));
         let mut is_beside = false;
         let mut plan = Vec::with_capacity(running.len());
-        for (at, run) in running.iter().enumerate().filter(|(_, run)| takes_part(run)) {
+        for (at, run) in parts {
             let pending = run.answer.pending().len();
             if pending == 1 {
                 is_beside = true;
@@ -274,6 +275,10 @@ impl<D: Decoder> Engine<D> {
         let write = reading.iter().filter(|reading| !**reading).count();
         let predicted = self.times.step_ms(read, write);
         let ms = computed.as_secs_f64() * 1e3;
+        if read == 0 {
+            let answers = u32::try_from(write).unwrap_or(u32::MAX);
+            self.contention.count(answers, ms, self.times.write_ms, now());
+        }
         for (&(at, tokens), reading) in plan.iter().zip(reading) {
             let answer = &mut batch.running[at].answer;
             if *reading {

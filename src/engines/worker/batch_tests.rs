@@ -14,7 +14,7 @@ use super::{Calibration, Decoder, Engine, EngineModel, EngineTask, PrefixScope, 
 use crate::clock::now;
 use crate::model::batch::BatchRates;
 use crate::model::context::{Capabilities, ModelContext};
-use crate::model::generate::{Fault, Finish, Usage};
+use crate::model::generate::{Fault, Finish, Pace, Usage};
 use crate::model::out::{Chunk, channel};
 use crate::request::job::{Job, Message, Priority};
 use crate::request::refusal::Refusal;
@@ -281,6 +281,26 @@ fn a_client_that_does_not_read_delays_nobody() {
     let text = reader.unwrap().join().unwrap();
     assert_eq!(text.len(), 80, "{text}");
     assert!(steps.len() > chunks);
+}
+
+#[test]
+fn one_at_a_time_a_client_that_does_not_read_delays_nobody_either() {
+    let setting = setting(2, 1000);
+    let (task, behind) = prompt("!", 10, Priority::Normal);
+    let EngineTask::Answer(mut held) = task else { unreachable!("it is an answer") };
+    held.job.sampling.max_tokens = Some(80);
+    setting.tasks.try_send(EngineTask::Answer(held)).ok().unwrap();
+    let other = setting.ask("a", 99);
+    let narrow = Pace { width: 1, ..Pace::default() };
+    setting.engine.pacer.duty.set(narrow);
+    let reader = std::thread::Builder::new().spawn(move || {
+        let usage = other.ended.blocking_recv().unwrap();
+        drop(behind);
+        usage.unwrap().completion_tokens
+    });
+    let steps = setting.run();
+    assert_eq!(reader.unwrap().join().unwrap(), 4);
+    assert!(steps.iter().all(|step| step.len() == 1));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::calibration::{Calibration, LearnedLabels};
 use super::constraint::{Constraint, Factory};
+use super::contention::Contention;
 use super::label_cache::LabelCache;
 use super::pacer::Duty;
 use super::pacer::Pacer;
@@ -50,6 +51,7 @@ pub(crate) struct Engine<D> {
     /// Most answers that run at once.
     pub(super) width: usize,
     pub(super) times: StepTimes,
+    pub(super) contention: Contention,
     /// Built at the first request with a JSON format.
     pub(super) constraints: Option<Factory>,
     pub(super) calibration: Calibration,
@@ -96,6 +98,7 @@ impl<D: Decoder> Engine<D> {
             context,
             width: 1,
             times: StepTimes::default(),
+            contention: Contention::default(),
             constraints: None,
             calibration,
             label_cache: LabelCache::default(),

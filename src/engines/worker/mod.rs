@@ -9,6 +9,7 @@ mod batch;
 mod batch_tests;
 mod calibration;
 pub mod constraint;
+mod contention;
 mod engine;
 #[cfg(fuzzing)]
 pub mod fuzzing;
