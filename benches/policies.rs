@@ -28,7 +28,7 @@ fn main() {
     let hours = numbers.next().unwrap_or(6);
     let days = numbers.next().unwrap_or(2);
     let length = Duration::from_secs(hours * 3600);
-    // one that decodes in batches, one that computes a job at a time and can put it aside, and one that can't
+    // engines: with batches; one job at a time with preemption; one job at a time without
     for (slots, batch) in [(10, &MEASURED[..]), (3, &[]), (1, &[])] {
         let batch = BatchRates::of_steps(batch);
         let width = batch.width();

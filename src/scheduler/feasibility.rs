@@ -52,14 +52,20 @@ pub(super) struct Offload {
     pub(super) late: usize,
 }
 
+/// Whether every job of a service order is in time: for each its own time, its delay of those behind it, and the
+/// time until its deadline, in milliseconds.
+pub(super) fn all_in_time(mut order: impl Iterator<Item = (f64, f64, f64)>) -> bool {
+    let mut before = 0.0;
+    order.all(|(own, delay, left)| {
+        let end = before + own;
+        before += delay;
+        end <= left
+    })
+}
+
 /// Whether every job is in time at this level.
 pub(super) fn holds(line: &[OrderedJob], level: Level) -> bool {
-    let mut before = 0.0;
-    line.iter().all(|item| {
-        let end = before + item.own.at(level);
-        before += item.delay.at(level);
-        end <= item.left
-    })
+    all_in_time(line.iter().map(|item| (item.own.at(level), item.delay.at(level), item.left)))
 }
 
 /// The jobs to offload at this level, in the order in which they were found. Jobs that can't be

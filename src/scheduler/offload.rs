@@ -54,25 +54,33 @@ impl Scheduler {
         }
         let remote = self.free_remote();
         for engine in self.healthy.and(self.sides.device).iter() {
-            if self.backends[engine].profile.batch.width() > 1 {
-                self.choose_width(engine, now);
+            let is_batching = self.backends[engine].profile.batch.width() > 1;
+            let slots = self.free_slots_of(remote);
+            if !is_batching && slots == 0 {
+                continue;
             }
-            if !remote.is_empty() {
-                self.decide_at(engine, remote, now);
+            let order = self.order(engine);
+            if is_batching {
+                self.choose_width(engine, &order, now);
+            }
+            if slots > 0 {
+                self.decide_at(engine, &order, (remote, slots), now);
             }
         }
     }
 
-    fn decide_at(&mut self, engine: usize, remote: BackendSet, now: Time) {
-        let mut slots = self.free_slots_of(remote);
-        if slots == 0 {
+    /// Decides for one engine, with so many free slots of remote backends.
+    fn decide_at(
+        &mut self,
+        engine: usize,
+        order: &[(ServiceKey, JobPlace)],
+        (remote, mut slots): (BackendSet, usize),
+        now: Time,
+    ) {
+        if self.is_certified(engine, order, now) {
             return;
         }
-        let order = self.order(engine);
-        if self.is_certified(engine, &order, now) {
-            return;
-        }
-        let (line, places) = self.line(engine, &order, remote, now);
+        let (line, places) = self.line(engine, order, remote, now);
         if line.iter().all(|item| item.offload_deadline.is_none()) {
             return;
         }
@@ -149,8 +157,7 @@ impl Scheduler {
         let speed = self.speed();
         let backend = &self.backends[engine];
         let service = backend.service(order.len());
-        let mut before = 0.0;
-        order.iter().all(|((_, (_, _, due, _)), place)| {
+        feasibility::all_in_time(order.iter().map(|((_, (_, _, due, _)), place)| {
             let own = match place {
                 JobPlace::Waiting(at) => {
                     let entry = self.queue.iter().nth(*at);
@@ -162,10 +169,8 @@ impl Scheduler {
                 }
             };
             let own = own.unwrap_or_default();
-            let end = before + service.own_ms(&own) / speed;
-            before += service.delay_ms(&own) / speed;
-            end <= ms_until(now, *due)
-        })
+            (service.own_ms(&own) / speed, service.delay_ms(&own) / speed, ms_until(now, *due))
+        }))
     }
 
     /// The figures of every job of an engine, in service order.

@@ -21,7 +21,7 @@ pub struct BackendProfile {
     pub locality: Locality,
     /// Jobs at once.
     pub slots: u32,
-    /// It computes only the most urgent of its jobs, as many as fit in a batch, and resumes the others
+    /// The backend computes only the most urgent of its jobs, as many as fit in a batch, and resumes the others
     /// afterwards.
     pub preemptive: bool,
     /// Speeds of several answers that it decodes in one batch.

@@ -2,8 +2,8 @@
 
 use heapless::Vec as Bounded;
 
-use super::feasibility::LINE_MAX;
-use super::offload::ms_until;
+use super::feasibility::{LINE_MAX, all_in_time};
+use super::offload::{JobPlace, ServiceKey, ms_until};
 use super::queued::QueuedJob;
 use super::service::{EngineService, JobTime};
 use super::{Effect, Scheduler};
@@ -13,8 +13,12 @@ use crate::time::Time;
 impl Scheduler {
     /// Chooses how many jobs an engine is to compute at once: the most with which each is in time by the
     /// 95 % quantile; if there is no such number, as many as fit in its batch.
-    pub(super) fn choose_width(&mut self, engine: usize, now: Time) {
-        let order = self.order(engine);
+    pub(super) fn choose_width(
+        &mut self,
+        engine: usize,
+        order: &[(ServiceKey, JobPlace)],
+        now: Time,
+    ) {
         let slow = 1.0 / self.speed();
         let jobs = order.iter().filter_map(|(_, place)| self.remaining(engine, *place));
         let jobs = jobs.map(|(entry, time, _)| (time, ms_until(now, entry.due())));
@@ -23,13 +27,10 @@ impl Scheduler {
         let most = profile.batch.width();
         let holds = |width: &u32| {
             let service = EngineService::of(profile, *width, jobs.len());
-            let mut before = 0.0;
-            jobs.iter().all(|(time, left)| {
+            all_in_time(jobs.iter().map(|(time, left)| {
                 let time = JobTime { read: time.read.p95 * slow, write: time.write.p95 * slow };
-                let end = before + service.own_ms(&time);
-                before += service.delay_ms(&time);
-                end <= *left
-            })
+                (service.own_ms(&time), service.delay_ms(&time), *left)
+            }))
         };
         let halved = |width: &u32| Some(width / 2).filter(|width| *width > 0);
         let widths = std::iter::successors(Some(most), halved);
@@ -96,7 +97,7 @@ mod tests {
         assert_eq!(arrive(2, 600), [1]);
         let ended = Event::Ended { job: JobId(2), outcome: Ok(Answered::default()) };
         assert_eq!(widths(&scheduler.handle_event(ended, Time(1))), [4]);
-        // one that is late whatever the width does not slow down the others
+        // a job that is late at each width does not slow down the others
         let hopeless = Time(0) + Duration::from_millis(50);
         let arrived = Event::Arrived(JobSpec { due: hopeless, ..spec(3) });
         assert!(widths(&scheduler.handle_event(arrived, Time(1))).is_empty());

@@ -67,7 +67,7 @@ pub async fn the_more_urgent_goes_first(model: &dyn Generate) {
         note("first");
         run(model, &urgent("Name a mountain.")).await.unwrap();
         note("second");
-        // one that is as urgent waits, or is computed beside it in a batch
+        // an equally urgent prompt waits, or is answered in the same batch
         run(model, &job("Name a lake.", 4)).await.unwrap();
         note("later");
     };

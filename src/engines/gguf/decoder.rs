@@ -21,8 +21,8 @@ use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
-    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, StepPart, log_probabilities, sha256_of,
-    threads_or_all,
+    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, StepPart, log_probabilities,
+    score_first_tokens, sha256_of, threads_or_all,
 };
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
@@ -372,8 +372,7 @@ impl Decoder for LlamaDecoder<'_> {
         sequence: usize,
         all: &[Vec<u32>],
     ) -> Result<Vec<f32>, Fault> {
-        let first = log_probabilities(self.logits(0));
-        let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
+        let mut sums = score_first_tokens(self.logits(0), all);
         // continuations of one token are scored already
         let longer: Vec<usize> = (0..all.len()).filter(|&n| all[n].len() > 1).collect();
         let mut left = longer.as_slice();

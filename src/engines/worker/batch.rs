@@ -4,7 +4,6 @@
 //! are not read yet, the most urgent first. Only [`Engine::width`] answers run at once; one that is less
 //! urgent than a waiting prompt is paused, and continues from what is left of it in the prefix cache.
 
-use std::cmp::Reverse;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -187,7 +186,9 @@ impl<D: Decoder> Engine<D> {
         let result = self.decoder.eval(&parts);
         self.decoder.end_request();
         if let Err(fault) = result {
-            return self.end_failed(batch, &plan, &fault);
+            // an aborted evaluation was of one answer alone
+            let all = plan.iter().map(|&(at, _)| (at, fault.clone())).collect();
+            return self.end_failed(batch, all);
         }
         let mut failed = Vec::new();
         let mut reading = Vec::new();
@@ -205,12 +206,7 @@ impl<D: Decoder> Engine<D> {
         }
         let computed = began.elapsed();
         self.account(batch, &plan, &reading, computed);
-        failed.sort_unstable_by_key(|(at, _)| Reverse(*at));
-        for (at, fault) in failed {
-            let Running { answer, sequence } = batch.running.swap_remove(at);
-            self.decoder.release(sequence);
-            answer.prompt.end(Err(fault));
-        }
+        self.end_failed(batch, failed);
         self.pacer.pause(computed, alone.as_deref());
     }
 
@@ -253,12 +249,12 @@ impl<D: Decoder> Engine<D> {
         plan
     }
 
-    /// The evaluation failed for all parts: an aborted one alone was cancelled.
-    fn end_failed(&mut self, batch: &mut Batch, plan: &[(usize, usize)], fault: &Fault) {
-        for &(at, _) in plan.iter().rev() {
+    /// Ends running answers with their faults; the places are in rising order.
+    fn end_failed(&mut self, batch: &mut Batch, failed: Vec<(usize, Fault)>) {
+        for (at, fault) in failed.into_iter().rev() {
             let Running { answer, sequence } = batch.running.swap_remove(at);
             self.decoder.release(sequence);
-            answer.prompt.end(Err(fault.clone()));
+            answer.prompt.end(Err(fault));
         }
     }
 

@@ -158,14 +158,14 @@ impl Asked {
     }
 }
 
-/// A prompt that ends by this time is the more urgent the shorter it is.
-fn prompt(text: &str, seconds: u64, priority: Priority) -> (EngineTask, Asked) {
+/// A prompt with its deadline in so many seconds, for an answer of at most so many tokens.
+fn prompt(text: &str, seconds: u64, priority: Priority, most: u32) -> (EngineTask, Asked) {
     let (out, chunks) = channel();
     let (done, ended) = oneshot::channel();
     let mut job = Job { priority, ..Job::plain(text, Duration::from_secs(seconds)) };
     job.sampling.temperature = Some(0.0);
     job.sampling.repeat_penalty = Some(1.0);
-    job.sampling.max_tokens = Some(4);
+    job.sampling.max_tokens = Some(most);
     let urgency = (job.priority, now() + job.time_left);
     let (stop, grammar) = Default::default();
     let prompt = Prompt { job, out, stop, grammar, done, urgency };
@@ -193,7 +193,11 @@ fn setting(width: usize, room: usize) -> Setting {
 
 impl Setting {
     fn ask(&self, text: &str, seconds: u64) -> Asked {
-        let (task, asked) = prompt(text, seconds, Priority::Normal);
+        self.ask_for(4, text, seconds)
+    }
+
+    fn ask_for(&self, most: u32, text: &str, seconds: u64) -> Asked {
+        let (task, asked) = prompt(text, seconds, Priority::Normal, most);
         self.tasks.try_send(task).ok().unwrap();
         asked
     }
@@ -245,7 +249,7 @@ fn a_long_prompt_is_read_beside_more_urgent_answers() {
 fn the_most_urgent_prompt_is_read_at_once() {
     let mut setting = setting(2, 1000);
     let (first, second) = (setting.ask("a", 10), setting.ask("g", 11));
-    let (task, urgent) = prompt(&"m".repeat(50), 99, Priority::Interactive);
+    let (task, urgent) = prompt(&"m".repeat(50), 99, Priority::Interactive, 4);
     setting.engine.decoder.later = Some((2, task, setting.tasks.clone()));
     let steps = setting.run();
     assert_eq!([first, second, urgent].map(Asked::answer), [cut("bcde"), cut("hijk"), cut("nopq")]);
@@ -259,11 +263,8 @@ fn the_most_urgent_prompt_is_read_at_once() {
 fn a_client_that_does_not_read_delays_nobody() {
     let setting = setting(2, 1000);
     let chunks = crate::limits::CHUNKS_WAITING_MAX;
-    let (task, mut behind) = prompt("!", 10, Priority::Normal);
-    let EngineTask::Answer(mut held) = task else { unreachable!("it is an answer") };
-    held.job.sampling.max_tokens = Some(80);
     // each byte is a piece, and there is room for 64 of them
-    setting.tasks.try_send(EngineTask::Answer(held)).ok().unwrap();
+    let mut behind = setting.ask_for(80, "!", 10);
     let others: Vec<Asked> = (11..25).map(|seconds| setting.ask("a", seconds)).collect();
     let reader = std::thread::Builder::new();
     let reader = reader.spawn(move || {
@@ -286,10 +287,7 @@ fn a_client_that_does_not_read_delays_nobody() {
 #[test]
 fn one_at_a_time_a_client_that_does_not_read_delays_nobody_either() {
     let setting = setting(2, 1000);
-    let (task, behind) = prompt("!", 10, Priority::Normal);
-    let EngineTask::Answer(mut held) = task else { unreachable!("it is an answer") };
-    held.job.sampling.max_tokens = Some(80);
-    setting.tasks.try_send(EngineTask::Answer(held)).ok().unwrap();
+    let behind = setting.ask_for(80, "!", 10);
     let other = setting.ask("a", 99);
     let narrow = Pace { width: 1, ..Pace::default() };
     setting.engine.pacer.duty.set(narrow);
@@ -317,14 +315,7 @@ fn answers_wait_for_room_in_the_cache() {
 #[test]
 fn an_answer_is_paused_when_the_cache_is_full_and_resumed() {
     let setting = setting(2, 70);
-    let ask = |text: &str, seconds| {
-        let (task, asked) = prompt(text, seconds, Priority::Normal);
-        let EngineTask::Answer(mut prompt) = task else { unreachable!("it is an answer") };
-        prompt.job.sampling.max_tokens = Some(60);
-        setting.tasks.try_send(EngineTask::Answer(prompt)).ok().unwrap();
-        asked
-    };
-    let asked = [ask("!", 10), ask("#", 11)];
+    let asked = [setting.ask_for(60, "!", 10), setting.ask_for(60, "#", 11)];
     let steps = setting.run();
     let letters = |first: u8| (first..first + 60).map(char::from).collect::<String>();
     assert_eq!(asked.map(Asked::answer), [cut(&letters(b'"')), cut(&letters(b'$'))]);

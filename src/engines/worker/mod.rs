@@ -38,9 +38,8 @@ pub use self::calibration::Calibration;
 pub(super) use self::engine::Engine;
 pub(super) use self::label_cache::LabelCache;
 use self::pacer::Duty;
-pub(super) use self::queue::PromptQueue;
-pub(super) use self::queue::SLOTS;
 use self::queue::Urgency;
+pub(super) use self::queue::{PromptQueue, SLOTS};
 use self::watchdog::{GrammarStop, PendingPrompt, Stopped};
 use super::template::ChatTemplate;
 use crate::clock::now;
@@ -163,8 +162,7 @@ pub(crate) trait Decoder {
         sequence: usize,
         all: &[Vec<u32>],
     ) -> Result<Vec<f32>, Fault> {
-        let first = log_probabilities(self.logits(0));
-        let mut sums: Vec<f32> = all.iter().map(|tokens| first[tokens[0] as usize]).collect();
+        let mut sums = score_first_tokens(self.logits(0), all);
         for (sum, tokens) in sums.iter_mut().zip(all) {
             for pair in tokens.windows(2) {
                 self.eval(&[StepPart { sequence, tokens: &pair[..1] }])?;
@@ -416,6 +414,12 @@ pub(super) fn log_probabilities(logits: &[f32]) -> Vec<f32> {
     #[expect(clippy::cast_possible_truncation, reason = "of the size of a logit")]
     let norm = sum.ln() as f32;
     logits.iter().map(|logit| logit - most - norm).collect()
+}
+
+/// Log-probability of the first token of each continuation.
+pub(super) fn score_first_tokens(logits: &[f32], all: &[Vec<u32>]) -> Vec<f32> {
+    let first = log_probabilities(logits);
+    all.iter().map(|tokens| first[tokens[0] as usize]).collect()
 }
 
 /// SHA-256 of a file, hexadecimal.
