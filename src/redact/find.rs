@@ -1,6 +1,7 @@
 //! Matches in the pieces of a job: within each document in every spelling, and across the ends of lines
 //! and messages.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -17,7 +18,7 @@ const GAP: &str = "\n|\n";
 /// Fewest bytes on each side of a joint, up to the next space: a value that has spaces is not longer.
 const JOINT_BYTES: usize = 64;
 
-/// How often a text is matched again beside the values that were found in it.
+/// How often texts are matched again beside the values that were found in them.
 const BESIDE_ROUNDS_MAX: usize = 4;
 
 /// Stands for each byte of a value that was found.
@@ -105,24 +106,45 @@ impl Collected {
 }
 
 impl Redactor {
-    /// Every value that the rules find in these pieces.
+    /// Every value that the rules find in these pieces. What stands beside a value is matched as it is
+    /// sent, beside a placeholder, also where the value was found across the ends of lines or messages.
     pub(super) fn find(&self, collected: &Collected) -> Values {
         let mut values = Values::new();
-        for document in &collected.documents {
-            for found in self.matches(&document.text, None) {
-                let pieces = &collected.pieces[document.pieces.clone()];
-                let first = pieces.partition_point(|piece| piece.at.end <= found.at.start);
-                let touched = pieces[first..].iter().take_while(|p| p.at.start < found.at.end);
-                for (n, piece) in touched.enumerate().filter(|(_, p)| !p.at.is_empty()) {
-                    let at = within(&piece.at, &found.at);
-                    let piece = document.pieces.start + first + n;
-                    values.entry(piece).or_default().push(Found { at, rule: found.rule });
-                }
+        let mut documents: Vec<usize> = (0..collected.documents.len()).collect();
+        for _ in 0..=BESIDE_ROUNDS_MAX {
+            for document in documents {
+                self.find_within(collected, document, &mut values);
+            }
+            let within = values.clone();
+            self.find_across(collected, &mut values);
+            let grown = values.iter().filter(|(piece, found)| within.get(piece) != Some(found));
+            documents = grown.map(|(piece, _)| collected.pieces[*piece].document).collect();
+            documents.dedup();
+            if documents.is_empty() {
+                break;
             }
         }
-        values.values_mut().for_each(merge);
-        self.find_across(collected, &mut values);
         values
+    }
+
+    /// The values of one document beside those that are known.
+    fn find_within(&self, collected: &Collected, document: usize, values: &mut Values) {
+        let Document { text, pieces: range, .. } = &collected.documents[document];
+        let pieces = &collected.pieces[range.clone()];
+        let known = pieces.iter().zip(range.clone()).flat_map(|(piece, n)| {
+            let found = values.get(&n).map_or(&[][..], Vec::as_slice);
+            found.iter().map(|one| piece.at.start + one.at.start..piece.at.start + one.at.end)
+        });
+        for found in self.matches(text, known.collect(), None) {
+            let first = pieces.partition_point(|piece| piece.at.end <= found.at.start);
+            let touched = pieces[first..].iter().take_while(|p| p.at.start < found.at.end);
+            for (n, piece) in touched.enumerate().filter(|(_, p)| !p.at.is_empty()) {
+                let at = within(&piece.at, &found.at);
+                let values = values.entry(range.start + first + n).or_default();
+                values.push(Found { at, rule: found.rule });
+            }
+        }
+        values.range_mut(range.clone()).for_each(|(_, values)| merge(values));
     }
 
     /// The values that no document has as a whole: those that are continued in the next line, in the
@@ -155,7 +177,7 @@ impl Redactor {
             let joints = Joints::of(collected, &lines, separator, |end, beginning| {
                 !is_known || may_cross(end, beginning)
             });
-            for found in self.matches(&joints.text, only) {
+            for found in self.matches(&joints.text, Vec::new(), only) {
                 if joints.touched(&found.whole).count() < 2 {
                     continue;
                 }
@@ -169,18 +191,24 @@ impl Redactor {
         values.values_mut().for_each(merge);
     }
 
-    /// The matches in each spelling of the text; with `only`, those of one built-in pattern. What stands
-    /// beside a value is matched as it is sent, beside a placeholder: a number that follows another one
-    /// without a space is none of its own before.
-    fn matches(&self, text: &str, only: Option<KnownPattern>) -> Vec<Match> {
-        let mut found = self.matches_once(text, only);
-        for _ in 0..BESIDE_ROUNDS_MAX {
-            let Some(covered) = covered(text, &found) else { break };
+    /// The matches in each spelling of the text beside the values that are known; with `only`, those of
+    /// one built-in pattern. A number that follows a value without a space is none of its own before it
+    /// follows a placeholder.
+    fn matches(
+        &self,
+        text: &str,
+        mut known: Vec<Range<usize>>,
+        only: Option<KnownPattern>,
+    ) -> Vec<Match> {
+        let mut found = Vec::new();
+        for _ in 0..=BESIDE_ROUNDS_MAX {
+            let Some(covered) = covered(text, &known) else { break };
             let mut more = self.matches_once(&covered, only);
-            more.retain(|new| !found.iter().any(|value| overlap(&value.at, &new.at)));
+            more.retain(|new| !known.iter().any(|value| overlap(value, &new.at)));
             if more.is_empty() {
                 break;
             }
+            known.extend(more.iter().map(|new| new.at.clone()));
             found.append(&mut more);
         }
         found
@@ -222,16 +250,17 @@ impl Redactor {
     }
 }
 
-/// The text with a character of no pattern in place of each byte of the values; none without values.
-fn covered(text: &str, found: &[Match]) -> Option<String> {
-    if found.is_empty() {
-        return None;
+/// The text with a character of no pattern in place of each byte of the values; none where a value does
+/// not end with a character.
+fn covered<'a>(text: &'a str, values: &[Range<usize>]) -> Option<Cow<'a, str>> {
+    if values.is_empty() {
+        return Some(Cow::Borrowed(text));
     }
     let mut bytes = text.as_bytes().to_vec();
-    for value in found {
-        bytes.get_mut(value.at.clone())?.fill(COVER);
+    for value in values {
+        bytes.get_mut(value.clone())?.fill(COVER);
     }
-    String::from_utf8(bytes).ok()
+    String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
 /// A line of a piece.

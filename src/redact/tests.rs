@@ -269,6 +269,11 @@ fn values_are_found_across_lines_and_messages() {
     // what stands before or behind a whole value is no part of it
     check(&[(System, "say ok"), (User, "a@b.de is")], &["say ok", "[EMAIL_1] is"]);
     check(&[(User, "to a@b.de\nok?")], &["to [EMAIL_1]\nok?"]);
+    // what follows the end of a value is matched as it is sent
+    check(
+        &[(User, "at 52.5200, 1"), (User, "3.405+49 30 9018200, ann"), (User, "@mail.example")],
+        &["at [PLACE_1]", "[PLACE_2][PHONE_1], [EMAIL_1]", "[EMAIL_2]"],
+    );
     let readings = "readings:\n0\n12\n13\n14\n15.2\n16.7 V\n17";
     check(&[(User, readings), (Assistant, "0.5")], &[readings, "0.5"]);
 }
