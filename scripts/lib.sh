@@ -112,6 +112,21 @@ need_rust() {
   cargo --version
 }
 
+has_clippy() {
+  clippy-driver --version >/dev/null 2>&1
+}
+
+# with_lints CARGO ARGUMENT...: a build in which clippy, where it is installed, compiles this package and denies
+# warnings, as `cargo clippy` has it do. Clippy alone checks all libraries once more, which takes minutes. Its
+# programs are less optimised, and so for tests only; those of other builds are kept beside them.
+with_lints() {
+  if has_clippy; then
+    RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__ "$@"
+  else
+    "$@"
+  fi
+}
+
 # The time of the commit, for archives with the same times in each build.
 use_commit_time() {
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)

@@ -133,7 +133,7 @@ async fn both_engines_split_texts_alike() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let text = fs::read_to_string(path).unwrap();
         let letters: Vec<char> = text.chars().collect();
-        texts.extend(letters.chunks(250).take(2).map(|part| part.iter().collect()));
+        texts.extend(letters.chunks(120).take(2).map(|part| part.iter().collect()));
     }
     for text in texts {
         let (a, b) = (one.read(&text).await.unwrap(), other.read(&text).await.unwrap());
