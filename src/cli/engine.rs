@@ -48,8 +48,8 @@ pub(super) struct EngineArgs {
     /// Threads for prefill; 0 means all processors.
     #[arg(long, default_value_t = 0)]
     threads: u32,
-    /// Threads for decode.
-    #[arg(long, default_value_t = 1)]
+    /// Threads for decode; 0 means as many as are of use, measured at start.
+    #[arg(long, default_value_t = 0)]
     decode_threads: u32,
     /// Layers on the GPU (build with feature `cuda`).
     #[arg(long, default_value_t = 0)]

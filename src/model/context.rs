@@ -183,6 +183,9 @@ pub struct Runtime {
     /// Processor threads it uses.
     #[serde(default)]
     pub threads: u32,
+    /// Processor threads that write one answer alone, if they are not all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_threads: Option<u32>,
     /// The accelerator it uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<String>,

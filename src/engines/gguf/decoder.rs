@@ -21,7 +21,7 @@ use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
-    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, StepPart, log_probabilities,
+    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, StepPart, Threads, log_probabilities,
     score_first_tokens, sha256_of, threads_or_all,
 };
 use crate::model::context::ModelContext;
@@ -109,6 +109,8 @@ struct LlamaDecoder<'m> {
     stop: &'m StopSignal,
     /// The flag that `stop` points to.
     raised: Option<Arc<AtomicBool>>,
+    /// As they were given.
+    threads: Threads,
 }
 
 impl<'m> LlamaDecoder<'m> {
@@ -160,6 +162,7 @@ impl<'m> LlamaDecoder<'m> {
             logits: Vec::new(),
             stop,
             raised: None,
+            threads: Threads { one: options.decode_threads, many: options.threads },
         };
         Ok((decoder, facts))
     }
@@ -390,6 +393,14 @@ impl Decoder for LlamaDecoder<'_> {
             scored?;
         }
         Ok(sums)
+    }
+
+    fn threads(&self) -> Option<Threads> {
+        Some(self.threads)
+    }
+
+    fn set_threads(&mut self, threads: Threads) {
+        super::threads::set(&mut self.context, threads);
     }
 
     fn batch_tokens(&self) -> usize {

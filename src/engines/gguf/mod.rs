@@ -8,6 +8,7 @@ mod cpu;
 mod decoder;
 mod load;
 mod template;
+mod threads;
 
 pub mod quantize;
 
@@ -39,8 +40,7 @@ pub struct GgufOptions {
     pub context_tokens: u32,
     /// Threads of the prefill; 0 for all processors.
     pub threads: u32,
-    /// Threads of decoding. A tiny model is bound by memory: one is as fast as two, and much faster
-    /// beside another busy process.
+    /// Threads of decoding one answer; 0 to measure at start how many are of use.
     pub decode_threads: u32,
     /// Layers on the GPU, if the program is built with CUDA.
     pub gpu_layers: u32,

@@ -5,12 +5,12 @@
 //! urgent than a waiting prompt is paused, and continues from what is left of it in the prefix cache.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::answer::ActiveAnswer;
 use super::engine::Engine;
 use super::queue::{PromptQueue, SLOTS, Urgency};
-use super::{Decoder, EngineTask, Prompt, StepPart};
+use super::{Decoder, EngineTask, Prompt, StepPart, Threads};
 use crate::clock::now;
 use crate::model::generate::Fault;
 use crate::request::format::Format;
@@ -18,6 +18,8 @@ use crate::request::format::Format;
 /// Room in the KV cache with which an answer is started beside others, tokens: a paused one that had less
 /// would soon be paused again.
 const ROOM_MIN: usize = 64;
+/// Fewest tokens of prompts in a step whose duration is compared with the measured one.
+const READ_COUNTED_MIN: usize = 32;
 /// Interval at which clients are looked at while all of them are behind.
 const READER_POLL: Duration = Duration::from_millis(2);
 
@@ -72,6 +74,7 @@ impl<D: Decoder> Engine<D> {
             EngineTask::Read { text, done } => drop(done.send(self.read(&text))),
             EngineTask::Answer(prompt) if is_alone(&prompt) => {
                 self.pause_all(batch);
+                self.use_threads(now());
                 self.choose(*prompt);
             }
             EngineTask::Answer(prompt) => batch.paused.extend(self.begin(*prompt)),
@@ -176,6 +179,7 @@ impl<D: Decoder> Engine<D> {
             self.decoder.begin_request(stop);
         }
         let began = now();
+        self.use_threads(began);
         let parts: Vec<StepPart<'_>> = plan
             .iter()
             .map(|&(at, tokens)| StepPart {
@@ -210,6 +214,12 @@ impl<D: Decoder> Engine<D> {
         self.pacer.pause(computed, alone.as_deref());
     }
 
+    /// One thread, where several wait for each other beside other programs.
+    pub(super) fn use_threads(&mut self, now: Instant) {
+        let is_high = self.contention.is_high(now);
+        self.set_threads(if is_high { Threads::SINGLE } else { self.threads });
+    }
+
     /// Pauses answers until the next token of each fits in the KV cache. One answer alone fits.
     fn make_room(&mut self, batch: &mut Batch) {
         // bounded: each round pauses an answer
@@ -219,10 +229,9 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// For each answer that takes part in the next step, how many of its tokens are evaluated. The answers
-    /// are in the order of their urgency; the least urgent ones stand still if the width is limited, by the
-    /// scheduler or because batches are slow now.
+    /// are in the order of their urgency; the least urgent ones stand still if the scheduler limits the width.
     fn plan(&self, running: &[Running]) -> Vec<(usize, usize)> {
-        let width = self.pacer.duty.width().min(self.contention.width(now()));
+        let width = self.pacer.duty.width();
         let can_go_on = |run: &Running| run.answer.finish.is_none() && !run.answer.is_held();
         let parts = running.iter().enumerate().filter(|(_, run)| can_go_on(run)).take(width);
         let writing = parts.clone().filter(|(_, run)| run.answer.pending().len() == 1).count();
@@ -271,9 +280,9 @@ impl<D: Decoder> Engine<D> {
         let write = reading.iter().filter(|reading| !**reading).count();
         let predicted = self.times.step_ms(read, write);
         let ms = computed.as_secs_f64() * 1e3;
-        if read == 0 {
-            let answers = u32::try_from(write).unwrap_or(u32::MAX);
-            self.contention.count(answers, ms, self.times.write_ms, now());
+        // a few tokens of a prompt take as long as an answer's
+        if read == 0 || read >= READ_COUNTED_MIN {
+            self.contention.count(ms / predicted, now());
         }
         for (&(at, tokens), reading) in plan.iter().zip(reading) {
             let answer = &mut batch.running[at].answer;

@@ -10,7 +10,9 @@ use toktrie::TokTrie;
 use super::constraint::{VocabToken, trie};
 use super::queue::PromptQueue;
 use super::step_times::StepTimes;
-use super::{Calibration, Decoder, Engine, EngineModel, EngineTask, PrefixScope, Prompt, StepPart};
+use super::{
+    Calibration, Decoder, Engine, EngineModel, EngineTask, PrefixScope, Prompt, StepPart, Threads,
+};
 use crate::clock::now;
 use crate::model::batch::BatchRates;
 use crate::model::context::{Capabilities, ModelContext};
@@ -34,6 +36,10 @@ struct Alphabet {
     room: usize,
     logits: Vec<Vec<f32>>,
     steps: Arc<Mutex<Vec<Step>>>,
+    /// Threads of each step, and how long a step with several takes.
+    threads: Arc<Mutex<Vec<u32>>>,
+    set: u32,
+    delay: Duration,
     /// Sent before the step of this number.
     later: Option<(usize, EngineTask, mpsc::Sender<EngineTask>)>,
 }
@@ -49,6 +55,14 @@ impl Decoder for Alphabet {
 
     fn sequences(&self) -> usize {
         SEQUENCES
+    }
+
+    fn threads(&self) -> Option<Threads> {
+        Some(Threads { one: 2, many: 2 })
+    }
+
+    fn set_threads(&mut self, threads: Threads) {
+        self.set = threads.one;
     }
 
     fn free_tokens(&self) -> usize {
@@ -92,6 +106,10 @@ impl Decoder for Alphabet {
             step.insert(char::from_u32(tokens[0]).unwrap(), part.tokens.len());
         }
         self.free_tokens();
+        self.threads.lock().unwrap().push(self.set);
+        if self.set > 1 {
+            std::thread::sleep(self.delay);
+        }
         let mut steps = self.steps.lock().unwrap();
         steps.push(step);
         if self.later.as_ref().is_some_and(|(at, ..)| *at == steps.len())
@@ -179,6 +197,9 @@ fn setting(width: usize, room: usize) -> Setting {
         room,
         logits: Vec::new(),
         steps: Arc::clone(&steps),
+        threads: Arc::default(),
+        set: 2,
+        delay: Duration::ZERO,
         later: None,
     };
     let capabilities = Capabilities { context_tokens: 512, ..Capabilities::default() };
@@ -219,6 +240,20 @@ fn stopped(text: &str) -> (String, Finish) {
 
 fn cut(text: &str) -> (String, Finish) {
     (text.to_owned(), Finish::Length)
+}
+
+#[test]
+fn one_thread_is_used_where_several_wait_for_each_other() {
+    let mut setting = setting(1, 512);
+    // steps that were measured as 1 ms take 50 with two threads
+    setting.engine.times.write_ms = 1.0;
+    setting.engine.decoder.delay = Duration::from_millis(50);
+    let threads = Arc::clone(&setting.engine.decoder.threads);
+    let asked = setting.ask_for(10, "a", 9);
+    setting.run();
+    assert_eq!(asked.answer(), cut("bcdefghijk"));
+    // the first reads one token, which is not compared
+    assert_eq!(*threads.lock().unwrap(), [2, 2, 2, 2, 1, 1, 1, 1, 1, 1]);
 }
 
 #[test]

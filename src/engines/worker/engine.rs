@@ -13,6 +13,7 @@ use super::pacer::Duty;
 use super::pacer::Pacer;
 use super::queue::{PAUSED, SLOTS};
 use super::step_times::StepTimes;
+use super::threads::{self, Threads};
 use super::watchdog::Stopped;
 use super::{
     Decoder, EngineModel, PrefixScope, Prompt, PromptProgress, PromptQueue, StepPart,
@@ -37,10 +38,17 @@ struct Probe {
 }
 
 const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8, batch: 3 };
-/// Longest warm-up after which more is measured.
+/// Longest warm-up after which more is measured, for each thread that the engine has, up to the second value.
 const PROBE_SLOW: Duration = Duration::from_secs(1);
-/// Answers at once that are measured.
-const PROBE_WIDTHS: [u32; 4] = [1, 2, 4, 8];
+const PROBE_THREADS_MAX: u32 = 4;
+/// Steps after which a measurement ends that shows no gain.
+const PROBE_STEPS_MIN: usize = 2;
+/// Shortest duration of a step, ms.
+const STEP_MS_MIN: f64 = 1e-3;
+/// How many times as long as with one thread a step takes with several where they wait for each other.
+const BUSY: f64 = 1.5;
+/// Answers at once that are measured, beside one alone.
+const PROBE_WIDTHS: [u32; 3] = [2, 4, 8];
 /// Gain of a wider batch, in tokens a second, below which it is not used: each answer of it is slower.
 const GAIN_MIN: f64 = 1.15;
 
@@ -51,6 +59,9 @@ pub(crate) struct Engine<D> {
     /// Most answers that run at once.
     pub(super) width: usize,
     pub(super) times: StepTimes,
+    /// Threads that are best on an idle machine, and those of the last step.
+    pub(super) threads: Threads,
+    pub(super) threads_set: Threads,
     pub(super) contention: Contention,
     /// Built at the first request with a JSON format.
     pub(super) constraints: Option<Factory>,
@@ -93,11 +104,14 @@ impl<D: Decoder> Engine<D> {
         context.runtime.slots = slots;
         context.runtime.preemptive = slots > 1;
         let pacer = Pacer::default();
+        let threads = decoder.threads().unwrap_or(Threads::SINGLE);
         Engine {
             decoder,
             context,
             width: 1,
             times: StepTimes::default(),
+            threads,
+            threads_set: threads,
             contention: Contention::default(),
             constraints: None,
             calibration,
@@ -115,23 +129,19 @@ impl<D: Decoder> Engine<D> {
     pub(super) fn measure_rates(&mut self) -> Result<(), Fault> {
         let token = self.context.tokenizer.vocab_size / 2;
         // the first batch also allocates working memory
+        self.set_threads(Threads::SINGLE);
         let warm_up = self.time(&[token; PROBE_TOKENS.warm_up])?;
-        let is_slow = warm_up > PROBE_SLOW;
-        let (prefill, prefill_time) = if is_slow {
-            (PROBE_TOKENS.warm_up, warm_up)
-        } else {
-            let read = PROBE_TOKENS.prefill.min(self.length() / 2);
-            (read, self.time(&vec![token; read])?)
-        };
-        let mut steps_ms = Vec::new();
+        let is_slow = warm_up > PROBE_SLOW * self.threads.many.clamp(1, PROBE_THREADS_MAX);
+        let one_ms = self.measure_threads(token, is_slow)?;
+        let read = if is_slow { PROBE_TOKENS.warm_up } else { PROBE_TOKENS.prefill };
+        let read = read.min(self.length() / 2);
+        let prefill_time = self.time(&vec![token; read])?;
+        let mut steps_ms = vec![(1, one_ms)];
         let slots = self.context.runtime.slots;
         for width in PROBE_WIDTHS.into_iter().filter(|n| *n <= slots) {
-            let steps = match (width, is_slow) {
-                (_, true) => 1,
-                (1, false) => PROBE_TOKENS.decode,
-                (_, false) => PROBE_TOKENS.batch,
-            };
-            steps_ms.push((width, self.time_batch(token, width, steps)?.max(1e-3)));
+            let steps = if is_slow { 1 } else { PROBE_TOKENS.batch };
+            steps_ms
+                .push((width, self.time_batch(token, width, steps, f64::from(width) * one_ms)?));
             // a wider batch is not used
             let gains = BatchRates::of_steps(&steps_ms).best_width(GAIN_MIN) == width;
             if is_slow || !gains {
@@ -142,7 +152,7 @@ impl<D: Decoder> Engine<D> {
         let rates = BatchRates::of_steps(&steps_ms);
         let width = rates.best_width(GAIN_MIN);
         self.width = width as usize;
-        let read_ms = prefill_time.as_secs_f64() * 1e3 / to_f64(prefill);
+        let read_ms = prefill_time.as_secs_f64() * 1e3 / to_f64(read);
         let write_ms = steps_ms.first().map_or(1.0, |(_, ms)| *ms);
         self.times = StepTimes { read_ms: read_ms.max(1e-3), write_ms, batch: rates.clone() };
         let rate = |ms: f64| Some((1e4 / ms).round() / 10.0);
@@ -152,6 +162,46 @@ impl<D: Decoder> Engine<D> {
         runtime.batch = if width > 1 { rates.up_to(width) } else { BatchRates::default() };
         runtime.slots = slots.min(width + PAUSED);
         Ok(())
+    }
+
+    /// Chooses the threads of a step for one answer; the duration of such a step, in milliseconds. Where several
+    /// threads wait for each other beside other programs, all that follows is measured with one.
+    fn measure_threads(&mut self, token: u32, is_slow: bool) -> Result<f64, Fault> {
+        let steps = if is_slow { 1 } else { PROBE_TOKENS.decode };
+        let alone_ms = self.time_batch(token, 1, steps, f64::INFINITY)?;
+        let Some(given) = self.decoder.threads() else { return Ok(alone_ms) };
+        let mut measured = vec![(1, alone_ms)];
+        let more: Vec<u32> = match given.one {
+            0 if is_slow => Vec::new(),
+            0 => given.candidates().filter(|threads| *threads > 1).collect(),
+            1 => Vec::new(),
+            fixed => vec![fixed],
+        };
+        for one in more {
+            self.set_threads(Threads { one, ..given });
+            let ms = self.time_batch(token, 1, steps, alone_ms)?;
+            if ms > BUSY * alone_ms {
+                self.contention.begin(now());
+                break;
+            }
+            measured.push((one, ms));
+            if !threads::best(&measured).1 {
+                break;
+            }
+        }
+        let one = if given.one > 0 { given.one } else { threads::best(&measured).0 };
+        self.threads = Threads { one, ..given };
+        self.context.runtime.decode_threads = (one != given.many).then_some(one);
+        self.use_threads(now());
+        Ok(measured.iter().find(|(threads, _)| *threads == one).map_or(alone_ms, |(_, ms)| *ms))
+    }
+
+    /// Sets the threads of the next steps.
+    pub(super) fn set_threads(&mut self, threads: Threads) {
+        if threads != self.threads_set {
+            self.threads_set = threads;
+            self.decoder.set_threads(threads);
+        }
     }
 
     /// Duration of the prefill of these tokens, without cache.
@@ -165,24 +215,33 @@ impl<D: Decoder> Engine<D> {
         Ok(time)
     }
 
-    /// Median duration of some steps with so many answers at once, in milliseconds.
-    fn time_batch(&mut self, token: u32, width: u32, steps: usize) -> Result<f64, Fault> {
+    /// Shortest duration of some steps with so many answers at once, in milliseconds: others were interrupted
+    /// by other programs. Ends early if it stays above a limit.
+    fn time_batch(
+        &mut self,
+        token: u32,
+        width: u32,
+        steps: usize,
+        most_ms: f64,
+    ) -> Result<f64, Fault> {
         let one = [token];
         let begun = (0..width).map(|_| self.decoder.reuse(&one, &PrefixScope::default()));
         let sequences = begun.collect::<Result<Vec<_>, _>>()?;
         let parts: Vec<StepPart<'_>> =
             sequences.iter().map(|&(sequence, _)| StepPart { sequence, tokens: &one }).collect();
-        let mut times = Vec::with_capacity(steps);
-        for _ in 0..steps {
+        let mut shortest = f64::INFINITY;
+        for done in 0..steps {
+            if done >= PROBE_STEPS_MIN && shortest > most_ms {
+                break;
+            }
             let before = now();
             self.decoder.eval(&parts)?;
-            times.push(before.elapsed().as_secs_f64() * 1e3);
+            shortest = shortest.min(before.elapsed().as_secs_f64() * 1e3);
         }
         for (sequence, _) in sequences {
             self.decoder.release(sequence);
         }
-        times.sort_unstable_by(f64::total_cmp);
-        Ok(times.get(times.len() / 2).copied().unwrap_or_default())
+        Ok(shortest.max(STEP_MS_MIN))
     }
 
     /// Length of the context, tokens.

@@ -19,6 +19,7 @@ pub(super) mod memory;
 mod pacer;
 mod queue;
 mod step_times;
+mod threads;
 mod watchdog;
 
 use std::fs::File;
@@ -40,6 +41,7 @@ pub(super) use self::label_cache::LabelCache;
 use self::pacer::Duty;
 use self::queue::Urgency;
 pub(super) use self::queue::{PromptQueue, SLOTS};
+pub(super) use self::threads::Threads;
 use self::watchdog::{GrammarStop, PendingPrompt, Stopped};
 use super::template::ChatTemplate;
 use crate::clock::now;
@@ -122,6 +124,14 @@ pub(crate) trait Decoder {
 
     /// Sequences that can be in use at once.
     fn sequences(&self) -> usize;
+
+    /// The threads that it was given; none, by default, if their number cannot be changed.
+    fn threads(&self) -> Option<Threads> {
+        None
+    }
+
+    /// Sets the threads of the next steps; the default ignores it.
+    fn set_threads(&mut self, _threads: Threads) {}
 
     /// Tokens for which the KV cache has room, beside the sequences in use.
     fn free_tokens(&self) -> usize;
