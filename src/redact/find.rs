@@ -21,8 +21,8 @@ const JOINT_BYTES: usize = 64;
 /// How often texts are matched again beside the values that were found in them.
 const BESIDE_ROUNDS_MAX: usize = 4;
 
-/// Stands for each byte of a value that was found.
-const COVER: u8 = b'\x01';
+/// Stands for each byte of a value that was found: no part of a built-in pattern, and the same in every spelling.
+const COVER: u8 = b'|';
 
 /// The pieces of a job in their order.
 #[derive(Default)]

@@ -274,6 +274,8 @@ fn values_are_found_across_lines_and_messages() {
         &[(User, "at 52.5200, 1"), (User, "3.405+49 30 9018200, ann"), (User, "@mail.example")],
         &["at [PLACE_1]", "[PLACE_2][PHONE_1], [EMAIL_1]", "[EMAIL_2]"],
     );
+    // in every spelling
+    check(&[(User, "3B-12345+49 30 90%25182099")], &["3[BADGE_1][PHONE_1]"]);
     let readings = "readings:\n0\n12\n13\n14\n15.2\n16.7 V\n17";
     check(&[(User, readings), (Assistant, "0.5")], &[readings, "0.5"]);
 }
