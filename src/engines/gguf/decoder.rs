@@ -16,7 +16,7 @@ use toktrie::TokTrie;
 
 use super::load;
 use super::load::{BATCH_TOKENS, Loaded};
-use super::{GgufOptions, cpu_variant, template};
+use super::{GgufOptions, cpu_variant, template, threads};
 use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
@@ -109,7 +109,7 @@ struct LlamaDecoder<'m> {
     stop: &'m StopSignal,
     /// The flag that `stop` points to.
     raised: Option<Arc<AtomicBool>>,
-    /// As they were given.
+    /// The threads of the options.
     threads: Threads,
 }
 
@@ -124,7 +124,6 @@ impl<'m> LlamaDecoder<'m> {
         let template = template::of(model).map_err(Fault::unavailable)?;
         template.as_ref().map_or(Ok(()), ChatTemplate::probe).map_err(Fault::unavailable)?;
         let length = options.context_tokens.min(model.n_ctx_train());
-        let threads = |n: u32| i32::try_from(n.max(1)).unwrap_or(1);
         let params = LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(length))
             .with_n_batch(BATCH_TOKENS)
@@ -132,8 +131,8 @@ impl<'m> LlamaDecoder<'m> {
             .with_n_seq_max(SEQUENCES)
             // all sequences share the KV cache
             .with_kv_unified(true)
-            .with_n_threads(threads(options.decode_threads))
-            .with_n_threads_batch(threads(options.threads));
+            .with_n_threads(threads::number(options.decode_threads))
+            .with_n_threads_batch(threads::number(options.threads));
         let params = with_stop_signal(params, stop);
         // the file is hashed while the context is allocated, unless it was before
         let (context, digest) = std::thread::scope(|threads| {
@@ -400,7 +399,7 @@ impl Decoder for LlamaDecoder<'_> {
     }
 
     fn set_threads(&mut self, threads: Threads) {
-        super::threads::set(&mut self.context, threads);
+        threads::set(&mut self.context, threads);
     }
 
     fn batch_tokens(&self) -> usize {

@@ -14,7 +14,8 @@ pub(super) fn set(context: &mut LlamaContext<'_>, threads: Threads) {
     unsafe { llama_cpp_sys_2::llama_set_n_threads(raw, number(threads.one), number(threads.many)) }
 }
 
-fn number(threads: u32) -> i32 {
+/// The number of threads as llama.cpp takes it; at least one.
+pub(super) fn number(threads: u32) -> i32 {
     i32::try_from(threads.max(1)).unwrap_or(1)
 }
 

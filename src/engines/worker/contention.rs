@@ -11,9 +11,10 @@ const SLOW_STEPS: u32 = 3;
 const TRIAL_STEPS: u32 = 6;
 /// The share of the time of several threads that one thread takes at most where it is better.
 const GAIN: f64 = 0.9;
-/// How long one thread is used; then several are tried again. Each time in a row it is twice as long, up to the
-/// second value.
-const SINGLE_FOR: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(80));
+/// How long one thread is used; then several are tried again. Each time in a row is twice as long as the last.
+const SINGLE_FOR: Duration = Duration::from_secs(10);
+/// Longest time with one thread.
+const SINGLE_MAX: Duration = Duration::from_secs(80);
 /// How long one thread is not tried again where it was no better.
 const NO_GAIN_FOR: Duration = Duration::from_secs(60);
 
@@ -36,6 +37,12 @@ struct Single {
     steps: u32,
     /// Sum of their durations, in times of the measured ones.
     sum: f64,
+}
+
+impl Single {
+    fn until(until: Instant) -> Single {
+        Single { until, steps: 0, sum: 0.0 }
+    }
 }
 
 impl Contention {
@@ -61,18 +68,16 @@ impl Contention {
         self.slow = times;
         if self.slow_steps >= SLOW_STEPS && self.not_before.is_none_or(|at| at <= now) {
             self.slow_steps = 0;
-            let (first, most) = SINGLE_FOR;
-            let length = self.last.map_or(first, |last| most.min(last * 2));
+            let length = self.last.map_or(SINGLE_FOR, |last| SINGLE_MAX.min(last * 2));
             self.last = Some(length);
-            self.single = Some(Single { until: now + length, steps: 0, sum: 0.0 });
+            self.single = Some(Single::until(now + length));
         }
     }
 
     /// One thread is used from now on, because several were slow in the measurement at start.
     pub(super) fn begin(&mut self, now: Instant) {
         self.slow = f64::INFINITY;
-        let (length, _) = SINGLE_FOR;
-        self.single = Some(Single { until: now + length, steps: 0, sum: 0.0 });
+        self.single = Some(Single::until(now + SINGLE_FOR));
     }
 
     /// Whether one thread is better now.
@@ -104,7 +109,7 @@ mod tests {
         }
         assert!(contention.is_high(began));
         let slow = |contention: &mut Contention, at| (0..3).for_each(|_| contention.count(9.0, at));
-        let (first, most) = SINGLE_FOR;
+        let (first, most) = (SINGLE_FOR, SINGLE_MAX);
         let mut at = began + first;
         for length in [first * 2, first * 4, most, most] {
             assert!(!contention.is_high(at));

@@ -38,8 +38,9 @@ struct Probe {
 }
 
 const PROBE_TOKENS: Probe = Probe { warm_up: 8, prefill: 64, decode: 8, batch: 3 };
-/// Longest warm-up after which more is measured, for each thread that the engine has, up to the second value.
+/// Longest warm-up after which more is measured, for each thread of the engine. The warm-up has one thread.
 const PROBE_SLOW: Duration = Duration::from_secs(1);
+/// Most threads for which the warm-up may take longer.
 const PROBE_THREADS_MAX: u32 = 4;
 /// Steps after which a measurement ends that shows no gain.
 const PROBE_STEPS_MIN: usize = 2;
@@ -135,7 +136,8 @@ impl<D: Decoder> Engine<D> {
         let one_ms = self.measure_threads(token, is_slow)?;
         let read = if is_slow { PROBE_TOKENS.warm_up } else { PROBE_TOKENS.prefill };
         let read = read.min(self.length() / 2);
-        let prefill_time = self.time(&vec![token; read])?;
+        let is_measured = is_slow && self.threads_set == Threads::SINGLE;
+        let prefill_time = if is_measured { warm_up } else { self.time(&vec![token; read])? };
         let mut steps_ms = vec![(1, one_ms)];
         let slots = self.context.runtime.slots;
         for width in PROBE_WIDTHS.into_iter().filter(|n| *n <= slots) {
