@@ -1,7 +1,7 @@
 //! Requests as an application sends them, over HTTP with streams, and what each took.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -11,11 +11,12 @@ use tokio::task::JoinSet;
 
 use crate::servers::{Kind, Server};
 use crate::support::quantile;
+use crate::support::service::ONE_BY_ONE;
 
 /// Deadline of a request, ms: far enough that no answer is refused.
 const DEADLINE_MS: u64 = 600_000;
 
-/// What an answer took.
+/// An answer with its tokens and durations.
 #[derive(Default)]
 pub struct Answer {
     pub text: String,
@@ -38,32 +39,33 @@ impl Answer {
     }
 }
 
-/// What is asked: this of the request of a number.
+/// The body of a request by its number.
 pub type Request = Arc<dyn Fn(usize) -> Value + Send + Sync>;
 
 /// A chat request with these texts of the system and the user.
 pub fn chat(system: &str, user: &str, max_tokens: u32) -> Value {
+    let messages =
+        json!([{"role": "system", "content": system}, {"role": "user", "content": user}]);
+    chat_of(&messages, max_tokens)
+}
+
+/// A chat request with these messages.
+pub fn chat_of(messages: &Value, max_tokens: u32) -> Value {
     json!({
         "model": "auto", "max_tokens": max_tokens, "temperature": 0, "stream": true,
-        "stream_options": {"include_usage": true},
-        "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+        "stream_options": {"include_usage": true}, "messages": messages,
     })
 }
 
-/// A client that opens a connection for each request: llama-server closes one after a few.
-pub fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap()
-}
-
-/// Asks once.
-pub async fn ask(client: &reqwest::Client, to: (Kind, String), mut body: Value) -> Answer {
+/// Sends one request, on a connection of its own: llama-server closes one after a few.
+pub async fn ask(to: (Kind, String), mut body: Value) -> Answer {
     let (kind, url) = to;
     if kind == Kind::Ours {
         body["metadata"]["app"] = json!("bench");
         body["metadata"]["deadline_ms"] = json!(DEADLINE_MS.to_string());
     }
     let began = Instant::now();
-    let response = client.post(url).json(&body).send().await.unwrap();
+    let response = ONE_BY_ONE.post(url).json(&body).send().await.unwrap();
     let status = response.status();
     assert_eq!(status, 200, "{}: {:?}", kind.name(), response.text().await);
     let mut events = SseStream::from_bytes_stream(response.bytes_stream());
@@ -89,7 +91,7 @@ pub async fn ask(client: &reqwest::Client, to: (Kind, String), mut body: Value) 
     answer
 }
 
-/// What some requests took together.
+/// The answers to some requests, and the time of all together.
 pub struct Load {
     pub answers: Vec<Answer>,
     pub took: Duration,
@@ -117,6 +119,8 @@ pub fn number() -> usize {
 
 /// Asks `total` requests, so many at once, each with a number of its own.
 pub async fn load(server: &Server, at_once: usize, total: usize, request: &Request) -> Load {
+    // a client reads the system's certificates, which is no part of a request
+    LazyLock::force(&ONE_BY_ONE);
     let began = Instant::now();
     let left = Arc::new(AtomicUsize::new(total));
     let mut clients = JoinSet::new();
@@ -124,10 +128,10 @@ pub async fn load(server: &Server, at_once: usize, total: usize, request: &Reque
         let (left, request) = (Arc::clone(&left), Arc::clone(request));
         let to = (server.kind, server.url("/v1/chat/completions"));
         clients.spawn(async move {
-            let (client, mut answers) = (client(), Vec::new());
+            let mut answers = Vec::new();
             let take = |left: usize| left.checked_sub(1);
             while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
-                answers.push(ask(&client, to.clone(), request(number())).await);
+                answers.push(ask(to.clone(), request(number())).await);
             }
             answers
         });

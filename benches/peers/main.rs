@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use load::{Load, ask, client, load};
+use load::{Load, Request, ask, load};
 use servers::{Kind, Server, Setup};
 use support::figures::median;
 use support::{model_file, print_head, print_machine, print_row};
@@ -41,7 +41,7 @@ const LATER: Duration = Duration::from_millis(300);
 struct Row {
     name: String,
     unit: &'static str,
-    /// What the ratio is to reach, ours to the peer's.
+    /// The ratio, ours to the peer's, that is aimed at.
     aim: &'static str,
     values: [Vec<f64>; 2],
 }
@@ -57,6 +57,12 @@ impl Table {
             self.0.len() - 1
         });
         self.0[at].values[kind as usize].push(value);
+    }
+
+    /// Requests a second, and the first token's 95 % quantile, of some requests.
+    fn add_load(&mut self, kind: Kind, name: &str, aims: [&'static str; 2], done: &Load) {
+        self.add(kind, name, "requests/s", aims[0], done.per_second());
+        self.add(kind, &format!("{name}: first token p95"), "ms", aims[1], done.first_ms(0.95));
     }
 
     fn print(mut self) {
@@ -90,7 +96,7 @@ async fn both(models: [&Path; 2], setup: Setup) -> [Server; 2] {
     [Server::start(Kind::Ours, ours, setup).await, Server::start(Kind::Peer, peer, setup).await]
 }
 
-/// One user, and several with what their prompts have in common.
+/// Decode and prefill of one user, and several users whose prompts share their beginning.
 async fn plain(server: &Server, table: &mut Table) {
     let kind = server.kind;
     let Load { answers, .. } = load(server, 1, 1, &work::unique(330, 128)).await;
@@ -100,8 +106,7 @@ async fn plain(server: &Server, table: &mut Table) {
         let done = load(server, at_once, 3 * at_once, &work::shared()).await;
         let name = format!("{at_once} at once, shared prefix, 32 out");
         let aims = if at_once == 8 { ["1.3", "0.7"] } else { [""; 2] };
-        table.add(kind, &name, "requests/s", aims[0], done.per_second());
-        table.add(kind, &format!("{name}: first token p95"), "ms", aims[1], done.first_ms(0.95));
+        table.add_load(kind, &name, aims, &done);
     }
 }
 
@@ -131,7 +136,7 @@ async fn long(server: &Server, table: &mut Table) {
     let body = work::unique(1300, 8)(load::number());
     let long = tokio::spawn(async move {
         tokio::time::sleep(LATER).await;
-        ask(&client(), to, body).await
+        ask(to, body).await
     });
     let beside = load(server, 4, 16, &work::short()).await.end_ms(0.95);
     let long = long.await.unwrap();
@@ -174,8 +179,7 @@ async fn beside_busy(server: &Server, table: &mut Table) {
         let done = load(server, at_once, 2 * at_once, &work::shared()).await;
         let name = format!("{at_once} at once beside a busy process");
         let aim = if at_once == 8 { "2" } else { "" };
-        table.add(server.kind, &name, "requests/s", aim, done.per_second());
-        table.add(server.kind, &format!("{name}: first token p95"), "ms", "", done.first_ms(0.95));
+        table.add_load(server.kind, &name, [aim, ""], &done);
     }
     drop(busy);
 }
@@ -227,14 +231,19 @@ async fn same_file(model: &Path, table: &mut Table) {
     }
 }
 
-async fn with(models: [&Path; 2], setup: Setup, name: &str, aim: &'static str, table: &mut Table) {
-    let request = if setup.slots == NARROW.slots { work::rotating() } else { work::shared() };
+/// Eight requests at once, with models and a setup of their own.
+async fn eight(
+    models: [&Path; 2],
+    setup: Setup,
+    request: &Request,
+    (name, aim): (&str, &'static str),
+    table: &mut Table,
+) {
     let servers = both(models, setup).await;
     for round in 0..rounds() {
         for kind in order(round) {
-            let done = load(&servers[kind as usize], 8, 32, &request).await;
-            table.add(kind, name, "requests/s", aim, done.per_second());
-            table.add(kind, &format!("{name}: first token p95"), "ms", "", done.first_ms(0.95));
+            let done = load(&servers[kind as usize], 8, 32, request).await;
+            table.add_load(kind, name, [aim, ""], &done);
         }
     }
     for server in servers {
@@ -252,13 +261,13 @@ async fn main() {
         same_file(&model, &mut table).await;
     }
     if is_wanted("templates") {
-        let name = "8 templates, 8 at once, half the slots";
-        with([&model, &model], NARROW, name, "2", &mut table).await;
+        let row = ("8 templates, 8 at once, half the slots", "2");
+        eight([&model, &model], NARROW, &work::rotating(), row, &mut table).await;
     }
     if is_wanted("packaged") {
         let packaged = model_file().with_file_name("SmolLM2-135M-Instruct.Q4_1.gguf");
-        let name = "8 at once, the Q4_1 file, prepared by ours";
-        with([&model_file(), &packaged], SETUP, name, "2", &mut table).await;
+        let row = ("8 at once, the Q4_1 file, prepared by ours", "2");
+        eight([&model_file(), &packaged], SETUP, &work::shared(), row, &mut table).await;
     }
     if is_wanted("start") {
         for round in 0..rounds() {

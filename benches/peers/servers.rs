@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::support::figures::memory;
-use crate::support::service::{Service, client, free_port};
+use crate::support::service::{ONE_BY_ONE, Service, free_port};
 use crate::work;
 
 /// Longest start of a server.
@@ -102,7 +102,7 @@ impl Server {
         };
         let (url, began) = (self.url(path), Instant::now());
         loop {
-            let answer = client().get(&url).send().await;
+            let answer = ONE_BY_ONE.get(&url).send().await;
             if answer.is_ok_and(|answer| answer.status() == 200) {
                 return;
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::load::{Request, chat};
+use crate::load::{Request, chat, chat_of};
 use crate::servers::Kind;
 
 /// Templates in rotation.
@@ -96,19 +96,19 @@ pub fn labels() -> Value {
 /// One of four labels: by their scores, or, where a server has none, by a grammar.
 pub fn labelled(kind: Kind) -> Request {
     Arc::new(move |n| {
-        let mut body = chat("", &story(n, 18), 8);
-        let last = json!([{"role": "user", "content": story(n, 18)}]);
+        let story = story(n, 18);
+        let asked = |content: String| chat_of(&json!([{"role": "user", "content": content}]), 8);
         match kind {
             Kind::Ours => {
+                let mut body = asked(story);
                 body["metadata"] = json!({"task": "topic"});
-                body["messages"] = last;
+                body
             }
             Kind::Peer => {
-                body["messages"] =
-                    json!([{"role": "user", "content": format!("{TOPIC} {}", story(n, 18))}]);
+                let mut body = asked(format!("{TOPIC} {story}"));
                 body["grammar"] = json!(format!("root ::= \"{}\"", LABELS.join("\" | \"")));
+                body
             }
         }
-        body
     })
 }

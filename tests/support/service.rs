@@ -252,7 +252,7 @@ pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
 
 /// A client that opens a connection for each request, so that all tests can share it: an open one would
 /// belong to the runtime of the test that opened it. It is made once, for it reads the system's certificates.
-static ONE_BY_ONE: LazyLock<reqwest::Client> =
+pub static ONE_BY_ONE: LazyLock<reqwest::Client> =
     LazyLock::new(|| plain().pool_max_idle_per_host(0).build().unwrap());
 
 fn plain() -> reqwest::ClientBuilder {
