@@ -109,7 +109,7 @@ impl Spool {
         for id in ids.into_iter().take(SPOOL_MAX) {
             let path = self.path(id);
             let read = files::read(&path, FILE_BYTES_MAX).and_then(|bytes| {
-                Ok((bytes.len() as u64, serde_json::from_slice::<SpooledMessage>(&bytes)?))
+                Ok((bytes.len() as u64, files::parse::<SpooledMessage>(&bytes)?))
             });
             match read {
                 Ok((bytes, message)) => {

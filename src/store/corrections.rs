@@ -64,7 +64,7 @@ fn file_of(folder: &Path, correction: &Correction) -> PathBuf {
 
 fn read(path: &Path) -> Option<Correction> {
     let text = files::read(path, BYTES_MAX);
-    match text.and_then(|text| Ok(serde_json::from_slice::<Correction>(&text)?)) {
+    match text.and_then(|text| files::parse::<Correction>(&text)) {
         Ok(correction) => Some(correction),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {

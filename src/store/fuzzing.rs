@@ -1,5 +1,6 @@
 //! Entry point of the fuzz target `ledger`: the lines of a ledger, and a correction.
 
+use super::files;
 use super::ledger::{Begin, stated};
 use crate::money::account::{Correction, SpendingAccount};
 
@@ -18,5 +19,5 @@ pub fn account(text: &str) -> Result<(SpendingAccount, String), String> {
 /// # Errors
 /// Why it is none.
 pub fn correction(text: &str) -> Result<Correction, String> {
-    serde_json::from_str(text).map_err(|e| e.to_string())
+    files::parse(text.as_bytes()).map_err(|e| e.to_string())
 }

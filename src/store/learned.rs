@@ -83,7 +83,7 @@ impl LearnedStore {
 }
 
 fn read(file: &Path) -> io::Result<Learned> {
-    Ok(serde_json::from_slice(&files::read(file, LEARNED_BYTES_MAX)?)?)
+    files::parse(&files::read(file, LEARNED_BYTES_MAX)?)
 }
 
 fn write(file: &Path, learned: &Learned) -> io::Result<()> {

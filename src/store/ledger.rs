@@ -7,6 +7,7 @@
 //! a power failure leaves the reservation, which is higher. Without caps nothing waits, and the thread
 //! is not woken for each entry: entries of the last [`LEDGER_REST`] before a sudden end may be missing.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -335,14 +336,14 @@ fn read(path: &Path) -> io::Result<SpendingAccount> {
 
 /// The account that the lines of a ledger state.
 pub(super) fn stated(text: &str) -> io::Result<SpendingAccount> {
-    let wrong = |n: usize, why: String| io::Error::other(format!("line {}: {why}", n + 1));
+    let wrong = |n: usize, why: &dyn Display| io::Error::other(format!("line {}: {why}", n + 1));
     // an incomplete last line was never acknowledged
     let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate();
-    let (n, first) = lines.next().ok_or_else(|| wrong(0, "it is not there".to_owned()))?;
-    let begin: Begin = serde_json::from_str(first).map_err(|e| wrong(n, e.to_string()))?;
+    let (n, first) = lines.next().ok_or_else(|| wrong(0, &"it is not there"))?;
+    let begin: Begin = files::parse(first.as_bytes()).map_err(|e| wrong(n, &e))?;
     let mut books = begin.books;
     for (n, line) in lines {
-        let entry: LedgerEntry = serde_json::from_str(line).map_err(|e| wrong(n, e.to_string()))?;
+        let entry: LedgerEntry = files::parse(line.as_bytes()).map_err(|e| wrong(n, &e))?;
         books.write(&entry);
     }
     Ok(books)

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 pub use self::disk::{DiskFolder, StateFiles};
 pub use self::records::{ConfigSlot, HistoryLine, LiveConfig};
 use self::records::{KeepRecord, KnownUpdates, StagedConfig, StagedStep, appended};
+use super::files::parse;
 use crate::fleet::check::{Memory, VersionFloor};
 use crate::fleet::digest::Digest;
 use crate::fleet::moment::Moment;
@@ -365,7 +366,7 @@ fn json<T: DeserializeOwned>(
     damages: &mut Vec<String>,
 ) -> io::Result<Option<T>> {
     let Some(bytes) = files.read(name)? else { return Ok(None) };
-    match serde_json::from_slice(&bytes) {
+    match parse(&bytes) {
         Ok(value) => Ok(Some(value)),
         Err(error) => {
             damages.push(damage(name, &error.to_string()));
@@ -390,7 +391,7 @@ fn config(
 fn lines(files: &impl StateFiles, damages: &mut Vec<String>) -> io::Result<Vec<HistoryLine>> {
     let bytes = files.read(HISTORY)?.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Result<Vec<_>, _> = text.lines().map(serde_json::from_str).collect();
+    let lines: Result<Vec<_>, _> = text.lines().map(|line| parse(line.as_bytes())).collect();
     Ok(lines.unwrap_or_else(|error| {
         damages.push(damage(HISTORY, &error.to_string()));
         Vec::new()

@@ -204,7 +204,7 @@ fn verdict(pins: &mut Vec<ToolPin>, checked: &CheckedTool) -> PinVerdict {
 fn read(folder: &Path) -> io::Result<Vec<ToolPin>> {
     let path = folder.join(NAME);
     let read = match files::read(&path, TOOL_PINS_BYTES_MAX) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+        Ok(bytes) => files::parse(&bytes),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => Err(error),
     };
