@@ -78,16 +78,19 @@ impl<'a> StepCount<'a> {
     }
 
     /// Adds the subschemas that apply to the same part. Each round follows one more level of keywords
-    /// and references; only references in a circle have more levels than there may be subschemas.
+    /// and references; more levels than subschemas are references in a circle.
     fn with_same(&mut self, asked: &Active<'a>) -> Active<'a> {
         let mut all = Active::new();
         let mut front = asked.clone();
-        for _ in 0..SCHEMA_ACTIVE_MAX {
-            if front.is_empty() || all.len() > SCHEMA_ACTIVE_MAX {
+        let mut reached = 0_u64;
+        for levels in 0..SCHEMA_ACTIVE_MAX {
+            let is_over = reached > SCHEMA_STEPS_MAX || all.len() > SCHEMA_ACTIVE_MAX;
+            if front.is_empty() || is_over || all.len() < levels {
                 break;
             }
             let mut next = Active::new();
             for (schema, n) in front.values().copied() {
+                reached = reached.saturating_add(n);
                 self.each_same(schema, &mut |inner| add(&mut next, inner, n));
                 add(&mut all, schema, n);
             }

@@ -114,7 +114,18 @@ fn exponential() -> Vec<(Value, Value)> {
         links.insert("d60".to_owned(), json!({"type": "object"}));
         json!({"$defs": links, "$ref": "#/$defs/d0"})
     };
+    let mut circle = chain("anyOf");
+    circle["$defs"]["d8"]["anyOf"][0]["$ref"] = json!("#/$defs/d8");
+    // each of many refers to the next two, so that they apply at many levels
+    let next_two = |i: usize| {
+        let next = [1, 2].map(|n| json!({"$ref": format!("#/$defs/{}", i + n)}));
+        (i.to_string(), json!({"anyOf": next}))
+    };
+    let mut many: serde_json::Map<String, Value> = (0..800).map(next_two).collect();
+    many.extend([800, 801].map(|i| (i.to_string(), json!({"type": "object"}))));
     vec![
+        (circle, json!(1)),
+        (json!({"$defs": many, "$ref": "#/$defs/0"}), json!(1)),
         (two(list("minItems"), list("maxItems")), nested.clone()),
         (json!({"oneOf": [list("minItems"), list("maxItems")]}), nested.clone()),
         (json!({"allOf": [list("minItems"), list("maxItems")]}), nested.clone()),
