@@ -237,7 +237,7 @@ async fn a_model_that_is_missing_leaves_the_service_up() {
 async fn a_real_engine_can_be_simulated_on_another_board() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("mcp.json"), real_catalog().to_string()).unwrap();
-    let args = ["simulate", "--engine", "--board", "pi4", "--load", "0.3", "--hours", "0.002"];
+    let args = ["simulate", "--engine", "--board", "pi4", "--load", "0.3", "--hours", "0.003"];
     let args = [&args[..], &["--seed", "3", "--json", "--svg", "day.svg"]].concat();
     let (code, out, log) = program(folder.path(), &args, &[("PILOTLIGHT_STATE", "off")]).await;
     assert_eq!(code, 0, "{log}");

@@ -106,7 +106,7 @@ const TEXT: &str = include_str!("../data/parity.txt");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_engines_read_a_text_alike() {
-    let text: String = TEXT.chars().take(800).collect();
+    let text: String = TEXT.chars().take(1200).collect();
     let (one, other) =
         (gguf().await.read(&text).await.unwrap(), model().await.read(&text).await.unwrap());
     let near = nearness(&one, &other);
@@ -133,7 +133,7 @@ async fn both_engines_split_texts_alike() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let text = fs::read_to_string(path).unwrap();
         let letters: Vec<char> = text.chars().collect();
-        texts.extend(letters.chunks(120).take(1).map(|part| part.iter().collect()));
+        texts.extend(letters.chunks(120).take(2).map(|part| part.iter().collect()));
     }
     for text in texts {
         let (a, b) = (one.read(&text).await.unwrap(), other.read(&text).await.unwrap());
