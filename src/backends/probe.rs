@@ -1,6 +1,7 @@
 //! The probe: a model answers a short prompt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::limits::golden::{PROBE_ANSWER_MAX, PROBE_TOKENS};
 use crate::model::context::ModelContext;
@@ -21,7 +22,7 @@ pub async fn probe(backend: &BackendHandle) -> Result<(), String> {
         BackendState::Up(model) => model.clone(),
         BackendState::Down(health) => return Err(format!("is not up: {health:?}")),
     };
-    let Some(job) = job_for(model.context(), PROBE_TOKENS) else {
+    let Some(job) = job_for(model.context(), PROBE_TOKENS, PROBE_ANSWER_MAX) else {
         return Ok(());
     };
     let answered = tokio::time::timeout(PROBE_ANSWER_MAX, answer(model.as_ref(), &job)).await;
@@ -29,11 +30,11 @@ pub async fn probe(backend: &BackendHandle) -> Result<(), String> {
     answered.unwrap_or_else(|_| Err(format!("has not answered a prompt within {waited} s")))
 }
 
-/// A short request that a model with this context can answer, with so many tokens at most; none if it can
-/// do nothing that is known.
-pub fn job_for(context: &ModelContext, tokens: u32) -> Option<Job> {
+/// A short request that a model with this context can answer, with so many tokens at most and within this
+/// time; none if it can do nothing that is known.
+pub fn job_for(context: &ModelContext, tokens: u32, deadline: Duration) -> Option<Job> {
     let can = &context.capabilities;
-    let mut job = Job { mode: Mode::LocalOnly, ..Job::plain("Name a river.", PROBE_ANSWER_MAX) };
+    let mut job = Job { mode: Mode::LocalOnly, ..Job::plain("Name a river.", deadline) };
     job.sampling.max_tokens = Some(tokens);
     if can.has(GENERATE) {
     } else if can.has(EMBED) {

@@ -114,7 +114,7 @@ pub(super) async fn until_silent(probed: Option<(Arc<WatchedRemote>, Duration)>)
     let Some((model, after)) = probed else {
         return std::future::pending().await;
     };
-    let Some(job) = probe::job_for(model.context(), IDLE_PROBE_TOKENS) else {
+    let Some(job) = probe::job_for(model.context(), IDLE_PROBE_TOKENS, PROBE_ANSWER_MAX) else {
         return std::future::pending().await;
     };
     let mut most = PROBE_ANSWER_MAX;

@@ -10,7 +10,9 @@ use super::running::RunningService;
 use super::{DONE, NOT_ANSWERED, NOT_READY};
 use crate::clock::now;
 use crate::ingress::probe::{ModelProbe, ProbeReport};
+use crate::limits::DEADLINE_GRACE;
 use crate::limits::golden::PROBE_ANSWER_MAX;
+use crate::time::millis;
 
 /// Pause between two questions.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -34,13 +36,14 @@ impl ReadyArgs {
         let until = now() + Duration::from_secs(self.wait);
         // ends when the service is ready, or at the end of the time
         loop {
-            let most = if self.probe { PROBE_ANSWER_MAX * 2 } else { PAUSE * 5 };
+            let most = if self.probe { PROBE_ANSWER_MAX } else { PAUSE * 5 };
             let left = until.saturating_duration_since(now()).max(PAUSE);
             let most = if self.wait == 0 { most } else { most.min(left) };
             // the service may have started with another configuration since the last question
-            let service = RunningService::find(path, most)?;
+            let service = RunningService::find(path, most + DEADLINE_GRACE)?;
             let asked = if self.probe {
-                service.ask_quietly(Method::POST, "/probe").await
+                let path = format!("/probe?deadline_ms={}", millis(most));
+                service.ask_quietly(Method::POST, &path).await
             } else {
                 service.ask_quietly(Method::GET, "/readyz").await
             };

@@ -1,5 +1,7 @@
 //! The probe of the service: each model of this device answers a real prompt that takes the way of a request.
 
+use std::time::Duration;
+
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 
@@ -46,9 +48,9 @@ pub struct ModelProbe {
     pub reason: Option<String>,
 }
 
-/// Lets each model of this device answer a short prompt, all at once. Remote models are not asked:
+/// Lets each model of this device answer a short prompt within this time, all at once. Remote models are not asked:
 /// they cost money, and a device must work without them.
-pub async fn probe(dispatch: &Dispatch) -> ProbeReport {
+pub async fn probe(dispatch: &Dispatch, deadline: Duration) -> ProbeReport {
     let own = dispatch.backends();
     let own = own.into_iter().filter(|model| model.locality == Locality::Device);
     let models = own.map(|model| async {
@@ -59,7 +61,7 @@ pub async fn probe(dispatch: &Dispatch) -> ProbeReport {
             tokens: None,
             reason: None,
         };
-        match answer(dispatch, model).await {
+        match answer(dispatch, model, deadline).await {
             Ok((ms, tokens)) => {
                 (report.answered, report.ms, report.tokens) = (true, Some(ms), tokens);
             }
@@ -75,14 +77,19 @@ pub async fn probe(dispatch: &Dispatch) -> ProbeReport {
 }
 
 /// Milliseconds and tokens of the answer of one model.
-async fn answer(dispatch: &Dispatch, model: BackendStatus) -> Result<(u64, Option<u32>), String> {
+async fn answer(
+    dispatch: &Dispatch,
+    model: BackendStatus,
+    deadline: Duration,
+) -> Result<(u64, Option<u32>), String> {
     let context = match (model.health, model.context) {
         (Health::Ready, Some(context)) => context,
         (Health::Ready | Health::Starting, _) => return Err("is starting".to_owned()),
         (Health::Unavailable { reason }, _) => return Err(format!("is unavailable: {reason}")),
         (Health::Quarantined { reason }, _) => return Err(format!("is quarantined: {reason}")),
     };
-    let job = job_for(&context, PROBE_TOKENS).ok_or("can't be asked: it states no skill")?;
+    let job =
+        job_for(&context, PROBE_TOKENS, deadline).ok_or("can't be asked: it states no skill")?;
     let job = Job {
         client: Client::known(PROBE),
         cache_group: PROBE.to_owned(),

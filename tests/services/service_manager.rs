@@ -116,8 +116,10 @@ async fn a_device_is_ready_when_its_own_model_answers() {
 
     // the interface works and the engine does not
     signal(service.engine(), Signal::SIGSTOP);
-    let (status, report) = service.post("/probe", &json!({})).await;
-    assert_eq!((status, &report["answered"]), (503, &json!(false)), "{report}");
+    let (code, _, err) = ready(&["ready", "--probe", "--wait", "2"]).await;
+    assert_eq!((code, err.as_str()), (4, "local: has not answered in time\n"));
+    let (status, refused) = service.post("/probe?deadline_s=2", &json!({})).await;
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("deadline_s")), "{refused}");
 
     assert!(service.stop().await);
     let (code, _, err) = ready(&["ready", "--probe", "--wait", "1"]).await;

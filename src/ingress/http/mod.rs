@@ -12,6 +12,7 @@ mod errors;
 pub mod fuzzing;
 mod guard;
 mod openai;
+mod probe;
 mod progress;
 
 use std::net::SocketAddr;
@@ -35,7 +36,6 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::connection::serve;
 pub use self::guard::{AccessGuard, PresentGuard, is_origin, protect};
-use super::probe::probe;
 use super::reloads::Reloads;
 use super::status::gather;
 use super::updates::Updates;
@@ -103,7 +103,7 @@ pub fn routes(interface: HttpInterface, guard: PresentGuard, stop: CancellationT
         .route("/metrics", get(metrics))
         .with_state((Arc::clone(&interface), guard.clone()));
     let operator = Router::new()
-        .route("/probe", post(probe_models))
+        .route("/probe", post(probe::probe_models))
         .route("/reload", post(config::reload))
         .route("/config/apply", post(config::apply))
         .route("/config/check", post(config::check))
@@ -149,14 +149,6 @@ async fn ready(State((interface, guard)): State<Open>, headers: HeaderMap) -> Re
         Err(_) => json!({"ready": status.ready}),
     };
     (code, Json(body)).into_response()
-}
-
-/// `POST /probe`: lets each model of this device answer a short prompt; 503 if one does not, or if there is
-/// none.
-async fn probe_models(State(interface): State<Arc<HttpInterface>>) -> Response {
-    let report = probe(&interface.dispatch).await;
-    let code = if report.answered { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(report)).into_response()
 }
 
 /// `GET /metrics`
