@@ -50,6 +50,8 @@ const STEP_MS_MIN: f64 = 1e-3;
 const BUSY: f64 = 1.5;
 /// Answers at once that are measured, beside one alone.
 const PROBE_WIDTHS: [u32; 3] = [2, 4, 8];
+/// Widths in a row without a gain after which no wider one is measured.
+const PROBE_WIDTHS_IN_VAIN: u32 = 2;
 /// Gain of a wider batch, in tokens a second, below which it is not used: each answer of it is slower.
 const GAIN_MIN: f64 = 1.15;
 
@@ -140,13 +142,14 @@ impl<D: Decoder> Engine<D> {
         let prefill_time = if is_measured { warm_up } else { self.time(&vec![token; read])? };
         let mut steps_ms = vec![(1, one_ms)];
         let slots = self.context.runtime.slots;
+        let mut in_vain = 0;
         for width in PROBE_WIDTHS.into_iter().filter(|n| *n <= slots) {
             let steps = if is_slow { 1 } else { PROBE_TOKENS.batch };
             steps_ms
                 .push((width, self.time_batch(token, width, steps, f64::from(width) * one_ms)?));
-            // a wider batch is not used
             let gains = BatchRates::of_steps(&steps_ms).best_width(GAIN_MIN) == width;
-            if is_slow || !gains {
+            in_vain = if gains { 0 } else { in_vain + 1 };
+            if is_slow || in_vain == PROBE_WIDTHS_IN_VAIN {
                 break;
             }
         }
