@@ -5,7 +5,7 @@
 //! urgent than a waiting prompt is paused, and continues from what is left of it in the prefix cache.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::answer::ActiveAnswer;
 use super::engine::Engine;
@@ -18,8 +18,6 @@ use crate::request::format::Format;
 /// Room in the KV cache with which an answer is started beside others, tokens: a paused one that had less
 /// would soon be paused again.
 const ROOM_MIN: usize = 64;
-/// Fewest tokens of prompts in a step whose duration is compared with the measured one.
-const READ_COUNTED_MIN: usize = 32;
 /// Interval at which clients are looked at while all of them are behind.
 const READER_POLL: Duration = Duration::from_millis(2);
 
@@ -74,7 +72,7 @@ impl<D: Decoder> Engine<D> {
             EngineTask::Read { text, done } => drop(done.send(self.read(&text))),
             EngineTask::Answer(prompt) if is_alone(&prompt) => {
                 self.pause_all(batch);
-                self.use_threads(now());
+                self.use_threads(self.contention.is_high_at(now()));
                 self.choose(*prompt);
             }
             EngineTask::Answer(prompt) => batch.paused.extend(self.begin(*prompt)),
@@ -179,7 +177,11 @@ impl<D: Decoder> Engine<D> {
             self.decoder.begin_request(stop);
         }
         let began = now();
-        self.use_threads(began);
+        // prompts gain more by several threads than answers do, so that they are not compared
+        let is_reading = plan.iter().any(|&(at, _)| batch.running[at].answer.is_reading());
+        let is_high =
+            if is_reading { self.contention.is_high_at(began) } else { self.contention.is_high() };
+        self.use_threads(is_high);
         let parts: Vec<StepPart<'_>> = plan
             .iter()
             .map(|&(at, tokens)| StepPart {
@@ -215,8 +217,7 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// One thread, where several wait for each other beside other programs.
-    pub(super) fn use_threads(&mut self, now: Instant) {
-        let is_high = self.contention.is_high(now);
+    pub(super) fn use_threads(&mut self, is_high: bool) {
         self.set_threads(if is_high { Threads::SINGLE } else { self.threads });
     }
 
@@ -280,8 +281,7 @@ impl<D: Decoder> Engine<D> {
         let write = reading.iter().filter(|reading| !**reading).count();
         let predicted = self.times.step_ms(read, write);
         let ms = computed.as_secs_f64() * 1e3;
-        // a few tokens of a prompt take as long as an answer's
-        if read == 0 || read >= READ_COUNTED_MIN {
+        if read == 0 {
             self.contention.count(ms / predicted, now());
         }
         for (&(at, tokens), reading) in plan.iter().zip(reading) {

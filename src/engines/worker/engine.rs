@@ -46,8 +46,9 @@ const PROBE_THREADS_MAX: u32 = 4;
 const PROBE_STEPS_MIN: usize = 2;
 /// Shortest duration of a step, ms.
 const STEP_MS_MIN: f64 = 1e-3;
-/// How many times as long as with one thread a step takes with several where they wait for each other.
-const BUSY: f64 = 1.5;
+/// How many times as long as with one thread a step takes with several where they wait for each other. On an idle
+/// machine it takes no longer.
+const BUSY: f64 = 1.1;
 /// Answers at once that are measured, beside one alone.
 const PROBE_WIDTHS: [u32; 3] = [2, 4, 8];
 /// Widths in a row without a gain after which no wider one is measured.
@@ -182,10 +183,12 @@ impl<D: Decoder> Engine<D> {
             1 => Vec::new(),
             fixed => vec![fixed],
         };
+        let mut is_busy = false;
         for one in more {
             self.set_threads(Threads { one, ..given });
             let ms = self.time_batch(token, 1, steps, alone_ms)?;
-            if ms > BUSY * alone_ms {
+            is_busy = measured.len() == 1 && ms > BUSY * alone_ms;
+            if is_busy {
                 self.contention.begin(now());
                 break;
             }
@@ -194,10 +197,15 @@ impl<D: Decoder> Engine<D> {
                 break;
             }
         }
-        let one = if given.one > 0 { given.one } else { threads::best(&measured).0 };
+        let one = match given.one {
+            // how many are of use is not known; one is used for now
+            0 if is_busy => given.many,
+            0 => threads::best(&measured).0,
+            fixed => fixed,
+        };
         self.threads = Threads { one, ..given };
         self.context.runtime.decode_threads = (one != given.many).then_some(one);
-        self.use_threads(now());
+        self.use_threads(self.contention.is_high());
         Ok(measured.iter().find(|(threads, _)| *threads == one).map_or(alone_ms, |(_, ms)| *ms))
     }
 
