@@ -61,6 +61,7 @@ async fn by_file() -> Vec<PromptProgress> {
         decode_threads: 2,
         gpu_layers: 0,
         calibration: Calibration::default(),
+        prefixes: None,
     };
     let model = gguf::open(options).await.unwrap();
     let mut all = Vec::new();

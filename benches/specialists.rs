@@ -59,6 +59,7 @@ async fn language_model(path: &Path, calibration: Calibration) -> OnThread {
         decode_threads: 1,
         gpu_layers: 0,
         calibration,
+        prefixes: None,
     };
     gguf::open(options).await.unwrap()
 }

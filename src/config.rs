@@ -215,6 +215,7 @@ impl SettingsReader<'_> {
         let sensors = PathBuf::from(sensors);
         let device = self.device(&catalog, &sensors, &mut warnings);
         let state = self.state();
+        let engines = self.engines(state.as_deref());
         let models = self.models(&mut catalog, state.as_deref());
         let (mqtt, broker) = self.mqtt(&catalog, state.as_deref());
         if mqtt.is_some() && broker.is_none() {
@@ -244,7 +245,7 @@ impl SettingsReader<'_> {
             state,
             models,
             trust: self.get("PILOTLIGHT_TRUST").map(PathBuf::from),
-            engines: self.engines(),
+            engines,
             warnings,
         }
     }

@@ -31,9 +31,9 @@ use support::figures::median;
 use support::{model_file, print_head, print_machine, print_row};
 
 /// Answers at once, and tokens of all of them.
-const SETUP: Setup = Setup { slots: 8, context: 8192 };
+const SETUP: Setup = Setup { slots: 8, context: 8192, prefixes: None };
 /// The same memory for half of the templates that are asked.
-const NARROW: Setup = Setup { slots: 4, context: 4096 };
+const NARROW: Setup = Setup { slots: 4, context: 4096, prefixes: None };
 /// The long prompt arrives this long after the short ones began.
 const LATER: Duration = Duration::from_millis(300);
 
@@ -185,15 +185,32 @@ async fn beside_busy(server: &Server, table: &mut Table) {
 }
 
 /// A start, and the first tokens after it.
-async fn start(kind: Kind, model: &Path, table: &mut Table) {
+async fn start(kind: Kind, model: &Path, setup: Setup, table: &mut Table) {
     let began = Instant::now();
-    let server = Server::start(kind, model, SETUP).await;
+    let server = Server::start(kind, model, setup).await;
     load(&server, 1, 1, &work::short()).await;
     let took = began.elapsed().as_secs_f64() * 1e3;
     table.add(kind, "start to first answer", "ms", "0.5", took);
     let first = load(&server, 1, 1, &work::shared()).await.first_ms(0.5);
     table.add(kind, "shared prefix after a restart: first token", "ms", "0.3", first);
     server.stop().await;
+}
+
+/// Starts after each other; before the first one the prompts have been asked.
+async fn starts(model: &Path, table: &mut Table) {
+    let folder = tempfile::tempdir().unwrap().keep();
+    let setup = Setup { prefixes: Some(Box::leak(folder.clone().into_boxed_path())), ..SETUP };
+    for kind in Kind::ALL {
+        let server = Server::start(kind, model, setup).await;
+        load(&server, 1, 5, &work::shared()).await;
+        server.stop().await;
+    }
+    for round in 0..rounds() {
+        for kind in order(round) {
+            start(kind, model, setup, table).await;
+        }
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 fn is_wanted(group: &str) -> bool {
@@ -270,11 +287,7 @@ async fn main() {
         eight([&model_file(), &packaged], SETUP, &work::shared(), row, &mut table).await;
     }
     if is_wanted("start") {
-        for round in 0..rounds() {
-            for kind in order(round) {
-                start(kind, &model, &mut table).await;
-            }
-        }
+        starts(&model, &mut table).await;
     }
     table.print();
 }

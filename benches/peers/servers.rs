@@ -39,6 +39,8 @@ pub struct Setup {
     pub slots: u32,
     /// Tokens of all answers together.
     pub context: u32,
+    /// Where this program keeps beginnings of prompts for the next start.
+    pub prefixes: Option<&'static Path>,
 }
 
 /// A running server.
@@ -62,14 +64,12 @@ impl Server {
     }
 
     fn launch(kind: Kind, model: &Path, setup: Setup) -> Server {
-        let Setup { slots, context } = setup;
+        let Setup { slots, context, prefixes } = setup;
+        let prefixes = prefixes.map_or("off", |folder| folder.to_str().unwrap());
         match kind {
             Kind::Ours => {
-                let service = Service::launch(
-                    &catalog(model, context),
-                    "off",
-                    &[("PILOTLIGHT_LOG", "error")],
-                );
+                let settings = [("PILOTLIGHT_LOG", "error"), ("PILOTLIGHT_PREFIX_CACHE", prefixes)];
+                let service = Service::launch(&catalog(model, context), "off", &settings);
                 let base = service.url("");
                 Server { kind, base, running: Running::Ours(Box::new(service)) }
             }

@@ -44,17 +44,25 @@ pub struct EngineStart {
     pub socket: Option<PathBuf>,
     /// The value of `PILOTLIGHT_ENGINE_SANDBOX`.
     pub sandbox: Option<String>,
+    /// The folder in which engines keep the beginnings of prompts for their next start; none: they keep none.
+    pub prefixes: Option<PathBuf>,
 }
 
 impl EngineStart {
     /// Variables for the environment of engines.
     pub fn environment(&self) -> BTreeMap<String, String> {
-        self.sandbox.iter().map(|value| (ENGINE_SANDBOX.to_owned(), value.clone())).collect()
+        let sandbox = self.sandbox.iter().map(|value| (ENGINE_SANDBOX, value.clone()));
+        let prefixes = self.prefixes.as_ref().map(|folder| folder.to_string_lossy().into_owned());
+        let prefixes = (PREFIXES, prefixes.unwrap_or_else(|| "off".to_owned()));
+        let all = sandbox.chain([prefixes]);
+        all.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
 /// The variable that switches the sandbox of engines off.
 pub const ENGINE_SANDBOX: &str = "PILOTLIGHT_ENGINE_SANDBOX";
+/// The variable that names the folder of saved prefixes, see [`EngineStart::prefixes`].
+pub const PREFIXES: &str = "PILOTLIGHT_PREFIX_CACHE";
 /// The variable that names the socket of engines, see [`EngineStart::socket`].
 pub const ENGINES: &str = "PILOTLIGHT_ENGINES";
 

@@ -13,6 +13,8 @@ use nix::sys::signal::Signal;
 use rmcp::transport::async_rw::AsyncRwTransport;
 
 use crate::backends::scripted::{Crash, Scripted};
+#[cfg(feature = "engine")]
+use crate::catalog::server::PREFIXES;
 use crate::config::Config;
 use crate::daemon::{Core, calm};
 use crate::dispatch::LearnedStore;
@@ -86,6 +88,14 @@ pub(super) struct EngineArgs {
     #[cfg(feature = "engine")]
     #[arg(long, env = "PILOTLIGHT_ENGINE_SANDBOX", default_value = "on", value_name = "on|off")]
     sandbox: SandboxSwitch,
+    /// Folder in which the beginnings that prompts have in common are kept for the next start (GGUF), or off.
+    #[cfg(feature = "engine")]
+    #[arg(long, env = PREFIXES, default_value = "off", value_name = "FOLDER")]
+    prefix_cache: PathBuf,
+    /// The part of that folder which is this model's.
+    #[cfg(feature = "engine")]
+    #[arg(skip)]
+    prefix_folder: Option<PathBuf>,
     /// Print what the sandbox of these options denies, and end.
     #[cfg(feature = "engine")]
     #[arg(long, hide = true)]
@@ -121,10 +131,11 @@ impl EngineArgs {
 
     /// Loads the model within the sandbox and serves it.
     #[cfg(feature = "engine")]
-    async fn serve_model(self) -> anyhow::Result<()> {
+    async fn serve_model(mut self) -> anyhow::Result<()> {
         #[cfg(feature = "gguf")]
         if self.gguf.is_some() {
             crate::engines::gguf::cpu_variant();
+            self.create_prefix_folder();
         }
         // before any other thread starts: a thread is restricted by what its creator was
         if self.sandbox == SandboxSwitch::On {
@@ -161,12 +172,30 @@ impl EngineArgs {
             if path.is_dir() { Some(path.to_owned()) } else { path.parent().map(Path::to_owned) }
         }));
         // prepacked weights are written beside the model; a pinned folder is not written to
-        let write = self.onnx.iter().filter(|_| self.digest.is_none()).cloned().collect();
+        let mut write: Vec<PathBuf> =
+            self.onnx.iter().filter(|_| self.digest.is_none()).cloned().collect();
+        write.extend(self.prefix_folder.clone());
         #[cfg(feature = "onnx")]
         let on_gpu = self.providers.iter().any(|one| one.is_accelerator());
         #[cfg(not(feature = "onnx"))]
         let on_gpu = false;
         SandboxPaths { read, write, gpu: on_gpu || self.gpu_layers > 0 }
+    }
+
+    /// Creates the folder of the saved prefixes of this model. Without it the engine works as well.
+    #[cfg(feature = "gguf")]
+    fn create_prefix_folder(&mut self) {
+        let Some(model) = &self.gguf else { return };
+        if self.prefix_cache == Path::new("off") {
+            return;
+        }
+        match crate::engines::gguf::create_prefix_folder(&self.prefix_cache, model) {
+            Ok(folder) => self.prefix_folder = Some(folder),
+            Err(error) => {
+                let folder = self.prefix_cache.display();
+                tracing::warn!(%folder, %error, "beginnings of prompts are not kept on disk");
+            }
+        }
     }
 
     #[cfg(feature = "engine")]
@@ -212,6 +241,7 @@ impl EngineArgs {
             decode_threads: self.decode_threads,
             gpu_layers: self.gpu_layers,
             calibration: self.calibration,
+            prefixes: self.prefix_folder,
         };
         Ok(crate::engines::gguf::open_within(options, bounds).await?)
     }

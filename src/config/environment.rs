@@ -11,7 +11,7 @@ use crate::catalog::env_file::{ENV_FILE, EnvFile};
 use crate::catalog::expand::Variables;
 use crate::catalog::mistake::{FILE, Mistake};
 use crate::catalog::secret;
-use crate::catalog::server::{ENGINE_SANDBOX, ENGINES};
+use crate::catalog::server::{ENGINE_SANDBOX, ENGINES, PREFIXES};
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::store::files;
 
@@ -21,7 +21,7 @@ const INSTALLED: &str = "/etc/pilotlight";
 const CONFIG: &str = "PILOTLIGHT_CONFIG";
 
 /// Environment variables and their meanings; any other with the prefix `PILOTLIGHT_` is a mistake.
-pub const VARIABLES: [(&str, &str); 16] = [
+pub const VARIABLES: [(&str, &str); 17] = [
     ("PILOTLIGHT_CONFIG", "path of mcp.json (default: mcp.json, else /etc/pilotlight/mcp.json)"),
     (
         "PILOTLIGHT_DEVICE",
@@ -39,6 +39,10 @@ pub const VARIABLES: [(&str, &str); 16] = [
     ("PILOTLIGHT_MODELS", "folder of downloaded models (default: models in the state folder)"),
     ("PILOTLIGHT_TRUST", "path of the trust policy for remote configurations (default: none)"),
     (ENGINE_SANDBOX, "off: engines start without their sandbox, to look for a fault"),
+    (
+        PREFIXES,
+        "folder of saved beginnings of prompts (default: prefixes in the state folder), or off",
+    ),
     (ENGINES, "socket at which systemd starts engines (default: none, they are child processes)"),
     ("PILOTLIGHT_LOG", "log filter, such as info or pilotlight=debug"),
 ];

@@ -4,16 +4,25 @@ use std::path::{Path, PathBuf};
 
 use super::SettingsReader;
 use crate::catalog::catalog::Catalog;
-use crate::catalog::server::{ENGINE_SANDBOX, ENGINES, EngineStart};
+use crate::catalog::server::{ENGINE_SANDBOX, ENGINES, EngineStart, PREFIXES};
 
 impl SettingsReader<'_> {
     /// How engines are started.
-    pub(super) fn engines(&mut self) -> EngineStart {
+    pub(super) fn engines(&mut self, state: Option<&Path>) -> EngineStart {
         let sandbox = self.get(ENGINE_SANDBOX);
         if !matches!(sandbox.as_deref(), None | Some("on" | "off")) {
             self.mistake(ENGINE_SANDBOX, "is neither on nor off");
         }
-        EngineStart { socket: self.get(ENGINES).map(PathBuf::from), sandbox }
+        let socket = self.get(ENGINES).map(PathBuf::from);
+        EngineStart { socket, sandbox, prefixes: self.prefixes(state) }
+    }
+
+    /// The named folder of saved prefixes, else one in the state folder.
+    fn prefixes(&self, state: Option<&Path>) -> Option<PathBuf> {
+        if let Some(named) = self.get(PREFIXES) {
+            return (named != "off").then(|| named.into());
+        }
+        state.map(|state| state.join("prefixes"))
     }
 
     /// The named folder, else that of systemd, else that of the user (XDG Base Directory

@@ -191,7 +191,10 @@ impl Config {
             ("pilotlight.http.listen", listen(self) != listen(started)),
             ("PILOTLIGHT_BROKER and PILOTLIGHT_BROKER_ANONYMOUS", self.broker != started.broker),
             ("PILOTLIGHT_SENSORS", self.sensors != started.sensors),
-            ("PILOTLIGHT_ENGINES and PILOTLIGHT_ENGINE_SANDBOX", self.engines != started.engines),
+            (
+                "PILOTLIGHT_ENGINES, PILOTLIGHT_ENGINE_SANDBOX and PILOTLIGHT_PREFIX_CACHE",
+                self.engines != started.engines,
+            ),
             ("PILOTLIGHT_STATE", self.state != started.state),
         ];
         differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.into()).collect()

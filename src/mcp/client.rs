@@ -1,7 +1,7 @@
 //! An MCP server with the `generate` tool, as a model.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use super::contract::{
     Generated, LOST, META_CACHE_GROUP, META_DEADLINE, META_FURTHEST, META_HOPS, META_OPEN_BYTES,
     NOT_TAKEN, NotGenerated, PACE, PaceNote, TOOL,
 };
+use super::group_tags::GroupTags;
 use super::handshake::read_context;
 use super::http_client::{self, BoundedHttpClient};
 use super::http_errors::McpHttpClient;
@@ -55,7 +56,7 @@ pub struct Remote {
     /// Calls that the server should stop.
     cancels: mpsc::Sender<CallHandle>,
     /// Makes the tags of cache groups.
-    tags: RandomState,
+    tags: GroupTags,
     /// What its faults must not contain.
     secrets: Arc<ServerSecrets>,
     tools: ToolList,
@@ -176,7 +177,11 @@ pub async fn connect_engine<T>(transport: T, patience: Patience) -> Result<(Remo
 where
     T: Transport<RoleClient> + Send + 'static,
 {
-    connect_by(transport, discovery(), patience, Arc::default(), Reaction::Watched).await
+    let connected =
+        connect_by(transport, discovery(), patience, Arc::default(), Reaction::Watched).await;
+    let (mut remote, closed) = connected?;
+    remote.tags = GroupTags::Lasting;
+    Ok((remote, closed))
 }
 
 fn discovery() -> ClientLifecycleMode {
@@ -245,7 +250,7 @@ where
     senders.spawn(send_cancels(peer.clone(), cancelled, watched));
     let guard = LineGuard { line: Some(service.cancellation_token()), _senders: senders };
     let context = read_context(&peer).await?;
-    let tags = RandomState::new();
+    let tags = GroupTags::Drawn(RandomState::new());
     let silence = patience.silence;
     let tools = ToolList::new(peer.clone(), tools_announced);
     let remote =
@@ -404,11 +409,9 @@ fn params_of(job: &Job) -> Result<CallToolRequestParams, Fault> {
     }
 }
 
-/// `tags` makes a tag of a cache group's name that tells nobody the name.
-fn meta_of(job: &Job, tags: &RandomState) -> RequestMetaObject {
+fn meta_of(job: &Job, tags: &GroupTags) -> RequestMetaObject {
     let mut meta = RequestMetaObject::new();
-    let tag = format!("{:016x}", tags.hash_one(&job.cache_group));
-    meta.insert(META_CACHE_GROUP.to_owned(), Value::from(tag));
+    meta.insert(META_CACHE_GROUP.to_owned(), Value::from(tags.tag(&job.cache_group)));
     meta.insert(META_OPEN_BYTES.to_owned(), Value::from(job.open_bytes));
     let left = millis(job.time_left).max(1);
     meta.insert(META_DEADLINE.to_owned(), Value::from(left));

@@ -4,6 +4,7 @@ mod answer;
 mod cancels;
 pub mod client;
 pub mod contract;
+mod group_tags;
 mod handshake;
 mod http_client;
 mod http_errors;

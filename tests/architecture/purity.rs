@@ -57,6 +57,11 @@ const THREADS: &[(&str, &str, &str)] = &[
         "the check of programs is awaited before anything else happens",
     ),
     ("dispatch", BLOCKING, "the writer of the ledger is awaited when the dispatcher has drained"),
+    (
+        "engines/gguf/prefix_folder",
+        THREAD,
+        "the writer of prefixes is joined when the folder is dropped",
+    ),
     ("engines/worker", THREAD, "the engine's thread is joined when its worker is dropped"),
     (
         "engines/worker/constraint",

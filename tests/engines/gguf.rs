@@ -30,6 +30,7 @@ fn options(path: &Path) -> GgufOptions {
         decode_threads: 1,
         gpu_layers: 0,
         calibration: Calibration::default(),
+        prefixes: None,
     }
 }
 

@@ -18,6 +18,7 @@ mod fleet;
 mod gguf;
 #[cfg(feature = "onnx")]
 mod onnx;
+mod prefixes;
 #[cfg(feature = "onnx")]
 mod specialists;
 #[path = "../support/mod.rs"]

@@ -59,6 +59,7 @@ async fn gguf() -> OnThread {
         decode_threads: 1,
         gpu_layers: 0,
         calibration: Calibration::default(),
+        prefixes: None,
     };
     gguf::open(options).await.unwrap()
 }

@@ -43,6 +43,7 @@ fn language_model(context_tokens: u32, calibration: Calibration) -> gguf::GgufOp
         decode_threads: 1,
         gpu_layers: 0,
         calibration,
+        prefixes: None,
     }
 }
 
@@ -164,14 +165,15 @@ async fn texts_of_one_group_do_not_change_the_labels_of_another() {
         answer_of("delta", prompt, Some(1)).await;
     }
     let (gamma, beta) = (scores("gamma", text).await, scores("beta", text).await);
-    // a prefix that was read in other batches gives slightly other scores
+    // a prefix that was read in other batches, or lies elsewhere in the KV cache, gives slightly other scores: the order
+    // of the sums of flash attention depends on both
     let (other, own) = (furthest(&first, &gamma), furthest(&first, &beta));
-    assert!(other < 0.03 && own > 3.0 * other, "{first:?} {beta:?} {gamma:?}");
+    assert!(other < 0.06 && own > 3.0 * other, "{first:?} {beta:?} {gamma:?}");
     // with a seed neither the group's texts before count nor does this one count for those after it
     let (repeated, unchanged) =
         (answer_of("beta", text, Some(1)).await, scores("delta", text).await);
     let (repeated, unchanged) = (furthest(&first, &repeated), furthest(&first, &unchanged));
-    assert!(repeated < 0.03 && unchanged < 0.03, "{first:?}: {repeated}, {unchanged}");
+    assert!(repeated < 0.06 && unchanged < 0.06, "{first:?}: {repeated}, {unchanged}");
 }
 
 /// The other engine scores the same labels from the same weights.

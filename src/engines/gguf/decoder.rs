@@ -14,8 +14,11 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use toktrie::TokTrie;
 
+use super::kv_cache::{CACHED, KvCache};
 use super::load;
 use super::load::{BATCH_TOKENS, Loaded};
+use super::prefix_folder::PrefixFolder;
+use super::sequences::LlamaSequences;
 use super::{GgufOptions, cpu_variant, template, threads};
 use crate::clock::now;
 use crate::engines::template::ChatTemplate;
@@ -30,24 +33,10 @@ use crate::request::job::Message;
 use crate::request::refusal::Refusal;
 use crate::sandbox::memory::EngineBounds;
 
-/// Sequences of the KV cache: conversations and branches.
-const SEQUENCES: u32 = CONVERSATIONS + BRANCHES;
+/// Sequences of the KV cache: those whose tokens are kept, and branches.
+const SEQUENCES: u32 = CACHED + BRANCHES;
 /// Continuations that are scored in one batch.
 const BRANCHES: u32 = 15;
-/// Conversations in the KV cache: those of the prompts that run, and as many earlier ones.
-const CONVERSATIONS: u32 = 2 * SLOTS;
-
-/// A conversation in the KV cache.
-#[derive(Debug, Default)]
-struct CachedPrompt {
-    tokens: Vec<u32>,
-    /// Whose prompt it is; see [`PrefixScope`].
-    group: Arc<str>,
-    /// Number of the request that used it last.
-    used: u64,
-    /// A prompt runs in it.
-    in_use: bool,
-}
 
 /// Body of the worker thread: loads the model and serves it.
 pub(super) fn run(mut options: GgufOptions, bounds: &EngineBounds, worker: EngineWorker) {
@@ -99,11 +88,7 @@ struct LlamaDecoder<'m> {
     context: LlamaContext<'m>,
     template: Option<ChatTemplate>,
     batch: LlamaBatch<'static>,
-    /// Conversations in the KV cache; the index is the sequence id.
-    cached: Vec<CachedPrompt>,
-    requests: u64,
-    /// Length of the context: most tokens of all conversations together.
-    length: usize,
+    cache: KvCache,
     /// Of each part of the last step.
     logits: Vec<Vec<f32>>,
     stop: &'m StopSignal,
@@ -150,82 +135,21 @@ impl<'m> LlamaDecoder<'m> {
         // llama.cpp rounds up
         let length = context.n_ctx().min(length);
         let facts = load::describe(loaded, template.as_ref(), options, digest, length);
+        let folder = prefix_folder(model, options, &facts);
+        // the state of a recurrent model is that of its last token alone
+        let at_any_token = !model.is_recurrent() && !model.is_hybrid();
         let decoder = LlamaDecoder {
             model,
             context,
             template,
             batch: LlamaBatch::new(BATCH_TOKENS as usize, 1),
-            cached: (0..CONVERSATIONS).map(|_| CachedPrompt::default()).collect(),
-            requests: 0,
-            length: length as usize,
+            cache: KvCache::new(length as usize, at_any_token, folder),
             logits: Vec::new(),
             stop,
             raised: None,
             threads: Threads { one: options.decode_threads, many: options.threads },
         };
         Ok((decoder, facts))
-    }
-
-    /// Removes the tokens of a conversation from this position on.
-    fn truncate_at(&mut self, conversation: usize, kept: usize) -> Result<(), Fault> {
-        if self.cached[conversation].tokens.len() <= kept && kept > 0 {
-            return Ok(());
-        }
-        let from = u32::try_from(kept).unwrap_or(u32::MAX);
-        let sequence = Some(number(conversation));
-        let cleared = self.context.clear_kv_cache_seq(sequence, Some(from), None);
-        if cleared.is_ok_and(|cleared| cleared) {
-            self.cached[conversation].tokens.truncate(kept);
-            return Ok(());
-        }
-        // some models can't remove a part, but the whole
-        self.forget(conversation)?;
-        if kept == 0 {
-            Ok(())
-        } else {
-            Err(Fault::ProtocolError("the key-value cache cannot be truncated".to_owned()))
-        }
-    }
-
-    /// Removes all tokens of a conversation.
-    fn forget(&mut self, conversation: usize) -> Result<(), Fault> {
-        let cleared = self.context.clear_kv_cache_seq(Some(number(conversation)), None, None);
-        cleared
-            .map_err(|e| Fault::ProtocolError(format!("a sequence cannot be truncated: {e}")))?;
-        self.cached[conversation].tokens.clear();
-        Ok(())
-    }
-
-    /// Evicts the least recently used conversations that are not in use until this many more tokens fit. An
-    /// evicted conversation is prefilled again when it continues.
-    fn evict_for(&mut self, tokens: usize) -> Result<(), Fault> {
-        let total = |all: &[CachedPrompt]| all.iter().map(|one| one.tokens.len()).sum::<usize>();
-        // bounded: each round clears one of a few
-        while total(&self.cached) + tokens > self.length {
-            let idle = (0..self.cached.len()).filter(|at| !self.cached[*at].in_use);
-            let full = idle.filter(|at| !self.cached[*at].tokens.is_empty());
-            let Some(oldest) = full.min_by_key(|at| self.cached[*at].used) else { return Ok(()) };
-            self.forget(oldest)?;
-        }
-        Ok(())
-    }
-
-    /// Starts a conversation with the first `common` tokens of another.
-    fn start_with(&mut self, new: usize, other: usize, common: usize) -> Result<(), Fault> {
-        if common == 0 {
-            return self.forget(new);
-        }
-        if new == other {
-            return self.truncate_at(new, common);
-        }
-        self.forget(new)?;
-        let end = u32::try_from(common).ok();
-        let (from, to) = (number_i32(other), number_i32(new));
-        let copied = self.context.copy_kv_cache_seq(from, to, Some(0), end);
-        copied.map_err(|e| Fault::ProtocolError(format!("a prefix cannot be shared: {e}")))?;
-        let shared = self.cached[other].tokens[..common].to_vec();
-        self.cached[new].tokens = shared;
-        Ok(())
     }
 }
 
@@ -242,13 +166,14 @@ impl LlamaDecoder<'_> {
         let broken = |e: &dyn std::fmt::Display| {
             Fault::ProtocolError(format!("llama.cpp could not score labels: {e}"))
         };
-        self.evict_for(some.iter().map(|&n| all[n].len()).sum())?;
+        let mut library = LlamaSequences(&mut self.context);
+        self.cache.evict_for(&mut library, some.iter().map(|&n| all[n].len()).sum())?;
         self.batch.clear();
         let mut rows = Vec::new();
         let from = number_i32(sequence);
-        for (branch, &n) in (number_i32(CONVERSATIONS as usize)..).zip(some) {
+        for (branch, &n) in (number_i32(CACHED as usize)..).zip(some) {
             self.context.copy_kv_cache_seq(from, branch, None, None).map_err(|e| broken(&e))?;
-            for (pair, at) in all[n].windows(2).zip(self.cached[sequence].tokens.len()..) {
+            for (pair, at) in all[n].windows(2).zip(self.cache.len(sequence)..) {
                 let at = i32::try_from(at).unwrap_or(i32::MAX);
                 self.batch.add(token(pair[0]), at, &[branch], true).map_err(|e| broken(&e))?;
                 rows.push((n, pair[1]));
@@ -265,7 +190,7 @@ impl LlamaDecoder<'_> {
     fn eval_batch(&mut self, parts: &[StepPart<'_>]) -> Result<(), Fault> {
         self.batch.clear();
         for part in parts {
-            let first = self.cached[part.sequence].tokens.len();
+            let first = self.cache.len(part.sequence);
             for (n, &next) in part.tokens.iter().enumerate() {
                 let at = i32::try_from(first + n).unwrap_or(i32::MAX);
                 let last = n + 1 == part.tokens.len();
@@ -299,65 +224,37 @@ impl Decoder for LlamaDecoder<'_> {
     }
 
     fn free_tokens(&self) -> usize {
-        let used = self.cached.iter().filter(|one| one.in_use);
-        self.length.saturating_sub(used.map(|one| one.tokens.len()).sum())
+        self.cache.free_tokens()
     }
 
     fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<(usize, usize), Fault> {
-        self.requests += 1;
-        let common = |one: &CachedPrompt| scope.common(&one.tokens, &one.group, prompt);
-        let longest = (0..self.cached.len()).max_by_key(|at| common(&self.cached[*at]));
-        let longest = longest.unwrap_or(0);
-        let most = common(&self.cached[longest]);
-        let idle = (0..self.cached.len()).filter(|at| !self.cached[*at].in_use);
-        let oldest = idle.min_by_key(|at| self.cached[*at].used);
-        // all conversations start with the template's text: that alone must not evict another one
-        let continues = most > 0
-            && 2 * most >= self.cached[longest].tokens.len()
-            && !self.cached[longest].in_use;
-        let chosen = if continues { Some(longest) } else { oldest };
-        let none = || Fault::ProtocolError("all sequences are in use".to_owned());
-        let chosen = chosen.ok_or_else(none)?;
-        self.start_with(chosen, longest, most)?;
-        let entry = &mut self.cached[chosen];
-        entry.used = self.requests;
-        entry.group = Arc::clone(&scope.group);
-        entry.in_use = true;
-        Ok((chosen, entry.tokens.len()))
+        self.cache.reuse(&mut LlamaSequences(&mut self.context), prompt, scope)
     }
 
     fn release(&mut self, sequence: usize) {
-        self.requests += 1;
-        self.cached[sequence].used = self.requests;
-        self.cached[sequence].in_use = false;
+        self.cache.release(&LlamaSequences(&mut self.context), sequence);
     }
 
     fn clear(&mut self) {
         self.context.clear_kv_cache();
-        for cached in &mut self.cached {
-            cached.tokens.clear();
-            cached.in_use = false;
-        }
+        self.cache.clear();
     }
 
     fn eval(&mut self, parts: &[StepPart<'_>]) -> Result<(), Fault> {
-        self.evict_for(parts.iter().map(|part| part.tokens.len()).sum())?;
+        let mut library = LlamaSequences(&mut self.context);
+        let tokens = parts.iter().map(|part| part.tokens.len()).sum();
+        self.cache.evict_for(&mut library, tokens)?;
         if let Err(fault) = self.eval_batch(parts) {
-            // an aborted batch may have left a part in the KV cache
             for part in parts {
-                let first = self.cached[part.sequence].tokens.len();
-                let from = u32::try_from(first).ok();
-                let sequence = Some(number(part.sequence));
-                if !self.context.clear_kv_cache_seq(sequence, from, None).unwrap_or(false) {
-                    self.forget(part.sequence)?;
-                }
+                let mut library = LlamaSequences(&mut self.context);
+                self.cache.repair(&mut library, part.sequence)?;
             }
             return Err(fault);
         }
         self.logits.resize_with(parts.len(), Vec::new);
         let mut row = 0;
         for (part, logits) in parts.iter().zip(&mut self.logits) {
-            self.cached[part.sequence].tokens.extend_from_slice(part.tokens);
+            self.cache.append(part.sequence, part.tokens);
             row += number_i32(part.tokens.len());
             logits.clear();
             logits.extend_from_slice(self.context.get_logits_ith(row - 1));
@@ -366,7 +263,8 @@ impl Decoder for LlamaDecoder<'_> {
     }
 
     fn truncate(&mut self, sequence: usize, last: usize) -> Result<(), Fault> {
-        self.truncate_at(sequence, self.cached[sequence].tokens.len().saturating_sub(last))
+        let kept = self.cache.len(sequence).saturating_sub(last);
+        self.cache.truncate_at(&mut LlamaSequences(&mut self.context), sequence, kept)
     }
 
     fn score_continuations(
@@ -383,7 +281,7 @@ impl Decoder for LlamaDecoder<'_> {
             let (some, others) = left.split_at(fitting(left.iter().map(|&n| all[n].len())));
             left = others;
             let scored = self.score_branches(sequence, some, all, &mut sums);
-            for branch in CONVERSATIONS..SEQUENCES {
+            for branch in SEQUENCES - BRANCHES..SEQUENCES {
                 let cleared = self.context.clear_kv_cache_seq(Some(branch), None, None);
                 cleared.map_err(|e| {
                     Fault::ProtocolError(format!("a branch cannot be removed: {e}"))
@@ -447,13 +345,34 @@ impl Decoder for LlamaDecoder<'_> {
     }
 }
 
-/// The id of a sequence.
-fn number(at: usize) -> u32 {
-    u32::try_from(at).unwrap_or(0)
-}
-
 fn number_i32(at: usize) -> i32 {
     i32::try_from(at).unwrap_or(0)
+}
+
+/// The saved prefixes of the model, if there is a folder for them and the model is known by its digest. Without
+/// them prompts are read again.
+fn prefix_folder(
+    model: &LlamaModel,
+    options: &GgufOptions,
+    facts: &ModelContext,
+) -> Option<PrefixFolder> {
+    let digest = facts.identification.digest.as_ref()?;
+    let path = options.prefixes.as_ref()?;
+    // a state has only the window of such a model, and a shorter beginning of it would lack tokens
+    let window = format!("{}.attention.sliding_window", facts.identification.family);
+    if model.meta_val_str(&window).is_ok_and(|tokens| tokens != "0") {
+        return None;
+    }
+    let (runtime, program) = (&facts.runtime, env!("CARGO_PKG_VERSION"));
+    let on = runtime.accelerator.as_ref().or(runtime.cpu_variant.as_ref());
+    let engine =
+        format!("{digest} {program} {} {}", runtime.version, on.map_or("cpu", String::as_str));
+    PrefixFolder::open(path, engine)
+        .inspect_err(|error| {
+            let path = path.display();
+            tracing::warn!(%path, %error, "prefixes of prompts are not kept on disk");
+        })
+        .ok()
 }
 
 /// Number of the first continuations, of these lengths in tokens, that fit into one batch; at least

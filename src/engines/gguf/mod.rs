@@ -6,11 +6,20 @@
 #[cfg(feature = "cpu-variants")]
 mod cpu;
 mod decoder;
+mod kv_cache;
+#[cfg(test)]
+mod kv_cache_tests;
+mod kv_cells;
 mod load;
+mod prefix_file;
+mod prefix_folder;
+mod sequences;
 mod template;
 mod threads;
 
 pub mod quantize;
+
+pub use self::prefix_folder::create as create_prefix_folder;
 
 use std::path::PathBuf;
 
@@ -46,6 +55,9 @@ pub struct GgufOptions {
     pub gpu_layers: u32,
     /// How the bias towards some labels is subtracted when labels are scored.
     pub calibration: Calibration,
+    /// Folder in which the beginnings that prompts have in common are kept for the next start, for this model
+    /// alone; none: they are not kept.
+    pub prefixes: Option<PathBuf>,
 }
 
 /// Loads and measures a model, which takes from tens of milliseconds to seconds.
