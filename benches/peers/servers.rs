@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::support::figures::memory;
@@ -68,7 +70,11 @@ impl Server {
         let prefixes = prefixes.map_or("off", |folder| folder.to_str().unwrap());
         match kind {
             Kind::Ours => {
-                let settings = [("PILOTLIGHT_LOG", "error"), ("PILOTLIGHT_PREFIX_CACHE", prefixes)];
+                let settings = [
+                    ("PILOTLIGHT_LOG", "error"),
+                    ("PILOTLIGHT_PREFIX_CACHE", prefixes),
+                    ("PILOTLIGHT_SENSORS", cool_board()),
+                ];
                 let service = Service::launch(&catalog(model, context), "off", &settings);
                 let base = service.url("");
                 Server { kind, base, running: Running::Ours(Box::new(service)) }
@@ -138,6 +144,19 @@ impl Server {
             Running::Peer(mut child) => child.kill().await.unwrap(),
         }
     }
+}
+
+/// The sensors of a board that stays cool: without any, steps that other programs slow down would count as heat.
+fn cool_board() -> &'static str {
+    static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let zone = folder.path().join("sys/class/thermal/thermal_zone0");
+        std::fs::create_dir_all(&zone).unwrap();
+        std::fs::write(zone.join("type"), "cpu-thermal\n").unwrap();
+        std::fs::write(zone.join("temp"), "45321\n").unwrap();
+        folder
+    });
+    FOLDER.path().to_str().unwrap()
 }
 
 fn catalog(model: &Path, context: u32) -> Value {
