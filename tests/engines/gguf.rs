@@ -21,7 +21,8 @@ use pilotlight::request::labels::Labels;
 use rumqttc::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
-fn options(path: &Path) -> GgufOptions {
+/// An engine with all processors for prompts and one thread for answers.
+pub fn options(path: &Path) -> GgufOptions {
     GgufOptions {
         path: path.to_owned(),
         name: Some("smollm2-135m".to_owned()),

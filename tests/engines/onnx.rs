@@ -18,7 +18,6 @@ use pilotlight::convert::{OnnxWeights, convert};
 use pilotlight::engines::gguf;
 use pilotlight::engines::onnx;
 use pilotlight::engines::onnx::OnnxOptions;
-use pilotlight::engines::worker::Calibration;
 use pilotlight::engines::worker::OnThread;
 use pilotlight::model::generate::Generate;
 use serde_json::{Value, json};
@@ -51,17 +50,8 @@ async fn model() -> OnThread {
 }
 
 async fn gguf() -> OnThread {
-    let options = gguf::GgufOptions {
-        path: model_file(),
-        name: None,
-        context_tokens: 1024,
-        threads: 1,
-        decode_threads: 1,
-        gpu_layers: 0,
-        calibration: Calibration::default(),
-        prefixes: None,
-    };
-    gguf::open(options).await.unwrap()
+    let options = crate::gguf::options(&model_file());
+    gguf::open(gguf::GgufOptions { threads: 1, ..options }).await.unwrap()
 }
 
 fn arguments() -> Vec<String> {

@@ -4,26 +4,19 @@ use std::path::Path;
 
 use pilotlight::engines::gguf;
 use pilotlight::engines::gguf::GgufOptions;
-use pilotlight::engines::worker::{Calibration, OnThread};
+use pilotlight::engines::worker::OnThread;
 use pilotlight::model::generate::Usage;
 use pilotlight::request::job::Job;
 use serde_json::json;
 
+use crate::gguf::options;
 use crate::support::contract::{job, run};
 use crate::support::model_file;
 use crate::support::service::{Service, catalog};
 
 async fn engine(folder: Option<&Path>) -> OnThread {
-    let options = GgufOptions {
-        path: model_file(),
-        name: None,
-        context_tokens: 1024,
-        threads: 1,
-        decode_threads: 1,
-        gpu_layers: 0,
-        calibration: Calibration::default(),
-        prefixes: folder.map(Path::to_owned),
-    };
+    let prefixes = folder.map(Path::to_owned);
+    let options = GgufOptions { threads: 1, prefixes, ..options(&model_file()) };
     gguf::open(options).await.unwrap()
 }
 

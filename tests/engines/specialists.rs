@@ -35,16 +35,8 @@ fn options(path: &Path) -> OnnxOptions {
 
 /// The language model of the tests, on one thread.
 fn language_model(context_tokens: u32, calibration: Calibration) -> gguf::GgufOptions {
-    gguf::GgufOptions {
-        path: model_file(),
-        name: None,
-        context_tokens,
-        threads: 1,
-        decode_threads: 1,
-        gpu_layers: 0,
-        calibration,
-        prefixes: None,
-    }
+    let options = crate::gguf::options(&model_file());
+    gguf::GgufOptions { context_tokens, threads: 1, calibration, ..options }
 }
 
 async fn model() -> OnThread {
@@ -168,12 +160,12 @@ async fn texts_of_one_group_do_not_change_the_labels_of_another() {
     // a prefix that was read in other batches, or lies elsewhere in the KV cache, gives slightly other scores: the order
     // of the sums of flash attention depends on both
     let (other, own) = (furthest(&first, &gamma), furthest(&first, &beta));
-    assert!(other < 0.06 && own > 3.0 * other, "{first:?} {beta:?} {gamma:?}");
+    assert!(other < 0.03 && own > 3.0 * other, "{first:?} {beta:?} {gamma:?}");
     // with a seed neither the group's texts before count nor does this one count for those after it
     let (repeated, unchanged) =
         (answer_of("beta", text, Some(1)).await, scores("delta", text).await);
     let (repeated, unchanged) = (furthest(&first, &repeated), furthest(&first, &unchanged));
-    assert!(repeated < 0.06 && unchanged < 0.06, "{first:?}: {repeated}, {unchanged}");
+    assert!(repeated < 0.03 && unchanged < 0.04, "{first:?}: {repeated}, {unchanged}");
 }
 
 /// The other engine scores the same labels from the same weights.

@@ -89,6 +89,16 @@ fn folder(path: &Path) -> PrefixFolder {
     PrefixFolder::open(path, "engine".to_owned()).unwrap()
 }
 
+/// A prefix of 100 tokens of this group, saved by the prompts of an engine that has ended.
+fn save_one(disk: &Path, app: &PrefixScope) {
+    let (mut lists, mut cache) = (Lists::default(), KvCache::new(2000, true, Some(folder(disk))));
+    for n in 0..4 {
+        lists.answer(&mut cache, &prompt(1, 100, n), app);
+    }
+    drop(cache);
+    assert_eq!(files(disk), 1);
+}
+
 fn files(folder: &Path) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
@@ -109,7 +119,7 @@ fn a_shared_beginning_takes_its_cells_once_and_outlives_conversations() {
         assert!(cache.used_tokens() <= 400);
     }
     assert_eq!(lists.answer(&mut cache, &prompt(1, 100, 99), &app), 100);
-    // one that needs all of the room gets it
+    // a prompt that needs all of the room gets it
     assert_eq!(lists.answer(&mut cache, &prompt(50, 380, 0), &app), 0);
     assert_eq!(lists.answer(&mut cache, &prompt(1, 100, 100), &app), 0);
 }
@@ -162,16 +172,10 @@ fn a_recurrent_model_shares_whole_sequences_alone() {
 fn a_prefix_is_there_after_a_restart() {
     let disk = tempfile::tempdir().unwrap();
     let app = group("app", 0);
+    save_one(disk.path(), &app);
+
     let mut lists = Lists::default();
     let mut cache = KvCache::new(2000, true, Some(folder(disk.path())));
-    for n in 0..4 {
-        lists.answer(&mut cache, &prompt(1, 100, n), &app);
-    }
-    drop(cache);
-    assert_eq!(files(disk.path()), 1);
-
-    let mut cache = KvCache::new(2000, true, Some(folder(disk.path())));
-    lists.all.clear();
     assert_eq!(lists.answer(&mut cache, &prompt(1, 100, 20), &group("other", 0)), 0);
     for n in 21..40 {
         assert_eq!(lists.answer(&mut cache, &prompt(1, 100, n), &app), 100);
@@ -192,19 +196,14 @@ fn a_prefix_is_there_after_a_restart() {
 fn what_is_damaged_or_of_another_engine_is_removed() {
     let disk = tempfile::tempdir().unwrap();
     let app = group("app", 0);
-    let mut lists = Lists::default();
-    let mut cache = KvCache::new(2000, true, Some(folder(disk.path())));
-    for n in 0..4 {
-        lists.answer(&mut cache, &prompt(1, 100, n), &app);
-    }
-    drop(cache);
+    save_one(disk.path(), &app);
     let path = std::fs::read_dir(disk.path()).unwrap().next().unwrap().unwrap().path();
     let good = std::fs::read(&path).unwrap();
     let mut damaged = good.clone();
     *damaged.last_mut().unwrap() ^= 1;
     std::fs::write(&path, damaged).unwrap();
+    let mut lists = Lists::default();
     let mut cache = KvCache::new(2000, true, Some(folder(disk.path())));
-    lists.all.clear();
     assert_eq!(lists.answer(&mut cache, &prompt(1, 100, 60), &app), 0);
     assert_eq!(files(disk.path()), 0);
     drop(cache);
