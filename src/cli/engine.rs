@@ -92,10 +92,6 @@ pub(super) struct EngineArgs {
     #[cfg(feature = "engine")]
     #[arg(long, env = PREFIXES, default_value = "off", value_name = "FOLDER")]
     prefix_cache: PathBuf,
-    /// The part of that folder which is this model's.
-    #[cfg(feature = "engine")]
-    #[arg(skip)]
-    prefix_folder: Option<PathBuf>,
     /// Print what the sandbox of these options denies, and end.
     #[cfg(feature = "engine")]
     #[arg(long, hide = true)]
@@ -131,15 +127,15 @@ impl EngineArgs {
 
     /// Loads the model within the sandbox and serves it.
     #[cfg(feature = "engine")]
-    async fn serve_model(mut self) -> anyhow::Result<()> {
+    async fn serve_model(self) -> anyhow::Result<()> {
         #[cfg(feature = "gguf")]
         if self.gguf.is_some() {
             crate::engines::gguf::cpu_variant();
-            self.create_prefix_folder();
         }
+        let prefixes = self.prefix_folder();
         // before any other thread starts: a thread is restricted by what its creator was
         if self.sandbox == SandboxSwitch::On {
-            let entered = sandbox::enter(&self.sandbox_paths());
+            let entered = sandbox::enter(&self.sandbox_paths(prefixes.as_deref()));
             tracing::info!(files = %entered.files, calls = %entered.calls, "sandbox of the engine");
         } else {
             tracing::warn!("the engine runs without its sandbox (PILOTLIGHT_ENGINE_SANDBOX=off)");
@@ -147,8 +143,11 @@ impl EngineArgs {
         if self.probe_sandbox {
             return super::sandbox_probe::print();
         }
-        let model =
-            if self.onnx.is_some() { self.open_onnx().await? } else { self.open_gguf().await? };
+        let model = if self.onnx.is_some() {
+            self.open_onnx().await?
+        } else {
+            self.open_gguf(prefixes).await?
+        };
         let model = Arc::new(model);
         let host = Arc::new(SingleModel(Arc::clone(&model) as Arc<dyn Generate>));
         tokio::select! {
@@ -162,7 +161,7 @@ impl EngineArgs {
     }
 
     #[cfg(feature = "engine")]
-    fn sandbox_paths(&self) -> SandboxPaths {
+    fn sandbox_paths(&self, prefixes: Option<&Path>) -> SandboxPaths {
         let mut read = sandbox::library_folders();
         read.extend(self.gguf.clone());
         read.extend(self.onnx.clone());
@@ -172,9 +171,8 @@ impl EngineArgs {
             if path.is_dir() { Some(path.to_owned()) } else { path.parent().map(Path::to_owned) }
         }));
         // prepacked weights are written beside the model; a pinned folder is not written to
-        let mut write: Vec<PathBuf> =
-            self.onnx.iter().filter(|_| self.digest.is_none()).cloned().collect();
-        write.extend(self.prefix_folder.clone());
+        let converted = self.onnx.as_deref().filter(|_| self.digest.is_none());
+        let write = converted.into_iter().chain(prefixes).map(Path::to_owned).collect();
         #[cfg(feature = "onnx")]
         let on_gpu = self.providers.iter().any(|one| one.is_accelerator());
         #[cfg(not(feature = "onnx"))]
@@ -182,20 +180,22 @@ impl EngineArgs {
         SandboxPaths { read, write, gpu: on_gpu || self.gpu_layers > 0 }
     }
 
-    /// Creates the folder of the saved prefixes of this model. Without it the engine works as well.
+    /// Creates the folder of the saved prefixes of this model. Without the folder the engine works as well.
     #[cfg(feature = "gguf")]
-    fn create_prefix_folder(&mut self) {
-        let Some(model) = &self.gguf else { return };
-        if self.prefix_cache == Path::new("off") {
-            return;
-        }
-        match crate::engines::gguf::create_prefix_folder(&self.prefix_cache, model) {
-            Ok(folder) => self.prefix_folder = Some(folder),
-            Err(error) => {
+    fn prefix_folder(&self) -> Option<PathBuf> {
+        let model = self.gguf.as_ref().filter(|_| self.prefix_cache != Path::new("off"))?;
+        crate::engines::gguf::create_prefix_folder(&self.prefix_cache, model)
+            .inspect_err(|error| {
                 let folder = self.prefix_cache.display();
                 tracing::warn!(%folder, %error, "beginnings of prompts are not kept on disk");
-            }
-        }
+            })
+            .ok()
+    }
+
+    #[cfg(all(feature = "engine", not(feature = "gguf")))]
+    fn prefix_folder(&self) -> Option<PathBuf> {
+        let _ = &self.prefix_cache;
+        None
     }
 
     #[cfg(feature = "engine")]
@@ -231,7 +231,7 @@ impl EngineArgs {
     }
 
     #[cfg(feature = "gguf")]
-    async fn open_gguf(self) -> anyhow::Result<OnThread> {
+    async fn open_gguf(self, prefixes: Option<PathBuf>) -> anyhow::Result<OnThread> {
         let bounds = self.bounds();
         let options = crate::engines::gguf::GgufOptions {
             path: self.gguf.context("--gguf is needed")?,
@@ -241,14 +241,14 @@ impl EngineArgs {
             decode_threads: self.decode_threads,
             gpu_layers: self.gpu_layers,
             calibration: self.calibration,
-            prefixes: self.prefix_folder,
+            prefixes,
         };
         Ok(crate::engines::gguf::open_within(options, bounds).await?)
     }
 
     #[cfg(all(feature = "engine", not(feature = "gguf")))]
     #[expect(clippy::unused_async, reason = "its twin loads a model")]
-    async fn open_gguf(self) -> anyhow::Result<OnThread> {
+    async fn open_gguf(self, _prefixes: Option<PathBuf>) -> anyhow::Result<OnThread> {
         let _ = (self.name, self.context, self.threads, self.decode_threads, self.gpu_layers);
         Err(anyhow::anyhow!("this build has no GGUF engine")).context("engine --gguf")
     }

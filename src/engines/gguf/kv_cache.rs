@@ -1,4 +1,4 @@
-//! What the KV cache holds: the conversations of the prompts that run and of earlier ones, and *prefixes*, the
+//! Contents of the KV cache: the conversations of the prompts that run and of earlier ones, and *prefixes*, the
 //! beginnings that several prompts have in common. Sequences that share a beginning share its cells.
 
 use std::sync::Arc;
@@ -58,7 +58,7 @@ struct Sequence {
     in_use: bool,
     /// Prompts that have begun with it, of a prefix.
     prompts: u32,
-    /// It is on disk, or can't be put there.
+    /// The prefix is on disk, or can't be put there.
     is_saved: bool,
 }
 
@@ -178,7 +178,7 @@ impl KvCache {
             return;
         }
         let state = library.state(at);
-        // one that the library can't give is not asked for again
+        // a state that the library can't give is not asked for again
         due.is_saved = state.is_none_or(|state| folder.save(&due.tokens, &due.group, state));
     }
 
@@ -231,8 +231,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// Loads a saved prefix, if it has more tokens in common with a prompt than what is there. The prompts that showed
-    /// it may have had more in common than this one with them.
+    /// Loads a saved prefix that has more tokens in common with a prompt than the cached sequences have. The prompt may
+    /// have only the beginning of the prefix.
     fn load(
         &mut self,
         library: &mut impl Sequences,
