@@ -10,6 +10,7 @@ use super::expand::{Variables, is_variable};
 use super::file_text;
 use super::mistake::Mistake;
 use super::secret;
+use crate::limits::config::VARIABLE_NAME_BYTES_MAX;
 
 /// The name of the file.
 pub const ENV_FILE: &str = ".env";
@@ -79,8 +80,11 @@ impl<'t> Reader<'t> {
             unquoted(value)
         };
         if !is_variable(name) {
-            let message = "the text before `=` is not the name of a variable, [A-Za-z0-9_]";
-            self.mistake(first, message.to_owned());
+            let message = format!(
+                "the text before `=` is not the name of a variable, at most \
+                 {VARIABLE_NAME_BYTES_MAX} of [A-Za-z0-9_] that begin with no digit"
+            );
+            self.mistake(first, message);
             return true;
         }
         match result {
@@ -247,6 +251,11 @@ mod tests {
             assert!(shown.iter().any(|shown| shown.starts_with(expected)), "{text:?}: {shown:?}");
             assert!(!shown.concat().contains(canary), "{text:?}: {shown:?}");
         }
+        let long = format!("{}={canary}", "N".repeat(VARIABLE_NAME_BYTES_MAX + 1));
+        let mistakes = parse(long.as_bytes()).unwrap_err();
+        let shown = mistakes[0].to_string();
+        assert!(shown.starts_with(".env, line 1: the text before `=`"), "{shown}");
+        assert!(shown.len() < VARIABLE_NAME_BYTES_MAX, "the name is not repeated: {shown}");
         let mistakes = parse(b"A\n\nB\n").unwrap_err();
         assert_eq!(mistakes.len(), 2, "every mistake is named: {mistakes:?}");
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::limits::config::VARIABLE_NAME_BYTES_MAX;
+
 /// The values of variables by name.
 pub type Variables = BTreeMap<String, String>;
 
@@ -67,9 +69,10 @@ fn value_of(inside: &str, variables: &Variables) -> Result<String, String> {
     }
 }
 
-/// Whether this can be the name of a variable.
+/// Whether this can be the name of a variable, of at most [`VARIABLE_NAME_BYTES_MAX`]: messages repeat it.
 pub(super) fn is_variable(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+    name.len() <= VARIABLE_NAME_BYTES_MAX
+        && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
@@ -102,5 +105,8 @@ mod tests {
         check("${EMPTY}", Err("EMPTY is not set"));
         check("${A", Err("not closed"));
         check("${sk-123}", Err("holds no name"));
+        let longest = "N".repeat(VARIABLE_NAME_BYTES_MAX);
+        check(&format!("${{{longest}}}"), Err("N is not set"));
+        check(&format!("${{{longest}N}}"), Err("holds no name"));
     }
 }

@@ -10,3 +10,5 @@ pub const CONFIG_DEPTH_MAX: usize = 4 + SCHEMA_DEPTH_MAX;
 pub const CONFIG_MISTAKES_MAX: usize = 200;
 /// Most bytes of the paths and messages of these: a path may consist of long keys.
 pub const CONFIG_MISTAKES_BYTES_MAX: usize = 256 * 1024;
+/// The longest name of a variable, in bytes, in `.env` and in `${NAME}`.
+pub const VARIABLE_NAME_BYTES_MAX: usize = 256;
