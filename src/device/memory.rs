@@ -103,7 +103,7 @@ impl Stalls {
     /// Memory pressure: the share of the last ten seconds in which some task was stalled on memory,
     /// in percent.
     pub(super) fn read(&mut self, root: &Path) -> Option<f64> {
-        if let Some(share) = pressure(root) {
+        if let Some(share) = stalled(root, "memory") {
             return Some(share);
         }
         let faults = value(&text(&root.join("proc/vmstat"))?, "pgmajfault ")?;
@@ -114,15 +114,16 @@ impl Stalls {
     }
 }
 
-fn pressure(root: &Path) -> Option<f64> {
-    let text = text(&root.join("proc/pressure/memory"))?;
+/// The share of the last ten seconds in which some task was stalled on this resource, in percent.
+pub(super) fn stalled(root: &Path, resource: &str) -> Option<f64> {
+    let text = text(&root.join("proc/pressure").join(resource))?;
     let some = text.lines().find_map(|line| line.strip_prefix("some avg10="))?;
     let share: f64 = some.split_whitespace().next()?.parse().ok()?;
     (0.0..=100.0).contains(&share).then_some(share)
 }
 
 pub(super) fn findings(root: &Path) -> Vec<SensorFinding> {
-    let stalls = pressure(root).is_some();
+    let stalls = stalled(root, "memory").is_some();
     let group = group(root);
     let controllers = text(&root.join("sys/fs/cgroup/cgroup.controllers")).unwrap_or_default();
     let may_limit = controllers.split_whitespace().any(|name| name == "memory");

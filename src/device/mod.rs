@@ -90,6 +90,7 @@ impl Sensors {
             stall: self.stalls.read(&self.root),
             disk: disk(&self.writes_to),
             busy: self.busy(),
+            processor_stall: memory::stalled(&self.root, "cpu"),
             rate,
         }
     }

@@ -233,8 +233,11 @@ fn readings_beyond_sense_are_none() {
 fn a_virtual_machine_has_no_thermal_zones() {
     let root = board("vm");
     let sensors = &mut sensors(root.path());
+    let psi = "some avg10=35.50 avg60=8.00 avg300=1.00 total=9\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+    write(root.path(), "proc/pressure/cpu", psi);
     let sample = sensors.read(Some(0.9));
     assert_eq!((sample.zones.len(), sample.board), (0, None));
+    assert_eq!(sample.processor_stall, Some(35.5));
     assert_eq!((sample.memory.unwrap().total, sample.rate), (4_030_464 * 1024, Some(0.9)));
     assert!(!sensors.findings()[0].found);
 }

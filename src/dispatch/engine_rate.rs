@@ -10,6 +10,8 @@ const UP: f64 = 0.2;
 const DOWN: f64 = 0.002;
 /// Weight of one answer in the present rate.
 const PRESENT: f64 = 0.3;
+/// Processor pressure, 0 to 1, from which a slow engine is no sign of heat: it waits for other programs.
+const CONTENDED: f32 = 0.2;
 
 /// The rates of one engine, in tokens a second.
 #[derive(Debug, Default, Clone, Copy)]
@@ -19,8 +21,13 @@ pub(super) struct EngineRate {
 }
 
 impl EngineRate {
-    /// Adds an answer; returns the present rate relative to the usual one, if the answer is long enough.
-    pub(super) fn beat(&mut self, usage: &Usage) -> Option<f64> {
+    /// Adds an answer that was written under this processor pressure, 0 to 1; returns the present rate relative
+    /// to the usual one, if the answer is long enough.
+    pub(super) fn beat(&mut self, usage: &Usage, processor: f32) -> Option<f64> {
+        if processor >= CONTENDED {
+            self.present = self.usual.unwrap_or(self.present);
+            return Some(1.0);
+        }
         if usage.completion_tokens < TOKENS_MIN || usage.decode_ms <= 0.0 {
             return None;
         }
@@ -46,14 +53,18 @@ mod tests {
     #[test]
     fn a_slower_engine_is_seen_and_a_short_answer_says_nothing() {
         let mut pulse = EngineRate::default();
-        assert_eq!(pulse.beat(&answer(2, 1.0)), None);
+        assert_eq!(pulse.beat(&answer(2, 1.0), 0.0), None);
         for _ in 0..20 {
-            assert!(pulse.beat(&answer(50, 500.0)).unwrap() > 0.99);
+            assert!(pulse.beat(&answer(50, 500.0), 0.1).unwrap() > 0.99);
         }
         for _ in 0..20 {
-            pulse.beat(&answer(50, 1000.0));
+            pulse.beat(&answer(50, 1000.0), 0.1);
         }
-        let share = pulse.beat(&answer(50, 1000.0)).unwrap();
+        let share = pulse.beat(&answer(50, 1000.0), 0.1).unwrap();
         assert!((0.45..0.6).contains(&share), "{share}");
+        // it waits for other programs, and what it was before is forgotten
+        assert_eq!(pulse.beat(&answer(50, 2000.0), 0.9), Some(1.0));
+        let share = pulse.beat(&answer(50, 500.0), 0.0).unwrap();
+        assert!(share > 0.99, "{share}");
     }
 }

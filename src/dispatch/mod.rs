@@ -333,7 +333,8 @@ impl Dispatcher {
                 answer.log_implausible(&backend);
                 if let Some(known) = self.backends.get_mut(&backend)
                     && known.handle.locality == Locality::Device
-                    && let Some(rate) = known.rate.beat(&answer.usage)
+                    && let Some(rate) =
+                        known.rate.beat(&answer.usage, self.device_pressure.borrow().processor)
                 {
                     self.rate.send_replace(Some(rate));
                 }

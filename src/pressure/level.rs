@@ -13,6 +13,8 @@ pub struct DevicePressure {
     pub disk: f32,
     /// The duty cycle: the share of the time that the engines on the device compute, 0 to 1.
     pub duty: f32,
+    /// The share of the time in which some task waited for a processor, 0 to 1; 0 if it is not known.
+    pub processor: f32,
     /// The stage of load shedding.
     pub stage: PressureStage,
     /// The resource that determines the stage.
@@ -83,6 +85,7 @@ impl Default for DevicePressure {
             memory: 0.0,
             disk: 0.0,
             duty: 1.0,
+            processor: 0.0,
             stage: PressureStage::Calm,
             cause: PressureCause::Load,
         }

@@ -44,6 +44,9 @@ pub struct SensorSample {
     pub stall: Option<f64>,
     /// The share of all processors' time that was in use, 0 to 1. It is reported and has no effect.
     pub busy: Option<f64>,
+    /// Processor pressure: the share of the last ten seconds in which some task waited for a processor, in
+    /// percent (PSI, `some avg10`).
+    pub processor_stall: Option<f64>,
     /// The space on the disk that the service writes to.
     pub disk: Option<Amount>,
     /// An engine's token rate divided by its usual rate.
@@ -169,6 +172,7 @@ impl Gauge {
             memory: share(memory),
             disk: share(disk),
             duty: share(heat.duty),
+            processor: share(sample.processor_stall.unwrap_or(0.0) / 100.0),
             stage,
             cause,
         }

@@ -35,7 +35,7 @@ fn sample() -> impl Strategy<Value = SensorSample> {
         let [under_voltage, capped, throttled, soft_limit] = bits;
         let board = BoardReading { under_voltage, capped, throttled, soft_limit };
         let board = bits[0].then_some(board);
-        SensorSample { zones, board, memory, stall, disk, busy: None, rate }
+        SensorSample { zones, board, memory, stall, disk, busy: None, processor_stall: stall, rate }
     })
 }
 
