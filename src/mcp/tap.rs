@@ -17,8 +17,8 @@ use std::time::Instant;
 
 use rmcp::RoleClient;
 use rmcp::model::{
-    ClientNotification, ClientRequest, GetMeta, JsonRpcMessage, NumberOrString, ProgressToken,
-    RequestId, ServerNotification,
+    ClientNotification, ClientRequest, GetMeta, JsonRpcMessage, NumberOrString,
+    ProgressNotification, ProgressToken, RequestId, ServerNotification,
 };
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
@@ -86,10 +86,8 @@ impl Allowance {
     }
 }
 
-/// What becomes of a message of the server.
+/// What becomes of a message of the server that rmcp does not handle.
 enum Diverted {
-    /// rmcp handles it.
-    Pass,
     /// It ends here.
     Stop,
     /// The server sends without end: the connection is closed.
@@ -147,25 +145,36 @@ impl OrderedProgress {
     }
 
     /// Sends progress to its reader, and passes responses and requests on.
-    fn divert(&mut self, message: &RxJsonRpcMessage<RoleClient>) -> Diverted {
-        match message {
-            JsonRpcMessage::Notification(note) => self.noted(&note.notification),
-            JsonRpcMessage::Response(response) => self.answered(&response.id),
-            JsonRpcMessage::Error(error) => match &error.id {
-                Some(id) => self.answered(id),
-                None if self.notes.take() => Diverted::Pass,
-                None => Diverted::Close("errors"),
+    fn divert(
+        &mut self,
+        message: RxJsonRpcMessage<RoleClient>,
+    ) -> Result<RxJsonRpcMessage<RoleClient>, Diverted> {
+        let id = match message {
+            JsonRpcMessage::Notification(note) => return Err(self.noted(note.notification)),
+            JsonRpcMessage::Response(ref response) => response.id.clone(),
+            JsonRpcMessage::Error(ref error) => match &error.id {
+                Some(id) => id.clone(),
+                None if self.notes.take() => return Ok(message),
+                None => return Err(Diverted::Close("errors")),
             },
-            JsonRpcMessage::Request(_) if self.requests.take() => Diverted::Pass,
-            JsonRpcMessage::Request(_) => Diverted::Close("requests"),
+            JsonRpcMessage::Request(_) if self.requests.take() => return Ok(message),
+            JsonRpcMessage::Request(_) => return Err(Diverted::Close("requests")),
+        };
+        if self.answered(&id) {
+            Ok(message)
+        } else if self.notes.take() {
+            Err(Diverted::Stop)
+        } else {
+            Err(Diverted::Close("responses to no request"))
         }
     }
 
-    fn noted(&mut self, note: &ServerNotification) -> Diverted {
+    fn noted(&mut self, note: ServerNotification) -> Diverted {
         if let ServerNotification::ToolListChangedNotification(_) = note {
             self.tools_announced.send_modify(|n| *n += 1);
         }
-        let ServerNotification::ProgressNotification(progress) = note else {
+        let ServerNotification::ProgressNotification(ProgressNotification { params, .. }) = note
+        else {
             return if self.notes.take() {
                 Diverted::Stop
             } else {
@@ -176,27 +185,18 @@ impl OrderedProgress {
             return Diverted::Close("progress notifications");
         }
         self.progress_left -= 1;
-        let ProgressToken(token) = &progress.params.progress_token;
-        let beat = match &progress.params.message {
-            Some(text) => ProgressEvent::Piece(text.clone()),
-            None => ProgressEvent::Alive,
-        };
-        self.hand_on(token, beat);
+        let ProgressToken(token) = params.progress_token;
+        let beat = params.message.map_or(ProgressEvent::Alive, ProgressEvent::Piece);
+        self.hand_on(&token, beat);
         Diverted::Stop
     }
 
-    /// Passes the response to an open request on.
-    fn answered(&mut self, id: &RequestId) -> Diverted {
+    /// Ends the request with this response; false if there is none.
+    fn answered(&mut self, id: &RequestId) -> bool {
         if let Some(token) = self.tokens.remove(id) {
             self.readers.remove(&token);
         }
-        if self.open.remove(id) {
-            Diverted::Pass
-        } else if self.notes.take() {
-            Diverted::Stop
-        } else {
-            Diverted::Close("responses to no request")
-        }
+        self.open.remove(id)
     }
 
     /// Never waits: one slow reader must not block the connection for all others.
@@ -237,10 +237,10 @@ impl Transport<RoleClient> for OrderedProgress {
         // bounded by what the other side sends
         loop {
             let message = self.inner.receive().await?;
-            match self.divert(&message) {
-                Diverted::Pass => return Some(message),
-                Diverted::Stop => {}
-                Diverted::Close(kind) => {
+            match self.divert(message) {
+                Ok(message) => return Some(message),
+                Err(Diverted::Stop) => {}
+                Err(Diverted::Close(kind)) => {
                     tracing::warn!(kind, "a server sent too many messages without a call; closed");
                     return None;
                 }

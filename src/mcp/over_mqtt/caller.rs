@@ -115,7 +115,7 @@ impl CallRouter {
     fn take(&self, message: Incoming) {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         for service in services.values_mut() {
-            if let Some(worker) = message.topic.strip_prefix(&service.workers.topics.workers()) {
+            if let Some(worker) = service.workers.topics.worker_of(&message.topic) {
                 let said = message.payload.as_deref().unwrap_or_default();
                 let noted = service.workers.note(worker, said);
                 if let Err(why) = noted {
@@ -124,7 +124,7 @@ impl CallRouter {
                 }
                 break;
             }
-            if message.topic == service.workers.topics.answer(&self.caller) {
+            if service.workers.topics.is_answer(&message.topic, &self.caller) {
                 let part = AnswerPart {
                     payload: message.payload,
                     correlation: message.correlation,

@@ -73,6 +73,17 @@ impl ServiceTopics {
         format!("{}/worker/", self.base)
     }
 
+    /// The name of the worker whose presence topic this is.
+    fn worker_of<'t>(&self, topic: &'t str) -> Option<&'t str> {
+        topic.strip_prefix(&self.base)?.strip_prefix("/worker/")
+    }
+
+    /// Whether this is the topic for responses to this caller.
+    fn is_answer(&self, topic: &str, caller: &str) -> bool {
+        let below = topic.strip_prefix(&self.base);
+        below.and_then(|below| below.strip_prefix("/answer/")) == Some(caller)
+    }
+
     /// The presence topic of this worker.
     fn worker(&self, worker: &str) -> String {
         format!("{}{worker}", self.workers())
