@@ -88,7 +88,8 @@ pub(super) struct EngineArgs {
     #[cfg(feature = "engine")]
     #[arg(long, env = "PILOTLIGHT_ENGINE_SANDBOX", default_value = "on", value_name = "on|off")]
     sandbox: SandboxSwitch,
-    /// Folder in which the beginnings that prompts have in common are kept for the next start (GGUF), or off.
+    /// Folder in which the beginnings that prompts have in common, and what was measured, are kept for the next start
+    /// (GGUF), or off.
     #[cfg(feature = "engine")]
     #[arg(long, env = PREFIXES, default_value = "off", value_name = "FOLDER")]
     prefix_cache: PathBuf,

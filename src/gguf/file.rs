@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::head::{GgufHead, NotGguf, Truncated};
 use crate::model::generate::Fault;
 
@@ -15,6 +17,29 @@ pub(crate) struct ModelFile {
     file: File,
     opened: Metadata,
     pub(crate) head: GgufHead,
+}
+
+/// What a file is and when it was last changed. A time of modification can be set back, a time of change can't.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModelStamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    changed_s: i64,
+    changed_ns: i64,
+}
+
+impl ModelStamp {
+    fn of(file: &Metadata) -> ModelStamp {
+        ModelStamp {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.len(),
+            changed_s: file.ctime(),
+            changed_ns: file.ctime_nsec(),
+        }
+    }
 }
 
 impl ModelFile {
@@ -50,6 +75,11 @@ impl ModelFile {
         self.opened.len()
     }
 
+    /// What the file was when it was opened.
+    pub(crate) fn stamp(&self) -> ModelStamp {
+        ModelStamp::of(&self.opened)
+    }
+
     /// A path to the open file, for a library that opens files itself. It stays valid when the file's
     /// own path gets another file.
     pub(crate) fn path(&self) -> PathBuf {
@@ -70,10 +100,8 @@ impl ModelFile {
     /// # Errors
     /// [`Fault::Unavailable`] if it has.
     pub(crate) fn check_unchanged(&self, path: &Path) -> Result<(), Fault> {
-        // a time of modification can be set back, a time of change can't
-        let stamp = |of: &Metadata| (of.len(), of.ctime(), of.ctime_nsec());
         match self.file.metadata() {
-            Ok(present) if stamp(&present) == stamp(&self.opened) => Ok(()),
+            Ok(present) if ModelStamp::of(&present) == self.stamp() => Ok(()),
             Ok(_) | Err(_) => {
                 let shown = path.display();
                 Err(Fault::unavailable(format!("{shown} was changed while it was loaded")))

@@ -84,3 +84,5 @@ pub const PREFIX_FOLDER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const PREFIX_FILES_MAX: usize = 32;
 /// Largest head of a saved prefix, in bytes: 32,768 tokens.
 pub const PREFIX_HEAD_BYTES_MAX: u32 = 256 * 1024;
+/// Largest file of what an engine keeps of a start, in bytes: some hundred are usual.
+pub const START_RECORD_BYTES_MAX: u64 = 16 * 1024;

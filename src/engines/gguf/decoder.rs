@@ -2,7 +2,7 @@
 //! branches of one of them while labels are scored.
 
 use std::ffi::c_void;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -19,13 +19,14 @@ use super::load;
 use super::load::{BATCH_TOKENS, Loaded};
 use super::prefix_folder::PrefixFolder;
 use super::sequences::LlamaSequences;
+use super::start_record::StartRecord;
 use super::{GgufOptions, cpu_variant, template, threads};
 use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
-    Decoder, Engine, EngineWorker, PrefixScope, SLOTS, StepPart, Threads, log_probabilities,
-    score_first_tokens, sha256_of, threads_or_all,
+    Decoder, Engine, EngineWorker, Measurement, PrefixScope, SLOTS, StepPart, Threads,
+    log_probabilities, score_first_tokens, sha256_of, threads_or_all,
 };
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
@@ -96,6 +97,14 @@ struct LlamaDecoder<'m> {
     raised: Option<Arc<AtomicBool>>,
     /// The threads of the options.
     threads: Threads,
+    start: Option<KnownStart>,
+}
+
+/// The record of earlier starts, and what this one is known by in it.
+struct KnownStart {
+    record: StartRecord,
+    digest: String,
+    with: String,
 }
 
 impl<'m> LlamaDecoder<'m> {
@@ -119,10 +128,13 @@ impl<'m> LlamaDecoder<'m> {
             .with_n_threads(threads::number(options.decode_threads))
             .with_n_threads_batch(threads::number(options.threads));
         let params = with_stop_signal(params, stop);
+        let record = options.prefixes.as_deref();
+        let record = record.map(|folder| StartRecord::open(folder, &loaded.file));
+        let known = record.as_ref().and_then(StartRecord::digest).map(str::to_owned);
         // the file is hashed while the context is allocated, unless it was before
         let (context, digest) = std::thread::scope(|threads| {
-            let hash =
-                || loaded.digest.clone().or_else(|| loaded.file.reader().and_then(sha256_of).ok());
+            let known = loaded.digest.clone().or(known);
+            let hash = || known.or_else(|| loaded.file.reader().and_then(sha256_of).ok());
             let digest = threads.spawn(hash);
             (model.new_context(backend, params), digest.join().unwrap_or_default())
         });
@@ -136,6 +148,7 @@ impl<'m> LlamaDecoder<'m> {
         let length = context.n_ctx().min(length);
         let facts = load::describe(loaded, template.as_ref(), options, digest, length);
         let folder = prefix_folder(model, options, &facts);
+        let start = record.and_then(|record| known_start(record, options, &facts));
         // the state of a recurrent model is that of its last token alone
         let at_any_token = !model.is_recurrent() && !model.is_hybrid();
         let decoder = LlamaDecoder {
@@ -148,6 +161,7 @@ impl<'m> LlamaDecoder<'m> {
             stop,
             raised: None,
             threads: Threads { one: options.decode_threads, many: options.threads },
+            start,
         };
         Ok((decoder, facts))
     }
@@ -300,6 +314,16 @@ impl Decoder for LlamaDecoder<'_> {
         threads::set(&mut self.context, threads);
     }
 
+    fn measured(&self) -> Option<Measurement> {
+        self.start.as_ref().and_then(|start| start.record.measurement(&start.with))
+    }
+
+    fn keep_measured(&mut self, measurement: &Measurement) {
+        if let Some(KnownStart { record, digest, with }) = &mut self.start {
+            record.keep(digest, with, measurement);
+        }
+    }
+
     fn batch_tokens(&self) -> usize {
         BATCH_TOKENS as usize
     }
@@ -356,23 +380,42 @@ fn prefix_folder(
     options: &GgufOptions,
     facts: &ModelContext,
 ) -> Option<PrefixFolder> {
-    let digest = facts.identification.digest.as_ref()?;
+    let engine = engine_key(facts)?;
     let path = options.prefixes.as_ref()?;
     // a state has only the window of such a model, and a shorter beginning of it would lack tokens
     let window = format!("{}.attention.sliding_window", facts.identification.family);
     if model.meta_val_str(&window).is_ok_and(|tokens| tokens != "0") {
         return None;
     }
-    let (runtime, program) = (&facts.runtime, env!("CARGO_PKG_VERSION"));
-    let on = runtime.accelerator.as_ref().or(runtime.cpu_variant.as_ref());
-    let engine =
-        format!("{digest} {program} {} {}", runtime.version, on.map_or("cpu", String::as_str));
     PrefixFolder::open(path, engine)
         .inspect_err(|error| {
             let path = path.display();
             tracing::warn!(%path, %error, "prefixes of prompts are not kept on disk");
         })
         .ok()
+}
+
+/// The weights, the program and the code of the engine. None if the digest of the weights is not known.
+fn engine_key(facts: &ModelContext) -> Option<String> {
+    let digest = facts.identification.digest.as_ref()?;
+    let (runtime, program) = (&facts.runtime, env!("CARGO_PKG_VERSION"));
+    let on = runtime.accelerator.as_ref().or(runtime.cpu_variant.as_ref());
+    Some(format!("{digest} {program} {} {}", runtime.version, on.map_or("cpu", String::as_str)))
+}
+
+fn known_start(
+    record: StartRecord,
+    options: &GgufOptions,
+    facts: &ModelContext,
+) -> Option<KnownStart> {
+    let GgufOptions { threads, decode_threads, gpu_layers, .. } = options;
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let engine = engine_key(facts)?;
+    Some(KnownStart {
+        record,
+        digest: facts.identification.digest.clone()?,
+        with: format!("{engine} {threads} {decode_threads} {gpu_layers} {processors}"),
+    })
 }
 
 /// Number of the first continuations, of these lengths in tokens, that fit into one batch; at least

@@ -14,6 +14,7 @@ mod load;
 mod prefix_file;
 mod prefix_folder;
 mod sequences;
+mod start_record;
 mod template;
 mod threads;
 
@@ -55,8 +56,8 @@ pub struct GgufOptions {
     pub gpu_layers: u32,
     /// How the bias towards some labels is subtracted when labels are scored.
     pub calibration: Calibration,
-    /// Folder in which the beginnings that prompts have in common are kept for the next start, for this model
-    /// alone; none: they are not kept.
+    /// Folder in which the beginnings that prompts have in common, and what was measured, are kept for the next
+    /// start, for this model alone; none: they are not kept.
     pub prefixes: Option<PathBuf>,
 }
 

@@ -11,7 +11,8 @@ use super::constraint::{VocabToken, trie};
 use super::queue::PromptQueue;
 use super::step_times::StepTimes;
 use super::{
-    Calibration, Decoder, Engine, EngineModel, EngineTask, PrefixScope, Prompt, StepPart, Threads,
+    Calibration, Decoder, Engine, EngineModel, EngineTask, Measurement, PrefixScope, Prompt,
+    StepPart, Threads,
 };
 use crate::clock::now;
 use crate::model::batch::BatchRates;
@@ -36,10 +37,13 @@ struct Alphabet {
     room: usize,
     logits: Vec<Vec<f32>>,
     steps: Arc<Mutex<Vec<Step>>>,
-    /// Threads of each step, and how long a step with several takes.
+    /// Threads of each step, and how long a step with so many or more takes.
     threads: Arc<Mutex<Vec<u32>>>,
     set: u32,
+    delay_from: u32,
     delay: Duration,
+    /// What an earlier start has measured.
+    kept: Option<Measurement>,
     /// Sent before the step of this number.
     later: Option<(usize, EngineTask, mpsc::Sender<EngineTask>)>,
 }
@@ -63,6 +67,14 @@ impl Decoder for Alphabet {
 
     fn set_threads(&mut self, threads: Threads) {
         self.set = threads.one;
+    }
+
+    fn measured(&self) -> Option<Measurement> {
+        self.kept.clone()
+    }
+
+    fn keep_measured(&mut self, measurement: &Measurement) {
+        self.kept = Some(measurement.clone());
     }
 
     fn free_tokens(&self) -> usize {
@@ -107,7 +119,7 @@ impl Decoder for Alphabet {
         }
         self.free_tokens();
         self.threads.lock().unwrap().push(self.set);
-        if self.set > 1 {
+        if self.set >= self.delay_from {
             std::thread::sleep(self.delay);
         }
         let mut steps = self.steps.lock().unwrap();
@@ -199,7 +211,9 @@ fn setting(width: usize, room: usize) -> Setting {
         steps: Arc::clone(&steps),
         threads: Arc::default(),
         set: 2,
+        delay_from: 2,
         delay: Duration::ZERO,
+        kept: None,
         later: None,
     };
     let capabilities = Capabilities { context_tokens: 512, ..Capabilities::default() };
@@ -254,6 +268,39 @@ fn one_thread_is_used_where_several_wait_for_each_other() {
     assert_eq!(asked.answer(), cut("bcdefghijk"));
     // the first reads one token, which is not compared
     assert_eq!(*threads.lock().unwrap(), [2, 2, 2, 2, 1, 1, 1, 1, 1, 1]);
+}
+
+#[test]
+fn an_earlier_measurement_is_taken_if_it_holds() {
+    let speeds = vec![(1, 40.0), (2, 45.0), (4, 60.0)];
+    let start = |kept: &Measurement, delay_from: u32| {
+        let mut setting = setting(1, 1000);
+        let decoder = &mut setting.engine.decoder;
+        decoder.kept = Some(kept.clone());
+        (decoder.delay, decoder.delay_from) = (Duration::from_millis(40), delay_from);
+        setting.engine.measure().unwrap();
+        assert_eq!(setting.engine.decoder.free_tokens(), 1000);
+        let steps = setting.steps.lock().unwrap().len();
+        (setting.engine, steps)
+    };
+    let earlier = Measurement::of(1.5, speeds.clone(), 2);
+    let (engine, steps) = start(&earlier, 1);
+    assert_eq!((steps, engine.width, engine.threads.one), (4, 4, 2));
+    assert_eq!(engine.context.runtime.prefill_tokens_per_s, Some(666.7));
+    assert_eq!(engine.context.runtime.batch.width(), 4);
+    assert_eq!(engine.decoder.kept, Some(earlier));
+    // a faster machine, more answers than it has sequences, more threads than it was given, a damaged file
+    let slower = Measurement::of(1.5, vec![(1, 400.0)], 2);
+    let wider = Measurement::of(1.5, vec![(1, 40.0), (64, 90.0)], 2);
+    let threads = Measurement::of(1.5, speeds, 3);
+    for wrong in [&slower, &wider, &threads, &Measurement::of(f64::NAN, vec![(1, 40.0)], 2)] {
+        let (engine, steps) = start(wrong, 1);
+        assert!(steps > 8 && engine.decoder.kept.as_ref() != Some(wrong), "{wrong:?}");
+        assert!((10.0..26.0).contains(&engine.context.runtime.decode_tokens_per_s.unwrap()));
+    }
+    // several threads wait for another program
+    let (engine, _) = start(&slower, 2);
+    assert!(engine.contention.is_high() && engine.decoder.kept == Some(slower));
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod engine;
 pub mod fuzzing;
 mod label_cache;
 mod labels;
+mod measurement;
 pub(super) mod memory;
 mod pacer;
 mod queue;
@@ -38,6 +39,7 @@ use toktrie::TokTrie;
 pub use self::calibration::Calibration;
 pub(super) use self::engine::Engine;
 pub(super) use self::label_cache::LabelCache;
+pub(super) use self::measurement::Measurement;
 use self::pacer::Duty;
 use self::queue::Urgency;
 pub(super) use self::queue::{PromptQueue, SLOTS};
@@ -132,6 +134,14 @@ pub(crate) trait Decoder {
 
     /// Sets the threads of the next steps; the default ignores it.
     fn set_threads(&mut self, _threads: Threads) {}
+
+    /// What an earlier start with the same weights, program, options and processors has measured; none by default.
+    fn measured(&self) -> Option<Measurement> {
+        None
+    }
+
+    /// Keeps what was measured for the next start; the default does not.
+    fn keep_measured(&mut self, _measurement: &Measurement) {}
 
     /// Tokens for which the KV cache has room, beside the sequences in use.
     fn free_tokens(&self) -> usize;
