@@ -7,6 +7,9 @@ const RATES_MAX: usize = 16;
 /// Share of the time of a step in which a prompt is read, while more urgent answers are written: these take at
 /// most half as long again.
 pub const READ_SHARE: f64 = 1.0 / 3.0;
+/// A prompt whose rest can be read in so many durations of the answers' step is read at once beside answers of its
+/// priority: they wait no longer for it altogether, and it waits much less.
+pub const READ_AT_ONCE_STEPS: f64 = 4.0;
 
 /// Speed of a batch of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -91,46 +94,12 @@ impl BatchRates {
             }
         }
     }
-}
 
-/// Speeds of the jobs in a batch, relative to each alone.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BatchSpeeds {
-    /// The job whose prompt is read, by its place in the order of urgency: one at a time.
-    reader: Option<usize>,
-    read: f64,
-    write: f64,
-}
-
-impl BatchSpeeds {
-    /// Of the job at this place, which reads its prompt or writes its answer.
-    pub fn of(&self, place: usize, is_reading: bool) -> f64 {
-        match is_reading {
-            true if self.reader == Some(place) => self.read,
-            true => 0.0,
-            false => self.write,
-        }
-    }
-}
-
-impl BatchRates {
-    /// The speeds of jobs of which each is said to read its prompt or to write its answer, the most urgent
-    /// first. The most urgent reads at full speed while the others wait; another reads beside the answers.
-    pub fn speeds(&self, reading: impl Iterator<Item = bool>) -> BatchSpeeds {
-        let (mut reader, mut writers) = (None, 0);
-        for (place, is_reading) in reading.enumerate() {
-            if !is_reading {
-                writers += 1;
-            } else if reader.is_none() {
-                reader = Some(place);
-            }
-        }
-        let (read, write) = match reader {
-            None => (0.0, 1.0),
-            Some(0) => (1.0, 0.0),
-            Some(_) => (READ_SHARE, 1.0 - READ_SHARE),
-        };
-        BatchSpeeds { reader, read, write: write / self.slowdown(writers) }
+    /// The longest time at full speed, in milliseconds, of a prompt that is read at once beside so many answers of its
+    /// priority; 0 without a batch.
+    pub fn read_at_once_ms(&self, answers: u32) -> f64 {
+        let alone = self.0.first().map_or(0.0, |rate| 1e3 / rate.tokens_per_s);
+        READ_AT_ONCE_STEPS * alone * self.slowdown(answers)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The engines' time, charged to the jobs that had it and to their applications.
 
-use super::queued::QueuedJob;
+use super::batch_speeds::{BatchMember, BatchSpeeds};
+use super::queued::{QueuedJob, RunningJob};
 use super::{BATCH_SHARE, Scheduler, start};
 use crate::request::job::{JobId, Priority};
 use crate::time::Time;
@@ -39,14 +40,17 @@ impl Scheduler {
         if !backend.profile.preemptive {
             return jobs.map(|run| (run.entry.job(), 1.0)).collect();
         }
-        let mut jobs: Vec<_> = jobs
-            .map(|run| (run.order(), run.entry.job(), run.is_reading(&backend.rates)))
-            .collect();
-        jobs.sort_unstable();
+        let member = |run: &RunningJob| BatchMember {
+            priority: run.told,
+            read_ms: run.reading_ms(&backend.rates),
+        };
+        let mut jobs: Vec<_> =
+            jobs.map(|run| (run.order(), run.entry.job(), member(run))).collect();
+        jobs.sort_unstable_by_key(|(order, ..)| *order);
         let batch = &backend.profile.batch;
         jobs.truncate(backend.width.min(batch.width()).max(1) as usize);
-        let speeds = batch.speeds(jobs.iter().map(|(.., is_reading)| *is_reading));
-        let speed = |(at, (_, job, is_reading))| (job, speeds.of(at, is_reading));
+        let speeds = BatchSpeeds::of_jobs(batch, jobs.iter().map(|(.., member)| *member));
+        let speed = |(at, (_, job, member))| (job, speeds.of(at, &member));
         jobs.into_iter().enumerate().map(speed).collect()
     }
 

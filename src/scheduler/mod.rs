@@ -9,6 +9,7 @@
 //! more jobs than its slots, the queue is within its bounds, and a job that can start has started.
 
 mod attempts;
+pub mod batch_speeds;
 mod breaker;
 mod budget;
 mod charge;

@@ -247,9 +247,9 @@ impl RunningJob {
         (!self.promoted, self.told, due, job)
     }
 
-    /// Whether its prompt is most likely not yet read.
-    pub(super) fn is_reading(&self, rates: &Rates) -> bool {
-        self.served < rates.reading_ms(&self.entry.load)
+    /// Time at full speed for the rest of its prompt, most likely, in milliseconds; 0 if it is read.
+    pub(super) fn reading_ms(&self, rates: &Rates) -> f64 {
+        (rates.reading_ms(&self.entry.load) - self.served).max(0.0)
     }
 
     /// Remaining work at full speed.

@@ -3,7 +3,7 @@
 //! An engine that decodes in batches computes up to `width` jobs at once. Decoding takes each of them
 //! `slowdown` times as long as alone, and so delays a job behind it by `slowdown / width` of that; a prompt is
 //! computed for its job alone, and so delays all others. Beside less urgent prompts an answer takes longer, and
-//! beside more urgent answers a prompt does: see [`READ_SHARE`]. The start of a job that finds all `width` places
+//! beside more urgent answers a prompt does, unless it is short: see [`READ_SHARE`]. The start of a job that finds all `width` places
 //! taken is at most the sum of the delays before it (R. L. Graham, "Bounds on multiprocessing timing
 //! anomalies", SIAM Journal on Applied Mathematics 17, 1969).
 
@@ -37,6 +37,8 @@ impl JobTime {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct EngineService {
     read_slowdown: f64,
+    /// The longest time of a prompt that is read without a slowdown, in milliseconds.
+    read_at_once_ms: f64,
     /// Of an answer by the others of its batch, and by a prompt beside them.
     slowdown: f64,
     beside: f64,
@@ -53,6 +55,7 @@ impl EngineService {
             let width = f64::from(profile.slots.max(1));
             return EngineService {
                 read_slowdown: 1.0,
+                read_at_once_ms: 0.0,
                 slowdown: 1.0,
                 beside: 1.0,
                 width,
@@ -65,6 +68,7 @@ impl EngineService {
             if width > 1 { (READ_SLOWDOWN, BESIDE_SLOWDOWN) } else { (1.0, 1.0) };
         EngineService {
             read_slowdown,
+            read_at_once_ms: profile.batch.read_at_once_ms(width),
             beside,
             slowdown: profile.batch.slowdown(width).max(1.0),
             width: f64::from(width),
@@ -83,7 +87,9 @@ impl EngineService {
     }
 
     pub(super) fn own_ms(&self, time: &JobTime<f64>) -> f64 {
-        time.read * self.read_slowdown + time.write * self.slowdown * self.beside
+        let is_at_once = time.read <= self.read_at_once_ms;
+        let read_slowdown = if is_at_once { 1.0 } else { self.read_slowdown };
+        time.read * read_slowdown + time.write * self.slowdown * self.beside
     }
 
     pub(super) fn delay_ms(&self, time: &JobTime<f64>) -> f64 {
@@ -125,6 +131,20 @@ mod tests {
         let (own, delay) = times(4, 2);
         close(own, 300.0 + 720.0);
         close(delay, 100.0 + 240.0);
+    }
+
+    #[test]
+    fn a_short_prompt_is_read_at_once() {
+        let batch = BatchRates::of_steps(&[(1, 10.0), (2, 12.0), (4, 20.0)]);
+        let engine = BackendProfile {
+            slots: 6,
+            preemptive: true,
+            batch,
+            ..profile("local", Locality::Device)
+        };
+        let own = |read| EngineService::of(&engine, 4, 9).own_ms(&JobTime { read, write: 0.0 });
+        close(own(80.0), 80.0);
+        close(own(81.0), 243.0);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::model::batch::BatchRates;
 use crate::request::job::{JobId, Priority};
+use crate::scheduler::batch_speeds::{BatchMember, BatchSpeeds};
 use crate::time::Time;
 
 /// Work that counts as none, in milliseconds: times are rounded to microseconds.
@@ -29,6 +30,11 @@ struct Inside {
 impl Inside {
     fn is_reading(&self) -> bool {
         self.left.read > NO_WORK_MS
+    }
+
+    fn member(&self) -> BatchMember {
+        let read_ms = if self.is_reading() { self.left.read } else { 0.0 };
+        BatchMember { priority: self.order.0, read_ms }
     }
 
     fn is_done(&self) -> bool {
@@ -76,7 +82,7 @@ impl SimulatedEngine {
     pub(super) fn first_end_ms(&self) -> Option<f64> {
         let mut ahead = self.clone();
         let mut ms = 0.0;
-        // bounded: each round ends the reading of a prompt
+        // bounded: each round ends the reading of a prompt, or leaves a short rest
         while !ahead.jobs.is_empty() && !ahead.jobs.iter().any(Inside::is_done) {
             ms += ahead.advance_to_change(f64::MAX);
         }
@@ -86,18 +92,24 @@ impl SimulatedEngine {
     /// Computes for a time at full speed, in milliseconds, or until the first job is complete.
     pub(super) fn advance(&mut self, ms: f64) {
         let mut left = ms;
-        // bounded: each round ends the reading of a prompt, or the time
+        // bounded: each round ends the reading of a prompt, leaves a short rest, or ends the time
         while left > 0.0 && !self.jobs.is_empty() && !self.jobs.iter().any(Inside::is_done) {
             left -= self.advance_to_change(left);
         }
     }
 
-    /// Advances until a prompt is read or an answer is complete, at most `most` milliseconds; returns how long.
+    /// Advances until a prompt is read, or all but a short rest of it, or an answer is complete, at most `most`
+    /// milliseconds; returns how long.
     fn advance_to_change(&mut self, most: f64) -> f64 {
         let speeds = self.speeds();
         let running = || self.jobs.iter().zip(&speeds);
+        let writers = running().filter(|(inside, _)| !inside.is_reading()).count();
+        let short = self.batch.read_at_once_ms(u32::try_from(writers).unwrap_or(u32::MAX));
         let ends = running().map(|(inside, speed)| {
-            (if inside.is_reading() { inside.left.read } else { inside.left.write }) / speed
+            let Work { read, write } = inside.left;
+            // the speed of a prompt changes when its rest is short
+            let rest = if short > 0.0 && read > short { read - short + NO_WORK_MS } else { read };
+            (if inside.is_reading() { rest } else { write }) / speed
         });
         let ms = ends.fold(most, f64::min);
         for (inside, speed) in self.jobs.iter_mut().zip(&speeds) {
@@ -111,9 +123,9 @@ impl SimulatedEngine {
     /// The speeds of the jobs in the batch, relative to each alone.
     fn speeds(&self) -> Vec<f64> {
         let running = &self.jobs[..self.jobs.len().min(self.width as usize)];
-        let speeds = self.batch.speeds(running.iter().map(Inside::is_reading));
-        let of = |(at, inside): (usize, &Inside)| speeds.of(at, inside.is_reading());
-        running.iter().enumerate().map(of).collect()
+        let members = running.iter().map(Inside::member);
+        let speeds = BatchSpeeds::of_jobs(&self.batch, members.clone());
+        members.enumerate().map(|(at, member)| speeds.of(at, &member)).collect()
     }
 }
 
@@ -154,13 +166,18 @@ mod tests {
     #[test]
     fn a_prompt_is_read_first_if_it_is_the_most_urgent_and_else_beside_answers() {
         assert_eq!(ends(engine(&[(50.0, 100.0), (0.0, 30.0)])), [(1, 86.0), (0, 156.0)]);
-        let mut beside = engine(&[(0.0, 100.0), (50.0, 30.0)]);
-        let read_ms = 50.0 / READ_SHARE;
-        beside.advance(read_ms / 2.0);
+        let mut beside = engine(&[(0.0, 100.0), (90.0, 30.0)]);
+        let half_ms = 45.0 / READ_SHARE;
+        beside.advance(half_ms);
         let left = |engine: &SimulatedEngine, at: usize| engine.jobs[at].left;
-        assert!((left(&beside, 1).read - 25.0).abs() < 1e-9);
-        let written = read_ms / 2.0 * (1.0 - READ_SHARE);
+        assert!((left(&beside, 1).read - 45.0).abs() < 1e-9);
+        let written = half_ms * (1.0 - READ_SHARE);
         assert!((left(&beside, 0).write - (100.0 - written)).abs() < 1e-9);
+        // a short one, and the short rest of a long one, at once
+        assert_eq!(ends(engine(&[(0.0, 100.0), (40.0, 100.0)])), [(0, 160.0), (1, 160.0)]);
+        let read_ms = 10.0 / READ_SHARE + 40.0;
+        let (first, end_ms) = ends(engine(&[(0.0, 100.0), (50.0, 0.1)]))[0];
+        assert!(first == 1 && (end_ms - read_ms).abs() < 0.5, "{first} {end_ms}");
     }
 
     #[test]
