@@ -93,6 +93,7 @@ fn measure(elsewhere: Option<u32>, budget: Duration) -> f64 {
                 let took = TokenTimes {
                     prompt_tokens: 110,
                     cached_tokens: 30,
+                    forced_tokens: 0,
                     completion_tokens: random.u32(5..60),
                     prefill_ms: 160.0,
                     decode_ms: 500.0,

@@ -28,10 +28,11 @@ impl EngineRate {
             self.present = self.usual.unwrap_or(self.present);
             return Some(1.0);
         }
-        if usage.completion_tokens < TOKENS_MIN || usage.decode_ms <= 0.0 {
+        let tokens = usage.completion_tokens.saturating_sub(usage.forced_tokens);
+        if tokens < TOKENS_MIN || usage.decode_ms <= 0.0 {
             return None;
         }
-        let rate = f64::from(usage.completion_tokens) / usage.decode_ms * 1e3;
+        let rate = f64::from(tokens) / usage.decode_ms * 1e3;
         let Some(usual) = self.usual.as_mut() else {
             (self.usual, self.present) = (Some(rate), rate);
             return Some(1.0);

@@ -54,11 +54,16 @@ impl Sampler {
         } else {
             self.draw(logits, allowed)
         }?;
+        self.note(token);
+        Some(token)
+    }
+
+    /// Notes a token of the answer, for the repeat penalty.
+    pub fn note(&mut self, token: u32) {
         if self.recent.len() == PENALTY_WINDOW {
             self.recent.remove(0);
         }
         self.recent.push(token);
-        Some(token)
     }
 
     /// Repeat penalty: Keskar et al. 2019, arXiv:1909.05858, section 4.1.

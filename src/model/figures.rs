@@ -52,6 +52,9 @@ impl FigureCheck {
         check.count("completion_tokens", &mut usage.completion_tokens, bounds.completion_tokens);
         let prompt = usage.prompt_tokens;
         check.count("cached_tokens", &mut usage.cached_tokens, prompt);
+        let completion = usage.completion_tokens;
+        check.count("forced_tokens", &mut usage.forced_tokens, completion);
+        usage.forced_tokens = usage.forced_tokens.min(completion);
         check.real("prefill_ms", &mut usage.prefill_ms, bounds.ms);
         check.real("decode_ms", &mut usage.decode_ms, bounds.ms);
         usage.cached_tokens = usage.cached_tokens.min(prompt);

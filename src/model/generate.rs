@@ -73,6 +73,9 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
+    /// Of these, tokens for which the format left no choice: they take an engine the time of reading.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub forced_tokens: u32,
     /// Number of pieces of the answer; a reader that received fewer has lost some.
     pub chunks: u32,
     /// Milliseconds spent reading the prompt.
@@ -126,6 +129,11 @@ pub struct Logprob {
     pub logprob: f32,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
 impl Usage {
     /// The usage of an answer in one piece, all counters zero.
     pub fn one_piece(model: impl Into<String>) -> Usage {
@@ -134,6 +142,7 @@ impl Usage {
             prompt_tokens: 0,
             cached_tokens: 0,
             completion_tokens: 0,
+            forced_tokens: 0,
             chunks: 1,
             prefill_ms: 0.0,
             decode_ms: 0.0,

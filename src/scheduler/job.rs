@@ -109,6 +109,8 @@ pub struct TokenTimes {
     pub cached_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
+    /// Of these, tokens that took the time of reading.
+    pub forced_tokens: u32,
     /// Milliseconds of prefill.
     pub prefill_ms: f64,
     /// Milliseconds of decoding.
@@ -121,6 +123,7 @@ impl From<&Usage> for TokenTimes {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            forced_tokens: usage.forced_tokens,
             prefill_ms: usage.prefill_ms,
             decode_ms: usage.decode_ms,
         }

@@ -2,7 +2,8 @@
 //!
 //! Each figure comes at four levels. With `n` tokens of prompt, of which `c` are cached, an answer
 //! of `out` tokens, and the rates `Rp` (reading) and `Rd` (writing), a job takes
-//! `(n − c) / Rp + out / Rd`; at each level all parts are taken at that level.
+//! `(n − c) / Rp + d · out / Rd`, where `d` is the share of the answer's tokens that a model decodes: a format leaves
+//! no choice for the others. At each level all parts are taken at that level.
 
 use std::collections::BTreeMap;
 
@@ -79,6 +80,8 @@ pub(super) struct Load {
     read: Spread,
     /// Tokens to be written.
     write: Spread,
+    /// Of these, the share that is decoded, 0 to 1.
+    decoded: Spread,
     /// Milliseconds besides.
     fixed: Spread,
 }
@@ -134,7 +137,7 @@ impl Rates {
     pub(super) fn worst_ms(&self, load: &Load) -> JobTime<f64> {
         JobTime {
             read: load.read.worst * self.read_ms.worst + load.fixed.worst,
-            write: load.write.worst * self.write_ms.worst,
+            write: load.write.worst * load.decoded.worst * self.write_ms.worst,
         }
     }
 
@@ -143,8 +146,13 @@ impl Rates {
         let reading = load.read.with(&self.read_ms, |n, ms| n * ms);
         JobTime {
             read: reading.with(&load.fixed, |a, b| a + b),
-            write: load.write.with(&self.write_ms, |n, ms| n * ms),
+            write: self.writing(&load.write, load),
         }
+    }
+
+    /// Time for so many tokens of the answer at full speed.
+    fn writing(&self, tokens: &Spread, load: &Load) -> Spread {
+        tokens.with(&load.decoded, |n, share| n * share).with(&self.write_ms, |n, ms| n * ms)
     }
 
     /// Median time for the prompt of a job at full speed, in milliseconds.
@@ -154,7 +162,8 @@ impl Rates {
 
     /// Tokens that a job has written after `served` milliseconds of the engine at full speed.
     fn written(&self, load: &Load, served: f64) -> f64 {
-        ((served - self.reading_ms(load)) / self.write_ms.p50.max(1e-6)).max(0.0)
+        let each = (self.write_ms.p50 * load.decoded.p50).max(1e-6);
+        ((served - self.reading_ms(load)) / each).max(0.0)
     }
 
     /// Predicted length of its whole answer, in tokens.
@@ -189,7 +198,7 @@ impl Rates {
         }
         let written = self.written(load, served);
         let writing = if written > 0.0 { predictor.rest(spec, load, written) } else { load.write };
-        JobTime { read: unread, write: writing.with(&self.write_ms, |n, ms| n * ms) }
+        JobTime { read: unread, write: self.writing(&writing, load) }
     }
 
     /// Time of a whole answer of that length, in milliseconds, network included.
@@ -224,8 +233,9 @@ impl Rates {
         if read > 0 && spent.prefill_ms > 0.0 && !spec.is_word {
             self.read.push(spent.prefill_ms / f64::from(read));
         }
-        if spent.completion_tokens > 0 && spent.decode_ms > 0.0 {
-            self.write.push(spent.decode_ms / f64::from(spent.completion_tokens));
+        let decoded = spent.completion_tokens.saturating_sub(spent.forced_tokens);
+        if decoded > 0 && spent.decode_ms > 0.0 {
+            self.write.push(spent.decode_ms / f64::from(decoded));
         }
         if spent.prompt_tokens > 0 && !spec.is_word {
             self.density.push(f64::from(spent.prompt_tokens) / bytes_of(spec));
@@ -256,6 +266,8 @@ fn bytes_of(spec: &JobSpec) -> f64 {
 struct TemplateStats {
     lengths: Window<LENGTHS_KEPT>,
     cached: Window<RATES_KEPT>,
+    /// Of the tokens of a local answer, the share that was decoded.
+    decoded: Window<RATES_KEPT>,
     words: Window<RATES_KEPT>,
     used: u64,
 }
@@ -307,7 +319,9 @@ impl Predictor {
             p95: tokens.p95 * (1.0 - shared(0.05)),
             worst: tokens.worst,
         };
-        Load { read, write, fixed: Spread::default() }
+        let decoded = template.map_or(Spread::all(1.0), |t| spread(&t.decoded, Spread::all(1.0)));
+        let decoded = Spread { worst: 1.0, ..decoded };
+        Load { read, write, decoded, fixed: Spread::default() }
     }
 
     /// Tokens left of an answer that has had `written`: the quantiles of the answers that were
@@ -345,6 +359,10 @@ impl Predictor {
         }
         if spent.completion_tokens > 0 {
             template.lengths.push(f64::from(spent.completion_tokens));
+        }
+        if is_local && spent.completion_tokens > 0 {
+            let forced = f64::from(spent.forced_tokens) / f64::from(spent.completion_tokens);
+            template.decoded.push((1.0 - forced).clamp(0.0, 1.0));
         }
         if is_local && spent.prompt_tokens > 0 {
             let share = f64::from(spent.cached_tokens) / f64::from(spent.prompt_tokens);
@@ -401,6 +419,7 @@ mod tests {
             prompt_tokens: 200,
             cached_tokens: 100,
             completion_tokens: 10,
+            forced_tokens: 0,
             prefill_ms: 500.0,
             decode_ms: 500.0,
         };
@@ -413,6 +432,35 @@ mod tests {
         // nothing cached, the longest answer
         close(time(&predictor, &rates).worst, 240.0 * 6.0 + 20.0 * 60.0);
         close(rates.e2e_ms(None).p95, 1000.0);
+    }
+
+    #[test]
+    fn tokens_without_a_choice_take_no_time_of_writing() {
+        let profile = BackendProfile {
+            read_ms: Some(10.0),
+            write_ms: Some(50.0),
+            ..profile("a", Locality::Device)
+        };
+        let job = JobSpec { bytes: 936, max_tokens: Some(20), ..spec(1) };
+        let (mut predictor, mut rates) = (Predictor::default(), Rates::stated(&profile));
+        // 6 of 10 tokens, the other four in 50 ms each
+        let spent = TokenTimes {
+            completion_tokens: 10,
+            forced_tokens: 6,
+            decode_ms: 200.0,
+            ..TokenTimes::default()
+        };
+        for _ in 0..LENGTHS_ENOUGH {
+            predictor.learn(&job, &spent, true);
+            rates.learn(&job, Some(&spent), 1000.0, &profile);
+        }
+        let load = predictor.load(&job, &profile, &rates);
+        close(load.length().unwrap().p50, 10.0);
+        close(rates.time(&load).write.p50, 200.0);
+        // all of the longest answer
+        close(rates.time(&load).write.worst, 20.0 * 60.0);
+        // half of its time is half of its tokens
+        close(rates.written(&load, rates.reading_ms(&load) + 100.0), 5.0);
     }
 
     #[test]

@@ -352,6 +352,7 @@ impl<'a> World<'a> {
                 completion_tokens: order.answer,
                 prefill_ms: work.read * slow,
                 decode_ms: work.write * slow,
+                ..TokenTimes::default()
             };
             let answered = Answered { spent: Some(spent), ..Answered::default() };
             self.tell(Event::Ended { job, outcome: Ok(answered) });

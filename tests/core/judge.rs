@@ -92,10 +92,10 @@ fn recalled(effects: &[Effect]) -> Vec<u64> {
 fn answer(tokens: u32) -> Result<Answered, (Fault, Sent)> {
     let spent = TokenTimes {
         prompt_tokens: 25,
-        cached_tokens: 0,
         completion_tokens: tokens,
         prefill_ms: 25.0,
         decode_ms: f64::from(tokens) * 10.0,
+        ..TokenTimes::default()
     };
     Ok(Answered { spent: Some(spent), ..Answered::default() })
 }

@@ -327,6 +327,7 @@ fn no_statement_costs_more_than_was_held() {
             prompt_tokens: most,
             completion_tokens: most,
             cached_tokens: most,
+            forced_tokens: most,
             prefill_ms: f64::NAN,
             decode_ms: f64::NEG_INFINITY,
         };

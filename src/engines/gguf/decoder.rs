@@ -25,7 +25,7 @@ use crate::clock::now;
 use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
-    Decoder, Engine, EngineWorker, Measurement, PrefixScope, SLOTS, StepPart, Threads,
+    Decoder, Engine, EngineWorker, Measurement, PrefixScope, SLOTS, StepPart, Threads, Tokenize,
     log_probabilities, score_first_tokens, sha256_of, threads_or_all,
 };
 use crate::model::context::ModelContext;
@@ -50,6 +50,7 @@ pub(super) fn run(mut options: GgufOptions, bounds: &EngineBounds, worker: Engin
         Ok(loaded) => loaded,
         Err(fault) => return worker.fail(fault),
     };
+    let loaded = Arc::new(loaded);
     let stop = Box::new(StopSignal::default());
     match LlamaDecoder::new(backend, &loaded, &options, &stop) {
         Ok((decoder, facts)) => {
@@ -85,6 +86,8 @@ extern "C" fn must_stop(data: *mut c_void) -> bool {
 }
 
 struct LlamaDecoder<'m> {
+    /// For other threads, which tokenize.
+    loaded: Arc<Loaded>,
     model: &'m LlamaModel,
     context: LlamaContext<'m>,
     template: Option<ChatTemplate>,
@@ -110,7 +113,7 @@ struct KnownStart {
 impl<'m> LlamaDecoder<'m> {
     fn new(
         backend: &LlamaBackend,
-        loaded: &'m Loaded,
+        loaded: &'m Arc<Loaded>,
         options: &GgufOptions,
         stop: &'m StopSignal,
     ) -> Result<(LlamaDecoder<'m>, ModelContext), Fault> {
@@ -152,6 +155,7 @@ impl<'m> LlamaDecoder<'m> {
         // the state of a recurrent model is that of its last token alone
         let at_any_token = !model.is_recurrent() && !model.is_hybrid();
         let decoder = LlamaDecoder {
+            loaded: Arc::clone(loaded),
             model,
             context,
             template,
@@ -355,6 +359,15 @@ impl Decoder for LlamaDecoder<'_> {
             }
         });
         trie(tokens, &ends)
+    }
+
+    fn tokenizer(&self) -> Option<Tokenize> {
+        let loaded = Arc::clone(&self.loaded);
+        Some(Arc::new(move |text| {
+            let mut tokens = Vec::new();
+            loaded.model.vocab().tokenize_into(text.as_bytes(), &mut tokens, false, false);
+            tokens.into_iter().map(id).collect()
+        }))
     }
 
     fn begin_request(&mut self, stop: &Arc<AtomicBool>) {

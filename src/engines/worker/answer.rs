@@ -13,6 +13,9 @@ use crate::model::generate::{Fault, Finish, Logprob, TokenLogprob, Usage};
 use crate::request::format::Format;
 use crate::request::refusal::{Code, Refusal};
 
+/// Most tokens of an answer that a step evaluates: those without a choice are evaluated together.
+const WRITE_TOKENS_MAX: usize = 16;
+
 /// A prompt and its answer so far.
 pub(super) struct ActiveAnswer {
     pub(super) prompt: Prompt,
@@ -33,6 +36,10 @@ pub(super) struct ActiveAnswer {
     /// Most tokens of the answer.
     most: u32,
     written: u32,
+    /// Of these, tokens without a choice.
+    forced: u32,
+    /// The last token that was sampled, and the forced ones after it: they are evaluated as parts of the answer.
+    latest: usize,
     sampler: Sampler,
     constraint: Option<Constraint>,
     text: TextOut,
@@ -53,7 +60,17 @@ impl ActiveAnswer {
 
     /// Whether a part of the prompt is to be evaluated, or evaluated again after a pause.
     pub(super) fn is_reading(&self) -> bool {
-        self.pending().len() > 1 || self.evaluated < self.prompt_tokens
+        self.pending().len() > self.latest || self.evaluated < self.prompt_tokens
+    }
+
+    /// Whether it reads more than one token, and so has no part in each step.
+    pub(super) fn is_long(&self) -> bool {
+        self.pending().len() > 1 && self.is_reading()
+    }
+
+    /// Tokens that each step evaluates: the latest of the answer, or one of the prompt.
+    pub(super) fn next_tokens(&self) -> usize {
+        if self.is_long() { 1 } else { self.pending().len().min(WRITE_TOKENS_MAX) }
     }
 
     /// Whether the client is behind: nothing is sampled until it has read.
@@ -73,6 +90,12 @@ impl ActiveAnswer {
         self.prompt.out.write_blocking(text).map_err(|_| Fault::Cancelled)
     }
 
+    /// The text is complete.
+    fn end_text(&mut self, finish: Finish) {
+        self.finish = Some(finish);
+        self.unsent.push_str(&self.text.finish());
+    }
+
     /// Ends the prompt with the answer.
     pub(super) fn end(self, model: &str) {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -82,6 +105,7 @@ impl ActiveAnswer {
             prompt_tokens: count(self.prompt_tokens),
             cached_tokens: count(self.cached.unwrap_or(0)),
             completion_tokens: self.written,
+            forced_tokens: self.forced,
             chunks: self.prompt.out.written(),
             prefill_ms: self.prefill_ms,
             decode_ms: self.decode_ms,
@@ -106,7 +130,7 @@ impl<D: Decoder> Engine<D> {
         let sampling = &prompt.job.sampling;
         let asked = sampling.max_tokens.unwrap_or(self.context.inference_settings.max_tokens);
         let most = asked.min(left);
-        Some(ActiveAnswer {
+        let mut answer = ActiveAnswer {
             scope,
             prompt_tokens: tokens.len(),
             tokens,
@@ -117,13 +141,20 @@ impl<D: Decoder> Engine<D> {
             decode_ms: 0.0,
             most,
             written: 0,
+            forced: 0,
+            latest: 1,
             sampler: Sampler::new(sampling, &self.context.inference_settings),
             constraint,
             text: TextOut::new(sampling.stop.clone()),
             unsent: String::new(),
             logprobs: Vec::new(),
             prompt,
-        })
+        };
+        if let Err(fault) = self.append_forced(&mut answer) {
+            answer.prompt.end(Err(fault));
+            return None;
+        }
+        Some(answer)
     }
 
     fn prepare(
@@ -161,31 +192,54 @@ impl<D: Decoder> Engine<D> {
         let none = || Fault::ProtocolError("the constraint allows no token".to_owned());
         let token = token.ok_or_else(none)?;
         if self.decoder.is_end(token) {
-            answer.finish = Some(Finish::Stop);
-            answer.unsent.push_str(&answer.text.finish());
+            answer.end_text(Finish::Stop);
             return Ok(());
         }
-        answer.written += 1;
         answer.logprobs.extend(expected.map(|(top, all)| TokenLogprob {
             allowed_logprob: allowed.as_ref().map(|allowed| among(token, allowed, &all)),
             ..self.logprob(token, top, &all)
         }));
-        let text = answer.text.push(&self.decoder.token_bytes(token));
-        answer.unsent.push_str(&text);
         if let Some(constraint) = &mut answer.constraint {
             constraint.accept(token)?;
         }
+        answer.latest = 0;
         let is_done = answer.constraint.as_ref().is_some_and(Constraint::is_done);
-        if answer.text.is_stopped() || is_done {
-            answer.finish = Some(Finish::Stop);
-        } else if answer.written >= answer.most {
-            answer.finish = Some(Finish::Length);
-        } else {
-            answer.tokens.push(token);
+        self.append(answer, token, is_done);
+        self.append_forced(answer)
+    }
+
+    /// Appends the tokens for which the constraint leaves no choice. None if the client asked for the probabilities
+    /// of the tokens, which these do not have.
+    fn append_forced(&self, answer: &mut ActiveAnswer) -> Result<(), Fault> {
+        if answer.finish.is_some() || answer.prompt.job.sampling.logprobs.is_some() {
             return Ok(());
         }
-        answer.unsent.push_str(&answer.text.finish());
+        let Some(constraint) = &mut answer.constraint else { return Ok(()) };
+        let forced = constraint.take_forced()?;
+        let is_done = constraint.is_done();
+        for (at, token) in forced.iter().enumerate() {
+            if answer.finish.is_some() {
+                break;
+            }
+            answer.forced += 1;
+            answer.sampler.note(*token);
+            self.append(answer, *token, is_done && at + 1 == forced.len());
+        }
         Ok(())
+    }
+
+    /// Appends a token to the answer, which ends with it if no other is allowed.
+    fn append(&self, answer: &mut ActiveAnswer, token: u32, is_last: bool) {
+        answer.written += 1;
+        answer.latest += 1;
+        answer.tokens.push(token);
+        let text = answer.text.push(&self.decoder.token_bytes(token));
+        answer.unsent.push_str(&text);
+        if answer.text.is_stopped() || is_last {
+            answer.end_text(Finish::Stop);
+        } else if answer.written >= answer.most {
+            answer.end_text(Finish::Length);
+        }
     }
 
     /// Log-probability of a token, and the `top` likeliest tokens at its position.

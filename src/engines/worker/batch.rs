@@ -4,7 +4,8 @@
 //! are not read yet, the most urgent first. Only [`Engine::width`] answers run at once; one that is less
 //! urgent than a waiting prompt is paused, and continues from what is left of it in the prefix cache.
 
-use std::sync::atomic::Ordering;
+use std::cmp::Ordering;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::answer::ActiveAnswer;
@@ -14,10 +15,13 @@ use super::{Decoder, EngineTask, Prompt, StepPart, Threads};
 use crate::clock::now;
 use crate::model::generate::Fault;
 use crate::request::format::Format;
+use crate::request::job::Priority;
 
 /// Room in the KV cache with which an answer is started beside others, tokens: a paused one that had less
 /// would soon be paused again.
 const ROOM_MIN: usize = 64;
+/// Share of the time until its deadline that a prompt may take to be read beside answers.
+const READING_MAX: f64 = 0.5;
 /// Interval at which clients are looked at while all of them are behind.
 const READER_POLL: Duration = Duration::from_millis(2);
 
@@ -106,7 +110,9 @@ impl<D: Decoder> Engine<D> {
         // bounded: each round moves an answer to `running`, and pauses only less urgent ones
         while let Some(at) = (0..batch.paused.len()).min_by_key(|at| batch.paused[*at].urgency()) {
             let next = &batch.paused[at];
-            let needed = next.pending().len() + ROOM_MIN;
+            // of the others too, what is not read yet
+            let unread = batch.running.iter().map(|run| run.answer.pending().len());
+            let needed = next.pending().len() + unread.sum::<usize>() + ROOM_MIN;
             let has_room = batch.running.is_empty() || self.decoder.free_tokens() >= needed;
             if batch.running.len() >= self.width || !has_room {
                 if batch.least().is_none_or(|least| least <= next.urgency()) {
@@ -148,7 +154,7 @@ impl<D: Decoder> Engine<D> {
         gone.for_each(|answer| answer.prompt.end(Err(Fault::Cancelled)));
         for run in &mut batch.running {
             if run.answer.flush().is_err() {
-                run.answer.prompt.stop.store(true, Ordering::Relaxed);
+                run.answer.prompt.stop.store(true, Relaxed);
             }
         }
         let has_ended = |run: &mut Running| {
@@ -224,7 +230,10 @@ impl<D: Decoder> Engine<D> {
     /// Pauses answers until the next token of each fits in the KV cache. One answer alone fits.
     fn make_room(&mut self, batch: &mut Batch) {
         // bounded: each round pauses an answer
-        while batch.running.len() > 1 && self.decoder.free_tokens() < batch.running.len() {
+        let next = |batch: &Batch| -> usize {
+            batch.running.iter().map(|run| run.answer.next_tokens()).sum()
+        };
+        while batch.running.len() > 1 && self.decoder.free_tokens() < next(batch) {
             self.pause_least(batch);
         }
     }
@@ -235,28 +244,55 @@ impl<D: Decoder> Engine<D> {
         let width = self.pacer.duty.width();
         let can_go_on = |run: &Running| run.answer.finish.is_none() && !run.answer.is_held();
         let parts = running.iter().enumerate().filter(|(_, run)| can_go_on(run)).take(width);
-        let writing = parts.clone().filter(|(_, run)| run.answer.pending().len() == 1).count();
-        let mut left = self.decoder.batch_tokens().saturating_sub(writing);
-        left = left.min(self.decoder.free_tokens().saturating_sub(writing).max(1));
-        let mut is_beside = false;
+        let writers = parts.clone().filter(|(_, run)| !run.answer.is_long());
+        let writing = writers.clone().count();
+        let written: usize = writers.clone().map(|(_, run)| run.answer.next_tokens()).sum();
+        let mut left = self.decoder.batch_tokens().saturating_sub(written);
+        left = left.min(self.decoder.free_tokens().saturating_sub(written).max(1));
+        let mut share = self.times.tokens_beside(writing);
+        let first = writers.map(|(at, run)| (at, run.answer.urgency().0)).next();
         let mut plan = Vec::with_capacity(running.len());
         for (at, run) in parts {
-            let pending = run.answer.pending().len();
-            if pending == 1 {
-                is_beside = true;
-                plan.push((at, 1));
+            if !run.answer.is_long() {
+                plan.push((at, run.answer.next_tokens()));
                 continue;
             }
-            if is_beside {
-                left = left.min(self.times.tokens_beside(writing));
+            let mut tokens = run.answer.pending().len().min(left);
+            if first.is_some_and(|(first, priority)| {
+                self.is_beside(&run.answer, priority, first < at, writing)
+            }) {
+                tokens = tokens.min(share);
+                share -= tokens;
             }
-            let tokens = pending.min(left);
             left -= tokens;
             if tokens > 0 {
                 plan.push((at, tokens));
             }
         }
         plan
+    }
+
+    /// Whether a prompt is read in a share of each step beside so many answers, of which the most urgent has this
+    /// priority. It is read at once if it has a higher priority than all of them; beside answers of its priority, if it
+    /// is short, or if it is the most urgent and its deadline is near.
+    fn is_beside(
+        &self,
+        reading: &ActiveAnswer,
+        priority: Priority,
+        is_less_urgent: bool,
+        writing: usize,
+    ) -> bool {
+        let (own, deadline) = reading.urgency();
+        let tokens = reading.pending().len();
+        match priority.cmp(&own) {
+            Ordering::Less => true,
+            Ordering::Greater => false,
+            Ordering::Equal if tokens <= self.times.tokens_at_once(writing) => false,
+            Ordering::Equal => {
+                let left = deadline.saturating_duration_since(now()).as_secs_f64() * 1e3;
+                is_less_urgent || self.times.read_beside_ms(tokens) < READING_MAX * left
+            }
+        }
     }
 
     /// Ends running answers with their faults; the places are in rising order.
@@ -276,8 +312,9 @@ impl<D: Decoder> Engine<D> {
         reading: &[bool],
         computed: Duration,
     ) {
-        let tokens = || plan.iter().map(|(_, tokens)| *tokens).zip(reading);
-        let read: usize = tokens().filter(|(_, reading)| **reading).map(|(n, _)| n).sum();
+        // the first token of an answer's part is written, the others take the time of reading
+        let parts = || plan.iter().map(|(_, tokens)| *tokens).zip(reading);
+        let read: usize = parts().map(|(n, reading)| n - usize::from(!*reading)).sum();
         let write = reading.iter().filter(|reading| !**reading).count();
         let predicted = self.times.step_ms(read, write);
         let ms = computed.as_secs_f64() * 1e3;
@@ -289,7 +326,7 @@ impl<D: Decoder> Engine<D> {
             if *reading {
                 answer.prefill_ms += ms * self.times.step_ms(tokens, 0) / predicted;
             } else {
-                answer.decode_ms += ms * self.times.step_ms(0, 1) / predicted;
+                answer.decode_ms += ms * self.times.step_ms(tokens - 1, 1) / predicted;
             }
         }
     }

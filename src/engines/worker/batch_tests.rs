@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use toktrie::TokTrie;
 
@@ -12,13 +13,14 @@ use super::queue::PromptQueue;
 use super::step_times::StepTimes;
 use super::{
     Calibration, Decoder, Engine, EngineModel, EngineTask, Measurement, PrefixScope, Prompt,
-    StepPart, Threads,
+    StepPart, Threads, Tokenize,
 };
 use crate::clock::now;
 use crate::model::batch::BatchRates;
 use crate::model::context::{Capabilities, ModelContext};
 use crate::model::generate::{Fault, Finish, Pace, Usage};
 use crate::model::out::{Chunk, channel};
+use crate::request::format::Format;
 use crate::request::job::{Job, Message, Priority};
 use crate::request::refusal::Refusal;
 
@@ -154,6 +156,10 @@ impl Decoder for Alphabet {
         u8::try_from(token).map_or_else(|_| Vec::new(), |byte| vec![byte])
     }
 
+    fn tokenizer(&self) -> Option<Tokenize> {
+        Some(Arc::new(|text| text.bytes().map(u32::from).collect()))
+    }
+
     fn trie(&self) -> TokTrie {
         let bytes = (0..=u8::MAX).map(|byte| VocabToken::Text(vec![byte]));
         trie(bytes.chain([VocabToken::Control(b"<end>".to_vec())]), &[END])
@@ -190,12 +196,16 @@ impl Asked {
 
 /// A prompt with its deadline in so many seconds, for an answer of at most so many tokens.
 fn prompt(text: &str, seconds: u64, priority: Priority, most: u32) -> (EngineTask, Asked) {
-    let (out, chunks) = channel();
-    let (done, ended) = oneshot::channel();
     let mut job = Job { priority, ..Job::plain(text, Duration::from_secs(seconds)) };
     job.sampling.temperature = Some(0.0);
     job.sampling.repeat_penalty = Some(1.0);
     job.sampling.max_tokens = Some(most);
+    task(job)
+}
+
+fn task(job: Job) -> (EngineTask, Asked) {
+    let (out, chunks) = channel();
+    let (done, ended) = oneshot::channel();
     let urgency = (job.priority, now() + job.time_left);
     let (stop, grammar) = Default::default();
     let prompt = Prompt { job, out, stop, grammar, done, urgency };
@@ -328,6 +338,38 @@ fn a_long_prompt_is_read_beside_more_urgent_answers() {
 }
 
 #[test]
+fn a_long_prompt_that_is_the_most_urgent_is_read_beside_others_while_its_deadline_is_far() {
+    for (deadline_ms, read) in [(5000, [5, 5]), (100, [63, 37])] {
+        let setting = setting(2, 1000);
+        let short = setting.ask("a", 10);
+        let mut job = Job::plain("m".repeat(100), Duration::from_millis(deadline_ms));
+        job.sampling.temperature = Some(0.0);
+        job.sampling.max_tokens = Some(1);
+        let (task, long) = task(job);
+        setting.tasks.try_send(task).ok().unwrap();
+        let steps = setting.run();
+        assert_eq!([short, long].map(Asked::answer), [cut("bcde"), cut("n")]);
+        let of = |step: &Step| step.get(&'m').copied();
+        assert_eq!([of(&steps[0]), of(&steps[1])], read.map(Some), "{deadline_ms}");
+        assert!(steps[..2].iter().all(|step| step.get(&'a') == Some(&1)));
+    }
+}
+
+#[test]
+fn a_short_prompt_is_read_at_once_beside_answers_of_its_priority() {
+    for (priority, read) in [(Priority::Normal, [30, 1]), (Priority::Batch, [5, 5])] {
+        let setting = setting(2, 1000);
+        let first = setting.ask("a", 10);
+        let (task, short) = prompt(&"m".repeat(30), 11, priority, 4);
+        setting.tasks.try_send(task).ok().unwrap();
+        let steps = setting.run();
+        assert_eq!([first, short].map(Asked::answer), [cut("bcde"), cut("nopq")]);
+        let of = |step: &Step| (step[&'a'], step[&'m']);
+        assert_eq!([of(&steps[0]), of(&steps[1])], read.map(|read| (1, read)), "{priority:?}");
+    }
+}
+
+#[test]
 fn the_most_urgent_prompt_is_read_at_once() {
     let mut setting = setting(2, 1000);
     let (first, second) = (setting.ask("a", 10), setting.ask("g", 11));
@@ -339,6 +381,36 @@ fn the_most_urgent_prompt_is_read_at_once() {
     assert_eq!(steps[2], Step::from([('a', 1), ('m', 50)]));
     assert!(steps[3..6].iter().all(|step| step.contains_key(&'m')));
     assert_eq!(steps.iter().filter_map(|step| step.get(&'g')).sum::<usize>(), 4);
+}
+
+#[test]
+fn tokens_without_a_choice_are_not_decoded_one_by_one() {
+    let alarm = json!({
+        "type": "object",
+        "properties": {"alarm": {"type": "boolean"}, "unit": {"const": "degrees"}},
+        "required": ["alarm", "unit"],
+        "additionalProperties": false,
+    });
+    for (logprobs, most, forced, steps) in
+        [(None, 99, 31, 1), (None, 20, 19, 1), (Some(0), 99, 0, 32)]
+    {
+        let setting = setting(2, 1000);
+        let mut job = Job::plain("a", Duration::from_secs(9));
+        job.format = Format::Schema(alarm.clone().into());
+        job.sampling.max_tokens = Some(most);
+        job.sampling.logprobs = logprobs;
+        let (task, mut asked) = task(job);
+        setting.tasks.try_send(task).ok().unwrap();
+        let beside = setting.ask("g", 10);
+        let done = setting.run();
+        let all = r#"{"alarm":false,"unit":"degrees"}"#;
+        let text = asked.text();
+        assert_eq!(text, all[..all.len().min(most as usize)], "{logprobs:?} {most}");
+        let usage = asked.ended.try_recv().unwrap().unwrap();
+        assert_eq!((usage.completion_tokens as usize, usage.forced_tokens), (text.len(), forced));
+        assert_eq!(done.iter().filter(|step| step.contains_key(&'a')).count(), steps);
+        assert_eq!(beside.answer(), cut("hijk"));
+    }
 }
 
 #[test]
@@ -391,7 +463,10 @@ fn answers_wait_for_room_in_the_cache() {
     let steps = setting.run();
     let answers: Vec<_> = asked.into_iter().map(Asked::answer).collect();
     assert_eq!(answers, [cut("bcde"), cut("hijk"), cut("nopq")]);
-    assert!(steps.iter().all(|step| !(step.contains_key(&'a') && step.contains_key(&'m'))));
+    assert!(
+        steps.iter().all(|step| !(step.contains_key(&'a') && step.contains_key(&'m'))),
+        "{steps:?}"
+    );
 }
 
 #[test]

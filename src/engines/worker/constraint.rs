@@ -16,8 +16,9 @@ use llguidance::panic_utils::catch_unwind;
 use llguidance::{ParserFactory, TokenParser};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
-use toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+use toktrie::{SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
+use super::grammar_vocabulary::{GrammarVocabulary, Tokenize};
 use super::watchdog::{GrammarStop, Stopped};
 use crate::limits::engine::{
     GRAMMAR_BUILD_FUEL_MAX, GRAMMAR_BUILD_MAX, GRAMMAR_BYTES_MAX, GRAMMAR_ROW_ITEMS_MAX,
@@ -47,8 +48,9 @@ pub(super) struct Constraint {
 }
 
 impl Factory {
-    pub(super) fn new(trie: TokTrie) -> Result<Factory, Fault> {
-        let environment = Arc::new(ApproximateTokEnv::new(trie));
+    /// A factory for this vocabulary. With the model's tokenizer, bytes without a choice become tokens of their own.
+    pub(super) fn new(trie: TokTrie, tokenize: Option<Tokenize>) -> Result<Factory, Fault> {
+        let environment = Arc::new(GrammarVocabulary::new(trie, tokenize));
         let mut factory = ParserFactory::new_simple(&(environment as _)).map_err(|e| {
             Fault::ProtocolError(format!("the vocabulary cannot be constrained: {e}"))
         })?;
@@ -187,6 +189,21 @@ impl Constraint {
         })?;
         self.has_begun = true;
         Ok(())
+    }
+
+    /// The tokens that come next without a choice; the grammar is advanced by them.
+    ///
+    /// # Errors
+    /// As [`Constraint::allowed`].
+    pub(super) fn take_forced(&mut self) -> Result<Vec<u32>, Fault> {
+        if self.is_done() {
+            return Ok(Vec::new());
+        }
+        self.step("the schema has no valid continuation", |parser| {
+            let forced = parser.consume_ff_tokens()?;
+            parser.check_stop()?;
+            Ok(forced)
+        })
     }
 
     /// Whether no further token is allowed.

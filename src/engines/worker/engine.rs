@@ -118,7 +118,7 @@ impl<D: Decoder> Engine<D> {
         }
         let factory = match &mut self.constraints {
             Some(factory) => factory,
-            none => none.insert(Factory::new(self.decoder.trie())?),
+            none => none.insert(Factory::new(self.decoder.trie(), self.decoder.tokenizer())?),
         };
         let watchdog = self.watchdog.as_ref();
         let constraint = factory.constrain(&prompt.job.format, &prompt.grammar, watchdog)?;

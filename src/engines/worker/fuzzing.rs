@@ -1,6 +1,9 @@
 //! Entry point of the fuzz target `grammar`: a schema as the constraint of an answer.
 
+use std::sync::Arc;
+
 use super::constraint::{Factory, VocabToken, trie};
+use super::grammar_vocabulary::Tokenize;
 use super::watchdog::GrammarStop;
 use crate::model::generate::Fault;
 use crate::request::format::Format;
@@ -21,10 +24,13 @@ impl Grammars {
         let end = VocabToken::Control(b"<end>".to_vec());
         let tokens: Vec<VocabToken> = texts.chain([end]).collect();
         let end = u32::try_from(tokens.len() - 1).unwrap_or_default();
-        Factory::new(trie(tokens.into_iter(), &[end])).map(Grammars)
+        // the first tokens are the bytes
+        let tokenize: Tokenize = Arc::new(|text| text.bytes().map(u32::from).collect());
+        Factory::new(trie(tokens.into_iter(), &[end]), Some(tokenize)).map(Grammars)
     }
 
-    /// Compiles a schema, and takes one of the allowed tokens for each choice. Returns the tokens.
+    /// Compiles a schema, and takes one of the allowed tokens for each choice, and those without a choice. Returns the
+    /// tokens.
     ///
     /// # Errors
     /// As for a prompt with this schema.
@@ -33,7 +39,7 @@ impl Grammars {
         let Some(mut constraint) = self.0.constrain(&format, &GrammarStop::new(), None)? else {
             return Ok(Vec::new());
         };
-        let mut tokens = Vec::new();
+        let mut tokens = constraint.take_forced()?;
         for choice in choices {
             if constraint.is_done() {
                 break;
@@ -44,6 +50,7 @@ impl Grammars {
             };
             constraint.accept(*token)?;
             tokens.push(*token);
+            tokens.extend(constraint.take_forced()?);
         }
         Ok(tokens)
     }

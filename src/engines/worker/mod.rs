@@ -13,6 +13,7 @@ mod contention;
 mod engine;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod grammar_vocabulary;
 mod label_cache;
 mod labels;
 mod measurement;
@@ -38,6 +39,7 @@ use toktrie::TokTrie;
 
 pub use self::calibration::Calibration;
 pub(super) use self::engine::Engine;
+pub(super) use self::grammar_vocabulary::Tokenize;
 pub(super) use self::label_cache::LabelCache;
 pub(super) use self::measurement::Measurement;
 use self::pacer::Duty;
@@ -208,6 +210,11 @@ pub(crate) trait Decoder {
 
     /// The vocabulary as a trie of bytes; control tokens are marked, so that no text matches them.
     fn trie(&self) -> TokTrie;
+
+    /// The tokenizer of the same vocabulary; none by default. Without it, each token of a JSON answer is decoded.
+    fn tokenizer(&self) -> Option<Tokenize> {
+        None
+    }
 
     /// Starts a request: evaluation is aborted when the flag is set, if the library supports that.
     fn begin_request(&mut self, _stop: &Arc<AtomicBool>) {}

@@ -1,6 +1,6 @@
 //! Duration of a step by the tokens that it reads and the answers that it continues, as measured at start.
 
-use crate::model::batch::{BatchRates, READ_SHARE};
+use crate::model::batch::{BatchRates, READ_AT_ONCE_STEPS, READ_SHARE};
 
 /// Durations in milliseconds; those of a running engine are proportional to them.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,13 +29,27 @@ impl StepTimes {
     /// Tokens of prompts that a step reads beside so many answers that are more urgent: [`READ_SHARE`] of its
     /// time; at least one.
     pub(super) fn tokens_beside(&self, write: usize) -> usize {
-        let tokens = READ_SHARE / (1.0 - READ_SHARE) * self.step_ms(0, write) / self.read_ms;
+        self.tokens_in(READ_SHARE / (1.0 - READ_SHARE) * self.step_ms(0, write))
+    }
+
+    /// Time in which so many tokens of a prompt are read in [`READ_SHARE`] of the steps' time.
+    pub(super) fn read_beside_ms(&self, tokens: usize) -> f64 {
+        self.step_ms(tokens, 0) / READ_SHARE
+    }
+
+    /// Most tokens of a prompt that is read at once beside so many answers: see [`READ_AT_ONCE_STEPS`].
+    pub(super) fn tokens_at_once(&self, write: usize) -> usize {
+        self.tokens_in(READ_AT_ONCE_STEPS * self.step_ms(0, write))
+    }
+
+    /// Tokens of prompts that are read in so many milliseconds; at least one.
+    fn tokens_in(&self, ms: f64) -> usize {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "positive, and limited by the decoder's batch"
         )]
-        let tokens = tokens.round() as usize;
+        let tokens = (ms / self.read_ms).round() as usize;
         tokens.max(1)
     }
 }
@@ -53,6 +67,7 @@ mod tests {
         // half of the time for the answers, which is a third of the whole
         assert_eq!(times.tokens_beside(1), 5);
         assert_eq!(times.tokens_beside(4), 10);
+        assert_eq!(times.tokens_at_once(1), 40);
         let slow = StepTimes { read_ms: 500.0, ..times };
         assert_eq!(slow.tokens_beside(4), 1);
     }
