@@ -13,6 +13,7 @@ use super::engine::Engine;
 use super::queue::{PromptQueue, SLOTS, Urgency};
 use super::{Decoder, EngineTask, Prompt, StepPart, Threads};
 use crate::clock::now;
+use crate::model::batch::READ_SHARE;
 use crate::model::generate::Fault;
 use crate::request::format::Format;
 use crate::request::job::Priority;
@@ -21,7 +22,10 @@ use crate::request::job::Priority;
 /// would soon be paused again.
 const ROOM_MIN: usize = 64;
 /// Share of the time until its deadline that a prompt may take to be read beside answers.
-const READING_MAX: f64 = 0.5;
+const READING_MAX: f64 = 0.75;
+/// The least of [`Engine::beside`], and how many times it may change in a step.
+const BESIDE_MIN: f64 = 0.05;
+const CHANGE_MAX: f64 = 1.25;
 /// Interval at which clients are looked at while all of them are behind.
 const READER_POLL: Duration = Duration::from_millis(2);
 
@@ -31,6 +35,15 @@ struct Batch {
     running: Vec<Running>,
     /// Those that have no sequence: they were paused, or have not begun.
     paused: Vec<ActiveAnswer>,
+}
+
+/// What a step evaluates.
+#[derive(Default)]
+struct StepPlan {
+    /// Places of running answers, and how many of their tokens.
+    parts: Vec<(usize, usize)>,
+    /// The number of answers beside which a prompt is read in a share of the step, if there is one.
+    shared_by: Option<usize>,
 }
 
 /// An answer with its sequence of the KV cache.
@@ -171,7 +184,7 @@ impl<D: Decoder> Engine<D> {
     fn step(&mut self, batch: &mut Batch) {
         self.make_room(batch);
         batch.running.sort_unstable_by_key(|run| run.answer.urgency());
-        let plan = self.plan(&batch.running);
+        let StepPlan { parts: plan, shared_by } = self.plan(&batch.running);
         if plan.is_empty() {
             if !batch.running.is_empty() {
                 std::thread::sleep(READER_POLL);
@@ -217,6 +230,9 @@ impl<D: Decoder> Engine<D> {
             }
         }
         let computed = began.elapsed();
+        if let Some(write) = shared_by {
+            self.adjust_share(write, computed);
+        }
         self.account(batch, &plan, &reading, computed);
         self.end_failed(batch, failed);
         self.pacer.pause(computed, alone.as_deref());
@@ -240,7 +256,7 @@ impl<D: Decoder> Engine<D> {
 
     /// For each answer that takes part in the next step, how many of its tokens are evaluated. The answers
     /// are in the order of their urgency; the least urgent ones stand still if the scheduler limits the width.
-    fn plan(&self, running: &[Running]) -> Vec<(usize, usize)> {
+    fn plan(&self, running: &[Running]) -> StepPlan {
         let width = self.pacer.duty.width();
         let can_go_on = |run: &Running| run.answer.finish.is_none() && !run.answer.is_held();
         let parts = running.iter().enumerate().filter(|(_, run)| can_go_on(run)).take(width);
@@ -249,12 +265,12 @@ impl<D: Decoder> Engine<D> {
         let written: usize = writers.clone().map(|(_, run)| run.answer.next_tokens()).sum();
         let mut left = self.decoder.batch_tokens().saturating_sub(written);
         left = left.min(self.decoder.free_tokens().saturating_sub(written).max(1));
-        let mut share = self.times.tokens_beside(writing);
+        let mut share = self.times.tokens_beside(writing, self.beside);
         let first = writers.map(|(at, run)| (at, run.answer.urgency().0)).next();
-        let mut plan = Vec::with_capacity(running.len());
+        let mut plan = StepPlan::default();
         for (at, run) in parts {
             if !run.answer.is_long() {
-                plan.push((at, run.answer.next_tokens()));
+                plan.parts.push((at, run.answer.next_tokens()));
                 continue;
             }
             let mut tokens = run.answer.pending().len().min(left);
@@ -263,10 +279,11 @@ impl<D: Decoder> Engine<D> {
             }) {
                 tokens = tokens.min(share);
                 share -= tokens;
+                plan.shared_by = Some(writing);
             }
             left -= tokens;
             if tokens > 0 {
-                plan.push((at, tokens));
+                plan.parts.push((at, tokens));
             }
         }
         plan
@@ -302,6 +319,15 @@ impl<D: Decoder> Engine<D> {
             self.decoder.release(sequence);
             answer.prompt.end(Err(fault));
         }
+    }
+
+    /// Reads fewer tokens beside answers if a step took longer than it may: few tokens in a long context take longer each
+    /// than was measured at the start.
+    fn adjust_share(&mut self, write: usize, computed: Duration) {
+        let usual = self.times.step_ms(0, write) * self.contention.usual_times();
+        let most = usual / (1.0 - READ_SHARE);
+        let change = (most / (computed.as_secs_f64() * 1e3)).clamp(1.0 / CHANGE_MAX, CHANGE_MAX);
+        self.beside = (self.beside * change).clamp(BESIDE_MIN, 1.0);
     }
 
     /// Adds the time of a step to its answers, as each would have taken alone.

@@ -108,6 +108,11 @@ impl Contention {
         self.not_before = Some(now + PAUSE_MIN);
     }
 
+    /// How many times as long as measured at the start the steps take at present, at least 1.
+    pub(super) fn usual_times(&self) -> f64 {
+        self.mean.unwrap_or(1.0).max(1.0)
+    }
+
     /// Whether the next step that is counted has one thread.
     pub(super) fn is_high(&self) -> bool {
         self.is_single != self.trial.is_some()

@@ -33,6 +33,8 @@ pub(crate) struct Engine<D> {
     /// Most answers that run at once.
     pub(super) width: usize,
     pub(super) times: StepTimes,
+    /// The part of the share of a step that prompts have beside answers, 0 to 1: less where they take longer than measured.
+    pub(super) beside: f64,
     /// Threads that are best on an idle machine, and those of the last step.
     pub(super) threads: Threads,
     pub(super) threads_set: Threads,
@@ -84,6 +86,7 @@ impl<D: Decoder> Engine<D> {
             context,
             width: 1,
             times: StepTimes::default(),
+            beside: 1.0,
             threads,
             threads_set: threads,
             contention: Contention::default(),

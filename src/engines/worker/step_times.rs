@@ -26,10 +26,10 @@ impl StepTimes {
         f64::from(count(read)) * self.read_ms + self.write_ms * slow(count(write))
     }
 
-    /// Tokens of prompts that a step reads beside so many answers that are more urgent: [`READ_SHARE`] of its
-    /// time; at least one.
-    pub(super) fn tokens_beside(&self, write: usize) -> usize {
-        self.tokens_in(READ_SHARE / (1.0 - READ_SHARE) * self.step_ms(0, write))
+    /// Tokens of prompts that a step reads beside so many answers: [`READ_SHARE`] of its time, or a part of that, 0 to
+    /// 1; at least one.
+    pub(super) fn tokens_beside(&self, write: usize, part: f64) -> usize {
+        self.tokens_in(part * READ_SHARE / (1.0 - READ_SHARE) * self.step_ms(0, write))
     }
 
     /// Time in which so many tokens of a prompt are read in [`READ_SHARE`] of the steps' time.
@@ -65,10 +65,11 @@ mod tests {
         assert!((times.step_ms(5, 0) - 10.0).abs() < 1e-9);
         assert!((times.step_ms(5, 4) - 50.0).abs() < 1e-9);
         // half of the time for the answers, which is a third of the whole
-        assert_eq!(times.tokens_beside(1), 5);
-        assert_eq!(times.tokens_beside(4), 10);
+        assert_eq!(times.tokens_beside(1, 1.0), 5);
+        assert_eq!(times.tokens_beside(4, 1.0), 10);
+        assert_eq!(times.tokens_beside(4, 0.5), 5);
         assert_eq!(times.tokens_at_once(1), 40);
         let slow = StepTimes { read_ms: 500.0, ..times };
-        assert_eq!(slow.tokens_beside(4), 1);
+        assert_eq!(slow.tokens_beside(4, 1.0), 1);
     }
 }
