@@ -78,7 +78,7 @@ pub struct Usage {
     pub forced_tokens: u32,
     /// Number of pieces of the answer; a reader that received fewer has lost some.
     pub chunks: u32,
-    /// Milliseconds spent reading the prompt.
+    /// Milliseconds spent reading the prompt, and the forced tokens.
     #[serde(default)]
     pub prefill_ms: f64,
     /// Milliseconds spent writing the answer.

@@ -111,7 +111,7 @@ pub struct TokenTimes {
     pub completion_tokens: u32,
     /// Of these, tokens that took the time of reading.
     pub forced_tokens: u32,
-    /// Milliseconds of prefill.
+    /// Milliseconds of prefill, and of the forced tokens.
     pub prefill_ms: f64,
     /// Milliseconds of decoding.
     pub decode_ms: f64,

@@ -2,8 +2,9 @@
 //!
 //! Each figure comes at four levels. With `n` tokens of prompt, of which `c` are cached, an answer
 //! of `out` tokens, and the rates `Rp` (reading) and `Rd` (writing), a job takes
-//! `(n − c) / Rp + d · out / Rd`, where `d` is the share of the answer's tokens that a model decodes: a format leaves
-//! no choice for the others. At each level all parts are taken at that level.
+//! `(n − c) / Rp + d · out / Rd + (1 − d) · out / Rp`, where `d` is the share of the answer's tokens that a model
+//! decodes: the format leaves no choice for the others, which are read. At each level all parts are taken at that
+//! level.
 
 use std::collections::BTreeMap;
 
@@ -137,7 +138,7 @@ impl Rates {
     pub(super) fn worst_ms(&self, load: &Load) -> JobTime<f64> {
         JobTime {
             read: load.read.worst * self.read_ms.worst + load.fixed.worst,
-            write: load.write.worst * load.decoded.worst * self.write_ms.worst,
+            write: load.write.worst * self.token_ms(load).worst,
         }
     }
 
@@ -146,13 +147,17 @@ impl Rates {
         let reading = load.read.with(&self.read_ms, |n, ms| n * ms);
         JobTime {
             read: reading.with(&load.fixed, |a, b| a + b),
-            write: self.writing(&load.write, load),
+            write: load.write.with(&self.token_ms(load), |n, ms| n * ms),
         }
     }
 
-    /// Time for so many tokens of the answer at full speed.
-    fn writing(&self, tokens: &Spread, load: &Load) -> Spread {
-        tokens.with(&load.decoded, |n, share| n * share).with(&self.write_ms, |n, ms| n * ms)
+    /// Mean time of a token of the answer at full speed, in milliseconds. One that is forced takes no longer than
+    /// another.
+    fn token_ms(&self, load: &Load) -> Spread {
+        let decoded = load.decoded.with(&self.write_ms, |share, ms| share * ms);
+        let forced_ms = self.read_ms.with(&self.write_ms, f64::min);
+        let forced = load.decoded.with(&forced_ms, |share, ms| (1.0 - share) * ms);
+        decoded.with(&forced, |a, b| a + b)
     }
 
     /// Median time for the prompt of a job at full speed, in milliseconds.
@@ -162,8 +167,7 @@ impl Rates {
 
     /// Tokens that a job has written after `served` milliseconds of the engine at full speed.
     fn written(&self, load: &Load, served: f64) -> f64 {
-        let each = (self.write_ms.p50 * load.decoded.p50).max(1e-6);
-        ((served - self.reading_ms(load)) / each).max(0.0)
+        ((served - self.reading_ms(load)) / self.token_ms(load).p50.max(1e-6)).max(0.0)
     }
 
     /// Predicted length of its whole answer, in tokens.
@@ -198,7 +202,7 @@ impl Rates {
         }
         let written = self.written(load, served);
         let writing = if written > 0.0 { predictor.rest(spec, load, written) } else { load.write };
-        JobTime { read: unread, write: self.writing(&writing, load) }
+        JobTime { read: unread, write: writing.with(&self.token_ms(load), |n, ms| n * ms) }
     }
 
     /// Time of a whole answer of that length, in milliseconds, network included.
@@ -230,6 +234,7 @@ impl Rates {
             self.each.push(ms / (f64::from(spent.completion_tokens) + FIRST_TOKENS));
         }
         let read = spent.prompt_tokens.saturating_sub(spent.cached_tokens);
+        let read = read.saturating_add(spent.forced_tokens);
         if read > 0 && spent.prefill_ms > 0.0 && !spec.is_word {
             self.read.push(spent.prefill_ms / f64::from(read));
         }
@@ -435,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_without_a_choice_take_no_time_of_writing() {
+    fn tokens_without_a_choice_take_the_time_of_reading() {
         let profile = BackendProfile {
             read_ms: Some(10.0),
             write_ms: Some(50.0),
@@ -443,10 +448,12 @@ mod tests {
         };
         let job = JobSpec { bytes: 936, max_tokens: Some(20), ..spec(1) };
         let (mut predictor, mut rates) = (Predictor::default(), Rates::stated(&profile));
-        // 6 of 10 tokens, the other four in 50 ms each
+        // 6 of 10 tokens in 10 ms each, as the 4 of the prompt, the others in 50
         let spent = TokenTimes {
+            prompt_tokens: 4,
             completion_tokens: 10,
             forced_tokens: 6,
+            prefill_ms: 100.0,
             decode_ms: 200.0,
             ..TokenTimes::default()
         };
@@ -456,11 +463,14 @@ mod tests {
         }
         let load = predictor.load(&job, &profile, &rates);
         close(load.length().unwrap().p50, 10.0);
-        close(rates.time(&load).write.p50, 200.0);
+        close(rates.time(&load).write.p50, 4.0 * 50.0 + 6.0 * 10.0);
+        // plain text, which has a choice for each token, and the prompt
+        close(rates.write_ms.p50, 50.0);
+        close(rates.read_ms.p50, 10.0);
         // all of the longest answer
         close(rates.time(&load).write.worst, 20.0 * 60.0);
         // half of its time is half of its tokens
-        close(rates.written(&load, rates.reading_ms(&load) + 100.0), 5.0);
+        close(rates.written(&load, rates.reading_ms(&load) + 130.0), 5.0);
     }
 
     #[test]

@@ -349,11 +349,9 @@ impl<D: Decoder> Engine<D> {
         }
         for (&(at, tokens), reading) in plan.iter().zip(reading) {
             let answer = &mut batch.running[at].answer;
-            if *reading {
-                answer.prefill_ms += ms * self.times.step_ms(tokens, 0) / predicted;
-            } else {
-                answer.decode_ms += ms * self.times.step_ms(tokens - 1, 1) / predicted;
-            }
+            let write = usize::from(!*reading);
+            answer.prefill_ms += ms * self.times.step_ms(tokens - write, 0) / predicted;
+            answer.decode_ms += ms * self.times.step_ms(0, write) / predicted;
         }
     }
 }

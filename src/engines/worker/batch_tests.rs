@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use toktrie::TokTrie;
 
@@ -20,7 +19,6 @@ use crate::model::batch::BatchRates;
 use crate::model::context::{Capabilities, ModelContext};
 use crate::model::generate::{Fault, Finish, Pace, Usage};
 use crate::model::out::{Chunk, channel};
-use crate::request::format::Format;
 use crate::request::job::{Job, Message, Priority};
 use crate::request::refusal::Refusal;
 
@@ -29,10 +27,10 @@ const SEQUENCES: usize = 4;
 const BATCH_TOKENS: usize = 64;
 
 /// Tokens of each part of a step, by the first token of its sequence.
-type Step = BTreeMap<char, usize>;
+pub(super) type Step = BTreeMap<char, usize>;
 
 /// Its tokens are bytes; after each comes the next byte, and after `z` the end.
-struct Alphabet {
+pub(super) struct Alphabet {
     /// The tokens of each sequence, and whether it is in use.
     sequences: [(Vec<u32>, bool); SEQUENCES],
     /// Tokens for which the KV cache has room.
@@ -42,8 +40,8 @@ struct Alphabet {
     /// Threads of each step, and how long a step with so many or more takes.
     threads: Arc<Mutex<Vec<u32>>>,
     set: u32,
-    delay_from: u32,
-    delay: Duration,
+    pub(super) delay_from: u32,
+    pub(super) delay: Duration,
     /// What an earlier start has measured.
     kept: Option<Measurement>,
     /// Sent before the step of this number.
@@ -167,21 +165,21 @@ impl Decoder for Alphabet {
 }
 
 /// An engine with the prompts that are in its queue.
-struct Setting {
-    engine: Engine<Alphabet>,
-    tasks: mpsc::Sender<EngineTask>,
+pub(super) struct Setting {
+    pub(super) engine: Engine<Alphabet>,
+    pub(super) tasks: mpsc::Sender<EngineTask>,
     inbox: mpsc::Receiver<EngineTask>,
     steps: Arc<Mutex<Vec<Step>>>,
 }
 
 /// A prompt's answer.
-struct Asked {
+pub(super) struct Asked {
     chunks: mpsc::Receiver<Chunk>,
-    ended: oneshot::Receiver<Result<Usage, Fault>>,
+    pub(super) ended: oneshot::Receiver<Result<Usage, Fault>>,
 }
 
 impl Asked {
-    fn text(&mut self) -> String {
+    pub(super) fn text(&mut self) -> String {
         let mut text = String::new();
         while let Ok(chunk) = self.chunks.try_recv() {
             text.push_str(&chunk.text);
@@ -189,7 +187,7 @@ impl Asked {
         text
     }
 
-    fn answer(mut self) -> (String, Finish) {
+    pub(super) fn answer(mut self) -> (String, Finish) {
         (self.text(), self.ended.try_recv().unwrap().unwrap().finish)
     }
 }
@@ -203,7 +201,7 @@ fn prompt(text: &str, seconds: u64, priority: Priority, most: u32) -> (EngineTas
     task(job)
 }
 
-fn task(job: Job) -> (EngineTask, Asked) {
+pub(super) fn task(job: Job) -> (EngineTask, Asked) {
     let (out, chunks) = channel();
     let (done, ended) = oneshot::channel();
     let urgency = (job.priority, now() + job.time_left);
@@ -212,7 +210,7 @@ fn task(job: Job) -> (EngineTask, Asked) {
     (EngineTask::Answer(Box::new(prompt)), Asked { chunks, ended })
 }
 
-fn setting(width: usize, room: usize) -> Setting {
+pub(super) fn setting(width: usize, room: usize) -> Setting {
     let steps = Arc::<Mutex<Vec<Step>>>::default();
     let decoder = Alphabet {
         sequences: Default::default(),
@@ -237,7 +235,7 @@ fn setting(width: usize, room: usize) -> Setting {
 }
 
 impl Setting {
-    fn ask(&self, text: &str, seconds: u64) -> Asked {
+    pub(super) fn ask(&self, text: &str, seconds: u64) -> Asked {
         self.ask_for(4, text, seconds)
     }
 
@@ -248,7 +246,7 @@ impl Setting {
     }
 
     /// Answers all prompts; returns the steps.
-    fn run(self) -> Vec<Step> {
+    pub(super) fn run(self) -> Vec<Step> {
         let Setting { mut engine, tasks, inbox, steps } = self;
         drop(tasks);
         engine.serve(&mut PromptQueue::new(inbox));
@@ -262,7 +260,7 @@ fn stopped(text: &str) -> (String, Finish) {
     (text.to_owned(), Finish::Stop)
 }
 
-fn cut(text: &str) -> (String, Finish) {
+pub(super) fn cut(text: &str) -> (String, Finish) {
     (text.to_owned(), Finish::Length)
 }
 
@@ -381,36 +379,6 @@ fn the_most_urgent_prompt_is_read_at_once() {
     assert_eq!(steps[2], Step::from([('a', 1), ('m', 50)]));
     assert!(steps[3..6].iter().all(|step| step.contains_key(&'m')));
     assert_eq!(steps.iter().filter_map(|step| step.get(&'g')).sum::<usize>(), 4);
-}
-
-#[test]
-fn tokens_without_a_choice_are_not_decoded_one_by_one() {
-    let alarm = json!({
-        "type": "object",
-        "properties": {"alarm": {"type": "boolean"}, "unit": {"const": "degrees"}},
-        "required": ["alarm", "unit"],
-        "additionalProperties": false,
-    });
-    for (logprobs, most, forced, steps) in
-        [(None, 99, 31, 1), (None, 20, 19, 1), (Some(0), 99, 0, 32)]
-    {
-        let setting = setting(2, 1000);
-        let mut job = Job::plain("a", Duration::from_secs(9));
-        job.format = Format::Schema(alarm.clone().into());
-        job.sampling.max_tokens = Some(most);
-        job.sampling.logprobs = logprobs;
-        let (task, mut asked) = task(job);
-        setting.tasks.try_send(task).ok().unwrap();
-        let beside = setting.ask("g", 10);
-        let done = setting.run();
-        let all = r#"{"alarm":false,"unit":"degrees"}"#;
-        let text = asked.text();
-        assert_eq!(text, all[..all.len().min(most as usize)], "{logprobs:?} {most}");
-        let usage = asked.ended.try_recv().unwrap().unwrap();
-        assert_eq!((usage.completion_tokens as usize, usage.forced_tokens), (text.len(), forced));
-        assert_eq!(done.iter().filter(|step| step.contains_key(&'a')).count(), steps);
-        assert_eq!(beside.answer(), cut("hijk"));
-    }
 }
 
 #[test]

@@ -11,6 +11,8 @@ mod calibration;
 pub mod constraint;
 mod contention;
 mod engine;
+#[cfg(test)]
+mod forced_tests;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod grammar_vocabulary;
