@@ -29,7 +29,7 @@ pub(super) struct ActiveAnswer {
     pub(super) cached: Option<usize>,
     /// Why it ended, once it has.
     pub(super) finish: Option<Finish>,
-    /// Computing time of prefill and decoding as if no other prompt had been answered, milliseconds.
+    /// Computing time of reading, forced tokens included, and of decoding, as if no other prompt had been answered, milliseconds.
     pub(super) prefill_ms: f64,
     pub(super) decode_ms: f64,
     prompt_tokens: usize,
@@ -73,9 +73,15 @@ impl ActiveAnswer {
         if self.is_long() { 1 } else { self.pending().len().min(WRITE_TOKENS_MAX) }
     }
 
-    /// Whether the client is behind: nothing is sampled until it has read.
+    /// Whether the client is behind: nothing is sampled until the client has read.
     pub(super) fn is_held(&self) -> bool {
-        !self.unsent.is_empty()
+        !self.unsent.is_empty() && !self.is_unread()
+    }
+
+    /// Whether an unfinished answer has a prompt that is not read yet. A beginning without a choice is kept until
+    /// then: a client that has received nothing can be answered by another model if this one fails.
+    fn is_unread(&self) -> bool {
+        self.evaluated < self.prompt_tokens && self.finish.is_none()
     }
 
     /// Sends the text for which the client has room; never waits.
@@ -83,7 +89,7 @@ impl ActiveAnswer {
     /// # Errors
     /// [`Fault::Cancelled`] if the client has gone.
     pub(super) fn flush(&mut self) -> Result<(), Fault> {
-        if self.unsent.is_empty() || self.prompt.out.is_full() {
+        if self.unsent.is_empty() || self.is_unread() || self.prompt.out.is_full() {
             return Ok(());
         }
         let text = std::mem::take(&mut self.unsent);

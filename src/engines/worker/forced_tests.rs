@@ -65,3 +65,16 @@ fn tokens_without_a_choice_are_charged_as_reading() {
     let share = usage.decode_ms / (usage.decode_ms + usage.prefill_ms);
     assert!((0.1..0.4).contains(&share), "{share} of {usage:?}");
 }
+
+#[test]
+fn nothing_is_sent_before_the_prompt_is_read() {
+    let mut setting = setting(2, 1000);
+    let (EngineTask::Answer(prompt), mut asked) = two_flags() else { panic!("no prompt") };
+    let mut answer = setting.engine.begin(*prompt).unwrap();
+    assert!(answer.pending().len() > 5 && !answer.is_held());
+    answer.flush().unwrap();
+    assert_eq!(asked.text(), "");
+    answer.evaluated = answer.tokens.len();
+    answer.flush().unwrap();
+    assert_eq!(asked.text(), r#"{"a":"#);
+}
