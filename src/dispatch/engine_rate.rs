@@ -10,7 +10,7 @@ const UP: f64 = 0.2;
 const DOWN: f64 = 0.002;
 /// Weight of one answer in the present rate.
 const PRESENT: f64 = 0.3;
-/// Processor pressure, 0 to 1, from which a slow engine is no sign of heat: it waits for other programs.
+/// Processor pressure, 0 to 1, from which a slow engine is no sign of heat: other programs explain it.
 const CONTENDED: f32 = 0.2;
 
 /// The rates of one engine, in tokens a second.
@@ -63,7 +63,7 @@ mod tests {
         }
         let share = pulse.beat(&answer(50, 1000.0), 0.1).unwrap();
         assert!((0.45..0.6).contains(&share), "{share}");
-        // it waits for other programs, and what it was before is forgotten
+        // other programs explain a slow engine, and earlier slow answers are forgotten
         assert_eq!(pulse.beat(&answer(50, 2000.0), 0.9), Some(1.0));
         let share = pulse.beat(&answer(50, 500.0), 0.0).unwrap();
         assert!(share > 0.99, "{share}");

@@ -19,7 +19,7 @@ pub(crate) struct ModelFile {
     pub(crate) head: GgufHead,
 }
 
-/// What a file is and when it was last changed. A time of modification can be set back, a time of change can't.
+/// Identity of a file and the time of its last change. Programs can set a time of modification, and no time of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ModelStamp {

@@ -9,7 +9,7 @@ const RATES_MAX: usize = 16;
 pub const READ_SHARE: f64 = 1.0 / 3.0;
 /// A prompt whose rest can be read in so many durations of the answers' step is read at once beside answers of its
 /// priority: they wait no longer for it altogether, and it waits much less.
-pub const READ_AT_ONCE_STEPS: f64 = 4.0;
+const READ_AT_ONCE_STEPS: f64 = 4.0;
 
 /// Speed of a batch of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -110,15 +110,19 @@ mod tests {
         assert!((a - b).abs() < 1e-9, "{a} is not {b}");
     }
 
-    #[test]
-    fn a_batch_slows_each_and_delays_less() {
-        let batch = BatchRates::of_steps(&[(1, 10.0), (2, 12.0), (4, 20.0)]);
-        let engine = BackendProfile {
+    /// An engine that decodes up to four answers at once.
+    fn batching() -> BackendProfile {
+        BackendProfile {
             slots: 6,
             preemptive: true,
-            batch,
+            batch: BatchRates::of_steps(&[(1, 10.0), (2, 12.0), (4, 20.0)]),
             ..profile("local", Locality::Device)
-        };
+        }
+    }
+
+    #[test]
+    fn a_batch_slows_each_and_delays_less() {
+        let engine = batching();
         let times = |width, jobs| {
             let service = EngineService::of(&engine, width, jobs);
             (service.own_ms(&TIME), service.delay_ms(&TIME))
@@ -135,13 +139,7 @@ mod tests {
 
     #[test]
     fn a_short_prompt_is_read_at_once() {
-        let batch = BatchRates::of_steps(&[(1, 10.0), (2, 12.0), (4, 20.0)]);
-        let engine = BackendProfile {
-            slots: 6,
-            preemptive: true,
-            batch,
-            ..profile("local", Locality::Device)
-        };
+        let engine = batching();
         let own = |read| EngineService::of(&engine, 4, 9).own_ms(&JobTime { read, write: 0.0 });
         close(own(80.0), 80.0);
         close(own(81.0), 243.0);

@@ -1,5 +1,5 @@
-//! What an engine keeps of a start for the next one with the same model: the digest of the file, which takes a small
-//! board seconds to compute, and what was measured.
+//! The record of a start, for the next start with the same model: the digest of the file, which takes a small board
+//! seconds to compute, and the measurement of the engine.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,14 +22,14 @@ pub(super) struct StartRecord {
     kept: Option<KeptStart>,
 }
 
-/// What is kept.
+/// The content of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeptStart {
     /// The model file, and its SHA-256.
     stamp: ModelStamp,
     digest: String,
-    /// What was measured, and with what: weights, program, options and processors.
+    /// Weights, program, options and processors with which the measurement was made.
     measured_with: String,
     measurement: Measurement,
 }
@@ -56,13 +56,13 @@ impl StartRecord {
         kept.map(|kept| kept.digest.as_str())
     }
 
-    /// What was measured with the same weights, program, options and processors.
+    /// The measurement, if it was made with the same weights, program, options and processors.
     pub(super) fn measurement(&self, with: &str) -> Option<Measurement> {
         let kept = self.kept.as_ref().filter(|kept| kept.measured_with == with);
         kept.map(|kept| kept.measurement.clone())
     }
 
-    /// Keeps what was measured; a failure is logged.
+    /// Keeps a measurement; a failure is logged.
     pub(super) fn keep(&mut self, digest: &str, with: &str, measurement: &Measurement) {
         let new = KeptStart {
             stamp: self.stamp,

@@ -63,12 +63,12 @@ impl ActiveAnswer {
         self.pending().len() > self.latest || self.evaluated < self.prompt_tokens
     }
 
-    /// Whether it reads more than one token, and so has no part in each step.
+    /// Whether it reads more than one token: a step may have no room for them.
     pub(super) fn is_long(&self) -> bool {
         self.pending().len() > 1 && self.is_reading()
     }
 
-    /// Tokens that each step evaluates: the latest of the answer, or one of the prompt.
+    /// Tokens that each step evaluates: the latest of the answer, up to [`WRITE_TOKENS_MAX`], or one of the prompt.
     pub(super) fn next_tokens(&self) -> usize {
         if self.is_long() { 1 } else { self.pending().len().min(WRITE_TOKENS_MAX) }
     }

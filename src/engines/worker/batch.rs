@@ -1,7 +1,7 @@
 //! Continuous batching: the answers of an engine advance together, one step at a time.
 //!
-//! A step evaluates the next token of each running answer, and beside them a part of the prompts that
-//! are not read yet, the most urgent first. Only [`Engine::width`] answers run at once; one that is less
+//! A step evaluates the next token of each running answer, with the forced tokens after it, and beside them a part of
+//! the prompts that are not read yet, the most urgent first. Only [`Engine::width`] answers run at once; one that is less
 //! urgent than a waiting prompt is paused, and continues from what is left of it in the prefix cache.
 
 use std::cmp::Ordering;
@@ -243,7 +243,7 @@ impl<D: Decoder> Engine<D> {
         self.set_threads(if is_high { Threads::SINGLE } else { self.threads });
     }
 
-    /// Pauses answers until the next token of each fits in the KV cache. One answer alone fits.
+    /// Pauses answers until the next tokens of each fit in the KV cache. One answer alone fits.
     fn make_room(&mut self, batch: &mut Batch) {
         // bounded: each round pauses an answer
         let next = |batch: &Batch| -> usize {

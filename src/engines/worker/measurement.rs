@@ -48,7 +48,7 @@ const GAIN_MIN: f64 = 1.15;
 /// How many times as long as before, or the reverse, a step may take for an earlier measurement to hold.
 const SAME: f64 = 1.3;
 
-/// What was measured of an engine. Durations are in milliseconds.
+/// The result of a measurement. Durations are in milliseconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Measurement {
@@ -137,7 +137,7 @@ impl<D: Decoder> Engine<D> {
         Ok(Measurement { read_ms, steps_ms, threads })
     }
 
-    /// Uses what was measured, and states it.
+    /// Uses a measurement, and states it in the ModelContext.
     fn adopt(&mut self, measured: &Measurement, given: Threads) {
         let rates = BatchRates::of_steps(&measured.steps_ms);
         let width = rates.best_width(GAIN_MIN);

@@ -1,6 +1,6 @@
 //! Duration of a step by the tokens that it reads and the answers that it continues, as measured at start.
 
-use crate::model::batch::{BatchRates, READ_AT_ONCE_STEPS, READ_SHARE};
+use crate::model::batch::{BatchRates, READ_SHARE};
 
 /// Durations in milliseconds; those of a running engine are proportional to them.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +22,6 @@ impl StepTimes {
     /// Duration of a step that reads `read` tokens of prompts and continues `write` answers.
     pub(super) fn step_ms(&self, read: usize, write: usize) -> f64 {
         let slow = |answers: u32| if answers == 0 { 0.0 } else { self.batch.slowdown(answers) };
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         f64::from(count(read)) * self.read_ms + self.write_ms * slow(count(write))
     }
 
@@ -37,9 +36,9 @@ impl StepTimes {
         self.step_ms(tokens, 0) / READ_SHARE
     }
 
-    /// Most tokens of a prompt that is read at once beside so many answers: see [`READ_AT_ONCE_STEPS`].
+    /// Most tokens of a prompt that is read at once beside so many answers.
     pub(super) fn tokens_at_once(&self, write: usize) -> usize {
-        self.tokens_in(READ_AT_ONCE_STEPS * self.step_ms(0, write))
+        self.tokens_in(self.batch.read_at_once_ms(count(write)))
     }
 
     /// Tokens of prompts that are read in so many milliseconds; at least one.
@@ -52,6 +51,10 @@ impl StepTimes {
         let tokens = (ms / self.read_ms).round() as usize;
         tokens.max(1)
     }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ impl CallRouter {
                 }
                 break;
             }
-            if service.workers.topics.is_answer(&message.topic, &self.caller) {
+            if service.workers.topics.caller_of(&message.topic) == Some(&self.caller) {
                 let part = AnswerPart {
                     payload: message.payload,
                     correlation: message.correlation,

@@ -25,6 +25,10 @@ const WORKER: &str = "mcp-worker";
 const ONLINE: &[u8] = br#"{"state":"online"}"#;
 const OFFLINE: &[u8] = br#"{"state":"offline"}"#;
 
+/// Parts of topics, between the base and the name of a caller or worker.
+const ANSWER: &str = "/answer/";
+const WORKERS: &str = "/worker/";
+
 /// The topics of one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceTopics {
@@ -58,30 +62,24 @@ impl ServiceTopics {
         format!("{}/tell", self.base)
     }
 
-    /// The prefix of the topics for responses.
-    fn answers(&self) -> String {
-        format!("{}/answer/", self.base)
-    }
-
     /// The topic for responses to this caller.
     fn answer(&self, caller: &str) -> String {
-        format!("{}{caller}", self.answers())
+        format!("{}{ANSWER}{caller}", self.base)
+    }
+
+    /// The name of the caller whose topic for responses this is.
+    fn caller_of<'t>(&self, topic: &'t str) -> Option<&'t str> {
+        topic.strip_prefix(&self.base)?.strip_prefix(ANSWER)
     }
 
     /// The prefix of the workers' presence topics.
     fn workers(&self) -> String {
-        format!("{}/worker/", self.base)
+        format!("{}{WORKERS}", self.base)
     }
 
     /// The name of the worker whose presence topic this is.
     fn worker_of<'t>(&self, topic: &'t str) -> Option<&'t str> {
-        topic.strip_prefix(&self.base)?.strip_prefix("/worker/")
-    }
-
-    /// Whether this is the topic for responses to this caller.
-    fn is_answer(&self, topic: &str, caller: &str) -> bool {
-        let below = topic.strip_prefix(&self.base);
-        below.and_then(|below| below.strip_prefix("/answer/")) == Some(caller)
+        topic.strip_prefix(&self.base)?.strip_prefix(WORKERS)
     }
 
     /// The presence topic of this worker.

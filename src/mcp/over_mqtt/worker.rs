@@ -188,7 +188,7 @@ impl Worker {
         let is_mark = |mark: &Bytes| (1..=NAME_BYTES_MAX).contains(&mark.len());
         let mark = message.correlation.clone().filter(is_mark)?;
         let answer = message.response_topic.clone()?;
-        let caller = answer.strip_prefix(&self.topics.answers())?.to_owned();
+        let caller = self.topics.caller_of(&answer)?.to_owned();
         if !is_name(&caller) || message.retained {
             return None;
         }
