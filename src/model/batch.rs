@@ -10,6 +10,8 @@ pub const READ_SHARE: f64 = 1.0 / 3.0;
 /// A prompt whose rest can be read in so many durations of the answers' step is read at once beside answers of its
 /// priority: they wait no longer for it altogether, and it waits much less.
 const READ_AT_ONCE_STEPS: f64 = 4.0;
+/// Share of the time until its deadline that a prompt may take to be read beside answers.
+const READING_MAX: f64 = 0.75;
 
 /// Speed of a batch of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -101,6 +103,18 @@ impl BatchRates {
         let alone = self.0.first().map_or(0.0, |rate| 1e3 / rate.tokens_per_s);
         READ_AT_ONCE_STEPS * alone * self.slowdown(answers)
     }
+}
+
+/// Whether a prompt has time to be read beside answers, if it takes `read_ms` milliseconds at full speed and has
+/// `left_ms` until its deadline.
+pub fn has_time_beside(read_ms: f64, left_ms: f64) -> bool {
+    read_ms <= READ_SHARE * READING_MAX * left_ms
+}
+
+/// How long a prompt must be read at full speed until its rest has time to be read beside answers, in milliseconds.
+pub fn until_time_beside_ms(read_ms: f64, left_ms: f64) -> f64 {
+    let part = READ_SHARE * READING_MAX;
+    ((read_ms - part * left_ms) / (1.0 - part)).max(0.0)
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub(super) struct ActiveAnswer {
     /// Of these, tokens that are in the KV cache.
     pub(super) evaluated: usize,
     /// Of the prompt's, tokens that were in the prefix cache when the answer began; none before that.
-    pub(super) cached: Option<usize>,
+    cached: Option<usize>,
     /// Why it ended, once it has.
     pub(super) finish: Option<Finish>,
     /// Computing time of reading, forced tokens included, and of decoding, as if no other prompt had been answered, milliseconds.
@@ -51,6 +51,13 @@ pub(super) struct ActiveAnswer {
 impl ActiveAnswer {
     pub(super) fn urgency(&self) -> Urgency {
         self.prompt.urgency
+    }
+
+    /// It continues from so many of its tokens, which are in the prefix cache.
+    pub(super) fn continue_from(&mut self, kept: usize) {
+        self.evaluated = kept;
+        // an earlier answer may have left tokens after the prompt too
+        self.cached.get_or_insert(kept.min(self.prompt_tokens));
     }
 
     /// Tokens that are to be evaluated before the next one can be sampled; at least one.

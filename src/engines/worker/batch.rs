@@ -13,7 +13,7 @@ use super::engine::Engine;
 use super::queue::{PromptQueue, SLOTS, Urgency};
 use super::{Decoder, EngineTask, Prompt, StepPart, Threads};
 use crate::clock::now;
-use crate::model::batch::READ_SHARE;
+use crate::model::batch::{READ_SHARE, has_time_beside};
 use crate::model::generate::Fault;
 use crate::request::format::Format;
 use crate::request::job::Priority;
@@ -21,8 +21,6 @@ use crate::request::job::Priority;
 /// Room in the KV cache with which an answer is started beside others, tokens: a paused one that had less
 /// would soon be paused again.
 const ROOM_MIN: usize = 64;
-/// Share of the time until its deadline that a prompt may take to be read beside answers.
-const READING_MAX: f64 = 0.75;
 /// The least of [`Engine::beside`], and how many times it may change in a step.
 const BESIDE_MIN: f64 = 0.05;
 const CHANGE_MAX: f64 = 1.25;
@@ -137,8 +135,7 @@ impl<D: Decoder> Engine<D> {
             let mut answer = batch.paused.swap_remove(at);
             match self.decoder.reuse(&answer.tokens, &answer.scope) {
                 Ok((sequence, kept)) => {
-                    answer.evaluated = kept;
-                    answer.cached.get_or_insert(kept);
+                    answer.continue_from(kept);
                     batch.running.push(Running { answer, sequence });
                 }
                 Err(fault) => answer.prompt.end(Err(fault)),
@@ -149,8 +146,10 @@ impl<D: Decoder> Engine<D> {
     fn pause_least(&mut self, batch: &mut Batch) {
         let all = 0..batch.running.len();
         let Some(at) = all.max_by_key(|at| batch.running[*at].answer.urgency()) else { return };
-        let Running { answer, sequence } = batch.running.swap_remove(at);
+        let Running { mut answer, sequence } = batch.running.swap_remove(at);
         self.decoder.release(sequence);
+        // what its sequence holds may be evicted for others, and needs room again
+        answer.evaluated = 0;
         batch.paused.push(answer);
     }
 
@@ -307,7 +306,7 @@ impl<D: Decoder> Engine<D> {
             Ordering::Equal if tokens <= self.times.tokens_at_once(writing) => false,
             Ordering::Equal => {
                 let left = deadline.saturating_duration_since(now()).as_secs_f64() * 1e3;
-                is_less_urgent || self.times.read_beside_ms(tokens) < READING_MAX * left
+                is_less_urgent || has_time_beside(self.times.step_ms(tokens, 0), left)
             }
         }
     }

@@ -449,6 +449,18 @@ fn an_answer_is_paused_when_the_cache_is_full_and_resumed() {
 }
 
 #[test]
+fn a_paused_answer_waits_for_room_for_all_of_its_tokens() {
+    let mut setting = setting(2, 150);
+    let first = setting.ask_for(20, &"a".repeat(60), 10);
+    let (task, urgent) = prompt(&"m".repeat(80), 99, Priority::Interactive, 4);
+    setting.engine.decoder.later = Some((2, task, setting.tasks.clone()));
+    let steps = setting.run();
+    assert_eq!([first, urgent].map(Asked::answer), [cut("bcdefghijklmnopqrstu"), cut("nopq")]);
+    let both = |step: &&Step| step.contains_key(&'a') && step.contains_key(&'m');
+    assert_eq!(steps.iter().find(both), None);
+}
+
+#[test]
 fn one_that_is_gone_ends_and_the_others_go_on() {
     let setting = setting(2, 1000);
     let (mut gone, stays) = (setting.ask("a", 10), setting.ask("g", 11));

@@ -31,11 +31,6 @@ impl StepTimes {
         self.tokens_in(part * READ_SHARE / (1.0 - READ_SHARE) * self.step_ms(0, write))
     }
 
-    /// Time in which so many tokens of a prompt are read in [`READ_SHARE`] of the steps' time.
-    pub(super) fn read_beside_ms(&self, tokens: usize) -> f64 {
-        self.step_ms(tokens, 0) / READ_SHARE
-    }
-
     /// Most tokens of a prompt that is read at once beside so many answers.
     pub(super) fn tokens_at_once(&self, write: usize) -> usize {
         self.tokens_in(self.batch.read_at_once_ms(count(write)))
