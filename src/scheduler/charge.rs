@@ -18,7 +18,7 @@ impl Scheduler {
             return;
         }
         for engine in self.sides.device.iter() {
-            let computed = self.computed(engine);
+            let computed = self.computed(engine, now);
             #[expect(clippy::cast_precision_loss, reason = "a few slots")]
             let each = ms / computed.len().max(1) as f64;
             let mut served = None;
@@ -34,7 +34,7 @@ impl Scheduler {
     }
 
     /// The jobs that an engine computes, each with its speed relative to that alone.
-    fn computed(&self, engine: usize) -> Vec<(JobId, f64)> {
+    fn computed(&self, engine: usize, now: Time) -> Vec<(JobId, f64)> {
         let backend = &self.backends[engine];
         let jobs = self.running.at(engine);
         if !backend.profile.preemptive {
@@ -43,13 +43,14 @@ impl Scheduler {
         let member = |run: &RunningJob| BatchMember {
             priority: run.told,
             read_ms: run.reading_ms(&backend.rates),
+            left_ms: now.until(run.entry.due()).as_secs_f64() * 1e3,
         };
         let mut jobs: Vec<_> =
             jobs.map(|run| (run.order(), run.entry.job(), member(run))).collect();
         jobs.sort_unstable_by_key(|(order, ..)| *order);
         let batch = &backend.profile.batch;
         jobs.truncate(backend.width.min(batch.width()).max(1) as usize);
-        let speeds = BatchSpeeds::of_jobs(batch, jobs.iter().map(|(.., member)| *member));
+        let speeds = BatchSpeeds::of_jobs(batch, &jobs.iter().map(|(.., member)| *member));
         let speed = |(at, (_, job, member))| (job, speeds.of(at, &member));
         jobs.into_iter().enumerate().map(speed).collect()
     }

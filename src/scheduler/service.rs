@@ -37,7 +37,7 @@ impl JobTime {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct EngineService {
     read_slowdown: f64,
-    /// The longest time of a prompt that is read without a slowdown, in milliseconds.
+    /// The longest time of a prompt, or of its rest, that is read without a slowdown, in milliseconds.
     read_at_once_ms: f64,
     /// Of an answer by the others of its batch, and by a prompt beside them.
     slowdown: f64,
@@ -87,9 +87,10 @@ impl EngineService {
     }
 
     pub(super) fn own_ms(&self, time: &JobTime<f64>) -> f64 {
-        let is_at_once = time.read <= self.read_at_once_ms;
-        let read_slowdown = if is_at_once { 1.0 } else { self.read_slowdown };
-        time.read * read_slowdown + time.write * self.slowdown * self.beside
+        // the rest of a long prompt too
+        let at_once = time.read.min(self.read_at_once_ms);
+        let beside = (time.read - at_once) * self.read_slowdown;
+        at_once + beside + time.write * self.slowdown * self.beside
     }
 
     pub(super) fn delay_ms(&self, time: &JobTime<f64>) -> f64 {
@@ -130,19 +131,19 @@ mod tests {
         assert_eq!(times(4, 1), (500.0, 500.0));
         assert_eq!(times(1, 9), (500.0, 500.0));
         let (own, delay) = times(4, 9);
-        close(own, 300.0 + 1200.0);
+        close(own, 80.0 + 60.0 + 1200.0);
         close(delay, 100.0 + 200.0);
         let (own, delay) = times(4, 2);
-        close(own, 300.0 + 720.0);
+        close(own, 48.0 + 156.0 + 720.0);
         close(delay, 100.0 + 240.0);
     }
 
     #[test]
-    fn a_short_prompt_is_read_at_once() {
+    fn a_short_prompt_and_the_rest_of_a_long_one_are_read_at_once() {
         let engine = batching();
         let own = |read| EngineService::of(&engine, 4, 9).own_ms(&JobTime { read, write: 0.0 });
         close(own(80.0), 80.0);
-        close(own(81.0), 243.0);
+        close(own(81.0), 83.0);
     }
 
     #[test]

@@ -94,7 +94,7 @@ mod tests {
         // the whole width, unless one would be late
         assert!(arrive(0, 60_000).is_empty());
         assert!(arrive(1, 60_000).is_empty());
-        assert_eq!(arrive(2, 600), [1]);
+        assert_eq!(arrive(2, 500), [1]);
         let ended = Event::Ended { job: JobId(2), outcome: Ok(Answered::default()) };
         assert_eq!(widths(&scheduler.handle_event(ended, Time(1))), [4]);
         // a job that is late at each width does not slow down the others

@@ -1,6 +1,8 @@
 //! The engine of a simulated device: it computes its most urgent jobs in one batch.
 
-use crate::model::batch::BatchRates;
+use std::time::Duration;
+
+use crate::model::batch::{BatchRates, until_time_beside_ms};
 use crate::request::job::{JobId, Priority};
 use crate::scheduler::batch_speeds::{BatchMember, BatchSpeeds};
 use crate::time::Time;
@@ -32,9 +34,14 @@ impl Inside {
         self.left.read > NO_WORK_MS
     }
 
-    fn member(&self) -> BatchMember {
+    fn member(&self, now: Time) -> BatchMember {
         let read_ms = if self.is_reading() { self.left.read } else { 0.0 };
-        BatchMember { priority: self.order.0, read_ms }
+        BatchMember { priority: self.order.0, read_ms, left_ms: self.left_ms(now) }
+    }
+
+    /// Until its deadline.
+    fn left_ms(&self, now: Time) -> f64 {
+        now.until(self.order.1).as_secs_f64() * 1e3
     }
 
     fn is_done(&self) -> bool {
@@ -48,11 +55,12 @@ pub(super) struct SimulatedEngine {
     batch: BatchRates,
     width: u32,
     jobs: Vec<Inside>,
+    now: Time,
 }
 
 impl SimulatedEngine {
     pub(super) fn new(batch: BatchRates) -> SimulatedEngine {
-        SimulatedEngine { width: batch.width(), batch, jobs: Vec::new() }
+        SimulatedEngine { width: batch.width(), batch, jobs: Vec::new(), now: Time::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -78,9 +86,9 @@ impl SimulatedEngine {
         Some(self.jobs.remove(at).order.2)
     }
 
-    /// Time at full speed until the first job is complete, in milliseconds.
-    pub(super) fn first_end_ms(&self) -> Option<f64> {
-        let mut ahead = self.clone();
+    /// From this time on, time at full speed until the first job is complete, in milliseconds.
+    pub(super) fn first_end_ms(&self, now: Time) -> Option<f64> {
+        let mut ahead = SimulatedEngine { now, ..self.clone() };
         let mut ms = 0.0;
         // bounded: each round ends the reading of a prompt, or leaves a short rest
         while !ahead.jobs.is_empty() && !ahead.jobs.iter().any(Inside::is_done) {
@@ -89,8 +97,9 @@ impl SimulatedEngine {
         (!ahead.jobs.is_empty()).then_some(ms)
     }
 
-    /// Computes for a time at full speed, in milliseconds, or until the first job is complete.
-    pub(super) fn advance(&mut self, ms: f64) {
+    /// Computes from this time on for a time at full speed, in milliseconds, or until the first job is complete.
+    pub(super) fn advance(&mut self, now: Time, ms: f64) {
+        self.now = now;
         let mut left = ms;
         // bounded: each round ends the reading of a prompt, leaves a short rest, or ends the time
         while left > 0.0 && !self.jobs.is_empty() && !self.jobs.iter().any(Inside::is_done) {
@@ -107,9 +116,13 @@ impl SimulatedEngine {
         let short = self.batch.read_at_once_ms(u32::try_from(writers).unwrap_or(u32::MAX));
         let ends = running().map(|(inside, speed)| {
             let Work { read, write } = inside.left;
-            // the speed of a prompt changes when its rest is short
+            if !inside.is_reading() {
+                return write / speed;
+            }
+            // the speed of a prompt changes when its rest is short, or has time beside answers
             let rest = if short > 0.0 && read > short { read - short + NO_WORK_MS } else { read };
-            (if inside.is_reading() { rest } else { write }) / speed
+            let beside = until_time_beside_ms(read, inside.left_ms(self.now));
+            if *speed < 1.0 || beside <= 0.0 { rest / speed } else { rest.min(beside + NO_WORK_MS) }
         });
         let ms = ends.fold(most, f64::min);
         for (inside, speed) in self.jobs.iter_mut().zip(&speeds) {
@@ -117,14 +130,15 @@ impl SimulatedEngine {
             let part = if is_reading { &mut inside.left.read } else { &mut inside.left.write };
             *part = (*part - ms * speed).max(0.0);
         }
+        self.now = self.now + Duration::from_secs_f64(ms / 1e3);
         ms
     }
 
     /// The speeds of the jobs in the batch, relative to each alone.
     fn speeds(&self) -> Vec<f64> {
         let running = &self.jobs[..self.jobs.len().min(self.width as usize)];
-        let members = running.iter().map(Inside::member);
-        let speeds = BatchSpeeds::of_jobs(&self.batch, members.clone());
+        let members = running.iter().map(|inside| inside.member(self.now));
+        let speeds = BatchSpeeds::of_jobs(&self.batch, &members);
         members.enumerate().map(|(at, member)| speeds.of(at, &member)).collect()
     }
 }
@@ -147,8 +161,8 @@ mod tests {
     fn ends(mut engine: SimulatedEngine) -> Vec<(u64, f64)> {
         let mut now = 0.0;
         let mut ends = Vec::new();
-        while let Some(ms) = engine.first_end_ms() {
-            engine.advance(ms);
+        while let Some(ms) = engine.first_end_ms(Time::default()) {
+            engine.advance(Time::default(), ms);
             now += ms;
             let done = engine.take_done();
             ends.push((done.map_or(u64::MAX, |job| job.0), (now * 1e3_f64).round() / 1e3));
@@ -168,7 +182,7 @@ mod tests {
         assert_eq!(ends(engine(&[(50.0, 100.0), (0.0, 30.0)])), [(1, 86.0), (0, 156.0)]);
         let mut beside = engine(&[(0.0, 100.0), (90.0, 30.0)]);
         let half_ms = 45.0 / READ_SHARE;
-        beside.advance(half_ms);
+        beside.advance(Time::default(), half_ms);
         let left = |engine: &SimulatedEngine, at: usize| engine.jobs[at].left;
         assert!((left(&beside, 1).read - 45.0).abs() < 1e-9);
         let written = half_ms * (1.0 - READ_SHARE);
@@ -178,6 +192,21 @@ mod tests {
         let read_ms = 10.0 / READ_SHARE + 40.0;
         let (first, end_ms) = ends(engine(&[(0.0, 100.0), (50.0, 0.1)]))[0];
         assert!(first == 1 && (end_ms - read_ms).abs() < 0.5, "{first} {end_ms}");
+    }
+
+    #[test]
+    fn the_most_urgent_prompt_is_read_beside_answers_as_soon_as_it_has_time() {
+        // of 400 ms the first 300 at once: then a quarter of 400 ms suffices
+        let mut engine = engine(&[(400.0, 1.0), (0.0, 400.0)]);
+        engine.jobs[0].order.1 = Time(700_000);
+        engine.advance(Time::default(), 300.0);
+        let left =
+            |engine: &SimulatedEngine| engine.jobs.iter().map(|job| job.left).collect::<Vec<_>>();
+        let [reading, writing] = left(&engine)[..] else { panic!() };
+        assert!((reading.read - 100.0).abs() < 0.1 && (writing.write - 400.0).abs() < 0.1);
+        engine.advance(Time(300_000), 30.0);
+        let [reading, writing] = left(&engine)[..] else { panic!() };
+        assert!((reading.read - 90.0).abs() < 0.1 && (writing.write - 380.0).abs() < 0.1);
     }
 
     #[test]

@@ -229,7 +229,7 @@ impl<'a> World<'a> {
     }
 
     fn engine_ends(&self) -> Option<Time> {
-        let ms = self.engine.first_end_ms()? / self.speed().max(1e-9);
+        let ms = self.engine.first_end_ms(self.now)? / self.speed().max(1e-9);
         Some(self.now + Duration::from_secs_f64((ms / 1e3).clamp(1e-6, 1e6)))
     }
 
@@ -241,7 +241,7 @@ impl<'a> World<'a> {
         let time = then.since(self.now);
         let ms = time.as_secs_f64() * 1e3;
         let speed = self.speed();
-        self.engine.advance(ms * speed);
+        self.engine.advance(self.now, ms * speed);
         let busy = if self.engine.is_empty() { 0.0 } else { f64::from(self.device_pressure.duty) };
         if self.given.trace.is_none() {
             self.chip.pass(time, busy, self.now.since(Time::default()));
