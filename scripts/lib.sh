@@ -93,7 +93,7 @@ apt_install() {
   done
   [ ${#missing[@]} = 0 ] && return 0
   echo "installing: ${missing[*]}"
-    apt_get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+  apt_get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
     apt_get update -qq
     apt_get install -y --no-install-recommends "${missing[@]}"
   }
@@ -131,6 +131,14 @@ with_lints() {
 use_commit_time() {
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)
   export SOURCE_DATE_EPOCH
+}
+
+# What is shipped does not name the folders of this machine, and has the same bytes wherever it was built.
+forget_folders() {
+  local map="${CARGO_HOME:-$HOME/.cargo}=cargo"
+  export RUSTFLAGS="--remap-path-prefix=$map --remap-path-prefix=$PWD=pilotlight"
+  export CFLAGS="-ffile-prefix-map=$map -ffile-prefix-map=$PWD=pilotlight"
+  export CXXFLAGS=$CFLAGS
 }
 
 # Debian's packages for arm64 can be installed beside those of this machine.

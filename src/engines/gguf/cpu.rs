@@ -2,34 +2,51 @@
 //! library for each level of instructions beside it, and loads the best that the processor runs; any other
 //! program has the code for the least processor of its architecture.
 
-use std::path::Path;
-use std::sync::OnceLock;
-
-use llama_cpp_2::llama_backend;
+use std::path::{Path, PathBuf};
 
 /// The folder of the libraries of an installed program, from the folder of the program.
 const LIBRARIES: &str = "../lib/pilotlight";
+/// The same of a program in its build folder, from the folders that Cargo makes for each build of the library.
+const LIBRARIES_BUILT: &str = "out/backends";
 /// What the name of a variant's library begins with; its name and `.so` follow.
 const LIBRARY: &str = "libggml-cpu-";
 
 /// Loads the best variant, once in a process, and returns its name, such as `armv8.2_2` or `haswell`. It must
 /// be called before the sandbox is entered, which has no access to the libraries. None if there is none
 /// that this processor runs.
+#[cfg(feature = "cpu-variants")]
 pub(super) fn load_variant() -> Option<&'static str> {
+    use llama_cpp_2::llama_backend;
+    use std::sync::OnceLock;
+
     static VARIANT: OnceLock<Option<String>> = OnceLock::new();
     let load = || {
         let program = std::env::current_exe().ok()?;
-        let installed = program.parent()?.join(LIBRARIES);
-        if installed.is_dir() {
-            llama_backend::load_backends_from_path(&installed);
-        } else {
-            // a program in its build folder
-            llama_backend::load_backends();
-        }
+        llama_backend::load_backends_from_path(&libraries(program.parent()?)?);
         let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
         maps.lines().find_map(variant_of)
     };
     VARIANT.get_or_init(load).as_deref()
+}
+
+/// The folder of the libraries of a program in this folder. The folder in which the library was built is not looked at,
+/// although its path is known: on another machine anyone could have made it.
+fn libraries(folder: &Path) -> Option<PathBuf> {
+    let installed = folder.join(LIBRARIES);
+    if installed.is_dir() {
+        return Some(installed);
+    }
+    // Cargo puts tests and benches into a folder of their own
+    folder.ancestors().take(2).find_map(|folder| built(&folder.join("build")))
+}
+
+/// The newest of the library's builds: there is one for each set of features.
+fn built(builds: &Path) -> Option<PathBuf> {
+    let all = std::fs::read_dir(builds).ok()?.filter_map(Result::ok);
+    let all = all.map(|build| build.path().join(LIBRARIES_BUILT));
+    all.filter_map(|folder| Some((folder.metadata().ok()?.modified().ok()?, folder)))
+        .max()
+        .map(|(_, folder)| folder)
 }
 
 /// The name of the variant whose library is mapped by a line of `/proc/PID/maps` (`proc_pid_maps(5)`).
@@ -42,6 +59,28 @@ fn variant_of(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libraries_are_those_of_the_installed_program_or_of_the_newest_build() {
+        let root = tempfile::tempdir().unwrap();
+        let programs = root.path().join("release");
+        let make = |path: &str| {
+            let folder = programs.join(path);
+            std::fs::create_dir_all(&folder).unwrap();
+            folder
+        };
+        let tests = make("deps");
+        assert_eq!(libraries(&programs), None);
+        make("build/llama-cpp-sys-2-0/out/lib");
+        assert_eq!(libraries(&programs), None);
+        make("build/llama-cpp-sys-2-1/out/backends");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let newer = make("build/llama-cpp-sys-2-0/out/backends");
+        assert_eq!(libraries(&programs), Some(newer.clone()));
+        assert_eq!(libraries(&tests), Some(newer));
+        let installed = make("../lib/pilotlight");
+        assert_eq!(libraries(&programs), Some(installed));
+    }
 
     #[test]
     fn a_variant_is_known_by_its_library() {

@@ -3,7 +3,7 @@
 //! llama.cpp ends the process on a failed assertion and reads files from anywhere, so this runs
 //! in a child process (`pilotlight engine`); see `docs/decisions/0002-child-engines.md`.
 
-#[cfg(feature = "cpu-variants")]
+#[cfg(any(test, feature = "cpu-variants"))]
 mod cpu;
 mod decoder;
 mod kv_cache;
