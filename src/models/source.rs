@@ -23,7 +23,6 @@ use crate::clock;
 use crate::limits::models::{DOWNLOAD_REDIRECTS_MAX, DOWNLOAD_ROOM_EVERY_BYTES, MODEL_READ_BYTES};
 use crate::net::client;
 use crate::net::client::is_loopback;
-use crate::net::tls;
 
 /// How an attempt failed, and what may follow.
 #[derive(Debug)]
@@ -85,13 +84,8 @@ pub(super) fn client(
     ca: Option<&str>,
     addresses: &AddressRule,
 ) -> Result<Client, ModelFault> {
-    let files = tls::TlsFiles { ca: ca.map(str::to_owned), ..tls::TlsFiles::default() };
-    let tls = tls::client(&files).map_err(|e| ModelFault::Refused(format!("{e:#}")))?;
-    let mut tls = tls.as_ref().clone();
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let built = client::builder(url, addresses)
+    let built = client::trusting(url, addresses, ca, &[b"http/1.1"])
         .map_err(ModelFault::Refused)?
-        .tls_backend_preconfigured(tls)
         .user_agent(concat!("pilotlight/", env!("CARGO_PKG_VERSION")))
         .build();
     built.map_err(|e| ModelFault::Refused(format!("the HTTP client cannot be created: {}", why(e))))

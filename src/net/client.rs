@@ -7,6 +7,7 @@ use reqwest::{ClientBuilder, Url, redirect};
 
 use super::lookup::Lookup;
 use super::public_lookup::{NotPublic, PublicLookup, check_literal};
+use super::tls::{self, TlsFiles};
 use crate::catalog::addresses::AddressRule;
 use crate::limits::{CONNECT_MAX, UNACKNOWLEDGED_MAX};
 
@@ -33,8 +34,33 @@ pub fn builder(url: &Url, addresses: &AddressRule) -> Result<ClientBuilder, Stri
         check_literal(url)?;
         return Ok(builder.https_only(true).no_proxy().dns_resolver(PublicLookup::new()));
     }
-    let builder = builder.dns_resolver(Lookup::new(url.scheme() == "https"));
+    let is_encrypted = url.scheme() == "https";
+    let builder = builder.dns_resolver(Lookup::new(is_encrypted));
+    // without encryption no authority is needed, and a small system has none
+    let builder = if is_encrypted { builder } else { builder.tls_certs_only([]) };
     Ok(if url.host_str().is_some_and(is_loopback) { builder.no_proxy() } else { builder })
+}
+
+/// [`builder`] with the authorities of the file `ca`, or of the system, and these protocols (ALPN).
+///
+/// # Errors
+/// As [`builder`]; if the file can't be used, or the URL is encrypted and the system has no authorities.
+pub fn trusting(
+    url: &Url,
+    addresses: &AddressRule,
+    ca: Option<&str>,
+    protocols: &[&[u8]],
+) -> Result<ClientBuilder, String> {
+    let builder = builder(url, addresses)?;
+    let files = TlsFiles { ca: ca.map(str::to_owned), ..TlsFiles::default() };
+    let config = match tls::client(&files) {
+        Ok(config) => config,
+        Err(_) if ca.is_none() && url.scheme() == "http" => return Ok(builder),
+        Err(why) => return Err(format!("{why:#}")),
+    };
+    let mut config = config.as_ref().clone();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    Ok(builder.tls_backend_preconfigured(config))
 }
 
 /// The host, its address and what to do, if a request failed because [`AddressRule::Public`] does not permit

@@ -51,7 +51,7 @@ pub fn client(files: &TlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
             roots.add_parsable_certificates(loaded.certs);
             if roots.is_empty() {
                 bail!(
-                    "this system has no certificate authorities; install ca-certificates or set mqtt.ca"
+                    "this system has no certificate authorities: install ca-certificates, or name a file of them as `ca`"
                 );
             }
             builder.with_root_certificates(roots)

@@ -48,7 +48,6 @@ use crate::model::context::{
 use crate::model::generate::{BoxFuture, Fault, Generate, Usage};
 use crate::model::out::Out;
 use crate::net::client;
-use crate::net::tls;
 use crate::random;
 use crate::request::format::Format;
 use crate::request::job::{Job, Message, Role};
@@ -132,19 +131,15 @@ struct CloudModel {
 /// # Errors
 /// [`Fault::Unavailable`] if a certificate, the key or the URL can't be used.
 pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fault> {
-    let files = tls::TlsFiles { ca: entry.ca.clone(), ..tls::TlsFiles::default() };
-    let tls = tls::client(&files).map_err(|e| Fault::unavailable(format!("{e:#}")))?;
-    let mut tls = tls.as_ref().clone();
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let headers =
         headers_of(entry).ok_or_else(|| Fault::unavailable("the key is no valid header value"))?;
     let protocol = protocol_of(entry.kind);
     let url = format!("{}/{}", entry.base_url, (protocol.path)(entry));
     let url = Url::parse(&url)
         .map_err(|e| Fault::unavailable(format!("the value of base_url is not a URL: {e}")))?;
-    let client = client::builder(&url, &entry.addresses)
+    let protocols: [&[u8]; 2] = [b"h2", b"http/1.1"];
+    let client = client::trusting(&url, &entry.addresses, entry.ca.as_deref(), &protocols)
         .map_err(Fault::unavailable)?
-        .tls_backend_preconfigured(tls)
         .default_headers(headers)
         .read_timeout(silence)
         .build()

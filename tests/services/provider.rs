@@ -333,6 +333,23 @@ async fn a_prompt_goes_to_the_cloud_and_a_private_one_does_not() {
     assert!(!service.state().await.unwrap().to_string().contains(KEY));
 }
 
+/// On a system without certificate authorities, models and the service itself are reached without encryption.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_encryption_no_authorities_are_needed() {
+    let cloud = Cloud::start([answer(&["from ", "afar"])]).await;
+    let catalog = json!({"pilotlight": {"providers": {"big": entry(&cloud.url)}}});
+    let none = [("SSL_CERT_FILE", "/nowhere"), ("SSL_CERT_DIR", "/nowhere")];
+    let service = Service::launch(&catalog, "off", &none);
+    service.ready().await;
+    let hello = json!([{"role": "user", "content": "hello"}]);
+    let (status, body) = service.chat(json!({"model": "auto", "messages": hello})).await;
+    assert_eq!(status, 200, "{body}");
+    let http = format!("127.0.0.1:{}", service.http);
+    let env = [none[0], none[1], ("PILOTLIGHT_HTTP", &http), ("PILOTLIGHT_MQTT", "off")];
+    let (code, out, err) = program(service.folder.path(), &["status"], &env).await;
+    assert!(code == 0 && out.contains("big"), "{code} {out} {err}");
+}
+
 /// If the cloud fails, the device answers, or a refusal is sent within the deadline.
 #[cfg(feature = "embedded-broker")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
