@@ -31,7 +31,7 @@ use crate::ingress::http::AccessGuard;
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX};
 use crate::net::tls;
 use crate::request::client::UNLISTED;
-use crate::request::name::is_name;
+use crate::request::name::{self, is_name};
 use crate::store::{broker_password, files};
 
 /// The checked configuration of the service.
@@ -292,15 +292,15 @@ impl SettingsReader<'_> {
         let (named, path) = self.setting("PILOTLIGHT_DEVICE", "pilotlight.device.name", written);
         let name = named.unwrap_or_else(|| {
             let host = sysinfo::System::host_name().unwrap_or_default();
-            let host = host.split('.').next().filter(|host| !host.is_empty()).unwrap_or("device");
+            let host = name::of_host(&host).unwrap_or_else(|| "device".to_owned());
             let Some(suffix) = machine_suffix(root) else {
                 let message = "this machine has no /etc/machine-id: another device may have the same \
                                default name; set PILOTLIGHT_DEVICE";
                 warnings.push(Mistake::new("pilotlight.device.name", message));
-                return host.to_owned();
+                return host;
             };
             let bytes_left = NAME_BYTES_MAX - suffix.len() - 1;
-            format!("{}-{suffix}", host.get(..bytes_left).unwrap_or(host))
+            format!("{}-{suffix}", host.get(..bytes_left).unwrap_or(&host))
         });
         if !is_name(&name) {
             let message = format!("{name:?} is not valid in a topic; use [A-Za-z0-9_-]{{1,64}}");

@@ -21,3 +21,36 @@ pub fn is_app_name(name: &str) -> bool {
         && !name.contains(['/', '+', '#'])
         && !name.chars().any(char::is_control)
 }
+
+/// A name from that of a host: its first label, in which other characters are replaced by `-`. None if there is none;
+/// Linux calls a host without a name `(none)`.
+pub fn of_host(host: &str) -> Option<String> {
+    let label = host.split('.').next().filter(|label| *label != "(none)")?;
+    let name = label.replace(|c: char| !c.is_ascii_alphanumeric() && c != '_', "-");
+    let name = name.trim_matches('-');
+    (!name.is_empty()).then(|| name[..name.len().min(NAME_BYTES_MAX)].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_of_any_name_gives_a_device_name() {
+        let long = "x".repeat(80);
+        for (host, name) in [
+            ("raspberrypi", Some("raspberrypi")),
+            ("pump-3.plant.example", Some("pump-3")),
+            ("my_board", Some("my_board")),
+            ("küche (links)", Some("k-che--links")),
+            ("(none)", None),
+            ("", None),
+            ("---", None),
+            (&long, Some(&long[..64])),
+        ] {
+            let found = of_host(host);
+            assert_eq!(found.as_deref(), name, "{host}");
+            assert!(found.is_none_or(|name| is_name(&name)));
+        }
+    }
+}
