@@ -2,6 +2,7 @@
 //! library for each level of instructions beside it, and loads the best that the processor runs; any other
 //! program has the code for the least processor of its architecture.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The folder of the libraries of an installed program, from the folder of the program.
@@ -22,22 +23,26 @@ pub(super) fn load_variant() -> Option<&'static str> {
     static VARIANT: OnceLock<Option<String>> = OnceLock::new();
     let load = || {
         let program = std::env::current_exe().ok()?;
-        llama_backend::load_backends_from_path(&libraries(program.parent()?)?);
+        llama_backend::load_backends_from_path(&libraries(&program)?);
         let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
         maps.lines().find_map(variant_of)
     };
     VARIANT.get_or_init(load).as_deref()
 }
 
-/// The folder of the libraries of a program in this folder. The folder in which the library was built is not looked at,
-/// although its path is known: on another machine anyone could have made it.
-fn libraries(folder: &Path) -> Option<PathBuf> {
+/// The folder of the libraries of a program. The folder in which the library was built is not looked at, although its
+/// path is known: on another machine anyone could have made it.
+fn libraries(program: &Path) -> Option<PathBuf> {
+    let folder = program.parent()?;
     let installed = folder.join(LIBRARIES);
     if installed.is_dir() {
         return Some(installed);
     }
+    let owner = program.metadata().ok()?.uid();
     // Cargo puts tests and benches into a folder of their own
-    folder.ancestors().take(2).find_map(|folder| built(&folder.join("build")))
+    let builds = folder.ancestors().take(2).map(|folder| folder.join("build"));
+    let mut own = builds.filter(|builds| builds.metadata().is_ok_and(|found| found.uid() == owner));
+    own.find_map(|builds| built(&builds))
 }
 
 /// The newest of the library's builds: there is one for each set of features.
@@ -69,17 +74,21 @@ mod tests {
             std::fs::create_dir_all(&folder).unwrap();
             folder
         };
-        let tests = make("deps");
-        assert_eq!(libraries(&programs), None);
+        let program = programs.join("pilotlight");
+        let test = make("deps").join("test");
+        for file in [&program, &test] {
+            std::fs::write(file, "").unwrap();
+        }
+        assert_eq!(libraries(&program), None);
         make("build/llama-cpp-sys-2-0/out/lib");
-        assert_eq!(libraries(&programs), None);
+        assert_eq!(libraries(&program), None);
         make("build/llama-cpp-sys-2-1/out/backends");
         std::thread::sleep(std::time::Duration::from_millis(20));
         let newer = make("build/llama-cpp-sys-2-0/out/backends");
-        assert_eq!(libraries(&programs), Some(newer.clone()));
-        assert_eq!(libraries(&tests), Some(newer));
+        assert_eq!(libraries(&program), Some(newer.clone()));
+        assert_eq!(libraries(&test), Some(newer));
         let installed = make("../lib/pilotlight");
-        assert_eq!(libraries(&programs), Some(installed));
+        assert_eq!(libraries(&program), Some(installed));
     }
 
     #[test]

@@ -109,6 +109,11 @@ impl ActiveAnswer {
         self.unsent.push_str(&self.text.finish());
     }
 
+    /// Whether its client has gone, or it is complete and sent.
+    pub(super) fn has_ended(&self) -> bool {
+        self.prompt.is_gone() || (self.finish.is_some() && self.unsent.is_empty())
+    }
+
     /// Ends the prompt with the answer.
     pub(super) fn end(self, model: &str) {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

@@ -55,6 +55,12 @@ impl Batch {
         self.running.len() + self.paused.len()
     }
 
+    /// The place of the most urgent answer that is paused; complete ones wait for their client only.
+    fn next_paused(&self) -> Option<usize> {
+        let all = self.paused.iter().enumerate().filter(|(_, answer)| answer.finish.is_none());
+        all.min_by_key(|(_, answer)| answer.urgency()).map(|(at, _)| at)
+    }
+
     /// The urgency of the running answer that would be paused first.
     fn least(&self) -> Option<Urgency> {
         self.running.iter().map(|run| run.answer.urgency()).max()
@@ -76,8 +82,8 @@ impl<D: Decoder> Engine<D> {
                 let Some(task) = queue.next() else { return };
                 self.take(task, &mut batch);
             }
-            self.admit(queue, &mut batch);
             self.end_gone(&mut batch);
+            self.admit(queue, &mut batch);
             self.step(&mut batch);
         }
     }
@@ -103,9 +109,10 @@ impl<D: Decoder> Engine<D> {
                 EngineTask::Read { .. } => least.is_none() && batch.paused.is_empty(),
                 EngineTask::Answer(prompt) => {
                     let is_first = least.is_none_or(|least| prompt.urgency < least);
-                    let all = batch.running.iter().map(|run| run.answer.urgency());
-                    let all = all.chain(batch.paused.iter().map(ActiveAnswer::urgency));
-                    let is_top = || all.min().is_none_or(|top| prompt.urgency < top);
+                    let all = batch.running.iter().map(|run| &run.answer).chain(&batch.paused);
+                    let all = all.filter(|answer| answer.finish.is_none());
+                    let top = || all.map(ActiveAnswer::urgency).min();
+                    let is_top = || top().is_none_or(|top| prompt.urgency < top);
                     if is_alone(prompt) { is_top() } else { !is_full || is_first }
                 }
             };
@@ -119,7 +126,7 @@ impl<D: Decoder> Engine<D> {
     /// Gives free sequences to paused answers, and those of less urgent answers.
     fn resume(&mut self, batch: &mut Batch) {
         // bounded: each round moves an answer to `running`, and pauses only less urgent ones
-        while let Some(at) = (0..batch.paused.len()).min_by_key(|at| batch.paused[*at].urgency()) {
+        while let Some(at) = batch.next_paused() {
             let next = &batch.paused[at];
             // of the others too, what is not read yet
             let unread = batch.running.iter().map(|run| run.answer.pending().len());
@@ -162,20 +169,18 @@ impl<D: Decoder> Engine<D> {
 
     /// Ends answers whose client has gone, and those that are complete and sent.
     fn end_gone(&mut self, batch: &mut Batch) {
-        let gone = batch.paused.extract_if(.., |answer| answer.prompt.is_gone());
-        gone.for_each(|answer| answer.prompt.end(Err(Fault::Cancelled)));
-        for run in &mut batch.running {
-            if run.answer.flush().is_err() {
-                run.answer.prompt.stop.store(true, Relaxed);
+        let running = batch.running.iter_mut().map(|run| &mut run.answer);
+        for answer in running.chain(&mut batch.paused) {
+            if answer.flush().is_err() {
+                answer.prompt.stop.store(true, Relaxed);
             }
         }
-        let has_ended = |run: &mut Running| {
-            let answer = &run.answer;
-            answer.prompt.is_gone() || (answer.finish.is_some() && !answer.is_held())
-        };
-        for Running { answer, sequence } in batch.running.extract_if(.., has_ended) {
-            self.decoder.release(sequence);
-            answer.end(&self.context.identification.name);
+        let model = &self.context.identification.name;
+        let has_ended = |answer: &mut ActiveAnswer| answer.has_ended();
+        batch.paused.extract_if(.., has_ended).for_each(|answer| answer.end(model));
+        for run in batch.running.extract_if(.., |run| run.answer.has_ended()) {
+            self.decoder.release(run.sequence);
+            run.answer.end(model);
         }
     }
 
@@ -185,7 +190,7 @@ impl<D: Decoder> Engine<D> {
         batch.running.sort_unstable_by_key(|run| run.answer.urgency());
         let StepPlan { parts: plan, shared_by } = self.plan(&batch.running);
         if plan.is_empty() {
-            if !batch.running.is_empty() {
+            if batch.len() > 0 {
                 std::thread::sleep(READER_POLL);
             }
             return;

@@ -461,6 +461,24 @@ fn a_paused_answer_waits_for_room_for_all_of_its_tokens() {
 }
 
 #[test]
+fn a_complete_answer_that_is_paused_needs_no_room() {
+    let mut setting = setting(2, 200);
+    // its last piece waits for its client
+    let mut complete = setting.ask_for(65, "!", 10);
+    let (task, mut urgent) = prompt(&"#".repeat(80), 99, Priority::Interactive, 70);
+    setting.engine.decoder.later = Some((65, task, setting.tasks.clone()));
+    let reader = std::thread::Builder::new().spawn(move || {
+        urgent.chunks.blocking_recv().unwrap();
+        while complete.chunks.blocking_recv().is_some() {}
+        let usage = complete.ended.blocking_recv().unwrap().unwrap();
+        while urgent.chunks.blocking_recv().is_some() {}
+        (usage.completion_tokens, urgent.ended.blocking_recv().unwrap().unwrap().completion_tokens)
+    });
+    setting.run();
+    assert_eq!(reader.unwrap().join().unwrap(), (65, 70));
+}
+
+#[test]
 fn one_that_is_gone_ends_and_the_others_go_on() {
     let setting = setting(2, 1000);
     let (mut gone, stays) = (setting.ask("a", 10), setting.ask("g", 11));
