@@ -111,10 +111,12 @@ pub fn has_time_beside(read_ms: f64, left_ms: f64) -> bool {
     read_ms <= READ_SHARE * READING_MAX * left_ms
 }
 
-/// How long a prompt must be read at full speed until its rest has time to be read beside answers, in milliseconds.
-pub fn until_time_beside_ms(read_ms: f64, left_ms: f64) -> f64 {
+/// How long a prompt that is read keeps or lacks the time to be read beside answers, in milliseconds of the engine at
+/// full speed; negative or infinite if that does not change. It is read with `speed`, 1 being the engine's, and
+/// the engine computes `engine_speed` milliseconds in a millisecond.
+pub fn until_time_changes_ms(read_ms: f64, left_ms: f64, speed: f64, engine_speed: f64) -> f64 {
     let part = READ_SHARE * READING_MAX;
-    ((read_ms - part * left_ms) / (1.0 - part)).max(0.0)
+    (part * left_ms - read_ms) / (part / engine_speed - speed)
 }
 
 #[cfg(test)]

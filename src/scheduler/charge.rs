@@ -9,16 +9,15 @@ use crate::time::Time;
 impl Scheduler {
     /// Charges the time since the last event to the jobs that had the engines, and to their applications.
     pub(super) fn charge_engines(&mut self, now: Time) {
-        let ms = now.since(self.last_event_at).as_secs_f64()
-            * 1e3
-            * f64::from(self.device_pressure.duty);
+        let before = self.last_event_at;
+        let ms = now.since(before).as_secs_f64() * 1e3 * f64::from(self.device_pressure.duty);
         self.last_event_at = now;
         self.shares.fade(now);
         if ms <= 0.0 {
             return;
         }
         for engine in self.sides.device.iter() {
-            let computed = self.computed(engine, now);
+            let computed = self.computed(engine, before);
             #[expect(clippy::cast_precision_loss, reason = "a few slots")]
             let each = ms / computed.len().max(1) as f64;
             let mut served = None;

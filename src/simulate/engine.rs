@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::batch::{BatchRates, until_time_beside_ms};
+use crate::model::batch::{BatchRates, until_time_changes_ms};
 use crate::request::job::{JobId, Priority};
 use crate::scheduler::batch_speeds::{BatchMember, BatchSpeeds};
 use crate::time::Time;
@@ -56,11 +56,19 @@ pub(super) struct SimulatedEngine {
     width: u32,
     jobs: Vec<Inside>,
     now: Time,
+    /// Milliseconds of work in a millisecond.
+    speed: f64,
 }
 
 impl SimulatedEngine {
     pub(super) fn new(batch: BatchRates) -> SimulatedEngine {
-        SimulatedEngine { width: batch.width(), batch, jobs: Vec::new(), now: Time::default() }
+        SimulatedEngine {
+            width: batch.width(),
+            batch,
+            jobs: Vec::new(),
+            now: Time::default(),
+            speed: 1.0,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -86,22 +94,26 @@ impl SimulatedEngine {
         Some(self.jobs.remove(at).order.2)
     }
 
-    /// From this time on, time at full speed until the first job is complete, in milliseconds.
-    pub(super) fn first_end_ms(&self, now: Time) -> Option<f64> {
-        let mut ahead = SimulatedEngine { now, ..self.clone() };
+    /// Time at full speed until the first job is complete, in milliseconds.
+    pub(super) fn first_end_ms(&self) -> Option<f64> {
+        let mut ahead = self.clone();
         let mut ms = 0.0;
-        // bounded: each round ends the reading of a prompt, or leaves a short rest
+        // bounded: each round changes how a prompt is read
         while !ahead.jobs.is_empty() && !ahead.jobs.iter().any(Inside::is_done) {
             ms += ahead.advance_to_change(f64::MAX);
         }
         (!ahead.jobs.is_empty()).then_some(ms)
     }
 
-    /// Computes from this time on for a time at full speed, in milliseconds, or until the first job is complete.
-    pub(super) fn advance(&mut self, now: Time, ms: f64) {
-        self.now = now;
+    /// Sets the time and the speed for what follows, in milliseconds of work in a millisecond.
+    pub(super) fn set_pace(&mut self, now: Time, speed: f64) {
+        (self.now, self.speed) = (now, speed);
+    }
+
+    /// Computes for a time at full speed, in milliseconds, or until the first job is complete.
+    pub(super) fn advance(&mut self, ms: f64) {
         let mut left = ms;
-        // bounded: each round ends the reading of a prompt, leaves a short rest, or ends the time
+        // bounded: each round changes how a prompt is read, or ends the time
         while left > 0.0 && !self.jobs.is_empty() && !self.jobs.iter().any(Inside::is_done) {
             left -= self.advance_to_change(left);
         }
@@ -121,8 +133,10 @@ impl SimulatedEngine {
             }
             // the speed of a prompt changes when its rest is short, or has time beside answers
             let rest = if short > 0.0 && read > short { read - short + NO_WORK_MS } else { read };
-            let beside = until_time_beside_ms(read, inside.left_ms(self.now));
-            if *speed < 1.0 || beside <= 0.0 { rest / speed } else { rest.min(beside + NO_WORK_MS) }
+            let left = inside.left_ms(self.now);
+            let change = until_time_changes_ms(read, left, *speed, self.speed);
+            let end = rest / speed;
+            if change > 0.0 { end.min(change + NO_WORK_MS) } else { end }
         });
         let ms = ends.fold(most, f64::min);
         for (inside, speed) in self.jobs.iter_mut().zip(&speeds) {
@@ -130,7 +144,8 @@ impl SimulatedEngine {
             let part = if is_reading { &mut inside.left.read } else { &mut inside.left.write };
             *part = (*part - ms * speed).max(0.0);
         }
-        self.now = self.now + Duration::from_secs_f64(ms / 1e3);
+        let passed = ms / self.speed.max(1e-9);
+        self.now = self.now + Duration::from_secs_f64((passed / 1e3).min(1e6));
         ms
     }
 
@@ -161,8 +176,8 @@ mod tests {
     fn ends(mut engine: SimulatedEngine) -> Vec<(u64, f64)> {
         let mut now = 0.0;
         let mut ends = Vec::new();
-        while let Some(ms) = engine.first_end_ms(Time::default()) {
-            engine.advance(Time::default(), ms);
+        while let Some(ms) = engine.first_end_ms() {
+            engine.advance(ms);
             now += ms;
             let done = engine.take_done();
             ends.push((done.map_or(u64::MAX, |job| job.0), (now * 1e3_f64).round() / 1e3));
@@ -182,7 +197,7 @@ mod tests {
         assert_eq!(ends(engine(&[(50.0, 100.0), (0.0, 30.0)])), [(1, 86.0), (0, 156.0)]);
         let mut beside = engine(&[(0.0, 100.0), (90.0, 30.0)]);
         let half_ms = 45.0 / READ_SHARE;
-        beside.advance(Time::default(), half_ms);
+        beside.advance(half_ms);
         let left = |engine: &SimulatedEngine, at: usize| engine.jobs[at].left;
         assert!((left(&beside, 1).read - 45.0).abs() < 1e-9);
         let written = half_ms * (1.0 - READ_SHARE);
@@ -199,12 +214,12 @@ mod tests {
         // of 400 ms the first 300 at once: then a quarter of 400 ms suffices
         let mut engine = engine(&[(400.0, 1.0), (0.0, 400.0)]);
         engine.jobs[0].order.1 = Time(700_000);
-        engine.advance(Time::default(), 300.0);
+        engine.advance(300.0);
         let left =
             |engine: &SimulatedEngine| engine.jobs.iter().map(|job| job.left).collect::<Vec<_>>();
         let [reading, writing] = left(&engine)[..] else { panic!() };
         assert!((reading.read - 100.0).abs() < 0.1 && (writing.write - 400.0).abs() < 0.1);
-        engine.advance(Time(300_000), 30.0);
+        engine.advance(30.0);
         let [reading, writing] = left(&engine)[..] else { panic!() };
         assert!((reading.read - 90.0).abs() < 0.1 && (writing.write - 380.0).abs() < 0.1);
     }

@@ -228,8 +228,10 @@ impl<'a> World<'a> {
         self.chip.speed() * f64::from(self.device_pressure.duty) * swapping
     }
 
-    fn engine_ends(&self) -> Option<Time> {
-        let ms = self.engine.first_end_ms(self.now)? / self.speed().max(1e-9);
+    fn engine_ends(&mut self) -> Option<Time> {
+        let speed = self.speed().max(1e-9);
+        self.engine.set_pace(self.now, speed);
+        let ms = self.engine.first_end_ms()? / speed;
         Some(self.now + Duration::from_secs_f64((ms / 1e3).clamp(1e-6, 1e6)))
     }
 
@@ -241,7 +243,7 @@ impl<'a> World<'a> {
         let time = then.since(self.now);
         let ms = time.as_secs_f64() * 1e3;
         let speed = self.speed();
-        self.engine.advance(self.now, ms * speed);
+        self.engine.advance(ms * speed);
         let busy = if self.engine.is_empty() { 0.0 } else { f64::from(self.device_pressure.duty) };
         if self.given.trace.is_none() {
             self.chip.pass(time, busy, self.now.since(Time::default()));
