@@ -36,8 +36,9 @@ pub fn builder(url: &Url, addresses: &AddressRule) -> Result<ClientBuilder, Stri
     }
     let is_encrypted = url.scheme() == "https";
     let builder = builder.dns_resolver(Lookup::new(is_encrypted));
-    // without encryption no authority is needed, and a small system has none
-    let builder = if is_encrypted { builder } else { builder.tls_certs_only([]) };
+    // without encryption no authority is needed, and a small system has none; a proxy may need one
+    let has_all = is_encrypted || tls::has_authorities();
+    let builder = if has_all { builder } else { builder.tls_certs_only([]) };
     Ok(if url.host_str().is_some_and(is_loopback) { builder.no_proxy() } else { builder })
 }
 

@@ -27,6 +27,11 @@ pub fn install_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// Whether the system has certificate authorities.
+pub fn has_authorities() -> bool {
+    !rustls_native_certs::load_native_certs().certs.is_empty()
+}
+
 /// The configuration of a client that trusts `ca`, or the system's authorities, and presents the
 /// client certificate if there is one.
 ///
