@@ -152,10 +152,11 @@ class App:
 
     def __init__(self, port, device):
         self.device = device
-        self.sent, self.acknowledged, self.replies = {}, set(), {}
+        self.sent, self.replies = {}, {}
         self.states = queue.Queue()
         self.lock = threading.Lock()
-        self.numbers = {}
+        # of messages: the requests they carry, and those that the broker has acknowledged
+        self.numbers, self.taken = {}, set()
         self.client = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2, client_id="app", protocol=mqtt.MQTTv5)
         self.client.on_message = self.came
@@ -168,16 +169,19 @@ class App:
         ])
 
     def ask(self, name, **request):
-        with self.lock:
-            self.sent[name] = request
-            message = self.client.publish(
-                f"pilotlight/{self.device}/request/app", json.dumps({"id": name, **request}), 1)
-            self.numbers[message.mid] = name
+        self.sent[name] = request
+        # without a lock that the callbacks take: the client has locks of its own
+        message = self.client.publish(
+            f"pilotlight/{self.device}/request/app", json.dumps({"id": name, **request}), 1)
+        self.numbers[message.mid] = name
 
     def published(self, _client, _data, number, *_):
-        with self.lock:
-            if number in self.numbers:
-                self.acknowledged.add(self.numbers[number])
+        self.taken.add(number)
+
+    @property
+    def acknowledged(self):
+        """The requests that the broker has acknowledged."""
+        return {self.numbers[number] for number in list(self.taken) if number in self.numbers}
 
     def came(self, _client, _data, message):
         body = json.loads(message.payload)
