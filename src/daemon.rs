@@ -90,7 +90,7 @@ fn watch_sensors(
     out: (watch::Sender<SensorReading>, watch::Sender<DevicePressure>),
 ) -> TaskGroup {
     let mut group = TaskGroup::new("sensors");
-    let sensors = Sensors::new(&config.sensors, Path::new("."));
+    let sensors = Sensors::new(&config.sensors, config.written());
     let (rate, stop) = (core.dispatch.rate(), group.stop.clone());
     group.add(device::watch(sensors, live.bounds(), rate, out, stop));
     group

@@ -88,8 +88,10 @@ pub(super) async fn run(path: Option<&Path>, json: bool) -> anyhow::Result<u8> {
 /// Prints samples of all sensors as JSON lines, one per second.
 pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u8> {
     let config = config::variables().and_then(|variables| config::load(path, &variables));
-    let root = config.map_or_else(|_| "/".into(), |config| config.sensors);
-    let mut sensors = Sensors::new(&root, Path::new("."));
+    let mut sensors = match &config {
+        Ok(config) => Sensors::new(&config.sensors, config.written()),
+        Err(_) => Sensors::new(Path::new("/"), Path::new(".")),
+    };
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     for _ in 0..count {
         ticks.tick().await;
@@ -101,7 +103,7 @@ pub(super) async fn samples(path: Option<&Path>, count: u32) -> anyhow::Result<u
 /// The sensors that the device monitor reads. A missing sensor is a note, not a fault.
 fn sensors_of(config: &Config) -> Vec<DoctorFinding> {
     let limits = config.catalog.device_limits.zones.clone();
-    let sensors = Sensors::new(&config.sensors, Path::new(".")).with_limits(limits);
+    let sensors = Sensors::new(&config.sensors, config.written()).with_limits(limits);
     let found = sensors.findings().into_iter();
     found
         .map(|finding| DoctorFinding {

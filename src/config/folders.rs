@@ -2,9 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::SettingsReader;
+use super::{Config, SettingsReader};
 use crate::catalog::catalog::Catalog;
 use crate::catalog::server::{ENGINE_SANDBOX, ENGINES, EngineStart, PREFIXES};
+
+impl Config {
+    /// A folder on the disk that the service fills: that of its state, or what exists above it; the current one without
+    /// state.
+    pub fn written(&self) -> &Path {
+        let state = self.state.as_deref().unwrap_or(Path::new("."));
+        state.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."))
+    }
+}
 
 impl SettingsReader<'_> {
     /// How engines are started.

@@ -122,6 +122,13 @@ async fn variables_come_from_the_file_and_the_environment_wins() {
     );
     let (code, _, err) = program(folder.path(), &["check"], &[("PILOTLIGHT_DEVICE", "x/y")]).await;
     assert!(code == 2 && err.contains("\"x/y\""), "{err}");
+    // without its policy the device would refuse each signed configuration
+    std::fs::write(folder.path().join("trust.json"), r#"{"flet": 1}"#).unwrap();
+    let trust = [("PILOTLIGHT_TRUST", "trust.json")];
+    let (code, _, err) = program(folder.path(), &["check"], &trust).await;
+    assert!(code == 2 && err.contains("trust.json") && err.contains("flet"), "{err}");
+    let (code, out, _) = program(folder.path(), &["check", "--json"], &trust).await;
+    assert!(code == 2 && out.contains("flet"), "{out}");
     std::fs::write(folder.path().join(".env"), "not a line").unwrap();
     let (code, _, err) = program(folder.path(), &["check"], &[]).await;
     assert!(code == 2 && err.contains(".env"), "{err}");
