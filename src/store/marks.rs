@@ -2,8 +2,8 @@
 //!
 //! The broker delivers a message without an acknowledgement again, so one that ends the process would
 //! end every process after it. The file has a fixed number of slots. It is written without a sync,
-//! which costs some microseconds: it outlives the process, and a power failure is not the message's
-//! fault. Marks that can't be written are left out with a warning; the service works without them.
+//! which costs some microseconds: it outlives the process. A power failure is not the message's fault: a process that
+//! ended with the whole system counts no death. Marks that can't be written are left out with a warning; the service works without them.
 
 use std::fs::File;
 use std::io;
@@ -13,12 +13,17 @@ use std::path::{Path, PathBuf};
 use super::files;
 use crate::limits::{DEATHS_MAX, MARKS_MAX};
 
-/// Digest (8), stage (1), deaths (1), reserve (6).
+/// Digest (8), stage (1), deaths (1), start of the system (6).
 const SLOT_BYTES: usize = 16;
+/// A part of the identifier that Linux draws at each start (`random(4)`).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Being read and checked, which happens to one message at a time.
 const CHECKED: u8 = 1;
 /// Accepted, and not answered yet.
 const ACCEPTED: u8 = 2;
+
+/// A start of the system, as a mark names it; zeros if it is not known.
+type Boot = [u8; 6];
 
 /// The marks of one interface.
 #[derive(Debug)]
@@ -26,6 +31,7 @@ pub(crate) struct Marks {
     path: PathBuf,
     file: Option<File>,
     slots: Vec<Slot>,
+    boot: Boot,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,8 +51,12 @@ pub(crate) struct Mark(Option<usize>);
 impl Marks {
     /// Reads the marks that the last process left in this folder; without a folder nothing is marked.
     pub(crate) fn open(folder: Option<&Path>) -> Marks {
+        Marks::open_in(folder, boot())
+    }
+
+    fn open_in(folder: Option<&Path>, boot: Boot) -> Marks {
         let path = folder.map(|folder| folder.join("in-hand")).unwrap_or_default();
-        let mut marks = Marks { path, file: None, slots: vec![Slot::default(); MARKS_MAX] };
+        let mut marks = Marks { path, file: None, slots: vec![Slot::default(); MARKS_MAX], boot };
         if folder.is_some() {
             match marks.read() {
                 Ok(file) => marks.file = Some(file),
@@ -68,14 +78,18 @@ impl Marks {
             let (digest, rest) = bytes.split_at(8);
             let digest = u64::from_le_bytes(digest.try_into().unwrap_or_default());
             if rest[0] == CHECKED || rest[0] == ACCEPTED {
-                let deaths = rest[1].saturating_add(1);
-                *slot = Slot { digest, stage: rest[0], deaths, is_left: true };
+                *slot = if rest[2..] == self.boot {
+                    let deaths = rest[1].saturating_add(1);
+                    Slot { digest, stage: rest[0], deaths, is_left: true }
+                } else {
+                    Slot { digest, stage: ACCEPTED, deaths: rest[1], is_left: true }
+                };
             }
         }
         let file = files::own().read(true).truncate(false).open(&self.path)?;
         file.set_len((MARKS_MAX * SLOT_BYTES) as u64)?;
         for at in 0..self.slots.len() {
-            write(&file, at, self.slots[at])?;
+            write(&file, at, self.slots[at], self.boot)?;
         }
         Ok(file)
     }
@@ -133,7 +147,7 @@ impl Marks {
     fn set(&mut self, at: usize, slot: Slot) {
         self.slots[at] = slot;
         if let Some(file) = &self.file
-            && let Err(error) = write(file, at, slot)
+            && let Err(error) = write(file, at, slot, self.boot)
         {
             tracing::warn!(path = %self.path.display(), %error, "messages in hand are not marked");
             self.file = None;
@@ -141,10 +155,19 @@ impl Marks {
     }
 }
 
-fn write(file: &File, at: usize, slot: Slot) -> io::Result<()> {
+/// This start of the system.
+fn boot() -> Boot {
+    let id = files::read(Path::new(BOOT_ID), 64).unwrap_or_default();
+    let mut digits = id.iter().filter_map(|byte| char::from(*byte).to_digit(16));
+    let mut byte = || Some(digits.next()? << 4 | digits.next()?);
+    std::array::from_fn(|_| byte().and_then(|byte| u8::try_from(byte).ok()).unwrap_or_default())
+}
+
+fn write(file: &File, at: usize, slot: Slot, boot: Boot) -> io::Result<()> {
     let mut bytes = [0; SLOT_BYTES];
     bytes[..8].copy_from_slice(&slot.digest.to_le_bytes());
     (bytes[8], bytes[9]) = (slot.stage, slot.deaths);
+    bytes[10..].copy_from_slice(&boot);
     file.write_all_at(&bytes, (at * SLOT_BYTES) as u64)
 }
 
@@ -187,6 +210,30 @@ mod tests {
             let mark = marks.check(3).unwrap();
             marks.checked(mark, true);
         }
+        assert_eq!(open(&folder).check(3), Err(Suspect { deaths: DEATHS_MAX }));
+    }
+
+    #[test]
+    fn a_power_failure_is_no_death() {
+        let folder = tempfile::tempdir().unwrap();
+        for start in 0..3 * DEATHS_MAX {
+            let mut marks = Marks::open_in(Some(folder.path()), [start; 6]);
+            let mark = marks.check(3).unwrap();
+            marks.checked(mark, start % 2 == 0);
+            if start % 2 == 1 {
+                // while it was checked
+                marks.check(3).unwrap();
+            }
+        }
+        // deaths in one start of the system are counted, those before included
+        assert_ne!(boot(), [0; 6]);
+        for deaths in 1..DEATHS_MAX {
+            let mut marks = open(&folder);
+            let mark = marks.check(3).unwrap();
+            assert_eq!(marks.slots[mark.0.unwrap()].deaths, deaths - 1);
+            marks.checked(mark, true);
+        }
+        drop(open(&folder));
         assert_eq!(open(&folder).check(3), Err(Suspect { deaths: DEATHS_MAX }));
     }
 
