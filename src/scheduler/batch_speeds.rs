@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(speeds(&[member(normal, 251.0), written]), [1.0, 0.0]);
         assert_eq!(speeds(&[member(normal, 251.0), member(normal, 9.0), written]), [1.0, 0.0, 0.0]);
         assert_eq!(speeds(&[member(normal, 99.0), member(normal, 9.0), written]), [0.0, 1.0, 0.0]);
-        // one of a higher priority
+        // a prompt of a higher priority
         assert_eq!(speeds(&[member(normal, 249.0), member(batch, 0.0)]), [1.0, 0.0]);
     }
 }

@@ -53,7 +53,7 @@ impl ActiveAnswer {
         self.prompt.urgency
     }
 
-    /// It continues from so many of its tokens, which are in the prefix cache.
+    /// Continues the answer after `kept` of its tokens, which are in the prefix cache.
     pub(super) fn continue_from(&mut self, kept: usize) {
         self.evaluated = kept;
         // an earlier answer may have left tokens after the prompt too

@@ -155,7 +155,7 @@ impl<D: Decoder> Engine<D> {
         let Some(at) = all.max_by_key(|at| batch.running[*at].answer.urgency()) else { return };
         let Running { mut answer, sequence } = batch.running.swap_remove(at);
         self.decoder.release(sequence);
-        // what its sequence holds may be evicted for others, and needs room again
+        // the tokens of a released sequence may be evicted, and need room again
         answer.evaluated = 0;
         batch.paused.push(answer);
     }
