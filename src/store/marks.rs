@@ -1,9 +1,13 @@
 //! Marks of the messages in hand: which of them a process that died was working on.
 //!
 //! The broker delivers a message without an acknowledgement again, so one that ends the process would
-//! end every process after it. The file has a fixed number of slots. It is written without a sync,
-//! which costs some microseconds: it outlives the process. A power failure is not the message's fault: a process that
-//! ended with the whole system counts no death. Marks that can't be written are left out with a warning; the service works without them.
+//! end every process after it. A message that was refused for its mark stays marked: if the
+//! acknowledgement of the refusal is lost, the message must not be answered after it was refused.
+//!
+//! The file has a fixed number of slots. It is written without a sync, which costs some microseconds: it
+//! outlives the process. A power failure is not the message's fault: a process that ended with the whole
+//! system counts no death. Marks that can't be written are left out with a warning; the service works
+//! without them.
 
 use std::fs::File;
 use std::io;
@@ -21,6 +25,8 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const CHECKED: u8 = 1;
 /// Accepted, and not answered yet.
 const ACCEPTED: u8 = 2;
+/// Refused for its mark.
+const REFUSED: u8 = 3;
 
 /// A start of the system, as a mark names it; zeros if it is not known.
 type Boot = [u8; 6];
@@ -40,7 +46,7 @@ struct Slot {
     stage: u8,
     /// How often a process died with the message in hand.
     deaths: u8,
-    /// Left by a process that died, and not delivered again yet.
+    /// Left by a process that died and not delivered again yet, or refused: not in hand.
     is_left: bool,
 }
 
@@ -77,14 +83,14 @@ impl Marks {
         for (slot, bytes) in self.slots.iter_mut().zip(before.chunks_exact(SLOT_BYTES)) {
             let (digest, rest) = bytes.split_at(8);
             let digest = u64::from_le_bytes(digest.try_into().unwrap_or_default());
-            if rest[0] == CHECKED || rest[0] == ACCEPTED {
-                *slot = if rest[2..] == self.boot {
-                    let deaths = rest[1].saturating_add(1);
-                    Slot { digest, stage: rest[0], deaths, is_left: true }
-                } else {
-                    Slot { digest, stage: ACCEPTED, deaths: rest[1], is_left: true }
-                };
-            }
+            let is_same_start = rest[2..] == self.boot;
+            let (stage, deaths) = match rest[0] {
+                REFUSED => (REFUSED, rest[1]),
+                CHECKED | ACCEPTED if is_same_start => (rest[0], rest[1].saturating_add(1)),
+                CHECKED | ACCEPTED => (ACCEPTED, rest[1]),
+                _ => continue,
+            };
+            *slot = Slot { digest, stage, deaths, is_left: true };
         }
         let file = files::own().read(true).truncate(false).open(&self.path)?;
         file.set_len((MARKS_MAX * SLOT_BYTES) as u64)?;
@@ -94,24 +100,26 @@ impl Marks {
         Ok(file)
     }
 
-    /// Marks a message before it is read.
+    /// Marks a message before it is read. `again`: whether the broker delivers it another time.
     ///
     /// # Errors
     /// If the process died while it was checked, or [`DEATHS_MAX`] times while it was in hand: it must
-    /// not be taken again. Its mark is then removed, so that the same message may be sent anew.
-    pub(crate) fn check(&mut self, digest: u64) -> Result<Mark, Suspect> {
+    /// not be taken, now or if it is delivered again. The same message may be sent anew.
+    pub(crate) fn check(&mut self, digest: u64, again: bool) -> Result<Mark, Suspect> {
         let left = self.slots.iter().position(|slot| slot.is_left && slot.digest == digest);
-        let deaths = left.map_or(0, |at| self.slots[at].deaths);
-        if let Some(at) = left {
-            let stage = self.slots[at].stage;
-            if stage == CHECKED || deaths >= DEATHS_MAX {
-                self.set(at, Slot::default());
-                return Err(Suspect { deaths });
-            }
+        let Slot { stage, deaths, .. } = left.map_or(Slot::default(), |at| self.slots[at]);
+        let is_anew = stage == REFUSED && !again;
+        let deaths = if is_anew { 0 } else { deaths };
+        if let Some(at) = left.filter(|_| !is_anew)
+            && (stage == CHECKED || stage == REFUSED || deaths >= DEATHS_MAX)
+        {
+            self.set(at, Slot { digest, stage: REFUSED, deaths, is_left: true });
+            return Err(Suspect { deaths });
         }
         // a mark that was left is overwritten last: its message may still be delivered
-        let free = || self.slots.iter().position(|slot| slot.stage == 0);
-        let at = left.or_else(free).or_else(|| self.slots.iter().position(|slot| slot.is_left));
+        let of = |is: fn(&Slot) -> bool| self.slots.iter().position(is);
+        let free = || of(|slot| slot.stage == 0).or_else(|| of(|slot| slot.stage == REFUSED));
+        let at = left.or_else(free).or_else(|| of(|slot| slot.is_left));
         if let Some(at) = at {
             self.set(at, Slot { digest, stage: CHECKED, deaths, is_left: false });
         }
@@ -135,9 +143,15 @@ impl Marks {
         }
     }
 
-    /// The process ends as it should: no message is to blame.
+    /// The process ends as it should: no message in hand is to blame.
     pub(crate) fn close(mut self) {
-        if self.file.take().is_some()
+        for at in 0..self.slots.len() {
+            if !matches!(self.slots[at].stage, 0 | REFUSED) {
+                self.set(at, Slot::default());
+            }
+        }
+        let is_empty = self.slots.iter().all(|slot| slot.stage == 0);
+        if self.file.take().is_some_and(|_| is_empty)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             tracing::debug!(%error, "the marks of messages in hand cannot be removed");
@@ -190,16 +204,26 @@ mod tests {
     fn a_message_that_ends_the_process_while_it_is_checked_is_taken_once() {
         let folder = tempfile::tempdir().unwrap();
         let mut marks = open(&folder);
-        let other = marks.check(1).unwrap();
+        let other = marks.check(1, true).unwrap();
         marks.checked(other, true);
-        marks.check(7).unwrap();
+        marks.check(7, true).unwrap();
         drop(marks);
         let mut marks = open(&folder);
-        assert_eq!(marks.check(7), Err(Suspect { deaths: 1 }));
+        assert_eq!(marks.check(7, true), Err(Suspect { deaths: 1 }));
         // the other one was only in hand
-        assert!(marks.check(1).is_ok());
+        assert!(marks.check(1, true).is_ok());
+        // delivered again, also to a later process, it has the same reply
+        assert_eq!(marks.check(7, true), Err(Suspect { deaths: 1 }));
+        marks.close();
+        let mut marks = open(&folder);
+        assert_eq!(marks.check(7, true), Err(Suspect { deaths: 1 }));
         // sent anew, it is a message like others
-        assert!(marks.check(7).is_ok());
+        let mark = marks.check(7, false).unwrap();
+        marks.checked(mark, true);
+        drop(marks);
+        let mut marks = open(&folder);
+        let mark = marks.check(7, true).unwrap();
+        assert_eq!(marks.slots[mark.0.unwrap()].deaths, 1);
     }
 
     #[test]
@@ -207,10 +231,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..DEATHS_MAX {
             let mut marks = open(&folder);
-            let mark = marks.check(3).unwrap();
+            let mark = marks.check(3, true).unwrap();
             marks.checked(mark, true);
         }
-        assert_eq!(open(&folder).check(3), Err(Suspect { deaths: DEATHS_MAX }));
+        assert_eq!(open(&folder).check(3, true), Err(Suspect { deaths: DEATHS_MAX }));
     }
 
     #[test]
@@ -218,38 +242,38 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for start in 0..3 * DEATHS_MAX {
             let mut marks = Marks::open_in(Some(folder.path()), [start; 6]);
-            let mark = marks.check(3).unwrap();
+            let mark = marks.check(3, true).unwrap();
             marks.checked(mark, start % 2 == 0);
             if start % 2 == 1 {
                 // while it was checked
-                marks.check(3).unwrap();
+                marks.check(3, true).unwrap();
             }
         }
         // deaths in one start of the system are counted, those before included
         assert_ne!(boot(), [0; 6]);
         for deaths in 1..DEATHS_MAX {
             let mut marks = open(&folder);
-            let mark = marks.check(3).unwrap();
+            let mark = marks.check(3, true).unwrap();
             assert_eq!(marks.slots[mark.0.unwrap()].deaths, deaths - 1);
             marks.checked(mark, true);
         }
         drop(open(&folder));
-        assert_eq!(open(&folder).check(3), Err(Suspect { deaths: DEATHS_MAX }));
+        assert_eq!(open(&folder).check(3, true), Err(Suspect { deaths: DEATHS_MAX }));
     }
 
     #[test]
     fn an_answered_message_and_a_clean_end_leave_no_mark() {
         let folder = tempfile::tempdir().unwrap();
         let mut marks = open(&folder);
-        let mark = marks.check(3).unwrap();
+        let mark = marks.check(3, true).unwrap();
         marks.checked(mark, true);
         marks.answered(mark);
         drop(marks);
         let mut marks = open(&folder);
-        marks.check(4).unwrap();
+        marks.check(4, true).unwrap();
         marks.close();
         let mut marks = open(&folder);
-        assert!(marks.check(3).is_ok() && marks.check(4).is_ok());
+        assert!(marks.check(3, true).is_ok() && marks.check(4, true).is_ok());
     }
 
     #[test]
@@ -258,11 +282,11 @@ mod tests {
         std::fs::write(folder.path().join("in-hand"), [CHECKED; 77]).unwrap();
         let mut marks = open(&folder);
         for digest in 0..2 * MARKS_MAX as u64 {
-            let mark = marks.check(digest).unwrap();
+            let mark = marks.check(digest, true).unwrap();
             marks.checked(mark, true);
         }
         std::fs::write(folder.path().join("in-hand"), vec![0; 1 << 20]).unwrap();
-        assert!(open(&folder).check(1).is_ok());
-        assert!(Marks::open(None).check(1).is_ok());
+        assert!(open(&folder).check(1, true).is_ok());
+        assert!(Marks::open(None).check(1, true).is_ok());
     }
 }

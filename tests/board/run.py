@@ -279,6 +279,7 @@ class Run:
         self.step("power cuts while prompts are answered", None, self.figures["cuts"])
         assert not lost, lost
         assert not twice, twice
+        assert list(ends) == ["ok"], ends
 
     def flash(self, prompts):
         """Bytes that the medium is asked to write for prompts."""

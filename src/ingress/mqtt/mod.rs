@@ -158,7 +158,7 @@ impl MqttInterface {
         };
         let client = client_of(&catalog, &asked.app, &message.properties);
         let content = content_of(&message, &asked);
-        let mark = marks.check(content);
+        let mark = marks.check(content, message.again);
         let job = mark.map_err(died_with).and_then(|_| valid.and(topic));
         let job = job.and_then(|_| self.job_of(&catalog, (&asked, &client), &message, &mut back));
         let id = match &job {
