@@ -27,6 +27,7 @@ use crate::wire;
 use crate::wire::{AskFormat, Reply, Status};
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(super) struct AskArgs {
     /// The prompt.
     prompt: String,
@@ -54,6 +55,9 @@ pub(super) struct AskArgs {
     /// Seed of the sampling.
     #[arg(long)]
     seed: Option<u32>,
+    /// The same answer each time, whatever else the model computes.
+    #[arg(long)]
+    deterministic: bool,
     /// Deadline of the answer in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 60_000)]
     deadline_ms: u64,
@@ -105,6 +109,7 @@ impl AskArgs {
             max_tokens: self.max_tokens,
             temperature: self.temperature,
             seed: self.seed,
+            deterministic: self.deterministic.then_some(true),
             deadline_ms: Some(self.deadline_ms),
             priority: Some(Priority::Interactive),
             mode: Some(Mode::PreferLocal),

@@ -3,7 +3,7 @@
 use crate::limits::ENGINE_SILENCE_MAX;
 use crate::model::context::ModelContext;
 use crate::model::link::BackendHandle;
-use crate::request::skill::{CLASSIFY, EMBED, GENERATE, LOGPROBS};
+use crate::request::skill::{CLASSIFY, DETERMINISTIC, EMBED, GENERATE, LOGPROBS};
 use crate::scheduler::BackendProfile;
 
 /// The profile of a backend that has not stated its context yet, from the configuration.
@@ -45,7 +45,7 @@ fn ms_a_token(tokens_per_s: f64) -> Option<f64> {
 /// of the configuration.
 fn skills(context: &ModelContext, configured: &[String]) -> Vec<String> {
     let can = &context.capabilities;
-    let known = [GENERATE, CLASSIFY, EMBED, LOGPROBS].into_iter().filter(|skill| can.has(skill));
-    let known = known.map(str::to_owned);
+    let known = [GENERATE, CLASSIFY, EMBED, LOGPROBS, DETERMINISTIC];
+    let known = known.into_iter().filter(|skill| can.has(skill)).map(str::to_owned);
     known.chain(can.skills.iter().cloned()).chain(configured.iter().cloned()).collect()
 }

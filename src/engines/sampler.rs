@@ -22,7 +22,7 @@ pub struct Sampler {
 
 impl Sampler {
     /// The sampling parameters of a request, with the model's defaults. Without a seed the result is
-    /// random.
+    /// random, unless it must be the same each time.
     pub fn new(asked: &Sampling, defaults: &InferenceSettings) -> Sampler {
         #[expect(
             clippy::cast_possible_truncation,
@@ -30,6 +30,7 @@ impl Sampler {
             reason = "a setting is within 0 to 1000"
         )]
         let top_k = asked.top_k.unwrap_or(defaults.top_k.default as u32) as usize;
+        let seed = asked.seed.or(asked.deterministic.then_some(0));
         Sampler {
             temperature: asked.temperature.unwrap_or(defaults.temperature.default),
             top_p: asked.top_p.unwrap_or(defaults.top_p.default),
@@ -37,8 +38,7 @@ impl Sampler {
             min_p: asked.min_p.unwrap_or(defaults.min_p.default),
             repeat_penalty: asked.repeat_penalty.unwrap_or(defaults.repeat_penalty.default),
             recent: Vec::with_capacity(PENALTY_WINDOW),
-            random: asked
-                .seed
+            random: seed
                 .map_or_else(fastrand::Rng::new, |seed| fastrand::Rng::with_seed(seed.into())),
             candidates: Vec::new(),
         }

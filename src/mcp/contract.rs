@@ -206,8 +206,7 @@ fn make_tool() -> Tool {
             "tool_choice": {"description": "auto, none, required, or an object with the name of the tool to call."},
             "parallel_tool_calls": {"type": "boolean", "description": "Allow parallel calls."},
             "labels": {
-                "type": "object",
-                "description": "The labels to choose from, each with examples; the answer is one of them.",
+                "type": "object", "description": "The labels to choose from, each with examples; the answer is one of them.",
                 "additionalProperties": {"type": "array", "items": {"type": "string"}}
             },
             "margin": {"type": "number", "minimum": 0, "maximum": 1, "description": "Least confidence for a label; below it the next model is asked."},
@@ -219,6 +218,7 @@ fn make_tool() -> Tool {
             "min_p": {"type": "number", "minimum": 0, "maximum": 1},
             "repeat_penalty": {"type": "number", "minimum": 1, "maximum": 2},
             "seed": {"type": "integer", "minimum": 0, "maximum": u32::MAX},
+            "deterministic": {"type": "boolean", "description": "The same request to the same model of a device has the same answer, whatever else it computes; it is read without the cache."},
             "stop": {"type": "array", "items": {"type": "string"}},
             "logprobs": {"type": "boolean", "description": "Return the log-probability of each token."},
             "top_logprobs": {"type": "integer", "minimum": 0, "maximum": TOP_LOGPROBS_MAX},

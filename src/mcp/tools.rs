@@ -34,8 +34,10 @@ use crate::store::tool_pins::{CheckedTool, PinVerdict, ToolForm, ToolPins};
 /// Digests of the forms that [`TOOL`] has had in versions of this program, the present one last. A server of
 /// this program is known by them: it may be updated, or exchanged for one of another version, without an
 /// approval. A version that changes the tool adds its digest.
-const KNOWN: [&str; 1] =
-    ["sha256:465bfddd6669c35e2a13ec9959d6b2dd636d69e9c2ded66dc5c8ecd196f1d6a8"];
+const KNOWN: [&str; 2] = [
+    "sha256:465bfddd6669c35e2a13ec9959d6b2dd636d69e9c2ded66dc5c8ecd196f1d6a8",
+    "sha256:f5fe9671aecdcba3f158cf4d3572c3063ea5888119e2c4125b5248a3a426075e",
+];
 
 /// How the tools of one server are checked.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::BatchRates;
 use crate::limits::OUTPUT_TOKENS_MAX;
-use crate::request::skill::{EMBED, GENERATE, LOGPROBS};
+use crate::request::skill::{DETERMINISTIC, EMBED, GENERATE, LOGPROBS};
 
 /// All that the service and its clients know of a model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -82,6 +82,9 @@ pub struct Capabilities {
     /// It gives log-probabilities.
     #[serde(default)]
     pub logprobs: bool,
+    /// It answers a request in the same way each time, if the request asks for that.
+    #[serde(default)]
+    pub deterministic: bool,
     /// Its skills (`talents` on the wire): `generate`, `classify`, `embed`, and names from the configuration.
     #[serde(rename = "talents", default)]
     pub skills: Vec<String>,
@@ -95,6 +98,7 @@ impl Capabilities {
             || (skill == GENERATE && self.max_output_tokens > 0)
             || (skill == EMBED && self.embeddings)
             || (skill == LOGPROBS && self.logprobs)
+            || (skill == DETERMINISTIC && self.deterministic)
     }
 }
 

@@ -204,6 +204,7 @@ fn sampling_of(sampling: &Sampling, pieces: &mut impl Pieces) -> Sampling {
         min_p,
         repeat_penalty,
         seed,
+        deterministic,
         stop,
         logprobs,
     } = sampling;
@@ -215,6 +216,7 @@ fn sampling_of(sampling: &Sampling, pieces: &mut impl Pieces) -> Sampling {
         min_p: *min_p,
         repeat_penalty: *repeat_penalty,
         seed: *seed,
+        deterministic: *deterministic,
         stop: stop.iter().map(|text| single(text, Field::Stop, Kind::Text, pieces)).collect(),
         logprobs: *logprobs,
     }

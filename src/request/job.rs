@@ -144,6 +144,9 @@ pub struct Sampling {
     pub repeat_penalty: Option<f32>,
     /// Seed of the sampling.
     pub seed: Option<u32>,
+    /// The answer depends on the request and the model alone, not on what the engine computes beside it or has
+    /// computed before. Without a seed, the seed is 0.
+    pub deterministic: bool,
     /// Stop strings: the answer ends before the first of them.
     pub stop: Vec<String>,
     /// Return the log-probability of each token and of this many alternatives; none returns

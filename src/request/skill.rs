@@ -8,3 +8,5 @@ pub const CLASSIFY: &str = "classify";
 pub const EMBED: &str = "embed";
 /// Log-probabilities of the generated tokens.
 pub const LOGPROBS: &str = "logprobs";
+/// Answers that depend on the request alone.
+pub const DETERMINISTIC: &str = "deterministic";

@@ -6,7 +6,7 @@ use crate::request::client::{Client, UNLISTED};
 use crate::request::format::Format;
 use crate::request::job::{Job, JobId, Mode, Priority};
 use crate::request::refusal::Refusal;
-use crate::request::skill::LOGPROBS;
+use crate::request::skill::{DETERMINISTIC, LOGPROBS};
 use crate::time::Time;
 
 /// What stands before the name of an application in a template, if the application is not listed.
@@ -84,6 +84,7 @@ impl JobSpec {
             max_tokens: job.sampling.max_tokens,
             skills: std::iter::once(skill.to_owned())
                 .chain(job.sampling.logprobs.map(|_| LOGPROBS.to_owned()))
+                .chain(job.sampling.deterministic.then(|| DETERMINISTIC.to_owned()))
                 .chain(job.skill.clone())
                 .collect(),
             margin: match &job.format {

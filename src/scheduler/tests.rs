@@ -7,7 +7,7 @@ use crate::decision::Outcome;
 use crate::limits::{REST_MAX, REST_MIN, WAITING_JOBS_MAX};
 use crate::model::generate::Fault;
 use crate::request::client::Client;
-use crate::request::job::{Mode, Priority};
+use crate::request::job::{Job, Mode, Priority};
 use crate::request::skill::{CLASSIFY, EMBED, GENERATE};
 
 /// A small job with a minute's time.
@@ -390,6 +390,12 @@ fn a_job_goes_to_a_model_that_has_its_skills() {
     let (verdict, decision) = settled(&effects).unwrap();
     assert!(matches!(verdict, Verdict::Refused(r) if r.message.contains("paint")));
     assert_eq!(decision.reason, Reason::Skill);
+    let mut exact = Job::plain("Name a river.", Duration::from_secs(9));
+    exact.sampling.deterministic = true;
+    let exact = JobSpec { job: JobId(5), ..JobSpec::of(&exact, Time(3)) };
+    let effects = scheduler.handle_event(Event::Arrived(exact), Time(3));
+    let (verdict, _) = settled(&effects).unwrap();
+    assert!(matches!(verdict, Verdict::Refused(r) if r.message.contains("deterministic")));
 }
 
 #[test]

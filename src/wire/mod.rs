@@ -103,6 +103,9 @@ pub struct Ask {
     pub seed: Option<u32>,
     /// See [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub deterministic: Option<bool>,
+    /// See [`Sampling`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Vec<String>>,
     /// Return the log-probability of each token; see [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -328,6 +331,7 @@ impl Ask {
             min_p: sampling.min_p,
             repeat_penalty: sampling.repeat_penalty,
             seed: sampling.seed,
+            deterministic: sampling.deterministic.then_some(true),
             stop: Some(sampling.stop).filter(|stop| !stop.is_empty()),
             logprobs: sampling.logprobs.map(|_| true),
             top_logprobs: sampling.logprobs.filter(|top| *top > 0),
@@ -480,6 +484,7 @@ impl Ask {
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
             seed: self.seed,
+            deterministic: self.deterministic == Some(true),
             stop,
             logprobs: check_logprobs(self.logprobs, self.top_logprobs)?,
         })

@@ -14,6 +14,7 @@
 )]
 
 mod bounds;
+mod deterministic;
 mod fleet;
 mod gguf;
 #[cfg(feature = "onnx")]

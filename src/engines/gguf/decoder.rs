@@ -1,5 +1,5 @@
 //! [`Decoder`] on llama.cpp: one context whose KV cache holds a few conversations, and short-lived
-//! branches of one of them while labels are scored.
+//! branches of one of them while labels are scored; beside it, one for a deterministic answer.
 
 use std::ffi::c_void;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -14,6 +14,8 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use toktrie::TokTrie;
 
+use super::alone::AloneContext;
+use super::ids::{id, number_i32, token};
 use super::kv_cache::{CACHED, KvCache};
 use super::load;
 use super::load::{BATCH_TOKENS, Loaded};
@@ -26,7 +28,7 @@ use crate::engines::template::ChatTemplate;
 use crate::engines::worker::constraint::{VocabToken, trie};
 use crate::engines::worker::{
     Decoder, Engine, EngineWorker, Measurement, PrefixScope, SLOTS, StepPart, Threads, Tokenize,
-    log_probabilities, score_first_tokens, sha256_of, threads_or_all,
+    log_probabilities, score_each, score_first_tokens, sha256_of, threads_or_all,
 };
 use crate::model::context::ModelContext;
 use crate::model::generate::Fault;
@@ -38,6 +40,8 @@ use crate::sandbox::memory::EngineBounds;
 const SEQUENCES: u32 = CACHED + BRANCHES;
 /// Continuations that are scored in one batch.
 const BRANCHES: u32 = 15;
+/// The sequence of the context of its own.
+const ALONE: usize = SEQUENCES as usize;
 
 /// Body of the worker thread: loads the model and serves it.
 pub(super) fn run(mut options: GgufOptions, bounds: &EngineBounds, worker: EngineWorker) {
@@ -86,10 +90,13 @@ extern "C" fn must_stop(data: *mut c_void) -> bool {
 }
 
 struct LlamaDecoder<'m> {
+    backend: &'m LlamaBackend,
     /// For other threads, which tokenize.
     loaded: Arc<Loaded>,
     model: &'m LlamaModel,
     context: LlamaContext<'m>,
+    /// While there is a deterministic answer.
+    alone: Option<AloneContext<'m>>,
     template: Option<ChatTemplate>,
     batch: LlamaBatch<'static>,
     cache: KvCache,
@@ -112,7 +119,7 @@ struct KnownStart {
 
 impl<'m> LlamaDecoder<'m> {
     fn new(
-        backend: &LlamaBackend,
+        backend: &'m LlamaBackend,
         loaded: &'m Arc<Loaded>,
         options: &GgufOptions,
         stop: &'m StopSignal,
@@ -155,9 +162,11 @@ impl<'m> LlamaDecoder<'m> {
         // the state of a recurrent model is that of its last token alone
         let at_any_token = !model.is_recurrent() && !model.is_hybrid();
         let decoder = LlamaDecoder {
+            backend,
             loaded: Arc::clone(loaded),
             model,
             context,
+            alone: None,
             template,
             batch: LlamaBatch::new(BATCH_TOKENS as usize, 1),
             cache: KvCache::new(length as usize, at_any_token, folder),
@@ -249,7 +258,23 @@ impl Decoder for LlamaDecoder<'_> {
         self.cache.reuse(&mut LlamaSequences(&mut self.context), prompt, scope)
     }
 
+    fn open_alone(&mut self, tokens: usize) -> Result<usize, Fault> {
+        let params = with_stop_signal(LlamaContextParams::default(), self.stop);
+        // the measured number may be another one each time
+        let Threads { one, many } = self.threads;
+        let threads = Threads { one: if one > 0 { one } else { many }, many };
+        // the memory of the one before is needed
+        self.alone = None;
+        let alone = AloneContext::new(self.backend, self.model, params, tokens, threads)?;
+        self.alone = Some(alone);
+        Ok(ALONE)
+    }
+
     fn release(&mut self, sequence: usize) {
+        if sequence == ALONE {
+            self.alone = None;
+            return;
+        }
         self.cache.release(&LlamaSequences(&mut self.context), sequence);
     }
 
@@ -259,6 +284,12 @@ impl Decoder for LlamaDecoder<'_> {
     }
 
     fn eval(&mut self, parts: &[StepPart<'_>]) -> Result<(), Fault> {
+        self.logits.resize_with(parts.len(), Vec::new);
+        if let ([part], Some(alone)) = (parts, &mut self.alone)
+            && part.sequence == ALONE
+        {
+            return alone.eval(part.tokens, &mut self.logits[0]);
+        }
         let mut library = LlamaSequences(&mut self.context);
         let tokens = parts.iter().map(|part| part.tokens.len()).sum();
         self.cache.evict_for(&mut library, tokens)?;
@@ -269,7 +300,6 @@ impl Decoder for LlamaDecoder<'_> {
             }
             return Err(fault);
         }
-        self.logits.resize_with(parts.len(), Vec::new);
         let mut row = 0;
         for (part, logits) in parts.iter().zip(&mut self.logits) {
             self.cache.append(part.sequence, part.tokens);
@@ -281,6 +311,9 @@ impl Decoder for LlamaDecoder<'_> {
     }
 
     fn truncate(&mut self, sequence: usize, last: usize) -> Result<(), Fault> {
+        if let Some(alone) = self.alone.as_mut().filter(|_| sequence == ALONE) {
+            return alone.truncate(last);
+        }
         let kept = self.cache.len(sequence).saturating_sub(last);
         self.cache.truncate_at(&mut LlamaSequences(&mut self.context), sequence, kept)
     }
@@ -290,6 +323,9 @@ impl Decoder for LlamaDecoder<'_> {
         sequence: usize,
         all: &[Vec<u32>],
     ) -> Result<Vec<f32>, Fault> {
+        if sequence == ALONE {
+            return score_each(self, sequence, all);
+        }
         let mut sums = score_first_tokens(self.logits(0), all);
         // continuations of one token are scored already
         let longer: Vec<usize> = (0..all.len()).filter(|&n| all[n].len() > 1).collect();
@@ -382,10 +418,6 @@ impl Decoder for LlamaDecoder<'_> {
     }
 }
 
-fn number_i32(at: usize) -> i32 {
-    i32::try_from(at).unwrap_or(0)
-}
-
 /// The saved prefixes of the model, if there is a folder for them and the model is known by its digest. Without
 /// them prompts are read again.
 fn prefix_folder(
@@ -441,14 +473,6 @@ fn fitting(lengths: impl Iterator<Item = usize>) -> usize {
         tokens <= BATCH_TOKENS as usize
     };
     lengths.take(BRANCHES as usize).take_while(fits).count().max(1)
-}
-
-fn token(id: u32) -> LlamaToken {
-    LlamaToken(i32::try_from(id).unwrap_or(i32::MAX))
-}
-
-fn id(token: LlamaToken) -> u32 {
-    u32::try_from(token.0).unwrap_or(0)
 }
 
 /// Sets llama.cpp's abort callback, for which the safe API has no setter.

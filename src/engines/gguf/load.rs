@@ -131,6 +131,7 @@ pub(super) fn describe(
             json_schema: true,
             streaming: true,
             logprobs: true,
+            deterministic: true,
             skills: vec![skill::GENERATE.to_owned(), skill::CLASSIFY.to_owned()],
             ..Capabilities::default()
         },

@@ -3,9 +3,11 @@
 //! llama.cpp ends the process on a failed assertion and reads files from anywhere, so this runs
 //! in a child process (`pilotlight engine`); see `docs/decisions/0002-child-engines.md`.
 
+mod alone;
 #[cfg(any(test, feature = "cpu-variants"))]
 mod cpu;
 mod decoder;
+mod ids;
 mod kv_cache;
 #[cfg(test)]
 mod kv_cache_tests;

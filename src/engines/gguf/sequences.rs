@@ -3,6 +3,7 @@
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::session::LlamaStateSeqFlags;
 
+use super::ids::number_i32;
 use super::kv_cache::Sequences;
 use crate::model::generate::Fault;
 
@@ -12,24 +13,27 @@ pub(super) struct LlamaSequences<'c, 'm>(pub(super) &'c mut LlamaContext<'m>);
 impl Sequences for LlamaSequences<'_, '_> {
     fn share(&mut self, from: usize, to: usize, tokens: usize) -> Result<(), Fault> {
         let end = u32::try_from(tokens).ok();
-        let copied = self.0.copy_kv_cache_seq(id(from), id(to), Some(0), end);
+        let copied = self.0.copy_kv_cache_seq(number_i32(from), number_i32(to), Some(0), end);
         copied.map_err(|e| Fault::ProtocolError(format!("a prefix cannot be shared: {e}")))
     }
 
     fn truncate(&mut self, sequence: usize, kept: usize) -> bool {
         let from = u32::try_from(kept).ok();
-        self.0.clear_kv_cache_seq(Some(id(sequence).cast_unsigned()), from, None).unwrap_or(false)
+        self.0
+            .clear_kv_cache_seq(Some(number_i32(sequence).cast_unsigned()), from, None)
+            .unwrap_or(false)
     }
 
     fn empty(&mut self, sequence: usize) -> Result<(), Fault> {
-        let cleared = self.0.clear_kv_cache_seq(Some(id(sequence).cast_unsigned()), None, None);
+        let cleared =
+            self.0.clear_kv_cache_seq(Some(number_i32(sequence).cast_unsigned()), None, None);
         cleared
             .map(drop)
             .map_err(|e| Fault::ProtocolError(format!("a sequence cannot be emptied: {e}")))
     }
 
     fn state_bytes(&self, sequence: usize) -> usize {
-        self.0.state_seq_get_size_ext(id(sequence), LlamaStateSeqFlags::empty())
+        self.0.state_seq_get_size_ext(number_i32(sequence), LlamaStateSeqFlags::empty())
     }
 
     fn state(&self, sequence: usize) -> Option<Vec<u8>> {
@@ -37,8 +41,9 @@ impl Sequences for LlamaSequences<'_, '_> {
         let mut state = vec![0; self.state_bytes(sequence)];
         // SAFETY: the buffer has the size that llama.cpp states for this sequence, which does not change meanwhile.
         #[expect(unsafe_code, reason = "the safe function's result cannot be written to a file")]
-        let written =
-            unsafe { self.0.state_seq_get_data_ext(state.as_mut_ptr(), id(sequence), flags) };
+        let written = unsafe {
+            self.0.state_seq_get_data_ext(state.as_mut_ptr(), number_i32(sequence), flags)
+        };
         (written == state.len() && written > 0).then_some(state)
     }
 
@@ -48,12 +53,7 @@ impl Sequences for LlamaSequences<'_, '_> {
         // was checked. llama.cpp compares the numbers of layers and the types and bounds of what it reads.
         #[expect(unsafe_code, reason = "the safe function takes nothing from a file")]
         unsafe {
-            self.0.state_seq_set_data_ext(state, id(sequence), flags)
+            self.0.state_seq_set_data_ext(state, number_i32(sequence), flags)
         }
     }
-}
-
-/// The id of a sequence.
-fn id(sequence: usize) -> i32 {
-    i32::try_from(sequence).unwrap_or(0)
 }

@@ -53,6 +53,16 @@ impl ActiveAnswer {
         self.prompt.urgency
     }
 
+    /// Whether it is computed apart from others.
+    pub(super) fn is_deterministic(&self) -> bool {
+        self.prompt.job.sampling.deterministic
+    }
+
+    /// Most tokens of prompt and answer.
+    pub(super) fn tokens_max(&self) -> usize {
+        self.prompt_tokens + self.most as usize
+    }
+
     /// Continues the answer after `kept` of its tokens, which are in the prefix cache.
     pub(super) fn continue_from(&mut self, kept: usize) {
         self.evaluated = kept;

@@ -3,6 +3,8 @@
 //! A step evaluates the next token of each running answer, with the forced tokens after it, and beside them a part of
 //! the prompts that are not read yet, the most urgent first. Only [`Engine::width`] answers run at once; one that is less
 //! urgent than a waiting prompt is paused, and continues from what is left of it in the prefix cache.
+//!
+//! A deterministic answer is computed alone, in steps of its own; see [`Decoder::open_alone`].
 
 use std::cmp::Ordering;
 use std::sync::atomic::Ordering::Relaxed;
@@ -26,6 +28,8 @@ const BESIDE_MIN: f64 = 0.05;
 const CHANGE_MAX: f64 = 1.25;
 /// Interval at which clients are looked at while all of them are behind.
 const READER_POLL: Duration = Duration::from_millis(2);
+/// Most tokens of a step of a deterministic answer.
+const ALONE_TOKENS: usize = 64;
 
 /// The prompts that were taken from the queue.
 #[derive(Default)]
@@ -33,6 +37,10 @@ struct Batch {
     running: Vec<Running>,
     /// Those that have no sequence: they were paused, or have not begun.
     paused: Vec<ActiveAnswer>,
+    /// The deterministic answer that has begun; at most one.
+    alone: Vec<Running>,
+    /// The last step was that of `alone`.
+    alone_had_turn: bool,
 }
 
 /// What a step evaluates.
@@ -50,15 +58,42 @@ struct Running {
     sequence: usize,
 }
 
+impl Running {
+    fn can_go_on(&self) -> bool {
+        self.answer.finish.is_none() && !self.answer.is_held()
+    }
+}
+
 impl Batch {
     fn len(&self) -> usize {
-        self.running.len() + self.paused.len()
+        self.running.len() + self.paused.len() + self.alone.len()
     }
 
-    /// The place of the most urgent answer that is paused; complete ones wait for their client only.
-    fn next_paused(&self) -> Option<usize> {
-        let all = self.paused.iter().enumerate().filter(|(_, answer)| answer.finish.is_none());
+    /// The place of the most urgent answer of this kind that is paused; complete ones wait for their client only.
+    fn next_paused(&self, is_deterministic: bool) -> Option<usize> {
+        let is_next = |answer: &ActiveAnswer| {
+            answer.finish.is_none() && answer.is_deterministic() == is_deterministic
+        };
+        let all = self.paused.iter().enumerate().filter(|(_, answer)| is_next(answer));
         all.min_by_key(|(_, answer)| answer.urgency()).map(|(at, _)| at)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ActiveAnswer> {
+        let begun = self.running.iter().chain(&self.alone).map(|run| &run.answer);
+        begun.chain(&self.paused)
+    }
+
+    /// Whether the next step is that of the deterministic answer: before less urgent priorities, and in turn with
+    /// answers of its own.
+    fn is_turn_of_alone(&self, plan: &StepPlan) -> bool {
+        let Some(alone) = self.alone.first().filter(|run| run.can_go_on()) else { return false };
+        let priority = |run: &Running| run.answer.urgency().0;
+        let others = plan.parts.iter().map(|(at, _)| priority(&self.running[*at])).min();
+        others.is_none_or(|others| match priority(alone).cmp(&others) {
+            Ordering::Less => true,
+            Ordering::Equal => !self.alone_had_turn,
+            Ordering::Greater => false,
+        })
     }
 
     /// The urgency of the running answer that would be paused first.
@@ -105,15 +140,20 @@ impl<D: Decoder> Engine<D> {
         // bounded: each round takes a prompt out of a bounded queue
         while batch.len() < SLOTS as usize {
             let (least, is_full) = (batch.least(), batch.running.len() >= self.width);
+            let is_free = || !batch.all().any(ActiveAnswer::is_deterministic);
             let may = |task: &EngineTask| match task {
-                EngineTask::Read { .. } => least.is_none() && batch.paused.is_empty(),
+                EngineTask::Read { .. } => batch.len() == 0,
                 EngineTask::Answer(prompt) => {
                     let is_first = least.is_none_or(|least| prompt.urgency < least);
-                    let all = batch.running.iter().map(|run| &run.answer).chain(&batch.paused);
-                    let all = all.filter(|answer| answer.finish.is_none());
+                    let all = batch.all().filter(|answer| answer.finish.is_none());
                     let top = || all.map(ActiveAnswer::urgency).min();
                     let is_top = || top().is_none_or(|top| prompt.urgency < top);
-                    if is_alone(prompt) { is_top() } else { !is_full || is_first }
+                    match (is_alone(prompt), prompt.job.sampling.deterministic) {
+                        (true, false) => is_top(),
+                        (true, true) => is_top() && is_free(),
+                        (false, true) => is_free(),
+                        (false, false) => !is_full || is_first,
+                    }
                 }
             };
             let Some(task) = queue.take(may) else { break };
@@ -125,8 +165,9 @@ impl<D: Decoder> Engine<D> {
 
     /// Gives free sequences to paused answers, and those of less urgent answers.
     fn resume(&mut self, batch: &mut Batch) {
+        self.begin_alone(batch);
         // bounded: each round moves an answer to `running`, and pauses only less urgent ones
-        while let Some(at) = batch.next_paused() {
+        while let Some(at) = batch.next_paused(false) {
             let next = &batch.paused[at];
             // of the others too, what is not read yet
             let unread = batch.running.iter().map(|run| run.answer.pending().len());
@@ -150,6 +191,19 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
+    /// Begins a deterministic answer if there is no other.
+    fn begin_alone(&mut self, batch: &mut Batch) {
+        if !batch.alone.is_empty() {
+            return;
+        }
+        let Some(at) = batch.next_paused(true) else { return };
+        let answer = batch.paused.swap_remove(at);
+        match self.decoder.open_alone(answer.tokens_max()) {
+            Ok(sequence) => batch.alone.push(Running { answer, sequence }),
+            Err(fault) => answer.prompt.end(Err(fault)),
+        }
+    }
+
     fn pause_least(&mut self, batch: &mut Batch) {
         let all = 0..batch.running.len();
         let Some(at) = all.max_by_key(|at| batch.running[*at].answer.urgency()) else { return };
@@ -169,8 +223,8 @@ impl<D: Decoder> Engine<D> {
 
     /// Ends answers whose client has gone, and those that are complete and sent.
     fn end_gone(&mut self, batch: &mut Batch) {
-        let running = batch.running.iter_mut().map(|run| &mut run.answer);
-        for answer in running.chain(&mut batch.paused) {
+        let begun = batch.running.iter_mut().chain(&mut batch.alone);
+        for answer in begun.map(|run| &mut run.answer).chain(&mut batch.paused) {
             if answer.flush().is_err() {
                 answer.prompt.stop.store(true, Relaxed);
             }
@@ -178,38 +232,53 @@ impl<D: Decoder> Engine<D> {
         let model = &self.context.identification.name;
         let has_ended = |answer: &mut ActiveAnswer| answer.has_ended();
         batch.paused.extract_if(.., has_ended).for_each(|answer| answer.end(model));
-        for run in batch.running.extract_if(.., |run| run.answer.has_ended()) {
+        let begun = [&mut batch.running, &mut batch.alone];
+        for run in
+            begun.into_iter().flat_map(|all| all.extract_if(.., |run| run.answer.has_ended()))
+        {
             self.decoder.release(run.sequence);
             run.answer.end(model);
         }
     }
 
-    /// Evaluates the next tokens of the running answers, and samples.
+    /// Evaluates the next tokens of the running answers, or of the deterministic one.
     fn step(&mut self, batch: &mut Batch) {
         self.make_room(batch);
         batch.running.sort_unstable_by_key(|run| run.answer.urgency());
-        let StepPlan { parts: plan, shared_by } = self.plan(&batch.running);
-        if plan.is_empty() {
-            if batch.len() > 0 {
-                std::thread::sleep(READER_POLL);
-            }
-            return;
+        let plan = self.plan(&batch.running);
+        batch.alone_had_turn = batch.is_turn_of_alone(&plan);
+        if batch.alone_had_turn {
+            let tokens = batch.alone[0].answer.pending().len().min(ALONE_TOKENS);
+            let plan = StepPlan { parts: vec![(0, tokens)], shared_by: None };
+            self.evaluate(&mut batch.alone, plan);
+        } else if !plan.parts.is_empty() {
+            self.evaluate(&mut batch.running, plan);
+        } else if batch.len() > 0 {
+            std::thread::sleep(READER_POLL);
         }
-        let alone = (batch.running.len() == 1).then(|| batch.running[0].answer.prompt.stop.clone());
+    }
+
+    /// Evaluates what is planned of some answers, and samples.
+    fn evaluate(
+        &mut self,
+        running: &mut Vec<Running>,
+        StepPlan { parts: plan, shared_by }: StepPlan,
+    ) {
+        let alone = (running.len() == 1).then(|| running[0].answer.prompt.stop.clone());
         if let Some(stop) = &alone {
             self.decoder.begin_request(stop);
         }
         let began = now();
         // prompts gain more by several threads than answers do, so that they are not compared
-        let is_reading = plan.iter().any(|&(at, _)| batch.running[at].answer.is_reading());
+        let is_reading = plan.iter().any(|&(at, _)| running[at].answer.is_reading());
         let is_high =
             if is_reading { self.contention.is_high_at(began) } else { self.contention.is_high() };
         self.use_threads(is_high);
         let parts: Vec<StepPart<'_>> = plan
             .iter()
             .map(|&(at, tokens)| StepPart {
-                sequence: batch.running[at].sequence,
-                tokens: &batch.running[at].answer.pending()[..tokens],
+                sequence: running[at].sequence,
+                tokens: &running[at].answer.pending()[..tokens],
             })
             .collect();
         let result = self.decoder.eval(&parts);
@@ -217,12 +286,12 @@ impl<D: Decoder> Engine<D> {
         if let Err(fault) = result {
             // an aborted evaluation was of one answer alone
             let all = plan.iter().map(|&(at, _)| (at, fault.clone())).collect();
-            return self.end_failed(batch, all);
+            return self.end_failed(running, all);
         }
         let mut failed = Vec::new();
         let mut reading = Vec::new();
         for (part, &(at, tokens)) in plan.iter().enumerate() {
-            let answer = &mut batch.running[at].answer;
+            let answer = &mut running[at].answer;
             reading.push(answer.is_reading());
             answer.evaluated += tokens;
             if answer.evaluated < answer.tokens.len() {
@@ -237,8 +306,8 @@ impl<D: Decoder> Engine<D> {
         if let Some(write) = shared_by {
             self.adjust_share(write, computed);
         }
-        self.account(batch, &plan, &reading, computed);
-        self.end_failed(batch, failed);
+        self.account(running, &plan, &reading, computed);
+        self.end_failed(running, failed);
         self.pacer.pause(computed, alone.as_deref());
     }
 
@@ -262,8 +331,7 @@ impl<D: Decoder> Engine<D> {
     /// are in the order of their urgency; the least urgent ones stand still if the scheduler limits the width.
     fn plan(&self, running: &[Running]) -> StepPlan {
         let width = self.pacer.duty.width();
-        let can_go_on = |run: &Running| run.answer.finish.is_none() && !run.answer.is_held();
-        let parts = running.iter().enumerate().filter(|(_, run)| can_go_on(run)).take(width);
+        let parts = running.iter().enumerate().filter(|(_, run)| run.can_go_on()).take(width);
         let writers = parts.clone().filter(|(_, run)| !run.answer.is_long());
         let writing = writers.clone().count();
         let written: usize = writers.clone().map(|(_, run)| run.answer.next_tokens()).sum();
@@ -317,9 +385,9 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// Ends running answers with their faults; the places are in rising order.
-    fn end_failed(&mut self, batch: &mut Batch, failed: Vec<(usize, Fault)>) {
+    fn end_failed(&mut self, running: &mut Vec<Running>, failed: Vec<(usize, Fault)>) {
         for (at, fault) in failed.into_iter().rev() {
-            let Running { answer, sequence } = batch.running.swap_remove(at);
+            let Running { answer, sequence } = running.swap_remove(at);
             self.decoder.release(sequence);
             answer.prompt.end(Err(fault));
         }
@@ -337,7 +405,7 @@ impl<D: Decoder> Engine<D> {
     /// Adds the time of a step to its answers, as each would have taken alone.
     fn account(
         &mut self,
-        batch: &mut Batch,
+        running: &mut [Running],
         plan: &[(usize, usize)],
         reading: &[bool],
         computed: Duration,
@@ -348,11 +416,12 @@ impl<D: Decoder> Engine<D> {
         let write = reading.iter().filter(|reading| !**reading).count();
         let predicted = self.times.step_ms(read, write);
         let ms = computed.as_secs_f64() * 1e3;
-        if read == 0 {
+        // a deterministic answer has other threads
+        if read == 0 && !running.iter().any(|run| run.answer.is_deterministic()) {
             self.contention.count(ms / predicted, now());
         }
         for (&(at, tokens), reading) in plan.iter().zip(reading) {
-            let answer = &mut batch.running[at].answer;
+            let answer = &mut running[at].answer;
             let write = usize::from(!*reading);
             answer.prefill_ms += ms * self.times.step_ms(tokens - write, 0) / predicted;
             answer.decode_ms += ms * self.times.step_ms(0, write) / predicted;

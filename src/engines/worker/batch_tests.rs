@@ -31,8 +31,8 @@ pub(super) type Step = BTreeMap<char, usize>;
 
 /// Its tokens are bytes; after each comes the next byte, and after `z` the end.
 pub(super) struct Alphabet {
-    /// The tokens of each sequence, and whether it is in use.
-    sequences: [(Vec<u32>, bool); SEQUENCES],
+    /// The tokens of each sequence, and whether it is in use; the last is alone.
+    pub(super) sequences: [(Vec<u32>, bool); SEQUENCES + 1],
     /// Tokens for which the KV cache has room.
     room: usize,
     logits: Vec<Vec<f32>>,
@@ -45,7 +45,7 @@ pub(super) struct Alphabet {
     /// What an earlier start has measured.
     kept: Option<Measurement>,
     /// Sent before the step of this number.
-    later: Option<(usize, EngineTask, mpsc::Sender<EngineTask>)>,
+    pub(super) later: Option<(usize, EngineTask, mpsc::Sender<EngineTask>)>,
 }
 
 impl Decoder for Alphabet {
@@ -78,7 +78,7 @@ impl Decoder for Alphabet {
     }
 
     fn free_tokens(&self) -> usize {
-        let in_use = self.sequences.iter().filter(|(_, in_use)| *in_use);
+        let in_use = self.sequences[..SEQUENCES].iter().filter(|(_, in_use)| *in_use);
         let used = in_use.map(|(tokens, _)| tokens.len()).sum();
         self.room.checked_sub(used).expect("more tokens than the cache has room for")
     }
@@ -96,6 +96,15 @@ impl Decoder for Alphabet {
         Ok((found, tokens.len()))
     }
 
+    fn open_alone(&mut self, tokens: usize) -> Result<usize, Fault> {
+        assert!(!self.sequences[SEQUENCES].1, "there is one already");
+        if tokens > self.room {
+            return Err(Fault::unavailable("no memory"));
+        }
+        self.sequences[SEQUENCES] = (Vec::new(), true);
+        Ok(SEQUENCES)
+    }
+
     fn release(&mut self, sequence: usize) {
         self.sequences[sequence].1 = false;
     }
@@ -111,6 +120,7 @@ impl Decoder for Alphabet {
         for part in parts {
             let (tokens, in_use) = &mut self.sequences[part.sequence];
             assert!(*in_use && !part.tokens.is_empty());
+            assert!(part.sequence < SEQUENCES || parts.len() == 1);
             tokens.extend(part.tokens);
             let last = *part.tokens.last().unwrap();
             let next = if last == u32::from(b'z') { END } else { last + 1 };

@@ -73,7 +73,10 @@ impl<D: Decoder> Engine<D> {
         labels: &Arc<Labels>,
         client: (&Out, &AtomicBool),
     ) -> Result<Chosen, Fault> {
-        let mut learned = match self.label_cache.take(labels, job.label_owner()) {
+        // what was learned before depends on what was computed then
+        let is_deterministic = job.sampling.deterministic;
+        let known = || self.label_cache.take(labels, job.label_owner());
+        let mut learned = match (!is_deterministic).then(known).flatten() {
             Some(learned) => learned,
             None => LearnedLabels::of(&mut self.decoder, labels)?,
         };
@@ -81,7 +84,9 @@ impl<D: Decoder> Engine<D> {
         let scope = scope.map_err(Fault::Rejected);
         let chosen =
             scope.and_then(|scope| self.learn_and_choose(job, &scope, &mut learned, client));
-        self.label_cache.put(labels, job.label_owner(), learned);
+        if !is_deterministic {
+            self.label_cache.put(labels, job.label_owner(), learned);
+        }
         chosen
     }
 
@@ -98,8 +103,8 @@ impl<D: Decoder> Engine<D> {
         Ok(PrefixScope { group: job.cache_group.as_str().into(), open })
     }
 
-    /// A job with a seed is answered from the examples alone and changes no mean: its answer is the same
-    /// whatever the cache group has asked before.
+    /// A job with a seed, or a deterministic one, is answered from the examples alone and changes no mean: its answer
+    /// is the same whatever the cache group has asked before.
     fn learn_and_choose(
         &mut self,
         job: &Job,
@@ -111,12 +116,13 @@ impl<D: Decoder> Engine<D> {
             if client.1.load(Ordering::Relaxed) {
                 return Err(Fault::Cancelled);
             }
-            let (scores, _) = self.score(&example, scope, learned, client)?;
+            let (scores, _) = self.score(job, &example, scope, learned, client)?;
             learned.add_example(label, &scores);
             learned.pending.pop();
         }
-        let (scores, tokens) = self.score(&job.text(), scope, learned, client)?;
-        let group = job.sampling.seed.is_none().then_some(&*scope.group);
+        let (scores, tokens) = self.score(job, &job.text(), scope, learned, client)?;
+        let repeats = job.sampling.seed.is_some() || job.sampling.deterministic;
+        let group = (!repeats).then_some(&*scope.group);
         let probabilities = softmax(&learned.calibrate(self.calibration, group, &scores));
         let classification = Classification::of(&learned.labels, &probabilities)
             .ok_or_else(|| Fault::ProtocolError("there are no labels".to_owned()))?;
@@ -130,6 +136,7 @@ impl<D: Decoder> Engine<D> {
     /// Scores each label: the natural logarithm of its probability after a text.
     fn score(
         &mut self,
+        job: &Job,
         text: &str,
         scope: &PrefixScope,
         learned: &LearnedLabels,
@@ -139,7 +146,11 @@ impl<D: Decoder> Engine<D> {
         let prompt = self.decoder.encode(&prompt, true).map_err(Fault::Rejected)?;
         let labels: usize = learned.tokens.iter().map(Vec::len).sum();
         self.check_length(prompt.len() + labels)?;
-        let (sequence, cached) = self.decoder.reuse(&prompt, scope)?;
+        let (sequence, cached) = if job.sampling.deterministic {
+            (self.decoder.open_alone(prompt.len() + labels)?, 0)
+        } else {
+            self.decoder.reuse(&prompt, scope)?
+        };
         let scores = self
             .prefill(sequence, &prompt[cached..], Some(client))
             .and_then(|()| self.decoder.score_continuations(sequence, &learned.tokens));

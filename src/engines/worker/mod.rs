@@ -3,6 +3,8 @@
 //! A library that computes for seconds must not block a thread of the async runtime, and most libraries
 //! must be called from one thread only.
 
+#[cfg(test)]
+mod alone_tests;
 mod answer;
 mod batch;
 #[cfg(test)]
@@ -22,6 +24,7 @@ mod measurement;
 pub(super) mod memory;
 mod pacer;
 mod queue;
+mod scores;
 mod step_times;
 mod threads;
 mod watchdog;
@@ -47,6 +50,7 @@ pub(super) use self::measurement::Measurement;
 use self::pacer::Duty;
 use self::queue::Urgency;
 pub(super) use self::queue::{PromptQueue, SLOTS};
+pub(super) use self::scores::{log_probabilities, score_each, score_first_tokens};
 pub(super) use self::threads::Threads;
 use self::watchdog::{GrammarStop, PendingPrompt, Stopped};
 use super::template::ChatTemplate;
@@ -158,7 +162,18 @@ pub(crate) trait Decoder {
     /// [`Fault::ProtocolError`] if all sequences are in use, or the KV cache can't be truncated.
     fn reuse(&mut self, prompt: &[u32], scope: &PrefixScope) -> Result<(usize, usize), Fault>;
 
-    /// Ends the use of a sequence, whose tokens stay in the prefix cache.
+    /// Takes a sequence in a KV cache of its own, which is empty and has room for so many tokens. The same steps have
+    /// then the same logits, whatever the other sequences have. There is one at a time, and it is evaluated in steps
+    /// of its own.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] if there is no memory for it; [`Fault::Rejected`], by default, if the library can't.
+    fn open_alone(&mut self, _tokens: usize) -> Result<usize, Fault> {
+        let message = "this model has no deterministic answers";
+        Err(Fault::Rejected(Refusal::field(Code::Incapable, "deterministic", message)))
+    }
+
+    /// Ends the use of a sequence. Its tokens stay in the prefix cache, unless it was alone.
     fn release(&mut self, sequence: usize);
 
     /// Empties the prefix cache; no sequence is in use.
@@ -186,15 +201,7 @@ pub(crate) trait Decoder {
         sequence: usize,
         all: &[Vec<u32>],
     ) -> Result<Vec<f32>, Fault> {
-        let mut sums = score_first_tokens(self.logits(0), all);
-        for (sum, tokens) in sums.iter_mut().zip(all) {
-            for pair in tokens.windows(2) {
-                self.eval(&[StepPart { sequence, tokens: &pair[..1] }])?;
-                *sum += log_probabilities(self.logits(0))[pair[1] as usize];
-            }
-            self.truncate(sequence, tokens.len() - 1)?;
-        }
-        Ok(sums)
+        score_each(self, sequence, all)
     }
 
     /// Most tokens of one batch; a request can be stopped between two batches.
@@ -434,21 +441,6 @@ impl PrefixScope {
 /// Length of the common prefix, in tokens.
 pub(super) fn same_tokens(one: &[u32], other: &[u32]) -> usize {
     one.iter().zip(other).take_while(|(a, b)| a == b).count()
-}
-
-/// Log-softmax, relative to the greatest logit so that nothing overflows.
-pub(super) fn log_probabilities(logits: &[f32]) -> Vec<f32> {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
-    #[expect(clippy::cast_possible_truncation, reason = "of the size of a logit")]
-    let norm = sum.ln() as f32;
-    logits.iter().map(|logit| logit - most - norm).collect()
-}
-
-/// Log-probability of the first token of each continuation.
-pub(super) fn score_first_tokens(logits: &[f32], all: &[Vec<u32>]) -> Vec<f32> {
-    let first = log_probabilities(logits);
-    all.iter().map(|tokens| first[tokens[0] as usize]).collect()
 }
 
 /// SHA-256 of a file, hexadecimal.

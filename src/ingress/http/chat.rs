@@ -176,6 +176,7 @@ pub(super) struct MetadataOptions {
     task: Option<String>,
     strategy: Option<Strategy>,
     judge: Option<String>,
+    deterministic: Option<bool>,
 }
 
 impl MetadataOptions {
@@ -197,6 +198,7 @@ impl MetadataOptions {
             task: self.task,
             strategy: self.strategy,
             judge: self.judge,
+            deterministic: self.deterministic,
             ..Ask::default()
         })
     }
