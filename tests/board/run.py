@@ -21,6 +21,8 @@ DEVICE = "board-1"
 SHORT = {"max_tokens": 4, "deadline_ms": 600_000}
 # a new system has this long to answer: the emulated board needs about 30 s
 PROBE_MAX_S = 120
+# prompts that the service lets wait
+WAITING_MAX = 64
 
 
 class Run:
@@ -242,9 +244,11 @@ class Run:
     def cuts(self, times):
         """The power is cut while prompts are answered."""
         chance = random.Random(1)
+        # if none is answered between the cuts, all wait at once; more are refused as busy
+        per_cut = max(1, min(4, WAITING_MAX // times))
         outages, asked = [], 0
         for n in range(times):
-            for _ in range(4):
+            for _ in range(per_cut):
                 asked += 1
                 self.app.ask(f"cut-{asked}", prompt=f"Say the number {asked}.", max_tokens=24, deadline_ms=3_600_000)
             time.sleep(chance.uniform(0.5, 20))
