@@ -5,16 +5,22 @@ use std::time::Duration;
 
 use super::EngineTask;
 use super::batch_tests::{Asked, Step, cut, setting, task};
+use crate::limits::CHUNKS_WAITING_MAX;
 use crate::model::generate::Fault;
 use crate::request::job::{Job, Priority};
 
 /// A deterministic prompt with its deadline in so many seconds, for an answer of four tokens.
 fn alone(text: &str, seconds: u64, priority: Priority) -> (EngineTask, Asked) {
+    task(exact(text, seconds, priority))
+}
+
+fn exact(text: &str, seconds: u64, priority: Priority) -> Job {
     let mut job = Job { priority, ..Job::plain(text, Duration::from_secs(seconds)) };
     job.sampling.temperature = Some(0.0);
+    job.sampling.repeat_penalty = Some(1.0);
     job.sampling.max_tokens = Some(4);
     job.sampling.deterministic = true;
-    task(job)
+    job
 }
 
 fn letters(steps: &[Step]) -> Vec<String> {
@@ -103,4 +109,27 @@ fn one_without_memory_fails_and_one_without_a_client_ends() {
     assert_eq!(large.ended.try_recv().unwrap(), Err(Fault::unavailable("no memory")));
     assert_eq!(gone.ended.try_recv().unwrap(), Err(Fault::Cancelled));
     assert_eq!(a.answer(), cut("bcde"));
+}
+
+#[test]
+fn a_complete_answer_that_is_not_read_keeps_no_memory() {
+    let setting = setting(1, 1000);
+    // each byte is a piece, and there is room for all but one
+    let pieces = u32::try_from(CHUNKS_WAITING_MAX).unwrap() + 1;
+    let mut job = exact("!", 10, Priority::Normal);
+    job.sampling.max_tokens = Some(pieces);
+    let (first, mut behind) = task(job);
+    let (second, other) = alone("m", 11, Priority::Normal);
+    setting.tasks.try_send(first).ok().unwrap();
+    setting.tasks.try_send(second).ok().unwrap();
+    let reader = std::thread::Builder::new();
+    let reader = reader.spawn(move || {
+        assert_eq!(other.ended.blocking_recv().unwrap().unwrap().completion_tokens, 4);
+        while behind.ended.try_recv().is_err() {
+            behind.text();
+        }
+    });
+    let steps = setting.run();
+    reader.unwrap().join().unwrap();
+    assert_eq!(steps.iter().filter(|step| step.contains_key(&'!')).count(), pieces as usize);
 }

@@ -140,7 +140,9 @@ impl<D: Decoder> Engine<D> {
         // bounded: each round takes a prompt out of a bounded queue
         while batch.len() < SLOTS as usize {
             let (least, is_full) = (batch.least(), batch.running.len() >= self.width);
-            let is_free = || !batch.all().any(ActiveAnswer::is_deterministic);
+            let is_next =
+                |answer: &ActiveAnswer| answer.is_deterministic() && answer.finish.is_none();
+            let is_free = || !batch.all().any(is_next);
             let may = |task: &EngineTask| match task {
                 EngineTask::Read { .. } => batch.len() == 0,
                 EngineTask::Answer(prompt) => {
@@ -238,6 +240,11 @@ impl<D: Decoder> Engine<D> {
         {
             self.decoder.release(run.sequence);
             run.answer.end(model);
+        }
+        // its memory is not needed while its client is behind
+        if let Some(done) = batch.alone.pop_if(|run| run.answer.finish.is_some()) {
+            self.decoder.release(done.sequence);
+            batch.paused.push(done.answer);
         }
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct Engine<D> {
     pub(super) constraints: Option<Factory>,
     pub(super) calibration: Calibration,
     pub(super) label_cache: LabelCache<LearnedLabels>,
+    /// The same as computed for deterministic answers alone.
+    pub(super) exact_labels: LabelCache<LearnedLabels>,
     pub(super) pacer: Pacer,
     /// Where work is reported that was stopped and has not ended.
     pub(super) watchdog: Option<mpsc::Sender<Stopped>>,
@@ -93,6 +95,7 @@ impl<D: Decoder> Engine<D> {
             constraints: None,
             calibration,
             label_cache: LabelCache::default(),
+            exact_labels: LabelCache::default(),
             pacer,
             watchdog: None,
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::calibration::{LearnedLabels, question};
 use super::engine::{Engine, tools_unsupported};
-use super::{Decoder, PrefixScope, Prompt};
+use super::{Decoder, LabelCache, PrefixScope, Prompt};
 use crate::clock::now;
 use crate::model::generate::{Fault, Usage};
 use crate::model::out::Out;
@@ -73,10 +73,7 @@ impl<D: Decoder> Engine<D> {
         labels: &Arc<Labels>,
         client: (&Out, &AtomicBool),
     ) -> Result<Chosen, Fault> {
-        // what was learned before depends on what was computed then
-        let is_deterministic = job.sampling.deterministic;
-        let known = || self.label_cache.take(labels, job.label_owner());
-        let mut learned = match (!is_deterministic).then(known).flatten() {
+        let mut learned = match self.learned_for(job).take(labels, job.label_owner()) {
             Some(learned) => learned,
             None => LearnedLabels::of(&mut self.decoder, labels)?,
         };
@@ -84,10 +81,13 @@ impl<D: Decoder> Engine<D> {
         let scope = scope.map_err(Fault::Rejected);
         let chosen =
             scope.and_then(|scope| self.learn_and_choose(job, &scope, &mut learned, client));
-        if !is_deterministic {
-            self.label_cache.put(labels, job.label_owner(), learned);
-        }
+        self.learned_for(job).put(labels, job.label_owner(), learned);
         chosen
+    }
+
+    /// What was learned of labels. For a deterministic answer only what was computed alone counts.
+    fn learned_for(&mut self, job: &Job) -> &mut LabelCache<LearnedLabels> {
+        if job.sampling.deterministic { &mut self.exact_labels } else { &mut self.label_cache }
     }
 
     /// The scope of the prompts of a classification, which begin with the examples.
