@@ -82,7 +82,7 @@ pub struct Capabilities {
     /// It gives log-probabilities.
     #[serde(default)]
     pub logprobs: bool,
-    /// It answers a request in the same way each time, if the request asks for that.
+    /// The same request has the same answer each time, if the request asks for that.
     #[serde(default)]
     pub deterministic: bool,
     /// Its skills (`talents` on the wire): `generate`, `classify`, `embed`, and names from the configuration.

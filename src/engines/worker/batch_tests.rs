@@ -32,7 +32,7 @@ pub(super) type Step = BTreeMap<char, usize>;
 /// Its tokens are bytes; after each comes the next byte, and after `z` the end.
 pub(super) struct Alphabet {
     /// The tokens of each sequence, and whether it is in use; the last is alone.
-    pub(super) sequences: [(Vec<u32>, bool); SEQUENCES + 1],
+    sequences: [(Vec<u32>, bool); SEQUENCES + 1],
     /// Tokens for which the KV cache has room.
     room: usize,
     logits: Vec<Vec<f32>>,
@@ -45,7 +45,7 @@ pub(super) struct Alphabet {
     /// What an earlier start has measured.
     kept: Option<Measurement>,
     /// Sent before the step of this number.
-    pub(super) later: Option<(usize, EngineTask, mpsc::Sender<EngineTask>)>,
+    later: Option<(usize, EngineTask, mpsc::Sender<EngineTask>)>,
 }
 
 impl Decoder for Alphabet {

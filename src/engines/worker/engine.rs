@@ -43,7 +43,7 @@ pub(crate) struct Engine<D> {
     pub(super) constraints: Option<Factory>,
     pub(super) calibration: Calibration,
     pub(super) label_cache: LabelCache<LearnedLabels>,
-    /// The same as computed for deterministic answers alone.
+    /// Learned labels of deterministic answers, whose scores were computed alone.
     pub(super) exact_labels: LabelCache<LearnedLabels>,
     pub(super) pacer: Pacer,
     /// Where work is reported that was stopped and has not ended.

@@ -85,7 +85,7 @@ impl<D: Decoder> Engine<D> {
         chosen
     }
 
-    /// What was learned of labels. For a deterministic answer only what was computed alone counts.
+    /// The cache of learned labels for this job: deterministic answers use scores that were computed alone.
     fn learned_for(&mut self, job: &Job) -> &mut LabelCache<LearnedLabels> {
         if job.sampling.deterministic { &mut self.exact_labels } else { &mut self.label_cache }
     }
