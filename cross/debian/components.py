@@ -23,10 +23,17 @@ def without_paths(value: object) -> object:
     if isinstance(value, list):
         return [without_paths(inner) for inner in value]
     if isinstance(value, str) and value.startswith("path+file://"):
-        return "path+file:///" + value.rsplit("/", 1)[-1]
+        return "path+file:///" + package_of(value)
     if isinstance(value, str) and "?download_url=file:" in value:
         return value.split("?download_url=file:")[0]
     return value
+
+
+def package_of(reference: str) -> str:
+    """NAME@VERSION of a package. Cargo leaves the name out where it is that of the folder."""
+    folder, _, package = reference.partition("#")
+    name = folder.rstrip("/").rsplit("/", 1)[-1]
+    return package if "@" in package else f"{name}@{package}"
 
 
 if __name__ == "__main__":
