@@ -19,10 +19,10 @@ mod support;
 
 use std::path::Path;
 
+use pilotlight::benchmark::loss::WeightsLoss;
 use pilotlight::convert::{OnnxWeights, convert};
 use pilotlight::engines::worker::{Calibration, PromptProgress};
 use pilotlight::engines::{gguf, onnx};
-use support::nearness::{Nearness, nearness};
 use support::{mean, model_file, print_machine, runtime};
 
 /// Bytes of a text that are read.
@@ -100,8 +100,8 @@ async fn main() {
             continue;
         }
         let pairs = reference.iter().zip(&readings);
-        let near: Vec<_> = pairs.map(|(one, other)| nearness(one, other)).collect();
-        let of = |what: fn(&Nearness) -> f64| mean(&near.iter().map(what).collect::<Vec<f64>>());
+        let near: Vec<_> = pairs.map(|(one, other)| WeightsLoss::of(one, other).unwrap()).collect();
+        let of = |what: fn(&WeightsLoss) -> f64| mean(&near.iter().map(what).collect::<Vec<f64>>());
         println!(
             "{name:12} {:7.1}   {:14.3}   {:10.4}   {:16.3}",
             size as f64 / 1e6,

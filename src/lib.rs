@@ -24,7 +24,7 @@
 //! 13-16 program     main, cli, daemon                     start and stop
 //!    12 settings    config
 //!    11 interfaces  ingress/{mqtt, http, mcp}             one client protocol each; trial: golden sets
-//!    10 strategies  strategy                              several models for one job
+//!    10 strategies  strategy                              several models for one job; benchmark
 //!     9 execution   dispatch, backends, simulate, convert
 //!     8 models      engines, providers, mcp, models; metrics
 //!     7 resources   mqtt, net, store, device, wire, status, gguf, sandbox
@@ -73,6 +73,7 @@ pub mod daemon;
 pub mod ingress;
 // what answers a request
 pub mod backends;
+pub mod benchmark;
 #[cfg(feature = "onnx")]
 pub mod convert;
 pub mod dispatch;

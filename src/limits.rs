@@ -3,6 +3,7 @@
 //! Sizes are in bytes unless stated otherwise. Relations between bounds are checked at compile time
 //! at the end of the file.
 
+pub mod benchmark;
 pub mod call;
 pub mod config;
 pub mod engine;

@@ -4,6 +4,7 @@
 mod output;
 
 mod ask;
+mod bench;
 mod broker;
 mod budget;
 mod calibrate;
@@ -131,6 +132,8 @@ enum Command {
     },
     /// Find and save a task's cascade threshold from labelled examples.
     Calibrate(calibrate::CalibrateArgs),
+    /// Measure the speed, the memory and the energy of models on this machine.
+    Bench(bench::BenchArgs),
     /// Let this device's own models answer the golden sets of the tasks, and print the scores.
     Golden {
         /// Print JSON.
@@ -184,6 +187,7 @@ impl Cli {
             | Command::Budget(_)
             | Command::Doctor { .. }
             | Command::Key { .. }
+            | Command::Bench(_)
             | Command::Calibrate(_)
             | Command::Golden { .. }
             | Command::Explain(_)
@@ -240,6 +244,7 @@ impl Cli {
             Command::Doctor { samples: Some(count), .. } => doctor::samples(path, count).await?,
             Command::Doctor { json, samples: None } => doctor::run(path, json).await?,
             Command::Key { json } => key::run(path, json)?,
+            Command::Bench(bench) => Box::pin(bench.run(path)).await?,
             Command::Calibrate(calibrate) => {
                 let Some(config) = loaded_to_start(path)? else {
                     return Ok(ExitCode::from(WRONG));

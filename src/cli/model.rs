@@ -1,11 +1,12 @@
 //! `model`: the models of the configuration, and quantized and converted model files.
 
 mod artefacts;
+#[cfg(feature = "gguf")]
+mod prepare;
 mod report;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use super::DONE;
@@ -45,6 +46,9 @@ pub(super) enum ModelCommand {
     },
     /// Quantize a GGUF model to another weight format.
     Quantize(Quantize),
+    /// Find by measurement which weights of a GGUF model are the best for this machine, and write them.
+    #[cfg(feature = "gguf")]
+    Prepare(prepare::PrepareArgs),
     /// Convert a GGUF file or a sentence encoder folder to an ONNX model folder.
     Convert(Convert),
 }
@@ -85,6 +89,8 @@ impl ModelCommand {
             ModelCommand::Prune { yes } => artefacts::prune(config, yes),
             ModelCommand::Import { path } => Box::pin(artefacts::import(config, &path)).await,
             ModelCommand::Quantize(quantize) => quantize.run().map(|()| DONE),
+            #[cfg(feature = "gguf")]
+            ModelCommand::Prepare(prepare) => Box::pin(prepare.run()).await,
             ModelCommand::Convert(convert) => convert.run().map(|()| DONE),
         }
     }
@@ -93,9 +99,7 @@ impl ModelCommand {
 impl Quantize {
     #[cfg(feature = "gguf")]
     fn run(self) -> anyhow::Result<()> {
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = i32::try_from(threads).context("more processors than can be counted")?;
-        crate::engines::gguf::quantize::quantize(&self.from, &self.to, self.weights, threads)?;
+        crate::engines::gguf::quantize::quantize(&self.from, &self.to, self.weights)?;
         print_line!("{}", self.to.display());
         Ok(())
     }
@@ -103,7 +107,7 @@ impl Quantize {
     #[cfg(not(feature = "gguf"))]
     fn run(self) -> anyhow::Result<()> {
         let _ = (self.from, self.to);
-        Err(anyhow::anyhow!("this build has no GGUF engine")).context("model quantize")
+        Err(anyhow::anyhow!("model quantize: this build has no GGUF engine"))
     }
 }
 
@@ -124,6 +128,6 @@ impl Convert {
     #[cfg(not(feature = "onnx"))]
     fn run(self) -> anyhow::Result<()> {
         let _ = (self.from, self.to);
-        Err(anyhow::anyhow!("this build has no ONNX engine")).context("model convert")
+        Err(anyhow::anyhow!("model convert: this build has no ONNX engine"))
     }
 }

@@ -1,6 +1,7 @@
 //! The sensors of the device: one sample per second, and the device pressure that results from it.
 
 mod board;
+pub mod energy;
 mod files;
 pub mod identity;
 pub mod memory;
@@ -240,10 +241,15 @@ pub async fn watch(
             }
             changed
         });
-        let counted = sample.zones.iter().zip(gauge.roles()).filter(|(_, role)| role.counts());
-        let hottest_c = counted.filter_map(|(zone, _)| zone.celsius).reduce(f64::max);
+        let hottest_c = hottest_c(&sample, gauge.roles());
         readings.send_replace(SensorReading { sample, device_pressure, hottest_c });
     }
+}
+
+/// The hottest thermal zone that counts, in degrees Celsius. `roles` are those of the zones of the sample.
+pub fn hottest_c(sample: &SensorSample, roles: &[ZoneRole]) -> Option<f64> {
+    let counted = sample.zones.iter().zip(roles).filter(|(_, role)| role.counts());
+    counted.filter_map(|(zone, _)| zone.celsius).reduce(f64::max)
 }
 
 /// Tells of every thermal zone that begins or ceases to count, and of a device without one.

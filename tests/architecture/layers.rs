@@ -53,6 +53,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("convert", 9),
     ("dispatch", 9),
     ("simulate", 9),
+    ("benchmark", 10),
     ("strategy", 10),
     ("ingress", 11),
     ("trial", 11),

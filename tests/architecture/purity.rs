@@ -49,6 +49,7 @@ const DETACHED: &[(&str, &str)] = &[
 
 /// What runs on a thread of its own, with the owner of each. Nothing else starts one.
 const THREADS: &[(&str, &str, &str)] = &[
+    ("benchmark/bandwidth", THREAD, "each is joined at the end of its scope"),
     ("device", BLOCKING, "the loop that reads sensors keeps the handle; one reading at a time"),
     ("daemon/fleet", BLOCKING, "the change of the state is awaited before anything else happens"),
     (

@@ -13,6 +13,7 @@
     reason = "a test ends at the first surprise"
 )]
 
+mod bench;
 mod bounds;
 mod deterministic;
 mod fleet;

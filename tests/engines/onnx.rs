@@ -11,9 +11,9 @@ use crate::support::engine::{
     the_more_urgent_goes_first, works,
 };
 use crate::support::mqtt::App;
-use crate::support::nearness::nearness;
 use crate::support::service::{Service, catalog, program};
 use crate::support::{model_file, runtime};
+use pilotlight::benchmark::loss::WeightsLoss;
 use pilotlight::convert::{OnnxWeights, convert};
 use pilotlight::engines::gguf;
 use pilotlight::engines::onnx;
@@ -100,7 +100,7 @@ async fn both_engines_read_a_text_alike() {
     let text: String = TEXT.chars().take(1200).collect();
     let (one, other) =
         (gguf().await.read(&text).await.unwrap(), model().await.read(&text).await.unwrap());
-    let near = nearness(&one, &other);
+    let near = WeightsLoss::of(&one, &other).unwrap();
     println!("{} tokens: {near:?}", one.tokens.len());
     assert!(near.same_first >= 0.95, "{near:?}");
     assert!(near.divergence <= 0.01, "{near:?}");
@@ -160,7 +160,7 @@ async fn a_folder_of_optimum_is_read() {
     let text: String = TEXT.chars().take(400).collect();
     let (one, other) =
         (model().await.read(&text).await.unwrap(), growing.read(&text).await.unwrap());
-    let near = nearness(&one, &other);
+    let near = WeightsLoss::of(&one, &other).unwrap();
     assert!(near.same_first >= 0.99 && near.divergence < 1e-4, "{near:?}");
 }
 

@@ -10,8 +10,6 @@ pub mod labelled;
 pub mod model_fixture;
 pub mod model_server;
 pub mod mqtt;
-#[cfg(feature = "engine")]
-pub mod nearness;
 pub mod network;
 pub mod pace;
 pub mod reports;
