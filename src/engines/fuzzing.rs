@@ -13,8 +13,8 @@ pub fn template(
     source: &str,
     messages: &[Message],
 ) -> Result<Result<Vec<(String, bool)>, Refusal>, String> {
-    let template = ChatTemplate::new(source.to_owned(), "<s>".to_owned(), "</s>".to_owned())?;
-    template.probe()?;
+    let template =
+        ChatTemplate::new(source.to_owned(), "<s>".to_owned(), "</s>".to_owned())?.adapted()?;
     let parts = super::template::parts(Some(&template), messages);
     let part = |part: TemplatePart| match part {
         TemplatePart::Control(text) => (text, false),

@@ -47,6 +47,8 @@ pub fn bounded(context: ModelContext) -> ModelContext {
     let short = |text: String| one_line(&text, CLAIM_BYTES_MAX);
     tokenizer.special_tokens =
         special.map(|(name, text)| (short(name), short(text))).collect::<BTreeMap<_, _>>();
+    tokenizer.template_adaptations.truncate(CLAIMS_MAX);
+    tokenizer.template_adaptations.iter_mut().for_each(shorten);
     runtime.slots = runtime.slots.clamp(1, SLOTS_STATED_MAX);
     runtime.batch = std::mem::take(&mut runtime.batch).checked().up_to(runtime.slots);
     runtime.prefill_tokens_per_s.take_if(|rate| !RATES.contains(rate));

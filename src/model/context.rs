@@ -165,6 +165,11 @@ pub struct Tokenizer {
     /// SHA-256 of its chat template, hexadecimal; none if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template_digest: Option<String>,
+    /// What is changed in a conversation, because the chat template does not render it otherwise: `content_parts`
+    /// (a text is given as a list of typed parts), `system_in_user` (a system message is the beginning of the
+    /// user's), `joined_turns` (neighbouring messages of one role are joined).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub template_adaptations: Vec<String>,
 }
 
 /// Where and how a model runs.

@@ -332,12 +332,14 @@ async fn a_chat_template_has_bounds() {
     let adds = "{% set ns = namespace(x=[1, 1, 1, 1]) %}{% for n in range(40) %}\
                 {% set ns.x = ns.x + ns.x %}{% endfor %}{{ messages[0].content }}";
     let writes = "{% for n in range(9000) %}{{ 'x' * 100 }}{% endfor %}";
+    let lossy = "<user>{{ messages[0].words }}";
     let sound = "{% for message in messages %}{{ message.content }}{% endfor %}";
     let library = runtime().display().to_string();
     for (template, expected) in [
         (doubles, "ran out of fuel"),
         (adds, "memory allocation of"),
         (writes, "it writes more than"),
+        (lossy, "it leaves out the text of messages"),
         // the end of the input is the end of the connection; the model has been loaded
         (sound, "ONNX Runtime is loaded"),
     ] {

@@ -126,7 +126,6 @@ impl<'m> LlamaDecoder<'m> {
     ) -> Result<(LlamaDecoder<'m>, ModelContext), Fault> {
         let model = &loaded.model;
         let template = template::of(model).map_err(Fault::unavailable)?;
-        template.as_ref().map_or(Ok(()), ChatTemplate::probe).map_err(Fault::unavailable)?;
         let length = options.context_tokens.min(model.n_ctx_train());
         let params = LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(length))

@@ -143,6 +143,7 @@ pub(super) fn describe(
                 .filter_map(|(name, token)| Some((name.to_owned(), text_of(token)?)))
                 .collect(),
             chat_template_digest: template.map(template_digest),
+            template_adaptations: template.map_or_else(Vec::new, ChatTemplate::adaptation_names),
         },
         runtime: Runtime {
             backend: "llama.cpp".to_owned(),

@@ -7,7 +7,10 @@ use crate::engines::template::{ChatTemplate, parts};
 use crate::request::job::Message;
 use crate::request::refusal::Refusal;
 
-/// The chat template of a file, if it has one.
+/// The chat template of a file, if it has one, in the form that it renders.
+///
+/// # Errors
+/// Why it can't be used.
 pub(super) fn of(model: &LlamaModel) -> Result<Option<ChatTemplate>, String> {
     let Ok(source) = model.chat_template(None) else {
         return Ok(None);
@@ -18,7 +21,8 @@ pub(super) fn of(model: &LlamaModel) -> Result<Option<ChatTemplate>, String> {
             if token.0 < 0 { Vec::new() } else { model.vocab().token_to_piece(token, true, None) };
         String::from_utf8_lossy(&bytes).into_owned()
     };
-    ChatTemplate::new(source, text_of(model.vocab().bos()), text_of(model.vocab().eos())).map(Some)
+    let (bos, eos) = (text_of(model.vocab().bos()), text_of(model.vocab().eos()));
+    ChatTemplate::new(source, bos, eos)?.adapted().map(Some)
 }
 
 /// The tokens of a conversation: control tokens are recognized only in text that the template wrote.

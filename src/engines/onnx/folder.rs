@@ -122,10 +122,16 @@ fn template(
     eos: Option<&str>,
 ) -> Result<Option<ChatTemplate>, Fault> {
     let own = fs::read_to_string(path.join(TEMPLATE)).ok();
-    let source = own.or_else(|| tokenizer["chat_template"].as_str().map(str::to_owned));
+    let source = own.or_else(|| stated_template(&tokenizer["chat_template"]));
     let text = |token: Option<&str>| token.unwrap_or_default().to_owned();
     let template = source.map(|source| ChatTemplate::new(source, text(bos), text(eos)));
     template.transpose().map_err(Fault::unavailable)
+}
+
+/// The source of a template: a text, or the one with the name `default` of a list.
+fn stated_template(stated: &Value) -> Option<String> {
+    let named = stated.as_array().and_then(|all| all.iter().find(|one| one["name"] == "default"));
+    stated.as_str().or_else(|| named?["template"].as_str()).map(str::to_owned)
 }
 
 fn names(decoder: &Value) -> Names {

@@ -56,12 +56,13 @@ pub(crate) fn load(
             "--prefixes is {asked}, must be 1 to {PREFIXES_MAX}"
         )));
     }
-    let folder = Folder::read(&options.path)?;
+    let mut folder = Folder::read(&options.path)?;
     let length = options.context_tokens.min(folder.context);
     let memory_bytes = needed_bytes(&folder, length, options.prefixes);
     memory::check_model(&folder.files.path, memory_bytes)?;
     graph::bound_memory(bounds, options, memory_bytes);
-    folder.template.as_ref().map_or(Ok(()), ChatTemplate::probe).map_err(Fault::unavailable)?;
+    let adapted = folder.template.take().map(ChatTemplate::adapted);
+    folder.template = adapted.transpose().map_err(Fault::unavailable)?;
     let runtime = runtime::start(options.runtime.as_deref())?;
     let (opened, vocabulary) = std::thread::scope(|threads| {
         let vocabulary = threads.spawn(|| {
@@ -151,6 +152,10 @@ fn describe(
                 .filter_map(|(name, text)| Some((name.to_owned(), text.clone()?)))
                 .collect(),
             chat_template_digest: folder.template.as_ref().map(template_digest),
+            template_adaptations: folder
+                .template
+                .as_ref()
+                .map_or_else(Vec::new, ChatTemplate::adaptation_names),
         },
         ..ModelContext::default()
     }
