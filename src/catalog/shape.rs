@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
 use super::mistake::Scope;
+use crate::request::numbers::whole_of;
+use crate::request::wording::{in_words, with_nearest};
 
 /// One step of a path within a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,16 @@ impl<'de> IntoDeserializer<'de, serde_json::Error> for Strict<'de> {
 
     fn into_deserializer(self) -> Strict<'de> {
         self
+    }
+}
+
+impl<'de> Strict<'de> {
+    /// A whole number, which may be written with a fraction of zero.
+    fn whole<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, serde_json::Error> {
+        match self.0.as_f64().filter(|_| self.0.is_f64()).and_then(whole_of) {
+            Some(number) => visitor.visit_u64(number),
+            None => self.deserialize_any(visitor),
+        }
     }
 }
 
@@ -112,8 +124,24 @@ impl<'de> Deserializer<'de> for Strict<'de> {
         self.0.deserialize_enum(name, variants, visitor)
     }
 
+    fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        self.whole(visitor)
+    }
+
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        self.whole(visitor)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        self.whole(visitor)
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        self.whole(visitor)
+    }
+
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
+        bool i8 i16 i32 i64 i128 u128 f32 f64 char str string bytes byte_buf unit
         unit_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
@@ -237,40 +265,6 @@ fn without_text(message: String) -> String {
         }
     }
     message
-}
-
-/// The message with words for Rust's types, of which only programmers know.
-fn in_words(message: String) -> String {
-    let parts = message.rsplit_once(", expected ").filter(|_| message.starts_with("invalid "));
-    let Some((found, expected)) = parts else { return message };
-    let words = match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
-        "f32" | "f64" => "a number",
-        "a boolean" => "true or false",
-        "a sequence" => "a list in [ ]",
-        "a map" => "an object in { }",
-        _ if expected.starts_with("struct ") => "an object in { }",
-        _ => return message,
-    };
-    format!("{found}, expected {words}")
-}
-
-/// The message of an unknown field or variant together with the nearest known name, if one is near.
-///
-/// Serde names in backticks first the unknown name, then all known ones.
-fn with_nearest(message: String) -> String {
-    if !message.starts_with("unknown ") {
-        return message;
-    }
-    let mut names = message.split('`').skip(1).step_by(2);
-    let Some(unknown) = names.next() else { return message };
-    let distance = |known: &str| strsim::damerau_levenshtein(unknown, known);
-    let nearest = names.map(|known| (distance(known), known)).min();
-    // a third of the name may differ: `max_token` is near to `max_tokens`, `colour` to nothing
-    match nearest.filter(|(distance, _)| *distance <= (unknown.len() / 3).max(1)) {
-        Some((_, known)) => format!("{message}; the nearest is `{known}`"),
-        None => message,
-    }
 }
 
 #[cfg(test)]

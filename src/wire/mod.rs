@@ -2,6 +2,7 @@
 //! command line. A request is parsed and checked here, once.
 
 mod checks;
+mod reading;
 mod reply;
 mod tools;
 
@@ -10,8 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::reading::{read, read_value};
 pub use self::reply::{Reply, ReplyUsage, Source, Status, Timing, WireError};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -29,6 +30,7 @@ use crate::request::client::Client;
 use crate::request::format::Format;
 use crate::request::job::{Job, JobId, Message, Mode, Priority, Role, Sampling, Strategy};
 use crate::request::labels::Labels;
+use crate::request::numbers::whole;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::schema::{Schema, SchemaBounds};
 use crate::request::tools::{Tool, ToolChoice};
@@ -81,7 +83,7 @@ pub struct Ask {
     #[serde(rename = "talent", skip_serializing_if = "Option::is_none")]
     pub skill: Option<String>,
     /// See [`Sampling`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
     /// See [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,7 +92,7 @@ pub struct Ask {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f32>,
     /// See [`Sampling`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u32>,
     /// See [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,7 +101,7 @@ pub struct Ask {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repeat_penalty: Option<f32>,
     /// See [`Sampling`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub seed: Option<u32>,
     /// See [`Sampling`].
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,13 +113,13 @@ pub struct Ask {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<bool>,
     /// Return this many alternatives of each token; see [`Sampling`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<u8>,
     /// Send the pieces of the answer while it is generated, besides the reply.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
     /// Deadline in milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
     /// Priority; on the wire `class`.
     #[serde(rename = "class", skip_serializing_if = "Option::is_none")]
@@ -146,48 +148,6 @@ pub enum AskFormat {
     Json,
     /// An embedding of each message.
     Embedding,
-}
-
-/// Parses JSON into a type; an error names the field.
-///
-/// # Errors
-/// [`Code::Malformed`] if it is not JSON, [`Code::Invalid`] with the field if a value is wrong.
-pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
-    if let Ok(value) = serde_json::from_slice(bytes) {
-        return Ok(value);
-    }
-    // parsed again to find the field
-    let mut text = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut text).map_err(|e| misread(&e))?;
-    text.end().map_err(|e| Refusal::new(Code::Malformed, format!("not valid JSON: {e}")))?;
-    Ok(value)
-}
-
-/// Like [`read`], for a parsed JSON value.
-///
-/// # Errors
-/// [`Code::Invalid`] with the field if a value is wrong.
-pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
-    serde_path_to_error::deserialize(value).map_err(|e| misread(&e))
-}
-
-fn misread(error: &serde_path_to_error::Error<serde_json::Error>) -> Refusal {
-    let inner = error.inner();
-    match inner.classify() {
-        serde_json::error::Category::Data => {
-            let path = error.path().to_string();
-            let message = inner.to_string();
-            match path.as_str() {
-                "." => Refusal::new(Code::Invalid, message),
-                _ => Refusal::field(Code::Invalid, path, message),
-            }
-        }
-        serde_json::error::Category::Io
-        | serde_json::error::Category::Syntax
-        | serde_json::error::Category::Eof => {
-            Refusal::new(Code::Malformed, format!("not valid JSON: {inner}"))
-        }
-    }
 }
 
 impl Ask {

@@ -83,7 +83,7 @@ impl Cost<'_> {
 }
 
 /// Whether the value of a keyword can contain schemas, and not only values.
-fn is_schema(key: &str) -> bool {
+pub(super) fn is_schema(key: &str) -> bool {
     !matches!(key, "const" | "enum" | "default" | "examples")
 }
 

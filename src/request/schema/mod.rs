@@ -3,6 +3,8 @@
 mod bounds;
 #[cfg(feature = "engine")]
 pub(crate) mod constraint;
+#[cfg(feature = "engine")]
+pub(crate) mod relax;
 mod steps;
 
 use std::fmt;
@@ -75,20 +77,21 @@ impl Schema {
                 // it would compile text of the answer
                 .with_format("regex", |_: &str| true)
                 .build(&self.0.value)
-                .map_err(|e| unsupported(&e.to_string()))
+                .map_err(|e| unsupported(&e.instance_path().to_string(), &e.to_string()))
         });
         compiled.as_ref().map_err(String::as_str)
     }
 }
 
-/// The library calls a pattern that is too large no regular expression.
-fn unsupported(error: &str) -> String {
+/// Which part of a schema is not supported, and why. The library calls a pattern that is too large no regular expression.
+fn unsupported(place: &str, error: &str) -> String {
     let hint = if error.contains("regex") {
         format!(" of at most {SCHEMA_PROGRAM_BYTES_MAX} bytes when compiled")
     } else {
         String::new()
     };
-    format!("is not a supported JSON Schema: {error}{hint}")
+    let place = if place.is_empty() { String::new() } else { format!(" at {place}") };
+    format!("is not a supported JSON Schema{place}: {error}{hint}")
 }
 
 impl From<Value> for Schema {
