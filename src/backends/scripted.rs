@@ -103,7 +103,7 @@ impl Scripted {
             }
             send(&mut out, text.push(script.piece(n).as_bytes())).await?;
         }
-        send(&mut out, text.finish()).await?;
+        send(&mut out, text.finish(false)).await?;
         script.fail(script.tokens, &out, self.crash).await?;
         Ok(Usage {
             finish,

@@ -39,13 +39,16 @@ impl TextOut {
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// Returns the rest at the end of the answer.
-    pub fn finish(&mut self) -> String {
+    /// Returns the rest at the end of the answer. The beginning of a character is left out if the answer was cut
+    /// off, and else becomes U+FFFD.
+    pub fn finish(&mut self, is_cut_off: bool) -> String {
         if self.stopped {
             return String::new();
         }
         let partial = std::mem::take(&mut self.partial);
-        self.held.push_str(&String::from_utf8_lossy(&partial));
+        if !is_cut_off {
+            self.held.push_str(&String::from_utf8_lossy(&partial));
+        }
         std::mem::take(&mut self.held)
     }
 
@@ -91,7 +94,7 @@ mod tests {
     fn check(stops: &[&str], tokens: &[&[u8]], shown: &[&str], stopped: bool) {
         let mut out = TextOut::new(stops.iter().map(|&s| s.to_owned()).collect());
         let mut pieces: Vec<String> = tokens.iter().map(|token| out.push(token)).collect();
-        pieces.push(out.finish());
+        pieces.push(out.finish(false));
         assert_eq!(pieces, shown, "{stops:?} {tokens:?}");
         assert_eq!(out.is_stopped(), stopped, "{stops:?} {tokens:?}");
     }
@@ -104,6 +107,17 @@ mod tests {
         check(&[], &[&[0xF0, 0x9F, 0x94]], &["", "\u{FFFD}"], false);
         check(&[], &[&[0xFF, b'a', 0xC3]], &["\u{FFFD}a", "\u{FFFD}"], false);
         check(&[], &[&[0xC3, b'a']], &["\u{FFFD}a", ""], false);
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_off_ends_with_a_whole_character() {
+        let mut out = TextOut::default();
+        assert_eq!(out.push(&[b'a', 0xF0, 0x9F, 0x94]), "a");
+        assert_eq!(out.finish(true), "");
+        // what may be the beginning of a stop string is text
+        let mut out = TextOut::new(vec!["END".to_owned()]);
+        assert_eq!(out.push(b"xEN"), "x");
+        assert_eq!(out.finish(true), "EN");
     }
 
     #[test]
@@ -123,7 +137,7 @@ mod tests {
         for at in 0..text.len() {
             let mut out = TextOut::new(vec!["STOP".to_owned()]);
             let (one, two) = text.as_bytes().split_at(at);
-            let shown = out.push(one) + &out.push(two) + &out.finish();
+            let shown = out.push(one) + &out.push(two) + &out.finish(false);
             assert_eq!(shown, "naïve 🔥 stop ", "split at {at}");
         }
     }

@@ -13,6 +13,9 @@ use crate::scheduler::Verdict;
 use crate::time::millis;
 use crate::wire::{Reply, ReplyUsage, Source, Status, Timing, WireError};
 
+/// The code of JSON that was cut off by `max_tokens`.
+pub(crate) const CUT_OFF: &str = "cut_off";
+
 /// The origin of a request, as the log states it.
 #[derive(Debug, Clone)]
 pub struct ReplyOrigin {
@@ -134,13 +137,22 @@ fn answered(format: &Format, text: String, end: &JobEnd) -> Reply {
         text: Some(text).filter(|_| *format != Format::Embedding),
     };
     let is_text = matches!(format, Format::Text | Format::Label(_));
-    if is_text || base.json.is_some() || finish == Some(Finish::ToolCalls) {
+    if is_text || finish == Some(Finish::ToolCalls) {
+        return base;
+    }
+    if let (Some(json), Format::Schema(schema)) = (&base.json, format) {
+        // an engine's constraint leaves out some keywords
+        let Err(place) = schema.fits(json) else { return base };
+        let error = WireError::new("schema", &format!("the answer does not fit the schema{place}"));
+        return Reply { status: Status::Failed, error: Some(error), ..base };
+    }
+    if base.json.is_some() {
         return base;
     }
     // the request wants JSON, and the answer is none: it was cut off or is malformed
     let (code, message) = match finish {
         Some(Finish::Length) => {
-            ("cut_off", "max_tokens was reached before the JSON was complete; increase max_tokens")
+            (CUT_OFF, "max_tokens was reached before the JSON was complete; increase max_tokens")
         }
         Some(Finish::Stop | Finish::ToolCalls) | None => {
             ("not_json", "the model's answer is not valid JSON")

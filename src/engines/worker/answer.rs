@@ -116,7 +116,7 @@ impl ActiveAnswer {
     /// The text is complete.
     fn end_text(&mut self, finish: Finish) {
         self.finish = Some(finish);
-        self.unsent.push_str(&self.text.finish());
+        self.unsent.push_str(&self.text.finish(finish == Finish::Length));
     }
 
     /// Whether its client has gone, or it is complete and sent.

@@ -29,6 +29,7 @@ use crate::model::generate::Fault;
 use crate::request::format::Format;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::schema::constraint::excess;
+use crate::request::schema::relax::relaxed;
 
 /// Compiles grammars for one vocabulary; building the factory takes about 100 ms.
 pub(super) struct Factory {
@@ -294,8 +295,9 @@ fn reason(error: &str) -> String {
     format!("this schema cannot be used as a constraint: {error}")
 }
 
-/// Disables flexible white space unless the schema sets it: small models write it without end.
-fn compact(mut schema: Value) -> Value {
+/// Leaves out what a constraint does not implement, and disables flexible white space unless the schema sets it: small models write it without end.
+fn compact(schema: Value) -> Value {
+    let mut schema = relaxed(schema);
     if let Value::Object(map) = &mut schema {
         map.entry("x-guidance").or_insert_with(|| json!({"whitespace_flexible": false}));
     }
