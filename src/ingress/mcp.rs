@@ -31,7 +31,6 @@ impl Service {
                 ..Identification::default()
             },
             capabilities: Capabilities {
-                context_tokens: u32::MAX,
                 max_output_tokens: OUTPUT_TOKENS_MAX,
                 modalities: vec!["text".to_owned()],
                 json_schema: true,
@@ -103,6 +102,8 @@ impl ModelHost for Service {
         let behind: Vec<ModelContext> = behind.collect();
         let mut service = self.context.clone();
         // the union of the models' capabilities
+        let lengths = behind.iter().map(|model| model.capabilities.context_tokens);
+        service.capabilities.context_tokens = lengths.max().unwrap_or(OUTPUT_TOKENS_MAX);
         for model in &behind {
             let can = &model.capabilities;
             service.capabilities.embeddings |= can.embeddings;

@@ -170,8 +170,22 @@ async fn ask_and_status_against_a_service() {
     let env = [("PILOTLIGHT_HTTP", http.as_str()), ("PILOTLIGHT_BROKER", broker.as_str())];
     let env = [env[0], env[1], user, password];
     let (code, out, err) = program(service.folder.path(), &["ask", "one two three"], &env).await;
-    assert_eq!(code, 0, "{err}");
-    assert!(out.starts_with("one two three\n") && out.contains("decision record"), "{out}");
+    assert_eq!((code, out.as_str()), (0, "one two three\n"), "{err}");
+    assert!(err.contains("local dry, 3 tokens, ") && err.contains(", feasible"), "{err}");
+    let args = ["ask", "--record", "--mode", "local-only", "--id", "a-1", "one two"];
+    let (code, out, err) = program(service.folder.path(), &args, &env).await;
+    assert!(code == 0 && out.starts_with("one two\ndecision record: {"), "{out} {err}");
+    let (code, out, _) = program(
+        service.folder.path(),
+        &["ask", "--json", "--label", "hot", "--label", "cold", "so cold"],
+        &env,
+    )
+    .await;
+    let reply: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &reply["text"]), (0, &json!("cold")), "{reply}");
+    let (code, _, err) =
+        program(service.folder.path(), &["ask", "--mode", "nowhere", "x"], &env).await;
+    assert!(code == 2 && err.contains("local-only"), "{err}");
     let (code, out, _) =
         program(service.folder.path(), &["ask", "--json", "/fail=broken@1 x y"], &env).await;
     let reply: Value = serde_json::from_str(&out).unwrap();

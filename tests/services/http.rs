@@ -3,13 +3,13 @@
 use crate::support::service::{Service, catalog, client, program};
 use serde_json::{Value, json};
 
-const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
+pub const DRY: [&str; 4] = ["--scripted", "dry", "--slots", "4"];
 
-fn ask(prompt: &str) -> Value {
+pub fn ask(prompt: &str) -> Value {
     json!({"model": "auto", "messages": [{"role": "user", "content": prompt}]})
 }
 
-fn and(mut base: Value, more: Value) -> Value {
+pub fn and(mut base: Value, more: Value) -> Value {
     let more: serde_json::Map<String, Value> = serde_json::from_value(more).unwrap();
     base.as_object_mut().unwrap().extend(more);
     base
@@ -54,7 +54,7 @@ async fn bad_requests_are_told_and_the_next_is_unharmed() {
             "image",
             json!({"model": "auto", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
             400,
-            "messages[0].content",
+            "messages[0].content[0]",
         ),
         ("unknown model", and(ask("x"), json!({"model": "gpt-9"})), 404, "model"),
         ("two choices", and(ask("x"), json!({"n": 2})), 400, "n"),

@@ -5,10 +5,13 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::messages::{ChatMessage, message_of};
+use super::neutral;
 use crate::request::job::{Message, Mode, Priority, Role, Strategy};
+use crate::request::numbers::{whole, whole_of};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::schema::Schema;
-use crate::request::tools::{Name, Tool, ToolCall, ToolChoice, any_object};
+use crate::request::tools::{Name, Tool, ToolChoice, any_object};
 use crate::wire::{Ask, AskFormat, read_value};
 
 /// Model names that leave the choice of the model to the scheduler.
@@ -16,60 +19,65 @@ pub(super) const ANY_MODEL: [&str; 2] = ["auto", "pilotlight"];
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct ChatRequest {
     pub(super) model: String,
     messages: Vec<ChatMessage>,
     tools: Option<Vec<ChatTool>>,
     tool_choice: Option<ChatToolChoice>,
     parallel_tool_calls: Option<bool>,
+    #[serde(default, deserialize_with = "whole")]
     max_tokens: Option<u32>,
+    #[serde(default, deserialize_with = "whole")]
     max_completion_tokens: Option<u32>,
     temperature: Option<f32>,
     top_p: Option<f32>,
+    // of local servers
+    #[serde(default, deserialize_with = "whole")]
+    top_k: Option<u32>,
+    min_p: Option<f32>,
+    #[serde(alias = "repetition_penalty")]
+    repeat_penalty: Option<f32>,
+    #[serde(default, deserialize_with = "whole")]
     seed: Option<u32>,
     stop: Option<OneOrMany>,
     logprobs: Option<bool>,
+    #[serde(default, deserialize_with = "whole")]
     top_logprobs: Option<u8>,
-    #[serde(default)]
-    pub(super) stream: bool,
+    stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     response_format: Option<ResponseFormat>,
     metadata: Option<Map<String, Value>>,
+    #[serde(default, deserialize_with = "whole")]
     n: Option<u32>,
-    // accepted and ignored: no effect on the answer
-    #[serde(rename = "user")]
-    _user: Option<String>,
-    #[serde(rename = "store")]
-    _store: Option<bool>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ChatMessage {
-    role: ChatRole,
-    /// Optional where tools are called.
-    #[serde(default)]
-    content: Option<Content>,
-    #[serde(default)]
-    tool_calls: Option<Vec<ChatCall>>,
-    tool_call_id: Option<String>,
-    // accepted and ignored: an earlier refusal of a model is no prompt
-    #[serde(rename = "refusal")]
-    _refusal: Option<String>,
-    #[serde(rename = "name")]
-    _name: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum ChatRole {
-    System,
-    Developer,
-    User,
-    Assistant,
-    Tool,
-}
+/// The fields of [`ChatRequest`].
+const FIELDS: [&str; 22] = [
+    "model",
+    "messages",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "logprobs",
+    "top_logprobs",
+    "stream",
+    "stream_options",
+    "response_format",
+    "metadata",
+    "n",
+];
 
 /// A tool that the model may call.
 #[derive(Debug, Deserialize)]
@@ -110,34 +118,6 @@ enum NamedChoice {
     Function { function: Name },
 }
 
-/// A call of an earlier answer.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum ChatCall {
-    Function { id: String, function: Called },
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Called {
-    name: String,
-    /// A JSON object, as text.
-    arguments: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Part {
-    Text { text: String },
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum OneOrMany {
@@ -146,22 +126,29 @@ enum OneOrMany {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
 struct StreamOptions {
-    include_usage: bool,
+    include_usage: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[serde(deny_unknown_fields)]
 enum ResponseFormat {
-    Text,
-    JsonObject,
-    JsonSchema { json_schema: JsonSchema },
+    Text {},
+    /// Any object; with a schema, as other servers have it, one that fits.
+    JsonObject {
+        schema: Option<Schema>,
+    },
+    JsonSchema {
+        json_schema: Option<JsonSchema>,
+        /// As other servers have it.
+        schema: Option<Schema>,
+    },
 }
 
 #[derive(Debug, Deserialize)]
 struct JsonSchema {
-    schema: Schema,
+    schema: Option<Schema>,
 }
 
 /// Options of this service in `metadata`; other keys are the client's own and ignored.
@@ -177,6 +164,8 @@ pub(super) struct MetadataOptions {
     strategy: Option<Strategy>,
     judge: Option<String>,
     deterministic: Option<bool>,
+    /// Values of the task's template: an object, or one as text.
+    input: Option<Value>,
 }
 
 impl MetadataOptions {
@@ -199,6 +188,7 @@ impl MetadataOptions {
             strategy: self.strategy,
             judge: self.judge,
             deterministic: self.deterministic,
+            input: self.input.map(values).transpose()?,
             ..Ask::default()
         })
     }
@@ -207,16 +197,24 @@ impl MetadataOptions {
 impl ChatRequest {
     /// Whether a stream ends with the usage.
     pub(super) fn includes_usage(&self) -> bool {
-        self.stream_options.as_ref().is_some_and(|options| options.include_usage)
+        let options = self.stream_options.as_ref();
+        options.and_then(|options| options.include_usage).unwrap_or(false)
+    }
+
+    /// Whether the answer is sent in pieces.
+    pub(super) fn is_streamed(&self) -> bool {
+        self.stream.unwrap_or(false)
     }
 
     /// Translates the request.
     pub(super) fn ask(self) -> Result<Ask, Refusal> {
+        neutral::check(&self.others, &FIELDS)?;
+        let stream = self.is_streamed();
         if self.n.is_some_and(|n| n != 1) {
             let message = "must be 1";
             return Err(Refusal::field(Code::Invalid, "n", message));
         }
-        if self.stream && self.logprobs == Some(true) {
+        if stream && self.logprobs == Some(true) {
             let message = "not supported with stream; set stream to false";
             return Err(Refusal::field(Code::Invalid, "logprobs", message));
         }
@@ -224,26 +222,38 @@ impl ChatRequest {
         let messages = self.messages.into_iter().enumerate().map(message_of);
         let messages = messages.collect::<Result<Vec<Message>, Refusal>>()?;
         let (prompt, messages) = match &options.task {
+            // values of the template were given
+            Some(_) if options.input.is_some() => (None, None),
             // the input of a task's template is the last message of the user
             Some(_) => (Some(last_of_the_user(messages)?), None),
             None => (None, Some(messages)),
         };
         let (format, schema) = match self.response_format {
-            None | Some(ResponseFormat::Text) => (None, None),
-            Some(ResponseFormat::JsonObject) => (Some(AskFormat::Json), None),
-            Some(ResponseFormat::JsonSchema { json_schema }) => (None, Some(json_schema.schema)),
+            None | Some(ResponseFormat::Text {}) => (None, None),
+            Some(ResponseFormat::JsonObject { schema: None }) => (Some(AskFormat::Json), None),
+            Some(ResponseFormat::JsonObject { schema }) => (None, schema),
+            Some(ResponseFormat::JsonSchema { json_schema, schema }) => {
+                (None, Some(stated(json_schema, schema)?))
+            }
         };
+        let tools = self.tools.filter(|tools| !tools.is_empty());
+        // without tools there is nothing to choose
+        let has_tools = tools.is_some();
+        let chooses = |choice: &ChatToolChoice| has_tools || !choice.asks_for_nothing();
         Ok(Ask {
             prompt,
             messages,
-            tools: self.tools.map(|tools| tools.into_iter().map(tool_of).collect()),
-            tool_choice: self.tool_choice.map(choice_of),
-            parallel_tool_calls: self.parallel_tool_calls,
+            tools: tools.map(|tools| tools.into_iter().map(tool_of).collect()),
+            tool_choice: self.tool_choice.filter(chooses).map(choice_of),
+            parallel_tool_calls: self.parallel_tool_calls.filter(|_| has_tools),
             format,
             schema,
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
             temperature: self.temperature,
             top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
             seed: self.seed,
             logprobs: self.logprobs,
             top_logprobs: self.top_logprobs,
@@ -251,7 +261,7 @@ impl ChatRequest {
                 OneOrMany::One(one) => vec![one],
                 OneOrMany::Many(many) => many,
             }),
-            stream: Some(self.stream),
+            stream: Some(stream),
             model: Some(self.model).filter(|name| !ANY_MODEL.contains(&name.as_str())),
             ..options.ask()?
         })
@@ -266,33 +276,22 @@ fn last_of_the_user(messages: Vec<Message>) -> Result<String, Refusal> {
     })
 }
 
-fn message_of((n, message): (usize, ChatMessage)) -> Result<Message, Refusal> {
-    let role = match message.role {
-        ChatRole::System | ChatRole::Developer => Role::System,
-        ChatRole::User => Role::User,
-        ChatRole::Assistant => Role::Assistant,
-        ChatRole::Tool => Role::Tool,
-    };
-    let at = |field: &str| format!("messages[{n}].{field}");
-    let calls = message.tool_calls.unwrap_or_default();
-    let content = match message.content {
-        Some(Content::Text(text)) => text,
-        Some(Content::Parts(parts)) => {
-            let texts: Vec<String> = parts.into_iter().map(|Part::Text { text }| text).collect();
-            texts.join("\n")
+/// The schema of a response format, in one of its two places.
+fn stated(json_schema: Option<JsonSchema>, schema: Option<Schema>) -> Result<Schema, Refusal> {
+    json_schema.and_then(|stated| stated.schema).or(schema).ok_or_else(|| {
+        let place = "response_format.json_schema.schema";
+        Refusal::field(Code::Invalid, place, "is missing")
+    })
+}
+
+impl ChatToolChoice {
+    /// Whether it is the same without tools.
+    fn asks_for_nothing(&self) -> bool {
+        match self {
+            ChatToolChoice::Word(ToolChoiceWord::Auto | ToolChoiceWord::None) => true,
+            ChatToolChoice::Word(ToolChoiceWord::Required) | ChatToolChoice::Named(_) => false,
         }
-        None if !calls.is_empty() => String::new(),
-        None => return Err(Refusal::field(Code::Invalid, at("content"), "is missing")),
-    };
-    let call_of = |(c, ChatCall::Function { id, function }): (usize, ChatCall)| {
-        let arguments = serde_json::from_str(&function.arguments).map_err(|e| {
-            let place = at(&format!("tool_calls[{c}].function.arguments"));
-            Refusal::field(Code::Invalid, place, format!("is not a JSON object: {e}"))
-        })?;
-        Ok(ToolCall { id, name: function.name, arguments })
-    };
-    let tool_calls = calls.into_iter().enumerate().map(call_of).collect::<Result<_, Refusal>>()?;
-    Ok(Message { role, content, tool_calls, tool_call_id: message.tool_call_id })
+    }
 }
 
 fn tool_of(ChatTool::Function { function }: ChatTool) -> Tool {
@@ -320,9 +319,28 @@ pub(super) fn with_api_field(refusal: Refusal) -> Refusal {
     Refusal { field: refusal.field.map(path), ..refusal }
 }
 
+/// The values of a template: an object, or one as text, because the official clients send metadata as strings.
+fn values(input: Value) -> Result<Map<String, Value>, Refusal> {
+    let refuse = |why: String| Refusal::field(Code::Invalid, "metadata.input", why);
+    let parsed = match input {
+        Value::String(text) => serde_json::from_str(&text)
+            .map_err(|e| refuse(format!("is not the JSON of an object: {e}")))?,
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            input
+        }
+    };
+    match parsed {
+        Value::Object(values) => Ok(values),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::String(_) => {
+            Err(refuse("is no object with the values of the task".to_owned()))
+        }
+    }
+}
+
 /// A number, or a string: the official clients send metadata as strings.
 fn milliseconds(value: &Value) -> Result<u64, Refusal> {
-    let number = value.as_u64().or_else(|| value.as_str().and_then(|text| text.parse().ok()));
+    let number = value.as_u64().or_else(|| value.as_f64().and_then(whole_of));
+    let number = number.or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()));
     number.ok_or_else(|| {
         let message = format!("{value} is not a whole number of milliseconds");
         Refusal::field(Code::Invalid, "metadata.deadline_ms", message)

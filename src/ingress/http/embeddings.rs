@@ -10,35 +10,38 @@ use axum::{Extension, Json};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::HttpInterface;
 use super::body::{JsonBody, RefusedBody};
 use super::chat::{ANY_MODEL, MetadataOptions};
 use super::completion::PilotlightFields;
 use super::errors::not_ok;
+use super::neutral;
 use crate::ingress::answers;
 use crate::ingress::answers::ReplyOrigin;
 use crate::request::client::Client;
 use crate::request::format::Format;
 use crate::request::job::{Message, Role};
+use crate::request::numbers::whole;
 use crate::request::refusal::{Code, Refusal};
 use crate::strategy;
 use crate::wire::{Ask, AskFormat, Reply, Status, read};
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct EmbeddingsRequest {
     model: String,
     input: Input,
-    #[serde(default)]
-    encoding_format: Encoding,
-    metadata: Option<serde_json::Map<String, Value>>,
+    encoding_format: Option<Encoding>,
+    metadata: Option<Map<String, Value>>,
+    #[serde(default, deserialize_with = "whole")]
     dimensions: Option<u32>,
-    // accepted and ignored: no effect on the answer
-    #[serde(rename = "user")]
-    _user: Option<String>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
+
+/// The fields of [`EmbeddingsRequest`].
+const FIELDS: [&str; 5] = ["model", "input", "encoding_format", "metadata", "dimensions"];
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -57,6 +60,7 @@ enum Encoding {
 
 impl EmbeddingsRequest {
     pub(super) fn ask(self) -> Result<Ask, Refusal> {
+        neutral::check(&self.others, &FIELDS)?;
         if self.dimensions.is_some() {
             let message = "is not supported; omit it";
             return Err(Refusal::field(Code::Invalid, "dimensions", message));
@@ -85,7 +89,7 @@ pub(super) async fn embed(
 ) -> Response {
     let started = async {
         let request: EmbeddingsRequest = read(&body?)?;
-        let encoding = request.encoding_format;
+        let encoding = request.encoding_format.unwrap_or_default();
         let job = request.ask()?.check(&client, &interface.dispatch.catalog())?;
         let id = job.key.clone();
         let origin = ReplyOrigin::of("http", &job);

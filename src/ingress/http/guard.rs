@@ -171,7 +171,7 @@ impl AccessGuard {
             return Ok(Client::known(HTTP));
         }
         let given = headers.get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
-        let given = given.and_then(|h| h.strip_prefix("Bearer ")).unwrap_or_default().trim();
+        let given = given.and_then(bearer_token).unwrap_or_default();
         let is_given = |token: &Secret<String>| same(given.as_bytes(), token.0.as_bytes());
         if self.token.as_ref().is_some_and(is_given) {
             return Ok(Client::known(HTTP));
@@ -246,6 +246,12 @@ pub fn is_origin(text: &str) -> bool {
     let has_form = text == format!("{scheme}://{authority}") && !authority.as_str().contains('@');
     let is_host = !matches!(authority.host(), "" | "*") && authority.port_u16() != Some(default);
     has_form && is_host && text.is_ascii() && !text.contains(|c: char| c.is_ascii_uppercase())
+}
+
+/// The token of an authorization; the scheme has any case (RFC 9110, 11.1).
+fn bearer_token(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.trim_start().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("Bearer").then_some(token.trim())
 }
 
 #[cfg(test)]

@@ -11,7 +11,10 @@ mod errors;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod guard;
+mod messages;
+mod neutral;
 mod openai;
+mod paths;
 mod probe;
 mod progress;
 
@@ -96,6 +99,8 @@ pub fn routes(interface: HttpInterface, guard: PresentGuard, stop: CancellationT
         .route("/v1/chat/completions", post(openai::complete))
         .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/models", get(openai::models))
+        // a name may have slashes, as those of model hubs
+        .route("/v1/models/{*id}", get(openai::model))
         .with_state(Arc::clone(&interface));
     let open = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -112,6 +117,8 @@ pub fn routes(interface: HttpInterface, guard: PresentGuard, stop: CancellationT
         .with_state(interface);
     let open = open.merge(operator);
     let routes = with_mcp(routes, McpServer::new(mcp), false, stop);
+    let routes = routes.method_not_allowed_fallback(paths::wrong_method);
+    let open = open.method_not_allowed_fallback(paths::wrong_method).fallback(paths::unknown);
     protect(routes, open, guard)
 }
 
@@ -134,7 +141,8 @@ where
         .disable_allowed_hosts();
     let handler = move || Ok(handler.clone());
     let mcp = StreamableHttpService::new(handler, Arc::new(LocalSessionManager::default()), config);
-    routes.route("/mcp", any_service(mcp).layer(from_fn(body::read_first)))
+    let mcp = any_service(mcp).layer(from_fn(body::read_first)).layer(from_fn(paths::accept_all));
+    routes.route("/mcp", mcp.clone()).route("/mcp/", mcp)
 }
 
 /// The state of the handlers of which everybody may read something.

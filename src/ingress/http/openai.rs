@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -20,10 +20,10 @@ use super::completion::Head;
 use super::errors::{error_of, not_ok};
 use crate::dispatch::{Answer, BackendStatus};
 use crate::ingress::answers;
-use crate::ingress::answers::ReplyOrigin;
+use crate::ingress::answers::{CUT_OFF, ReplyOrigin};
 use crate::request::client::Client;
 use crate::request::format::Format;
-use crate::request::refusal::Refusal;
+use crate::request::refusal::{Code, Refusal};
 use crate::strategy;
 use crate::wire::{Reply, Status, read};
 
@@ -64,7 +64,7 @@ async fn start(
     body: &[u8],
 ) -> Result<Started, Refusal> {
     let request: ChatRequest = read(body)?;
-    let stream = request.stream;
+    let stream = request.is_streamed();
     let include_usage = request.includes_usage();
     let model = request.model.clone();
     let job =
@@ -79,12 +79,21 @@ async fn start(
 async fn buffered(interface: Arc<HttpInterface>, started: Started) -> Response {
     let Started { answer, origin, id, format, head, .. } = started;
     let (text, end) = answer.collect().await;
-    let reply = answers::reply(id, &format, text, end);
+    let reply = cut_off_is_an_answer(answers::reply(id, &format, text, end));
     answers::replied(&interface.metrics, &origin, &reply);
     if reply.status != Status::Ok {
         return not_ok(&reply);
     }
     Json(head.completion(&reply)).into_response()
+}
+
+/// JSON that was cut off by `max_tokens` is an answer for clients of this format, which see its `finish_reason`; the
+/// official ones would send a request again whose response is an error of the server.
+fn cut_off_is_an_answer(reply: Reply) -> Reply {
+    match &reply.error {
+        Some(error) if error.code == CUT_OFF => Reply { status: Status::Ok, error: None, ..reply },
+        Some(_) | None => reply,
+    }
 }
 
 fn streamed(interface: Arc<HttpInterface>, started: Started) -> Response {
@@ -106,6 +115,7 @@ fn streamed(interface: Arc<HttpInterface>, started: Started) -> Response {
                     }
                     None => {
                         let reply = answers::reply(id.clone(), format, text, answer.end().await);
+                        let reply = cut_off_is_an_answer(reply);
                         answers::replied(&interface.metrics, origin, &reply);
                         let mut last = endings(head, &reply, include_usage).into_iter();
                         last.next().map(|event| (event, StreamStep::Last(last)))
@@ -144,16 +154,41 @@ fn event(data: &impl Serialize) -> Event {
 
 /// `GET /v1/models`
 pub(super) async fn models(State(interface): State<Arc<HttpInterface>>) -> Json<Value> {
-    let model = |backend: BackendStatus| {
-        let context = backend.context?;
-        Some(json!({
-            "id": context.identification.name,
-            "object": "model",
-            "created": 0,
-            "owned_by": context.identification.provider.clone().unwrap_or_else(|| backend.server.clone()),
-            "pilotlight": {"server": backend.server, "where": backend.locality.name(), "context": context},
-        }))
+    let data = interface.dispatch.backends().into_iter().filter_map(listed);
+    Json(json!({"object": "list", "data": data.collect::<Vec<Value>>()}))
+}
+
+/// `GET /v1/models/{id}`: by the name of the model, or of its server in `mcp.json`.
+pub(super) async fn model(
+    State(interface): State<Arc<HttpInterface>>,
+    Path(id): Path<String>,
+) -> Response {
+    let all = interface.dispatch.backends();
+    let is_asked = |model: &BackendStatus| {
+        let name = model.context.as_ref().map(|context| &context.identification.name);
+        name == Some(&id) || model.server == id
     };
-    let data: Vec<Value> = interface.dispatch.backends().into_iter().filter_map(model).collect();
-    Json(json!({"object": "list", "data": data}))
+    match all.iter().find(|model| is_asked(model)).cloned().and_then(listed) {
+        Some(found) => Json(found).into_response(),
+        None => {
+            let names: Vec<_> = all
+                .into_iter()
+                .filter_map(|model| Some(model.context?.identification.name))
+                .collect();
+            let message = format!("unknown model {id:?}; models: {}", names.join(", "));
+            RefusedBody::from(Refusal::field(Code::Unknown, "model", message)).into_response()
+        }
+    }
+}
+
+/// A model in the list; none if it has not stated itself.
+fn listed(backend: BackendStatus) -> Option<Value> {
+    let context = backend.context?;
+    Some(json!({
+        "id": context.identification.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": context.identification.provider.clone().unwrap_or_else(|| backend.server.clone()),
+        "pilotlight": {"server": backend.server, "where": backend.locality.name(), "context": context},
+    }))
 }
