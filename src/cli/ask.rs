@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
@@ -17,11 +18,12 @@ use crate::daemon::{Core, calm, connection_options, keep_of};
 use crate::ingress::answers;
 use crate::ingress::mqtt::topics::DeviceTopics;
 use crate::limits::{DEADLINE_GRACE, ENGINE_LOAD_MAX, MQTT_INBOX_MAX};
+use crate::model::generate::Finish;
 use crate::mqtt;
 use crate::mqtt::{Outgoing, Router, Subscription};
 use crate::random;
 use crate::request::client::Client;
-use crate::request::job::{Mode, Priority};
+use crate::request::job::{Mode, Priority, Strategy};
 use crate::strategy;
 use crate::wire;
 use crate::wire::{AskFormat, Reply, Status};
@@ -29,15 +31,16 @@ use crate::wire::{AskFormat, Reply, Status};
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(super) struct AskArgs {
-    /// The prompt.
-    prompt: String,
+    /// The prompt; with a task, its template value `input`.
+    #[arg(required_unless_present = "inputs")]
+    prompt: Option<String>,
     /// Load the models in this process; needs no running service or broker.
     #[arg(long)]
     local: bool,
-    /// Task of `mcp.json`; the prompt is its template value `input`.
+    /// Task of `mcp.json`.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
-    /// Further value of the task's template or rules, as JSON or text.
+    /// Value of the task's template or rules, as JSON or text.
     #[arg(long = "input", value_name = "NAME=VALUE", value_parser = input, requires = "task")]
     inputs: Vec<(String, Value)>,
     /// Constrain the answer to this JSON Schema.
@@ -58,14 +61,35 @@ pub(super) struct AskArgs {
     /// The same answer each time, whatever else the model computes.
     #[arg(long)]
     deterministic: bool,
-    /// Deadline of the answer in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 60_000)]
-    deadline_ms: u64,
+    /// Deadline of the answer in milliseconds (default: that of the task, else of the class).
+    #[arg(long, value_name = "MS")]
+    deadline_ms: Option<u64>,
+    /// Class of the request.
+    #[arg(long, value_name = "CLASS", default_value = "interactive", value_parser = word::<Priority>)]
+    class: Priority,
+    /// Where the request may be answered: local-only, prefer-local, prefer-cloud or cloud-only (default: as configured).
+    #[arg(long, value_parser = word::<Mode>)]
+    mode: Option<Mode>,
+    /// How models cooperate: single, cascade, refine or compare (default: as configured).
+    #[arg(long, value_parser = word::<Strategy>)]
+    strategy: Option<Strategy>,
+    /// With compare: the model that selects the best answer.
+    #[arg(long, value_name = "MODEL")]
+    judge: Option<String>,
+    /// Label that may be the answer, instead of a text; repeat it for each.
+    #[arg(long = "label", value_name = "LABEL")]
+    labels: Vec<String>,
+    /// Id of the request: the same id has the same answer (default: a random one).
+    #[arg(long)]
+    id: Option<String>,
     /// Name of the model to use.
     #[arg(long)]
     model: Option<String>,
-    /// Print the whole reply as JSON only.
+    /// Print the decision record after the answer.
     #[arg(long)]
+    record: bool,
+    /// Print the whole reply as JSON only.
+    #[arg(long, conflicts_with = "record")]
     json: bool,
 }
 
@@ -86,7 +110,10 @@ impl AskArgs {
             print_line!("{}", serde_json::to_string_pretty(&reply)?);
         } else {
             print_line!();
-            print_record(&reply)?;
+            print_error!("{}", summary(&reply));
+            if self.record {
+                print_record(&reply)?;
+            }
         }
         Ok(if reply.status == Status::Ok { DONE } else { NOT_ANSWERED })
     }
@@ -94,14 +121,23 @@ impl AskArgs {
     fn wire(&self) -> anyhow::Result<wire::Ask> {
         let schema = self.schema.as_deref().map(serde_json::from_str).transpose();
         let mut input: Map<String, Value> = self.inputs.iter().cloned().collect();
-        if !input.is_empty() && !self.prompt.is_empty() {
-            input.insert("input".to_owned(), Value::from(self.prompt.clone()));
+        let stated = self.prompt.as_ref().filter(|prompt| !prompt.is_empty());
+        if let (false, Some(prompt)) = (input.is_empty(), stated) {
+            input.insert("input".to_owned(), Value::from(prompt.clone()));
         }
-        let prompt = input.is_empty().then(|| self.prompt.clone());
-        Ok(wire::Ask {
+        let prompt = self.prompt.clone().filter(|_| input.is_empty());
+        let labels = self.labels.iter().map(|label| (label.clone(), Vec::new()));
+        let id = match &self.id {
+            Some(id) => id.clone(),
             // whoever could guess it could answer on the reply topic
-            id: Some(format!("cli-{}-{}", std::process::id(), random::id()?)),
+            None => format!("cli-{}-{}", std::process::id(), random::id()?),
+        };
+        Ok(wire::Ask {
+            id: Some(id),
             prompt,
+            labels: Some(labels.collect()).filter(|_| !self.labels.is_empty()),
+            strategy: self.strategy,
+            judge: self.judge.clone(),
             task: self.task.clone(),
             input: Some(input).filter(|input| !input.is_empty()),
             schema: schema.context("--schema is not valid JSON")?,
@@ -110,13 +146,20 @@ impl AskArgs {
             temperature: self.temperature,
             seed: self.seed,
             deterministic: self.deterministic.then_some(true),
-            deadline_ms: Some(self.deadline_ms),
-            priority: Some(Priority::Interactive),
-            mode: Some(Mode::PreferLocal),
+            deadline_ms: self.deadline_ms,
+            priority: Some(self.class),
+            mode: self.mode,
             model: self.model.clone(),
             stream: Some(true),
             ..wire::Ask::default()
         })
+    }
+
+    /// The deadline that the service gives the request, if its configuration is this one.
+    fn deadline(&self, config: &Config) -> Duration {
+        let task = self.task.as_ref().and_then(|task| config.catalog.tasks.get(task));
+        let stated = self.deadline_ms.or(task.and_then(|task| task.deadline_ms));
+        stated.map_or(config.catalog.deadline(self.class), Duration::from_millis)
     }
 
     /// Answers the request with models in this process.
@@ -166,7 +209,7 @@ impl AskArgs {
             let sent = bus.publish(request).map_err(|_| {
                 anyhow::anyhow!("the request could not be published: the outbox is full")
             })?;
-            let patience = Duration::from_millis(self.deadline_ms) + DEADLINE_GRACE;
+            let patience = self.deadline(config) + DEADLINE_GRACE;
             let refused = async {
                 // an answered publish is waited for by `read`
                 if !matches!(sent.await, Ok(Err(_))) {
@@ -258,6 +301,11 @@ impl Shown {
     }
 }
 
+/// Parses a word as requests have it.
+fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(Value::from(text)).map_err(|error| error.to_string())
+}
+
 /// Parses `NAME=VALUE`; a value that is not JSON is text.
 fn input(text: &str) -> Result<(String, Value), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
@@ -265,10 +313,36 @@ fn input(text: &str) -> Result<(String, Value), String> {
     Ok((name.to_owned(), value))
 }
 
-fn print_record(reply: &Reply) -> anyhow::Result<()> {
+/// The answer in one line: model, tokens, seconds, route and reason; or why there is none.
+fn summary(reply: &Reply) -> String {
+    let mut parts = Vec::new();
     if let Some(error) = &reply.error {
-        print_error!("{:?}: {}: {}", reply.status, error.code, error.message);
+        let field = error.field.as_ref().map_or_else(String::new, |field| format!("{field}: "));
+        let wait =
+            reply.retry_after_ms.map_or_else(String::new, |ms| format!("; try again in {ms} ms"));
+        parts.push(format!("{}: {field}{}{wait}", error.code, error.message));
     }
+    if let Some(source) = &reply.source {
+        parts.push(format!("{} {}", source.server, source.model));
+    }
+    if let Some(usage) = &reply.usage {
+        parts.push(format!("{} tokens", usage.completion_tokens));
+    }
+    if reply.finish == Some(Finish::Length) {
+        parts.push("cut off by the maximum of tokens".to_owned());
+    }
+    if let Some(timing) = &reply.timing {
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a request")]
+        let seconds = timing.total_ms as f64 / 1e3;
+        parts.push(format!("{seconds:.1} s"));
+    }
+    if let Some(decision) = &reply.decision {
+        parts.push(decision.reason.name().to_owned());
+    }
+    parts.join(", ")
+}
+
+fn print_record(reply: &Reply) -> anyhow::Result<()> {
     let mut record = serde_json::json!({
         "status": reply.status,
         "finish": reply.finish,
@@ -281,7 +355,7 @@ fn print_record(reply: &Reply) -> anyhow::Result<()> {
         record["confidence"] = serde_json::json!(confidence);
         record["scores"] = serde_json::json!(reply.scores);
     }
-    print_line!("\ndecision record: {}", serde_json::to_string_pretty(&record)?);
+    print_line!("decision record: {}", serde_json::to_string_pretty(&record)?);
     Ok(())
 }
 
