@@ -12,7 +12,9 @@ use super::process::{ServerProcess, is_this_program, spawn, start_unit};
 use super::watched::{WatchedRemote, trouble_of, until_silent};
 use crate::catalog::server::{Endpoint as Entry, EngineStart, ServerEntry};
 use crate::clock::now;
-use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
+use crate::limits::{
+    CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN, STARTS_FAILED,
+};
 use crate::mcp::client::{
     Closed, LineEnd, Patience, Remote, connect_engine, connect_http, connect_stateless,
     connect_watched,
@@ -146,6 +148,8 @@ impl Reached {
 impl Supervisor {
     async fn run(self, stop: CancellationToken) {
         let mut delay = REST_MIN;
+        // starts in a row that came to nothing
+        let mut failures = 0_u32;
         // ends with the service
         while !stop.is_cancelled() {
             if !self.is_wanted(&stop).await || !self.is_there(&stop).await {
@@ -160,6 +164,7 @@ impl Supervisor {
             if started.elapsed() > REST_MAX || (was_up && self.worker_router().is_some()) {
                 delay = REST_MIN;
             }
+            failures = if was_up { 0 } else { failures.saturating_add(1) };
             let server = &self.server.name;
             if !*self.wanted.borrow() {
                 tracing::info!(server, "model unloaded to free memory");
@@ -173,7 +178,7 @@ impl Supervisor {
                         rest_ms = delay.as_millis(),
                         "model server unavailable; restart after a pause"
                     );
-                    Health::Unavailable { reason }
+                    self.health_of(reason, failures)
                 }
                 Ended::Quarantined(reason) => Health::Quarantined { reason },
             };
@@ -187,6 +192,16 @@ impl Supervisor {
                 () = stop.cancelled() => return,
             }
             delay = (delay * 2).min(REST_MAX);
+        }
+    }
+
+    /// The state after so many starts in a row that came to nothing. An engine that has failed several times will
+    /// hardly start in the time of a request; a server elsewhere may be reached again at any time.
+    fn health_of(&self, reason: String, failures: u32) -> Health {
+        if self.server.is_own_engine() && failures >= STARTS_FAILED {
+            Health::Failed { reason }
+        } else {
+            Health::Unavailable { reason }
         }
     }
 

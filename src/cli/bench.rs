@@ -271,7 +271,9 @@ async fn up(set: &NextBackends) -> anyhow::Result<Arc<dyn Generate>> {
     match state {
         Some(BackendState::Up(model)) => Ok(model),
         Some(BackendState::Down(
-            Health::Unavailable { reason } | Health::Quarantined { reason },
+            Health::Unavailable { reason }
+            | Health::Failed { reason }
+            | Health::Quarantined { reason },
         )) => {
             bail!("{reason}")
         }

@@ -10,7 +10,13 @@ use anyhow::Context;
 use clap::Args;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+#[cfg(feature = "engine")]
+use rmcp::model::ErrorCode;
 use rmcp::transport::async_rw::AsyncRwTransport;
+#[cfg(feature = "engine")]
+use serde_json::{Value, json};
+#[cfg(feature = "engine")]
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::backends::scripted::{Crash, Scripted};
 #[cfg(feature = "engine")]
@@ -22,9 +28,13 @@ use crate::dispatch::LearnedStore;
 use crate::engines::worker::OnThread;
 use crate::ingress::mcp::Service;
 use crate::limits::LINE_BYTES_MAX;
+#[cfg(feature = "engine")]
+use crate::limits::{REASON_BYTES_MAX, REASON_WAIT_MAX};
 use crate::mcp::server::{ModelHost, SingleModel, serve};
 #[cfg(feature = "engine")]
 use crate::model::generate::Generate;
+#[cfg(feature = "engine")]
+use crate::request::refusal::one_line;
 #[cfg(feature = "engine")]
 use crate::sandbox::memory::{EngineBounds, MemoryBound};
 #[cfg(feature = "engine")]
@@ -144,12 +154,18 @@ impl EngineArgs {
         if self.probe_sandbox {
             return super::sandbox_probe::print();
         }
-        let model = if self.onnx.is_some() {
-            self.open_onnx().await?
+        let opened = if self.onnx.is_some() {
+            self.open_onnx().await
         } else {
-            self.open_gguf(prefixes).await?
+            self.open_gguf(prefixes).await
         };
-        let model = Arc::new(model);
+        let model = match opened {
+            Ok(model) => Arc::new(model),
+            Err(error) => {
+                tell(&error).await;
+                return Err(error);
+            }
+        };
         let host = Arc::new(SingleModel(Arc::clone(&model) as Arc<dyn Generate>));
         tokio::select! {
             served = on_stdio(host) => served,
@@ -271,6 +287,30 @@ async fn on_stdio(host: Arc<dyn ModelHost>) -> anyhow::Result<()> {
     let service = serve(host, transport).await?;
     service.waiting().await.context("the MCP server failed")?;
     Ok(())
+}
+
+/// Answers the first request with the reason why the model can't be loaded, so that the service knows it.
+#[cfg(feature = "engine")]
+async fn tell(error: &anyhow::Error) {
+    if std::io::IsTerminal::is_terminal(&std::io::stdin()) {
+        return;
+    }
+    let (input, mut output) = rmcp::transport::stdio_pipes();
+    let mut line = String::new();
+    let mut input = BufReader::new(input).take(LINE_BYTES_MAX as u64);
+    let read = tokio::time::timeout(REASON_WAIT_MAX, input.read_line(&mut line)).await;
+    let request: Value = serde_json::from_str(&line).unwrap_or_default();
+    if !matches!(read, Ok(Ok(_))) || request["id"].is_null() {
+        return;
+    }
+    let message = one_line(&format!("{error:#}"), REASON_BYTES_MAX);
+    let code = ErrorCode::INTERNAL_ERROR.0;
+    let answer = json!({
+        "jsonrpc": "2.0", "id": request["id"], "error": {"code": code, "message": message},
+    });
+    // the service may have gone; the reason is in the log too
+    let _ = output.write_all(format!("{answer}\n").as_bytes()).await;
+    let _ = output.flush().await;
 }
 
 /// Ends this process with its parent: an engine without its service would only occupy memory.

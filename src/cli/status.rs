@@ -78,6 +78,9 @@ fn print(status: &ServiceStatus, addr: &str) -> std::io::Result<()> {
             Health::Unavailable { reason } => {
                 print_line!("{name} ({place}): unavailable: {reason}");
             }
+            Health::Failed { reason } => {
+                print_line!("{name} ({place}): can't be started: {reason}");
+            }
             Health::Quarantined { reason } => {
                 print_line!("{name} ({place}): quarantined: {reason}");
             }

@@ -9,6 +9,7 @@ use super::handle::Adoption;
 use super::{Dispatcher, WatchEvent, handle, policy, profile};
 use crate::model::context::Locality;
 use crate::model::generate::Pace;
+use crate::model::health::Health;
 use crate::model::link::{BackendHandle, BackendState};
 use crate::scheduler::{BackendId, BackendProfile, Event};
 
@@ -119,7 +120,13 @@ impl Dispatcher {
         let of = &mut known.handle;
         let link = of.link.borrow_and_update().clone();
         Some(match link {
-            BackendState::Down(_) => Event::Down(backend.clone()),
+            BackendState::Down(Health::Failed { reason }) => Event::Failed(backend.clone(), reason),
+            BackendState::Down(
+                Health::Starting
+                | Health::Ready
+                | Health::Unavailable { .. }
+                | Health::Quarantined { .. },
+            ) => Event::Down(backend.clone()),
             BackendState::Up(generate) => {
                 if of.locality == Locality::Device {
                     let duty = self.device_pressure.borrow().duty;

@@ -86,6 +86,7 @@ async fn answer(
         (Health::Ready, Some(context)) => context,
         (Health::Ready | Health::Starting, _) => return Err("is starting".to_owned()),
         (Health::Unavailable { reason }, _) => return Err(format!("is unavailable: {reason}")),
+        (Health::Failed { reason }, _) => return Err(format!("can't be started: {reason}")),
         (Health::Quarantined { reason }, _) => return Err(format!("is quarantined: {reason}")),
     };
     let job =

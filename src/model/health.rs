@@ -16,6 +16,11 @@ pub enum Health {
         /// The last failure.
         reason: String,
     },
+    /// It can't be started; it is tried again later.
+    Failed {
+        /// Why the last attempts failed.
+        reason: String,
+    },
     /// A tool of it is not the one that is pinned: it is not called.
     Quarantined {
         /// Which tool, its digests, and what to do.

@@ -43,6 +43,8 @@ pub enum Event {
     Up(BackendProfile),
     /// A backend can't be asked.
     Down(BackendId),
+    /// A backend can't be started, for this reason: jobs that no other one can do are refused with it.
+    Failed(BackendId, String),
     /// The device pressure has changed.
     Strained(DevicePressure),
     /// The operator corrects what counts as spent.

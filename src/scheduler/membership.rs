@@ -14,12 +14,12 @@ use super::queued::{BackendSet, QueuedJob, SLOTS_MAX};
 use super::route::{self, Sides};
 use super::{BackendSlot, Scheduler};
 use crate::decision::{Figures, Reason};
-use crate::limits::SERVERS_MAX;
+use crate::limits::{REASON_BYTES_MAX, SERVERS_MAX};
 use crate::model::context::Locality;
 use crate::model::generate::Fault;
 use crate::money::Caps;
 use crate::request::job::JobId;
-use crate::request::refusal::Refusal;
+use crate::request::refusal::{Refusal, one_line};
 use crate::time::Time;
 
 /// The slot of a backend after a change, by its slot before.
@@ -41,7 +41,7 @@ impl Scheduler {
         self.rates_of(slot, &profile);
         let known = &mut self.backends[slot];
         known.profile = profile;
-        known.up = true;
+        (known.up, known.failed) = (true, None);
         known.width = u32::MAX;
         known.breaker.worked();
         self.sides = Sides::of(&self.backends);
@@ -51,8 +51,16 @@ impl Scheduler {
     /// Takes a backend as down.
     pub(super) fn down(&mut self, backend: &BackendId) {
         if let Some(slot) = self.slot_of(backend.as_str()) {
-            self.backends[slot].up = false;
+            (self.backends[slot].up, self.backends[slot].failed) = (false, None);
         }
+    }
+
+    /// Takes a backend as one that can't be started. Jobs that wait for it alone are refused at once.
+    pub(super) fn not_started(&mut self, backend: &BackendId, reason: &str, now: Time) {
+        let Some(slot) = self.slot_of(backend.as_str()) else { return };
+        let reason = one_line(reason, REASON_BYTES_MAX);
+        (self.backends[slot].up, self.backends[slot].failed) = (false, Some(reason));
+        self.review_waiting(now);
     }
 
     /// The name of a backend, and where it is.

@@ -4,7 +4,7 @@ use super::*;
 use crate::limits::SERVERS_MAX;
 use crate::model::generate::Fault;
 use crate::request::job::{JobId, Mode};
-use crate::request::refusal::Refusal;
+use crate::request::refusal::{Code, Refusal};
 use crate::scheduler::tests::{profile, spec};
 use crate::scheduler::{Answered, Effect, Event, JobSpec, Sent, TokenTimes};
 
@@ -195,4 +195,37 @@ fn slots_are_bounded() {
         }
         assert!(scheduler.backends.len() <= SLOTS_MAX);
     }
+}
+
+#[test]
+fn jobs_for_a_model_that_cannot_be_started_are_refused_at_once() {
+    let mut scheduler = over(&[local(), cloud()]);
+    scheduler.handle_event(Event::Down("local".into()), Time(0));
+    let private = |job| JobSpec { mode: Mode::LocalOnly, ..spec(job) };
+    assert_eq!(scheduler.handle_event(Event::Arrived(private(1)), Time(1)), []);
+    let failed = || Event::Failed("local".into(), "no file\nx.gguf".to_owned());
+    let refused = |effects: &[Effect]| {
+        let (verdict, backend, reason) = settled(effects).unwrap();
+        let Verdict::Refused(refusal) = verdict else { panic!("{verdict:?}") };
+        assert_eq!((refusal.code, backend, reason), (Code::Unavailable, None, Reason::Unhealthy));
+        assert!(
+            refusal.message.starts_with("the model local can't be started: no file"),
+            "{refusal:?}"
+        );
+        assert!(!refusal.message.contains('\n') && refusal.retry_after.is_some(), "{refusal:?}");
+    };
+    // one that waits, and one that comes
+    refused(&scheduler.handle_event(failed(), Time(2)));
+    refused(&scheduler.handle_event(Event::Arrived(private(2)), Time(3)));
+    // what another can do, it does
+    let effects = scheduler.handle_event(Event::Arrived(spec(3)), Time(4));
+    assert_eq!(started(&effects).as_deref(), Some("cloud"));
+    // it is started again, and waited for
+    scheduler.handle_event(Event::Down("local".into()), Time(5));
+    assert_eq!(scheduler.handle_event(Event::Arrived(private(4)), Time(6)), []);
+    scheduler.handle_event(failed(), Time(7));
+    let effects = scheduler.handle_event(Event::Up(local()), Time(8));
+    assert_eq!(started(&effects), None, "the one that waited was refused");
+    let effects = scheduler.handle_event(Event::Arrived(private(5)), Time(9));
+    assert_eq!(started(&effects).as_deref(), Some("local"));
 }

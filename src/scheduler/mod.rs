@@ -76,6 +76,8 @@ use crate::time::Time;
 struct BackendSlot {
     profile: BackendProfile,
     up: bool,
+    /// Why it can't be started.
+    failed: Option<String>,
     /// It has left the catalog and gets no more jobs; its slot is freed when its last job ends.
     retired: bool,
     breaker: Breaker,
@@ -97,6 +99,7 @@ impl BackendSlot {
             rates: Rates::stated(&profile),
             profile,
             up: false,
+            failed: None,
             retired: false,
             breaker: Breaker::default(),
             flow: ConcurrencyLimit::default(),
@@ -191,6 +194,7 @@ impl Scheduler {
             Event::Gone(job) => self.gone(job, now),
             Event::Up(profile) => self.up(profile, now),
             Event::Down(backend) => self.down(&backend),
+            Event::Failed(backend, reason) => self.not_started(&backend, &reason, now),
             Event::Catalog(profiles) => self.replace_catalog(profiles, now),
             Event::Revised { caps, waiting } => self.revise(caps, waiting, now),
             Event::Strained(device_pressure) => self.pressure_changed(device_pressure),

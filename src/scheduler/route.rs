@@ -18,6 +18,7 @@ use super::BackendSlot;
 use super::job::JobSpec;
 use super::queued::{BackendSet, QueuedJob};
 use crate::decision::Reason;
+use crate::limits::REST_MAX;
 use crate::model::context::Locality;
 use crate::request::job::Mode;
 use crate::request::refusal::{Code, Refusal};
@@ -76,7 +77,7 @@ impl Sides {
 /// Steps 1 to 3: the models that may be asked and can do it, whether they are up or not.
 ///
 /// # Errors
-/// A refusal and its reason if there is none.
+/// A refusal and its reason if there is none, or if none can be started.
 pub(super) fn able(
     spec: &JobSpec,
     backends: &[BackendSlot],
@@ -93,7 +94,19 @@ pub(super) fn able(
         let lack = nearest(may, spec.mode, backends).and_then(|b| lacks(spec, &backends[b]));
         return Err(incapable(spec, lack.unwrap_or(Reason::Context)));
     }
-    Ok(can)
+    startable(can, backends)
+}
+
+/// These models, unless none of them can be started.
+fn startable(can: BackendSet, backends: &[BackendSlot]) -> Result<BackendSet, (Refusal, Reason)> {
+    let failed = |b: usize| backends[b].failed.as_ref().map(|why| (b, why));
+    if can.iter().any(|b| failed(b).is_none()) {
+        return Ok(can);
+    }
+    let Some((first, why)) = can.iter().find_map(failed) else { return Ok(can) };
+    let server = backends[first].profile.server.as_str();
+    let message = format!("the model {server} can't be started: {why}");
+    Err((Refusal::new(Code::Unavailable, message).retry_after(REST_MAX), Reason::Unhealthy))
 }
 
 /// Steps 1 to 3 for one backend.

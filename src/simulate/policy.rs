@@ -174,6 +174,7 @@ impl Decider for SimplePolicy {
             Event::Gone(_)
             | Event::Up(..)
             | Event::Down(_)
+            | Event::Failed(..)
             | Event::Catalog(_)
             | Event::Revised { .. }
             | Event::Strained(_)

@@ -277,7 +277,7 @@ async fn a_digest_can_be_pinned() {
     pinned["pilotlight"]["servers"]["local"]["digest"] = json!(format!("sha256:{other}"));
     let service = Service::launch(&pinned, "embedded", &[]);
     let state = service
-        .until("refused", |state| state["servers"][0]["health"].to_string().contains("resting"))
+        .until("refused", |state| state["servers"][0]["health"].to_string().contains("failed"))
         .await;
     assert!(state["servers"][0]["model"].is_null(), "{state}");
     let (path, wrong) = (path.display().to_string(), format!("sha256:{other}"));

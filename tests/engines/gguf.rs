@@ -219,13 +219,23 @@ async fn a_model_that_is_missing_leaves_the_service_up() {
     let mut catalog = real_catalog();
     catalog["mcpServers"]["local"]["args"] = json!(["engine", "--gguf", "models/nothing.gguf"]);
     let service = Service::launch(&catalog, "embedded", &[]);
-    let state =
-        service.until("resting", |state| state["servers"][0]["health"]["state"] == "resting").await;
+    service.until("listening", |_| true).await;
+    // a request that waits for it is told as well
+    let waiting = service.chat(ask("hello", 4));
+    let failed =
+        service.until("failed", |state| state["servers"][0]["health"]["state"] == "failed");
+    let ((status, body), state) = tokio::join!(waiting, failed);
     assert_eq!(state["ready"], false);
-    let mut late = ask("hello", 4);
-    late["metadata"] = json!({"deadline_ms": "300"});
-    let (status, body) = service.chat(late).await;
-    assert_eq!(status, 504, "{body}");
+    let reason = state["servers"][0]["health"]["reason"].as_str().unwrap();
+    assert!(reason.contains("models/nothing.gguf cannot be read"), "{state}");
+    assert_eq!(status, 503, "{body}");
+    let asked = std::time::Instant::now();
+    let (status, body) = service.chat(ask("hello", 4)).await;
+    assert_eq!(status, 503, "{body}");
+    assert!(asked.elapsed() < std::time::Duration::from_secs(2), "{:?}", asked.elapsed());
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("the model local can't be started: "), "{body}");
+    assert!(message.contains("models/nothing.gguf cannot be read"), "{body}");
     // it comes when the file does
     let folder = service.folder.path().join("models");
     std::fs::create_dir(&folder).unwrap();

@@ -386,12 +386,12 @@ async fn a_prompt_on_mqtt_is_answered_by_the_engine_that_was_asked() {
     });
     let service = Service::start(&catalog).await;
     service
-        .until("both ready, and the other at rest", |state| {
+        .until("both ready, and the other failed", |state| {
             let is = |name: &str, health: &str| {
                 let servers = state["servers"].as_array().unwrap();
                 servers.iter().any(|s| s["server"] == name && s["health"]["state"] == health)
             };
-            is("local", "ready") && is("onnx", "ready") && is("lost", "resting")
+            is("local", "ready") && is("onnx", "ready") && is("lost", "failed")
         })
         .await;
     let mut app = App::of(service.mqtt, "app").await;

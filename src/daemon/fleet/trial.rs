@@ -75,9 +75,11 @@ impl Trial {
         let own = self.added.iter().filter(|backend| backend.locality == Locality::Device);
         own.into_iter().find_map(|backend| match &*backend.link.borrow() {
             BackendState::Up(_) => None,
-            BackendState::Down(Health::Unavailable { reason } | Health::Quarantined { reason }) => {
-                Some(format!("the changed model {} does not start: {reason}", backend.server))
-            }
+            BackendState::Down(
+                Health::Unavailable { reason }
+                | Health::Failed { reason }
+                | Health::Quarantined { reason },
+            ) => Some(format!("the changed model {} does not start: {reason}", backend.server)),
             BackendState::Down(Health::Starting | Health::Ready) => {
                 Some(format!("the changed model {} did not start in time", backend.server))
             }
