@@ -262,12 +262,6 @@ pub const LAST_CALLS_MAX: Duration = Duration::from_secs(1);
 pub const REST_MIN: Duration = Duration::from_millis(250);
 /// See [`REST_MIN`].
 pub const REST_MAX: Duration = Duration::from_secs(30);
-/// Starts of an engine in a row after which it counts as one that can't be started. The first may come to nothing
-/// because of something that passes, such as a lack of memory.
-pub const STARTS_FAILED: u32 = 2;
-/// Longest time in which an engine that can't load its model waits for the first request, which it answers with the
-/// reason.
-pub const REASON_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Longest pause within an answer of an engine; after it the engine counts as hung.
 ///
 /// The slowest measured step is 64 prompt tokens on a core of the Raspberry Pi 3, about 10 s.

@@ -12,9 +12,8 @@ use super::process::{ServerProcess, is_this_program, spawn, start_unit};
 use super::watched::{WatchedRemote, trouble_of, until_silent};
 use crate::catalog::server::{Endpoint as Entry, EngineStart, ServerEntry};
 use crate::clock::now;
-use crate::limits::{
-    CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN, STARTS_FAILED,
-};
+use crate::limits::liveness::STARTS_FAILED;
+use crate::limits::{CHILD_EXIT_MAX, ENGINE_LOAD_MAX, LINE_BYTES_MAX, REST_MAX, REST_MIN};
 use crate::mcp::client::{
     Closed, LineEnd, Patience, Remote, connect_engine, connect_http, connect_stateless,
     connect_watched,
@@ -196,7 +195,7 @@ impl Supervisor {
     }
 
     /// The state after so many starts in a row that came to nothing. An engine that has failed several times will
-    /// hardly start in the time of a request; a server elsewhere may be reached again at any time.
+    /// hardly start in the time of a request; a remote server may be reached again at any time.
     fn health_of(&self, reason: String, failures: u32) -> Health {
         if self.server.is_own_engine() && failures >= STARTS_FAILED {
             Health::Failed { reason }

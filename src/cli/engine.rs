@@ -29,7 +29,9 @@ use crate::engines::worker::OnThread;
 use crate::ingress::mcp::Service;
 use crate::limits::LINE_BYTES_MAX;
 #[cfg(feature = "engine")]
-use crate::limits::{REASON_BYTES_MAX, REASON_WAIT_MAX};
+use crate::limits::REASON_BYTES_MAX;
+#[cfg(feature = "engine")]
+use crate::limits::liveness::REASON_WAIT_MAX;
 use crate::mcp::server::{ModelHost, SingleModel, serve};
 #[cfg(feature = "engine")]
 use crate::model::generate::Generate;

@@ -23,3 +23,9 @@ pub const OVERDUE_MAX: Duration = Duration::from_secs(30);
 pub const WATCHDOG_SHARE: u32 = 3;
 /// How soon the service manager is told that the state of the service has changed.
 pub const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// Starts of an engine in a row after which it counts as one that can't be started. The first may come to nothing
+/// because of something that passes, such as a lack of memory.
+pub const STARTS_FAILED: u32 = 2;
+/// Longest time in which an engine that can't load its model waits for the first request, which it answers with the
+/// reason.
+pub const REASON_WAIT_MAX: Duration = Duration::from_secs(2);
