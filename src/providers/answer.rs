@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
-use serde_json::Map;
 
-use super::Protocol;
+use super::calls::{CallDelta, Calls};
+use super::sse::{DONE, ServerSentEvents};
 use super::stream::{Events, buffered};
+use super::{Protocol, reason};
 use crate::clock::now;
-use crate::limits::{ANSWER_BYTES_MAX, TOOL_CALLS_MAX};
+use crate::limits::ANSWER_BYTES_MAX;
 use crate::model::generate::{Fault, Finish, TokenLogprob, Usage};
 use crate::model::out::Out;
 use crate::request::format;
@@ -39,28 +40,6 @@ pub(super) struct AnswerDelta {
     pub(super) is_last: bool,
 }
 
-/// Part of a tool call: id and name once, the arguments in parts.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct CallDelta {
-    /// Index among the calls of the answer.
-    pub(super) index: u32,
-    /// The provider's id of the call.
-    pub(super) id: Option<String>,
-    /// The tool's name.
-    pub(super) name: Option<String>,
-    /// More of the arguments, the text of a JSON object.
-    pub(super) arguments: Option<String>,
-}
-
-/// A tool call as far as it was received.
-#[derive(Default)]
-struct PartialCall {
-    index: u32,
-    id: String,
-    name: String,
-    arguments: String,
-}
-
 struct Reader<'o> {
     out: &'o mut Out,
     started: Instant,
@@ -69,12 +48,14 @@ struct Reader<'o> {
     tools: Option<&'o Tools>,
     /// JSON mode is emulated by a forced tool call; see [`Protocol::json_by_tool`].
     is_json_by_tool: bool,
-    calls: Vec<PartialCall>,
+    calls: Calls,
     /// The answer so far, if it must be JSON.
     kept: Option<String>,
     bytes: usize,
     chunks: u32,
     known: AnswerDelta,
+    /// The provider has marked the end of the answer, or sent it as a whole.
+    is_complete: bool,
 }
 
 /// Reads the answer and writes its text to `out` as it comes in.
@@ -97,22 +78,27 @@ pub(super) async fn read(
         format: &job.format,
         tools: job.tools.as_deref(),
         is_json_by_tool: protocol.json_by_tool && job.format != Format::Text,
-        calls: Vec::new(),
+        calls: Calls::default(),
         kept: (job.format != Format::Text).then(String::new),
         bytes: 0,
         chunks: 0,
         known: AnswerDelta::default(),
+        is_complete: false,
     };
     match kind.as_str() {
-        "text/event-stream" => reader.follow(Events::of(response), protocol).await?,
+        "text/event-stream" => {
+            reader.follow(Events::Sse(ServerSentEvents::of(response)), protocol).await?;
+        }
         #[cfg(feature = "bedrock")]
         "application/vnd.amazon.eventstream" => {
-            reader.follow(Events::framed(response), protocol).await?;
+            let frames = super::frames::Frames::of(response);
+            reader.follow(Events::Framed(frames), protocol).await?;
         }
         // some providers never stream
         "application/json" => {
             let body = buffered(response).await?;
-            reader.take((protocol.parse)(&body)?).await?;
+            reader.take(parsed(protocol, &body)?).await?;
+            reader.is_complete = true;
         }
         other => {
             return Err(Fault::ProtocolError(format!("unexpected content type {other:?}")));
@@ -139,6 +125,19 @@ pub(super) fn unreadable(error: &serde_json::Error) -> Fault {
     Fault::ProtocolError(format!("invalid response: {error}"))
 }
 
+/// Parses an event, or a buffered answer. One without content may be an error in a form of its own.
+fn parsed(protocol: &Protocol, data: &str) -> Result<AnswerDelta, Fault> {
+    let parsed = (protocol.parse)(data);
+    let may_be_error = match &parsed {
+        Ok(delta) => *delta == AnswerDelta::default(),
+        Err(fault) => fault.name() == "broken",
+    };
+    match reason::of_event(data).filter(|_| may_be_error) {
+        Some(why) => Err(gave_up(Some(&why))),
+        None => parsed,
+    }
+}
+
 fn early() -> Fault {
     Fault::Crashed("the response ended prematurely".to_owned())
 }
@@ -151,14 +150,26 @@ impl Reader<'_> {
                 event = events.next() => event,
                 () = self.out.gone() => return Err(Fault::Cancelled),
             };
-            let Some(data) = event else {
-                // some providers send no last event
-                return if self.known.finish.is_some() { Ok(()) } else { Err(early()) };
+            let data = match event {
+                Some(Ok(data)) => data,
+                // some providers send no last event, or break the connection behind the answer
+                None if self.known.finish.is_some() => return Ok(()),
+                Some(Err(Fault::Crashed(_))) if self.known.finish.is_some() => return Ok(()),
+                Some(Err(fault)) => return Err(fault),
+                None => return Err(early()),
             };
-            let delta = (protocol.parse)(&data?)?;
-            let is_last = delta.is_last;
+            if data.trim() == DONE {
+                self.is_complete = true;
+                return Ok(());
+            }
+            if data.is_empty() {
+                self.out.alive();
+                continue;
+            }
+            let delta = parsed(protocol, &data)?;
+            self.is_complete = delta.is_last;
             self.take(delta).await?;
-            if is_last {
+            if self.is_complete {
                 return Ok(());
             }
         }
@@ -175,7 +186,8 @@ impl Reader<'_> {
             // text beside the call is no part of the JSON
             Some(delta.calls.into_iter().filter_map(|part| part.arguments).collect())
         } else {
-            self.take_calls(delta.calls)?;
+            self.calls.take(delta.calls)?;
+            self.check_size()?;
             delta.text
         };
         match text.filter(|text: &String| !text.is_empty()) {
@@ -187,50 +199,40 @@ impl Reader<'_> {
         }
     }
 
-    fn take_calls(&mut self, parts: Vec<CallDelta>) -> Result<(), Fault> {
-        for CallDelta { index, id, name, arguments } in parts {
-            // some providers repeat id and name with each part, some give all calls one index
-            let is_same = |call: &PartialCall| {
-                let is_new = id.as_ref().is_some_and(|id| !call.id.is_empty() && call.id != *id);
-                call.index == index && !is_new
-            };
-            let known = self.calls.iter().rposition(is_same);
-            let at = known.unwrap_or_else(|| {
-                self.calls.push(PartialCall { index, ..PartialCall::default() });
-                self.calls.len() - 1
-            });
-            let call = &mut self.calls[at];
-            for (known, sent) in [(&mut call.id, id), (&mut call.name, name)] {
-                if let (true, Some(sent)) = (known.is_empty(), sent) {
-                    self.bytes += sent.len();
-                    *known = sent;
-                }
-            }
-            let more = arguments.unwrap_or_default();
-            self.bytes += more.len();
-            call.arguments.push_str(&more);
-            if self.bytes > ANSWER_BYTES_MAX || self.calls.len() > TOOL_CALLS_MAX {
-                return Err(Fault::ProtocolError("too many tool calls".to_owned()));
-            }
-        }
-        Ok(())
-    }
-
     async fn write(&mut self, text: String) -> Result<(), Fault> {
         self.first.get_or_insert_with(now);
         self.bytes += text.len();
         self.chunks += 1;
-        if self.bytes > ANSWER_BYTES_MAX {
-            return Err(Fault::ProtocolError("the answer exceeds the size limit".to_owned()));
-        }
+        self.check_size()?;
         if let Some(kept) = &mut self.kept {
             kept.push_str(&text);
         }
         self.out.write(text).await.map_err(|_| Fault::Cancelled)
     }
 
+    /// Checks the size of text and calls together.
+    fn check_size(&self) -> Result<(), Fault> {
+        if self.bytes + self.calls.bytes() > ANSWER_BYTES_MAX {
+            return Err(Fault::ProtocolError("the answer exceeds the size limit".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Why the answer ended. One with content and an end, but without a reason, counts as complete.
+    fn finish(&self) -> Result<Finish, Fault> {
+        let has_content = self.chunks > 0 || !self.calls.is_empty();
+        match self.known.finish {
+            Some(finish) => Ok(finish),
+            None if self.is_complete && has_content => {
+                tracing::debug!("the answer has no finish reason; it counts as complete");
+                Ok(Finish::Stop)
+            }
+            None => Err(early()),
+        }
+    }
+
     fn end(mut self) -> Result<Usage, Fault> {
-        let finish = self.known.finish.ok_or_else(early)?;
+        let finish = self.finish()?;
         let tool_calls = self.tool_calls(finish)?;
         let finish = match finish {
             Finish::Length => Finish::Length,
@@ -261,22 +263,11 @@ impl Reader<'_> {
     /// The tool calls, which must be of offered tools. An answer that was cut off by its length has
     /// none: the last call may be incomplete, and more may have followed.
     fn tool_calls(&mut self, finish: Finish) -> Result<Vec<ToolCall>, Fault> {
-        let partial = std::mem::take(&mut self.calls);
+        let calls = std::mem::take(&mut self.calls);
         if finish == Finish::Length {
             return Ok(Vec::new());
         }
-        let calls = partial.into_iter().enumerate().map(|(n, call)| {
-            let arguments = match call.arguments.trim() {
-                "" => Ok(Map::new()),
-                text => serde_json::from_str(text),
-            };
-            let id = if call.id.is_empty() { format!("call_{n}") } else { call.id };
-            let arguments = arguments.map_err(|e| {
-                Fault::ProtocolError(format!("the arguments of a call are not valid JSON: {e}"))
-            })?;
-            Ok(ToolCall { id, name: call.name, arguments })
-        });
-        let calls = calls.collect::<Result<Vec<ToolCall>, Fault>>()?;
+        let calls = calls.end()?;
         if finish == Finish::ToolCalls && calls.is_empty() && !self.is_json_by_tool {
             return Err(Fault::ProtocolError("finish reason tool_calls without a call".to_owned()));
         }

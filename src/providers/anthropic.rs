@@ -5,10 +5,12 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answer::{AnswerDelta, CallDelta, forbidden, gave_up, unreadable};
-use super::{tools_or_answer, with_results};
+use super::answer::{AnswerDelta, unreadable};
+use super::calls::CallDelta;
+use super::finish::finish_of;
+use super::{content, tools_or_answer, with_results};
 use crate::catalog::provider::Provider;
-use crate::model::generate::{Fault, Finish};
+use crate::model::generate::Fault;
 use crate::request::job::{Job, Message as JobMessage, Role};
 use crate::request::tools::{Name, ToolCall, ToolChoice, Tools};
 
@@ -86,12 +88,11 @@ enum Event {
         message: Message,
     },
     ContentBlockStart {
-        index: u32,
+        index: Option<u32>,
         content_block: Block,
     },
     ContentBlockDelta {
-        #[serde(default)]
-        index: u32,
+        index: Option<u32>,
         delta: Delta,
     },
     MessageDelta {
@@ -99,9 +100,6 @@ enum Event {
         usage: Option<TokenCounts>,
     },
     MessageStop,
-    Error {
-        error: Value,
-    },
     /// A buffered answer.
     Message(Message),
     /// The ends of blocks, `ping`, and events that are added later.
@@ -111,21 +109,33 @@ enum Event {
 
 #[derive(Debug, Deserialize)]
 struct Message {
-    #[serde(default)]
-    content: Vec<Block>,
+    content: Option<Content>,
     stop_reason: Option<String>,
     usage: Option<TokenCounts>,
 }
 
+/// The content of a message; the API sends blocks.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Blocks(Vec<Block>),
+    Text(String),
+}
+
 /// A content block, complete or at its start; a block that is neither text nor a tool call has no field
 /// set.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Block {
+    #[serde(rename = "type")]
+    kind: Option<String>,
     text: Option<String>,
+    #[serde(default, deserialize_with = "content::not_empty")]
     id: Option<String>,
+    #[serde(default, deserialize_with = "content::not_empty")]
     name: Option<String>,
     /// Empty at the start of a streamed call.
-    input: Option<Map<String, Value>>,
+    #[serde(default, deserialize_with = "content::arguments")]
+    input: Option<String>,
 }
 
 /// More of a block.
@@ -137,10 +147,9 @@ struct Delta {
 
 impl Block {
     /// The tool call that this block is or starts.
-    fn call(self, index: u32) -> Option<CallDelta> {
-        let input = self.input?;
-        let arguments = (!input.is_empty()).then(|| Value::Object(input).to_string());
-        Some(CallDelta { index, id: self.id, name: self.name, arguments })
+    fn call(self, index: Option<u32>) -> Option<CallDelta> {
+        let Block { id, name, input: arguments, .. } = self;
+        (self.kind? == "tool_use").then_some(CallDelta { index, id, name, arguments })
     }
 }
 
@@ -164,7 +173,12 @@ struct TokenCounts {
 /// [`Fault::ProtocolError`] for an unknown format, [`Fault::Crashed`] for an error event,
 /// [`Fault::Rejected`] for a refusal.
 pub(super) fn parse(data: &str) -> Result<AnswerDelta, Fault> {
-    let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
+    let event: Event = match serde_json::from_str(data) {
+        Ok(event) => event,
+        // an event of no type has no content
+        Err(_) if is_untyped(data) => Event::Other,
+        Err(error) => return Err(unreadable(&error)),
+    };
     match event {
         Event::MessageStart { message } => delta_of(None, None, message.usage),
         Event::ContentBlockStart { index, content_block } => {
@@ -184,13 +198,22 @@ pub(super) fn parse(data: &str) -> Result<AnswerDelta, Fault> {
         Event::MessageDelta { delta, usage } => delta_of(None, delta.stop_reason, usage),
         Event::MessageStop => Ok(AnswerDelta { is_last: true, ..AnswerDelta::default() }),
         Event::Message(message) => {
-            let text = message.content.iter().filter_map(|block| block.text.as_deref()).collect();
-            let calls = (0..).zip(message.content).filter_map(|(n, block)| block.call(n)).collect();
+            let blocks = match message.content {
+                Some(Content::Blocks(blocks)) => blocks,
+                Some(Content::Text(text)) => vec![Block { text: Some(text), ..Block::default() }],
+                None => Vec::new(),
+            };
+            let text = blocks.iter().filter_map(|block| block.text.as_deref()).collect();
+            let calls = (0..).zip(blocks).filter_map(|(n, block)| block.call(Some(n))).collect();
             Ok(AnswerDelta { calls, ..delta_of(Some(text), message.stop_reason, message.usage)? })
         }
-        Event::Error { error } => Err(gave_up(error["message"].as_str())),
         Event::Other => Ok(AnswerDelta::default()),
     }
+}
+
+fn is_untyped(data: &str) -> bool {
+    let event: Option<Map<String, Value>> = serde_json::from_str(data).ok();
+    event.is_some_and(|event| !event.contains_key("type"))
 }
 
 fn delta_of(
@@ -203,7 +226,7 @@ fn delta_of(
     let written = counts.cache_creation_input_tokens.unwrap_or(0);
     Ok(AnswerDelta {
         text,
-        finish: reason.map(|reason| finish(&reason)).transpose()?,
+        finish: reason.map_or(Ok(None), |reason| finish_of(&reason))?,
         prompt_tokens: counts
             .input_tokens
             .map(|tokens| tokens.saturating_add(cached).saturating_add(written)),
@@ -211,14 +234,4 @@ fn delta_of(
         completion_tokens: counts.output_tokens,
         ..AnswerDelta::default()
     })
-}
-
-fn finish(reason: &str) -> Result<Finish, Fault> {
-    match reason {
-        "end_turn" | "stop_sequence" => Ok(Finish::Stop),
-        "max_tokens" | "model_context_window_exceeded" => Ok(Finish::Length),
-        "tool_use" => Ok(Finish::ToolCalls),
-        "refusal" => Err(forbidden()),
-        other => Err(Fault::ProtocolError(format!("the answer ended with {other:?}"))),
-    }
 }

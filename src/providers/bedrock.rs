@@ -11,10 +11,12 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, Header
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{AnswerDelta, CallDelta, forbidden, gave_up, unreadable};
-use super::{tools_or_answer, with_results};
+use super::answer::{AnswerDelta, gave_up, unreadable};
+use super::calls::CallDelta;
+use super::finish::finish_of;
+use super::{content, reason, tools_or_answer, with_results};
 use crate::catalog::provider::Provider;
-use crate::model::generate::{Fault, Finish};
+use crate::model::generate::Fault;
 use crate::request::job::{Job, Message, Role};
 use crate::request::tools::{Tool, ToolCall, ToolChoice, Tools};
 
@@ -193,7 +195,7 @@ struct Event {
     message_stop: Option<MessageStop>,
     metadata: Option<Metadata>,
     /// A frame of the message type `exception`.
-    exception: Option<Exception>,
+    exception: Option<Value>,
     output: Option<Output>,
     stop_reason: Option<String>,
     usage: Option<TokenCounts>,
@@ -202,16 +204,14 @@ struct Event {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct BlockStart {
-    #[serde(default)]
-    content_block_index: u32,
+    content_block_index: Option<u32>,
     start: Block,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct BlockDelta {
-    #[serde(default)]
-    content_block_index: u32,
+    content_block_index: Option<u32>,
     delta: Block,
 }
 
@@ -226,36 +226,32 @@ struct Block {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ToolUse {
+    #[serde(default, deserialize_with = "content::not_empty")]
     tool_use_id: Option<String>,
+    #[serde(default, deserialize_with = "content::not_empty")]
     name: Option<String>,
     /// A part of the JSON text in a stream, an object in a buffered answer.
-    input: Option<Value>,
+    #[serde(default, deserialize_with = "content::arguments")]
+    input: Option<String>,
 }
 
 impl Block {
     /// The tool call that this block is, starts or continues.
-    fn call(self, index: u32) -> Option<CallDelta> {
-        let ToolUse { tool_use_id, name, input } = self.tool_use?;
-        let text = |input: Value| input.as_str().map_or_else(|| input.to_string(), str::to_owned);
-        let arguments = input.map(text);
-        Some(CallDelta { index, id: tool_use_id, name, arguments })
+    fn call(self, index: Option<u32>) -> Option<CallDelta> {
+        let ToolUse { tool_use_id: id, name, input: arguments } = self.tool_use?;
+        Some(CallDelta { index, id, name, arguments })
     }
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct MessageStop {
-    stop_reason: String,
+    stop_reason: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Metadata {
     usage: Option<TokenCounts>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Exception {
-    message: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -286,23 +282,24 @@ struct TokenCounts {
 pub(super) fn parse(data: &str) -> Result<AnswerDelta, Fault> {
     let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
     if let Some(exception) = event.exception {
-        return Err(gave_up(exception.message.as_deref()));
+        return Err(gave_up(reason::of(&exception).as_deref()));
     }
     let started = event.content_block_start.map(|head| (head.content_block_index, head.start));
     let more = event.content_block_delta.map(|delta| (delta.content_block_index, delta.delta));
-    let whole = event.output.into_iter().flat_map(|output| (0..).zip(output.message.content));
-    let blocks: Vec<(u32, Block)> = started.into_iter().chain(more).chain(whole).collect();
+    let whole = event.output.into_iter().flat_map(|output| output.message.content);
+    let whole = (0..).map(Some).zip(whole);
+    let blocks: Vec<(Option<u32>, Block)> = started.into_iter().chain(more).chain(whole).collect();
     let text: String = blocks.iter().filter_map(|(_, block)| block.text.as_deref()).collect();
-    let reason = event.message_stop.map(|ending| ending.stop_reason).or(event.stop_reason);
+    let reason = event.message_stop.and_then(|ending| ending.stop_reason).or(event.stop_reason);
     // the token counts are the last event, after the end of the message
     let is_last = event.metadata.is_some();
     let counts = event.metadata.and_then(|metadata| metadata.usage).or(event.usage);
     let cached = counts.as_ref().and_then(|counts| counts.cache_read_input_tokens);
     let written = counts.as_ref().and_then(|counts| counts.cache_write_input_tokens);
     Ok(AnswerDelta {
-        text: Some(text),
+        text: Some(text).filter(|text| !text.is_empty()),
         calls: blocks.into_iter().filter_map(|(n, block)| block.call(n)).collect(),
-        finish: reason.map(|reason| finish(&reason)).transpose()?,
+        finish: reason.map_or(Ok(None), |reason| finish_of(&reason))?,
         prompt_tokens: counts.as_ref().and_then(|counts| counts.input_tokens).map(|tokens| {
             tokens.saturating_add(cached.unwrap_or(0)).saturating_add(written.unwrap_or(0))
         }),
@@ -311,16 +308,6 @@ pub(super) fn parse(data: &str) -> Result<AnswerDelta, Fault> {
         is_last,
         ..AnswerDelta::default()
     })
-}
-
-fn finish(reason: &str) -> Result<Finish, Fault> {
-    match reason {
-        "end_turn" | "stop_sequence" => Ok(Finish::Stop),
-        "max_tokens" | "model_context_window_exceeded" => Ok(Finish::Length),
-        "tool_use" => Ok(Finish::ToolCalls),
-        "guardrail_intervened" | "content_filtered" => Err(forbidden()),
-        other => Err(Fault::ProtocolError(format!("the answer ended with {other:?}"))),
-    }
 }
 
 #[cfg(test)]

@@ -20,28 +20,34 @@ mod answer;
 mod anthropic;
 #[cfg(feature = "bedrock")]
 mod bedrock;
+mod calls;
+mod content;
+mod finish;
 #[cfg(feature = "bedrock")]
 mod frames;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod openai;
+mod reason;
+mod retry_after;
+mod sse;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
 use serde_json::{Value, json};
 
+use self::retry_after::retry_after;
 use crate::catalog::provider::{Provider, ProviderKind};
 use crate::catalog::url::ServerSecrets;
 use crate::clock;
-use crate::limits::{ERROR_BYTES_MAX, RETRY_AFTER_MAX};
 use crate::model::context::{
     Capabilities, Identification, InferenceSettings, ModelContext, Runtime,
 };
@@ -54,9 +60,6 @@ use crate::request::job::{Job, Message, Role};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::skill::GENERATE;
 use crate::request::tools::{Name, Tool, ToolChoice, Tools, any_object};
-
-/// Most characters of a provider's error message that a fault repeats.
-const ERROR_CHARS_MAX: usize = 300;
 
 /// Name of the tool whose forced call emulates JSON mode.
 const ANSWER_TOOL: &str = "answer";
@@ -332,13 +335,13 @@ impl CloudModel {
 
     async fn refused(&self, response: Response) -> Fault {
         let status = response.status();
-        let wait = retry_after(response.headers(), clock::time_of_day());
-        let message = self.without_key(&error_text(response).await);
+        let retry_after = retry_after(response.headers(), clock::time_of_day());
+        let message = self.without_key(&reason::of_response(response).await);
         if is_key_refused(status) && !self.is_key_warned.swap(true, Ordering::Relaxed) {
             let model = &self.entry.model;
             tracing::warn!(model, %status, reason = message, "the provider refused the key");
         }
-        fault_of(status, &message, wait)
+        fault_of(status, &message, retry_after)
     }
 
     /// Removes the key, and the secrets of URLs, from a text: a provider may repeat them in its error
@@ -389,78 +392,5 @@ fn fault_of_connection(error: &reqwest::Error) -> Fault {
         Fault::unavailable(format!("not reachable: {why}"))
     } else {
         Fault::Crashed(format!("connection lost: {why}"))
-    }
-}
-
-/// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date, at most [`RETRY_AFTER_MAX`]. `None` for
-/// a date that has passed, and for a value that is neither.
-fn retry_after(headers: &HeaderMap, time: SystemTime) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match value.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(time).ok()?,
-    };
-    Some(wait.min(RETRY_AFTER_MAX))
-}
-
-/// The message of an error response, at most [`ERROR_CHARS_MAX`] characters.
-async fn error_text(mut response: Response) -> String {
-    let mut body = Vec::new();
-    while let Ok(Some(part)) = response.chunk().await {
-        body.extend_from_slice(&part);
-        if body.len() > ERROR_BYTES_MAX {
-            break;
-        }
-    }
-    let json: Option<Value> = serde_json::from_slice(&body).ok();
-    let message = json.as_ref().and_then(|json| {
-        let error = &json["error"];
-        error["message"].as_str().or(error.as_str()).or(json["message"].as_str())
-    });
-    let text = message.map_or_else(|| String::from_utf8_lossy(&body).into_owned(), str::to_owned);
-    text.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        // the date of the examples in RFC 9110
-        let date = "Fri, 31 Dec 1999 23:59:59 GMT";
-        let time = httpdate::parse_http_date(date).unwrap() - Duration::from_secs(90);
-        let wait = |value: &str| {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
-            retry_after(&headers, time).map(|wait| wait.as_secs())
-        };
-        let most = RETRY_AFTER_MAX.as_secs();
-        for (value, expected) in [
-            ("120", Some(120)),
-            (" 0 ", Some(0)),
-            (date, Some(90)),
-            ("18446744073709551615", Some(most)),
-            ("Thu, 31 Dec 2099 23:59:59 GMT", Some(most)),
-            ("Thu, 31 Dec 1998 23:59:59 GMT", None),
-            ("-1", None),
-            ("soon", None),
-            ("", None),
-        ] {
-            assert_eq!(wait(value), expected, "{value:?}");
-        }
-        assert_eq!(retry_after(&HeaderMap::new(), time), None);
-    }
-
-    #[test]
-    fn a_refused_key_is_no_lack_of_a_capability() {
-        for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
-            let fault = fault_of(status, "no", Some(Duration::from_secs(9)));
-            let Fault::Unavailable { reason, retry_after } = fault else { panic!("{fault:?}") };
-            assert!(reason.contains("refused the key"), "{reason}");
-            assert_eq!(retry_after, None);
-        }
-        let wait = Some(Duration::from_secs(9));
-        let fault = fault_of(StatusCode::TOO_MANY_REQUESTS, "slow down", wait);
-        assert!(matches!(fault, Fault::Unavailable { retry_after, .. } if retry_after == wait));
     }
 }

@@ -5,16 +5,15 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{AnswerDelta, CallDelta, forbidden, gave_up, unreadable};
-use super::unsupported_format;
+use super::answer::{AnswerDelta, gave_up, unreadable};
+use super::calls::CallDelta;
+use super::finish::finish_of;
+use super::{content, reason, unsupported_format};
 use crate::catalog::provider::Provider;
-use crate::model::generate::{Fault, Finish, Logprob, TokenLogprob};
+use crate::model::generate::{Fault, Logprob, TokenLogprob};
 use crate::request::format::Format;
 use crate::request::job::{Job, Message};
 use crate::request::tools::{Tool, ToolCall, ToolChoice};
-
-/// Data of the last event of a stream.
-const DONE: &str = "[DONE]";
 
 /// Builds the body of a request.
 ///
@@ -99,17 +98,18 @@ fn response_format(format: &Format) -> Result<Option<Value>, Fault> {
 
 #[derive(Debug, Deserialize)]
 struct Event {
-    #[serde(default)]
-    choices: Vec<Choice>,
+    choices: Option<Vec<Choice>>,
     usage: Option<TokenCounts>,
     error: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Choice {
-    /// A part of the message in a stream, the complete message otherwise.
-    #[serde(alias = "message", default)]
-    delta: Delta,
+    index: Option<u32>,
+    /// A part of the message, in a stream.
+    delta: Option<Delta>,
+    /// The message of a buffered answer.
+    message: Option<Delta>,
     finish_reason: Option<String>,
     logprobs: Option<Logprobs>,
 }
@@ -145,6 +145,7 @@ impl Token {
 
 #[derive(Debug, Default, Deserialize)]
 struct Delta {
+    #[serde(default, deserialize_with = "content::text")]
     content: Option<String>,
     refusal: Option<String>,
     tool_calls: Option<Vec<CalledTool>>,
@@ -153,23 +154,25 @@ struct Delta {
 /// A tool call, or a part of one.
 #[derive(Debug, Deserialize)]
 struct CalledTool {
-    /// Absent in buffered answers.
+    /// Absent in buffered answers, and with some providers.
     index: Option<u32>,
+    #[serde(default, deserialize_with = "content::not_empty")]
     id: Option<String>,
     function: Option<Function>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Function {
+    #[serde(default, deserialize_with = "content::not_empty")]
     name: Option<String>,
+    #[serde(default, deserialize_with = "content::arguments")]
     arguments: Option<String>,
 }
 
 impl CalledTool {
-    fn delta((n, call): (usize, CalledTool)) -> CallDelta {
-        let Function { name, arguments } = call.function.unwrap_or_default();
-        let index = call.index.unwrap_or_else(|| u32::try_from(n).unwrap_or(u32::MAX));
-        CallDelta { index, id: call.id, name, arguments }
+    fn delta(self) -> CallDelta {
+        let Function { name, arguments } = self.function.unwrap_or_default();
+        CallDelta { index: self.index, id: self.id, name, arguments }
     }
 }
 
@@ -191,38 +194,33 @@ struct Details {
 /// [`Fault::ProtocolError`] for an unknown format, [`Fault::Crashed`] for an error event,
 /// [`Fault::Rejected`] for a filtered answer.
 pub(super) fn parse(data: &str) -> Result<AnswerDelta, Fault> {
-    if data.trim() == DONE {
-        return Ok(AnswerDelta { is_last: true, ..AnswerDelta::default() });
-    }
     let event: Event = serde_json::from_str(data).map_err(|e| unreadable(&e))?;
-    if let Some(error) = event.error {
-        return Err(gave_up(error["message"].as_str()));
+    if let Some(why) = event.error.as_ref().and_then(reason::of) {
+        return Err(gave_up(Some(&why)));
     }
-    let choice = event.choices.into_iter().next();
-    let (delta, reason, logprobs) = choice.map_or((Delta::default(), None, None), |choice| {
-        (choice.delta, choice.finish_reason, choice.logprobs)
-    });
-    let calls = delta.tool_calls.unwrap_or_default();
-    let tokens = logprobs.and_then(|logprobs| logprobs.content).unwrap_or_default();
+    // further choices are not asked for
+    let mut choices = event.choices.unwrap_or_default().into_iter();
+    let choice = choices.find(|choice| choice.index.unwrap_or(0) == 0).unwrap_or_default();
+    let is_buffered = choice.delta.is_none();
+    let delta = choice.delta.or(choice.message).unwrap_or_default();
+    let mut calls: Vec<CallDelta> =
+        delta.tool_calls.into_iter().flatten().map(CalledTool::delta).collect();
+    if is_buffered {
+        // each is a call of its own
+        for (n, call) in (0..).zip(&mut calls) {
+            call.index = Some(n);
+        }
+    }
+    let tokens = choice.logprobs.and_then(|logprobs| logprobs.content).unwrap_or_default();
     let counts = event.usage.as_ref();
     Ok(AnswerDelta {
         text: delta.content.or(delta.refusal),
-        calls: calls.into_iter().enumerate().map(CalledTool::delta).collect(),
-        finish: reason.map(|reason| finish(&reason)).transpose()?,
+        calls,
+        finish: choice.finish_reason.map_or(Ok(None), |reason| finish_of(&reason))?,
         prompt_tokens: counts.and_then(|counts| counts.prompt_tokens),
         cached_tokens: counts.and_then(|c| c.prompt_tokens_details.as_ref()?.cached_tokens),
         completion_tokens: counts.and_then(|counts| counts.completion_tokens),
         logprobs: tokens.into_iter().map(Token::with_top).collect(),
         is_last: false,
     })
-}
-
-fn finish(reason: &str) -> Result<Finish, Fault> {
-    match reason {
-        "stop" => Ok(Finish::Stop),
-        "length" => Ok(Finish::Length),
-        "tool_calls" | "function_call" => Ok(Finish::ToolCalls),
-        "content_filter" => Err(forbidden()),
-        other => Err(Fault::ProtocolError(format!("the answer ended with {other:?}"))),
-    }
 }
