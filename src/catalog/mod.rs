@@ -21,6 +21,7 @@ pub mod provider;
 pub mod public_key;
 pub mod read;
 mod read_budget;
+mod read_extra;
 mod read_models;
 mod read_policy;
 mod read_provider;

@@ -1,7 +1,9 @@
 //! One provider of the catalog: a cloud model that is called in its provider's own protocol.
 
+use http::HeaderMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::addresses::AddressRule;
 use super::secret::Secret;
@@ -34,6 +36,14 @@ pub struct Provider {
     pub tools: bool,
     /// The provider returns the log-probabilities of the answer's tokens.
     pub logprobs: bool,
+    /// The field of a request with the token limit of the answer.
+    pub max_tokens_field: MaxTokensField,
+    /// Further fields of each request; none that the service writes itself.
+    pub extra_body: Secret<Map<String, Value>>,
+    /// A JSON Schema is sent with the demand to keep to it strictly.
+    pub strict: bool,
+    /// Further headers of each request; none that the service writes itself.
+    pub headers: Secret<HeaderMap>,
     /// The most concurrent requests.
     pub slots: u32,
     /// The price of the model's tokens.
@@ -44,6 +54,27 @@ impl Provider {
     /// The token limit of an answer: the wanted one, at most the provider's own.
     pub fn most_tokens(&self, wanted: Option<u32>) -> u32 {
         wanted.unwrap_or(self.max_output_tokens).min(self.max_output_tokens)
+    }
+}
+
+/// The names that the token limit of an answer has in `OpenAI`'s protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MaxTokensField {
+    /// The name that most services know.
+    #[default]
+    MaxTokens,
+    /// The name that reasoning models require.
+    MaxCompletionTokens,
+}
+
+impl MaxTokensField {
+    /// The name of the field.
+    pub fn name(self) -> &'static str {
+        match self {
+            MaxTokensField::MaxTokens => "max_tokens",
+            MaxTokensField::MaxCompletionTokens => "max_completion_tokens",
+        }
     }
 }
 
@@ -69,4 +100,67 @@ impl ProviderKind {
             ProviderKind::Bedrock => true,
         }
     }
+
+    /// The fields that requests of this protocol may have by themselves.
+    pub fn fields(self) -> &'static [&'static str] {
+        match self {
+            ProviderKind::OpenAi => &OPENAI_FIELDS,
+            ProviderKind::Anthropic => &ANTHROPIC_FIELDS,
+            #[cfg(feature = "bedrock")]
+            ProviderKind::Bedrock => &["inferenceConfig", "messages", "system", "toolConfig"],
+        }
+    }
+
+    /// The headers that requests of this protocol have besides the key.
+    pub(super) fn headers(self) -> &'static [&'static str] {
+        match self {
+            ProviderKind::OpenAi => &[],
+            ProviderKind::Anthropic => &["anthropic-version"],
+            #[cfg(feature = "bedrock")]
+            ProviderKind::Bedrock => &["authorization", "x-amz-date", "x-amz-security-token"],
+        }
+    }
+
+    /// The header that the key is sent in.
+    pub(super) fn key_header(self) -> &'static str {
+        match self {
+            ProviderKind::OpenAi => "authorization",
+            ProviderKind::Anthropic => "x-api-key",
+            #[cfg(feature = "bedrock")]
+            ProviderKind::Bedrock => "authorization",
+        }
+    }
 }
+
+const OPENAI_FIELDS: [&str; 16] = [
+    "logprobs",
+    "max_completion_tokens",
+    "max_tokens",
+    "messages",
+    "model",
+    "parallel_tool_calls",
+    "response_format",
+    "seed",
+    "stop",
+    "stream",
+    "stream_options",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "top_p",
+];
+
+const ANTHROPIC_FIELDS: [&str; 11] = [
+    "max_tokens",
+    "messages",
+    "model",
+    "stop_sequences",
+    "stream",
+    "system",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "top_k",
+    "top_p",
+];

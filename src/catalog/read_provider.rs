@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::addresses::AddressRule;
 use super::mistake::Scope;
-use super::provider::{Provider, ProviderKind};
+use super::provider::{MaxTokensField, Provider, ProviderKind};
 use super::read_budget::RawPrice;
+use super::read_extra::{check_body, check_headers};
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry};
 use super::shape;
@@ -62,6 +63,18 @@ pub(super) struct RawProvider {
     /// Whether the provider returns log-probabilities; for the kind `openai` only.
     #[serde(default)]
     logprobs: bool,
+    /// The field of a request with the token limit of the answer; for the kind `openai` only.
+    #[serde(default)]
+    max_tokens_field: MaxTokensField,
+    /// Whether a JSON Schema is sent with `strict`; for the kind `openai` only.
+    #[schemars(extend("default" = true))]
+    strict: Option<bool>,
+    /// Further fields of each request, none that the service writes itself.
+    #[serde(default)]
+    extra_body: Map<String, Value>,
+    /// Further headers of each request, none that the service writes itself.
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
     /// The most concurrent requests.
     #[schemars(range(min = 1, max = SLOTS_MAX), extend("default" = SLOTS))]
     slots: Option<u32>,
@@ -130,8 +143,15 @@ impl RawProvider {
                  them",
             );
         }
-        if kind != ProviderKind::OpenAi && self.logprobs {
-            mistake("logprobs", "is supported for the kind openai only; remove it");
+        let strict = self.strict.unwrap_or(true);
+        for (key, is_used) in [
+            ("logprobs", self.logprobs),
+            ("max_tokens_field", self.max_tokens_field != MaxTokensField::default()),
+            ("strict", !strict),
+        ] {
+            if kind != ProviderKind::OpenAi && is_used {
+                mistake(key, "is supported for the kind openai only; remove it");
+            }
         }
         let region = self.region.or_else(|| region_of(&base_url));
         let region = region.filter(|_| kind.has_regions());
@@ -151,6 +171,8 @@ impl RawProvider {
             mistake("max_output_tokens", "must be 1 to context_tokens");
         }
         let price = self.price.check(scope);
+        check_body(kind, &self.extra_body, scope);
+        let headers = check_headers(kind, self.key.is_some(), &self.headers, scope);
         let provider = Provider {
             kind,
             base_url: base_url.trim_end_matches('/').to_owned(),
@@ -164,6 +186,10 @@ impl RawProvider {
             json_schema: can_json && self.json_schema.unwrap_or(true),
             tools,
             logprobs: self.logprobs,
+            max_tokens_field: self.max_tokens_field,
+            extra_body: Secret(self.extra_body),
+            strict,
+            headers: Secret(headers),
             slots,
             price,
         };

@@ -134,8 +134,10 @@ struct CloudModel {
 /// # Errors
 /// [`Fault::Unavailable`] if a certificate, the key or the URL can't be used.
 pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fault> {
-    let headers =
+    let mut headers =
         headers_of(entry).ok_or_else(|| Fault::unavailable("the key is no valid header value"))?;
+    let extra = &entry.headers.0;
+    headers.extend(extra.clone());
     let protocol = protocol_of(entry.kind);
     let url = format!("{}/{}", entry.base_url, (protocol.path)(entry));
     let url = Url::parse(&url)
@@ -154,7 +156,10 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         entry: entry.clone(),
         protocol,
         url,
-        secrets: ServerSecrets::new(&entry.base_url, std::iter::empty()),
+        secrets: ServerSecrets::new(
+            &entry.base_url,
+            extra.values().filter_map(|value| std::str::from_utf8(value.as_bytes()).ok()),
+        ),
         #[cfg(feature = "bedrock")]
         signer: match entry.kind {
             ProviderKind::Bedrock => Some(bedrock::Signer::of(entry)?),
@@ -294,7 +299,10 @@ impl Generate for CloudModel {
 
 impl CloudModel {
     async fn answer(&self, job: &Job, out: &mut Out) -> Result<Usage, Fault> {
-        let body = (self.protocol.request)(job, &self.entry)?;
+        let mut body = (self.protocol.request)(job, &self.entry)?;
+        for (name, value) in &self.entry.extra_body.0 {
+            body[name] = value.clone();
+        }
         let response = tokio::select! {
             response = self.send(&body) => response?,
             () = out.gone() => return Err(Fault::Cancelled),

@@ -27,14 +27,14 @@ pub(super) fn request(job: &Job, entry: &Provider) -> Result<Value, Fault> {
         "messages": job.messages.iter().map(message).collect::<Vec<_>>(),
         "stream": true,
         "stream_options": {"include_usage": true},
-        "max_tokens": entry.most_tokens(sampling.max_tokens),
     });
     let options = [
+        (entry.max_tokens_field.name(), Some(json!(entry.most_tokens(sampling.max_tokens)))),
         ("temperature", sampling.temperature.map(|t| json!(t))),
         ("top_p", sampling.top_p.map(|p| json!(p))),
         ("seed", sampling.seed.map(|seed| json!(seed))),
         ("stop", (!sampling.stop.is_empty()).then(|| json!(sampling.stop))),
-        ("response_format", response_format(&job.format)?),
+        ("response_format", response_format(&job.format, entry.strict)?),
         ("tools", tools.map(|tools| tools.offered.iter().map(tool).collect())),
         ("tool_choice", tools.map(|tools| choice(&tools.choice))),
         ("parallel_tool_calls", tools.filter(|tools| !tools.parallel).map(|_| json!(false))),
@@ -84,14 +84,17 @@ fn choice(choice: &ToolChoice) -> Value {
     }
 }
 
-fn response_format(format: &Format) -> Result<Option<Value>, Fault> {
+fn response_format(format: &Format, strict: bool) -> Result<Option<Value>, Fault> {
     Ok(match format {
         Format::Text => None,
         Format::Json => Some(json!({"type": "json_object"})),
-        Format::Schema(schema) => Some(json!({
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "strict": true, "schema": schema},
-        })),
+        Format::Schema(schema) => {
+            let mut named = json!({"name": "answer", "schema": schema});
+            if strict {
+                named["strict"] = json!(true);
+            }
+            Some(json!({"type": "json_schema", "json_schema": named}))
+        }
         Format::Label(_) | Format::Embedding => return Err(unsupported_format()),
     })
 }

@@ -1,4 +1,4 @@
-//! Answers in the forms of many providers.
+//! Answers in the forms of many providers, and requests with what an entry adds to them.
 
 use std::time::Duration;
 
@@ -7,8 +7,12 @@ use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::catalog::expand::Variables;
+use crate::catalog::read;
+use crate::catalog::server::Endpoint;
 use crate::model::generate::Finish;
 use crate::model::out;
+use crate::request::job::Sampling;
 
 /// The text, the end and the tokens of an answer, or the name of its fault and its message.
 type Read = Result<(String, Finish, u32), (&'static str, String)>;
@@ -214,6 +218,62 @@ fn bedrock_is_read_with_the_same_patience() {
     fails(buffered(kind, &json!({"exception": {"Message": "busy"}})), "crashed", "busy");
     fails(buffered(kind, &json!({"exception": "busy"})), "crashed", "busy");
     fails(buffered(kind, &json!({"message": "busy"})), "crashed", "busy");
+}
+
+fn entry(change: &Value) -> Provider {
+    let mut big = json!({"kind": "openai", "base_url": "https://a.us-1.amazonaws.com", "model": "m", "key": "k"});
+    big.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    let file = json!({"pilotlight": {"providers": {"big": big}}}).to_string();
+    let (catalog, mistakes) = read::read(&file, &Variables::new());
+    assert_eq!(mistakes, []);
+    let Endpoint::Provider(entry) = &catalog.servers[0].endpoint else { panic!("no provider") };
+    entry.as_ref().clone()
+}
+
+/// A request with all options.
+fn full(kind: &str, entry: &Provider) -> Value {
+    let mut job = with_tools();
+    job.messages.insert(0, Message::new(Role::System, "Be short."));
+    job.tools = job.tools.map(|tools| Tools { parallel: false, ..(*tools).clone() }.into());
+    job.format = if kind == "openai" { Format::Schema(any_object().into()) } else { Format::Text };
+    job.sampling = Sampling {
+        temperature: Some(0.5),
+        top_p: Some(0.5),
+        top_k: Some(5),
+        seed: Some(1),
+        stop: vec!["x".to_owned()],
+        logprobs: Some(1),
+        ..Sampling::default()
+    };
+    (protocol_of(entry.kind).request)(&job, entry).unwrap()
+}
+
+/// The fields that `extra_body` must not have are those that the requests have.
+#[test]
+fn the_fields_of_requests_are_known() {
+    let mut kinds = vec!["openai", "anthropic"];
+    kinds.extend(cfg!(feature = "bedrock").then_some("bedrock"));
+    for kind in kinds {
+        let entry = entry(&json!({"kind": kind}));
+        let body = full(kind, &entry);
+        let mut fields: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
+        if kind == "openai" {
+            fields.push("max_completion_tokens");
+        }
+        fields.sort_unstable();
+        assert_eq!(fields, entry.kind.fields(), "{kind}");
+    }
+}
+
+#[test]
+fn a_request_has_the_form_that_its_entry_states() {
+    let body = full("openai", &entry(&json!({})));
+    assert_eq!(body["response_format"]["json_schema"]["strict"], true);
+    assert!(body.get("max_completion_tokens").is_none() && body["max_tokens"] == 4096);
+    let other = json!({"strict": false, "max_tokens_field": "max_completion_tokens"});
+    let body = full("openai", &entry(&other));
+    assert!(!body.to_string().contains("strict"), "{body}");
+    assert!(body.get("max_tokens").is_none() && body["max_completion_tokens"] == 4096);
 }
 
 #[test]

@@ -61,6 +61,7 @@ mod policy;
 #[cfg(feature = "embedded-broker")]
 mod principals;
 mod provider;
+mod provider_options;
 mod redaction;
 mod refusals;
 #[cfg(feature = "embedded-broker")]

@@ -141,8 +141,11 @@ fn check_variables(local: LocalConfig<'_>, remote: &Value, trust: &Trust, mistak
     let taken = |entry: &mut Value, key: &str| {
         entry.as_object_mut().and_then(|entry| entry.shift_remove(key)).unwrap_or_default()
     };
-    let parts = [("mcpServers", "url", "headers"), ("pilotlight.providers", "base_url", "key")];
-    for (part, url, secret) in parts {
+    let parts: [(&str, &str, &[&str]); 2] = [
+        ("mcpServers", "url", &["headers"]),
+        ("pilotlight.providers", "base_url", &["key", "headers"]),
+    ];
+    for (part, url, secrets) in parts {
         let entries = match part {
             "mcpServers" => remote.get_mut("mcpServers"),
             _ => remote.get_mut("pilotlight").and_then(|ours| ours.get_mut("providers")),
@@ -152,16 +155,18 @@ fn check_variables(local: LocalConfig<'_>, remote: &Value, trust: &Trust, mistak
             let to = to.unwrap_or_default();
             let mut scope = mistakes.at(part);
             let mut scope = scope.at(name);
-            each_text(&taken(entry, secret), &mut scope.at(secret), &mut |text, scope| {
-                for name in secrets_in(text) {
-                    if !may_get(local, trust, &to, name) {
-                        scope.add(format!(
-                            "would send {name} to {to}, which gets it neither by the device's own \
-                             mcp.json nor by secrets of the trust policy"
-                        ));
+            for secret in secrets {
+                each_text(&taken(entry, secret), &mut scope.at(secret), &mut |text, scope| {
+                    for name in secrets_in(text) {
+                        if !may_get(local, trust, &to, name) {
+                            scope.add(format!(
+                                "would send {name} to {to}, which gets it neither by the device's \
+                                 own mcp.json nor by secrets of the trust policy"
+                            ));
+                        }
                     }
-                }
-            });
+                });
+            }
         }
     }
     each_text(&remote, &mut mistakes.at(""), &mut |text, scope| {
@@ -187,17 +192,19 @@ fn may_get(local: LocalConfig<'_>, trust: &Trust, to: &str, name: &str) -> bool 
         local.file.get("mcpServers").or(local.file.get("servers")).unwrap_or(&Value::Null);
     let providers = &local.file["pilotlight"]["providers"];
     local.catalog.servers.iter().any(|server| {
-        let (entry, url) = match &server.endpoint {
-            Endpoint::Http { url, .. } => (&servers[server.name.as_str()]["headers"], &url.0),
+        let (entry, keys, url): (_, &[&str], _) = match &server.endpoint {
+            Endpoint::Http { url, .. } => (&servers[server.name.as_str()], &["headers"], &url.0),
             Endpoint::Provider(provider) => {
-                (&providers[server.name.as_str()]["key"], &provider.base_url)
+                (&providers[server.name.as_str()], &["key", "headers"], &provider.base_url)
             }
             Endpoint::Child { .. } | Endpoint::Mqtt { .. } => return false,
         };
         let mut uses = false;
-        each_text(entry, &mut Mistakes::default().at(""), &mut |text, _| {
-            uses |= secrets_in(text).any(|used| used == name);
-        });
+        for key in keys {
+            each_text(&entry[*key], &mut Mistakes::default().at(""), &mut |text, _| {
+                uses |= secrets_in(text).any(|used| used == name);
+            });
+        }
         uses && origin(url).is_some_and(|(origin, _)| origin == to)
     })
 }

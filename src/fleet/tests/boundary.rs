@@ -284,6 +284,8 @@ fn secrets_go_to_their_hosts_alone() {
     refused(&["pilotlight", "providers", "other", "key"], json!("${CLOUD}"), told);
     let told = "pilotlight.providers.other.key: would send cred:root to https://other.example";
     refused(&["pilotlight", "providers", "other", "key"], json!("cred:root"), told);
+    let told = "pilotlight.providers.other.headers.X: would send CLOUD to https://other.example";
+    refused(&["pilotlight", "providers", "other", "headers"], json!({"X": "${CLOUD}"}), told);
     let told = "mcpServers.near.headers.X: would send HTTP to https://near.example";
     refused(&["mcpServers", "near", "headers"], json!({"X": "a${HTTP:-b}"}), told);
     let told = "mcpServers.near.headers.X: would send CLOUD to https://near.example";
@@ -294,6 +296,17 @@ fn secrets_go_to_their_hosts_alone() {
     refused(&["mcpServers", "near", "url"], json!("https://near.example/${CLOUD}"), told);
     let told = "pilotlight.providers.other.model: a remote configuration may use";
     refused(&["pilotlight", "providers", "other", "model"], json!("${CLOUD"), told);
+    // a host gets the headers and the key of its own entry
+    let own = mistakes(|remote| {
+        let headers = json!({"X-Key": "${CLOUD}", "X-Plain": "x"});
+        remote["pilotlight"]["providers"]["cloud"]["headers"] = headers;
+    });
+    assert_eq!(own, Vec::<String>::new());
+    let mut local = local();
+    local["pilotlight"]["providers"]["cloud"]["headers"] = json!({"X-Who": "${SLOW}"});
+    let mut remote = remote();
+    remote["pilotlight"]["providers"]["cloud"]["headers"] = json!({"X-Other": "${SLOW}"});
+    assert!(meaning_of(&remote, &local, &trust()).is_ok());
     // no message shows a value
     let shown =
         mistakes(|remote| remote["pilotlight"]["providers"]["cloud"]["key"] = json!("${HTTP}"));
