@@ -76,6 +76,15 @@ impl MaxTokensField {
             MaxTokensField::MaxCompletionTokens => "max_completion_tokens",
         }
     }
+
+    /// The other name.
+    #[must_use]
+    pub fn other(self) -> MaxTokensField {
+        match self {
+            MaxTokensField::MaxTokens => MaxTokensField::MaxCompletionTokens,
+            MaxTokensField::MaxCompletionTokens => MaxTokensField::MaxTokens,
+        }
+    }
 }
 
 /// The protocols of providers.

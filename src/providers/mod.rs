@@ -4,7 +4,7 @@
 //!
 //! | response | fault | consequence |
 //! |---|---|---|
-//! | 400, 404, 413, 422 | `unfit` | another model may be tried; this one is not asked again for the job |
+//! | 400, 404, 413, 422 | `unfit` | another model may be tried; this one is not asked again for the job, except with the other name of the token limit (`learned`) |
 //! | 401, 403 | `away`, the key was refused | one warning in the log; the circuit breaker opens with its own backoff |
 //! | 408, 409, 424, 425, 429, 5xx | `away` | the circuit breaker opens, for `Retry-After` if it is given; another model may be tried |
 //! | content filter or refusal | `unfit`, code `forbidden` | only the `fallbacks` are tried; without any the client is told |
@@ -27,6 +27,7 @@ mod finish;
 mod frames;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod learned;
 mod openai;
 mod reason;
 mod retry_after;
@@ -44,8 +45,9 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, Header
 use reqwest::{Response, StatusCode, Url};
 use serde_json::{Value, json};
 
+use self::learned::LearnedForm;
 use self::retry_after::retry_after;
-use crate::catalog::provider::{Provider, ProviderKind};
+use crate::catalog::provider::{MaxTokensField, Provider, ProviderKind};
 use crate::catalog::url::ServerSecrets;
 use crate::clock;
 use crate::model::context::{
@@ -126,6 +128,14 @@ struct CloudModel {
     silence: Duration,
     /// The log has a warning that the key is refused; cleared by the next success.
     is_key_warned: AtomicBool,
+    learned: LearnedForm,
+}
+
+/// A response that is no answer.
+struct ErrorResponse {
+    status: StatusCode,
+    message: String,
+    retry_after: Option<Duration>,
 }
 
 /// Builds the client of a provider's model, without sending anything. `silence` bounds the time to the
@@ -169,6 +179,7 @@ pub fn open(entry: &Provider, silence: Duration) -> Result<Arc<dyn Generate>, Fa
         context: context_of(entry),
         silence,
         is_key_warned: AtomicBool::new(false),
+        learned: LearnedForm::default(),
     }))
 }
 
@@ -304,7 +315,7 @@ impl CloudModel {
             body[name] = value.clone();
         }
         let response = tokio::select! {
-            response = self.send(&body) => response?,
+            response = self.send(body) => response?,
             () = out.gone() => return Err(Fault::Cancelled),
         };
         let mut usage = answer::read(response, self.protocol, job, out).await?;
@@ -314,7 +325,33 @@ impl CloudModel {
         Ok(usage)
     }
 
-    async fn send(&self, body: &Value) -> Result<Response, Fault> {
+    /// Sends a request, and once more if the provider proposes another name of its token limit.
+    async fn send(&self, mut body: Value) -> Result<Response, Fault> {
+        let field = self.learned.max_tokens_field(&self.entry);
+        if let Some(field) = field {
+            learned::rename(&mut body, field);
+        }
+        let error = match self.post(&body).await? {
+            Ok(response) => return Ok(response),
+            Err(error) => error,
+        };
+        let other = field
+            .filter(|field| learned::proposes_other(error.status, *field, &error.message))
+            .map(MaxTokensField::other);
+        let Some(other) = other else { return Err(self.refused(error)) };
+        learned::rename(&mut body, other);
+        match self.post(&body).await? {
+            Ok(response) => {
+                let (model, field) = (&self.entry.model, other.name());
+                tracing::info!(model, field, "the provider takes another name of the token limit");
+                self.learned.keep(&self.entry, other);
+                Ok(response)
+            }
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
+    async fn post(&self, body: &Value) -> Result<Result<Response, ErrorResponse>, Fault> {
         let key = random::id().map_err(|error| Fault::unavailable(error.to_string()))?;
         let body = body.to_string();
         let request = self.client.post(self.url.clone()).header("idempotency-key", key);
@@ -336,15 +373,17 @@ impl CloudModel {
         };
         if response.status() == StatusCode::OK {
             self.is_key_warned.store(false, Ordering::Relaxed);
-            return Ok(response);
+            return Ok(Ok(response));
         }
-        Err(self.refused(response).await)
-    }
-
-    async fn refused(&self, response: Response) -> Fault {
         let status = response.status();
         let retry_after = retry_after(response.headers(), clock::time_of_day());
-        let message = self.without_key(&reason::of_response(response).await);
+        let message = reason::of_response(response).await;
+        Ok(Err(ErrorResponse { status, message, retry_after }))
+    }
+
+    fn refused(&self, error: ErrorResponse) -> Fault {
+        let ErrorResponse { status, message, retry_after } = error;
+        let message = self.without_key(&message);
         if is_key_refused(status) && !self.is_key_warned.swap(true, Ordering::Relaxed) {
             let model = &self.entry.model;
             tracing::warn!(model, %status, reason = message, "the provider refused the key");
