@@ -11,6 +11,7 @@ use crate::money::Price;
 
 /// One entry of `pilotlight.providers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of its entry")]
 pub struct Provider {
     /// The protocol.
     pub kind: ProviderKind,

@@ -40,7 +40,9 @@ pub(super) fn arguments<'de, D: Deserializer<'de>>(
         Value::String(text) => Some(text).filter(|text| !text.is_empty()),
         // empty at the start of a streamed call
         Value::Object(map) if map.is_empty() => None,
-        json => Some(json.to_string()),
+        json @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+            Some(json.to_string())
+        }
     })
 }
 

@@ -64,6 +64,17 @@ impl ServerSentEvents {
     }
 }
 
+/// What was found in a stream.
+#[derive(Default, PartialEq)]
+enum StreamContent {
+    #[default]
+    Nothing,
+    /// Lines that are no fields of events.
+    Foreign,
+    /// Fields of events, or comments.
+    Events,
+}
+
 /// The parser of a stream; it depends on the bytes alone, not on the parts in which they come.
 #[derive(Default)]
 struct Parser {
@@ -74,10 +85,7 @@ struct Parser {
     /// The event that has not ended.
     data: Option<Vec<u8>>,
     is_keep_alive: bool,
-    /// The stream has lines that are no events.
-    has_foreign: bool,
-    /// The stream has events, or comments.
-    has_events: bool,
+    content: StreamContent,
     events: VecDeque<Result<String, Fault>>,
 }
 
@@ -118,7 +126,7 @@ impl Parser {
         if self.data.as_ref().is_some_and(is_complete) {
             self.take(b"");
         }
-        if self.has_foreign && !self.has_events {
+        if self.content == StreamContent::Foreign {
             let why = "the response is no stream of events".to_owned();
             self.events.push_back(Err(Fault::ProtocolError(why)));
         }
@@ -134,9 +142,11 @@ impl Parser {
         let value = line.get(at + 1..).unwrap_or_default();
         let value = value.strip_prefix(b" ").unwrap_or(value);
         let field = &line[..at];
-        let is_known = matches!(field, b"data" | b"error" | b"event" | b"id" | b"retry" | b"");
-        self.has_events |= is_known;
-        self.has_foreign |= !is_known;
+        if matches!(field, b"data" | b"error" | b"event" | b"id" | b"retry" | b"") {
+            self.content = StreamContent::Events;
+        } else if self.content == StreamContent::Nothing {
+            self.content = StreamContent::Foreign;
+        }
         match field {
             b"data" => match &mut self.data {
                 Some(data) => {

@@ -55,15 +55,19 @@ fn read_as(kind: ProviderKind, content_type: &'static str, body: &str) -> Read {
     }
 }
 
+fn stream_of(events: &[Value]) -> String {
+    events.iter().fold(String::new(), |stream, event| stream + &format!("data: {event}\n\n"))
+}
+
 fn streamed(kind: ProviderKind, events: &[Value]) -> Read {
-    let body: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
-    read_as(kind, "text/event-stream", &body)
+    read_as(kind, "text/event-stream", &stream_of(events))
 }
 
 fn buffered(kind: ProviderKind, body: &Value) -> Read {
     read_as(kind, "application/json", &body.to_string())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is compared with a `Read`")]
 fn said(text: &str, finish: Finish, tokens: u32) -> Read {
     Ok((text.to_owned(), finish, tokens))
 }
@@ -115,8 +119,7 @@ fn events_without_content_are_skipped() {
 fn an_unknown_or_missing_reason_ends_the_answer() {
     let text = json!({"choices": [{"delta": {"content": "a"}, "finish_reason": ""}]});
     let done = |events: &[Value], done: &str| {
-        let body: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
-        read_as(OPENAI_KIND, "text/event-stream", &(body + done))
+        read_as(OPENAI_KIND, "text/event-stream", &(stream_of(events) + done))
     };
     let end = |reason: Value| json!({"choices": [{"delta": {}, "finish_reason": reason}]});
     for reason in [json!("eos"), json!("end_turn"), json!("stop_sequence"), json!("abc")] {
@@ -183,14 +186,12 @@ fn tool_calls_are_put_together() {
         part(json!({"index": 0, "id": "a", "function": {"name": "valve", "arguments": ""}}));
     let end = json!({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]});
     let arguments = |part: &str| json!({"name": "", "arguments": part});
-    let body = |events: &[Value]| -> String {
-        events.iter().map(|event| format!("data: {event}\n\n")).collect()
-    };
     let first = part(json!({"index": 0, "id": "", "function": arguments("{\"op")}));
     let second = part(json!({"id": null, "function": arguments("en\": 1}")}));
     let whole = part(json!({"id": "a", "function": {"name": "valve", "arguments": {"open": 1}}}));
     for events in [vec![begin, first, second, end.clone()], vec![whole, end]] {
-        let (usage, _) = usage_of(OPENAI_KIND, "text/event-stream", &body(&events), &with_tools());
+        let (usage, _) =
+            usage_of(OPENAI_KIND, "text/event-stream", &stream_of(&events), &with_tools());
         let calls = usage.unwrap().tool_calls;
         assert_eq!(calls.len(), 1, "{calls:?}");
         assert_eq!((&*calls[0].id, &*calls[0].text()), ("a", "{\"open\":1}"));
@@ -202,7 +203,7 @@ fn tool_calls_are_put_together() {
         json!({"type": "message_delta", "delta": {"stop_reason": "tool_use"}}),
     ];
     let kind = ProviderKind::Anthropic;
-    let (usage, _) = usage_of(kind, "text/event-stream", &body(&events), &with_tools());
+    let (usage, _) = usage_of(kind, "text/event-stream", &stream_of(&events), &with_tools());
     assert_eq!(usage.unwrap().tool_calls[0].text(), "{\"open\":1}");
 }
 
@@ -235,7 +236,7 @@ fn full(kind: &str, entry: &Provider) -> Value {
     let mut job = with_tools();
     job.messages.insert(0, Message::new(Role::System, "Be short."));
     job.tools = job.tools.map(|tools| Tools { parallel: false, ..(*tools).clone() }.into());
-    job.format = if kind == "openai" { Format::Schema(any_object().into()) } else { Format::Text };
+    job.format = if kind == "openai" { Format::Schema(any_object()) } else { Format::Text };
     job.sampling = Sampling {
         temperature: Some(0.5),
         top_p: Some(0.5),
