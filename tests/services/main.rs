@@ -42,6 +42,7 @@ mod floods;
 mod heat;
 #[cfg(feature = "embedded-broker")]
 mod http;
+#[cfg(feature = "embedded-broker")]
 mod http_clients;
 #[cfg(feature = "embedded-broker")]
 mod http_limits;
