@@ -154,6 +154,13 @@ impl Supervisor {
             if !self.is_wanted(&stop).await || !self.is_there(&stop).await {
                 return;
             }
+            self.link.send_if_modified(|state| {
+                let has_failed = matches!(state, BackendState::Down(Health::Failed { .. }));
+                if has_failed {
+                    *state = BackendState::Down(Health::Starting);
+                }
+                has_failed
+            });
             let started = now();
             let ended = self.run_once(&stop).await;
             if stop.is_cancelled() {
@@ -166,6 +173,7 @@ impl Supervisor {
             failures = if was_up { 0 } else { failures.saturating_add(1) };
             let server = &self.server.name;
             if !*self.wanted.borrow() {
+                failures = 0;
                 tracing::info!(server, "model unloaded to free memory");
                 continue;
             }

@@ -24,6 +24,9 @@ pub struct MeasuredWeights {
     pub request_s: Option<f64>,
     /// The speeds.
     pub speeds: Option<ModelSpeeds>,
+    /// Why they could not be measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What the weights must keep.
@@ -42,12 +45,14 @@ impl MeasuredWeights {
             let (needed, most) = (self.memory_bytes >> 20, limits.memory_max >> 20);
             return Some(format!("needs {needed} MiB of memory, of at most {most}"));
         }
+        if let Some(problem) = &self.problem {
+            return Some(problem.clone());
+        }
         match self.divergence {
-            Some(divergence) if divergence > limits.divergence_max => {
-                Some(format!("loses more than {}", limits.divergence_max))
-            }
+            Some(divergence) if divergence <= limits.divergence_max => None,
+            // what is no number is too much
+            Some(_) => Some(format!("loses more than {}", limits.divergence_max)),
             None => Some("was not measured".to_owned()),
-            Some(_) => None,
         }
     }
 }
@@ -55,14 +60,21 @@ impl MeasuredWeights {
 /// The place of the best weights: the fastest of those that may be chosen, and of those that are nearly as fast the
 /// first; the original comes first. None if none may be chosen.
 pub fn choose(all: &[MeasuredWeights], limits: WeightsLimits) -> Option<usize> {
+    near_best(all, limits).first().copied()
+}
+
+/// The places of the weights that may be chosen and are nearly as fast as the fastest of these. No other one can become
+/// the best when more are measured.
+pub fn near_best(all: &[MeasuredWeights], limits: WeightsLimits) -> Vec<usize> {
     let times = || {
         all.iter().enumerate().filter_map(|(at, one)| {
             let time = one.request_s.filter(|_| one.excluded(limits).is_none())?;
             Some((at, time))
         })
     };
-    let best = times().map(|(_, time)| time).reduce(f64::min)?;
-    times().find(|(_, time)| *time <= best * (1.0 + GAIN_MIN)).map(|(at, _)| at)
+    let Some(best) = times().map(|(_, time)| time).reduce(f64::min) else { return Vec::new() };
+    let near = times().filter(|(_, time)| *time <= best * (1.0 + GAIN_MIN));
+    near.map(|(at, _)| at).collect()
 }
 
 #[cfg(test)]
@@ -79,7 +91,28 @@ mod tests {
             divergence: Some(divergence),
             request_s: Some(request_s),
             speeds: None,
+            problem: None,
         }
+    }
+
+    #[test]
+    fn what_is_near_the_best_may_become_it() {
+        let mut all =
+            vec![weights("Q4_1", 1.0, 0.0), weights("Q8_0", 0.9, 0.0), weights("Q6_K", 0.88, 0.0)];
+        assert_eq!((choose(&all, LIMITS), near_best(&all, LIMITS)), (Some(1), vec![1, 2]));
+        all.push(weights("Q4_K_M", 0.86, 0.0));
+        assert_eq!((choose(&all, LIMITS), near_best(&all, LIMITS)), (Some(2), vec![2, 3]));
+    }
+
+    #[test]
+    fn weights_without_a_number_or_with_a_problem_are_excluded() {
+        let broken = MeasuredWeights {
+            problem: Some("ended early".to_owned()),
+            ..weights("Q4_0", 0.1, 0.0)
+        };
+        let all = [weights("Q8_0", 1.0, 0.0), weights("Q6_K", 0.2, f64::NAN), broken];
+        assert_eq!(choose(&all, LIMITS), Some(0));
+        assert_eq!(all[2].excluded(LIMITS).unwrap(), "ended early");
     }
 
     #[test]

@@ -45,7 +45,8 @@ fn likeliest(row: &[f32]) -> Option<usize> {
 }
 
 fn divergence(original: &[f32], other: &[f32]) -> f64 {
-    let pairs = original.iter().zip(other);
+    // an impossible token adds nothing
+    let pairs = original.iter().zip(other).filter(|(a, _)| a.is_finite());
     pairs.map(|(a, b)| f64::from(*a).exp() * f64::from(a - b)).sum()
 }
 

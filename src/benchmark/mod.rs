@@ -1,7 +1,7 @@
 //! Measures a model on this machine: the speed of reading and writing, of several answers at once, its energy.
 //!
-//! The requests go through [`Generate`], so that the figures of a model in a child process have the price of its
-//! protocol in them.
+//! The requests go through [`Generate`], so that the figures of a model in a child process include the time of its
+//! protocol.
 
 mod answers;
 pub mod bandwidth;

@@ -365,7 +365,7 @@ fn print_model(model: &ModelReport) -> std::io::Result<()> {
     for rate in &speeds.at_once {
         print_rate(rate)?;
     }
-    if let Some(bound) = model.memory_bound_tokens_per_s {
+    if let Some(bound) = model.memory_bound_tokens_per_s.filter(|bound| *bound > 0.0) {
         let share = speeds.decode_tokens_per_s() / bound * 100.0;
         print_line!(
             "  memory allows          {bound:>8.1} tokens/s   for 1 answer; {share:.0} % of it is reached"

@@ -153,7 +153,9 @@ impl Reader<'_> {
             let data = match event {
                 Some(Ok(data)) => data,
                 // some providers send no last event, or break the connection behind the answer
-                None | Some(Err(Fault::Crashed(_))) if self.known.finish.is_some() => {
+                None | Some(Err(Fault::Crashed(_) | Fault::TimedOut(_)))
+                    if self.known.finish.is_some() =>
+                {
                     return Ok(());
                 }
                 Some(Err(fault)) => return Err(fault),

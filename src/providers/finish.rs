@@ -23,10 +23,22 @@ pub(super) fn finish_of(reason: &str) -> Result<Option<Finish>, Fault> {
         | "model_length"
         | "model_context_window_exceeded" => Ok(Some(Finish::Length)),
         "tool_calls" | "tool_call" | "tool_use" | "function_call" => Ok(Some(Finish::ToolCalls)),
-        "content_filter" | "content_filtered" | "guardrail_intervened" | "refusal" => {
-            Err(forbidden())
-        }
-        "error" | "insufficient_system_resource" => Err(gave_up(Some(reason))),
+        "content_filter"
+        | "content_filtered"
+        | "guardrail_intervened"
+        | "refusal"
+        | "safety"
+        | "recitation"
+        | "blocklist"
+        | "prohibited_content"
+        | "spii" => Err(forbidden()),
+        "error"
+        | "insufficient_system_resource"
+        | "abort"
+        | "aborted"
+        | "cancelled"
+        | "canceled"
+        | "timeout" => Err(gave_up(Some(reason))),
         _ => {
             let reason = shown(reason);
             tracing::debug!(reason, "the finish reason is unknown; the answer counts as complete");
@@ -64,6 +76,8 @@ mod tests {
             ("content_filter", "unfit"),
             ("guardrail_intervened", "unfit"),
             ("refusal", "unfit"),
+            ("SAFETY", "unfit"),
+            ("abort", "crashed"),
             ("error", "crashed"),
         ] {
             assert_eq!(finish_of(reason).unwrap_err().name(), expected, "{reason}");

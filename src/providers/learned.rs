@@ -1,4 +1,4 @@
-//! What a provider's refusals teach about the form of its requests.
+//! What is known from a provider's refusals about the form of its requests.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -16,6 +16,7 @@ const MEMBERS: [&str; 4] = ["message", "Message", "error", "detail"];
 pub(super) fn of(error: &Value) -> Option<String> {
     let reason = match error {
         Value::Null | Value::Bool(false) => return None,
+        Value::Number(number) if number.as_f64() == Some(0.0) => return None,
         Value::String(text) => text.trim().to_owned(),
         // bounded by the depth of JSON that is parsed
         Value::Object(map) => match MEMBERS.iter().find_map(|name| of(map.get(*name)?)) {

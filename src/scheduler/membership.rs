@@ -58,7 +58,7 @@ impl Scheduler {
     /// Takes a backend as one that can't be started. Jobs that wait for it alone are refused at once.
     pub(super) fn not_started(&mut self, backend: &BackendId, reason: &str, now: Time) {
         let Some(slot) = self.slot_of(backend.as_str()) else { return };
-        let reason = one_line(reason, REASON_BYTES_MAX);
+        let reason = without_folders(&one_line(reason, REASON_BYTES_MAX));
         (self.backends[slot].up, self.backends[slot].failed) = (false, Some(reason));
         self.review_waiting(now);
     }
@@ -103,7 +103,8 @@ impl Scheduler {
             });
             slots.push(match kept {
                 Some(mut slot) => {
-                    slot.retired = false;
+                    // its entry may have changed; a failure is told again
+                    (slot.retired, slot.failed) = (false, None);
                     (slot.profile.price, slot.profile.fallbacks) =
                         (profile.price, profile.fallbacks);
                     slot
@@ -266,4 +267,10 @@ fn meet(entry: &mut QueuedJob, added: BackendSet, backends: &[BackendSlot]) {
             entry.closed.add(at);
         }
     }
+}
+
+/// The text with the last name of each path in it: folders are nothing for a client.
+fn without_folders(text: &str) -> String {
+    let last = |word: &str| word.rsplit('/').next().unwrap_or_default().to_owned();
+    text.split(' ').map(last).collect::<Vec<_>>().join(" ")
 }

@@ -203,13 +203,17 @@ fn jobs_for_a_model_that_cannot_be_started_are_refused_at_once() {
     scheduler.handle_event(Event::Down("local".into()), Time(0));
     let private = |job| JobSpec { mode: Mode::LocalOnly, ..spec(job) };
     assert_eq!(scheduler.handle_event(Event::Arrived(private(1)), Time(1)), []);
-    let failed = || Event::Failed("local".into(), "no file\nx.gguf".to_owned());
+    let failed = || Event::Failed("local".into(), "no file\n /home/pi/x.gguf".to_owned());
     let refused = |effects: &[Effect]| {
         let (verdict, backend, reason) = settled(effects).unwrap();
         let Verdict::Refused(refusal) = verdict else { panic!("{verdict:?}") };
         assert_eq!((refusal.code, backend, reason), (Code::Unavailable, None, Reason::Unhealthy));
         assert!(
             refusal.message.starts_with("the model local can't be started: no file"),
+            "{refusal:?}"
+        );
+        assert!(
+            refusal.message.ends_with("x.gguf") && !refusal.message.contains("pi"),
             "{refusal:?}"
         );
         assert!(!refusal.message.contains('\n') && refusal.retry_after.is_some(), "{refusal:?}");

@@ -308,7 +308,7 @@ async fn the_digest_of_a_folder_can_be_pinned() {
 
 /// A folder with links to the files of the ONNX decoder, and this chat template.
 #[cfg(feature = "onnx")]
-fn folder_with_template(template: &str) -> tempfile::TempDir {
+pub fn folder_with_template(template: &str) -> tempfile::TempDir {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-onnx-int8");
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(model).unwrap() {

@@ -20,6 +20,7 @@ use pilotlight::engines::onnx;
 use pilotlight::engines::onnx::OnnxOptions;
 use pilotlight::engines::worker::OnThread;
 use pilotlight::model::generate::Generate;
+use pilotlight::request::job::{Message, Role};
 use serde_json::{Value, json};
 
 /// The model of the GGUF tests, converted once in a run of this program.
@@ -218,6 +219,33 @@ async fn prepared_weights_are_made_once() {
     let folders =
         fs::read_dir(work.path()).unwrap().filter(|e| e.as_ref().unwrap().path().is_dir());
     assert_eq!(folders.count(), 1, "something was left behind");
+}
+
+/// Templates of some families refuse instructions without a question: what begins a prompt is looked for with the
+/// instructions alone. Others take typed parts only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversation_is_answered_whatever_form_the_template_takes() {
+    let answer = async |template: &str| {
+        let folder = crate::bounds::folder_with_template(template);
+        let model = onnx::open(options(folder.path())).await.unwrap();
+        let mut job = job("Name a river.", 12);
+        job.messages.insert(0, Message::new(Role::System, "Answer in one word."));
+        let (text, usage) = run(&model, &job).await.unwrap();
+        (text, usage.prompt_tokens, model.context().tokenizer.template_adaptations.clone())
+    };
+    let begin = "{% for m in messages %}<|im_start|>{{ m.role }}\n";
+    let end = "<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
+    let plain = answer(&format!("{begin}{{{{ m.content }}}}{end}")).await;
+    assert_eq!(plain.2, Vec::<String>::new());
+    let asks = "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}\
+                {{ raise_exception('no question') }}{% endif %}";
+    let needs_question = answer(&format!("{asks}{begin}{{{{ m.content }}}}{end}")).await;
+    assert_eq!(needs_question, plain);
+    let parts =
+        answer(&format!("{begin}{{% for p in m.content %}}{{{{ p.text }}}}{{% endfor %}}{end}"))
+            .await;
+    assert_eq!((parts.0, parts.1), (plain.0, plain.1));
+    assert_eq!(parts.2, ["content_parts"]);
 }
 
 async fn said(options: OnnxOptions) -> String {

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use serde_json::json;
 
-use crate::benchmark::choice::{MeasuredWeights, WeightsLimits, choose};
+use crate::benchmark::choice::{MeasuredWeights, WeightsLimits, choose, near_best};
 use crate::benchmark::loss::{WeightsLoss, tokens_max};
 use crate::benchmark::{BenchmarkPlan, measure};
 use crate::catalog::file_text;
@@ -17,14 +17,16 @@ use crate::device::memory;
 use crate::engines::gguf::quantize::{GgufWeights, quantize};
 use crate::engines::gguf::{GgufOptions, open};
 use crate::engines::worker::{Calibration, OnThread, PromptProgress};
+use crate::limits::REASON_BYTES_MAX;
 use crate::limits::benchmark::{BENCHMARK_ROUNDS, BENCHMARK_ROUNDS_MAX, LOSS_TEXT_BYTES_MAX};
 use crate::model::generate::Generate;
+use crate::request::refusal::one_line;
 use crate::store::files;
 
 /// Text with which weights are compared if no other is given: requests and answers of several kinds.
 const SAMPLE: &str = include_str!("../../benchmark/sample.txt");
-/// Bytes of a token, at least, in a text of the kinds of [`SAMPLE`].
-const TOKEN_BYTES_MIN: u32 = 2;
+/// Bytes of a token in a text: two for [`SAMPLE`], and one at least.
+const TOKEN_BYTES: [usize; 2] = [2, 1];
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PrepareArgs {
@@ -75,7 +77,7 @@ impl PrepareArgs {
         let text = self.text()?;
         let memory_max = self.memory_mb.map_or_else(
             || memory::read().map_or(u64::MAX, |memory| memory.available),
-            |mib| mib << 20,
+            |mib| mib.saturating_mul(1 << 20),
         );
         let limits = WeightsLimits { divergence_max: self.loss_max, memory_max };
         let (original, reading) = self.original(&text).await?;
@@ -85,7 +87,7 @@ impl PrepareArgs {
         let mut all = vec![original];
         for weights in GgufWeights::ALL.into_iter().filter(|weights| weights.name() != own) {
             let candidate = self.candidate(weights, &reading, limits).await;
-            let candidate = candidate.with_context(|| format!("weights {}", weights.name()))?;
+            let candidate = candidate.unwrap_or_else(|error| without_measurement(weights, &error));
             self.print(&candidate, limits)?;
             all.push(candidate);
             drop_files(&mut all, limits);
@@ -120,8 +122,8 @@ impl PrepareArgs {
         let context = model.context().clone();
         let (vocabulary, length) =
             (context.tokenizer.vocab_size, context.capabilities.context_tokens);
-        let bytes = tokens_max(vocabulary, length).saturating_mul(TOKEN_BYTES_MIN);
-        let text = beginning(text, bytes as usize);
+        let bytes = TOKEN_BYTES[usize::from(self.text.is_some())];
+        let text = beginning(text, bytes * tokens_max(vocabulary, length) as usize);
         let predictions = model.read(&text).await?;
         ensure!(predictions.tokens.len() > 1, "the text to compare has less than two tokens");
         let measured = self.measured(&model, &self.from, Some(0.0)).await?;
@@ -151,6 +153,7 @@ impl PrepareArgs {
             divergence: None,
             request_s: None,
             speeds: None,
+            problem: None,
         };
         if file_bytes > limits.memory_max {
             return Ok(PreparedWeights { measured: unmeasured, loss: None, file: None });
@@ -182,6 +185,7 @@ impl PrepareArgs {
             divergence,
             request_s: Some(speeds.request_s(self.prompt, self.answer, self.at_once)),
             speeds: Some(speeds),
+            problem: None,
         })
     }
 
@@ -289,11 +293,25 @@ fn measured(all: &[PreparedWeights]) -> Vec<MeasuredWeights> {
     all.iter().map(|candidate| candidate.measured.clone()).collect()
 }
 
-/// Removes the files of all but the best so far, so that the disk holds two at most.
+/// Weights that could not be measured.
+fn without_measurement(weights: GgufWeights, error: &anyhow::Error) -> PreparedWeights {
+    let measured = MeasuredWeights {
+        weights: weights.name().to_owned(),
+        file_bytes: 0,
+        memory_bytes: 0,
+        divergence: None,
+        request_s: None,
+        speeds: None,
+        problem: Some(one_line(&format!("{error:#}"), REASON_BYTES_MAX)),
+    };
+    PreparedWeights { measured, loss: None, file: None }
+}
+
+/// Removes the files of those that can't become the best, so that the disk holds few.
 fn drop_files(all: &mut [PreparedWeights], limits: WeightsLimits) {
-    let best = choose(&measured(all), limits);
+    let near = near_best(&measured(all), limits);
     for (at, candidate) in all.iter_mut().enumerate() {
-        if best != Some(at) {
+        if !near.contains(&at) {
             candidate.file = None;
         }
     }

@@ -34,6 +34,16 @@ impl Adaptations {
         all.into_iter().filter(|(is_used, _)| *is_used).map(|(_, name)| name.to_owned()).collect()
     }
 
+    /// Whether all that can be joined is joined.
+    pub(super) fn joins_all(self) -> bool {
+        self.joins_system && self.joins_turns
+    }
+
+    /// The same with all joined that can be.
+    pub(super) fn joining(self) -> Adaptations {
+        Adaptations { joins_system: true, joins_turns: true, ..self }
+    }
+
     /// The messages as the template takes them.
     pub(super) fn apply(self, messages: &[Message]) -> Cow<'_, [Message]> {
         let has_system = || messages.iter().any(|message| message.role == Role::System);
@@ -71,7 +81,7 @@ fn can_join(last: &Message, message: &Message, role: Role) -> bool {
 /// That it renders none, with the template's own error; or that it exceeds a bound.
 pub(super) fn find(template: &ChatTemplate) -> Result<Adaptations, String> {
     use Role::{Assistant, System, User};
-    let mut first_error = None;
+    let (mut first_error, mut for_one) = (None, None);
     for has_parts in [false, true] {
         let plain = Adaptations { has_parts, ..Adaptations::default() };
         let single = rendered(template, plain, &[User])?;
@@ -86,6 +96,10 @@ pub(super) fn find(template: &ChatTemplate) -> Result<Adaptations, String> {
         if is_taken {
             return with_turns(template, plain, &with_system);
         }
+        // one that renders the last message only is of use for single questions
+        if single == Rendered::Whole && for_one.is_none() {
+            for_one = Some(with_turns(template, plain, &with_system)?);
+        }
         let error = match (single, dialogue) {
             (Rendered::Refused(why), _) => why,
             (Rendered::Whole | Rendered::Lossy, _) => {
@@ -94,7 +108,7 @@ pub(super) fn find(template: &ChatTemplate) -> Result<Adaptations, String> {
         };
         first_error.get_or_insert(error);
     }
-    Err(format!(
+    for_one.ok_or_else(|| format!(
         "the chat template of the model can't be used: {}; take a model file with another template",
         first_error.unwrap_or_default()
     ))

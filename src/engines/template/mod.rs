@@ -13,6 +13,7 @@ mod environment;
 mod tests;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -121,16 +122,34 @@ impl ChatTemplate {
     /// Renders a conversation, with the header of the answer at the end.
     ///
     /// # Errors
-    /// The template's own error (such as for roles that do not alternate), or that it is endless.
+    /// The template's own error (such as for roles that do not alternate), that it is endless, or that it leaves out the
+    /// text of a message.
     fn parts(&self, messages: &[Message]) -> Result<Vec<TemplatePart>, Refusal> {
-        let refuse = |why: &dyn std::fmt::Display| {
-            let message = format!("the model's chat template refuses these messages: {why}");
-            Refusal::field(Code::Invalid, "messages", message)
+        match self.parts_by(self.adaptations, messages) {
+            Ok(Some(parts)) => return Ok(parts),
+            Err(refusal) if self.adaptations.joins_all() => return Err(refusal),
+            Ok(None) | Err(_) => {}
+        }
+        // as when a system message comes late
+        let joined = self.parts_by(self.adaptations.joining(), messages)?;
+        joined.ok_or_else(|| refuse(&"it leaves out the text of one"))
+    }
+
+    /// None if the text of a message is left out.
+    fn parts_by(
+        &self,
+        adaptations: Adaptations,
+        messages: &[Message],
+    ) -> Result<Option<Vec<TemplatePart>>, Refusal> {
+        let messages = adaptations.apply(messages);
+        let rendered = self.render(&messages, adaptations.has_parts);
+        let rendered = rendered.map_err(|error| refuse(&error))?;
+        let split = split(&rendered, &messages);
+        let (parts, places) = split.ok_or_else(|| refuse(&"it repeats them too often"))?;
+        let is_there = |(n, message): (usize, &Message)| {
+            message.content.trim().is_empty() || places.contains(&n)
         };
-        let messages = self.adaptations.apply(messages);
-        let has_parts = self.adaptations.has_parts;
-        let rendered = self.render(&messages, has_parts).map_err(|error| refuse(&error))?;
-        split(&rendered, &messages).ok_or_else(|| refuse(&"it repeats them too often"))
+        Ok(messages.iter().enumerate().all(is_there).then_some(parts))
     }
 
     /// Renders a conversation with a placeholder for each text, which is a list of one typed part with `has_parts`.
@@ -196,10 +215,16 @@ impl io::Write for Bounded {
     }
 }
 
-/// Splits a rendered template at its placeholders; `None` if the messages in their places are more than
-/// [`RENDERED_BYTES_MAX`].
-fn split(rendered: &str, messages: &[Message]) -> Option<Vec<TemplatePart>> {
+fn refuse(why: &dyn std::fmt::Display) -> Refusal {
+    let message = format!("the model's chat template refuses these messages: {why}");
+    Refusal::field(Code::Invalid, "messages", message)
+}
+
+/// Splits a rendered template at its placeholders, with the numbers of the messages in it; `None` if these are more
+/// than [`RENDERED_BYTES_MAX`].
+fn split(rendered: &str, messages: &[Message]) -> Option<(Vec<TemplatePart>, BTreeSet<usize>)> {
     let mut parts = Vec::new();
+    let mut places = BTreeSet::new();
     let mut rest = rendered;
     let mut bytes = rendered.len();
     // bounded: each round removes one placeholder
@@ -211,11 +236,15 @@ fn split(rendered: &str, messages: &[Message]) -> Option<Vec<TemplatePart>> {
             parts.push(TemplatePart::Control(before.to_owned()));
         }
         let number = n.trim_end_matches(JSON_MARK);
-        if let Some(message) = number.parse::<usize>().ok().and_then(|n| messages.get(n)) {
+        let place = number.parse::<usize>().ok().filter(|n| *n < messages.len());
+        if let Some(place) = place {
             let text = (number.len()..n.len())
-                .try_fold(Cow::Borrowed(message.content.as_str()), |text, _| json_escaped(&text));
+                .try_fold(Cow::Borrowed(messages[place].content.as_str()), |text, _| {
+                    json_escaped(&text)
+                });
             let text = text.filter(|text| bytes + text.len() <= RENDERED_BYTES_MAX)?;
             bytes += text.len();
+            places.insert(place);
             parts.push(TemplatePart::Plain(text.into_owned()));
         }
         rest = after;
@@ -223,7 +252,7 @@ fn split(rendered: &str, messages: &[Message]) -> Option<Vec<TemplatePart>> {
     if !rest.is_empty() {
         parts.push(TemplatePart::Control(rest.to_owned()));
     }
-    Some(parts)
+    Some((parts, places))
 }
 
 /// The text as a part of a JSON string; none if it is too long.

@@ -67,8 +67,10 @@ fn a_panic_of_the_library_is_an_error_of_the_template() {
     let failed: Result<(), _> = guarded(|| panic!("index out of bounds"));
     assert!(failed.unwrap_err().to_string().contains("library of templates failed"));
     // version 2 of the library ended the engine at this one
-    let parts = template("{{ missing[:-1][::-1] }}!").parts(&[message(Role::User, "x")]);
-    assert_eq!(parts.unwrap(), [TemplatePart::Control("[]!".to_owned())]);
+    let source = "{{ missing[:-1][::-1] }}!{{ messages[0].content }}";
+    let parts = template(source).parts(&[message(Role::User, "x")]).unwrap();
+    let expected = [TemplatePart::Control("[]!".to_owned()), TemplatePart::Plain("x".to_owned())];
+    assert_eq!(parts, expected);
 }
 
 /// What is changed in conversations for a template.
@@ -126,6 +128,27 @@ fn a_template_that_cannot_be_used_is_refused_with_its_reason() {
     let single = "{% if messages | length > 1 %}{{ raise_exception('one only') }}{% endif %}\
                   {{ messages[0].content }}";
     assert!(adaptations(single).is_ok());
+}
+
+/// What was tried when the model was loaded is not each conversation.
+#[test]
+fn a_text_that_is_left_out_is_told_at_each_request() {
+    use Role::{Assistant, System, User};
+    // a system message counts in the first place only
+    let first = "{% if messages[0].role == 'system' %}({{ messages[0].content }}){% endif %}\
+                 {% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]\
+                 {% elif m.role == 'assistant' %}<{{ m.content }}>{% endif %}{% endfor %}";
+    assert_eq!(adaptations(first).unwrap(), Vec::<String>::new());
+    let late =
+        [message(User, "a"), message(Assistant, "b"), message(System, "c"), message(User, "d")];
+    assert_eq!(read(first, &late), "[a]<b>[c\n\nd]");
+    assert_eq!(read(first, &[message(System, "s"), message(User, "u")]), "(s)[u]");
+    // for single questions
+    let last = "{{ messages[-1].content }}";
+    assert_eq!(read(last, &[message(User, "a")]), "a");
+    let both =
+        template(last).adapted().unwrap().parts(&[message(User, "a"), message(Assistant, "b")]);
+    assert!(both.unwrap_err().message.contains("leaves out the text"));
 }
 
 #[test]

@@ -199,7 +199,7 @@ impl<D: Decoder> Engine<D> {
         let constraint = self.constrain(prompt)?;
         let tokens = self.decoder.tokens(&prompt.job.messages).map_err(Fault::Rejected)?;
         self.check_length(tokens.len())?;
-        let scope = self.scope_of(&prompt.job, &tokens).map_err(Fault::Rejected)?;
+        let scope = self.scope_of(&prompt.job, &tokens);
         Ok((constraint, tokens, scope))
     }
 

@@ -172,15 +172,13 @@ impl<D: Decoder> Engine<D> {
 
     /// Whose cached prompts the job's `prompt` may continue. The tokens that all groups may share are
     /// those that the prompt has in common with one of the operator's text alone.
-    ///
-    /// # Errors
-    /// As [`Decoder::tokens`].
-    pub(super) fn scope_of(&mut self, job: &Job, prompt: &[u32]) -> Result<PrefixScope, Refusal> {
-        let Some(first) = job.messages.first() else { return Ok(PrefixScope::default()) };
+    pub(super) fn scope_of(&mut self, job: &Job, prompt: &[u32]) -> PrefixScope {
+        let Some(first) = job.messages.first() else { return PrefixScope::default() };
         let open = first.content.floor_char_boundary(job.open_bytes);
         let alone = Message::new(first.role, &first.content[..open]);
-        let open = same_tokens(&self.decoder.tokens(&[alone])?, prompt);
-        Ok(PrefixScope { group: job.cache_group.as_str().into(), open })
+        // a chat template may refuse instructions without a question
+        let alone = self.decoder.tokens(&[alone]).unwrap_or_default();
+        PrefixScope { group: job.cache_group.as_str().into(), open: same_tokens(&alone, prompt) }
     }
 
     /// Prefill: evaluates tokens in batches, with pauses of the duty cycle between them.

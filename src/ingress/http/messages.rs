@@ -8,10 +8,9 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::tools::ToolCall;
 
 /// Fields of an answer that its client sends back. They are no part of a prompt.
-const OUTPUT_ONLY: [&str; 12] = [
+const OUTPUT_ONLY: [&str; 11] = [
     "annotations",
     "audio",
-    "function_call",
     "id",
     "parsed",
     "pilotlight",
@@ -105,7 +104,7 @@ pub(super) fn message_of((n, message): (usize, ChatMessage)) -> Result<Message, 
     let calls = message.tool_calls.unwrap_or_default();
     let content = match message.content {
         Some(Content::Text(text)) => text,
-        Some(Content::Parts(parts)) => text_of(parts, &at("content"))?,
+        Some(Content::Parts(parts)) => text_of(parts, is_answer, &at("content"))?,
         Some(Content::Other(other)) => {
             let found = kind_of(&other);
             let message = format!("is {found}; it must be a text or a list of parts with a type");
@@ -128,7 +127,7 @@ pub(super) fn message_of((n, message): (usize, ChatMessage)) -> Result<Message, 
 }
 
 /// The text of typed parts, each on a line of its own.
-fn text_of(parts: Vec<Part>, place: &str) -> Result<String, Refusal> {
+fn text_of(parts: Vec<Part>, is_answer: bool, place: &str) -> Result<String, Refusal> {
     let mut texts = Vec::with_capacity(parts.len());
     for (n, part) in parts.into_iter().enumerate() {
         let refuse =
@@ -136,7 +135,7 @@ fn text_of(parts: Vec<Part>, place: &str) -> Result<String, Refusal> {
         match (part.kind.as_str(), part.text) {
             ("text" | "input_text" | "output_text", Some(text)) => texts.push(text),
             // sent back of an earlier answer
-            ("refusal" | "reasoning" | "thinking", _) => {}
+            ("refusal" | "reasoning" | "thinking", _) if is_answer => {}
             ("text" | "input_text" | "output_text", None) => {
                 return Err(refuse("a part of the type text requires a text".to_owned()));
             }
@@ -231,6 +230,10 @@ mod tests {
         let (field, message) = refused(json!({"role": "user", "content": "x", "weight": 3}));
         assert_eq!(field, "messages[0].weight");
         assert!(message.contains("unknown field"), "{message}");
+        let thinking = json!({"role": "user", "content": [{"type": "thinking", "text": "x"}]});
+        assert!(refused(thinking).1.contains("thinking"));
+        let call = json!({"role": "assistant", "content": null, "function_call": {"name": "f"}});
+        assert_eq!(refused(call).0, "messages[0].function_call");
         // what only answers have
         assert_eq!(
             refused(json!({"role": "user", "content": "x", "audio": {"id": "1"}})).0,

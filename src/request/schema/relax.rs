@@ -40,7 +40,19 @@ const CHECKED_AFTERWARDS: [&str; 16] = [
     "$recursiveRef",
 ];
 /// Keywords beside which another schema states properties of the same object.
-const COMBINING: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
+const COMBINING: [&str; 11] = [
+    "$dynamicRef",
+    "$recursiveRef",
+    "$ref",
+    "allOf",
+    "anyOf",
+    "dependencies",
+    "dependentSchemas",
+    "else",
+    "if",
+    "oneOf",
+    "then",
+];
 
 /// The schema as a constraint.
 pub(crate) fn relaxed(schema: Value) -> Value {
@@ -134,5 +146,8 @@ mod tests {
         let combined =
             json!({"allOf": [{"properties": {"a": {}}}], "unevaluatedProperties": false});
         assert_eq!(relaxed(combined), json!({"allOf": [{"properties": {"a": {}}}]}));
+        let conditional =
+            json!({"if": {}, "then": {"properties": {"a": {}}}, "unevaluatedProperties": false});
+        assert_eq!(relaxed(conditional), json!({}));
     }
 }
