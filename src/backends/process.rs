@@ -31,7 +31,7 @@ const PRIVATE: [&str; 7] = [
 ];
 
 /// The variable of the log filter.
-const LOG: &str = "PILOTLIGHT_LOG";
+pub(crate) const LOG: &str = "PILOTLIGHT_LOG";
 
 /// The first line at the socket of engines: what the engine is to be started with.
 #[derive(Debug, Serialize, Deserialize)]

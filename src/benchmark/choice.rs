@@ -39,6 +39,19 @@ pub struct WeightsLimits {
 }
 
 impl MeasuredWeights {
+    /// Weights of which only the size of their file is known.
+    pub fn unmeasured(weights: &str, file_bytes: u64) -> MeasuredWeights {
+        MeasuredWeights {
+            weights: weights.to_owned(),
+            file_bytes,
+            memory_bytes: file_bytes,
+            divergence: None,
+            request_s: None,
+            speeds: None,
+            problem: None,
+        }
+    }
+
     /// Why they may not be chosen; none if they may.
     pub fn excluded(&self, limits: WeightsLimits) -> Option<String> {
         if self.memory_bytes > limits.memory_max {

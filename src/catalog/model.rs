@@ -1,5 +1,6 @@
 //! Models as artefacts: where the files of a model come from, and how they are recognized.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -8,6 +9,8 @@ use super::addresses::AddressRule;
 use super::secret::Secret;
 use super::server::{Endpoint, ServerEntry, is_engine};
 use crate::limits::models::{MODEL_LEVELS_MAX, MODEL_NAME_BYTES_MAX};
+use crate::model::context::Locality;
+use crate::money::Price;
 
 /// One model of `pilotlight.models`: a GGUF file, or a folder for ONNX Runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +147,26 @@ pub struct ModelArgument {
 }
 
 impl ServerEntry {
+    /// An engine of this program with these arguments and variables, and defaults for the rest.
+    pub fn of_engine(
+        name: String,
+        args: Vec<String>,
+        env: BTreeMap<String, String>,
+    ) -> ServerEntry {
+        let (command, hidden) = ("pilotlight".to_owned(), BTreeSet::new());
+        ServerEntry {
+            name,
+            endpoint: Endpoint::Child { command, args, env, hidden },
+            locality: Locality::Device,
+            silence: None,
+            idle_probe: None,
+            skills: Vec::new(),
+            fallbacks: Vec::new(),
+            price: Price::default(),
+            tools: BTreeMap::new(),
+        }
+    }
+
     /// Whether it is an engine of this program.
     pub fn is_own_engine(&self) -> bool {
         matches!(&self.endpoint, Endpoint::Child { command, args, .. } if is_engine(command, args))

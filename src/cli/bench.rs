@@ -1,6 +1,6 @@
 //! `bench`: measures models on this machine, beside what its memory allows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{DONE, NOT_ANSWERED, WRONG};
+use crate::backends::process::LOG;
 use crate::backends::set::{NextBackends, RunningBackends};
 use crate::benchmark::{AnswersAtOnce, BenchmarkPlan, ModelSpeeds, bandwidth, measure};
 use crate::catalog::server::{Endpoint, EngineStart, ServerEntry};
@@ -24,14 +25,11 @@ use crate::model::context::{Locality, ModelContext};
 use crate::model::generate::Generate;
 use crate::model::health::Health;
 use crate::model::link::{BackendHandle, BackendState};
-use crate::money::Price;
 use crate::pressure::Gauge;
 use crate::request::skill::GENERATE;
 use crate::store::tool_pins::ToolPins;
 use crate::time::{Time, millis};
 
-/// The variable of the log filter.
-const LOG: &str = "PILOTLIGHT_LOG";
 /// Share of the processors' time that other programs may use; with more the figures are too low.
 const BUSY_MAX: f64 = 0.2;
 /// Share of the available memory that the measurement of its speed takes.
@@ -244,23 +242,8 @@ fn entry_of(model: &Path, context: u32) -> anyhow::Result<ServerEntry> {
         path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
     // the figures are what is printed
     let log = std::env::var(LOG).unwrap_or_else(|_| "warn".to_owned());
-    let (env, hidden) = (BTreeMap::from([(LOG.to_owned(), log)]), BTreeSet::new());
-    Ok(ServerEntry {
-        name,
-        endpoint: Endpoint::Child {
-            command: "pilotlight".to_owned(),
-            args: args.to_vec(),
-            env,
-            hidden,
-        },
-        locality: Locality::Device,
-        silence: None,
-        idle_probe: None,
-        skills: Vec::new(),
-        fallbacks: Vec::new(),
-        price: Price::default(),
-        tools: BTreeMap::new(),
-    })
+    let env = BTreeMap::from([(LOG.to_owned(), log)]);
+    Ok(ServerEntry::of_engine(name, args.to_vec(), env))
 }
 
 /// The model of a set of one, once it is up.
@@ -285,9 +268,8 @@ async fn up(set: &NextBackends) -> anyhow::Result<Arc<dyn Generate>> {
 
 /// Bytes of the weights, if the entry names one file of them.
 fn weights_bytes(entry: &ServerEntry) -> Option<f64> {
-    let Endpoint::Child { args, .. } = &entry.endpoint else { return None };
-    let at = args.iter().position(|arg| arg == "--gguf")?;
-    let bytes = fs::metadata(args.get(at + 1)?).ok()?.len();
+    let model = entry.model_argument().filter(|model| model.flag == "--gguf")?;
+    let bytes = fs::metadata(model.value).ok()?.len();
     #[expect(clippy::cast_precision_loss, reason = "a file")]
     Some(bytes as f64)
 }

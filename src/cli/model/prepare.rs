@@ -146,17 +146,9 @@ impl PrepareArgs {
         let file = file.into_temp_path();
         quantize(&self.from, &file, weights)?;
         let file_bytes = fs::metadata(&file)?.len();
-        let unmeasured = MeasuredWeights {
-            weights: weights.name().to_owned(),
-            file_bytes,
-            memory_bytes: file_bytes,
-            divergence: None,
-            request_s: None,
-            speeds: None,
-            problem: None,
-        };
         if file_bytes > limits.memory_max {
-            return Ok(PreparedWeights { measured: unmeasured, loss: None, file: None });
+            let measured = MeasuredWeights::unmeasured(weights.name(), file_bytes);
+            return Ok(PreparedWeights { measured, loss: None, file: None });
         }
         let model = self.open(&file).await?;
         let predictions = model.read(&reading.text).await?;
@@ -295,15 +287,8 @@ fn measured(all: &[PreparedWeights]) -> Vec<MeasuredWeights> {
 
 /// Weights that could not be measured.
 fn without_measurement(weights: GgufWeights, error: &anyhow::Error) -> PreparedWeights {
-    let measured = MeasuredWeights {
-        weights: weights.name().to_owned(),
-        file_bytes: 0,
-        memory_bytes: 0,
-        divergence: None,
-        request_s: None,
-        speeds: None,
-        problem: Some(one_line(&format!("{error:#}"), REASON_BYTES_MAX)),
-    };
+    let problem = Some(one_line(&format!("{error:#}"), REASON_BYTES_MAX));
+    let measured = MeasuredWeights { problem, ..MeasuredWeights::unmeasured(weights.name(), 0) };
     PreparedWeights { measured, loss: None, file: None }
 }
 
